@@ -1,0 +1,38 @@
+# `make demo` and `make test` do all the set-up themselves. PYTHON picks the interpreter that makes the environment,
+# VENV the environment (conda users: make install VENV=$CONDA_PREFIX).
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.genval-installed
+REQUIREMENTS := requirements/torch.txt requirements/base.txt requirements/openmmlab.txt pyproject.toml
+TEST_WORKERS ?= 2
+
+# One thread a process: the demo and the tests run several processes, and more threads than cores is many times slower.
+test check: export OMP_NUM_THREADS = 1
+
+.PHONY: install demo test check lint
+
+install: $(STAMP)
+
+$(STAMP): $(REQUIREMENTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/torch.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/base.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/openmmlab.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python mini/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not slow"

@@ -1,0 +1,1 @@
+"""The records a stage leaves beside its outputs: manifests and settings."""

@@ -1,0 +1,87 @@
+"""`manifest.jsonl`: one line for every file a stage wrote, with all that is needed to make it again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from genval.runtime.errors import GenValError
+from genval.runtime.files import write_jsonl
+
+
+class Manifest:
+    """An append-only record of finished items, keyed by each record's `"id"`.
+
+    A process appends to its own part (`manifest.jsonl` on rank 0, `manifest.rank{r}.jsonl` elsewhere) as items finish,
+    flushing to disk, so that a killed run loses no finished item; `finish` merges the parts and puts the lines in a
+    given order. Records hold no times or host names: the same settings give the same bytes.
+
+    Args:
+        folder: the output folder the manifest describes.
+        rank: this process's number.
+
+    Raises:
+        GenValError: a line in the middle of a part is not JSON (a torn last line is what a kill leaves: it is dropped).
+    """
+
+    def __init__(self, folder: str | Path, rank: int = 0) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / ("manifest.jsonl" if rank == 0 else f"manifest.rank{rank}.jsonl")
+        self.records: dict[str, dict[str, Any]] = {}
+        for part in self._parts():
+            self.records.update((record["id"], record) for record in _read_part(part))
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self.records
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add finished items; on return they are on the disk."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a+b") as stream:
+                # A torn last line has no newline: without this the first new record would be glued to it and lost.
+                stream.seek(0, os.SEEK_END)
+                if stream.tell() > 0:
+                    stream.seek(-1, os.SEEK_END)
+                    if stream.read(1) != b"\n":
+                        stream.write(b"\n")
+                for record in records:
+                    stream.write((json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise GenValError(
+                f"Cannot write {self.path}: {error.strerror or error}. Free disk space, or choose another folder."
+            ) from error
+        self.records.update((record["id"], dict(record)) for record in records)
+
+    def finish(self, order: Sequence[str]) -> None:
+        """Merge every process's part into `manifest.jsonl`, with `order`'s ids first and in that order."""
+        merged = type(self)(self.folder)
+        ranks = {item_id: position for position, item_id in enumerate(order)}
+        records = sorted(merged.records.values(), key=lambda r: (ranks.get(r["id"], len(ranks)), r["id"]))
+        write_jsonl(self.folder / "manifest.jsonl", records)
+        for part in self._parts():
+            if part.name != "manifest.jsonl":
+                part.unlink()
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("manifest*.jsonl"))
+
+
+def _read_part(path: Path) -> list[dict[str, Any]]:
+    records = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            torn = number == len(lines) or not line.strip().endswith(b"}")
+            if not torn:
+                raise GenValError(
+                    f"{path}, line {number} is not valid JSON ({error}). Remove the line; its item is then made again."
+                ) from error
+    return records

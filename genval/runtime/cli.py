@@ -1,0 +1,109 @@
+"""Flags that mean the same in every script, and the frame a script runs in."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+import path_dicts
+from genval.runtime.errors import GenValError
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The docstring as it is written, and each flag's default where it has one worth reading."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def script_parser(description: str | None, script: str) -> argparse.ArgumentParser:
+    """A parser for `script` (its path from the root without `.py`, e.g. `ControlNet/style_transfer`).
+
+    It has `--preset` already; `parse` turns a preset into the defaults listed in `path_dicts.PRESETS`.
+    """
+    parser = argparse.ArgumentParser(prog=f"{script}.py", description=description, formatter_class=_HelpFormatter)
+    parser.set_defaults(script=script)
+    parser.add_argument(
+        "--preset",
+        choices=sorted(path_dicts.PRESETS),
+        help="a table of defaults from path_dicts.py: 'mini' is the embedded world's data and checkpoints",
+    )
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; the defaults of `--preset` lie under the flags a user gave."""
+    preset_parser = argparse.ArgumentParser(add_help=False)
+    preset_parser.add_argument("--preset")
+    preset = preset_parser.parse_known_args(argv)[0].preset
+    if preset in path_dicts.PRESETS:
+        script = parser.get_default("script")
+        defaults = path_dicts.PRESETS[preset].get(script, {})
+        known = {action.dest for action in parser._actions}
+        unknown = sorted(set(defaults) - known)
+        if unknown:
+            raise GenValError(f"path_dicts.PRESETS[{preset!r}][{script!r}] has unknown flags: {', '.join(unknown)}.")
+        parser.set_defaults(**defaults)
+        for action in parser._actions:
+            if action.dest in defaults:
+                action.required = False
+    return parser.parse_args(argv)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, seed: bool = True) -> None:
+    """`--overwrite --limit --dry_run` and `--seed`: how much to do, and whether again."""
+    group = parser.add_argument_group("run")
+    if seed:
+        group.add_argument("--seed", type=int, default=0, help="an item's own seed is a hash of this and the item")
+    group.add_argument("--overwrite", action="store_true", help="make existing outputs again instead of resuming")
+    group.add_argument("--limit", type=positive_int, help="stop after this many items")
+    group.add_argument("--dry_run", action="store_true", help="check the inputs, say what would be done, and stop")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser, precision: str = "32-true") -> None:
+    """`--accelerator --devices --num_nodes --precision`, as Lightning names them."""
+    group = parser.add_argument_group("device")
+    group.add_argument("--accelerator", default="auto", help="auto, cpu, gpu")
+    group.add_argument("--devices", default="auto", help="number of devices a node, or auto")
+    group.add_argument("--num_nodes", type=positive_int, default=1, help="number of machines")
+    group.add_argument(
+        "--precision", default=precision, choices=["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
+    )
+
+
+def add_bad_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--skip_bad`: set bad items aside instead of stopping."""
+    parser.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="set a bad image or mask aside, count it and list it, instead of stopping at the first one",
+    )
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number above zero."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text}")
+    return value
+
+
+def comma_list(text: str) -> list[str]:
+    """An argparse type: `a,b,c` to `["a", "b", "c"]`, empty entries refused."""
+    values = [part.strip() for part in text.split(",")]
+    if not all(values):
+        raise argparse.ArgumentTypeError(f"expected names separated by commas, found {text!r}")
+    return values
+
+
+def run(main: Callable[[argparse.Namespace], None], args: Callable[[], argparse.Namespace]) -> None:
+    """Run a script's `main` on its parsed arguments; a user's error becomes one line and exit code 2."""
+    try:
+        main(args())
+    except GenValError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""How the small checkpoints are trained: an autoencoder, a text-to-image UNet, and segmenters."""

@@ -1,0 +1,183 @@
+"""Train the small checkpoints of the embedded world, or of any data set in the same layout.
+
+Stages, in order: `autoencoder` and `diffusion` (a Stable Diffusion of 10 M parameters, on captioned pictures of all
+weathers, without masks), `controlnet` (ControlNet/tool_add_control.py and ControlNet/train.py, on clear scenes and
+masks), `segmenters` (on clear scenes). A stage whose output exists is passed over, so that a stopped run goes on.
+
+Reads:  DATA_DIR/training/diffusion.jsonl  {"image", "text"}, all weathers
+        DATA_DIR/training/train.jsonl      {"image", "conditioning_image", "text"}, clear; val.jsonl the same
+Writes: OUTPUT/autoencoder (an intermediate), OUTPUT/stable-diffusion, OUTPUT/controlnet, OUTPUT/segmenters,
+        OUTPUT/training.json (figures of every stage)
+
+    python mini/render.py --num_train 16000 --num_val 400 --out datasets/mini_train
+    python mini/train.py --data_dir datasets/mini_train --output checkpoints/mini
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from genval.runtime.cli import add_run_arguments, comma_list, parse, positive_int, run, script_parser
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import REPO_ROOT, resolve
+
+STAGES = ("autoencoder", "diffusion", "controlnet", "segmenters")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__, "mini/train")
+    parser.add_argument("--data_dir", type=Path, default=Path("datasets/mini_train"), help="the training set's folder")
+    parser.add_argument("--output", type=Path, default=Path("checkpoints/mini"), help="folder of the checkpoints")
+    parser.add_argument("--stages", type=comma_list, default=list(STAGES), help=f"some of {','.join(STAGES)}")
+    parser.add_argument("--device", default="cuda", help="torch device: cuda, cuda:1 or cpu")
+    size = parser.add_argument_group("size and length")
+    size.add_argument("--height", type=positive_int, default=128, help="height of the generated pictures")
+    size.add_argument("--width", type=positive_int, default=256, help="width of the generated pictures")
+    size.add_argument("--autoencoder_steps", type=positive_int, default=2400)
+    size.add_argument("--diffusion_steps", type=positive_int, default=5000)
+    size.add_argument("--controlnet_steps", type=positive_int, default=3000)
+    size.add_argument("--segmenter_steps", type=positive_int, default=2000)
+    size.add_argument("--segmenters", type=comma_list, help="names from path_dicts.MINI_SEGMENTERS (default: all)")
+    size.add_argument("--batch_size", type=positive_int, help="in place of every stage's own (for a trial on a CPU)")
+    add_run_arguments(parser)
+    return parse(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    unknown = sorted(set(args.stages) - set(STAGES))
+    if unknown:
+        raise GenValError(f"Unknown stage {unknown[0]!r}: expected some of {', '.join(STAGES)}.")
+    args.data_dir, args.output = resolve(args.data_dir), resolve(args.output)
+    stages: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "autoencoder": autoencoder_stage,
+        "diffusion": diffusion_stage,
+        "controlnet": controlnet_stage,
+        "segmenters": segmenters_stage,
+    }
+    for name in STAGES:
+        if name in args.stages and not args.dry_run:
+            record(args.output, name, stages[name](args))
+        elif name in args.stages:
+            print(f"{name}: would write {args.output}")
+
+
+def autoencoder_stage(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from mini.recipe.autoencoder import AutoencoderRecipe, train_autoencoder
+    from mini.recipe.data import load_captioned_images
+
+    if finished(args, "autoencoder/config.json"):
+        return {}
+    data = load_captioned_images(args.data_dir, "training/diffusion.jsonl", args.height, args.width, limit=args.limit)
+    recipe = AutoencoderRecipe(steps=args.autoencoder_steps, seed=args.seed, **sizes(args))
+    images = torch.from_numpy(data.images).to(args.device)
+    return train_autoencoder(images, recipe, args.output / "autoencoder", torch.device(args.device))
+
+
+def diffusion_stage(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from mini.recipe.data import load_captioned_images
+    from mini.recipe.diffusion import DiffusionRecipe, train_diffusion
+
+    if finished(args, "stable-diffusion/model_index.json"):
+        return {}
+    data = load_captioned_images(args.data_dir, "training/diffusion.jsonl", args.height, args.width, limit=args.limit)
+    recipe = DiffusionRecipe(steps=args.diffusion_steps, seed=args.seed, **sizes(args))
+    images = torch.from_numpy(data.images).to(args.device)
+    return train_diffusion(
+        images,
+        data.texts,
+        args.output / "autoencoder",
+        recipe,
+        args.output / "stable-diffusion",
+        torch.device(args.device),
+    )
+
+
+def controlnet_stage(args: argparse.Namespace) -> dict[str, Any]:
+    if finished(args, "controlnet/config.json"):
+        return {}
+    start = args.output / "controlnet-start"
+    call("ControlNet/tool_add_control.py", args.output / "stable-diffusion", start, "--hint_init", "hinges")
+    device = ["--accelerator", "cpu"] if args.device == "cpu" else ["--accelerator", "gpu", "--devices", "1"]
+    batch = ["--batch_size", args.batch_size] if args.batch_size else []
+    call(
+        "ControlNet/train.py", "--preset", "mini", "--data_dir", args.data_dir,
+        "--base", args.output / "stable-diffusion", "--controlnet", start, "--output", args.output / "controlnet", "--height", args.height, "--width", args.width,
+        "--max_steps", args.controlnet_steps, "--seed", args.seed, *device, *batch,
+    )  # fmt: skip
+    return {"steps": args.controlnet_steps}
+
+
+def segmenters_stage(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    import path_dicts
+    from genval.datasets.labels import LABEL_ID_TO_TRAIN_ID
+    from mini.recipe.data import load_captioned_images
+    from mini.recipe.segmentation import train_segmenter
+
+    def labelled(jsonl: str) -> tuple[Any, Any]:
+        data = load_captioned_images(args.data_dir, jsonl, 256, 512, masks=True, limit=args.limit)
+        assert data.label_ids is not None
+        return (
+            torch.from_numpy(data.images).to(args.device),
+            torch.from_numpy(LABEL_ID_TO_TRAIN_ID[data.label_ids]).to(args.device),
+        )
+
+    names = args.segmenters or list(path_dicts.MINI_SEGMENTERS)
+    images, train_ids = labelled("training/train.jsonl")
+    val_images, val_train_ids = labelled("training/val.jsonl")
+    figures = {}
+    for name in names:
+        figures[name] = train_segmenter(
+            name, images, train_ids, args.output / "segmenters", val_images=val_images, val_train_ids=val_train_ids,
+            steps=args.segmenter_steps, device=torch.device(args.device), **sizes(args),
+        )  # fmt: skip
+        print(name, figures[name])
+    return figures
+
+
+def finished(args: argparse.Namespace, name: str) -> bool:
+    """Whether a stage's output is there already; `--overwrite` makes it again."""
+    done = (args.output / name).exists() and not args.overwrite
+    if done:
+        print(f"{args.output / name} exists: passed over (--overwrite trains it again)")
+    return done
+
+
+def sizes(args: argparse.Namespace) -> dict[str, int]:
+    return {"batch_size": args.batch_size} if args.batch_size else {}
+
+
+def call(script: str, *flags: object) -> None:
+    """Run another stage's script, showing its command."""
+    command = [sys.executable, script, *map(str, flags)]
+    print("$", " ".join(command), flush=True)
+    if subprocess.run(command, cwd=REPO_ROOT).returncode:
+        raise GenValError(
+            f"{script} failed (see above). Mend the cause and run this command again: it goes on from there."
+        )
+
+
+def record(output: Path, stage: str, figures: dict[str, Any]) -> None:
+    """Add a stage's figures to OUTPUT/training.json."""
+    from genval.runtime.files import read_json, write_json
+
+    if figures:
+        path = output / "training.json"
+        known = read_json(path) if path.exists() else {}
+        known[stage] = {**known.get(stage, {}), **figures}
+        write_json(path, known)
+        print(f"{stage}: {figures}\nwrote {output}", flush=True)
+
+
+if __name__ == "__main__":
+    run(main, parse_args)

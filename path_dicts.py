@@ -1,0 +1,247 @@
+"""The one file to edit: where data sets and checkpoints are, which domains exist, which segmenters have a name.
+
+Plain data, no code. Relative paths start at the repository's root.
+"""
+
+from typing import Any
+
+# Data sets as `--trg_dataset` names them, and the folder each is linked to. A folder found one level deeper
+# (`datasets/<any name>/cityscapes`), or spelled with other capitals, is taken too.
+DATASET_ROOTS: dict[str, str] = {
+    "Cityscapes": "datasets/cityscapes",
+    "ACDC": "datasets/acdc",
+    "IDD": "datasets/IDD_Segmentation",
+    "CamVid": "datasets/camvid",
+}
+
+# Generated sets, `Cityscapes_{domain}`: the output of ControlNet/style_transfer.py.
+GENERATED_ROOT = "images/style_transfer"
+
+# Domains with a name, and how the prompt ends in each; any other text after --domain is used as it is.
+DOMAINS: dict[str, str] = {
+    "fog": "in fog",
+    "night": "in night",
+    "rain": "in rain",
+    "snow": "in snow",
+    "india": "in india",
+}
+
+# The model zoo: name -> mmsegmentation config (as shipped with the mmsegmentation package), changes to it, and the
+# checkpoint's place below CHECKPOINT_ROOT. Configs and files: the model zoo of mmsegmentation 0.x.
+CHECKPOINT_ROOT = "checkpoints"
+ZOO: dict[str, dict[str, Any]] = {
+    "SETR-PUP": {
+        "config": "setr/setr_vit-l_pup_8xb1-80k_cityscapes-768x768.py",
+        "overrides": {"model.backbone.patch_bias": True},
+        "checkpoint": "SETR/setr_pup_vit-large_8x1_768x768_80k_cityscapes_20211122_155115-f6f37b8f.pth",
+    },
+    "SETR-Naive": {
+        "config": "setr/setr_vit-l_naive_8xb1-80k_cityscapes-768x768.py",
+        "overrides": {"model.backbone.patch_bias": True},
+        "checkpoint": "SETR/setr_naive_vit-large_8x1_768x768_80k_cityscapes_20211123_000505-20728e80.pth",
+    },
+    "SETR-MLA": {
+        "config": "setr/setr_vit-l_mla_8xb1-80k_cityscapes-768x768.py",
+        "overrides": {"model.backbone.patch_bias": True},
+        "checkpoint": "SETR/setr_mla_vit-large_8x1_768x768_80k_cityscapes_20211119_101003-7f8dccbe.pth",
+    },
+    "SegFormer-B0": {
+        "config": "segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py",
+        "checkpoint": "SegFormer/segformer_mit-b0_8x1_1024x1024_160k_cityscapes_20211208_101857-e7f88502.pth",
+    },
+    "SegFormer-B1": {
+        "config": "segformer/segformer_mit-b1_8xb1-160k_cityscapes-1024x1024.py",
+        "checkpoint": "SegFormer/segformer_mit-b1_8x1_1024x1024_160k_cityscapes_20211208_064213-655c7b3f.pth",
+    },
+    "SegFormer-B2": {
+        "config": "segformer/segformer_mit-b2_8xb1-160k_cityscapes-1024x1024.py",
+        "checkpoint": "SegFormer/segformer_mit-b2_8x1_1024x1024_160k_cityscapes_20211207_134205-6096669a.pth",
+    },
+    "SegFormer-B3": {
+        "config": "segformer/segformer_mit-b3_8xb1-160k_cityscapes-1024x1024.py",
+        "checkpoint": "SegFormer/segformer_mit-b3_8x1_1024x1024_160k_cityscapes_20211206_224823-a8f8a177.pth",
+    },
+    "SegFormer-B4": {
+        "config": "segformer/segformer_mit-b4_8xb1-160k_cityscapes-1024x1024.py",
+        "checkpoint": "SegFormer/segformer_mit-b4_8x1_1024x1024_160k_cityscapes_20211207_080709-07f6c333.pth",
+    },
+    "SegFormer-B5": {
+        "config": "segformer/segformer_mit-b5_8xb1-160k_cityscapes-1024x1024.py",
+        "checkpoint": "SegFormer/segformer_mit-b5_8x1_1024x1024_160k_cityscapes_20211206_072934-87a052ec.pth",
+    },
+    "SegFormer-B5_v2": {
+        "config": "segformer/segformer_mit-b5_8xb1-160k_cityscapes-1024x1024.py",
+        "overrides": {"model.test_cfg": {"_delete_": True, "mode": "whole"}},
+        "checkpoint": "SegFormer/SegFormer-B5_v2_ckpt.pth",
+    },
+    "SegFormer-B5_v3": {
+        "config": "segformer/segformer_mit-b5_8xb1-160k_cityscapes-1024x1024.py",
+        "overrides": {"model.test_cfg": {"_delete_": True, "mode": "whole"}},
+        "checkpoint": "SegFormer/SegFormer-B5_v3_ckpt.pth",
+    },
+    "DLV3+ResNet18": {
+        "config": "deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "DLV3+/deeplabv3plus_r18-d8_769x769_80k_cityscapes_20201226_083346-f326e06a.pth",
+    },
+    "DLV3+ResNet50": {
+        "config": "deeplabv3plus/deeplabv3plus_r50-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "DLV3+/deeplabv3plus_r50-d8_769x769_80k_cityscapes_20200606_210233-0e9dfdc4.pth",
+    },
+    "DLV3+ResNet101": {
+        "config": "deeplabv3plus/deeplabv3plus_r101-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "DLV3+/deeplabv3plus_r101-d8_769x769_80k_cityscapes_20200607_000405-a7573d20.pth",
+    },
+    "Segmenter": {
+        "config": "segmenter/segmenter_vit-l_mask_8xb1-160k_ade20k-512x512.py",
+        "overrides": {
+            "model.backbone.img_size": [769, 769],
+            "model.decode_head.num_classes": 19,
+            "model.decode_head.align_corners": True,
+            "model.test_cfg.crop_size": [769, 769],
+            "model.test_cfg.stride": [513, 513],
+            "model.backbone.patch_bias": True,
+            "model.data_preprocessor.mean": [123.675, 116.28, 103.53],
+            "model.data_preprocessor.std": [58.395, 57.12, 57.375],
+        },
+        "checkpoint": "Segmenter/Segmenter_ckpt.pth",
+    },
+    "ConvNext": {
+        "config": "convnext/convnext-large_upernet_8xb2-amp-160k_ade20k-640x640.py",
+        "overrides": {
+            "model.decode_head.num_classes": 19,
+            "model.auxiliary_head.num_classes": 19,
+            "model.decode_head.align_corners": True,
+            "model.auxiliary_head.align_corners": True,
+        },
+        "checkpoint": "ConvNext/ConvNext_ckpt.pth",
+    },
+    "UpperNetR18": {
+        "config": "upernet/upernet_r18_4xb2-80k_cityscapes-512x1024.py",
+        "checkpoint": "UPerNet/UpperNetR18_ckpt.pth",
+    },
+    "UpperNetR50": {
+        "config": "upernet/upernet_r50_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "UPerNet/upernet_r50_769x769_80k_cityscapes_20200607_005107-82ae7d15.pth",
+    },
+    "UpperNetR101": {
+        "config": "upernet/upernet_r101_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "UPerNet/upernet_r101_769x769_80k_cityscapes_20200607_001014-082fc334.pth",
+    },
+    "ConvNext-B-In1K": {
+        "config": "convnext/convnext-base_upernet_8xb2-amp-160k_ade20k-512x512.py",
+        "overrides": {
+            "model.decode_head.num_classes": 19,
+            "model.auxiliary_head.num_classes": 19,
+            "model.decode_head.align_corners": True,
+            "model.auxiliary_head.align_corners": True,
+        },
+        "checkpoint": "ConvNext/ConvNext-B-In1K_ckpt.pth",
+    },
+    "ConvNext-B-In21K": {
+        "config": "convnext/convnext-base_upernet_8xb2-amp-160k_ade20k-640x640.py",
+        "overrides": {
+            "model.decode_head.num_classes": 19,
+            "model.auxiliary_head.num_classes": 19,
+            "model.decode_head.align_corners": True,
+            "model.auxiliary_head.align_corners": True,
+        },
+        "checkpoint": "ConvNext/ConvNext-B-In21K_ckpt.pth",
+    },
+    "SwinLarge": {
+        "config": "swin/swin-large-patch4-window7-in22k-pre_upernet_8xb2-160k_ade20k-512x512.py",
+        "overrides": {
+            "model.decode_head.num_classes": 19,
+            "model.auxiliary_head.num_classes": 19,
+            "model.test_cfg": {"_delete_": True, "mode": "slide", "crop_size": [769, 769], "stride": [513, 513]},
+        },
+        "checkpoint": "Swin/SwinLarge_ckpt.pth",
+    },
+    "ANN-R50": {
+        "config": "ann/ann_r50-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "ANN/ann_r50-d8_769x769_80k_cityscapes_20200607_044426-cc7ff323.pth",
+    },
+    "ANN-R101": {
+        "config": "ann/ann_r101-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "ANN/ann_r101-d8_769x769_80k_cityscapes_20200607_013713-a9d4be8d.pth",
+    },
+    "APCNet-R50": {
+        "config": "apcnet/apcnet_r50-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "APCNet/apcnet_r50-d8_769x769_80k_cityscapes_20201214_115718-7ea9fa12.pth",
+    },
+    "APCNet-R101": {
+        "config": "apcnet/apcnet_r101-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "APCNet/apcnet_r101-d8_769x769_80k_cityscapes_20201214_115716-a7fbc2ab.pth",
+    },
+    "BiSeNetV1-R18": {
+        "config": "bisenetv1/bisenetv1_r18-d32-in1k-pre_4xb4-160k_cityscapes-1024x1024.py",
+        "checkpoint": "BiSeNetV1/bisenetv1_r18-d32_in1k-pre_4x4_1024x1024_160k_cityscapes_20210905_220251-8ba80eff.pth",
+    },
+    "BiSeNetV1-R50": {
+        "config": "bisenetv1/bisenetv1_r50-d32-in1k-pre_4xb4-160k_cityscapes-1024x1024.py",
+        "checkpoint": "BiSeNetV1/bisenetv1_r50-d32_in1k-pre_4x4_1024x1024_160k_cityscapes_20210917_234628-8b304447.pth",
+    },
+    "BiSeNetV2-FCN": {
+        "config": "bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py",
+        "checkpoint": "BiSeNetV2/bisenetv2_fcn_4x4_1024x1024_160k_cityscapes_20210902_015551-bcf10f09.pth",
+    },
+    "CCNet-R50": {
+        "config": "ccnet/ccnet_r50-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "CCNet/ccnet_r50-d8_769x769_80k_cityscapes_20200617_010421-73eed8ca.pth",
+    },
+    "CCNet-R101": {
+        "config": "ccnet/ccnet_r101-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "CCNet/ccnet_r101-d8_769x769_80k_cityscapes_20200618_011502-ad3cd481.pth",
+    },
+    "GCNet-R50": {
+        "config": "gcnet/gcnet_r50-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "GCNet/gcnet_r50-d8_769x769_80k_cityscapes_20200619_092516-4839565b.pth",
+    },
+    "GCNet-R101": {
+        "config": "gcnet/gcnet_r101-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "GCNet/gcnet_r101-d8_769x769_80k_cityscapes_20200619_092628-8e043423.pth",
+    },
+    "ICNet-R18": {
+        "config": "icnet/icnet_r18-d8-in1k-pre_4xb2-160k_cityscapes-832x832.py",
+        "checkpoint": "ICNet/icnet_r18-d8_in1k-pre_832x832_160k_cityscapes_20210926_052702-619c8ae1.pth",
+    },
+    "ICNet-R50": {
+        "config": "icnet/icnet_r50-d8-in1k-pre_4xb2-160k_cityscapes-832x832.py",
+        "checkpoint": "ICNet/icnet_r50-d8_in1k-pre_832x832_160k_cityscapes_20210926_042715-ce310aea.pth",
+    },
+    "ICNet-R101": {
+        "config": "icnet/icnet_r101-d8-in1k-pre_4xb2-160k_cityscapes-832x832.py",
+        "checkpoint": "ICNet/icnet_r101-d8_in1k-pre_832x832_160k_cityscapes_20210925_232612-9484ae8a.pth",
+    },
+    "MobileNetV3": {
+        "config": "mobilenet_v3/mobilenet-v3-d8_lraspp_4xb4-320k_cityscapes-512x1024.py",
+        "checkpoint": "MobileNetV3/lraspp_m-v3-d8_512x1024_320k_cityscapes_20201224_220337-cfe8fb07.pth",
+    },
+    "PSPNet-R18": {
+        "config": "pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "PSPNet/pspnet_r18-d8_769x769_80k_cityscapes_20201225_021458-3deefc62.pth",
+    },
+    "PSPNet-R50": {
+        "config": "pspnet/pspnet_r50-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "PSPNet/pspnet_r50-d8_769x769_80k_cityscapes_20200606_210121-5ccf03dd.pth",
+    },
+    "PSPNet-R101": {
+        "config": "pspnet/pspnet_r101-d8_4xb2-80k_cityscapes-769x769.py",
+        "checkpoint": "PSPNet/pspnet_r101-d8_769x769_80k_cityscapes_20200606_225055-dba412fa.pth",
+    },
+    "SemFPN-R50": {
+        "config": "sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py",
+        "checkpoint": "SemFPN/fpn_r50_512x1024_80k_cityscapes_20200717_021437-94018a0d.pth",
+    },
+    "SemFPN-R101": {
+        "config": "sem_fpn/fpn_r101_4xb2-80k_cityscapes-512x1024.py",
+        "checkpoint": "SemFPN/fpn_r101_512x1024_80k_cityscapes_20200717_012416-c5800d4c.pth",
+    },
+}
+
+# Segmenters of the embedded world: name -> specification (see genval/segmenters).
+MINI_SEGMENTERS: dict[str, str] = {}
+
+# `--preset NAME`: defaults a script takes in place of its own, by script.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "mini": {},
+}

@@ -1,0 +1,56 @@
+"""A manifest loses nothing that was finished, whatever a kill leaves behind."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from genval.artifacts.manifest import Manifest
+from genval.artifacts.settings import write_settings
+from genval.runtime.errors import GenValError
+
+
+def record(number):
+    return {"id": f"fog_{number}", "seed": number}
+
+
+def test_finish_orders_and_merges_every_process(tmp_path):
+    Manifest(tmp_path, rank=1).append([record(3), record(1)])
+    Manifest(tmp_path, rank=0).append([record(2), record(0)])
+    Manifest(tmp_path).finish([f"fog_{n}" for n in range(4)])
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]
+    lines = (tmp_path / "manifest.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [record(n) for n in range(4)]
+
+
+def test_a_torn_last_line_is_dropped_and_does_not_swallow_the_next(tmp_path):
+    Manifest(tmp_path).append([record(0)])
+    with open(tmp_path / "manifest.jsonl", "a") as stream:
+        stream.write('{"id": "fog_1", "se')
+    resumed = Manifest(tmp_path)
+    assert "fog_0" in resumed
+    assert "fog_1" not in resumed
+    resumed.append([record(1)])
+    assert set(Manifest(tmp_path).records) == {"fog_0", "fog_1"}
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text('{"id": "a"}\n{"id": nonsense}\n{"id": "b"}\n')
+    with pytest.raises(GenValError, match="line 2"):
+        Manifest(tmp_path)
+
+
+def test_a_rewritten_item_replaces_its_line(tmp_path):
+    manifest = Manifest(tmp_path)
+    manifest.append([record(0)])
+    manifest.append([{"id": "fog_0", "seed": 99}])
+    manifest.finish(["fog_0"])
+    assert Manifest(tmp_path).records == {"fog_0": {"id": "fog_0", "seed": 99}}
+
+
+def test_settings_are_plain_json(tmp_path):
+    path = write_settings(tmp_path, argparse.Namespace(out=Path("a/b"), domains=["fog"], seed=3))
+    written = json.loads(path.read_text())
+    assert written["settings"] == {"out": "a/b", "domains": ["fog"], "seed": 3}
+    assert "torch" in written["versions"]

@@ -1,0 +1,78 @@
+"""Files appear whole or not at all, and damaged input is refused by name."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genval.runtime import files
+from genval.runtime.errors import GenValError
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
+    path = tmp_path / "kept.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(ZeroDivisionError), files.replace_file(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert files.read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["kept.json"]
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "results").write_text("")
+    with pytest.raises(GenValError, match=r"Cannot write .*results/out\.json"):
+        files.write_json(tmp_path / "results" / "out.json", {})
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(GenValError, match="No space left on device"):
+        files.write_bytes(tmp_path / "out", b"data")
+    assert os.listdir(tmp_path) == []
+
+
+def test_nan_is_refused_in_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "out.json", {"miou": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_images_round_trip_in_rgb(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    files.write_png(tmp_path / "image.png", image)
+    np.testing.assert_array_equal(files.read_image(tmp_path / "image.png"), image)
+    files.write_png(tmp_path / "mask.png", image[..., 0])
+    np.testing.assert_array_equal(files.read_mask(tmp_path / "mask.png"), image[..., 0])
+
+
+def test_a_palette_mask_is_read_as_its_indices(tmp_path):
+    mask = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), mode="P")
+    mask.putpalette([10, 20, 30] * 3)
+    mask.save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(files.read_mask(tmp_path / "mask.png"), [[0, 1], [2, 1]])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_truncated_png_is_named(tmp_path, share):
+    path = tmp_path / "street.png"
+    files.write_png(path, np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(GenValError, match=r"street\.png cannot be decoded"):
+        files.read_image(path)
+
+
+def test_a_colour_mask_is_refused(tmp_path):
+    files.write_png(tmp_path / "mask.png", np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(GenValError, match="not a label mask"):
+        files.read_mask(tmp_path / "mask.png")
+
+
+def test_jsonl_errors_give_the_line(tmp_path):
+    (tmp_path / "list.jsonl").write_text('{"a": 1}\n\n{"a": \n')
+    with pytest.raises(GenValError, match=r"list\.jsonl, line 3"):
+        files.read_jsonl(tmp_path / "list.jsonl")
