@@ -16,15 +16,20 @@ Writes: OUTPUT/autoencoder (an intermediate), OUTPUT/stable-diffusion, OUTPUT/co
 from __future__ import annotations
 
 import argparse
+import functools
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genval.runtime.cli import add_run_arguments, comma_list, parse, positive_int, run, script_parser
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT, resolve
+
+if TYPE_CHECKING:
+    from mini.recipe.data import CaptionedImages
 
 STAGES = ("autoencoder", "diffusion", "controlnet", "segmenters")
 
@@ -35,6 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("checkpoints/mini"), help="folder of the checkpoints")
     parser.add_argument("--stages", type=comma_list, default=list(STAGES), help=f"some of {','.join(STAGES)}")
     parser.add_argument("--device", default="cuda", help="torch device: cuda, cuda:1 or cpu")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count() or 1, help="threads that decode images")
     size = parser.add_argument_group("size and length")
     size.add_argument("--height", type=positive_int, default=128, help="height of the generated pictures")
     size.add_argument("--width", type=positive_int, default=256, help="width of the generated pictures")
@@ -42,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     size.add_argument("--diffusion_steps", type=positive_int, default=5000)
     size.add_argument("--controlnet_steps", type=positive_int, default=3000)
     size.add_argument("--segmenter_steps", type=positive_int, default=2000)
-    size.add_argument("--segmenters", type=comma_list, help="names from path_dicts.MINI_SEGMENTERS (default: all)")
+    size.add_argument("--segmenters", type=comma_list, help="recipes of mini/recipe/segmentation.py (default: all)")
     size.add_argument("--batch_size", type=positive_int, help="in place of every stage's own (for a trial on a CPU)")
     add_run_arguments(parser)
     return parse(parser)
@@ -70,25 +76,24 @@ def autoencoder_stage(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from mini.recipe.autoencoder import AutoencoderRecipe, train_autoencoder
-    from mini.recipe.data import load_captioned_images
 
     if finished(args, "autoencoder/config.json"):
         return {}
-    data = load_captioned_images(args.data_dir, "training/diffusion.jsonl", args.height, args.width, limit=args.limit)
     recipe = AutoencoderRecipe(steps=args.autoencoder_steps, seed=args.seed, **sizes(args))
-    images = torch.from_numpy(data.images).to(args.device)
+    images = torch.from_numpy(
+        captioned_images(args.data_dir, args.height, args.width, args.limit, args.workers).images
+    ).to(args.device)
     return train_autoencoder(images, recipe, args.output / "autoencoder", torch.device(args.device))
 
 
 def diffusion_stage(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from mini.recipe.data import load_captioned_images
     from mini.recipe.diffusion import DiffusionRecipe, train_diffusion
 
     if finished(args, "stable-diffusion/model_index.json"):
         return {}
-    data = load_captioned_images(args.data_dir, "training/diffusion.jsonl", args.height, args.width, limit=args.limit)
+    data = captioned_images(args.data_dir, args.height, args.width, args.limit, args.workers)
     recipe = DiffusionRecipe(steps=args.diffusion_steps, seed=args.seed, **sizes(args))
     images = torch.from_numpy(data.images).to(args.device)
     return train_diffusion(
@@ -105,13 +110,20 @@ def controlnet_stage(args: argparse.Namespace) -> dict[str, Any]:
     if finished(args, "controlnet/config.json"):
         return {}
     start = args.output / "controlnet-start"
-    call("ControlNet/tool_add_control.py", args.output / "stable-diffusion", start, "--hint_init", "hinges")
-    device = ["--accelerator", "cpu"] if args.device == "cpu" else ["--accelerator", "gpu", "--devices", "1"]
+    base = args.output / "stable-diffusion"
+    call("ControlNet/tool_add_control.py", base, start, "--hint_init", "hinges", "--overwrite")
+    device = ["--accelerator", "cpu"]
+    if args.device != "cpu":
+        device = ["--accelerator", "gpu", "--devices", "1", "--precision", "bf16-mixed"]
     batch = ["--batch_size", args.batch_size] if args.batch_size else []
+    logs = ["--logs_dir", args.output / "logs"]
+    if not args.overwrite:
+        logs += ["--run", "controlnet", "--resume", "auto"]
     call(
         "ControlNet/train.py", "--preset", "mini", "--data_dir", args.data_dir,
-        "--base", args.output / "stable-diffusion", "--controlnet", start, "--output", args.output / "controlnet", "--height", args.height, "--width", args.width,
-        "--max_steps", args.controlnet_steps, "--seed", args.seed, *device, *batch,
+        "--base", base, "--controlnet", start, "--output", args.output / "controlnet",
+        "--height", args.height, "--width", args.width,
+        "--max_steps", args.controlnet_steps, "--seed", args.seed, "--workers", args.workers, *device, *batch, *logs,
     )  # fmt: skip
     return {"steps": args.controlnet_steps}
 
@@ -119,20 +131,19 @@ def controlnet_stage(args: argparse.Namespace) -> dict[str, Any]:
 def segmenters_stage(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    import path_dicts
-    from genval.datasets.labels import LABEL_ID_TO_TRAIN_ID
+    from genval.datasets.labels import CITYSCAPES
     from mini.recipe.data import load_captioned_images
-    from mini.recipe.segmentation import train_segmenter
+    from mini.recipe.segmentation import SEGMENTER_RECIPES, train_segmenter
 
     def labelled(jsonl: str) -> tuple[Any, Any]:
-        data = load_captioned_images(args.data_dir, jsonl, 256, 512, masks=True, limit=args.limit)
+        data = load_captioned_images(args.data_dir, jsonl, 256, 512, masks=True, limit=args.limit, workers=args.workers)
         assert data.label_ids is not None
         return (
             torch.from_numpy(data.images).to(args.device),
-            torch.from_numpy(LABEL_ID_TO_TRAIN_ID[data.label_ids]).to(args.device),
+            torch.from_numpy(CITYSCAPES.table[data.label_ids]).to(args.device),
         )
 
-    names = args.segmenters or list(path_dicts.MINI_SEGMENTERS)
+    names = args.segmenters or list(SEGMENTER_RECIPES)
     images, train_ids = labelled("training/train.jsonl")
     val_images, val_train_ids = labelled("training/val.jsonl")
     figures = {}
@@ -141,8 +152,16 @@ def segmenters_stage(args: argparse.Namespace) -> dict[str, Any]:
             name, images, train_ids, args.output / "segmenters", val_images=val_images, val_train_ids=val_train_ids,
             steps=args.segmenter_steps, device=torch.device(args.device), **sizes(args),
         )  # fmt: skip
-        print(name, figures[name])
+        record(args.output, "segmenters", {name: figures[name]})
     return figures
+
+
+@functools.cache
+def captioned_images(data_dir: Path, height: int, width: int, limit: int | None, workers: int) -> CaptionedImages:
+    """The pictures of all weathers, read once for the two stages that train on them."""
+    from mini.recipe.data import load_captioned_images
+
+    return load_captioned_images(data_dir, "training/diffusion.jsonl", height, width, limit=limit, workers=workers)
 
 
 def finished(args: argparse.Namespace, name: str) -> bool:

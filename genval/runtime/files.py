@@ -48,6 +48,15 @@ def replace_file(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files that a killed process left anywhere below `folder`.
+
+    Call it before anything writes there: a running process's temporary files look the same.
+    """
+    for path in Path(folder).rglob(".*.part"):
+        path.unlink(missing_ok=True)
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
     with replace_file(path) as temporary:

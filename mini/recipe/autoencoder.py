@@ -78,7 +78,7 @@ def train_autoencoder(
         target = to_model_range(images[index])
         if step % 2:
             target = target.flip(-1)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             posterior = model.encode(target).latent_dist
             reconstruction = model.decode(posterior.sample()).sample
         loss = _reconstruction_loss(reconstruction.float(), target, recipe)
@@ -113,7 +113,7 @@ def encode_images(model: Any, images: torch.Tensor, batch_size: int = 256) -> to
     """Posterior means of uint8 (N, 3, H, W) `images`: (N, C, h, w) float16."""
     chunks = []
     for chunk in images.split(batch_size):
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
             chunks.append(model.encode(to_model_range(chunk)).latent_dist.mean.half())
     return torch.cat(chunks)
 

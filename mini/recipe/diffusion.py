@@ -6,13 +6,15 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from genval.runtime.errors import GenValError
+from genval.runtime.files import replace_file
 from mini.recipe.autoencoder import encode_images
 
 
@@ -33,6 +35,7 @@ class DiffusionRecipe:
     warmup_steps: int = 150
     ema: float = 0.9985
     caption_dropout: float = 0.12  # trains the unconditional branch that classifier-free guidance needs
+    snapshot_steps: int = 1000
     seed: int = 0
 
 
@@ -46,6 +49,8 @@ def train_diffusion(
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train a UNet and a CLIP-type text encoder together, and save a diffusers Stable Diffusion folder in fp16.
+
+    Every `snapshot_steps` the whole state is saved beside `output`, and a run that finds one goes on from it.
 
     Velocity prediction with zero-terminal-SNR betas (Lin et al., 2024): a few sampling steps then reach true black
     and white, which night and snow need.
@@ -123,9 +128,11 @@ def train_diffusion(
         pct_start=min(0.3, recipe.warmup_steps / recipe.steps),
     )
     generator = torch.Generator(device).manual_seed(recipe.seed)
+    snapshot = _Snapshot(output, recipe, trained, average, optimiser, schedule, generator)
+    first_step = snapshot.load()
     smoothed = torch.zeros((), device=device)
     start = time.perf_counter()
-    for step in range(recipe.steps):
+    for step in range(first_step, recipe.steps):
         index = torch.randint(len(latents), (recipe.batch_size,), generator=generator, device=device)
         flips = torch.randint(2, (recipe.batch_size,), generator=generator, device=device)
         clean = latents[index, flips].float()
@@ -135,7 +142,7 @@ def train_diffusion(
         ids = torch.where(dropped[:, None], empty_ids, input_ids[index])
         signal, sigma = alphas[timesteps].sqrt().view(-1, 1, 1, 1), (1 - alphas[timesteps]).sqrt().view(-1, 1, 1, 1)
         noisy, velocity = signal * clean + sigma * noise, signal * noise - sigma * clean
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             context = text_encoder(ids).last_hidden_state
             predicted = unet(noisy, timesteps, context).sample
         loss = F.mse_loss(predicted.float(), velocity)
@@ -145,7 +152,10 @@ def train_diffusion(
         optimiser.step()
         schedule.step()
         _update_average(average, trained, min(recipe.ema, (step + 1) / (step + 10)))
-        smoothed = smoothed.lerp(loss.detach(), 0.02 if step > 50 else 1 / (step + 1))
+        taken = step - first_step
+        smoothed = smoothed.lerp(loss.detach(), 0.02 if taken > 50 else 1 / (taken + 1))
+        if (step + 1) % recipe.snapshot_steps == 0:
+            snapshot.save(step + 1)
         if step % 250 == 0 or step == recipe.steps - 1:
             seconds = time.perf_counter() - start
             log(f"diffusion step {step} loss {smoothed.item():.4f} {seconds:.0f} s")
@@ -162,13 +172,61 @@ def train_diffusion(
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(output, safe_serialization=True)
+    snapshot.path.unlink(missing_ok=True)
     return {
         "loss": round(smoothed.item(), 4),
         "unet_parameters": sum(p.numel() for p in unet.parameters()),
         "text_parameters": sum(p.numel() for p in text_encoder.parameters()),
-        "images_per_second": round(recipe.steps * recipe.batch_size / seconds, 1),
+        "images_per_second": round((recipe.steps - first_step) * recipe.batch_size / seconds, 1),
         "seconds": round(seconds, 1),
     }
+
+
+class _Snapshot:
+    """All that a run is made of, in one file of plain tensors beside its output."""
+
+    def __init__(
+        self,
+        output: Path,
+        recipe: DiffusionRecipe,
+        trained: torch.nn.Module,
+        average: torch.nn.Module,
+        optimiser: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        generator: torch.Generator,
+    ) -> None:
+        self.path = output.with_name(f"{output.name}.snapshot.pt")
+        self.recipe = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(recipe).items()}
+        self.parts: dict[str, Any] = {
+            "trained": trained,
+            "average": average,
+            "optimiser": optimiser,
+            "schedule": schedule,
+        }
+        self.generator = generator
+
+    def save(self, step: int) -> None:
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        with replace_file(self.path) as temporary:
+            torch.save({"step": step, "recipe": self.recipe, "noise": self.generator.get_state(), **state}, temporary)
+
+    def load(self) -> int:
+        """Put a saved state in place and return the step it was saved after; 0 where there is none.
+
+        Raises:
+            GenValError: the state was saved under another recipe.
+        """
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        if state["recipe"] != self.recipe:
+            raise GenValError(
+                f"{self.path} was saved with other settings. Use the same ones, or delete it to start anew."
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.generator.set_state(state["noise"])
+        return int(state["step"])
 
 
 def build_tokenizer(texts: Sequence[str], recipe: DiffusionRecipe) -> Any:

@@ -1,0 +1,112 @@
+"""Train a ControlNet to draw street scenes from label masks; the Stable Diffusion model stays locked.
+
+Reads:  --base and --controlnet (made by ControlNet/tool_add_control.py), captioned pairs (--jsonl, --data_dir).
+Writes: --output, the trained ControlNet (diffusers folder); logs/{run}/ with checkpoints
+        (lightning_logs/version_0/checkpoints), image_log/, losses (CSV, TensorBoard) and settings.json.
+
+    python ControlNet/train.py
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from genval.runtime.cli import add_device_arguments, parse, positive_int, run, script_parser
+from genval.runtime.paths import resolve
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__, "ControlNet/train")
+    models = parser.add_argument_group("models")
+    models.add_argument("--base", default="stable-diffusion-v1-5/stable-diffusion-v1-5", help="Stable Diffusion model")
+    models.add_argument("--controlnet", default="checkpoints/control_seg", help="the ControlNet to start from")
+    models.add_argument("--output", default="checkpoints/controlnet_cs", help="folder for the trained ControlNet")
+    models.add_argument("--save_dtype", choices=["fp32", "fp16"], default="fp32", help="of the weights in --output")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data_dir", default="datasets/cityscapes", help="folder that the lines' paths start from")
+    data.add_argument("--jsonl", default="training/train.jsonl", help="captioned pairs, in DATA_DIR or ControlNet/")
+    data.add_argument("--val_jsonl", default="training/val.jsonl", help="the same for the image log")
+    data.add_argument("--resolution", type=positive_int, default=512, help="side of a square, cut from the frame")
+    data.add_argument("--height", type=positive_int, help="in place of --resolution")
+    data.add_argument("--width", type=positive_int, help="in place of --resolution")
+    data.add_argument("--no_flip", dest="flip", action="store_false", help="do not mirror half of the pairs")
+    data.add_argument("--workers", type=positive_int, default=4, help="threads that decode images")
+    data.add_argument("--cache_latents", action="store_true", help="encode all pairs once and keep them on the device")
+    optim = parser.add_argument_group("optimisation")
+    optim.add_argument("--batch_size", type=positive_int, default=8, help="pairs a device")
+    optim.add_argument("--accumulate", type=positive_int, default=16, help="batches an optimiser step")
+    optim.add_argument("--max_epochs", type=positive_int, default=150, help="passes over the pairs")
+    optim.add_argument("--max_steps", type=positive_int, help="optimiser steps, in place of --max_epochs")
+    optim.add_argument("--lr", type=float, default=1e-5, help="learning rate")
+    optim.add_argument("--hint_lr_scale", type=float, default=1.0, help="the hint embedding learns this much faster")
+    optim.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW")
+    optim.add_argument("--lr_schedule", choices=["constant", "cosine"], default="constant", help="after the warm-up")
+    optim.add_argument("--warmup_steps", type=int, default=0, help="linear rise of the learning rate")
+    optim.add_argument("--gradient_clip", type=float, default=0.0, help="largest norm of the gradient, 0 is off")
+    optim.add_argument("--caption_dropout", type=float, default=0.1, help="share of captions left out, for guidance")
+    optim.add_argument("--ema", type=float, default=0.0, help="decay of averaged weights, 0 is off")
+    log = parser.add_argument_group("run")
+    log.add_argument("--seed", type=int, default=0, help="of order, crops, dropout, noise and timesteps")
+    log.add_argument("--logs_dir", default="logs", help="runs go to LOGS_DIR/RUN")
+    log.add_argument("--run", help="name of the run's folder; without it the next free number (resuming: the last)")
+    log.add_argument("--resume", help="a checkpoint, 'last' (the run's newest) or 'auto' (the same, if there is one)")
+    log.add_argument("--checkpoint_every", type=positive_int, default=500, help="optimiser steps between checkpoints")
+    log.add_argument("--log_every", type=positive_int, default=10, help="optimiser steps between lines of the loss")
+    log.add_argument("--images_every", type=int, default=500, help="optimiser steps between image logs, 0 is off")
+    log.add_argument("--num_images", type=positive_int, default=4, help="validation masks in the image log")
+    log.add_argument("--ddim_steps", type=positive_int, default=25, help="sampling steps of the image log")
+    log.add_argument("--sampler", choices=["ddim", "dpm++"], default="ddim", help="sampler of the image log")
+    log.add_argument("--guidance_scale", type=float, default=8.0, help="guidance of the image log")
+    add_device_arguments(parser)
+    return parse(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    import dataclasses
+
+    from genval.artifacts.settings import write_settings
+    from genval.diffusion.controlnet import load_controlnet, save_controlnet
+    from genval.diffusion.pairs import find_jsonl, read_pairs
+    from genval.diffusion.pipelines import load_base
+    from genval.diffusion.runs import choose_run, make_trainer
+    from genval.diffusion.sampling import SamplingConfig
+    from genval.diffusion.training import ControlNetData, ControlNetModule, TrainingConfig
+    from genval.diffusion.training_log import ImageLog
+
+    args.height, args.width = args.height or args.resolution, args.width or args.resolution
+    config = TrainingConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingConfig)})
+    data_dir = resolve(args.data_dir)
+    pairs = read_pairs(find_jsonl(args.jsonl, data_dir), data_dir)
+    shown = read_pairs(find_jsonl(args.val_jsonl, data_dir), data_dir)[: args.num_images] if args.images_every else []
+    folder, checkpoint = choose_run(resolve(args.logs_dir), args.run, args.resume)
+    base = load_base(args.base)
+    module = ControlNetModule(
+        base, load_controlnet(args.controlnet, base), config, pairs if args.cache_latents else None, args.workers
+    )
+
+    sampling = SamplingConfig(args.ddim_steps, args.guidance_scale, sampler=args.sampler)
+    trainer = make_trainer(
+        folder,
+        config,
+        len(pairs),
+        [ImageLog(folder / "image_log", shown, args.images_every, sampling)] if shown else [],
+        checkpoint_every=args.checkpoint_every,
+        log_every=args.log_every,
+        accelerator=args.accelerator,
+        devices=args.devices,
+        num_nodes=args.num_nodes,
+        precision=args.precision,
+    )
+    if trainer.is_global_zero:
+        write_settings(folder, args)
+    data = ControlNetData(pairs, config, args.workers, args.cache_latents)
+    # A checkpoint is tensors and plain numbers: nothing else is unpickled.
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.is_global_zero:
+        output = resolve(args.output)
+        save_controlnet(module.trained, output, args.save_dtype)
+        print(f"Trained {trainer.global_step} steps on {len(pairs)} pairs: wrote {output}, logs in {folder}")
+
+
+if __name__ == "__main__":
+    run(main, parse_args)

@@ -1,0 +1,24 @@
+"""Labelled street scenes: which files belong together, what their ids mean, and their pixels.
+
+items = find_items("ACDC", cond="fog")            # sorted, paired by name, checked
+image, train_ids = read_pair(items[0])            # RGB uint8 (H, W, 3), uint8 (H, W)
+"""
+
+from genval.datasets.items import BadFile, Item, find_items
+from genval.datasets.labels import CLASS_SETS, CLASSES, IGNORE
+from genval.datasets.layouts import classes_of
+from genval.datasets.reading import Batch, load_batches, partition, read_pair
+
+__all__ = [
+    "CLASSES",
+    "CLASS_SETS",
+    "IGNORE",
+    "BadFile",
+    "Batch",
+    "Item",
+    "classes_of",
+    "find_items",
+    "load_batches",
+    "partition",
+    "read_pair",
+]

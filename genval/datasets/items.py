@@ -1,0 +1,220 @@
+"""Pairs of an image and its mask: found by name, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import path_dicts
+from genval.datasets.layouts import Layout, find_layout, find_root, suggestion
+from genval.runtime.errors import GenValError
+
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+MASK_EXTENSIONS = (".png",)
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled image."""
+
+    id: str  # the file names' common part, unique within a scene
+    image: Path
+    mask: Path
+    cond: str  # clean, fog, night, ...
+    scene: str  # city, recording or folder
+    label_space: str = "cityscapes"  # what the mask's ids mean: a key of labels.LABEL_SPACES
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that `--skip_bad` set aside, and why."""
+
+    id: str
+    cond: str
+    scene: str
+    file: str
+    reason: str
+
+
+class _Key(NamedTuple):
+    cond: str
+    scene: str
+    id: str
+
+
+def find_items(
+    dataset: str,
+    cond: str | Sequence[str] = ALL,
+    scene: str | Sequence[str] = ALL,
+    split: str | None = None,
+    root: str | Path | None = None,
+    datasets_dir: str | Path = "datasets",
+    generated_dir: str | Path = path_dicts.GENERATED_ROOT,
+    set_aside: list[BadFile] | None = None,
+) -> list[Item]:
+    """All labelled images of a data set, or of some of its conditions and scenes.
+
+    An image and its mask belong together by name; the order of files on the disk does not matter.
+
+    Args:
+        dataset: a name of `layouts.LAYOUTS`, or `Cityscapes_{domain}`.
+        cond: condition or conditions, or "all".
+        scene: city, recording or folder, one or several, or "all".
+        split: a split's folder, or "all" (every split with public labels); None is the data set's usual one.
+        root: the data set's folder, where it is not one that `layouts.find_root` finds.
+        datasets_dir: the folder of the data sets.
+        generated_dir: the folder of the generated sets.
+        set_aside: images without a mask and masks without an image are added to this list instead of being an error.
+
+    Returns:
+        The items sorted by condition, scene and id; never empty.
+
+    Raises:
+        GenValError: unknown data set, condition, scene or split; no files; a file without its partner; two files
+            for one id.
+    """
+    layout = find_layout(dataset)
+    root = find_root(dataset, root, datasets_dir, generated_dir)
+    split = split or layout.default_split
+    splits = layout.splits if split == ALL else (split,)
+    images = _scan(root, layout, layout.images, splits, (layout.image_suffix,), IMAGE_EXTENSIONS)
+    masks = _scan(root, layout, layout.masks, splits, layout.mask_suffixes, MASK_EXTENSIONS)
+    _require_files(images, root / layout.images, layout.image_suffix, IMAGE_EXTENSIONS, dataset, splits)
+    _require_files(masks, root / layout.masks, layout.mask_suffixes[0], MASK_EXTENSIONS, dataset, splits)
+
+    both = images.keys() | masks.keys()
+    conds = _choose("condition", cond, {key.cond for key in both}, dataset, layout)
+    of_cond = {key for key in both if key.cond in conds}
+    scenes = _choose("scene", scene, {key.scene for key in of_cond}, dataset, layout)
+    wanted = sorted(key for key in of_cond if key.scene in scenes)
+
+    _check_pairs(wanted, images, masks, root, layout, set_aside)
+    paired = [key for key in wanted if key in images and key in masks]
+    if not paired:
+        raise GenValError(f"No image of {dataset} in {root} has a mask: expected names as in {_expected(layout)}.")
+    return [Item(key.id, images[key], masks[key], key.cond, key.scene, layout.label_space) for key in paired]
+
+
+def _scan(
+    root: Path,
+    layout: Layout,
+    template: str,
+    splits: Sequence[str],
+    suffixes: Sequence[str],
+    extensions: Collection[str],
+) -> dict[_Key, Path]:
+    """Every file of one kind, by (condition, scene, id)."""
+    found: dict[_Key, Path] = {}
+    for folder, names in _folders(root, template, splits):
+        for path in sorted(folder.iterdir()):
+            suffix = next((end for end in suffixes if path.stem.endswith(end)), None)
+            if suffix is None or path.suffix.lower() not in extensions or path.name.startswith("."):
+                continue
+            item_id = path.stem.removesuffix(suffix)
+            scene = names.get("scene") or item_id.partition(layout.scene_separator)[0]
+            cond = names.get("cond") or dict(layout.cond_by_scene).get(scene, layout.cond)
+            key = _Key(cond, scene, item_id)
+            if key in found:
+                raise GenValError(f"Two files for {item_id}: {found[key]} and {path}. Remove one of them.")
+            found[key] = path
+    return found
+
+
+def _folders(root: Path, template: str, splits: Sequence[str]) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Every folder that fits the template, with what its placeholders stand for."""
+    places: list[tuple[Path, dict[str, str]]] = [(root, {})]
+    for part in template.split("/"):
+        if part == "{split}":
+            places = [(place / split, {**names, "split": split}) for place, names in places for split in splits]
+        elif part.startswith("{"):
+            places = [
+                (entry, {**names, part.strip("{}"): entry.name})
+                for place, names in places
+                for entry in sorted(place.iterdir())
+                if entry.is_dir() and not entry.name.startswith(".")
+            ]
+        else:
+            places = [(place / part, names) for place, names in places]
+        places = [(place, names) for place, names in places if place.is_dir()]
+    yield from places
+
+
+def _require_files(
+    files: Collection[_Key], place: Path, suffix: str, extensions: Sequence[str], dataset: str, splits: Sequence[str]
+) -> None:
+    if files:
+        return
+    pattern = str(place).replace("{split}", splits[0] if len(splits) == 1 else "{" + ",".join(splits) + "}")
+    endings = extensions[0] if len(extensions) == 1 else "{" + ",".join(end[1:] for end in extensions) + "}"
+    dot = "" if endings.startswith(".") else "."
+    raise GenValError(
+        f"No files of {dataset}: expected {pattern}/*{suffix}{dot}{endings}, found none. "
+        "Put the data there, or give --split or --trg_root."
+    )
+
+
+def _choose(kind: str, asked: str | Sequence[str], known: set[str], dataset: str, layout: Layout) -> set[str]:
+    names = [asked] if isinstance(asked, str) else list(asked)
+    if ALL in names:
+        return known
+    flag = "cond" if kind == "condition" else "scene"
+    if kind == "condition":
+        names = [layout.cond if name in layout.cond_aliases else name for name in names]
+    for name in names:
+        if name not in known:
+            generated = (
+                f" The generated set is --trg_dataset Cityscapes_{name}."
+                if dataset == "Cityscapes" and kind == "condition"
+                else ""
+            )
+            raise GenValError(
+                f"{dataset} has no {kind} {name!r}.{suggestion(name, known)}{generated} "
+                f"Give --{flag} one of: {', '.join(sorted(known))}, all."
+            )
+    return set(names)
+
+
+def _check_pairs(
+    wanted: Sequence[_Key],
+    images: dict[_Key, Path],
+    masks: dict[_Key, Path],
+    root: Path,
+    layout: Layout,
+    set_aside: list[BadFile] | None,
+) -> None:
+    if set_aside is not None:
+        for files, others, reason in (
+            (images, masks, "image without a mask"),
+            (masks, images, "mask without an image"),
+        ):
+            lonely = [key for key in wanted if key in files and key not in others]
+            set_aside += [BadFile(key.id, key.cond, key.scene, str(files[key]), reason) for key in lonely]
+        return
+    lonely_images = [images[key] for key in wanted if key not in masks]
+    lonely_masks = [masks[key] for key in wanted if key not in images]
+    faults = []
+    if lonely_images:
+        faults.append(f"{_count(lonely_images, 'image')} without a mask ({_first(lonely_images, root)})")
+    if lonely_masks:
+        faults.append(f"{_count(lonely_masks, 'mask')} without an image ({_first(lonely_masks, root)})")
+    if faults:
+        raise GenValError(
+            f"{root}: {' and '.join(faults)}. Expected names as in {_expected(layout)}. "
+            "Complete the pairs, or use --skip_bad."
+        )
+
+
+def _count(paths: Sequence[Path], noun: str) -> str:
+    return f"{len(paths)} {noun}{'s' if len(paths) != 1 else ''}"
+
+
+def _first(paths: Sequence[Path], root: Path, count: int = 3) -> str:
+    shown = [path.relative_to(root).as_posix() for path in paths[:count]]
+    return ", ".join(shown) + (", ..." if len(paths) > count else "")
+
+
+def _expected(layout: Layout) -> str:
+    return f"{layout.images}/ID{layout.image_suffix}.png with {layout.masks}/ID{layout.mask_suffixes[0]}.png"

@@ -1,0 +1,160 @@
+"""Label spaces: the 19 Cityscapes classes, and the tables that turn each data set's own ids into trainIds.
+
+A table is a uint8 array of 256 entries, so that a whole mask is translated by one look-up a pixel: `table[mask]`, or
+`cv2.LUT(mask, table)`, which is about ten times faster (0.3 ms for 1024x2048).
+
+Sources: the Cityscapes ids are those of `cityscapesscripts.helpers.labels`, which ACDC shares; the IDD ids are the
+`level3Ids` of the IDD public code; CamVid is the 11-class version of SegNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from genval.runtime.errors import GenValError
+
+IGNORE = 255
+"""The trainId of pixels that no metric counts."""
+
+CLASSES: tuple[str, ...] = (
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+)
+"""Names of the trainIds 0..18."""
+
+CLASSES_19: tuple[int, ...] = tuple(range(19))
+IDD_17: tuple[int, ...] = tuple(train_id for train_id in range(19) if train_id not in (9, 16))
+"""The classes IDD labels: all but terrain and train."""
+CAMVID_11: tuple[int, ...] = (0, 1, 2, 4, 5, 7, 8, 10, 11, 12, 13)
+
+CLASS_SETS: dict[str, tuple[int, ...]] = {"19": CLASSES_19, "17": IDD_17, "11": CAMVID_11}
+"""Class sets by the name `--classes` gives them."""
+
+PALETTE: np.ndarray = np.zeros((256, 3), np.uint8)
+"""RGB of each trainId, uint8 (256, 3): the Cityscapes colours; black for everything that is not a class."""
+PALETTE[:19] = [
+    (128, 64, 128),
+    (244, 35, 232),
+    (70, 70, 70),
+    (102, 102, 156),
+    (190, 153, 153),
+    (153, 153, 153),
+    (250, 170, 30),
+    (220, 220, 0),
+    (107, 142, 35),
+    (152, 251, 152),
+    (70, 130, 180),
+    (220, 20, 60),
+    (255, 0, 0),
+    (0, 0, 142),
+    (0, 0, 70),
+    (0, 60, 100),
+    (0, 80, 100),
+    (0, 0, 230),
+    (119, 11, 32),
+]
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The ids a data set's masks hold, and what they mean."""
+
+    name: str  # as errors call it
+    table: np.ndarray  # uint8 (256,): id -> trainId, IGNORE for ids without one
+    known: np.ndarray  # uint8 (256,): 1 for ids a sound mask may hold
+    classes: tuple[int, ...]  # the trainIds that can occur, ascending
+
+    def to_train_ids(self, label_ids: np.ndarray, source: str = "mask") -> np.ndarray:
+        """Translate a mask of this data set's ids.
+
+        Args:
+            label_ids: uint8 (H, W).
+            source: what errors call the mask, usually its path.
+
+        Returns:
+            uint8 (H, W), trainIds 0..18 and `IGNORE`.
+
+        Raises:
+            GenValError: the mask holds ids that this label space does not have.
+
+        >>> CITYSCAPES.to_train_ids(np.array([[7, 26, 0, 33]], np.uint8)).tolist()
+        [[0, 13, 255, 18]]
+        """
+        import cv2
+
+        if cv2.countNonZero(cv2.LUT(label_ids, self.known)) != label_ids.size:
+            strange = [int(value) for value in np.unique(label_ids) if not self.known[value]]
+            allowed = _ranges(np.flatnonzero(self.known).tolist())
+            raise GenValError(
+                f"{source} holds ids that are not {self.name}: expected {allowed}, found {_ranges(strange)}. "
+                "Give the file with the raw ids, or use --skip_bad."
+            )
+        return cv2.LUT(label_ids, self.table)
+
+
+def colourise(train_ids: np.ndarray) -> np.ndarray:
+    """Paint trainIds, uint8 (H, W), in the Cityscapes colours: RGB uint8 (H, W, 3)."""
+    return PALETTE[train_ids]
+
+
+def _space(name: str, train_id_of: Mapping[int, int], known: Iterable[int]) -> LabelSpace:
+    table = np.full(256, IGNORE, np.uint8)
+    table[list(train_id_of)] = list(train_id_of.values())
+    known_table = np.zeros(256, np.uint8)
+    known_table[list(known)] = 1
+    table.flags.writeable = known_table.flags.writeable = False
+    return LabelSpace(name, table, known_table, tuple(sorted(set(train_id_of.values()) - {IGNORE})))
+
+
+def _ranges(values: list[int]) -> str:
+    """`[0, 1, 2, 255]` to `0..2, 255`."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+# fmt: off
+CITYSCAPES = _space(
+    "Cityscapes labelIds",
+    {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14,
+     28: 15, 31: 16, 32: 17, 33: 18},
+    [*range(34), 255],  # 255 is how -1, the licence plate, looks in a uint8 file
+)
+IDD = _space(
+    "IDD level3Ids",
+    {0: 0, 2: 1, 22: 2, 14: 3, 15: 4, 20: 5, 19: 6, 18: 7, 24: 8, 25: 10, 4: 11, 5: 12, 9: 13, 10: 14, 11: 15, 6: 17,
+     7: 18},
+    [*range(40), *range(251, 256)],  # the conversion tools write 251..255 for kinds of unlabelled and out of region
+)
+CAMVID = _space(
+    "CamVid class ids",
+    {0: 10, 1: 2, 2: 5, 3: 0, 4: 1, 5: 8, 6: 7, 7: 4, 8: 13, 9: 11, 10: 12, 11: IGNORE},
+    range(12),
+)
+# fmt: on
+LABEL_SPACES: dict[str, LabelSpace] = {"cityscapes": CITYSCAPES, "idd": IDD, "camvid": CAMVID}
+"""Label spaces by the name an `Item` carries."""

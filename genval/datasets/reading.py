@@ -1,0 +1,110 @@
+"""Pixels of items: one pair at a time, or in batches decoded ahead by threads."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from genval.datasets.items import BadFile, Item
+from genval.datasets.labels import LABEL_SPACES
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_image, read_mask
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive items of one image size."""
+
+    items: tuple[Item, ...]
+    images: np.ndarray  # RGB uint8 (B, H, W, 3)
+    train_ids: np.ndarray  # uint8 (B, H, W), 0..18 and IGNORE
+
+
+def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
+    """Decode an item.
+
+    Returns:
+        The image, RGB uint8 (H, W, 3), and its trainIds, uint8 (H, W).
+
+    Raises:
+        GenValError: a file is missing, truncated or of the wrong kind, the two differ in size, or the mask holds an
+            unknown id.
+    """
+    image = read_image(item.image)
+    label_ids = read_mask(item.mask)
+    if image.shape[:2] != label_ids.shape:
+        raise GenValError(
+            f"{item.image} and {item.mask} differ in size: expected one size, found {_size(image)} and "
+            f"{_size(label_ids)} pixels. Resize the mask by nearest neighbour, or use --skip_bad."
+        )
+    return image, LABEL_SPACES[item.label_space].to_train_ids(label_ids, str(item.mask))
+
+
+def partition(items: Sequence[Item], batch_size: int) -> list[tuple[Item, ...]]:
+    """Cut items into chunks of at most `batch_size`, none across two scenes.
+
+    The chunks depend on the items of a scene alone: an interrupted run, a run over other scenes beside it and a run
+    over more processes compute each image in the same company, hence to the same bits.
+    """
+    chunks: list[tuple[Item, ...]] = []
+    for _, group in itertools.groupby(items, key=lambda item: (item.cond, item.scene)):
+        members = tuple(group)
+        chunks += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
+    return chunks
+
+
+def load_batches(
+    chunks: Sequence[Sequence[Item]], workers: int, set_aside: list[BadFile] | None = None
+) -> Iterator[Batch]:
+    """Decode chunks in order, ahead of use, in `workers` threads.
+
+    A chunk becomes one batch, or several where the image size changes inside it.
+
+    Args:
+        chunks: from `partition`.
+        workers: threads; Pillow decodes outside Python's lock, so threads suffice.
+        set_aside: bad items are added to this list instead of being an error.
+
+    Raises:
+        GenValError: as `read_pair`.
+    """
+    ahead = 2 * workers
+    waiting: deque[tuple[Item, Future[tuple[np.ndarray, np.ndarray]]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        upcoming = iter([item for chunk in chunks for item in chunk])
+        try:
+            for chunk in chunks:
+                for item in itertools.islice(upcoming, max(0, len(chunk) + ahead - len(waiting))):
+                    waiting.append((item, pool.submit(read_pair, item)))
+                yield from _stack(list(_results(waiting, len(chunk), set_aside)))
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _results(
+    waiting: deque[tuple[Item, Future[tuple[np.ndarray, np.ndarray]]]], count: int, set_aside: list[BadFile] | None
+) -> Iterator[tuple[Item, np.ndarray, np.ndarray]]:
+    for _ in range(count):
+        item, future = waiting.popleft()
+        try:
+            yield item, *future.result()
+        except GenValError as error:
+            if set_aside is None:
+                raise
+            set_aside.append(BadFile(item.id, item.cond, item.scene, str(item.image), str(error)))
+
+
+def _stack(pairs: Sequence[tuple[Item, np.ndarray, np.ndarray]]) -> Iterator[Batch]:
+    for _, group in itertools.groupby(pairs, key=lambda pair: pair[2].shape):
+        items, images, train_ids = zip(*group, strict=True)
+        yield Batch(items, np.stack(images), np.stack(train_ids))
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"

@@ -1,0 +1,63 @@
+"""From a camera's frame to the picture a diffusion model takes: crop to its shape, then resize.
+
+The published training and generation cut a square on the shorter side at a random place and resize it to 512x512;
+a target of the frame's own shape keeps the whole frame.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from genval.runtime.errors import GenValError
+
+Box = tuple[int, int, int, int]
+
+
+def crop_box(height: int, width: int, target_height: int, target_width: int, place: float) -> Box:
+    """The largest box of the target's shape inside an image, as (top, left, height, width) in pixels.
+
+    Args:
+        height, width: the image's size.
+        target_height, target_width: the size the crop will be resized to.
+        place: 0..1, where along the longer side the box lies: 0 at the top or left, 1 at the bottom or right.
+    """
+    scale = min(height / target_height, width / target_width)
+    box_height = min(height, max(1, round(target_height * scale)))
+    box_width = min(width, max(1, round(target_width * scale)))
+    return (
+        min(int(place * (height - box_height + 1)), height - box_height),
+        min(int(place * (width - box_width + 1)), width - box_width),
+        box_height,
+        box_width,
+    )
+
+
+def check_pair(image: np.ndarray, mask: np.ndarray, image_path: object, mask_path: object) -> None:
+    """Refuse an image and a mask of different sizes.
+
+    Raises:
+        GenValError: the first two dimensions differ.
+    """
+    if image.shape[:2] != mask.shape:
+        raise GenValError(
+            f"{image_path} is {image.shape[1]}x{image.shape[0]} but its mask {mask_path} is "
+            f"{mask.shape[1]}x{mask.shape[0]}. Give files of one frame."
+        )
+
+
+def fit_image(image: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
+    """Crop an RGB uint8 (H, W, 3) image and resize it to (height, width): area when shrinking, else bilinear."""
+    top, left, box_height, box_width = box
+    crop = image[top : top + box_height, left : left + box_width]
+    shrinks = height <= box_height and width <= box_width
+    resized = cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.ascontiguousarray(resized)
+
+
+def fit_mask(mask: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
+    """Crop a uint8 (H, W) mask and resize it to (height, width) by nearest neighbour: no new ids appear."""
+    top, left, box_height, box_width = box
+    crop = mask[top : top + box_height, left : left + box_width]
+    # The exact variant samples at pixel centres as the image resize does; plain INTER_NEAREST is half a pixel off.
+    return np.ascontiguousarray(cv2.resize(crop, (width, height), interpolation=cv2.INTER_NEAREST_EXACT))

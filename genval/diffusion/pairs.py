@@ -1,0 +1,103 @@
+"""Captioned pairs of image and mask: the published `training/{train,val}.jsonl` and files of the same form."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from genval.datasets.labels import CITYSCAPES
+from genval.diffusion.framing import Box, check_pair, crop_box, fit_image, fit_mask
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_image, read_jsonl, read_mask
+from genval.runtime.paths import REPO_ROOT, resolve
+
+_KEYS = ("image", "conditioning_image", "text")
+# The published lines name links of the original training folder; what they linked to, below the data folder.
+_PUBLISHED_LINKS = {"training/target/": "leftImg8bit/", "training/seg/": "gtFine/"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One frame: its image file, its labelIds file and a caption."""
+
+    image: Path
+    mask: Path
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FramedPair:
+    """A decoded pair at one size: `image` RGB uint8 (H, W, 3), `mask` labelIds uint8 (H, W), and the crop it is."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    box: Box
+
+
+def find_jsonl(name: str, *folders: str | Path) -> Path:
+    """Where a file of captioned pairs is: `name` in one of the data's folders, in `ControlNet/`, or from the root.
+
+    Raises:
+        GenValError: it is at none of these places.
+    """
+    places = [*(Path(folder) / name for folder in folders), REPO_ROOT / "ControlNet" / name, resolve(name)]
+    for place in places:
+        if place.is_file():
+            return place
+    raise GenValError(
+        f"No captions: expected {places[0]} or {REPO_ROOT / 'ControlNet' / name}. Put the published training/*.jsonl "
+        "there, or a file of lines with " + ", ".join(_KEYS) + "."
+    )
+
+
+def read_pairs(jsonl: str | Path, data_dir: str | Path) -> list[Pair]:
+    """Read `{"image", "conditioning_image", "text"}` lines and find their files below `data_dir`.
+
+    `conditioning_image` may name the mask itself or, as published, the image's name in the masks' folder:
+    `leftImg8bit` in it is replaced by `gtFine_labelIds`.
+
+    Raises:
+        GenValError: the file is missing or empty, a line lacks a key, or a file it names does not exist.
+    """
+    data_dir = Path(data_dir)
+    pairs = []
+    for number, record in enumerate(read_jsonl(jsonl), 1):
+        lacking = [key for key in _KEYS if not isinstance(record.get(key), str)]
+        if lacking:
+            raise GenValError(f"{jsonl}, entry {number} lacks the text {', '.join(lacking)}.")
+        mask = record["conditioning_image"].replace("leftImg8bit.png", "gtFine_labelIds.png")
+        pair = Pair(_locate(data_dir, record["image"]), _locate(data_dir, mask), record["text"])
+        for file in (pair.image, pair.mask):
+            if not file.is_file():
+                raise GenValError(f"{jsonl}, entry {number}: {file} does not exist. Check --data_dir ({data_dir}).")
+        pairs.append(pair)
+    if not pairs:
+        raise GenValError(f"{jsonl} has no entries: expected one JSON object a line with {', '.join(_KEYS)}.")
+    return pairs
+
+
+def load_framed(pair: Pair, height: int, width: int, place: float) -> FramedPair:
+    """Decode a pair, cut the largest box of the target's shape and resize it to (height, width).
+
+    Args:
+        place: 0..1, where along the longer side the box lies (`genval.diffusion.framing.crop_box`).
+
+    Raises:
+        GenValError: a file is damaged, the sizes differ, or the mask is not made of labelIds.
+    """
+    image, mask = read_image(pair.image), read_mask(pair.mask)
+    check_pair(image, mask, pair.image, pair.mask)
+    CITYSCAPES.to_train_ids(mask, str(pair.mask))  # refuses ids that no hint has
+    box = crop_box(mask.shape[0], mask.shape[1], height, width, place)
+    return FramedPair(fit_image(image, box, height, width), fit_mask(mask, box, height, width), box)
+
+
+def _locate(data_dir: Path, relative: str) -> Path:
+    if (data_dir / relative).exists():
+        return data_dir / relative
+    for link, folder in _PUBLISHED_LINKS.items():
+        if relative.startswith(link):
+            return data_dir / (folder + relative.removeprefix(link))
+    return data_dir / relative

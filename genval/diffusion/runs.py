@@ -1,0 +1,105 @@
+"""A training run's folder, its checkpoint to go on from, and the Lightning Trainer that fills it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from genval.diffusion.training import TrainingConfig
+from genval.diffusion.training_log import StepCheckpoints, StepProgress
+from genval.runtime.errors import GenValError
+
+# Where Lightning's first version puts them, as in the published system; a resumed run's go there too.
+_CHECKPOINTS = Path("lightning_logs/version_0/checkpoints")
+
+
+def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Path, Path | None]:
+    """The folder of a run and the checkpoint to resume from, if any.
+
+    Args:
+        logs_dir: the folder of all runs.
+        run: the run's name; without one a new run takes the next free number and a resumed one the last.
+        resume: a checkpoint's path, "last", "auto" (the last where there is one, else a fresh start), or None.
+
+    Raises:
+        GenValError: there is nothing to resume, or a fresh start would mix with a run's checkpoints.
+    """
+    if resume not in (None, "last", "auto"):
+        path = Path(str(resume)).expanduser().resolve()
+        if not path.is_file():
+            raise GenValError(f"--resume: {path} does not exist. Give a checkpoint, 'last' or 'auto'.")
+        return (logs_dir / run if run else path.parents[len(_CHECKPOINTS.parts)]), path
+    numbers = sorted(int(entry.name) for entry in logs_dir.glob("*") if entry.name.isdecimal())
+    if run is None and resume and numbers:
+        run = str(numbers[-1])
+    folder = logs_dir / (run or str(numbers[-1] + 1 if numbers else 0))
+    checkpoint = latest_checkpoint(folder)
+    if resume == "last" and checkpoint is None:
+        raise GenValError(f"--resume last: no checkpoint in {folder / _CHECKPOINTS}. Start without --resume.")
+    if resume is None and checkpoint is not None:
+        raise GenValError(f"{folder} has checkpoints already. Add --resume last, or give another --run.")
+    return folder, checkpoint
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step in a run's folder (`step={n}.ckpt`), or None."""
+    found = [(int(path.stem.removeprefix("step=")), path) for path in (folder / _CHECKPOINTS).glob("step=*.ckpt")]
+    return max(found)[1] if found else None
+
+
+def make_trainer(
+    folder: Path,
+    config: TrainingConfig,
+    pair_count: int,
+    callbacks: Sequence[Callback] = (),
+    *,
+    checkpoint_every: int = 500,
+    log_every: int = 10,
+    accelerator: str = "auto",
+    devices: str | int = "auto",
+    num_nodes: int = 1,
+    precision: str = "32-true",
+) -> Trainer:
+    """A Trainer that logs and saves into `folder` and stops after the config's steps.
+
+    Args:
+        pair_count: size of the training set, which epochs are counted in.
+        callbacks: further ones, beside the progress bar and the checkpoints.
+        checkpoint_every, log_every: in optimiser steps.
+        accelerator, devices, num_nodes, precision: as Lightning names them.
+
+    Raises:
+        GenValError: this machine does not have these devices.
+    """
+    # The next free version: a resumed run's losses must not overwrite those before.
+    losses = CSVLogger(folder, name="lightning_logs")
+    try:
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            precision=precision,  # type: ignore[arg-type]
+            max_epochs=-1,
+            accumulate_grad_batches=config.accumulate,
+            log_every_n_steps=log_every,
+            logger=[losses, TensorBoardLogger(folder, name="lightning_logs", version=losses.version)],
+            callbacks=[StepProgress(), StepCheckpoints(folder / _CHECKPOINTS, checkpoint_every), *callbacks],
+            default_root_dir=folder,
+            benchmark=True,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
+        raise GenValError(
+            f"--accelerator {accelerator} --devices {devices} --precision {precision} cannot be had: "
+            f"{' '.join(str(error).split())} Use --accelerator cpu --devices 1, or auto."
+        ) from error
+    # How many steps the epochs make depends on the number of devices, which only the Trainer knows.
+    trainer.fit_loop.epoch_loop.max_steps = config.total_steps(pair_count, trainer.world_size)
+    return trainer

@@ -1,0 +1,60 @@
+"""The devices and processes that `--accelerator --devices --num_nodes` mean."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from genval.runtime.errors import GenValError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def launch_fabric(args: argparse.Namespace) -> Fabric:
+    """Start Lightning Fabric with the flags of `cli.add_device_arguments`: this process, or one for each device.
+
+    Every process runs the script from the start up to here, then goes on with its own `fabric.device` and
+    `fabric.global_rank`.
+
+    Raises:
+        GenValError: this machine does not have these devices.
+    """
+    from lightning_fabric import Fabric
+
+    try:
+        fabric = Fabric(accelerator=args.accelerator, devices=args.devices, num_nodes=args.num_nodes)
+    except (RuntimeError, ValueError, TypeError) as error:  # Lightning's MisconfigurationException is a RuntimeError
+        reason = " ".join(str(error).split())
+        raise GenValError(
+            f"--accelerator {args.accelerator} --devices {args.devices} cannot be had: {reason} "
+            "Use --accelerator cpu --devices 1, or auto."
+        ) from error
+    fabric.launch()
+    return fabric
+
+
+@contextlib.contextmanager
+def same_outcome(fabric: Fabric) -> Iterator[None]:
+    """A step that ends well in every process or in none; all processes wait for each other at its end.
+
+    Without it one process's bad file would leave the others in a broken connection, with a page of traceback each.
+    There must be no other communication inside the step.
+
+    Raises:
+        GenValError: the first process's error of this kind, on the first process; the others leave silently.
+    """
+    message = None
+    try:
+        yield
+    except GenValError as error:
+        message = str(error)
+    messages = [fabric.broadcast(message, rank) for rank in range(fabric.world_size)]
+    first = next((text for text in messages if text is not None), None)
+    if first is not None:
+        if fabric.is_global_zero:
+            raise GenValError(first)
+        sys.exit(2)

@@ -1,0 +1,283 @@
+"""mmsegmentation models: a config, its checkpoint, and the config's own test mode.
+
+mmsegmentation 1.2.2 with mmcv-lite 2.1.0 is used, not the maintained onedl-mmsegmentation 1.4.2 of the same import
+names: the former are plain wheels, while the latter's mmcv is a source package that compiles or not depending on
+whether torch is visible to its build. The price is one stand-in module (`import_mmseg`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+import types
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import resolve
+from genval.segmenters.base import NUM_CLASSES, Segmenter
+from genval.segmenters.checkpoints import load_strictly, read_state_dict
+
+_INSTALL = (
+    "Install what they need, then them: pip install -r requirements/base.txt; "
+    "pip install --no-deps -r requirements/openmmlab.txt"
+)
+_INSTALL_MMPRETRAIN = (
+    "pip install --no-deps mmpretrain==1.2.0 model-index==0.1.11 ordered-set==4.1.0 mat4py==0.6.0 einops Markdown"
+)
+
+# Windows of the sliding window in one forward pass: a 1024x2048 frame in windows of 769x769 gives exactly 8.
+_WINDOWS_A_PASS = 8
+
+
+class _MissingOperations(types.ModuleType):
+    """Stands in for mmcv's compiled operations: every name is a function that raises when called."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing(*args: Any, **kwargs: Any) -> Any:
+            raise GenValError(
+                f"This model needs mmcv's compiled operation {name}, which mmcv-lite lacks: install mmcv 2.1.0 instead."
+            )
+
+        return missing
+
+
+def import_mmseg() -> None:
+    """Import mmsegmentation's models, with a stand-in for `mmcv._ext` where mmcv has no compiled operations.
+
+    mmseg imports `mmcv.ops`, and that the compiled module; none of the zoo's 42 models calls into it.
+
+    Raises:
+        GenValError: mmsegmentation, mmcv or mmengine is not installed or does not fit.
+    """
+    try:
+        if "mmcv._ext" not in sys.modules and importlib.util.find_spec("mmcv._ext") is None:
+            module = _MissingOperations("mmcv._ext")
+            module.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
+            sys.modules["mmcv._ext"] = module
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import mmseg.models  # noqa: F401
+        # A remark on training sizes that mmseg repeats for each size of image and each layer.
+        warnings.filterwarnings("ignore", message="When align_corners=True", module="mmseg")
+    except ImportError as error:
+        raise GenValError(f"mmsegmentation, mmcv-lite and mmengine are needed ({error}). {_INSTALL}") from error
+
+
+def read_config(config: str | Path, overrides: Mapping[str, Any] | None = None) -> Any:
+    """Read an mmsegmentation config: a file of one's own, else one that ships with the package.
+
+    Args:
+        config: a path (relative: from the repository's root), or a shipped config's, e.g. `pspnet/pspnet_r18-...py`.
+        overrides: dotted key -> value, e.g. `{"model.backbone.patch_bias": True}`; a dict with `_delete_: True`
+            replaces the whole entry.
+
+    Returns:
+        The mmengine `Config`; nothing in its model is fetched on building (`pretrained` and the like are removed),
+        and synchronised batch norm is the plain one, the same in evaluation and at home on every device.
+
+    Raises:
+        GenValError: no such config, or it cannot be read, has no model, or needs a module that is not installed.
+    """
+    import_mmseg()
+    from mmengine import Config
+
+    path = _find_config(config)
+    try:
+        content = Config.fromfile(path, import_custom_modules=False)
+        content.merge_from_dict(dict(overrides or {}))
+    except Exception as error:  # a config is a Python file: anything may go wrong in it
+        raise GenValError(f"Cannot read the config {path}: {type(error).__name__}: {error}.") from error
+    if not isinstance(content.get("model"), Mapping):
+        raise GenValError(f"The config {path} has no `model = dict(...)`.")
+    modules = content.get("custom_imports", {}).get("imports", [])
+    for module in [modules] if isinstance(modules, str) else modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            command = f": {_INSTALL_MMPRETRAIN}" if module.startswith("mmpretrain") else ", or add it to PYTHONPATH."
+            raise GenValError(f"The config {path} needs the module {module} ({error}). Install it{command}") from error
+    _make_self_contained(content.model)
+    return content
+
+
+def build_network(config: str | Path, overrides: Mapping[str, Any] | None = None) -> nn.Module:
+    """The network of a config (see `read_config`) with fresh weights, in evaluation mode on the CPU.
+
+    Raises:
+        GenValError: as `read_config`, or mmsegmentation cannot build the model.
+    """
+    content = read_config(config, overrides)
+    from mmengine.registry import DefaultScope
+    from mmseg.registry import MODELS
+
+    try:
+        with DefaultScope.overwrite_default_scope("mmseg"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network: nn.Module = MODELS.build(content.model)
+    except Exception as error:  # registries wrap whatever a constructor raises
+        raise GenValError(f"Cannot build the model of {config}: {type(error).__name__}: {error}.") from error
+    return network.eval()
+
+
+class OpenMMLabSegmenter(Segmenter):
+    """An mmsegmentation `EncoderDecoder` in its config's own test mode, images at their native size.
+
+    `whole` is one pass; `slide` is a window over the image with the logits averaged where windows overlap: the
+    arithmetic of mmseg 1.2.2, `EncoderDecoder.slide_inference`, with several windows in a pass. The config's test
+    pipeline (a resize, mostly to the data set's own size) is not applied.
+
+    LRASPP heads pool over a fixed window and fail on inputs that are smaller: those are padded at the bottom and the
+    right with the mean colour, and the logits cropped. The same is done where the config's data preprocessor asks
+    for a multiple of `size_divisor` at test time.
+
+    Args:
+        name: as the user spelled it.
+        network: from `build_network`.
+        precision: see `Segmenter`.
+
+    Raises:
+        GenValError: it is not an `EncoderDecoder`, the test mode is unknown, or the head does not have 19 classes.
+    """
+
+    network: Any  # an mmseg EncoderDecoder
+
+    def __init__(self, name: str, network: Any, precision: str = "32-true") -> None:
+        from mmseg.models.segmentors import EncoderDecoder
+
+        if not isinstance(network, EncoderDecoder):
+            raise GenValError(f"{name}: expected an mmseg EncoderDecoder, found {type(network).__name__}.")
+        preprocessor = network.data_preprocessor
+        mean, std = getattr(preprocessor, "mean", None), getattr(preprocessor, "std", None)
+        super().__init__(
+            name,
+            network,
+            [0.0] * 3 if mean is None else mean.flatten().tolist(),
+            [1.0] * 3 if std is None else std.flatten().tolist(),
+            precision,
+        )
+        self.align_corners = network.align_corners
+        # OpenMMLab's loader gives BGR: a model whose preprocessor does not turn it round was trained on BGR.
+        self.reads_bgr = not getattr(preprocessor, "channel_conversion", False)
+        self.test_mode = network.test_cfg.get("mode", "whole")
+        if self.test_mode not in ("whole", "slide"):
+            raise GenValError(f"{name}: test mode 'whole' or 'slide' expected, found {self.test_mode!r} in the config.")
+        if network.out_channels != NUM_CLASSES:
+            raise GenValError(
+                f"{name}: the config's head has {network.out_channels} classes, expected {NUM_CLASSES} (Cityscapes)."
+            )
+        self.size_divisor = (getattr(preprocessor, "test_cfg", None) or {}).get("size_divisor", 1)
+        self.minimum_size = _minimum_size(network)
+
+    def infer(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[-2:]
+        padded_height, padded_width = (
+            -(-max(length, self.minimum_size) // self.size_divisor) * self.size_divisor for length in (height, width)
+        )
+        pixels = F.pad(pixels, (0, padded_width - width, 0, padded_height - height))
+        logits = self._slide(pixels) if self.test_mode == "slide" else self._encode_decode(pixels)
+        return logits[..., :height, :width]
+
+    def _slide(self, pixels: Tensor) -> Tensor:
+        (crop_height, crop_width), (stride_y, stride_x) = self.network.test_cfg.crop_size, self.network.test_cfg.stride
+        batch, _, height, width = pixels.shape
+        crop_height, crop_width = min(crop_height, height), min(crop_width, width)
+        corners = [
+            (y, x)
+            for y in _window_starts(height, crop_height, stride_y)
+            for x in _window_starts(width, crop_width, stride_x)
+        ]
+        total = pixels.new_zeros((batch, NUM_CLASSES, height, width), dtype=torch.float32)
+        count = pixels.new_zeros((height, width), dtype=torch.float32)
+        windows_a_pass = max(1, _WINDOWS_A_PASS // batch)
+        for start in range(0, len(corners), windows_a_pass):
+            group = corners[start : start + windows_a_pass]
+            windows = torch.cat([pixels[..., y : y + crop_height, x : x + crop_width] for y, x in group])
+            for (y, x), logits in zip(group, self._encode_decode(windows).split(batch), strict=True):
+                total[..., y : y + crop_height, x : x + crop_width] += logits
+                count[y : y + crop_height, x : x + crop_width] += 1
+        return total / count
+
+    def _encode_decode(self, pixels: Tensor) -> Tensor:
+        shape = pixels.shape[-2:]
+        meta = {"ori_shape": shape, "img_shape": shape, "pad_shape": shape}
+        logits: Tensor = self.network.encode_decode(pixels, [meta] * len(pixels))
+        return logits
+
+
+def load_openmmlab(
+    name: str,
+    config: str | Path,
+    checkpoint: Path,
+    device: torch.device,
+    precision: str = "32-true",
+    overrides: Mapping[str, Any] | None = None,
+) -> OpenMMLabSegmenter:
+    """Build a config's network and fill it, strictly, from a checkpoint (formats: `read_state_dict`).
+
+    Raises:
+        GenValError: as `read_config`, `build_network`, `read_state_dict`, `load_strictly`, `OpenMMLabSegmenter`.
+    """
+    state = read_state_dict(checkpoint)
+    network = build_network(config, overrides)
+    load_strictly(network, state, checkpoint, f"the config {config}")
+    return OpenMMLabSegmenter(name, network.to(device), precision)
+
+
+def _find_config(config: str | Path) -> Path:
+    own = resolve(config)
+    if own.is_file():
+        return own
+    import mmseg
+
+    shipped = Path(mmseg.__path__[0]) / ".mim" / "configs" / config
+    if shipped.is_file():
+        return shipped
+    raise GenValError(f"There is no config {own}, nor does mmsegmentation ship one at {config}.")
+
+
+def _make_self_contained(node: Any) -> None:
+    """Remove what would fetch weights, and replace SyncBN, everywhere below `node`."""
+    if isinstance(node, dict):
+        node.pop("pretrained", None)
+        if isinstance(node.get("init_cfg"), dict) and node["init_cfg"].get("type") == "Pretrained":
+            del node["init_cfg"]
+        if node.get("type") == "SyncBN":
+            node["type"] = "BN"
+        for value in node.values():
+            _make_self_contained(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _make_self_contained(value)
+
+
+def _window_starts(length: int, crop: int, stride: int) -> list[int]:
+    """Where windows begin along one side; the last is moved back to end with the image."""
+    steps = max(length - crop + stride - 1, 0) // stride + 1
+    return [min(step * stride, length - crop) for step in range(steps)]
+
+
+def _minimum_size(network: Any) -> int:
+    """The smallest input side in pixels: 1, but for LRASPP heads their pooling window at the features' stride."""
+    from mmseg.models.decode_heads import LRASPPHead
+
+    if not isinstance(network.decode_head, LRASPPHead):
+        return 1
+    probe = 512
+    parameter = next(network.parameters())
+    with torch.no_grad():
+        features = network.extract_feat(parameter.new_zeros((1, 3, probe, probe)))
+    stride = probe // features[-1].shape[-1]
+    window: int = network.decode_head.image_pool[0].kernel_size
+    return window * stride

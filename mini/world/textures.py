@@ -1,0 +1,190 @@
+"""Small patterns built once from fixed seeds: noise, foliage and facade tiles."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import cv2
+import numpy as np
+
+# Materials of facade tiles. A cell adds 16 * state, so that windows of one facade differ (see `buildings.py`).
+WALL, JOINT, FRAME, GLASS, SHEEN, TRIM, SHUTTER, DOOR, SHOP, AWNING, RAIL, SHADE = range(12)
+STATES = 4
+TILE_SCALES = (40, 20, 10)  # texels a storey, finest first
+
+
+@cache
+def noise(seed: int, beta: float, size: int = 256) -> np.ndarray:
+    """Tileable noise with a 1 / f**beta amplitude, (size, size) float32, mean 0, standard deviation 1."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    freq = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
+    freq[0, 0] = 1
+    spectrum = np.fft.rfft2(rng.standard_normal((size, size))) / freq**beta
+    spectrum[0, 0] = 0
+    field = np.fft.irfft2(spectrum, (size, size))
+    return (field / field.std()).astype(np.float32)
+
+
+def recolor(index: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """palette[index] for uint8 indices (h, w) and a palette (256, 4) uint8, by one lookup of four bytes."""
+    words = cv2.LUT(np.ascontiguousarray(index), np.ascontiguousarray(palette).view(np.int32)[:, 0])
+    return words.view(np.uint8).reshape(*index.shape, 4)
+
+
+def sample_noise(tile: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Wrapped bilinear lookup of a tile at texel coordinates (h, w) float32; float32."""
+    return cv2.remap(tile, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+
+
+def _foliage(kind: str, variant: int, size: int = 160) -> tuple[np.ndarray, np.ndarray]:
+    """A crown seen from the side: alpha and brightness, both (size, size) uint8; light falls from the upper left."""
+    rng = np.random.Generator(np.random.PCG64([sum(map(ord, kind)), variant]))
+    alpha = np.zeros((size, size), np.uint8)
+    light = np.full((size, size), 70, np.uint8)
+    if kind == "palm":
+        _palm(rng, alpha, light, size)
+        return alpha, light
+    clumps = []
+    for _ in range(150 if kind == "hedge" else 110):
+        v = rng.random()
+        if kind == "conifer":
+            x, y, r = 0.5 + (rng.random() - 0.5) * 0.9 * (0.06 + v * 0.84), 0.04 + 0.9 * v, 0.03 + 0.045 * rng.random()
+        elif kind == "hedge":
+            x, y, r = 0.04 + rng.random() * 0.92, 0.12 + 0.86 * v, 0.05 + 0.05 * rng.random()
+        else:
+            angle = rng.random() * 2 * np.pi
+            reach = np.sqrt(rng.random()) * (0.34 + 0.06 * np.sin(3 * angle + variant))
+            x, y, r = 0.5 + reach * np.cos(angle) * 1.05, 0.5 + reach * np.sin(angle), 0.05 + 0.07 * rng.random()
+        clumps.append((y + 0.25 * x + 0.25 * rng.random(), x, y, r))
+    clumps.sort(reverse=True)  # lower right first, so that lit clumps lie on top
+    for _, x, y, r in clumps:
+        centre = (int(x * size), int(y * size))
+        radius = int(r * size)
+        lit = 205 - 125 * (0.7 * y + 0.3 * x) + 35 * rng.standard_normal()
+        cv2.circle(alpha, centre, radius, 255, -1, cv2.LINE_AA)
+        cv2.circle(light, centre, radius, int(np.clip(lit * 0.62, 12, 255)), -1, cv2.LINE_AA)
+        cv2.circle(
+            light,
+            (centre[0] - radius // 4, centre[1] - radius // 4),
+            int(radius * 0.72),
+            int(np.clip(lit, 20, 255)),
+            -1,
+        )
+    leaves = noise(5, 0.75)[:size, :size]
+    ragged = cv2.blur(alpha, (15, 15)) / 255.0 + 0.17 * leaves
+    alpha = np.where(ragged > 0.5, 255, 0).astype(np.uint8)
+    light = np.clip(cv2.blur(light, (3, 3)) + 24.0 * leaves, 0, 255).astype(np.uint8)
+    return cv2.blur(alpha, (3, 3)), light
+
+
+@cache
+def _foliage_levels(kind: str, variant: int) -> list[np.ndarray]:
+    alpha, light = _foliage(kind, variant)
+    full = np.dstack([alpha, light])
+    return [full, *(cv2.resize(full, (n, n), interpolation=cv2.INTER_AREA) for n in (80, 40, 20))]
+
+
+def foliage(kind: str, variant: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """Alpha and brightness of a crown (tree, conifer, hedge or palm), (height, width) uint8 each.
+
+    Light falls from the upper left.
+    """
+    levels = _foliage_levels(kind, variant)
+    level = next((image for image in reversed(levels) if image.shape[0] >= 0.8 * max(width, height)), levels[0])
+    both = cv2.resize(level, (width, height), interpolation=cv2.INTER_LINEAR)
+    return both[..., 0], both[..., 1]
+
+
+def _palm(rng: np.random.Generator, alpha: np.ndarray, light: np.ndarray, size: int) -> None:
+    """Fronds around the middle of the sprite."""
+    for k in range(15):
+        angle = 2 * np.pi * (k + rng.random() * 0.6) / 15
+        steps = np.linspace(0, 1, 8)
+        reach = 0.36 + 0.1 * rng.random()
+        x = 0.5 + reach * np.cos(angle) * steps
+        y = 0.45 - reach * 0.7 * np.sin(angle) * steps + 0.2 * steps**2
+        for i in range(7):
+            width = max(1, int(size * 0.075 * (1 - steps[i]) + 2))
+            ends = [(int(x[j] * size), int(y[j] * size)) for j in (i, i + 1)]
+            cv2.line(alpha, ends[0], ends[1], 255, width, cv2.LINE_AA)
+            cv2.line(light, ends[0], ends[1], int(90 + 90 * max(np.sin(angle), -0.4) + 30 * rng.random()), width)
+
+
+@cache
+def stains() -> np.ndarray:
+    """Weathering of a wall as a gain, 128 is 1, (512, 1024, 4) uint8; the fourth channel is 128."""
+    tile = np.tile(noise(3, 1.1), (2, 4))
+    gain = np.clip(128 * (1 + 0.045 * tile), 96, 154).astype(np.uint8)
+    return cv2.merge([gain, gain, gain, np.full_like(gain, 128)])
+
+
+@cache
+def facade_tile(style: int, ground: int, texels: int) -> np.ndarray:
+    """One bay of one storey as material ids, (texels, 0.8 texels) uint8.
+
+    style 0..9 is the window of an upper storey; ground 0 is an upper storey, 1 a shop, 2 a door, 3 a plain window,
+    4 an arcade, 5 a garage.
+    """
+    h, w = texels, int(texels * 0.8)
+    tile = np.full((h, w), WALL, np.uint8)
+
+    def box(x0: float, y0: float, x1: float, y1: float, material: int) -> None:
+        tile[
+            round(y0 * h) : max(round(y1 * h), round(y0 * h) + 1), round(x0 * w) : max(round(x1 * w), round(x0 * w) + 1)
+        ] = material
+
+    if style % 3 == 1:  # masonry courses
+        tile[:: max(h // 10, 2)] = JOINT
+    if ground == 1:
+        box(0, 0.05, 1, 0.2, AWNING)
+        box(0, 0.2, 1, 0.25, SHADE)
+        box(0.05, 0.25, 0.95, 0.88, SHOP)
+        box(0.48, 0.25, 0.52, 0.88, FRAME)
+        box(0, 0.88, 1, 1, JOINT)
+        return tile
+    if ground == 2:
+        box(0.24, 0.16, 0.76, 1, TRIM)
+        box(0.3, 0.3, 0.7, 1, DOOR)
+        box(0.3, 0.21, 0.7, 0.29, SHEEN)
+        box(0.48, 0.32, 0.52, 1, SHADE)
+        return tile
+    if ground == 4:
+        box(0.12, 0.15, 0.88, 1, SHADE)
+        box(0.3, 0.08, 0.7, 0.18, SHADE)
+        box(0.25, 0.4, 0.75, 0.95, SHOP)
+        return tile
+    if ground == 5:
+        box(0.08, 0.25, 0.92, 1, DOOR)
+        for y in (0.4, 0.55, 0.7, 0.85):
+            box(0.08, y, 0.92, y + 0.03, SHADE)
+        return tile
+    if ground == 3:
+        box(0, 0.9, 1, 1, JOINT)
+    left, right, top, low = ((0.24, 0.76, 0.2, 0.78), (0.16, 0.84, 0.18, 0.72), (0.3, 0.7, 0.16, 0.84),
+                             (0.0, 1.0, 0.25, 0.72), (0.1, 0.9, 0.12, 0.88))[style % 5]  # fmt: skip
+    if style % 5 == 3:  # ribbon windows
+        box(0, top - 0.04, 1, low + 0.04, TRIM)
+        box(0, top, 1, low, GLASS)
+        box(0, top, 0.4, low - 0.2, SHEEN)
+        box(0, top, 0.06, low, FRAME)
+        return tile
+    if style in (0, 2, 5):
+        box(left - 0.05, top - 0.07, right + 0.05, low + 0.05, TRIM)
+    if style in (5, 7):
+        box(left - 0.17, top, left - 0.02, low, SHUTTER)
+        box(right + 0.02, top, right + 0.17, low, SHUTTER)
+    box(left, top, right, low, FRAME)
+    edge = 0.05
+    box(left + edge, top + edge, right - edge, low - edge, GLASS)
+    box(left + edge, top + edge, left + (right - left) * 0.45, top + (low - top) * 0.5, SHEEN)
+    box(left + edge, top + edge, right - edge, top + edge + 0.03, SHADE)
+    box((left + right) / 2 - 0.03, top, (left + right) / 2 + 0.03, low, FRAME)
+    if style % 2 == 0:
+        box(left, top + 0.2, right, top + 0.24, FRAME)
+    box(left - 0.04, low, right + 0.04, low + 0.05, TRIM)
+    if style in (4, 6, 9) and ground == 0:  # balcony
+        box(0.05, 0.62, 0.95, 0.66, RAIL)
+        for x in np.linspace(0.06, 0.9, 7):
+            box(x, 0.66, x + 0.03, 0.92, RAIL)
+        box(0.03, 0.92, 0.97, 1, SHUTTER)
+    return tile

@@ -1,0 +1,76 @@
+import json
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genval.datasets import labels
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import REPO_ROOT
+
+CAMVID = REPO_ROOT.parent / "shared/realdata/camvid"
+
+
+def test_the_cityscapes_table_is_that_of_cityscapesscripts():
+    expected = dict(
+        zip((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), range(19), strict=True)
+    )
+    assert {i: int(t) for i, t in enumerate(labels.CITYSCAPES.table) if t != labels.IGNORE} == expected
+
+
+def test_the_idd_table_has_no_terrain_and_no_train():
+    assert labels.IDD.classes == labels.IDD_17
+    assert {9, 16}.isdisjoint(labels.IDD.table.tolist())
+    assert labels.IDD.to_train_ids(np.array([[22, 24, 25, 39, 251, 255]], np.uint8)).tolist() == [
+        [2, 8, 10, 255, 255, 255]
+    ]
+
+
+@pytest.mark.skipif(not CAMVID.exists(), reason="../shared/realdata/camvid is not here")
+def test_the_camvid_table_is_that_of_the_data():
+    classes = json.loads((CAMVID / "classes.json").read_text())["classes"]
+    assert {c["id"]: c["cityscapes_trainid"] for c in classes} == dict(enumerate(labels.CAMVID.table[:12].tolist()))
+    assert labels.CAMVID.classes == labels.CAMVID_11
+
+
+@pytest.mark.parametrize("space", labels.LABEL_SPACES.values(), ids=lambda space: space.name)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_translation_is_the_boolean_assignment_of_the_definition(space, seed):
+    generator = np.random.default_rng(seed)
+    mask = generator.choice(np.flatnonzero(space.known), generator.integers(1, 30, 2)).astype(np.uint8)
+    slow = np.full_like(mask, labels.IGNORE)
+    for label_id, train_id in enumerate(space.table):
+        slow[mask == label_id] = train_id
+    assert (space.to_train_ids(mask) == slow).all()
+
+
+@pytest.mark.parametrize(
+    ("space", "strange"), [(labels.CITYSCAPES, [34, 254]), (labels.IDD, [40, 250]), (labels.CAMVID, [12, 255])]
+)
+def test_unknown_ids_are_named(space, strange):
+    mask = np.zeros((3, 4), np.uint8)
+    mask[0, :2] = strange
+    with pytest.raises(GenValError, match=f"a/b.png holds ids .*found {strange[0]}, {strange[1]}"):
+        space.to_train_ids(mask, "a/b.png")
+
+
+def test_tables_cannot_be_changed_by_accident():
+    with pytest.raises(ValueError, match="read-only"):
+        labels.CITYSCAPES.table[0] = 1
+
+
+def test_a_frame_takes_under_four_milliseconds():
+    mask = np.random.default_rng(0).integers(0, 34, (1024, 2048)).astype(np.uint8)
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        labels.CITYSCAPES.to_train_ids(mask)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 4e-3
+
+
+def test_colours_are_the_cityscapes_ones_and_void_is_black():
+    painted = labels.colourise(np.array([[0, 13, 255]], np.uint8))
+    assert painted.tolist() == [[[128, 64, 128], [0, 0, 142], [0, 0, 0]]]

@@ -1,0 +1,178 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusion_world import HEIGHT, SCHEDULES, WIDTH, write_base
+
+from genval.diffusion import sampling
+from genval.diffusion.controlnet import load_controlnet
+from genval.diffusion.hints import encode_hint
+from genval.diffusion.pipelines import StableDiffusion, load_base
+from genval.diffusion.sampling import SamplingConfig, generate, item_noise, make_scheduler, sample_latents
+from genval.runtime.errors import GenValError
+
+PROMPTS = ["a street, in fog", "trees, in fog", "a car"]
+
+
+@pytest.fixture(scope="module", params=sorted(SCHEDULES))
+def models(
+    request: pytest.FixtureRequest, controlnet_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[StableDiffusion, Any]:
+    base = load_base(write_base(tmp_path_factory.mktemp("base") / "b", request.param))
+    return base, load_controlnet(controlnet_folder, base)
+
+
+def masks(count: int) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    return rng.choice(np.array([7, 11, 23, 26, 255], np.uint8), (count, HEIGHT, WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "guidance", "strength"), [("ddim", 8.0, 1.0), ("ddim", 1.0, 1.0), ("dpm++", 3.0, 0.7)]
+)
+def test_loop_agrees_with_the_diffusers_pipeline(
+    models: tuple[StableDiffusion, Any], sampler: str, guidance: float, strength: float
+) -> None:
+    from diffusers import StableDiffusionControlNetPipeline
+
+    base, controlnet = models
+    config = SamplingConfig(5, guidance, strength, sampler)
+    ours = sample_latents(base, controlnet, masks(2), PROMPTS[:2], ["", "dark"], [1, 2], config)
+    pipeline = StableDiffusionControlNetPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        controlnet=controlnet,
+        scheduler=make_scheduler(base.scheduler_config, sampler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPTS[:2],
+        image=encode_hint(torch.from_numpy(masks(2))),
+        negative_prompt=["", "dark"],
+        num_inference_steps=5,
+        guidance_scale=guidance,
+        controlnet_conditioning_scale=strength,
+        latents=item_noise([1, 2], (4, HEIGHT // 4, WIDTH // 4)),
+        height=HEIGHT,
+        width=WIDTH,
+        output_type="latent",
+    ).images
+    scale = theirs.abs().max()
+    assert scale > 0.5
+    torch.testing.assert_close(ours / scale, theirs / scale, atol=2e-5, rtol=0)
+
+
+def test_published_sampler_comes_out_of_the_usual_config() -> None:
+    scheduler = make_scheduler(SCHEDULES["epsilon"], "ddim")
+    scheduler.set_timesteps(25)
+    assert scheduler.timesteps.tolist() == list(range(961, 0, -40))
+    assert float(scheduler.final_alpha_cumprod) == float(scheduler.alphas_cumprod[0])
+    assert scheduler.config.clip_sample is False and scheduler.config.prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+def test_a_bases_own_schedule_is_used(sampler: str) -> None:
+    scheduler = make_scheduler(SCHEDULES["v_prediction"], sampler)
+    scheduler.set_timesteps(5)
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert scheduler.timesteps.tolist() == [999, 799, 599, 399, 199]
+    assert float(scheduler.alphas_cumprod[-1]) < 1e-6
+
+
+def test_an_item_does_not_depend_on_its_batch(models: tuple[StableDiffusion, Any]) -> None:
+    base, controlnet = models
+    config = SamplingConfig(4, 3.0, sampler="dpm++")
+    together = generate(base, controlnet, masks(3), PROMPTS, [""] * 3, [1, 2, 3], config).images
+    assert together.shape == (3, HEIGHT, WIDTH, 3) and together.dtype == np.uint8
+    for i in range(3):
+        alone = generate(base, controlnet, masks(3)[i : i + 1], PROMPTS[i : i + 1], [""], [i + 1], config).images[0]
+        assert np.abs(alone.astype(int) - together[i]).max() <= 1
+    assert (together[0] != together[1]).any()
+
+
+def test_mask_prompt_seed_and_strength_matter(models: tuple[StableDiffusion, Any]) -> None:
+    base, controlnet = models
+
+    def latents(prompt: str = "a", seed: int = 1, strength: float = 1.0, mask: int = 7) -> torch.Tensor:
+        chosen = np.full((1, HEIGHT, WIDTH), mask, np.uint8)
+        return sample_latents(base, controlnet, chosen, [prompt], [""], [seed], SamplingConfig(3, 3.0, strength))
+
+    first = latents()
+    assert torch.equal(first, latents())
+    for other in (latents(prompt="z z z z"), latents(seed=2), latents(strength=0.0), latents(mask=26)):
+        assert (first - other).abs().max() > 1e-4
+    torch.testing.assert_close(latents(strength=0.0), latents(strength=0.0, mask=26))
+
+
+def test_hint_embedding_runs_once_and_is_put_back(models: tuple[StableDiffusion, Any]) -> None:
+    base, controlnet = models
+    calls = []
+    embedding = controlnet.controlnet_cond_embedding
+    handle = embedding.register_forward_hook(lambda *_: calls.append(1))
+    sample_latents(base, controlnet, masks(1), ["a"], [""], [1], SamplingConfig(4, 3.0))
+    handle.remove()
+    assert len(calls) == 1 and controlnet.controlnet_cond_embedding is embedding
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan")])
+def test_failed_pictures_are_drawn_again_with_other_seeds(
+    models: tuple[StableDiffusion, Any], monkeypatch: pytest.MonkeyPatch, bad: float
+) -> None:
+    base, controlnet = models
+    original = StableDiffusion.decode_latents
+    calls = []
+
+    def decode(self: StableDiffusion, latents: torch.Tensor) -> torch.Tensor:
+        pixels = original(self, latents)
+        calls.append(len(pixels))
+        if len(calls) <= 2:
+            pixels[-1] = bad if bad != 0 else -1.0
+        return pixels
+
+    monkeypatch.setattr(StableDiffusion, "decode_latents", decode)
+    generated = generate(base, controlnet, masks(2), PROMPTS[:2], ["", ""], [1, 2], SamplingConfig(2, 3.0))
+    assert calls == [2, 1, 1]
+    assert generated.retries == [0, 2]
+    assert generated.seeds[0] == 1 and generated.seeds[1] != 2
+    calls[:] = []
+    again = generate(base, controlnet, masks(2), PROMPTS[:2], ["", ""], [1, 2], SamplingConfig(2, 3.0))
+    assert again.seeds == generated.seeds and (again.images == generated.images).all()
+
+
+def test_a_picture_that_always_fails_is_an_error(
+    models: tuple[StableDiffusion, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, controlnet = models
+    monkeypatch.setattr(
+        StableDiffusion, "decode_latents", lambda self, latents: torch.full((len(latents), 3, HEIGHT, WIDTH), -1.0)
+    )
+    with pytest.raises(GenValError, match="4 seeds for 'a street, in fog'"):
+        generate(base, controlnet, masks(1), PROMPTS[:1], [""], [1], SamplingConfig(1, 3.0))
+
+
+@pytest.mark.parametrize("settings", [{"sampler": "euler"}, {"steps": 0}])
+def test_bad_settings(settings: dict[str, Any]) -> None:
+    with pytest.raises(GenValError):
+        SamplingConfig(**settings)
+
+
+def test_long_prompts_are_cut(models: tuple[StableDiffusion, Any]) -> None:
+    base, _ = models
+    assert base.encode_text(["a " * 100, ""]).shape == (2, 16, 32)
+
+
+def test_images_come_back_from_the_latents_scale(models: tuple[StableDiffusion, Any]) -> None:
+    base, _ = models
+    images = torch.randint(0, 256, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
+    latents = base.encode_images(images)
+    assert latents.shape == (2, 4, HEIGHT // 4, WIDTH // 4)
+    raw = base.vae.encode(images / 127.5 - 1).latent_dist.mean
+    torch.testing.assert_close(latents, raw * 0.5)
+    torch.testing.assert_close(base.decode_latents(latents), base.vae.decode(raw).sample)

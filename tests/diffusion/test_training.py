@@ -1,0 +1,222 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusion_world import HEIGHT, WIDTH
+
+from genval.diffusion.controlnet import add_control, load_controlnet
+from genval.diffusion.pairs import read_pairs
+from genval.diffusion.pipelines import load_base
+from genval.diffusion.runs import choose_run, latest_checkpoint, make_trainer
+from genval.diffusion.training import (
+    ControlNetData,
+    ControlNetModule,
+    DrawnIndices,
+    DrawnPairs,
+    DrawPlan,
+    TrainingConfig,
+    encode_pairs,
+)
+from genval.runtime.errors import GenValError
+
+SMALL: dict[str, Any] = {
+    "height": HEIGHT,
+    "width": WIDTH,
+    "batch_size": 2,
+    "accumulate": 2,
+    "max_steps": 4,
+    "lr": 1e-3,
+    "warmup_steps": 1,
+    "gradient_clip": 1.0,
+    "ema": 0.9,
+}
+
+
+def train(
+    base_folder: Path, city: Path, folder: Path, checkpoint: Path | None = None, cached: bool = False, **changes: Any
+) -> ControlNetModule:
+    config = TrainingConfig(**{**SMALL, **changes})
+    pairs = read_pairs(city / "training/train.jsonl", city)
+    base = load_base(base_folder)
+    controlnet = add_control(base, hint_init="hinges")
+    module = ControlNetModule(base, controlnet, config, pairs if cached else None, workers=1)
+    trainer = make_trainer(folder, config, len(pairs), accelerator="cpu", devices=1, checkpoint_every=100, log_every=1)
+    trainer.fit(module, ControlNetData(pairs, config, 1, cached), ckpt_path=checkpoint, weights_only=True)
+    return module
+
+
+def weights(module: ControlNetModule) -> dict[str, torch.Tensor]:
+    return {**module.controlnet.state_dict(), **{f"ema.{k}": v for k, v in module.trained.state_dict().items()}}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_two_halves_are_the_whole(base_folder: Path, city_folder: Path, tmp_path: Path, cached: bool) -> None:
+    whole = train(base_folder, city_folder, tmp_path / "whole", cached=cached)
+    train(base_folder, city_folder, tmp_path / "halves", cached=cached, max_steps=2)
+    middle = latest_checkpoint(tmp_path / "halves")
+    assert middle is not None and middle.name == "step=2.ckpt"
+    halves = train(base_folder, city_folder, tmp_path / "halves", middle, cached=cached)
+    for key, value in weights(whole).items():
+        assert torch.equal(value, weights(halves)[key]), key
+    # The checkpoint before is removed, and the first version's losses are still there.
+    assert [path.name for path in middle.parent.iterdir()] == ["step=4.ckpt"]
+    assert (tmp_path / "halves/lightning_logs/version_0/metrics.csv").read_text().count("\n") == 3
+    assert (tmp_path / "halves/lightning_logs/version_1/metrics.csv").read_text().count("\n") == 3
+
+
+def test_only_the_control_is_trained_and_saved(base_folder: Path, city_folder: Path, tmp_path: Path) -> None:
+    start = add_control(load_base(base_folder), hint_init="hinges").state_dict()
+    module = train(base_folder, city_folder, tmp_path / "run")
+    fresh = load_base(base_folder)
+    for trained, loaded in ((module.base.unet, fresh.unet), (module.base.vae, fresh.vae)):
+        for key, value in loaded.state_dict().items():
+            assert torch.equal(value, trained.state_dict()[key])
+        assert all(parameter.grad is None for parameter in trained.parameters())
+    assert (module.controlnet.state_dict()["conv_in.weight"] != start["conv_in.weight"]).any()
+    assert (module.trained.conv_in.weight != module.controlnet.conv_in.weight).any()
+    checkpoint = latest_checkpoint(tmp_path / "run")
+    assert checkpoint is not None
+    saved = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert {key.split(".")[0] for key in saved} == {"controlnet", "average"}
+
+
+def test_nothing_of_the_bases_encoder_is_recorded(base_folder: Path) -> None:
+    """Only the decoder carries gradients back: the encoder's activations need none."""
+    base = load_base(base_folder)
+    module = ControlNetModule(base, add_control(base), TrainingConfig(**SMALL))
+    recorded = {}
+    for name in ("down_blocks", "mid_block", "up_blocks"):
+        part = getattr(base.unet, name)
+        block = part[-1] if isinstance(part, torch.nn.ModuleList) else part
+        block.register_forward_hook(
+            lambda _, __, out, name=name: recorded.update(
+                {name: (out[0] if isinstance(out, tuple) else out).requires_grad}
+            )
+        )
+    loss = module.denoising_loss(
+        torch.randn(2, 4, 8, 16), torch.rand(2, 1, 32, 64), torch.randn(2, 16, 32), torch.Generator().manual_seed(0)
+    )
+    assert recorded == {"down_blocks": False, "mid_block": False, "up_blocks": True}
+    loss.backward()
+    # At the start every gradient but those of the zero convolutions is zero.
+    assert module.controlnet.controlnet_mid_block.weight.grad.abs().sum() > 0
+
+
+def test_training_lowers_the_loss(
+    base_folder: Path, city_folder: Path, controlnet_folder: Path, tmp_path: Path
+) -> None:
+    """Measured on fixed noise, before and after: the logged loss of single batches is too noisy."""
+    pairs = read_pairs(city_folder / "training/train.jsonl", city_folder)
+
+    def loss(module: ControlNetModule) -> float:
+        cache = encode_pairs(module.base, pairs, module.config, workers=1)
+        index = torch.arange(6)
+        never = torch.zeros(6, dtype=torch.bool)
+        latents, masks, text = cache({"index": index, "flip": never, "drop_caption": never})
+        with torch.no_grad():
+            hints = (masks + 1)[:, None].float() / 34
+            total = 0.0
+            for seed in range(8):
+                generator = torch.Generator().manual_seed(seed)
+                total += float(module.denoising_loss(latents.float(), hints, text.float(), generator))
+        return total
+
+    base = load_base(base_folder)
+    before = loss(ControlNetModule(base, add_control(base, hint_init="hinges"), TrainingConfig(**SMALL)))
+    after = loss(train(base_folder, city_folder, tmp_path / "run", cached=True, max_steps=60, ema=0.0))
+    assert after < 0.97 * before
+
+
+def test_every_pass_uses_every_pair_once() -> None:
+    config = TrainingConfig(**{**SMALL, "batch_size": 3})
+    plans = [DrawPlan(7, config, rank=rank, world_size=2) for rank in range(2)]
+    drawn = [draw.index for number in range(7) for plan in plans for draw in plan.batch(number)]
+    assert len(drawn) == 42 and set(Counter(drawn).values()) == {6}
+    for start in range(0, 42, 7):
+        assert sorted(drawn[start : start + 7]) == list(range(7))
+    assert drawn[:7] != drawn[7:14]
+
+
+def test_a_plan_can_start_anywhere() -> None:
+    config = TrainingConfig(**SMALL)
+    batches = iter(DrawPlan(5, config, start=9))
+    assert [next(batches), next(batches)] == [DrawPlan(5, config).batch(9), DrawPlan(5, config).batch(10)]
+    assert DrawPlan(5, config).batch(9) != DrawPlan(5, TrainingConfig(**{**SMALL, "seed": 1})).batch(9)
+
+
+def test_flips_and_dropped_captions_come_as_often_as_asked() -> None:
+    config = TrainingConfig(**{**SMALL, "batch_size": 1000, "caption_dropout": 0.1})
+    draws = DrawPlan(10, config).batch(0)
+    assert 0.45 < sum(draw.flip for draw in draws) / 1000 < 0.55
+    assert 0.07 < sum(draw.drop_caption for draw in draws) / 1000 < 0.13
+    still = DrawPlan(10, TrainingConfig(**{**SMALL, "flip": False, "caption_dropout": 0.0})).batch(0)
+    assert not any(draw.flip or draw.drop_caption for draw in still)
+
+
+def test_cache_holds_what_the_loader_gives(base_folder: Path, city_folder: Path) -> None:
+    config = TrainingConfig(**{**SMALL, "batch_size": 6, "caption_dropout": 0.5})
+    pairs = read_pairs(city_folder / "training/train.jsonl", city_folder)
+    base = load_base(base_folder)
+    cache = encode_pairs(base, pairs, config, workers=1)
+    assert cache.latents.shape == (2, 6, 4, 8, 16) and len(cache.texts) == 3
+    draws = DrawPlan(6, config).batch(0)
+    (plain,) = DrawnPairs([draws], pairs, config, workers=2)
+    (numbers,) = DrawnIndices([draws])
+    latents, masks, texts = cache(numbers)
+    assert torch.equal(masks, plain["mask"])
+    torch.testing.assert_close(latents.float(), base.encode_images(plain["image"]), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(texts.float(), base.encode_text(plain["caption"]), atol=2e-3, rtol=2e-3)
+    assert plain["caption"].count("") == sum(draw.drop_caption for draw in draws) > 0
+
+
+def test_published_epochs_as_steps() -> None:
+    # 2,975 pairs, batch 8, accumulate 16: 150 epochs are 3,487 optimiser steps.
+    assert TrainingConfig().total_steps(2975) == 3487
+    assert TrainingConfig().total_steps(2975, world_size=2) == 1744
+    assert TrainingConfig(max_steps=2100).total_steps(2975) == 2100
+
+
+def test_hint_embedding_has_its_own_rate(base_folder: Path, controlnet_folder: Path) -> None:
+    base = load_base(base_folder)
+    config = TrainingConfig(**{**SMALL, "hint_lr_scale": 4.0})
+    module = ControlNetModule(base, load_controlnet(controlnet_folder, base), config)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    assert groups[1]["initial_lr"] == 4 * groups[0]["initial_lr"] == 4e-3
+    assert sum(len(group["params"]) for group in groups) == len(list(module.controlnet.parameters()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 0},
+        {"max_steps": 0},
+        {"ema": 1.0},
+        {"caption_dropout": -0.1},
+        {"lr": 0.0},
+        {"warmup_steps": -1},
+        {"lr_schedule": "linear"},
+    ],
+)
+def test_bad_settings_name_the_flag(change: dict[str, Any]) -> None:
+    with pytest.raises(GenValError, match=f"--{next(iter(change))}"):
+        TrainingConfig(**change)
+
+
+def test_runs_are_numbered_and_found_again(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "3/lightning_logs/version_0/checkpoints"
+    assert choose_run(tmp_path, None, None) == (tmp_path / "0", None)
+    assert choose_run(tmp_path, None, "auto") == (tmp_path / "0", None)
+    with pytest.raises(GenValError, match="no checkpoint"):
+        choose_run(tmp_path, None, "last")
+    checkpoints.mkdir(parents=True)
+    for step in (9, 10):
+        (checkpoints / f"step={step}.ckpt").touch()
+    assert choose_run(tmp_path, None, None) == (tmp_path / "4", None)
+    for resume in ("last", "auto", str(checkpoints / "step=10.ckpt")):
+        assert choose_run(tmp_path, None, resume) == (tmp_path / "3", checkpoints / "step=10.ckpt")
+    with pytest.raises(GenValError, match="has checkpoints already"):
+        choose_run(tmp_path, "3", None)
+    with pytest.raises(GenValError, match="does not exist"):
+        choose_run(tmp_path, None, "none.ckpt")

@@ -1,0 +1,212 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusion_world import HEIGHT, WIDTH
+
+from genval.artifacts.manifest import Manifest
+from genval.datasets.items import Item, find_items
+from genval.diffusion import transfer as transfer_module
+from genval.diffusion.controlnet import load_controlnet
+from genval.diffusion.pairs import find_jsonl
+from genval.diffusion.pipelines import load_base
+from genval.diffusion.sampling import SamplingConfig
+from genval.diffusion.transfer import (
+    Transfer,
+    TransferRun,
+    draw_transfers,
+    find_domain,
+    prepare_folder,
+    read_captions,
+)
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_image, read_jsonl, read_mask
+
+
+def frames(count: int) -> list[Item]:
+    return [
+        Item(f"n{i}", Path(f"leftImg8bit/val/c/n{i}_leftImg8bit.png"), Path(f"n{i}.png"), "clean", "c")
+        for i in range(count)
+    ]
+
+
+CAPTIONS = {f"n{i}_leftImg8bit.png": f"caption {i}" for i in range(20)}
+TEMPLATE = "{caption}, {domain}"
+
+
+def test_domains_by_name_and_by_text() -> None:
+    assert find_domain("fog").text == "in fog"
+    assert (find_domain(None, "Dense  fog!").name, find_domain(None, "Dense fog").text) == ("dense-fog", "in Dense fog")
+    with pytest.raises(GenValError, match=r"Unknown domain 'fogg'\. Did you mean fog\?.*--prompt"):
+        find_domain("fogg")
+    with pytest.raises(GenValError, match="--prompt"):
+        find_domain(None, "../..")
+
+
+def test_draws_are_seeded_with_replacement_and_shared_by_domains() -> None:
+    fog = draw_transfers(frames(4), CAPTIONS, find_domain("fog"), 20, 1, TEMPLATE)
+    assert fog == draw_transfers(frames(4), CAPTIONS, find_domain("fog"), 20, 1, TEMPLATE)
+    assert len({t.source.id for t in fog}) == 4 and len({t.id for t in fog}) == len({t.seed for t in fog}) == 20
+    night = draw_transfers(frames(4), CAPTIONS, find_domain("night"), 20, 1, TEMPLATE)
+    assert [t.source for t in fog] == [t.source for t in night] and fog[0].seed != night[0].seed
+    assert fog[:5] == draw_transfers(frames(4), CAPTIONS, find_domain("fog"), 5, 1, TEMPLATE)
+    other = draw_transfers(frames(4), CAPTIONS, find_domain("fog"), 20, 2, TEMPLATE)
+    assert [t.source for t in fog] != [t.source for t in other]
+    first = fog[0]
+    assert first.id == f"fog_0_{first.source.id}" and first.prompt == f"caption {first.source.id[1:]}, in fog"
+
+
+def test_draws_need_captions_and_a_sound_template() -> None:
+    with pytest.raises(GenValError, match="No caption for n0_leftImg8bit"):
+        draw_transfers(frames(1), {}, find_domain("fog"), 1, 1, TEMPLATE)
+    with pytest.raises(GenValError, match="--prompt_template"):
+        draw_transfers(frames(1), CAPTIONS, find_domain("fog"), 1, 1, "{weather}")
+
+
+def test_captions_file_needs_its_keys(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"image": "a/b.png"}\n')
+    with pytest.raises(GenValError, match="entry 1"):
+        read_captions(tmp_path / "c.jsonl")
+
+
+def test_a_folder_is_only_gone_on_with_under_the_same_settings(tmp_path: Path) -> None:
+    folder = tmp_path / "fog"
+    prepare_folder(folder, {"seed": 1, "batch_size": 4}, ["seed"], False)
+    (folder / "leftImg8bit").mkdir()
+    (folder / "leftImg8bit/.x.png.7.part").touch()
+    prepare_folder(folder, {"seed": 1, "batch_size": 2}, ["seed"], False)
+    assert not list(folder.rglob("*.part"))
+    with pytest.raises(GenValError, match=r"seed 1 \(now 2\).*--overwrite"):
+        prepare_folder(folder, {"seed": 2}, ["seed"], False)
+    prepare_folder(folder, {"seed": 2}, ["seed"], True)
+    assert not (folder / "leftImg8bit").exists()
+    (folder / "settings.json").unlink()
+    (folder / "gtFine").mkdir()
+    with pytest.raises(GenValError, match=r"no settings\.json"):
+        prepare_folder(folder, {"seed": 2}, ["seed"], False)
+
+
+def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "fog").touch()
+    with pytest.raises(GenValError, match="is a file"):
+        prepare_folder(tmp_path / "fog", {}, [], False)
+
+
+class World:
+    def __init__(self, base_folder: Path, controlnet_folder: Path, city: Path) -> None:
+        self.base = load_base(base_folder)
+        self.controlnet = load_controlnet(controlnet_folder, self.base).eval()
+        items = find_items("Cityscapes", root=city)
+        captions = read_captions(find_jsonl("training/val.jsonl", city))
+        self.transfers = draw_transfers(items, captions, find_domain("fog"), 7, 0, TEMPLATE)
+
+    def run(self, folder: Path) -> TransferRun:
+        return TransferRun(folder, self.base, self.controlnet, SamplingConfig(2, 3.0), HEIGHT, WIDTH)
+
+    def make(self, folder: Path, batch_size: int = 3, transfers: list[Transfer] | None = None) -> int:
+        made = self.run(folder).make(transfers or self.transfers, batch_size)
+        Manifest(folder).finish([t.id for t in self.transfers])
+        return made
+
+
+@pytest.fixture(scope="module")
+def world(base_folder: Path, controlnet_folder: Path, city_folder: Path) -> World:
+    return World(base_folder, controlnet_folder, city_folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_files_and_their_layout(world: World, tmp_path: Path) -> None:
+    assert world.make(tmp_path / "fog") == 7
+    # The evaluation's own reader finds them.
+    found = find_items("Cityscapes_fog", root=tmp_path / "fog")
+    assert sorted(item.id for item in found) == sorted(t.id for t in world.transfers)
+    records = {record["id"]: record for record in read_jsonl(tmp_path / "fog/manifest.jsonl")}
+    assert list(records) == [t.id for t in world.transfers]
+    for transfer in world.transfers:
+        record = records[transfer.id]
+        np.testing.assert_array_equal(read_mask(tmp_path / "fog" / record["mask"]), read_mask(transfer.source.mask))
+        np.testing.assert_array_equal(
+            read_image(tmp_path / "fog" / record["original"]), read_image(transfer.source.image)
+        )
+        assert read_image(tmp_path / "fog" / record["image"]).shape == (HEIGHT, WIDTH, 3)
+        assert (record["seed"], record["prompt"]) == (transfer.seed, transfer.prompt)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_a_stopped_run_goes_on_to_the_same_bytes(world: World, tmp_path: Path, kept: int) -> None:
+    world.make(tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    # What a kill leaves: some records with their files, the next item with two of its three files, a torn line.
+    part = tmp_path / "part"
+    shutil.copytree(tmp_path / "whole", part)
+    lines = (part / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    (part / "manifest.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
+    for transfer in world.transfers[kept:]:
+        for file in list(world.run(part).files(transfer).values())[2 if transfer is world.transfers[kept] else 0 :]:
+            (part / file).unlink()
+    unchanged = part / next(iter(contents(part)))
+    before = unchanged.stat().st_mtime_ns
+    made = world.make(part)
+    assert made == 7 - kept // 3 * 3
+    assert contents(part) == whole
+    assert unchanged.name == "manifest.jsonl" or unchanged.stat().st_mtime_ns == before
+
+
+def test_finished_runs_compute_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.make(tmp_path)
+    monkeypatch.setattr(transfer_module, "generate", None)
+    assert world.make(tmp_path) == 0
+
+
+def test_processes_share_the_batches(world: World, tmp_path: Path) -> None:
+    world.make(tmp_path / "one")
+    made = [world.run(tmp_path / "two").make(world.transfers, 3, rank, 2) for rank in range(2)]
+    assert made == [4, 3]
+    Manifest(tmp_path / "two").finish([t.id for t in world.transfers])
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_another_batch_size_changes_rounding_only(world: World, tmp_path: Path) -> None:
+    world.make(tmp_path / "three", 3)
+    world.make(tmp_path / "one", 1)
+    for transfer in world.transfers:
+        file = world.run(tmp_path).files(transfer)["image"]
+        one, three = (read_image(tmp_path / folder / file).astype(int) for folder in ("one", "three"))
+        assert np.abs(one - three).max() <= 1
+
+
+def test_out_of_memory_halves_the_batch(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = []
+    original = transfer_module.generate
+
+    def limited(base: Any, controlnet: Any, masks: np.ndarray, *args: Any) -> Any:
+        sizes.append(len(masks))
+        if len(masks) > 2:
+            raise torch.OutOfMemoryError("full")
+        return original(base, controlnet, masks, *args)
+
+    monkeypatch.setattr(transfer_module, "generate", limited)
+    assert world.make(tmp_path / "small", 5) == 7
+    assert sizes == [5, 2, 2, 1, 2]
+    assert "Out of memory with 5 pictures at a time: going on with 2." in capsys.readouterr().out
+    monkeypatch.setattr(transfer_module, "generate", original)
+    world.make(tmp_path / "large", 5)
+    small, large = contents(tmp_path / "small"), contents(tmp_path / "large")
+    assert small.keys() == large.keys()
+
+
+def test_one_picture_too_large_for_the_memory(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(transfer_module, "generate", full)
+    with pytest.raises(GenValError, match="--precision 16-true"):
+        world.make(tmp_path, 2)

@@ -1,0 +1,136 @@
+import doctest
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from genval.metrics import results as results_module
+from genval.metrics.inference import predict
+from genval.metrics.results import (
+    SceneResults,
+    finish_scene,
+    folder_name,
+    image_record,
+    list_scenes,
+    model_list,
+    save_image,
+)
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_mask
+
+
+@pytest.mark.parametrize("name", ["confusion", "correlation", "results", "segmentation", "tables"])
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(f"genval.metrics.{name}")
+    outcome = doctest.testmod(module)
+    assert outcome.attempted > 0 and outcome.failed == 0
+
+
+def test_folder_names_are_safe_and_apart():
+    names = ["DLV3+ResNet18", "hf:a/b", "hf:a_b", "mmseg:/x/c.py,/y/c.pth", "..", "x" * 300, "a b"]
+    folders = [folder_name(name) for name in names]
+    assert folders[0] == "DLV3+ResNet18"
+    assert len(set(folders)) == len(names)
+    assert all(not set("/:, ") & set(folder) and 0 < len(folder) < 120 and folder[0] != "." for folder in folders)
+
+
+def test_model_lists():
+    assert model_list("all", "mini") == list(results_module.path_dicts.MINI_SEGMENTERS)
+    assert len(model_list("all")) == 42
+    with pytest.raises(GenValError, match="names separated by commas"):
+        model_list("a,,b")
+
+
+@pytest.fixture
+def scene(tmp_path):
+    for name in ("image", "mask"):
+        (tmp_path / name).write_bytes(b"1234")
+    return SceneResults(tmp_path / "results", "hf:a/b", "Cityscapes_fog", "fog", "lindau")
+
+
+def record(scene, item_id="x", weights="w"):
+    return image_record(
+        item_id, scene.root.parent / "image", scene.root.parent / "mask", scene.model, weights, "32-true"
+    )
+
+
+def test_an_image_is_done_when_both_its_files_exist_and_come_from_the_same_inputs(scene):
+    labels, prediction = np.array([[0, 1, 255]], np.uint8), np.array([[0, 0, 3]], np.uint8)
+    save_image(scene, record(scene), prediction, labels)
+    assert scene.is_done(record(scene))
+    assert (read_mask(scene.prediction("x")) == prediction).all()
+    assert not scene.is_done(record(scene, weights="others"))
+    (scene.root.parent / "image").write_bytes(b"another image")
+    assert not scene.is_done(record(scene))
+    (scene.root.parent / "image").write_bytes(b"1234")
+    scene.prediction("x").unlink()
+    assert not scene.is_done(record(scene))
+
+
+def test_finished_scenes_are_listed_and_others_refused_with_the_command(scene):
+    with pytest.raises(
+        GenValError, match=r"found nothing\. Run: python relis/eval\.py --preset mini --model_arch hf:a/b"
+    ):
+        list_scenes(scene.root, scene.model, scene.dataset, [("all", "all")], preset="mini")
+    one = np.array([[0, 1, 255]], np.uint8)
+    save_image(scene, record(scene), one % 2, one)
+    with pytest.raises(GenValError, match=r"No finished results in .*lindau\. Run: "):
+        list_scenes(scene.root, scene.model, scene.dataset, [("fog", "lindau")])
+    names = [str(index) for index in range(19)]
+    finish_scene(scene, [record(scene)], names, range(19), {"2": [0, 1], "3": [0, 1, 2]}, {"split": None})
+    (found,) = list_scenes(scene.root, scene.model, scene.dataset, [("fog", "all"), ("all", "lindau")])
+    assert found == scene
+    assert found.read_matrix()[:2, :2].tolist() == [[1, 0], [0, 1]]
+    values = json.loads(scene.metrics.read_text())
+    assert (values["model"], values["images"], values["miou"], values["miou_2"], values["miou_3"]) == (
+        "hf:a/b",
+        1,
+        1,
+        1,
+        None,
+    )
+    with pytest.raises(GenValError, match=r"scene munster in .*found fog/lindau"):
+        list_scenes(scene.root, scene.model, scene.dataset, [("fog", "munster")])
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"confusion_matrix": [[1, 2]]}', '{"confusion_matrix": [[0.5]]}'])
+def test_damaged_statistics_are_refused(scene, damage):
+    path = scene.statistics("x")
+    path.parent.mkdir(parents=True)
+    path.write_text(damage)
+    with pytest.raises(GenValError, match=r"statistics/x\.json"):
+        results_module.read_statistics(path)
+
+
+def segmenter(logits):
+    callable_ = lambda images, size: logits.expand(len(images), -1, *size)  # noqa: E731
+    return type("Fake", (), {"name": "fake", "__call__": staticmethod(callable_)})()
+
+
+def test_predict_takes_the_largest_logit():
+    logits = torch.arange(19.0).view(1, 19, 1, 1).roll(3, 1)
+    predictions = predict(segmenter(logits), np.zeros((2, 4, 5, 3), np.uint8), ["a", "b"], torch.device("cpu"))
+    assert predictions.dtype == np.uint8 and predictions.shape == (2, 4, 5) and (predictions == 2).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_predict_refuses_what_is_no_number(value):
+    class Second:
+        name = "fake"
+
+        def __call__(self, images, size):
+            logits = torch.zeros(2, 19, *size)
+            logits[1, :, 0, 0] = value
+            return logits
+
+    with pytest.raises(GenValError, match=r"fake gives NaN or infinite logits for b\.png"):
+        predict(Second(), np.zeros((2, 4, 5, 3), np.uint8), ["a.png", "b.png"], torch.device("cpu"))
+
+
+def test_one_nan_class_is_enough_to_refuse():
+    logits = torch.zeros(1, 19, 1, 1)
+    logits[0, 7] = float("nan")
+    with pytest.raises(GenValError, match="NaN"):
+        predict(segmenter(logits), np.zeros((1, 2, 2, 3), np.uint8), ["a"], torch.device("cpu"))

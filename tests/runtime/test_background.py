@@ -1,0 +1,51 @@
+import threading
+import time
+
+import pytest
+
+from genval.runtime.background import BackgroundWriter
+from genval.runtime.errors import GenValError
+from genval.runtime.files import remove_leftovers
+
+
+def fail():
+    raise GenValError("disk full")
+
+
+def test_every_job_has_ended_on_leaving():
+    done = []
+    with BackgroundWriter(threads=2) as writer:
+        for number in range(20):
+            writer.submit(lambda n: (time.sleep(0.002), done.append(n)), number)
+    assert sorted(done) == list(range(20))
+
+
+def test_a_failed_job_is_raised():
+    with pytest.raises(GenValError, match="disk full"), BackgroundWriter() as writer:
+        writer.submit(fail)
+
+
+def test_a_failed_job_does_not_hide_the_error_that_ended_the_block():
+    with pytest.raises(KeyError), BackgroundWriter() as writer:
+        writer.submit(fail)
+        raise KeyError
+
+
+def test_the_queue_is_bounded():
+    gate, started = threading.Event(), []
+    with BackgroundWriter(threads=1, waiting=2) as writer:
+        feeder = threading.Thread(target=lambda: [writer.submit(gate.wait) or started.append(n) for n in range(5)])
+        feeder.start()
+        time.sleep(0.05)
+        assert len(started) == 2
+        gate.set()
+        feeder.join()
+    assert len(started) == 5
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in (".a.png.12.part", "deep/.b.json.3.part", "a.png", "deep/.hidden"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".hidden", "a.png", "deep"]

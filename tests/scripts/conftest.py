@@ -1,0 +1,3 @@
+from relis_world import relis
+
+__all__ = ["relis"]

@@ -1,0 +1,167 @@
+"""mmsegmentation models behave as mmsegmentation runs them."""
+
+import gc
+import gzip
+import json
+
+import pytest
+import torch
+from conftest import CONFIG
+
+import path_dicts
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import REPO_ROOT
+from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network, load_openmmlab, read_config
+
+GOLDEN_KEYS = REPO_ROOT.parent / "shared" / "golden" / "zoo_state_dict_keys.json.gz"
+SLIDE = {"_delete_": True, "mode": "slide", "crop_size": [64, 64], "stride": [40, 40]}
+
+
+def mmseg_inference(network, images):
+    """Logits from mmseg's own preprocessing and inference, on the BGR images its loader gives."""
+    from mmseg.structures import SegDataSample
+
+    bgr = list(images.flip(1))
+    shape = tuple(images.shape[-2:])
+    samples = [SegDataSample(metainfo={"ori_shape": shape, "img_shape": shape, "pad_shape": shape}) for _ in bgr]
+    data = network.data_preprocessor({"inputs": bgr, "data_samples": samples}, training=False)
+    with torch.no_grad():
+        results = network.predict(data["inputs"], data["data_samples"])
+    return torch.stack([result.seg_logits.data for result in results])
+
+
+def build(overrides=None):
+    torch.manual_seed(0)
+    return build_network(CONFIG, overrides)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_whole_mode_equals_mmseg(images, align_corners):
+    network = build({"model.decode_head.align_corners": align_corners})
+    segmenter = OpenMMLabSegmenter("net", network)
+    assert segmenter.align_corners == align_corners
+    torch.testing.assert_close(segmenter(images), mmseg_inference(network, images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(96, 160), (64, 64), (150, 105), (40, 200), (33, 47)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_sliding_window_equals_mmseg(size, batch):
+    network = build({"model.test_cfg": SLIDE})
+    images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8)
+    expected = mmseg_inference(network, images)
+    torch.testing.assert_close(OpenMMLabSegmenter("net", network)(images), expected, rtol=0, atol=1e-5)
+
+
+def test_a_label_of_another_size_is_resized_as_mmseg_does(images):
+    from mmseg.models.utils import resize
+
+    network = build({"model.decode_head.align_corners": True})
+    expected = resize(mmseg_inference(network, images), (48, 80), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(OpenMMLabSegmenter("net", network)(images, (48, 80)), expected, rtol=0, atol=1e-5)
+
+
+def test_models_trained_on_bgr_get_bgr(images):
+    network = build({"model.data_preprocessor.bgr_to_rgb": False, "model.data_preprocessor.mean": [10.0, 20.0, 200.0]})
+    torch.testing.assert_close(
+        OpenMMLabSegmenter("net", network)(images), mmseg_inference(network, images), rtol=0, atol=1e-5
+    )
+
+
+def test_size_divisor_at_test_time_pads_and_crops(images):
+    overrides = {"model.data_preprocessor.test_cfg": {"size_divisor": 64}}
+    network = build(overrides)
+    torch.testing.assert_close(
+        OpenMMLabSegmenter("net", network)(images), mmseg_inference(network, images), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true", "16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("mode", [{"_delete_": True, "mode": "whole"}, SLIDE])
+def test_reduced_precision_stays_close_and_gives_float32(images, precision, mode):
+    full = OpenMMLabSegmenter("net", build({"model.test_cfg": mode}))(images)
+    reduced = OpenMMLabSegmenter("net", build({"model.test_cfg": mode}), precision)(images)
+    assert reduced.dtype == torch.float32
+    assert 0 < (reduced - full).abs().max() < 0.1 * full.abs().max()
+
+
+def test_building_fetches_nothing_and_replaces_synchronised_batch_norm():
+    config = read_config("pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-769x769.py").model
+    assert "pretrained" not in config
+    assert "SyncBN" not in str(config)
+    swin = read_config(path_dicts.ZOO["SwinLarge"]["config"]).model
+    assert "Pretrained" not in str(swin)
+
+
+def test_bad_configs(tmp_path):
+    with pytest.raises(GenValError, match=r"no config .*/absent.py, nor does mmsegmentation ship one"):
+        read_config("absent.py")
+    for text, message in (
+        ("model = dict(", "Cannot read the config"),
+        ("x = 1", "no `model = dict"),
+        ("custom_imports = dict(imports=['no_such_package'])\nmodel = dict(type='EncoderDecoder')", "no_such_package"),
+    ):
+        path = tmp_path / "config.py"
+        path.write_text(text)
+        with pytest.raises(GenValError, match=message):
+            read_config(path)
+    (tmp_path / "config.py").write_text("model = dict(type='NoSuchModel')")
+    with pytest.raises(GenValError, match=r"Cannot build the model .*NoSuchModel"):
+        build_network(tmp_path / "config.py")
+
+
+def test_models_that_do_not_fit_the_protocol():
+    with pytest.raises(GenValError, match="150 classes, expected 19"):
+        OpenMMLabSegmenter("net", build({"model.decode_head.num_classes": 150}))
+    with pytest.raises(GenValError, match="test mode 'whole' or 'slide' expected, found 'tile'"):
+        OpenMMLabSegmenter("net", build({"model.test_cfg": {"_delete_": True, "mode": "tile"}}))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, checkpoint, network):
+    state = dict(network.state_dict())
+    state["decode_head.conv_seg.weights"] = state.pop("decode_head.conv_seg.weight")
+    torch.save({"state_dict": state}, tmp_path / "renamed.pth")
+    with pytest.raises(GenValError, match=r"1 missing: decode_head.conv_seg.weight; 1 not in the model: .*weights"):
+        load_openmmlab("net", CONFIG, tmp_path / "renamed.pth", torch.device("cpu"))
+    with pytest.raises(GenValError, match=r"does not fit the config mini/segmenters/semfpn-r18.py"):
+        load_openmmlab("net", "mini/segmenters/semfpn-r18.py", checkpoint, torch.device("cpu"))
+
+
+def test_lraspp_takes_small_images():
+    """Its pooling window of 49 needs 392 pixels at stride 8: smaller images are padded, larger ones are not."""
+    network = build_network(path_dicts.ZOO["MobileNetV3"]["config"])
+    segmenter = OpenMMLabSegmenter("MobileNetV3", network)
+    assert segmenter.minimum_size == 392
+    assert segmenter(torch.zeros(1, 3, 100, 200, dtype=torch.uint8)).shape == (1, 19, 100, 200)
+    images = torch.randint(0, 256, (1, 3, 400, 408), dtype=torch.uint8)
+    torch.testing.assert_close(segmenter(images), mmseg_inference(network, images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["PSPNet-R18", "SegFormer-B0", "BiSeNetV2-FCN"])
+def test_zoo_models_load_and_run(tmp_path, name):
+    """The whole way of a zoo file, with random weights; sizes that no stride divides."""
+    from genval.segmenters import load_segmenter
+
+    entry = path_dicts.ZOO[name]
+    network = build_network(entry["config"], entry.get("overrides"))
+    path = tmp_path / entry["checkpoint"]
+    path.parent.mkdir()
+    torch.save({"state_dict": network.state_dict(), "meta": {}}, path)
+    segmenter = load_segmenter(name, torch.device("cpu"), checkpoint_root=tmp_path)
+    images = torch.randint(0, 256, (1, 3, 67, 131), dtype=torch.uint8)
+    assert segmenter(images).shape == (1, 19, 67, 131)
+    torch.testing.assert_close(segmenter(images), mmseg_inference(network, images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", path_dicts.ZOO)
+def test_zoo_models_have_the_keys_of_their_published_files(name):
+    if not GOLDEN_KEYS.exists():
+        pytest.skip(f"{GOLDEN_KEYS} is absent")
+    if name.startswith("ConvNext"):
+        pytest.skip("the key list has no comparable ConvNeXt rows, and they need mmpretrain")
+    with gzip.open(GOLDEN_KEYS) as stream:
+        expected = json.load(stream)[name]["sd"]
+    network = build_network(path_dicts.ZOO[name]["config"], path_dicts.ZOO[name].get("overrides"))
+    assert {key: list(value.shape) for key, value in network.state_dict().items()} == expected
+    del network
+    gc.collect()

@@ -1,0 +1,124 @@
+"""Names, prefixes and factories."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import CONFIG
+
+import path_dicts
+from genval.runtime.errors import GenValError
+from genval.segmenters import list_segmenters, load_segmenter
+
+CPU = torch.device("cpu")
+
+
+def test_the_names_are_the_zoo_and_the_mini_segmenters():
+    assert len(path_dicts.ZOO) == 42
+    assert len(path_dicts.MINI_SEGMENTERS) >= 5
+    assert list_segmenters() == [*path_dicts.ZOO, *path_dicts.MINI_SEGMENTERS]
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("segformer-b5", "SegFormer-B5"), ("PSPNet-R5", "PSPNet-R50")])
+def test_an_unknown_name_gets_suggestions_and_how_to_list(wrong, meant):
+    with pytest.raises(GenValError, match=f"Unknown segmenter '{wrong}'") as error:
+        load_segmenter(wrong, CPU)
+    assert meant in str(error.value)
+    assert "list_segmenters" in str(error.value)
+
+
+def test_a_missing_zoo_file_is_named_with_its_place_and_source(tmp_path):
+    with pytest.raises(GenValError) as error:
+        load_segmenter("PSPNet-R18", CPU, checkpoint_root=tmp_path)
+    assert str(tmp_path / path_dicts.ZOO["PSPNet-R18"]["checkpoint"]) in str(error.value)
+    assert "model zoo of mmsegmentation 0.x: https://" in str(error.value)
+    with pytest.raises(GenValError, match="not in mmsegmentation's model zoo"):
+        load_segmenter("UpperNetR18", CPU, checkpoint_root=tmp_path)
+
+
+@pytest.mark.parametrize("below", ["", "my_links"])
+def test_a_zoo_file_is_found_in_place_and_one_folder_deeper(tmp_path, monkeypatch, checkpoint, images, below):
+    monkeypatch.setitem(path_dicts.ZOO, "Tiny", {"config": CONFIG, "checkpoint": "PSPNet/tiny.pth"})
+    place = tmp_path / "checkpoints" / below / "PSPNet"
+    place.mkdir(parents=True)
+    shutil.copy(checkpoint, place / "tiny.pth")
+    segmenter = load_segmenter("Tiny", CPU, checkpoint_root=tmp_path / "checkpoints")
+    assert segmenter.name == "Tiny"
+    assert segmenter(images).shape == (2, 19, 96, 160)
+
+
+def test_overrides_of_the_zoo_reach_the_network(monkeypatch, checkpoint):
+    entry = {
+        "config": CONFIG,
+        "checkpoint": str(checkpoint),
+        "overrides": {"model.test_cfg": {"_delete_": True, "mode": "slide", "crop_size": [64, 64], "stride": [32, 32]}},
+    }
+    monkeypatch.setitem(path_dicts.ZOO, "Tiny", entry)
+    assert load_segmenter("Tiny", CPU).test_mode == "slide"
+
+
+def test_mmseg_prefix(tmp_path, checkpoint, images):
+    segmenter = load_segmenter(f"mmseg:{CONFIG},{checkpoint}", CPU)
+    logits = segmenter(images, (50, 70))
+    assert (logits.shape, logits.dtype) == ((2, 19, 50, 70), torch.float32)
+    with pytest.raises(GenValError, match="mmseg:CONFIG,CHECKPOINT"):
+        load_segmenter(f"mmseg:{CONFIG}", CPU)
+    with pytest.raises(GenValError, match=r"no checkpoint absent.pth"):
+        load_segmenter(f"mmseg:{CONFIG},absent.pth", CPU, checkpoint_root=tmp_path)
+
+
+@pytest.fixture
+def factories(tmp_path, monkeypatch):
+    (tmp_path / "my_segmenters.py").write_text(
+        "import torch\n"
+        "def brightness(device):\n"
+        "    return lambda images: images.float().mean(1, keepdim=True).repeat(1, 19, 1, 1)[..., ::2, ::2]\n"
+        "def convolution(device):\n"
+        "    class Net(torch.nn.Module):\n"
+        "        def __init__(self):\n"
+        "            super().__init__()\n"
+        "            self.convolution = torch.nn.Conv2d(3, 19, 3, padding=1)\n"
+        "        def forward(self, images):\n"
+        "            return self.convolution(images.float() / 255)\n"
+        "    return Net().to(device)\n"
+        "def three_classes(device):\n"
+        "    return lambda images: images.float()\n"
+        "def nothing(device):\n"
+        "    return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_any_python_function_makes_a_segmenter(factories, images):
+    logits = load_segmenter("my_segmenters:brightness", CPU)(images)
+    assert (logits.shape, logits.dtype) == ((2, 19, 96, 160), torch.float32)
+    network = load_segmenter("my_segmenters:convolution", CPU, "bf16-true")
+    assert network(images).dtype == torch.float32
+    assert not network.function.training
+    assert not network(images).requires_grad
+
+
+def test_functions_that_do_not_keep_the_protocol(factories, images):
+    with pytest.raises(GenValError, match="19 Cityscapes classes"):
+        load_segmenter("my_segmenters:three_classes", CPU)(images)
+    with pytest.raises(GenValError, match="returned NoneType"):
+        load_segmenter("my_segmenters:nothing", CPU)
+    with pytest.raises(GenValError, match="no attribute 'absent'"):
+        load_segmenter("my_segmenters:absent", CPU)
+    with pytest.raises(GenValError, match="No module named 'no_such_module'"):
+        load_segmenter("no_such_module:function", CPU)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [torch.zeros(1, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8, 3, dtype=torch.uint8)],
+    ids=["float", "no batch", "channels last"],
+)
+def test_images_of_another_kind_are_refused(factories, bad):
+    with pytest.raises(GenValError, match="expects RGB uint8 images"):
+        load_segmenter("my_segmenters:brightness", CPU)(bad)
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(GenValError, match="Unknown precision 'fp8'"):
+        load_segmenter("PSPNet-R18", CPU, "fp8")

@@ -1,0 +1,105 @@
+"""transformers models: strict weights, the processor's normalisation, 19 labels in order."""
+
+import json
+
+import pytest
+import torch
+
+from genval.runtime.errors import GenValError
+from genval.segmenters import load_segmenter
+
+CPU = torch.device("cpu")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_equals_the_transformers_way(hf_folder, images):
+    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+    segmenter = load_segmenter(f"hf:{hf_folder}", CPU)
+    model = AutoModelForSemanticSegmentation.from_pretrained(hf_folder).eval()
+    inputs = AutoImageProcessor.from_pretrained(hf_folder)(list(images), return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    expected = torch.nn.functional.interpolate(logits, (96, 160), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(segmenter(images), expected, rtol=0, atol=1e-5)
+    assert segmenter(images, (30, 50)).shape == (2, 19, 30, 50)
+
+
+def test_a_folder_below_the_checkpoint_root(hf_folder):
+    assert load_segmenter("hf:segformer", CPU, checkpoint_root=hf_folder.parent).name == "hf:segformer"
+
+
+@pytest.mark.parametrize(
+    ("changes", "mean", "std"),
+    [
+        ({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}, 127.5, 63.75),
+        ({"rescale_factor": 0.5, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}, 1.0, 0.5),
+        ({"do_rescale": False, "image_mean": [100.0] * 3, "image_std": [50.0] * 3}, 100.0, 50.0),
+        ({"do_normalize": False}, 0.0, 255.0),
+    ],
+)
+def test_the_processors_normalisation_is_honoured(hf_folder, changes, mean, std):
+    edit(hf_folder / "preprocessor_config.json", **changes)
+    segmenter = load_segmenter(f"hf:{hf_folder}", CPU)
+    torch.testing.assert_close(segmenter.mean.flatten(), torch.full((3,), mean))
+    torch.testing.assert_close(segmenter.std.flatten(), torch.full((3,), std))
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-mixed"])
+def test_reduced_precision(hf_folder, images, precision):
+    full = load_segmenter(f"hf:{hf_folder}", CPU)(images)
+    reduced = load_segmenter(f"hf:{hf_folder}", CPU, precision)(images)
+    assert reduced.dtype == torch.float32
+    assert (reduced - full).abs().max() < 0.1 * full.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["missing", "unexpected", "mismatched"])
+def test_weights_that_do_not_fit_are_refused(hf_folder, kind):
+    from safetensors.torch import load_file, save_file
+
+    path = hf_folder / "model.safetensors"
+    state = load_file(path)
+    key = "decode_head.classifier.weight"
+    if kind == "missing":
+        del state[key]
+    elif kind == "unexpected":
+        state["decode_head.extra.weight"] = torch.zeros(1)
+    else:
+        state[key] = torch.zeros(19, 7, 1, 1)
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(GenValError, match=rf"do not fit its config.json: {kind}: .*decode_head\.(classifier|extra)"):
+        load_segmenter(f"hf:{hf_folder}", CPU)
+
+
+def test_labels_are_checked(hf_folder):
+    labels = json.loads((hf_folder / "config.json").read_text())["id2label"]
+    swapped = labels | {"0": labels["1"], "1": labels["0"]}
+    edit(hf_folder / "config.json", id2label=swapped)
+    with pytest.raises(GenValError, match="another order"):
+        load_segmenter(f"hf:{hf_folder}", CPU)
+    edit(hf_folder / "config.json", id2label={str(i): f"LABEL_{i}" for i in range(19)})
+    load_segmenter(f"hf:{hf_folder}", CPU)
+    edit(hf_folder / "config.json", id2label={str(i): f"LABEL_{i}" for i in range(150)}, label2id={})
+    with pytest.raises(GenValError, match="150 labels, expected 19"):
+        load_segmenter(f"hf:{hf_folder}", CPU)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no weights", "no processor", "no config"])
+def test_damaged_folders(hf_folder, damage):
+    weights = hf_folder / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        name = {"no weights": weights.name, "no processor": "preprocessor_config.json", "no config": "config.json"}
+        (hf_folder / name[damage]).unlink()
+    with pytest.raises(GenValError, match=r"Cannot load a semantic segmentation model from .*segformer"):
+        load_segmenter(f"hf:{hf_folder}", CPU)
+
+
+def test_a_model_for_another_task_is_refused(hf_folder):
+    edit(hf_folder / "config.json", model_type="bert")
+    with pytest.raises(GenValError, match="Cannot load a semantic segmentation model"):
+        load_segmenter(f"hf:{hf_folder}", CPU)
