@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
+import itertools
+import re
+import string
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +30,8 @@ class DiffusionRecipe:
     attention_heads: int = 4
     text_width: int = 128
     text_layers: int = 3
-    text_tokens: int = 48
-    vocabulary: int = 700
+    text_tokens: int = 77  # CLIP's; the longest caption of the world has 57, its weather at the end
+    vocabulary: int = 700  # at most
     steps: int = 5000
     batch_size: int = 128
     learning_rate: float = 5e-4
@@ -230,24 +233,33 @@ class _Snapshot:
 
 
 def build_tokenizer(texts: Sequence[str], recipe: DiffusionRecipe) -> Any:
-    """A `CLIPTokenizer` whose byte-pair merges are learned from `texts`, so that the words used are single tokens."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    """A `CLIPTokenizer` whose byte-pair merges are learned from `texts`, so that the words used are single tokens.
+
+    Learned here and not by `tokenizers`, whose trainer breaks ties differently in every process: token ids, and with
+    them the trained weights, would not repeat.
+    """
     from transformers import CLIPTokenizer
 
     start, end = "<|startoftext|>", "<|endoftext|>"
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=end))
-    learner.normalizer = normalizers.Lowercase()
-    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    alphabet = [chr(code) for code in range(ord("a"), ord("z") + 1)] + [str(digit) for digit in range(10)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=recipe.vocabulary, special_tokens=[start, end], initial_alphabet=alphabet, end_of_word_suffix="</w>"
-    )
-    # Every letter also stands alone as a word, so that text outside the captions still has tokens.
-    learner.train_from_iterator([*texts, " ".join(alphabet)], trainer)
-    learned = json.loads(learner.to_str())["model"]
-    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in learned["merges"]]
+    counts = Counter(word for text in texts for word in re.findall(r"[a-z]+|\d|[^\sa-z\d]+", text.lower()))
+    words = {word: [*word[:-1], f"{word[-1]}</w>"] for word in sorted(counts)}
+    # Every letter and digit has a token of its own, so that a prompt with other words still has tokens.
+    letters = sorted({*string.ascii_lowercase, *string.digits, *"".join(counts)})
+    vocabulary = [start, end, *letters, *(f"{letter}</w>" for letter in letters)]
+    merges: list[tuple[str, str]] = []
+    while len(vocabulary) < recipe.vocabulary:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, symbols in words.items():
+            for pair in itertools.pairwise(symbols):
+                pairs[pair] += counts[word]
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        vocabulary.append("".join(best))
+        words = {word: _merge(symbols, best) for word, symbols in words.items()}
     return CLIPTokenizer(
-        vocab=learned["vocab"],
+        vocab={token: number for number, token in enumerate(dict.fromkeys(vocabulary))},
         merges=merges,
         bos_token=start,
         eos_token=end,
@@ -255,6 +267,16 @@ def build_tokenizer(texts: Sequence[str], recipe: DiffusionRecipe) -> Any:
         pad_token=end,
         model_max_length=recipe.text_tokens,
     )
+
+
+def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for symbol in symbols:
+        if merged and (merged[-1], symbol) == pair:
+            merged[-1] += symbol
+        else:
+            merged.append(symbol)
+    return merged
 
 
 @torch.no_grad()

@@ -1,0 +1,108 @@
+"""The recipe of the small diffusion model: normalised latents, a tokenizer of whole words, and exact resuming."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genval.runtime import files
+from genval.runtime.errors import GenValError
+from mini.recipe.autoencoder import AutoencoderRecipe, encode_images, train_autoencoder
+from mini.recipe.data import load_captioned_images
+from mini.recipe.diffusion import DiffusionRecipe, build_tokenizer, train_diffusion
+
+CPU = torch.device("cpu")
+TEXTS = ["a narrow street with two cars, in fog", "a wide road with people, at night"] * 4
+SMALL = {"block_out_channels": (32, 32), "text_width": 16, "text_layers": 1, "attention_heads": 2, "vocabulary": 200}
+
+
+@pytest.fixture(scope="module")
+def images():
+    blocks = torch.rand(8, 3, 4, 8, generator=torch.Generator().manual_seed(0))
+    return (torch.nn.functional.interpolate(blocks, scale_factor=8) * 255).byte()
+
+
+@pytest.fixture(scope="module")
+def autoencoder(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe") / "autoencoder"
+    recipe = AutoencoderRecipe(block_out_channels=(16, 16), steps=60, batch_size=4, learning_rate=3e-3)
+    return folder, train_autoencoder(images, recipe, folder, CPU, log=lambda _: None)
+
+
+def test_latents_have_zero_mean_and_unit_variance_a_channel(images, autoencoder):
+    from diffusers import AutoencoderKL
+
+    folder, figures = autoencoder
+    latents = encode_images(AutoencoderKL.from_pretrained(folder), images).float()
+    assert latents.mean((0, 2, 3)).abs().max() < 0.02
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.02
+    assert figures["psnr_db"] > 12  # an untrained one reaches 5 to 9 dB
+    assert figures["parameters"] > 0
+
+
+def test_words_of_the_captions_are_single_tokens_and_others_still_have_some():
+    tokenizer = build_tokenizer(TEXTS, DiffusionRecipe(**SMALL))
+    words = tokenizer.convert_ids_to_tokens(tokenizer("A narrow street, in fog").input_ids)
+    assert words[1:-1] == ["a</w>", "narrow</w>", "street</w>", ",</w>", "in</w>", "fog</w>"]
+    assert tokenizer.get_vocab() == build_tokenizer(TEXTS, DiffusionRecipe(**SMALL)).get_vocab()
+    smoke = tokenizer("smoke").input_ids[1:-1]
+    assert len(smoke) > 1
+    assert tokenizer.unk_token_id not in smoke
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(images, autoencoder, tmp_path):
+    recipe = DiffusionRecipe(steps=6, batch_size=2, warmup_steps=2, snapshot_steps=4, **SMALL)
+
+    def train(output, log):
+        return train_diffusion(images, TEXTS, autoencoder[0], recipe, output, CPU, log=log)
+
+    train(tmp_path / "whole", lambda _: None)
+
+    def kill_at_the_end(line):
+        if line.startswith("diffusion step 5"):
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        train(tmp_path / "stopped", kill_at_the_end)
+    assert not (tmp_path / "stopped").exists()
+    assert (tmp_path / "stopped.snapshot.pt").exists()
+    figures = train(tmp_path / "stopped", lambda _: None)
+    assert not (tmp_path / "stopped.snapshot.pt").exists()
+    assert figures["loss"] > 0
+    for part in ("unet/diffusion_pytorch_model", "text_encoder/model"):
+        whole, resumed = (load_file(tmp_path / name / f"{part}.safetensors") for name in ("whole", "stopped"))
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_snapshot_of_other_settings_is_refused(images, autoencoder, tmp_path):
+    def stop(line):
+        if line.startswith("diffusion step 2"):
+            raise _Killed
+
+    recipe = DiffusionRecipe(steps=3, batch_size=2, snapshot_steps=2, **SMALL)
+    with pytest.raises(_Killed):
+        train_diffusion(images, TEXTS, autoencoder[0], recipe, tmp_path / "out", CPU, log=stop)
+    other = DiffusionRecipe(steps=4, batch_size=2, snapshot_steps=2, **SMALL)
+    with pytest.raises(GenValError, match="other settings"):
+        train_diffusion(images, TEXTS, autoencoder[0], other, tmp_path / "out", CPU, log=stop)
+
+
+def test_pictures_and_masks_are_read_at_one_size(tmp_path):
+    files.write_png(tmp_path / "a.png", np.full((8, 16, 3), 9, np.uint8))
+    files.write_png(tmp_path / "m.png", np.full((8, 16), 7, np.uint8))
+    record = {"image": "a.png", "conditioning_image": "m.png", "text": "a street"}
+    files.write_jsonl(tmp_path / "list.jsonl", [record])
+    data = load_captioned_images(tmp_path, "list.jsonl", 4, 8, masks=True)
+    assert data.images.shape == (1, 3, 4, 8)
+    assert data.label_ids is not None
+    assert (data.label_ids == 7).all()
+    files.write_jsonl(tmp_path / "list.jsonl", [{"image": "a.png"}])
+    with pytest.raises(GenValError, match="no field 'text'"):
+        load_captioned_images(tmp_path, "list.jsonl", 4, 8)
+    files.write_jsonl(tmp_path / "list.jsonl", [])
+    with pytest.raises(GenValError, match="lists no image"):
+        load_captioned_images(tmp_path, "list.jsonl", 4, 8)
