@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.genval-installed
-REQUIREMENTS := requirements/torch.txt requirements/base.txt requirements/openmmlab.txt pyproject.toml
+REQUIREMENTS := requirements/torch.txt requirements/base.txt requirements/openmmlab.txt requirements/constraints.txt pyproject.toml
 TEST_WORKERS ?= 2
 
 # One thread a process: the demo and the tests run several processes, and more threads than cores is many times slower.
@@ -17,7 +17,7 @@ install: $(STAMP)
 $(STAMP): $(REQUIREMENTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/torch.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/base.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/base.txt -c requirements/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/openmmlab.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

@@ -83,15 +83,24 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[A
     write_bytes(path, text.getvalue().encode())
 
 
-def write_png(path: str | Path, image: np.ndarray, compression: int = 1) -> None:
+def write_png(path: str | Path, image: np.ndarray, compression: int = 1, noisy: bool = False) -> None:
     """Write an RGB (H, W, 3) or single-channel (H, W) uint8 array as PNG.
 
     `compression` is zlib's level, 0..9; 1 is several times faster than the usual 6 for a file about a tenth larger.
+    `noisy` says that RGB pixels carry sensor noise: no run of them comes twice, and with one row filter and no search
+    for repeats they are encoded in half the time, a few percent larger.
     """
     import cv2
 
-    pixels = image[..., ::-1] if image.ndim == 3 else image
-    ok, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, compression])
+    options = [cv2.IMWRITE_PNG_COMPRESSION, compression]
+    png_filter = getattr(cv2, "IMWRITE_PNG_FILTER", None)  # OpenCV 4.10 has no such flag
+    if png_filter is not None and image.ndim == 2:  # as good on label maps as choosing among all, and twice as fast
+        options += [png_filter, cv2.IMWRITE_PNG_FILTER_UP]
+    elif png_filter is not None and noisy:
+        options += [png_filter, cv2.IMWRITE_PNG_FILTER_AVG]
+        options += [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    ok, data = cv2.imencode(".png", pixels, options)
     if not ok:
         raise GenValError(f"Cannot encode {path} as PNG: shape {image.shape}, dtype {image.dtype}.")
     write_bytes(path, data.tobytes())

@@ -30,10 +30,13 @@ SIGNS = (
     (40, 42, 48),
 )
 SNOW = (238, 242, 248)
+TINTS = np.array((0.8, 1.0, 1.25, 1.6))[:, None, None]  # of the glass in each state
 
 
 def paint_segment(canvas: Canvas, segment: Segment, india: bool) -> None:
     """Draw one stretch of a side."""
+    if _outside(canvas, segment):
+        return
     rng = np.random.Generator(np.random.PCG64(segment.seed))
     kind = segment.kind.removeprefix("low ")
     if kind == "building":
@@ -44,6 +47,16 @@ def paint_segment(canvas: Canvas, segment: Segment, india: bool) -> None:
         _fence(canvas, segment, rng)
     else:
         paint_hedge(canvas, segment, rng)
+
+
+def _outside(canvas: Canvas, segment: Segment) -> bool:
+    """Whether all of it lies behind the camera or beside the picture; its far end is the closest to the middle."""
+    camera, side = canvas.camera, segment.side
+    x = segment.x - side * (3.0 if segment.kind.endswith("hedge") else 0.5)  # what overhangs counts
+    if min(camera.depth_of(segment.x, segment.z1), camera.depth_of(x, segment.z1)) < 0.5:
+        return camera.depth_of(segment.x, segment.z1) < 0.5
+    end = camera.foot(x, segment.z1)[0]
+    return end < -3 if side < 0 else end > camera.width + 3
 
 
 def _quad(canvas: Canvas, corners: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float], float, float]:
@@ -58,7 +71,7 @@ def _upright(x0: float, z0: float, x1: float, z1: float, low: float, high: float
 
 
 def _lit(canvas: Canvas, normal: tuple[float, float, float]) -> float:
-    return float(np.clip(canvas.sun @ np.array(normal), 0, 1))
+    return min(max(sum(s * n for s, n in zip(canvas.sun.tolist(), normal, strict=True)), 0.0), 1.0)
 
 
 def _visible_stretch(canvas: Canvas, segment: Segment) -> tuple[float, float] | None:
@@ -94,14 +107,14 @@ def _facade(
         return texture, None
     # Lights have a generator of their own: the rest of the building is the same by day.
     rng = np.random.Generator(np.random.PCG64([light_seed, 1]))
-    light = np.zeros((16 * STATES, 3), np.uint8)
+    light = np.zeros((256, 4), np.uint8)
     for s in range(STATES):
         if rng.random() < lit:
             tint = np.array(pick(rng, ((255, 200, 110), (255, 222, 150), (240, 180, 90), (220, 226, 240))))
-            light[16 * s + 3] = light[16 * s + 4] = 0.75 * tint
-        light[16 * s + 8] = (255, 226, 170) if lit > 0.25 else (60, 50, 40)
-        light[16 * s + 9] = 0.5 * palette[9, :3]
-    return texture, light[index]
+            light[16 * s + 3, :3] = light[16 * s + 4, :3] = 0.75 * tint
+        light[16 * s + 8, :3] = (255, 226, 170) if lit > 0.25 else (60, 50, 40)
+        light[16 * s + 9, :3] = 0.5 * palette[9, :3]
+    return texture, cv2.cvtColor(recolor(index, light), cv2.COLOR_RGBA2RGB)
 
 
 def _palette(rng: np.random.Generator, wall: tuple, lit: float) -> np.ndarray:
@@ -113,17 +126,24 @@ def _palette(rng: np.random.Generator, wall: tuple, lit: float) -> np.ndarray:
     door = np.array(pick(rng, ((90, 56, 38), (50, 70, 60), (120, 30, 30), (60, 62, 70), (160, 150, 130))), float)
     awning = np.array(pick(rng, SIGNS), float)
     glass = np.array(pick(rng, ((52, 62, 74), (62, 76, 84), (40, 46, 54))), float)
-    table = np.zeros((256, 4))
-    for s, tint in enumerate((0.8, 1.0, 1.25, 1.6)):
-        rows = (wall_rgb, wall_rgb * 0.9, frame, glass * tint, glass * tint + 46, trim, shutter, door, (70, 78, 84),
-                awning if s % 2 else awning * 0.85 + 30, (44, 44, 48), wall_rgb * 0.45)  # fmt: skip
-        for m, rgb in enumerate(rows):
-            table[16 * s + m, :3] = rgb
-            table[16 * s + m, 3] = 255 * lit * (0.6 if m in (3, 4, 8, 11) else 1)
-    return np.clip(table, 0, 255).astype(np.uint8)
+    table = np.zeros((STATES, 16, 4))
+    table[:, :12, :3] = (wall_rgb, wall_rgb * 0.9, frame, glass, glass, trim, shutter, door, (70, 78, 84),
+                         awning, (44, 44, 48), wall_rgb * 0.45)  # fmt: skip
+    table[:, 3:5, :3] *= TINTS
+    table[:, 4, :3] += 46
+    table[::2, 9, :3] = awning * 0.85 + 30
+    table[:, :12, 3] = 255 * lit
+    table[:, [3, 4, 8, 11], 3] = 255 * lit * 0.6
+    palette = np.zeros((256, 4), np.uint8)
+    palette[: 16 * STATES] = table.clip(0, 255).reshape(-1, 4)
+    return palette
 
 
 def _building(canvas: Canvas, segment: Segment, rng: np.random.Generator, india: bool) -> None:
+    stretch = _visible_stretch(canvas, segment)
+    if stretch is None:
+        return
+    z0, z1 = stretch
     wall = np.clip(np.array(pick(rng, INDIA_WALLS if india else WALLS)) * span(rng, 0.8, 1.08), 0, 250)
     style, deep = int(rng.random() * 10), span(rng, 9, 13)
     pitched = segment.floors <= 4 and rng.random() < (0.15 if india else 0.65)
@@ -137,10 +157,6 @@ def _building(canvas: Canvas, segment: Segment, rng: np.random.Generator, india:
     bays = max(2, round((segment.z1 - segment.z0) / span(rng, 2.4, 3.3)))
     choices = (1, 1, 1, 2) if shops else (3, 3, 3, 2, 3, 5 if segment.floors < 4 else 4)
     grounds = [pick(rng, choices) for _ in range(bays)]
-    stretch = _visible_stretch(canvas, segment)
-    if stretch is None:
-        return
-    z0, z1 = stretch
     camera = canvas.camera
     snow = np.array(SNOW, float)
     if segment.z0 > camera.nearest_z(back) + 0.5 and segment.z0 == z0:  # the end that faces the camera

@@ -53,6 +53,13 @@ class Camera:
         stretch, middle = self._screen
         return view[:, :2] / np.maximum(view[:, 2:], 0.05) * stretch + middle, depth
 
+    def foot(self, x: float, z: float) -> tuple[float, float]:
+        """Pixel of the ground point (x, z); the same as `project`, without its arrays."""
+        cos, sin = float(self._turn[0, 0]), float(self._turn[0, 2])
+        right, ahead = (x - self.x) * cos - z * sin, (x - self.x) * sin + z * cos
+        ahead = max(ahead, 0.05)
+        return right / ahead * self.focal + self.u0, -self.eye / ahead * -self.focal + self.v0
+
     def depth_of(self, x: float, z: float) -> float:
         """Forward distance of the ground point (x, z), metres."""
         return math.sin(self.yaw) * (x - self.x) + math.cos(self.yaw) * z
@@ -73,6 +80,18 @@ class Camera:
     def ground_plane(self) -> tuple[float, float, float]:
         """(a, b, c) with 1 / depth = a u + b v + c on the ground."""
         return 0.0, 1.0 / (self.focal * self.eye), -self.v0 / (self.focal * self.eye)
+
+    def ground_pixels(self, points: np.ndarray) -> np.ndarray | None:
+        """Pixels (N, 2) of ground points (N, 2) of X, Z; None if one lies before the near plane."""
+        cos, sin = float(self._turn[0, 0]), float(self._turn[0, 2])
+        x, z = points[:, 0] - self.x, points[:, 1]
+        ahead = x * sin + z * cos
+        if ahead.min() < NEAR:
+            return None
+        pixels = np.empty((len(points), 2))
+        pixels[:, 0] = (x * cos - z * sin) / ahead * self.focal + self.u0
+        pixels[:, 1] = self.eye * self.focal / ahead + self.v0
+        return pixels
 
     def clip_polygon(self, points: np.ndarray) -> np.ndarray:
         """The part of a world polygon (N, 3) beyond the near plane, (M, 3); M may be 0."""

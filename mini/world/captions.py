@@ -45,20 +45,21 @@ STUFF = (
 )
 
 
-def class_names(labels: np.ndarray) -> tuple[str, ...]:
-    """Names of the Cityscapes classes in a label map (H, W)."""
-    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=34))
+def class_names(label_pixels: np.ndarray) -> tuple[str, ...]:
+    """Names of the Cityscapes classes with any of the visible pixels (256,) of each label."""
+    present = np.flatnonzero(label_pixels)
     return tuple(CLASS_NAMES[i] for i in present.tolist() if i in CLASS_NAMES)
 
 
 def caption(
-    layout: Layout, labels: np.ndarray, visible: np.ndarray, instances: list[tuple[str, int]], zebra: bool
+    layout: Layout, label_pixels: np.ndarray, visible: np.ndarray, instances: list[tuple[str, int]], zebra: bool
 ) -> str:
     """One sentence from the things that can be seen.
 
-    visible (I,) holds the pixels of each instance; `instances` the kind and instance number of each thing.
+    label_pixels (256,) and visible (I,) hold the pixels of each label and each instance; `instances` the kind and
+    instance number of each thing.
     """
-    pixels = labels.size
+    pixels = label_pixels.sum()
     least = {kind: share for kind, _, _, share in COUNTED}
     counts: Counter[str] = Counter()
     for kind, number in instances:
@@ -73,7 +74,7 @@ def caption(
             things.append(one)
         elif counts[kind] > 1:
             things.append(f"{NUMBERS.get(counts[kind], 'many')} {many}")
-    share = np.bincount(labels.ravel(), minlength=34) / pixels
+    share = label_pixels / pixels
     stuff = [
         phrase if layout.style != "city" or phrase != "houses" else "buildings"
         for label, phrase, least_share in STUFF

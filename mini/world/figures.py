@@ -91,10 +91,14 @@ def _wheel(radius: float, z: float) -> np.ndarray:
 
 def paint_figure(canvas: Canvas, thing: Thing, instance: int) -> None:
     """Draw a person, a cycle, or a cycle with its rider."""
-    rng = np.random.Generator(np.random.PCG64(thing.seed))
-    depth = canvas.camera.depth_of(thing.x, thing.z)
+    camera = canvas.camera
+    depth = camera.depth_of(thing.x, thing.z)
     if depth < 2.5:
         return
+    reach = 2.0 * camera.focal / (depth - 1.5)  # pixels; no part of it is farther from its foot
+    if not -reach < camera.foot(thing.x, thing.z)[0] < camera.width + reach:
+        return
+    rng = np.random.Generator(np.random.PCG64(thing.seed))
     shirt, skin = pick(rng, CLOTHES), pick(rng, SKIN)
     colors = {
         "coat": shirt,
@@ -165,5 +169,6 @@ def _limbs(
     away = np.round(-sin * middle[:, 0] * 4 + (cos * middle[:, 2] * 2 if thing.kind == "person" else 0), 1)
     scale = thing.size * canvas.camera.focal / depth
     lit = 0.35 + 0.5 * max(0.0, -canvas.sun[2])
-    for i in np.argsort(-away, kind="stable"):
-        canvas.stroke(pixels[i], 2 * limbs[i][2] * scale, colors[limbs[i][3]], lit, surface)
+    fixed = canvas.fixed(pixels)
+    for i in np.argsort(-away, kind="stable").tolist():
+        canvas.trace(fixed[i], 2 * limbs[i][2] * scale, colors[limbs[i][3]], lit, surface)

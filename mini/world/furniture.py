@@ -19,7 +19,7 @@ class _Pen:
         self.canvas = canvas
         self.depth = canvas.camera.depth_of(thing.x, thing.z)
         self.scale = canvas.camera.focal / max(self.depth, 0.1)
-        self.base = canvas.camera.project(np.array([[thing.x, 0.0, thing.z]]))[0][0]
+        self.base = np.array(canvas.camera.foot(thing.x, thing.z))
         self.lit = 0.3 + 0.6 * max(0.0, -float(canvas.sun[2]))
 
     def at(self, *points: tuple[float, float]) -> np.ndarray:
@@ -47,7 +47,7 @@ class _Pen:
 def paint_furniture(canvas: Canvas, thing: Thing) -> None:
     """Draw one piece; `thing.heading` is the side (-1, 1) its arm reaches to."""
     pen = _Pen(canvas, thing)
-    if pen.depth < 4:
+    if pen.depth < 4 or not -5 * pen.scale < pen.base[0] < canvas.camera.width + 5 * pen.scale:
         return
     rng = np.random.Generator(np.random.PCG64(thing.seed))
     steel = pick(rng, STEEL)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .canvas import Canvas
 from .layout import LENGTHS, Layout, Segment, Thing, pick, span
-from .textures import noise, sample_noise
+from .textures import sample_noise
 
 ROAD, SIDEWALK, TERRAIN = 7, 8, 22
 BULK_HEIGHTS = {"car": 1.45, "rickshaw": 1.7, "truck": 3.2, "bus": 3.1, "tram": 3.3}
@@ -89,7 +89,7 @@ def paint_ground(canvas: Canvas, layout: Layout, rng: np.random.Generator) -> No
     ids = np.array([canvas.plane(label, plane, near, far) for label in (ROAD, SIDEWALK, TERRAIN)], np.uint16)
     lookup = np.zeros(256, np.uint16)
     lookup[[ROAD, SIDEWALK, TERRAIN]] = ids
-    canvas.ids[g.first :] = lookup[labels]
+    canvas.ids[g.first :] = cv2.LUT(labels, lookup)
 
 
 def _materials(
@@ -107,14 +107,14 @@ def _materials(
         paving = np.array((176, 158, 132)) * span(rng, 0.85, 1.05)
         grass = np.array((182, 146, 102)) * span(rng, 0.85, 1.1)
     fade = np.clip(0.16 / g.along, 0.12, 1)
-    fine = sample_noise(noise(1, 0.35), x * 14, z * 14) * fade
-    coarse = sample_noise(noise(2, 1.1), x * 5, z * 2.2)
+    fine = sample_noise(1, 0.35, x * 14, z * 14) * fade
+    coarse = sample_noise(2, 1.1, x * 5, z * 2.2)
     rough = 0.05 + 0.03 * rng.random()
     table = np.zeros((256, 3), np.float32)
     table[ROAD], table[SIDEWALK], table[TERRAIN] = asphalt, paving, grass
     gain = 1 + rough * fine + 0.035 * coarse
-    soft = labels == TERRAIN
-    gain[soft] += 0.1 * fine[soft] + 0.06 * coarse[soft]
+    soft, on_road = labels == TERRAIN, labels == ROAD
+    gain += soft * (0.1 * fine + 0.06 * coarse)
     if not layout.india:  # paving slabs
         size = span(rng, 0.6, 1.1)
         joints = np.maximum(
@@ -123,20 +123,19 @@ def _materials(
         gain -= 0.22 * joints * (labels == SIDEWALK)
     if layout.tram is not None:
         for offset in (-0.72, 0.72):
-            gain -= 0.55 * _stripe(x - layout.tram - offset, 0.17, g.across) * (labels == ROAD)
-            gain += 0.8 * _stripe(x - layout.tram - offset, 0.06, g.across) * (labels == ROAD)
+            gain -= 0.55 * _stripe(x - layout.tram - offset, 0.17, g.across) * on_road
+            gain += 0.8 * _stripe(x - layout.tram - offset, 0.06, g.across) * on_road
     in_lane = np.abs(_wrap(x + layout.lane / 2, layout.lane) - layout.lane / 2)
-    gain -= 0.05 * np.maximum(1 - np.abs(in_lane - 0.8) / 0.35, 0) * (labels == ROAD)  # tyre tracks are darker
-    color = np.stack([table[:, k].copy()[labels] for k in range(3)]) * gain
+    gain -= 0.05 * np.maximum(1 - np.abs(in_lane - 0.8) / 0.35, 0) * on_road  # tyre tracks are darker
+    color = np.stack([cv2.LUT(labels, column.copy()) for column in table.T])
+    color *= gain
     if rng.random() < 0.5:  # a mended patch of road
         px, pz = span(rng, layout.left, layout.right), span(rng, 6, 18)
-        patch = (np.abs(x - px) < span(rng, 0.4, 1.3)) & (np.abs(z - pz) < span(rng, 0.8, 3)) & (labels == ROAD)
+        patch = (np.abs(x - px) < span(rng, 0.4, 1.3)) & (np.abs(z - pz) < span(rng, 0.8, 3)) & on_road
         color *= 1 - span(rng, 0.1, 0.25) * patch
     if layout.india:  # dust drifts over worn asphalt
         beyond = np.maximum(layout.left - x, x - layout.right)
-        dust = np.clip(0.25 + 0.22 * coarse + 0.9 * np.exp(np.minimum(beyond, 0) / 0.9) * 0.6, 0, 0.85) * (
-            labels == ROAD
-        )
+        dust = np.clip(0.25 + 0.22 * coarse + 0.9 * cv2.exp(np.minimum(beyond, 0) / 0.9) * 0.6, 0, 0.85) * on_road
         _lay(color, dust, np.array((178, 150, 114)))
     if canvas.snowy:
         _snow_cover(layout, g, labels, color, fine, coarse)
@@ -196,7 +195,7 @@ def _markings(
         bars = _stripe(_wrap(x, 1.05) - 0.52, 0.52, g.across)
         inside = _stripe(z - zebra - 1.2, 2.9, g.along)
         paint = np.where(np.abs(z - zebra - 1.2) < 1.9, bars * inside, paint)
-    worn = np.clip(1.0 + 0.22 * sample_noise(noise(4, 0.7), x * 9, z * 9), 0.3, 1)
+    worn = np.clip(1.0 + 0.22 * sample_noise(4, 0.7, x * 9, z * 9), 0.3, 1)
     _lay(color, paint * wear * worn * road, np.array((226, 226, 218)))
 
 
@@ -270,9 +269,13 @@ def _bulk(kind: str) -> tuple[float, float, float]:
 
 def _fill(canvas: Canvas, mask: np.ndarray, points: np.ndarray, first: int) -> None:
     """Fill a convex ground polygon (N, 2) of X, Z in a mask that starts at row `first`."""
-    world = np.zeros((len(points), 3))
-    world[:, [0, 2]] = points
-    world = canvas.camera.clip_polygon(world)
-    if len(world) >= 3:
-        pixels = canvas.camera.project(world)[0] - (0, first)
-        cv2.fillConvexPoly(mask, canvas.fixed(pixels), 255, cv2.LINE_AA, 4)
+    pixels = canvas.camera.ground_pixels(points)
+    if pixels is None:
+        world = np.zeros((len(points), 3))
+        world[:, [0, 2]] = points
+        world = canvas.camera.clip_polygon(world)
+        if len(world) < 3:
+            return
+        pixels = canvas.camera.project(world)[0]
+    pixels[:, 1] -= first
+    cv2.fillConvexPoly(mask, canvas.fixed(pixels), 255, cv2.LINE_AA, 4)

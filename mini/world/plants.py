@@ -35,13 +35,16 @@ def _palette(base: tuple[int, int, int], tone: int, snowy: bool) -> np.ndarray:
 
 def paint_plant(canvas: Canvas, thing: Thing, season: float, mirrored: bool) -> None:
     """Draw a tree, conifer, palm or bush; mirrored ones are lit from the right."""
-    rng = np.random.Generator(np.random.PCG64(thing.seed))
     camera = canvas.camera
     depth = camera.depth_of(thing.x, thing.z)
     if depth < 3:
         return
     scale = camera.focal / depth
-    base = camera.project(np.array([[thing.x, 0, thing.z]]))[0][0]
+    base = camera.foot(thing.x, thing.z)
+    reach = 4 * thing.size * scale + 3  # pixels, more than half of any crown
+    if not -reach < base[0] < camera.width + reach:
+        return
+    rng = np.random.Generator(np.random.PCG64(thing.seed))
     wide, crown, trunk = {
         "tree": (5.2, 5.0, 2.3),
         "conifer": (3.4, 7.0, 0.5),
@@ -69,6 +72,8 @@ def paint_plant(canvas: Canvas, thing: Thing, season: float, mirrored: bool) -> 
             surface,
         )
     size = (max(int(wide * scale), 2), max(int(crown * scale), 2))
+    if not canvas.shows(base[0] - size[0] / 2, base[1] - (trunk + crown) * scale, *size):
+        return
     kind = {"bush": "tree"}.get(thing.kind, thing.kind)
     alpha, light = foliage(kind, int(rng.random() * 8), *size)
     if mirrored:
@@ -88,14 +93,11 @@ def paint_hedge(canvas: Canvas, segment: Segment, rng: np.random.Generator) -> N
     while z > z0:
         depth = camera.depth_of(segment.x, z)
         scale = camera.focal / depth
-        base = camera.project(np.array([[segment.x + segment.side * 0.5, 0, z]]))[0][0]
+        base = camera.foot(segment.x + segment.side * 0.5, z)
         size = (max(int(height * 1.5 * scale), 2), max(int(height * 1.08 * scale), 2))
-        alpha, light = foliage("hedge", int(rng.random() * 6), *size)
-        canvas.sprite(
-            base[0] - size[0] / 2,
-            base[1] - size[1] * 0.96,
-            recolor(light, palette),
-            alpha,
-            canvas.surface(VEGETATION, depth),
-        )
+        variant = int(rng.random() * 6)
+        left, top = base[0] - size[0] / 2, base[1] - size[1] * 0.96
+        if canvas.shows(left, top, *size):
+            alpha, light = foliage("hedge", variant, *size)
+            canvas.sprite(left, top, recolor(light, palette), alpha, canvas.surface(VEGETATION, depth))
         z -= height * (0.75 if depth < 30 else 1.3)

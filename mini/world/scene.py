@@ -73,8 +73,9 @@ def render(index: int, domain: str = "clear", height: int = 256, width: int = 51
     instances = _paint_things(canvas, layout)
     image, labels, depth = develop(canvas, layout, light, domain, weather_rng)
     zebra = not india and any(zebra < 30 for zebra in layout.zebras)
-    text = captions.caption(layout, labels, canvas.visible(), instances, zebra)
-    return Render(image, labels, depth, text, captions.class_names(labels))
+    by_label, by_instance = canvas.visible()
+    text = captions.caption(layout, by_label, by_instance, instances, zebra)
+    return Render(image, labels, depth, text, captions.class_names(by_label))
 
 
 def _generator(split_seed: int, index: int, stage: int) -> np.random.Generator:

@@ -8,7 +8,7 @@ import numpy as np
 from .canvas import Canvas
 from .layout import Layout, pick, span
 from .plants import VEGETATION, leaf_palette
-from .textures import foliage, noise, recolor
+from .textures import foliage, recolor, sample_noise
 
 BUILDING = 11
 BACKDROP = 130.0  # metres
@@ -25,11 +25,9 @@ def paint_sky(canvas: Canvas, zenith: np.ndarray, horizon: np.ndarray, clouds: f
     if clouds > 0:
         side = (np.arange(width, dtype=np.float32)[None] - camera.u0) / camera.focal
         far = 1 / (up + 0.12)
-        u = (side * far * 46 + seed % 251) % 256
-        v = (far * 38 + seed % 241) % 256 + np.zeros_like(u)
-        field = cv2.remap(
-            noise(9, 1.45), u.astype(np.float32), v.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
-        )
+        u = (side * far * 46 + seed % 251).astype(np.float32)
+        v = np.broadcast_to((far * 38 + seed % 241).astype(np.float32), u.shape)
+        field = sample_noise(9, 1.45, u, v)
         cover = np.clip((field + 3.2 * clouds - 1.7) * 0.8, 0, 1) * np.clip(up / 0.05, 0.25, 1)
         ripple = 1.0 - 0.07 * np.clip(field, -1, 2)
     tones = np.clip(horizon * 1.04 + 14 - 26 * clouds, 0, 255).tolist()

@@ -31,9 +31,24 @@ def recolor(index: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return words.view(np.uint8).reshape(*index.shape, 4)
 
 
-def sample_noise(tile: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Wrapped bilinear lookup of a tile at texel coordinates (h, w) float32; float32."""
-    return cv2.remap(tile, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+@cache
+def noise_ring(seed: int, beta: float) -> np.ndarray:
+    """`noise` whose first row and column come again at the end, for `sample_noise`."""
+    return cv2.copyMakeBorder(noise(seed, beta), 0, 1, 0, 1, cv2.BORDER_WRAP)
+
+
+def _wrapped(value: np.ndarray, period: int) -> np.ndarray:
+    turns = np.floor(value * np.float32(1 / period))
+    turns *= -period
+    turns += value
+    return turns
+
+
+def sample_noise(seed: int, beta: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Wrapped bilinear lookup of a noise tile at texel coordinates (h, w) float32; float32."""
+    tile = noise_ring(seed, beta)
+    # Wrapped here: OpenCV's own border is several times slower.
+    return cv2.remap(tile, _wrapped(x, 256), _wrapped(y, 256), cv2.INTER_LINEAR)
 
 
 def _foliage(kind: str, variant: int, size: int = 160) -> tuple[np.ndarray, np.ndarray]:

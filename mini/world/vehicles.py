@@ -392,7 +392,7 @@ def paint_vehicle(canvas: Canvas, thing: Thing, instance: int, india: bool) -> N
     turn = np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
     world = mesh.vertices @ turn + (thing.x, 0, thing.z)
     pixels, depth = camera.project(world)
-    if depth.min() < NEAR + 0.4:
+    if depth.min() < NEAR + 0.4 or pixels[:, 0].max() < -3 or pixels[:, 0].min() > camera.width + 3:
         return
     normals = mesh.normals @ turn
     centres = mesh.centres @ turn + (thing.x, 0, thing.z)

@@ -16,6 +16,18 @@ from .textures import noise
 ROAD, SIDEWALK, TERRAIN = 7, 8, 22
 
 
+def _by_label(default: float, values: dict[int, float], dtype: type) -> np.ndarray:
+    table = np.full(256, default, dtype)
+    table[list(values)] = list(values.values())
+    return table
+
+
+# Of wet ground, by label: how much it mirrors, how dark it is, and what is no ground at all.
+SHINE = _by_label(0, {ROAD: 1, SIDEWALK: 0.4}, np.float32)
+WET = _by_label(1, {ROAD: 0.6, SIDEWALK: 0.6, TERRAIN: 0.8}, np.float32)
+UPRIGHT = _by_label(1, {ROAD: 0, SIDEWALK: 0, TERRAIN: 0}, np.int32)
+
+
 @dataclass(frozen=True)
 class Light:
     """Illumination of a picture; colours are (3,) float32 with 1 as full daylight.
@@ -60,7 +72,7 @@ def sample_light(domain: str, azimuth: float, rng: np.random.Generator) -> Light
         return Light(sun, ambient, direct, _rgb(176, 190, 206), haze, span(rng, 0, 0.3), span(rng, 240, 700), haze)
     if domain == "fog":
         grey = span(rng, 172, 222) * _rgb(1, 1, span(rng, 0.99, 1.04))
-        return Light(overcast, _rgb(0.74, 0.75, 0.77) * mood, _rgb(0, 0, 0), grey, grey, 0.0, span(rng, 28, 100), grey)
+        return Light(overcast, _rgb(0.74, 0.75, 0.77) * mood, _rgb(0, 0, 0), grey, grey, 0.0, span(rng, 80, 300), grey)
     if domain == "rain":
         grey = span(rng, 128, 178) * _rgb(0.97, 1, 1.05)
         return Light(
@@ -144,7 +156,7 @@ def _artificial_light(canvas: Canvas, layout: Layout, depth: np.ndarray) -> list
     warm[far > 500] = 0
     warm = 0.7 * warm / (0.7 + warm)  # exposure adapts to what is close to a lamp
     warm, beam = (cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR) for plane in (warm, beam))
-    return [warm * a + beam * b for a, b in ((1.0, 1.0), (0.76, 0.97), (0.46, 0.88))]
+    return [cv2.addWeighted(warm, a, beam, b, 0) for a, b in ((1.0, 1.0), (0.76, 0.97), (0.46, 0.88))]
 
 
 def _add_halos(image: np.ndarray, glow: np.ndarray) -> None:
@@ -163,22 +175,22 @@ def _wet_ground(image: np.ndarray, labels: np.ndarray, canvas: Canvas) -> None:
     """A dark mirror: each wet pixel shows what stands above the contact line of its column; in place."""
     rows, cols = labels.shape
     top = int(canvas.camera.v0)
-    below = labels[top:]
-    road, walk, soil = below == ROAD, below == SIDEWALK, below == TERRAIN
+    below = np.ascontiguousarray(labels[top:])
     index = np.arange(top, rows, dtype=np.int32)[:, None]
-    contact = np.maximum.accumulate(np.where(road | walk | soil, np.int32(top), index), axis=0)
+    contact = np.maximum.accumulate(np.maximum(index * cv2.LUT(below, UPRIGHT), top), axis=0)
     source = np.clip(2 * contact - index, 0, rows - 1).astype(np.float32)
     columns = np.broadcast_to(np.arange(cols, dtype=np.float32), source.shape)
-    near = (index - np.float32(canvas.camera.v0)).clip(1) / np.float32(rows)
-    tile = noise(2, 1.1)
-    puddles = tile[(600 * (index - top) // (index - top + 20)) & 255, np.arange(cols)[None] * 256 // cols & 255]
-    fresnel = np.clip(0.52 - 0.62 * near + 0.14 * puddles, 0.06, 0.62)
-    share = fresnel * (road + 0.4 * walk).astype(np.float32)
-    dark = np.where(road | walk, np.float32(0.6), np.where(soil, np.float32(0.8), np.float32(1))) * (1 - share)
+    near = ((index - canvas.camera.v0).clip(1) / rows).astype(np.float32)
+    steps = (600 * (index - top) // (index - top + 20))[:, 0] & 255
+    puddles = noise(2, 1.1)[steps].take(np.arange(cols) * 256 // cols & 255, 1)
+    share = np.clip(0.52 - 0.62 * near + 0.14 * puddles, 0.06, 0.62) * cv2.LUT(below, SHINE)
+    dark = cv2.LUT(below, WET) * (1 - share)
     smear = (max(3, rows // 128), max(3, rows // 40 * 2 + 1))
     for plane in image:
         mirror = cv2.blur(cv2.remap(plane, columns, source, cv2.INTER_NEAREST), smear)
-        plane[top:] = plane[top:] * dark + mirror * share
+        mirror *= share
+        plane[top:] *= dark
+        plane[top:] += mirror
 
 
 def _rain_streaks(image: np.ndarray, rng: np.random.Generator) -> None:

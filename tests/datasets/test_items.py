@@ -227,3 +227,12 @@ def test_the_size_mismatch_names_both_files(pixels):
     with pytest.raises(GenValError) as error:
         read_pair(item)
     assert str(item.image) in str(error.value) and str(item.mask) in str(error.value)
+
+
+def test_rendered_streets_never_pass_for_real_ones(tmp_path):
+    (tmp_path / "mini/cityscapes/leftImg8bit").mkdir(parents=True)
+    assert find_root("Cityscapes", datasets_dir=tmp_path) == tmp_path / "mini/cityscapes"
+    (tmp_path / "mini/derived.json").write_text("{}")
+    with pytest.raises(GenValError, match="No Cityscapes"):
+        find_root("Cityscapes", datasets_dir=tmp_path)
+    assert find_root("Cityscapes", datasets_dir=tmp_path / "mini") == tmp_path / "mini/cityscapes"

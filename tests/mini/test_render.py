@@ -118,6 +118,40 @@ def test_overwrite_gives_the_same_bytes(rendered):
     assert digests(rendered) == before
 
 
+def test_a_smaller_run_keeps_the_captions_of_a_larger_one(rendered):
+    before = {p: p.read_bytes() for p in (rendered / "captions").glob("*.json")}
+    lists = {p: p.read_bytes() for p in (rendered / "training").glob("*.jsonl")}
+    result = run_script(rendered, "--num_train", "1", "--num_val", "1")
+    assert result.returncode == 0, result.stderr
+    assert "Rendered 0 pictures, kept 12" in result.stdout
+    assert {p: p.read_bytes() for p in before} == before
+    run_script(rendered)
+    assert {p: p.read_bytes() for p in lists} == lists
+
+
+def test_another_size_in_the_same_folder_is_refused(rendered, tmp_path):
+    before = digests(rendered)
+    result = run_script(rendered, "--height", "32", "--width", "64", "--num_train", "1")
+    assert result.returncode == 2
+    assert "(64, 128)" in result.stderr and "--overwrite" in result.stderr and result.stderr.count("\n") == 1
+    assert digests(rendered) == before
+    small = ("--domains", "fog", "--num_train", "0", "--num_val", "1")
+    assert run_script(tmp_path, *small).returncode == 0
+    assert run_script(tmp_path, *small, "--height", "32", "--width", "64", "--overwrite").returncode == 0
+    (image,) = tmp_path.rglob("*_rgb_anon.png")
+    assert cv2.imread(str(image)).shape == (32, 64, 3)
+
+
+def test_help_needs_no_renderer():
+    code = (
+        f"import runpy, sys; sys.argv = ['render.py', '--help']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    watch = f"import atexit, sys; atexit.register(lambda: print({{'numpy', 'cv2'}} & set(sys.modules))); {code}"
+    result = subprocess.run([sys.executable, "-c", watch], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "set()"
+
+
 @pytest.mark.parametrize("flags", [("--domains", "hail"), ("--width", "100")])
 def test_wrong_flags_are_one_line(tmp_path, flags):
     result = run_script(tmp_path, *flags)

@@ -1,0 +1,225 @@
+"""Data sets of the embedded world: where each picture goes, what is written, and the lists beside it.
+
+The folders and names are those of Cityscapes (clear), ACDC (fog, night, rain, snow) and IDD (india). NumPy and OpenCV
+are imported where a picture is made, so that a script may import this module and still answer --help at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genval.runtime.errors import GenValError
+
+CONDITIONS = ("clear", "fog", "night", "rain", "snow", "india")
+SPLITS = ("train", "val")
+CITIES = {"train": ("aachen", "bochum", "bremen"), "val": ("frankfurt", "lindau", "munster")}
+# Cityscapes label ids to IDD level3Ids. IDD has no terrain; 1 is its drivable fallback, which no class maps to.
+IDD_IDS = {7: 0, 8: 2, 11: 22, 12: 14, 13: 15, 17: 20, 19: 19, 20: 18, 21: 24, 22: 1, 23: 25, 24: 4, 25: 5, 26: 9,
+           27: 10, 28: 11, 32: 6, 33: 7}  # fmt: skip
+BATCH = 10  # pictures a process takes at a time; it waits for the disk once a batch
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture: what to render, and where it goes below the output folder."""
+
+    domain: str
+    split: str
+    index: int
+    image: str
+    mask: str
+
+    @property
+    def split_seed(self) -> int:
+        """Each domain and split has a stream of scenes of its own."""
+        return 2 * CONDITIONS.index(self.domain) + SPLITS.index(self.split)
+
+    @property
+    def dataset(self) -> str:
+        """The name of the set in the captions."""
+        return set_name(self.domain)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how large the pictures are, and whether existing ones are rendered again."""
+
+    out: Path
+    height: int
+    width: int
+    overwrite: bool
+
+
+def set_name(domain: str) -> str:
+    """The name of a domain's set in the captions."""
+    return {"clear": "cityscapes", "india": "idd"}.get(domain, f"acdc_{domain}")
+
+
+def plan(domain: str, split: str, count: int) -> Iterator[Job]:
+    """The jobs of one split of a domain; scenes are dealt to its folders in turn."""
+    for index in range(count):
+        if domain == "clear":
+            city = CITIES[split][index % 3]
+            stem = f"{split}/{city}/{city}_{index // 3:06d}_{19:06d}"
+            image, mask = f"leftImg8bit/{stem}_leftImg8bit.png", f"gtFine/{stem}_gtFine_labelIds.png"
+            root = "cityscapes"
+        elif domain == "india":
+            stem = f"{split}/{(100 if split == 'train' else 200) + index % 3}/{index // 3:06d}"
+            image, mask = f"leftImg8bit/{stem}_leftImg8bit.png", f"gtFine/{stem}_gtFine_labellevel3Ids.png"
+            root = "IDD_Segmentation"
+        else:
+            number = 100 * CONDITIONS.index(domain) + 10 * SPLITS.index(split) + index % 2 + 1
+            stem = f"{domain}/{split}/GOPR{number:04d}/GOPR{number:04d}_frame_{index // 2:06d}"
+            image, mask = f"rgb_anon/{stem}_rgb_anon.png", f"gt/{stem}_gt_labelIds.png"
+            root = "acdc"
+        yield Job(domain, split, index, f"{root}/{image}", f"{root}/{mask}")
+
+
+def check_size(target: Target) -> None:
+    """Refuse to mix sizes in a folder.
+
+    Raises:
+        GenValError: `derived.json` records pictures of another size, and they are not to be overwritten.
+    """
+    from genval.runtime.files import read_json
+
+    path = target.out / "derived.json"
+    if target.overwrite or not path.exists():
+        return
+    made = read_json(path)
+    size = (made.get("height"), made.get("width")) if isinstance(made, dict) else None
+    if size != (target.height, target.width):
+        raise GenValError(
+            f"{target.out} holds pictures of (height, width) {size}, asked for {(target.height, target.width)}. "
+            "Choose another --out, or --overwrite."
+        )
+
+
+def read_captions(out: Path, domains: Sequence[str]) -> dict[str, str]:
+    """The captions of the sets of some domains that earlier runs wrote, by picture."""
+    from genval.runtime.files import read_json
+
+    captions: dict[str, str] = {}
+    for name in map(set_name, domains):
+        path = out / "captions" / f"captions_{name}.json"
+        if path.exists():
+            captions.update(read_json(path)[name])
+    return captions
+
+
+def render_all(jobs: Sequence[Job], target: Target, workers: int) -> tuple[dict[str, str], int]:
+    """Render what is missing, with a progress bar; returns the captions by picture and how many were written."""
+    from genval.runtime.progress import progress_bar
+
+    captions: dict[str, str] = {}
+    written = 0
+    batches = [(jobs[i : i + BATCH], target) for i in range(0, len(jobs), BATCH)]
+    # The processes come first: the bar has a thread, and threads do not outlive a fork.
+    with _pool(min(workers, len(batches))) as pool, progress_bar(len(jobs), "rendering") as bar:
+        for results in pool.imap_unordered(render_batch, batches):
+            for job, caption, new in results:
+                captions[job.image] = caption
+                written += new
+            bar.update(len(results))
+    return captions, written
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Any]:
+    """Processes; forked ones, where the system can, have the renderer in memory already."""
+    from multiprocessing import get_context
+
+    import cv2
+
+    import mini.world.scene  # noqa: F401  (before the fork)
+
+    cv2.setNumThreads(1)
+    with get_context("fork" if sys.platform == "linux" else "spawn").Pool(max(workers, 1)) as pool:
+        yield pool
+
+
+def render_batch(task: tuple[Sequence[Job], Target]) -> list[tuple[Job, str, bool]]:
+    """Render some pictures; returns each one's caption and whether anything was written.
+
+    A second thread encodes and flushes one picture while the next is rendered. All are on the disk on return.
+    """
+    import cv2
+
+    jobs, target = task
+    cv2.setNumThreads(1)
+    with ThreadPoolExecutor(1) as writer:
+        pending = [(job, *_render_job(job, target, writer)) for job in jobs]
+    for future in (future for _, _, writes in pending for future in writes):
+        future.result()
+    return [(job, caption, bool(writes)) for job, caption, writes in pending]
+
+
+def _render_job(job: Job, target: Target, writer: ThreadPoolExecutor) -> tuple[str, list]:
+    """The caption of a picture, and the pending writes of the files it lacks."""
+    import numpy as np
+
+    from genval.runtime.files import write_png
+
+    from .scene import render
+
+    scene = render(job.index, job.domain, target.height, target.width, job.split_seed)
+    labels = scene.label_ids
+    if job.domain == "india":
+        table = np.full(256, 255, np.uint8)
+        table[list(IDD_IDS)] = list(IDD_IDS.values())
+        labels = table[labels]
+    wanted = [(target.out / path, pixels) for path, pixels in ((job.image, scene.image), (job.mask, labels))
+              if target.overwrite or not (target.out / path).exists()]  # fmt: skip
+    return scene.caption, [writer.submit(write_png, path, pixels, noisy=True) for path, pixels in wanted]
+
+
+def with_weather(caption: str, image: str, domain: str) -> str:
+    """The caption with a phrase for the domain: half of the time the one prompts end with, else a paraphrase."""
+    from genval.runtime.seeds import item_seed
+
+    from .captions import DOMAIN_PHRASES
+
+    seed, phrases = item_seed(0, image), DOMAIN_PHRASES[domain]
+    return f"{caption}, {phrases[seed // 2 % len(phrases) if seed % 2 else 0]}"
+
+
+def write_captions(out: Path, domains: Sequence[str], captions: dict[str, str]) -> None:
+    """Write captions/captions_{set}.json for the sets of some domains, with the pictures of earlier runs."""
+    from genval.runtime.files import write_json
+
+    for domain in domains:
+        name, image = set_name(domain), _picture_folder(domain)
+        found = {path: text for path, text in sorted(captions.items()) if path.startswith(image)}
+        write_json(out / "captions" / f"captions_{name}.json", {name: found})
+
+
+def _picture_folder(domain: str) -> str:
+    """The folder of a domain's pictures, with a slash."""
+    return {"clear": "cityscapes/", "india": "IDD_Segmentation/"}.get(domain, f"acdc/rgb_anon/{domain}/")
+
+
+def write_training_lists(out: Path, jobs: Sequence[Job], captions: dict[str, str]) -> None:
+    """List the clear jobs in training/{train,val}.jsonl, and every domain's training pictures in diffusion.jsonl."""
+    from genval.runtime.files import write_jsonl
+
+    clear = [job for job in jobs if job.domain == "clear"]
+    for split in SPLITS if clear else ():
+        lines = []
+        for job in (job for job in clear if job.split == split):
+            # A ControlNet trained on captions that leave the weather open would learn to draw clear weather itself and
+            # resist any other; generation (val) puts a domain of its own after the caption.
+            text = captions[job.image] if split == "val" else with_weather(captions[job.image], job.image, "clear")
+            lines.append({"image": job.image, "conditioning_image": job.mask, "text": text})
+        write_jsonl(out / "training" / f"{split}.jsonl", lines)
+    lines = []
+    for domain in CONDITIONS:
+        for image, text in read_captions(out, [domain]).items():
+            if "/train/" in image:
+                lines.append({"image": image, "text": with_weather(text, image, domain)})
+    write_jsonl(out / "training" / "diffusion.jsonl", lines)
