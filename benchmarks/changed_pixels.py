@@ -41,10 +41,8 @@ def main(args: argparse.Namespace) -> None:
         changed += int((difference > 0).sum())
         beyond += int((difference > 1).sum())
         largest = max(largest, int(difference.max()))
-    print(
-        f"{len(names)} files, {total} values: {changed / total:.2e} changed, {beyond / total:.2e} by more than one level, "
-        f"largest change {largest}"
-    )
+    shares = f"{changed / total:.2e} changed, {beyond / total:.2e} by more than one level"
+    print(f"{len(names)} files, {total} values: {shares}, largest change {largest}")
 
 
 if __name__ == "__main__":
