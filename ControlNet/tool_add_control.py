@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from genval.runtime.cli import parse, positive_int, run, script_parser
+from genval.runtime.cli import parse, positive_int, run, script_parser, seed_number
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
         default="default",
         help="how the hint embedding starts: at random as published, or as steps between the class ids",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random initialisation")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the random initialisation")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
     return parse(parser)
 

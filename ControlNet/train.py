@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from genval.runtime.cli import add_device_arguments, parse, positive_int, run, script_parser
+from genval.runtime.cli import add_device_arguments, parse, positive_int, run, script_parser, seed_number
 from genval.runtime.paths import resolve
 
 
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     optim.add_argument("--caption_dropout", type=float, default=0.1, help="share of captions left out, for guidance")
     optim.add_argument("--ema", type=float, default=0.0, help="decay of averaged weights, 0 is off")
     log = parser.add_argument_group("run")
-    log.add_argument("--seed", type=int, default=0, help="of order, crops, dropout, noise and timesteps")
+    log.add_argument("--seed", type=seed_number, default=0, help="of order, crops, dropout, noise and timesteps")
     log.add_argument("--logs_dir", default="logs", help="runs go to LOGS_DIR/RUN")
     log.add_argument("--run", help="name of the run's folder; without it the next free number (resuming: the last)")
     log.add_argument("--resume", help="a checkpoint, 'last' (the run's newest) or 'auto' (the same, if there is one)")
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     import dataclasses
 
     from genval.artifacts.settings import write_settings
-    from genval.diffusion.controlnet import load_controlnet, save_controlnet
+    from genval.diffusion.controlnet import check_writable, load_controlnet, save_controlnet
     from genval.diffusion.pairs import find_jsonl, read_pairs
     from genval.diffusion.pipelines import load_base
     from genval.diffusion.runs import choose_run, make_trainer
@@ -80,6 +80,7 @@ def main(args: argparse.Namespace) -> None:
     shown = read_pairs(find_jsonl(args.val_jsonl, data_dir), data_dir)[: args.num_images] if args.images_every else []
     folder, checkpoint = choose_run(resolve(args.logs_dir), args.run, args.resume)
     base = load_base(args.base)
+    output = resolve(args.output)
     module = ControlNetModule(
         base, load_controlnet(args.controlnet, base), config, pairs if args.cache_latents else None, args.workers
     )
@@ -98,12 +99,12 @@ def main(args: argparse.Namespace) -> None:
         precision=args.precision,
     )
     if trainer.is_global_zero:
+        check_writable(output)
         write_settings(folder, args)
     data = ControlNetData(pairs, config, args.workers, args.cache_latents)
     # A checkpoint is tensors and plain numbers: nothing else is unpickled.
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
-        output = resolve(args.output)
         save_controlnet(module.trained, output, args.save_dtype)
         print(f"Trained {trainer.global_step} steps on {len(pairs)} pairs: wrote {output}, logs in {folder}")
 

@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
     new, written = render_all(missing, target, args.workers)
     captions |= new
     write_captions(target.out, args.domains, captions)
-    write_training_lists(target.out, jobs, captions)
+    write_training_lists(target.out)
     print(f"Rendered {written} pictures, kept {len(jobs) - written}, in {target.out}: {', '.join(args.domains)}")
 
 

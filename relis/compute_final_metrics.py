@@ -38,10 +38,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    from genval.datasets.layouts import find_layout
     from genval.metrics.results import list_scenes, model_list, pair
     from genval.metrics.tables import markdown_table
     from genval.runtime.paths import resolve
 
+    for dataset in args.trg_dataset:
+        find_layout(dataset)  # refuses an unknown name before its results are looked for
     pairs = pair(args.cond, args.scene)
     rows = [
         pool(args, model, dataset, list_scenes(resolve(args.root_exp_dir), model, dataset, pairs, args.preset))

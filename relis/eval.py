@@ -137,7 +137,11 @@ def evaluate(
                 writer.submit(save_image, where[item], records[item], prediction, train_ids, args.overwrite)
             bar.update(len(batch.items))
     skipped = unpaired + [bad for rank in range(fabric.world_size) for bad in fabric.broadcast(unreadable or [], rank)]
-    return finish(args, dataset, scenes, records, skipped) if fabric.is_global_zero else []
+    rows: list[list[Any]] = []
+    with same_outcome(fabric):
+        if fabric.is_global_zero:
+            rows = finish(args, dataset, scenes, records, skipped)
+    return rows
 
 
 def finish(
@@ -160,7 +164,7 @@ def finish(
         print(f"skipped {bad.file}: {bad.reason}")
     if not kept:
         raise GenValError(f"Every image of {dataset} was set aside (see above): there is nothing to measure.")
-    about = {"src_dataset": args.src_dataset, "split": args.split}
+    about = {"src_dataset": args.src_dataset, "split": args.split, "limit": args.limit}
     rows = []
     for cond in sorted({item.cond for item in kept}):
         total = np.zeros((len(CLASSES), len(CLASSES)), np.int64)

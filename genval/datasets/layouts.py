@@ -122,6 +122,7 @@ def find_root(
     root: str | Path | None = None,
     datasets_dir: str | Path = "datasets",
     generated_dir: str | Path = path_dicts.GENERATED_ROOT,
+    flag: str = "--trg_root",
 ) -> Path:
     """The folder that holds a data set.
 
@@ -129,6 +130,7 @@ def find_root(
     `path_dicts.DATASET_ROOTS` names (inside `datasets_dir` when that is not the default), with other capitals, or one
     folder deeper, which is where `ln -s ... datasets` may have put it. Folders that hold a `derived.json` (the embedded
     world, CamVid in Cityscapes' layout) are not looked into: rendered streets must never pass for real ones.
+    `flag` is the script's flag for `root`, which the error names.
 
     Raises:
         GenValError: it is at none of these places.
@@ -145,7 +147,7 @@ def find_root(
     remedy = (
         f"Run: python ControlNet/style_transfer.py --domain {expected.name}, or give --generated_dir"
         if dataset not in LAYOUTS
-        else f"Link it: ln -s PATH {expected}, or give --trg_root PATH"
+        else f"Link it: ln -s PATH {expected}, or give {flag} PATH"
     )
     hint = suggestion(expected.name, beside)
     raise GenValError(f"No {dataset} in {expected}: expected {expected}/{layout.images}; {found_text}.{hint} {remedy}.")

@@ -45,6 +45,24 @@ def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
     return image, LABEL_SPACES[item.label_space].to_train_ids(label_ids, str(item.mask))
 
 
+def readable(items: Sequence[Item], set_aside: list[BadFile], workers: int = 4) -> list[Item]:
+    """The items whose two files can be decoded and fit each other; the others are added to `set_aside`."""
+
+    def fault(item: Item) -> str | None:
+        try:
+            read_pair(item)
+        except GenValError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        faults = dict(zip(items, pool.map(fault, items), strict=True))
+    set_aside += [
+        BadFile(item.id, item.cond, item.scene, str(item.image), reason) for item, reason in faults.items() if reason
+    ]
+    return [item for item in items if faults[item] is None]
+
+
 def partition(items: Sequence[Item], batch_size: int) -> list[tuple[Item, ...]]:
     """Cut items into chunks of at most `batch_size`, none across two scenes.
 

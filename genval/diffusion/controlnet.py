@@ -110,6 +110,23 @@ def check_fits(controlnet: Any, base: StableDiffusion, source: object) -> None:
         )
 
 
+def check_writable(folder: str | Path) -> None:
+    """Try to write into a folder, before hours of training are put into it; nothing is left there.
+
+    Raises:
+        GenValError: the folder cannot be made or written.
+    """
+    folder = Path(folder)
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(prefix=".part-", dir=folder).cleanup()
+        if is_new:
+            folder.rmdir()
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
 def save_controlnet(controlnet: Any, folder: str | Path, dtype: str = "fp32") -> None:
     """Write a ControlNet as a diffusers folder: safetensors, then config.json, each whole or not at all.
 
@@ -128,9 +145,11 @@ def save_controlnet(controlnet: Any, folder: str | Path, dtype: str = "fp32") ->
             for file in (_WEIGHTS, "config.json"):
                 os.replace(Path(temporary) / file, folder / file)
     except OSError as error:
-        raise GenValError(
-            f"Cannot write {folder}: {error.strerror or error}. Free disk space, or choose another folder."
-        ) from error
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: str | Path, error: OSError) -> GenValError:
+    return GenValError(f"Cannot write {folder}: {error.strerror or error}. Free disk space, or choose another folder.")
 
 
 def _plain(value: Any) -> Any:

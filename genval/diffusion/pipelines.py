@@ -190,6 +190,11 @@ def _download(name: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    if Path(name).suffix in (".ckpt", ".pth", ".safetensors"):
+        raise GenValError(
+            f"No model at {resolve(name)}, and files of the original format are not read: expected a folder in "
+            "diffusers' layout or a Hugging Face name, such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+        )
     hub_like = len(Path(name).parts) == 2 and not name.startswith((".", "/", "~", "checkpoints/"))
     reason = "it is not a Hugging Face name either"
     if hub_like:
@@ -201,7 +206,7 @@ def _download(name: str, files: Sequence[str]) -> Path:
     advice = (
         f"With a connection: hf download {name} --local-dir checkpoints/{Path(name).name}, then give that folder."
         if hub_like
-        else "Train or fetch it first: README.md, section 1, says where each checkpoint comes from."
+        else "Train or fetch it first: the stages in README.md and docs/mini.md say what makes it."
     )
     raise GenValError(f"No model at {resolve(name)}, and {reason}. {advice}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -32,6 +33,9 @@ def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Pat
         path = Path(str(resume)).expanduser().resolve()
         if not path.is_file():
             raise GenValError(f"--resume: {path} does not exist. Give a checkpoint, 'last' or 'auto'.")
+        _check_checkpoint(path)
+        if run is None and path.parent.parts[-len(_CHECKPOINTS.parts) :] != _CHECKPOINTS.parts:
+            raise GenValError(f"--resume: {path} does not lie in a run's {_CHECKPOINTS}. Give --run NAME with it.")
         return (logs_dir / run if run else path.parents[len(_CHECKPOINTS.parts)]), path
     numbers = sorted(int(entry.name) for entry in logs_dir.glob("*") if entry.name.isdecimal())
     if run is None and resume and numbers:
@@ -43,6 +47,17 @@ def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Pat
     if resume is None and checkpoint is not None:
         raise GenValError(f"{folder} has checkpoints already. Add --resume last, or give another --run.")
     return folder, checkpoint
+
+
+def _check_checkpoint(path: Path) -> None:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if "state_dict" in content:
+            return
+        reason = "it has no state_dict"
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for other files
+        reason = str(error).partition("\n")[0]
+    raise GenValError(f"--resume: {path} is not a checkpoint of ControlNet/train.py ({reason}). Give a step=*.ckpt.")
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

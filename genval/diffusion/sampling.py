@@ -8,6 +8,7 @@ and the hint embedding, which does not depend on the timestep, is computed once.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +39,9 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise GenValError(f"--sampler: expected {' or '.join(SAMPLERS)}, found {self.sampler}.")
+        for flag, value in (("guidance_scale", self.guidance_scale), ("strength", self.strength)):
+            if not math.isfinite(value):
+                raise GenValError(f"--{flag}: expected a finite number, found {value}.")
         if self.steps < 1:
             raise GenValError(f"--ddim_steps: expected a number above 0, found {self.steps}.")
 

@@ -58,10 +58,10 @@ class TrainingConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise GenValError(f"--{name}: expected 0 up to below 1, found {getattr(self, name)}.")
         for name in ("lr", "hint_lr_scale"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise GenValError(f"--{name}: expected a number above 0, found {getattr(self, name)}.")
         for name in ("warmup_steps", "gradient_clip", "weight_decay"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise GenValError(f"--{name}: expected 0 or more, found {getattr(self, name)}.")
         if self.lr_schedule not in ("constant", "cosine"):
             raise GenValError(f"--lr_schedule: expected constant or cosine, found {self.lr_schedule}.")

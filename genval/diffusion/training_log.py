@@ -15,6 +15,7 @@ from genval.datasets.labels import CITYSCAPES, colourise
 from genval.diffusion.pairs import Pair, load_framed
 from genval.diffusion.pipelines import move
 from genval.diffusion.sampling import SamplingConfig, generate
+from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
 from genval.runtime.progress import progress_bar
 from genval.runtime.seeds import item_seed
@@ -43,9 +44,15 @@ class StepProgress(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar.close()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.bar is not None:  # the error's line must not be glued to the bar's
+            self.bar.close()
+
 
 class StepCheckpoints(Callback):
     """Writes `step={n}.ckpt` every so many optimiser steps and at the last one, then removes the one before.
+
+    Weights that are not finite end the run instead: they would take the place of the last good ones.
 
     Args:
         folder: where they go.
@@ -69,6 +76,11 @@ class StepCheckpoints(Callback):
         if not due or step == self._last:
             return
         self._last = step
+        if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+            raise GenValError(
+                f"The weights are not finite after step {step}: nothing was saved of it. Give a lower --lr, "
+                "--gradient_clip 1, or --precision 32-true or bf16-mixed, and --resume last if there is a checkpoint."
+            )
         older = list(self.folder.glob("step=*.ckpt"))
         path = self.folder / f"step={step}.ckpt"
         trainer.save_checkpoint(path)

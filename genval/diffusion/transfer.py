@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 import shutil
 from collections import deque
@@ -85,6 +87,12 @@ def read_captions(jsonl: Path) -> dict[str, str]:
     return captions
 
 
+def frames_hash(items: Sequence[Item], captions: Mapping[str, str]) -> str:
+    """Twelve hexadecimal digits over what is drawn from: the frames' names in order, and their captions."""
+    frames = [[item.scene, item.id, captions.get(item.image.name)] for item in items]
+    return hashlib.sha256(json.dumps(frames).encode()).hexdigest()[:12]
+
+
 def draw_transfers(
     items: Sequence[Item], captions: Mapping[str, str], domain: Domain, count: int, seed: int, template: str
 ) -> list[Transfer]:
@@ -99,19 +107,19 @@ def draw_transfers(
         template: of the prompt, with `{caption}` and `{domain}`.
 
     Raises:
-        GenValError: a drawn frame has no caption, or the template has another placeholder.
+        GenValError: there are no frames, a drawn frame has no caption, or the template has another placeholder.
     """
+    if not items:
+        raise GenValError("Every frame was set aside by --skip_bad: there is nothing to draw from. Check --data_dir.")
     rng = np.random.default_rng(item_seed(seed, "masks"))
     transfers = []
     for n in range(count):
         item, place = items[int(rng.integers(len(items)))], float(rng.random())
         if item.image.name not in captions:
-            raise GenValError(
-                f"No caption for {item.image.name}. Add its line to the file of --captions."
-            )
+            raise GenValError(f"No caption for {item.image.name}. Add its line to the file of --captions.")
         try:
             prompt = template.format(caption=captions[item.image.name], domain=domain.text)
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise GenValError(
                 f"--prompt_template: expected text with {{caption}} and {{domain}}, found {template!r}."
             ) from error
@@ -277,6 +285,7 @@ class TransferRun:
         while start < len(batch):
             size = min(self._largest or len(batch), len(batch) - start)
             piece = batch[start : start + size]
+            part: Generated | None
             try:
                 part = generate(
                     self.base,
@@ -292,6 +301,9 @@ class TransferRun:
                     raise GenValError(
                         "One picture does not fit into the device's memory. Give --precision 16-true or a smaller size."
                     ) from error
+                part = None
+            if part is None:
+                # Out here the exception is gone, and with it the failed attempt's tensors, which its frames held.
                 torch.cuda.empty_cache()
                 self._largest = size // 2
                 print(f"Out of memory with {size} pictures at a time: going on with {self._largest}.", flush=True)

@@ -27,13 +27,19 @@ def predict(segmenter: nn.Module, images: np.ndarray, names: Sequence[str], devi
         trainIds, uint8 (B, H, W).
 
     Raises:
-        GenValError: the logits of an image hold NaN or infinity.
+        GenValError: the logits of an image hold NaN or infinity, or the device's memory is full.
     """
     import torch
 
     with torch.inference_mode():
         tensor = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
-        logits = segmenter(tensor, images.shape[1:3])
+        try:
+            logits = segmenter(tensor, images.shape[1:3])
+        except torch.OutOfMemoryError as error:
+            raise GenValError(
+                f"{segmenter.name} with {len(images)} images of {images.shape[2]}x{images.shape[1]} at a time does not "
+                "fit into the device's memory. Give a smaller --batch_size, or --precision 16-true or bf16-true."
+            ) from error
         # The maximum is NaN where any class is, so that checking it costs a 19th of checking the logits.
         largest, classes = logits.max(dim=1)
         sound = torch.isfinite(largest).flatten(1).all(1).tolist()

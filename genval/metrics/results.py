@@ -13,8 +13,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +34,8 @@ from genval.runtime.files import read_json, read_jsonl, write_bytes, write_csv, 
 from genval.runtime.paths import REPO_ROOT
 
 ALL = "all"
+# Bytes of a file's end that its mark covers.
+_END = 4096
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ def image_record(item_id: str, image: Path, mask: Path, model: str, weights: str
 
     Args:
         item_id: the image's id.
-        image: its file; recorded with its size in bytes, from the repository's root where it is below it.
+        image: its file; recorded from the repository's root where it is below it, with a mark of its content.
         mask: its labels' file, likewise.
         model: the segmenter's name.
         weights: the segmenter's hash.
@@ -180,9 +184,9 @@ def image_record(item_id: str, image: Path, mask: Path, model: str, weights: str
         "weights": weights,
         "precision": precision,
         "image": _short(image),
-        "image_bytes": image.stat().st_size,
+        "image_mark": _mark(image),
         "mask": _short(mask),
-        "mask_bytes": mask.stat().st_size,
+        "mask_mark": _mark(mask),
     }
 
 
@@ -255,10 +259,12 @@ def list_scenes(
         matches = {(c, s) for c in conds for s in _folders(above / c) if scene in (ALL, s)}
         if not matches:
             missing = SceneResults(root, model, dataset, cond, scene)
+            close = difflib.get_close_matches(model, list_models(root), n=1) if not _folders(above) else []
+            hint = f" Did you mean {close[0]}?" if close else ""
             have = ", ".join(f"{c}/{s}" for c in _folders(above) for s in _folders(above / c)) or "nothing"
             raise GenValError(
-                f"No results of {model} on {dataset} for condition {cond}, scene {scene} in {root}: found {have}. "
-                f"Run: {missing.command(preset)}"
+                f"No results of {model} on {dataset} for condition {cond}, scene {scene} in {root}: found {have}."
+                f"{hint} Run: {missing.command(preset)}"
             )
         found |= matches
     scenes = [SceneResults(root, model, dataset, cond, scene) for cond, scene in sorted(found)]
@@ -322,6 +328,17 @@ def _read_counts(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or "confusion_matrix" not in value:
         raise GenValError(f"{path} holds no confusion matrix. Delete it and run relis/eval.py again.")
     return value
+
+
+def _mark(path: Path) -> str:
+    """A file's size in bytes and a hash of its end: cheap, and a PNG's end holds checksums of all of its pixels."""
+    try:
+        with open(path, "rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - _END))
+            return f"{size}-{hashlib.blake2b(stream.read(), digest_size=4).hexdigest()}"
+    except OSError as error:
+        raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def _short(path: Path) -> str:

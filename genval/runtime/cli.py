@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import path_dicts
 from genval.runtime.errors import GenValError
@@ -17,12 +18,19 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors of a script are, instead of its whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}. See: python {self.prog} --help\n")
+
+
 def script_parser(description: str | None, script: str) -> argparse.ArgumentParser:
     """A parser for `script` (its path from the root without `.py`, e.g. `ControlNet/style_transfer`).
 
     It has `--preset` already; `parse` turns a preset into the defaults listed in `path_dicts.PRESETS`.
     """
-    parser = argparse.ArgumentParser(prog=f"{script}.py", description=description, formatter_class=_HelpFormatter)
+    parser = _Parser(prog=f"{script}.py", description=description, formatter_class=_HelpFormatter)
     parser.set_defaults(script=script)
     parser.add_argument(
         "--preset",
@@ -34,7 +42,7 @@ def script_parser(description: str | None, script: str) -> argparse.ArgumentPars
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; the defaults of `--preset` lie under the flags a user gave."""
-    preset_parser = argparse.ArgumentParser(add_help=False)
+    preset_parser = _Parser(prog=parser.prog, add_help=False)
     preset_parser.add_argument("--preset")
     preset = preset_parser.parse_known_args(argv)[0].preset
     if preset in path_dicts.PRESETS:
@@ -55,7 +63,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, seed: bool = True) -> Non
     """`--overwrite --limit --dry_run` and `--seed`: how much to do, and whether again."""
     group = parser.add_argument_group("run")
     if seed:
-        group.add_argument("--seed", type=int, default=0, help="an item's own seed is a hash of this and the item")
+        group.add_argument(
+            "--seed", type=seed_number, default=0, help="an item's own seed is a hash of this and the item"
+        )
     group.add_argument("--overwrite", action="store_true", help="make existing outputs again instead of resuming")
     group.add_argument("--limit", type=positive_int, help="stop after this many items")
     group.add_argument("--dry_run", action="store_true", help="check the inputs, say what would be done, and stop")
@@ -83,9 +93,23 @@ def add_bad_input_arguments(parser: argparse.ArgumentParser) -> None:
 
 def positive_int(text: str) -> int:
     """An argparse type: a whole number above zero."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text}")
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """An argparse type: a whole number of up to 63 bits, which is what random generators take."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 2**63
+    if not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at most 63 bits, found {text!r}")
     return value
 
 
@@ -107,3 +131,12 @@ def run(main: Callable[[argparse.Namespace], None], args: Callable[[], argparse.
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on.", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        # By its name: torch is not imported here, `--help` has to be quick.
+        if type(error).__name__ not in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):
+            raise
+        print(
+            "error: the device's memory is full. Give a smaller --batch_size or image size, or another --precision.",
+            file=sys.stderr,
+        )
+        sys.exit(2)

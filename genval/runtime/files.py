@@ -51,10 +51,23 @@ def replace_file(path: str | Path) -> Iterator[Path]:
 def remove_leftovers(folder: str | Path) -> None:
     """Remove the temporary files that a killed process left anywhere below `folder`.
 
-    Call it before anything writes there: a running process's temporary files look the same.
+    A file's name ends in its process's number; those of processes that run on this machine are left alone. Call it
+    before other machines write there.
     """
     for path in Path(folder).rglob(".*.part"):
-        path.unlink(missing_ok=True)
+        number = path.name.split(".")[-2]
+        if not (number.isdecimal() and _is_running(int(number))):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return process != os.getpid()  # our own is just starting: what bears its number is an earlier process's
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -127,9 +140,11 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         GenValError: the file is missing, or a line is not JSON (the message has its number).
     """
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise GenValError(f"{path} is not a text file: expected one JSON object a line.") from error
     records = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -184,5 +199,5 @@ def _decode(path: str | Path, convert: Any, image_module: Any) -> np.ndarray:
         raise GenValError(f"{path} does not exist.") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and zlib.error for damaged files
         raise GenValError(
-            f"{path} cannot be decoded ({error}). Fetch or make the file again, or use --skip_bad."
+            f"{path} cannot be decoded ({error}). Fetch or make the file again, or set it aside (--skip_bad)."
         ) from error

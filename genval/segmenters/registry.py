@@ -109,7 +109,10 @@ def _load_factory(name: str, module: str, function: str, device: torch.device, p
             f"{name}: {error}. Expected module:function with a module that Python finds (add its folder to "
             f"PYTHONPATH). {_unknown(name)}"
         ) from error
-    made = factory(device)
+    try:
+        made = factory(device)
+    except Exception as error:  # a user's function: anything may go wrong in it
+        raise GenValError(f"{name} failed on its device {device}: {type(error).__name__}: {error}") from error
     if not callable(made):
         raise GenValError(f"{name} returned {type(made).__name__}, expected a callable from images to logits.")
     return FactorySegmenter(name, made, precision).to(device)

@@ -204,18 +204,23 @@ def _picture_folder(domain: str) -> str:
     return {"clear": "cityscapes/", "india": "IDD_Segmentation/"}.get(domain, f"acdc/rgb_anon/{domain}/")
 
 
-def write_training_lists(out: Path, jobs: Sequence[Job], captions: dict[str, str]) -> None:
-    """List the clear jobs in training/{train,val}.jsonl, and every domain's training pictures in diffusion.jsonl."""
+def write_training_lists(out: Path) -> None:
+    """List the captioned clear pairs in training/{train,val}.jsonl, and all training pictures in diffusion.jsonl.
+
+    The lists follow the captions, which hold the pictures of earlier and larger runs too.
+    """
     from genval.runtime.files import write_jsonl
 
-    clear = [job for job in jobs if job.domain == "clear"]
-    for split in SPLITS if clear else ():
+    for split in SPLITS:
         lines = []
-        for job in (job for job in clear if job.split == split):
+        for image, caption in read_captions(out, ["clear"]).items():
+            if f"/{split}/" not in image:
+                continue
             # A ControlNet trained on captions that leave the weather open would learn to draw clear weather itself and
             # resist any other; generation (val) puts a domain of its own after the caption.
-            text = captions[job.image] if split == "val" else with_weather(captions[job.image], job.image, "clear")
-            lines.append({"image": job.image, "conditioning_image": job.mask, "text": text})
+            text = caption if split == "val" else with_weather(caption, image, "clear")
+            mask = image.replace("leftImg8bit/", "gtFine/").replace("_leftImg8bit.png", "_gtFine_labelIds.png")
+            lines.append({"image": image, "conditioning_image": mask, "text": text})
         write_jsonl(out / "training" / f"{split}.jsonl", lines)
     lines = []
     for domain in CONDITIONS:

@@ -195,6 +195,8 @@ def test_hint_embedding_has_its_own_rate(base_folder: Path, controlnet_folder: P
         {"ema": 1.0},
         {"caption_dropout": -0.1},
         {"lr": 0.0},
+        {"lr": float("inf")},
+        {"gradient_clip": float("nan")},
         {"warmup_steps": -1},
         {"lr_schedule": "linear"},
     ],
@@ -212,7 +214,7 @@ def test_runs_are_numbered_and_found_again(tmp_path: Path) -> None:
         choose_run(tmp_path, None, "last")
     checkpoints.mkdir(parents=True)
     for step in (9, 10):
-        (checkpoints / f"step={step}.ckpt").touch()
+        torch.save({"state_dict": {}}, checkpoints / f"step={step}.ckpt")
     assert choose_run(tmp_path, None, None) == (tmp_path / "4", None)
     for resume in ("last", "auto", str(checkpoints / "step=10.ckpt")):
         assert choose_run(tmp_path, None, resume) == (tmp_path / "3", checkpoints / "step=10.ckpt")
@@ -220,3 +222,6 @@ def test_runs_are_numbered_and_found_again(tmp_path: Path) -> None:
         choose_run(tmp_path, "3", None)
     with pytest.raises(GenValError, match="does not exist"):
         choose_run(tmp_path, None, "none.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "moved.ckpt")
+    with pytest.raises(GenValError, match="Give --run NAME"):
+        choose_run(tmp_path, None, str(tmp_path / "moved.ckpt"))

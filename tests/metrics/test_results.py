@@ -62,8 +62,9 @@ def test_an_image_is_done_when_both_its_files_exist_and_come_from_the_same_input
     assert scene.is_done(record(scene))
     assert (read_mask(scene.prediction("x")) == prediction).all()
     assert not scene.is_done(record(scene, weights="others"))
-    (scene.root.parent / "image").write_bytes(b"another image")
-    assert not scene.is_done(record(scene))
+    for other in (b"another image", b"1235"):
+        (scene.root.parent / "image").write_bytes(other)
+        assert not scene.is_done(record(scene))
     (scene.root.parent / "image").write_bytes(b"1234")
     scene.prediction("x").unlink()
     assert not scene.is_done(record(scene))

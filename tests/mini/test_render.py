@@ -157,3 +157,14 @@ def test_wrong_flags_are_one_line(tmp_path, flags):
     result = run_script(tmp_path, *flags)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_a_smaller_run_does_not_shorten_the_lists_of_a_larger_one(tmp_path):
+    for count in ("3", "1"):
+        command = [sys.executable, SCRIPT, "--out", tmp_path, "--num_train", count, "--num_val", count]
+        command += ["--height", "64", "--width", "128", "--domains", "clear", "--workers", "1"]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    for split in ("train", "val"):
+        records = [json.loads(line) for line in (tmp_path / f"training/{split}.jsonl").read_text().splitlines()]
+        assert len(records) == 3
+        assert all((tmp_path / record[key]).is_file() for record in records for key in ("image", "conditioning_image"))

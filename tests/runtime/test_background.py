@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -45,7 +48,10 @@ def test_the_queue_is_bounded():
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path):
     (tmp_path / "deep").mkdir()
-    for name in (".a.png.12.part", "deep/.b.json.3.part", "a.png", "deep/.hidden"):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    running = f".c.png.{os.getppid()}.part"  # another run in the same folder must keep what it is writing
+    for name in (f".a.png.{killed.pid}.part", f"deep/.b.json.{os.getpid()}.part", "a.png", "deep/.hidden", running):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [".hidden", "a.png", "deep"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([".hidden", "a.png", "deep", running])

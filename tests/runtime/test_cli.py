@@ -64,3 +64,37 @@ def test_empty_list_entries_are_refused(text):
 
     with pytest.raises(argparse.ArgumentTypeError):
         cli.comma_list(text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--limit", "many"], "above 0, found 'many'"),
+        (["--limit", "0"], "above 0, found '0'"),
+        (["--seed", "1.5"], "whole number"),
+        (["--seed", "9" * 20], "63 bits"),
+        (["--preset", "maxi"], "invalid choice"),
+        (["--preset"], "expected one argument"),
+        (["--limits", "1"], "unrecognized arguments"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_exit_code_2(flags, said, capsys):
+    parser = cli.script_parser("Do a thing.", "stage/script")
+    cli.add_run_arguments(parser)
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(parser, flags)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert error.startswith("error: ") and said in error and "stage/script.py --help" in error
+
+
+def test_a_full_device_is_one_line(capsys):
+    class OutOfMemoryError(RuntimeError):
+        """As torch's, which is not imported for this."""
+
+    def main(_):
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, lambda: None)
+    assert stop.value.code == 2 and "--batch_size" in capsys.readouterr().err

@@ -76,3 +76,9 @@ def test_jsonl_errors_give_the_line(tmp_path):
     (tmp_path / "list.jsonl").write_text('{"a": 1}\n\n{"a": \n')
     with pytest.raises(GenValError, match=r"list\.jsonl, line 3"):
         files.read_jsonl(tmp_path / "list.jsonl")
+
+
+def test_a_binary_file_is_not_a_list(tmp_path):
+    (tmp_path / "list.jsonl").write_bytes(bytes(range(256)))
+    with pytest.raises(GenValError, match=r"list\.jsonl is not a text file"):
+        files.read_jsonl(tmp_path / "list.jsonl")

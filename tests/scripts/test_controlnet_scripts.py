@@ -151,6 +151,10 @@ def test_bad_input_of_style_transfer(
     refused(unknown, "Unknown domain 'fogg'", "Did you mean fog?")
     refused(attempt("--height", 30), "multiples of 8")
     refused(attempt("--captions", tmp_path / "none.jsonl"), "No captions")
+    refused(attempt("--guidance_scale", "nan"), "--guidance_scale: expected a finite number")
+    refused(attempt("--prompt_template", "{caption.x}"), "--prompt_template")
+    refused([*attempt(), "--data_dir", tmp_path / "none"], "or give --data_dir PATH")
+    refused(attempt("--base", "models/v1-5-pruned.ckpt"), "original format")
     assert not output.exists()
 
     output.write_text("in the way")
@@ -168,6 +172,14 @@ def test_bad_input_of_train(
 ) -> None:
     command = train_command(base_folder, controlnet_folder, city, tmp_path, "--max_steps", 1, "--images_every", 0)
     refused([*command, "--devices", "many"], "--devices many", "cannot be had")
+    (tmp_path / "trained").write_text("in the way")  # found before the training, not after it
+    refused(command, "Cannot write", "trained")
+    (tmp_path / "trained").unlink()
+    assert not (tmp_path / "logs").exists()
+    refused([*command, "--lr", 1e30, "--max_steps", 3], "not finite", "--precision")
+    assert not list((tmp_path / "logs").rglob("*.ckpt")) and not list((tmp_path / "trained").rglob("*.safetensors"))
+    (tmp_path / "other").write_text("no checkpoint")
+    refused([*command, "--resume", tmp_path / "other"], "--resume", "other is not a checkpoint")
     mask = next((city / "gtFine/train/aachen").iterdir())
     cv2.imwrite(str(mask), np.zeros((8, 8), np.uint8))
     refused([*command, "--cache_latents"], "but its mask", mask.name)
@@ -178,3 +190,33 @@ def test_bad_input_of_train(
     refused([*command, "--jsonl", "none.jsonl"], "No captions")
     refused([*command, "--lr", 0], "--lr")
     assert not (tmp_path / "trained").exists()
+
+
+def test_bad_frames_are_set_aside_and_other_frames_are_not_mixed_in(
+    base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, refused: Refusal
+) -> None:
+    command = transfer_command(base_folder, controlnet_folder, city, tmp_path / "out", "--domain", "fog", "--limit", 2)
+    first, second = sorted((city / "leftImg8bit/val/lindau").iterdir())[:2]
+    first.write_bytes(first.read_bytes()[:60])
+    mask = city / "gtFine/val/lindau" / second.name.replace("leftImg8bit", "gtFine_labelIds")
+    mask.unlink()
+    refused(command, "without a mask", "--skip_bad")
+    done = run_script(*command, "--skip_bad")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("skipped ") == 2 and "2 bad files set aside" in done.stdout
+    assert "cannot be decoded" in done.stdout and "image without a mask" in done.stdout
+    captions = city / "training/val.jsonl"
+    captions.write_text(captions.read_text().replace("trees", "bushes"))
+    command = [*command, "--skip_bad"]
+    refused(command, "frames_hash", "--overwrite")
+
+
+@pytest.mark.slow
+def test_one_process_s_error_ends_two_with_one_line(
+    base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path
+) -> None:
+    command = transfer_command(base_folder, controlnet_folder, city, tmp_path / "out", "--domain", "fog")
+    (tmp_path / "out").write_text("in the way")
+    done = run_script(*command, "--devices", 2)
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr

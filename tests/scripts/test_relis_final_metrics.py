@@ -82,6 +82,8 @@ def test_missing_or_unfinished_results_are_refused_with_the_command(evaluated):
         code_out_err=final(evaluated, "--cond", "rain"),
     )  # fmt: skip
     evaluated.refused("No results of nobody", "python relis/eval.py", code_out_err=final(evaluated, model="nobody"))
+    evaluated.refused("Did you mean good?", code_out_err=final(evaluated, model="goood"))
+    evaluated.refused("Did you mean ACDC?", code_out_err=final(evaluated, "--trg_dataset", "ACDCC"))
     (evaluated.results / "good/ACDC/fog/GOPR0475/metrics.json").unlink()
     evaluated.refused("No finished results", "--scene GOPR0475", code_out_err=final(evaluated))
     assert not (evaluated.root / "final").exists()

@@ -122,3 +122,8 @@ def test_images_of_another_kind_are_refused(factories, bad):
 def test_an_unknown_precision_is_refused():
     with pytest.raises(GenValError, match="Unknown precision 'fp8'"):
         load_segmenter("PSPNet-R18", CPU, "fp8")
+
+
+def test_a_function_that_fails_is_named():
+    with pytest.raises(GenValError, match=r"os:getcwd failed on its device cpu: TypeError"):
+        load_segmenter("os:getcwd", "cpu")
