@@ -49,6 +49,7 @@ def test_an_empty_folder_and_a_strange_id_are_named(camvid, tmp_path):
     assert "0006R0_f1.png has label 40" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real CamVid pictures are not on this machine")
 def test_all_real_frames_are_placed(tmp_path):
     done = prepare(REAL, tmp_path / "out")

@@ -38,6 +38,7 @@ def train_command(base: Path, controlnet: Path, city: Path, folder: Path, *more:
     return ["ControlNet/train.py", "--batch_size", 2, "--accumulate", 2, "--lr", 1e-3, *flags, *more]
 
 
+@pytest.mark.slow
 def test_from_a_base_to_generated_fog(base_folder: Path, city: Path, tmp_path: Path, refused: Refusal) -> None:
     start = tmp_path / "start"
     result = run_script("ControlNet/tool_add_control.py", base_folder, start, "--hint_init", "hinges")
@@ -118,6 +119,7 @@ def test_a_killed_generation_goes_on_to_the_same_bytes(
     assert len(whole) == 3 * 30 + 1 and halves == whole
 
 
+@pytest.mark.slow
 def test_dry_run_limit_and_free_text(
     base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, refused: Refusal
 ) -> None:
@@ -192,6 +194,7 @@ def test_bad_input_of_train(
     assert not (tmp_path / "trained").exists()
 
 
+@pytest.mark.slow
 def test_bad_frames_are_set_aside_and_other_frames_are_not_mixed_in(
     base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, refused: Refusal
 ) -> None:

@@ -4,11 +4,12 @@ import shutil
 
 import pytest
 import torch
-from conftest import CONFIG
 
 import path_dicts
 from genval.runtime.errors import GenValError
 from genval.segmenters import list_segmenters, load_segmenter
+
+CONFIG = "mini/segmenters/pspnet-r18.py"
 
 CPU = torch.device("cpu")
 
