@@ -41,9 +41,12 @@ def load_captioned_images(
     Raises:
         GenValError: the list is missing or empty, a line lacks a field, or a file cannot be read.
     """
-    records: list[dict[str, Any]] = read_jsonl(data_dir / jsonl)[:limit]
+    records: list[dict[str, Any]] = read_jsonl(data_dir / jsonl)[:limit] if (data_dir / jsonl).is_file() else []
     if not records:
-        raise GenValError(f"{data_dir / jsonl} lists no image. Make the data first: python mini/render.py.")
+        raise GenValError(
+            f"{data_dir / jsonl} is missing or lists no image. "
+            f"Make the data first: python mini/render.py --out {data_dir}"
+        )
     images = np.empty((len(records), 3, height, width), np.uint8)
     label_ids = np.empty((len(records), height, width), np.uint8) if masks else None
     needed = ("image", "text", "conditioning_image") if masks else ("image", "text")

@@ -104,5 +104,6 @@ def test_pictures_and_masks_are_read_at_one_size(tmp_path):
     with pytest.raises(GenValError, match="no field 'text'"):
         load_captioned_images(tmp_path, "list.jsonl", 4, 8)
     files.write_jsonl(tmp_path / "list.jsonl", [])
-    with pytest.raises(GenValError, match="lists no image"):
-        load_captioned_images(tmp_path, "list.jsonl", 4, 8)
+    for absent in ("list.jsonl", "none.jsonl"):
+        with pytest.raises(GenValError, match=r"lists no image.*mini/render\.py"):
+            load_captioned_images(tmp_path, absent, 4, 8)
