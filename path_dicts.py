@@ -246,7 +246,7 @@ ZOO: dict[str, dict[str, Any]] = {
 }
 
 # Segmenters of the embedded world with weights in checkpoints/mini: name -> specification (see genval/segmenters).
-# mini/recipe/segmentation.py has recipes for more; they join when trained past 60 % mIoU on clear streets.
+# mini/recipe/segmentation.py trains them.
 MINI_SEGMENTERS: dict[str, str] = {
     "mini-fast-scnn": "mmseg:mini/segmenters/fast-scnn.py,checkpoints/mini/segmenters/fast-scnn.pth",
     "mini-bisenetv2-fcn": "mmseg:mini/segmenters/bisenetv2-fcn.py,checkpoints/mini/segmenters/bisenetv2-fcn.pth",
@@ -254,6 +254,10 @@ MINI_SEGMENTERS: dict[str, str] = {
     "mini-deeplabv3plus": "mmseg:mini/segmenters/deeplabv3plus.py,checkpoints/mini/segmenters/deeplabv3plus.pth",
     "mini-semfpn-r18": "mmseg:mini/segmenters/semfpn-r18.py,checkpoints/mini/segmenters/semfpn-r18.pth",
     "mini-fcn-hrnet": "mmseg:mini/segmenters/fcn-hrnet.py,checkpoints/mini/segmenters/fcn-hrnet.pth",
+    "mini-upernet-swin": "mmseg:mini/segmenters/upernet-swin.py,checkpoints/mini/segmenters/upernet-swin.pth",
+    "mini-segformer-mit": "mmseg:mini/segmenters/segformer-mit.py,checkpoints/mini/segmenters/segformer-mit.pth",
+    "mini-segformer-hf": "hf:checkpoints/mini/segmenters/segformer-hf",
+    "mini-upernet-convnext-hf": "hf:checkpoints/mini/segmenters/upernet-convnext-hf",
 }
 
 # `--preset NAME`: defaults a script takes in place of its own, by script.

@@ -1,11 +1,10 @@
 """The whole story on the embedded world: render, generate fog and night, evaluate, compare, and draw a contact sheet.
 
 Each step is a command that is printed before it runs; any of them can be run alone. Killed and started again, the demo
-goes on where it was: every stage passes over what it has finished. Where checkpoints/mini has no generator, the steps
-that need one are left out, and the segmenters are measured on clear and on truly rendered fog and night.
+goes on where it was: every stage passes over what it has finished.
 
 Reads:  checkpoints/mini
-Writes: datasets/mini, images/mini, results/mini; with a generator results/mini/demo/table.md and contact_sheet.png
+Writes: datasets/mini, images/mini, results/mini, with results/mini/demo/table.md and contact_sheet.png
 
     python mini/demo.py            (or: make demo)
 """
@@ -22,8 +21,6 @@ from genval.runtime.cli import comma_list, parse, positive_int, run, script_pars
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 
-GENERATOR = ("checkpoints/mini/stable-diffusion/model_index.json", "checkpoints/mini/controlnet/config.json")
-
 
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__, "mini/demo")
@@ -37,8 +34,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    missing = [path for path in GENERATOR if not (REPO_ROOT / path).exists()]
-    commands = steps(args.num_samples, args.domains, generate=not missing)
+    commands = steps(args.num_samples, args.domains)
     # More threads than cores make every step many times slower; a library's own default may be the host's cores.
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
     start = time.perf_counter()
@@ -47,27 +43,20 @@ def main(args: argparse.Namespace) -> None:
         print(f"\n[{number}/{len(commands)}, {elapsed:.0f} s] $ python {' '.join(command)}", flush=True)
         if not args.dry_run and subprocess.run([sys.executable, *command], cwd=REPO_ROOT, env=environment).returncode:
             raise GenValError(f"{command[0]} failed (see above). Mend the cause and run the same again: it goes on.")
-    if missing:
-        print(f"\nno generator: {missing[0]} is missing, so nothing was generated. To train one: docs/mini.md")
     print(f"\ndemo finished in {time.perf_counter() - start:.0f} s")
 
 
-def steps(num_samples: int, domains: list[str], generate: bool) -> list[list[str]]:
-    """The demo's commands, without the interpreter; `generate`: whether there is a generator."""
+def steps(num_samples: int, domains: list[str]) -> list[list[str]]:
+    """The demo's commands, without the interpreter."""
     preset, listed, number = ["--preset", "mini"], ",".join(domains), str(num_samples)
-    generated = [f"Cityscapes_{domain}" for domain in domains] if generate else []
-    commands = [["mini/render.py", "--num_train", "0", "--num_val", number, "--domains", f"clear,{listed}"]]
-    if generate:
-        commands += [
-            ["ControlNet/style_transfer.py", *preset, "--domain", domain, "--num_samples", number] for domain in domains
-        ]
-    commands.append(["relis/eval.py", *preset, "--trg_dataset", ",".join(["Cityscapes", *generated, "ACDC"])])
-    if generate:
-        commands += [
-            ["relis/compare_domains.py", *preset, "--domains", listed],
-            ["relis/contact_sheet.py", *preset, "--domains", listed],
-        ]
-    return commands
+    targets = ",".join(["Cityscapes", *(f"Cityscapes_{domain}" for domain in domains), "ACDC"])
+    return [
+        ["mini/render.py", "--num_train", "0", "--num_val", number, "--domains", f"clear,{listed}"],
+        *(["ControlNet/style_transfer.py", *preset, "--domain", domain, "--num_samples", number] for domain in domains),
+        ["relis/eval.py", *preset, "--trg_dataset", targets],
+        ["relis/compare_domains.py", *preset, "--domains", listed],
+        ["relis/contact_sheet.py", *preset, "--domains", listed],
+    ]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def test_the_names_are_the_zoo_and_the_mini_segmenters():
     assert len(path_dicts.ZOO) == 42
-    assert len(path_dicts.MINI_SEGMENTERS) >= 5
+    assert len(path_dicts.MINI_SEGMENTERS) >= 10
     assert list_segmenters() == [*path_dicts.ZOO, *path_dicts.MINI_SEGMENTERS]
 
 
