@@ -1,16 +1,21 @@
 """Make the untrained ControlNet of a Stable Diffusion model: its encoder copied, joined by zero convolutions.
 
-Reads:  IN, a Stable Diffusion model (diffusers folder or Hugging Face name).
-Writes: OUT, a ControlNet in diffusers' folder layout, to be trained by ControlNet/train.py.
+Reads:  IN, a Stable Diffusion 1.x or XL model: diffusers folder, Hugging Face name, or .ckpt or .safetensors of the
+        original format.
+Writes: OUT, to be trained by ControlNet/train.py: a ControlNet in diffusers' folder layout or, where OUT ends in .ckpt
+        or .safetensors, one file of the original format with base and ControlNet. With --controlnet a trained
+        ControlNet is written in place of a new one, which brings it from either format into the other.
 
     python ControlNet/tool_add_control.py stable-diffusion-v1-5/stable-diffusion-v1-5 checkpoints/control_seg
+    python ControlNet/tool_add_control.py models/v1-5-pruned.ckpt models/control_seg.ckpt
+    python ControlNet/tool_add_control.py models/v1-5-pruned.ckpt mine.ckpt --controlnet checkpoints/controlnet_mine
 """
 
 from __future__ import annotations
 
 import argparse
 
-from genval.runtime.cli import parse, positive_int, run, script_parser, seed_number
+from genval.runtime.cli import parse, run, script_parser, seed_number
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 
@@ -18,8 +23,16 @@ from genval.runtime.paths import resolve
 def parse_args() -> argparse.Namespace:
     parser = script_parser(__doc__, "ControlNet/tool_add_control")
     parser.add_argument("input", metavar="IN", help="the Stable Diffusion model to copy from")
-    parser.add_argument("output", metavar="OUT", help="folder to write the ControlNet to")
-    parser.add_argument("--conditioning_channels", type=positive_int, default=1, help="channels of the hint")
+    parser.add_argument("output", metavar="OUT", help="folder or .ckpt or .safetensors file to write")
+    parser.add_argument(
+        "--hint_encoding",
+        choices=["label_id", "colour", "one_hot"],
+        default="label_id",
+        help="what the ControlNet reads: one channel of ids as published, three of colours, or one a class",
+    )
+    parser.add_argument(
+        "--hint_labels", default="cityscapes", help="the masks' ids: cityscapes, idd, camvid, or a JSON file"
+    )
     parser.add_argument(
         "--hint_init",
         choices=["default", "hinges"],
@@ -27,6 +40,11 @@ def parse_args() -> argparse.Namespace:
         help="how the hint embedding starts: at random as published, or as steps between the class ids",
     )
     parser.add_argument("--seed", type=seed_number, default=0, help="of the random initialisation")
+    parser.add_argument("--controlnet", help="a trained ControlNet of IN, to write in place of a new one")
+    parser.add_argument(
+        "--export_original", action="store_true", help="write the original format whatever OUT is called"
+    )
+    parser.add_argument("--save_dtype", choices=["fp32", "fp16"], default="fp32", help="of the weights in OUT")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
     return parse(parser)
 
@@ -36,14 +54,24 @@ def main(args: argparse.Namespace) -> None:
     if output.exists() and not args.overwrite:
         raise GenValError(f"{output} exists. Give another OUT, or --overwrite.")
 
-    from genval.diffusion.controlnet import add_control, save_controlnet
+    from genval.diffusion.controlnet import add_control, load_controlnet, save_controlnet
+    from genval.diffusion.hints import make_encoding
+    from genval.diffusion.original import is_original, save_original
     from genval.diffusion.pipelines import load_base
 
+    encoding = make_encoding(args.hint_encoding, args.hint_labels)
     base = load_base(args.input)
-    controlnet = add_control(base, args.conditioning_channels, args.hint_init, args.seed)
-    save_controlnet(controlnet, output)
+    if args.controlnet:
+        controlnet, kind = load_controlnet(args.controlnet, base), "the"
+    else:
+        controlnet, kind = add_control(base, encoding, args.hint_init, args.seed), "an untrained"
+    if args.export_original or is_original(output):
+        save_original(base, controlnet, output, args.save_dtype)
+        kind = f"the base and {kind}"
+    else:
+        save_controlnet(controlnet, output, args.save_dtype)
     count = sum(parameter.numel() for parameter in controlnet.parameters())
-    print(f"Wrote an untrained ControlNet with {count / 1e6:.1f} million parameters to {output}")
+    print(f"Wrote {kind} ControlNet with {count / 1e6:.1f} million parameters to {output}")
 
 
 if __name__ == "__main__":

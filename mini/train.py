@@ -2,12 +2,13 @@
 
 Stages, in order: `autoencoder` and `diffusion` (a Stable Diffusion of 10 M parameters, on captioned pictures of all
 weathers, without masks), `controlnet` (ControlNet/tool_add_control.py and ControlNet/train.py, on clear scenes and
-masks), `segmenters` (on clear scenes). A stage whose output exists is passed over, so that a stopped run goes on.
+masks), `segmenters` (on clear scenes), `captioner` (a BLIP and a CLIP, on captioned pictures of all weathers). A stage
+whose output exists is passed over, so that a stopped run goes on.
 
-Reads:  DATA_DIR/training/diffusion.jsonl  {"image", "text"}, all weathers
+Reads:  DATA_DIR/training/diffusion.jsonl  {"image", "text"}, all weathers; masks in it help the captioner
         DATA_DIR/training/train.jsonl      {"image", "conditioning_image", "text"}, clear; val.jsonl the same
 Writes: OUTPUT/autoencoder (an intermediate), OUTPUT/stable-diffusion, OUTPUT/controlnet, OUTPUT/segmenters,
-        OUTPUT/training.json (figures of every stage)
+        OUTPUT/captioner, OUTPUT/clip, OUTPUT/training.json (figures of every stage)
 
     python mini/render.py --num_train 16000 --num_val 400 --out datasets/mini_train
     python mini/train.py --data_dir datasets/mini_train --output checkpoints/mini
@@ -31,7 +32,7 @@ from genval.runtime.paths import REPO_ROOT, resolve
 if TYPE_CHECKING:
     from mini.recipe.data import CaptionedImages
 
-STAGES = ("autoencoder", "diffusion", "controlnet", "segmenters")
+STAGES = ("autoencoder", "diffusion", "controlnet", "segmenters", "captioner")
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,6 +50,9 @@ def parse_args() -> argparse.Namespace:
     size.add_argument("--controlnet_steps", type=positive_int, default=3000)
     size.add_argument("--segmenter_steps", type=positive_int, default=2000)
     size.add_argument("--segmenters", type=comma_list, help="recipes of mini/recipe/segmentation.py (default: all)")
+    size.add_argument("--captioner_steps", type=positive_int, default=3500)
+    size.add_argument("--clip_steps", type=positive_int, default=1500)
+    size.add_argument("--captioner_seconds", type=positive_int, help="end both of them after this time at the latest")
     size.add_argument("--batch_size", type=positive_int, help="in place of every stage's own (for a trial on a CPU)")
     add_run_arguments(parser)
     return parse(parser)
@@ -64,6 +68,7 @@ def main(args: argparse.Namespace) -> None:
         "diffusion": diffusion_stage,
         "controlnet": controlnet_stage,
         "segmenters": segmenters_stage,
+        "captioner": captioner_stage,
     }
     for name in STAGES:
         if name in args.stages and not args.dry_run:
@@ -117,8 +122,7 @@ def controlnet_stage(args: argparse.Namespace) -> dict[str, Any]:
         device = ["--accelerator", "gpu", "--devices", "1", "--precision", "bf16-mixed"]
     batch = ["--batch_size", args.batch_size] if args.batch_size else []
     logs = ["--logs_dir", args.output / "logs"]
-    if not args.overwrite:
-        logs += ["--run", "controlnet", "--resume", "auto"]
+    logs += ["--overwrite"] if args.overwrite else ["--run", "controlnet", "--resume", "auto"]
     call(
         "ControlNet/train.py", "--preset", "mini", "--data_dir", args.data_dir,
         "--base", base, "--controlnet", start, "--output", args.output / "controlnet",
@@ -153,6 +157,45 @@ def segmenters_stage(args: argparse.Namespace) -> dict[str, Any]:
             steps=args.segmenter_steps, device=torch.device(args.device), **sizes(args),
         )  # fmt: skip
         record(args.output, "segmenters", {name: figures[name]})
+    return figures
+
+
+def captioner_stage(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from genval.runtime.files import read_image, read_jsonl
+    from mini.recipe.captioner import CaptionerRecipe, load_patch_classes, measure_captioner, train_captioner
+    from mini.recipe.contrastive import ContrastiveRecipe, measure_contrastive, train_contrastive
+    from mini.recipe.views import held_out
+
+    common = {"seconds": args.captioner_seconds, "seed": args.seed, **sizes(args)}
+    captioner = CaptionerRecipe(steps=args.captioner_steps, **common)
+    contrastive = ContrastiveRecipe(steps=args.clip_steps, **common)
+    # What is written last stands for the whole.
+    left = [name for name in ("captioner/tokenizer.json", "clip/open_clip_config.json") if not finished(args, name)]
+    if not left:
+        return {}
+    device, side = torch.device(args.device), captioner.image_size
+    data = captioned_images(args.data_dir, side, side, args.limit, args.workers)
+    records = read_jsonl(args.data_dir / "training/diffusion.jsonl")[: args.limit]
+    apart = held_out(len(records))
+    measured, trained = ([records[i] for i in chosen.nonzero()[:, 0]] for chosen in (apart, ~apart))
+    images, texts = torch.from_numpy(data.images)[~apart], [line["text"] for line in trained]
+    frames, truth = (
+        [read_image(args.data_dir / line["image"]) for line in measured],
+        [line["text"] for line in measured],
+    )
+    figures = {}
+    if "captioner/tokenizer.json" in left:
+        folder, patches = args.output / "captioner", side // captioner.patch_size
+        classes = load_patch_classes(args.data_dir, trained, patches, args.workers)
+        figures["blip"] = train_captioner(images, texts, captioner, folder, device, classes)
+        figures["blip"] |= measure_captioner(folder, frames, truth, device)
+        record(args.output, "captioner", {"blip": figures["blip"]})
+    if "clip/open_clip_config.json" in left:
+        folder = args.output / "clip"
+        figures["clip"] = train_contrastive(images, texts, contrastive, folder, device)
+        figures["clip"] |= measure_contrastive(folder, frames, truth, device)
     return figures
 
 

@@ -1,3 +1,3 @@
 """Fixtures that tests of several packages share."""
 
-pytest_plugins = ("diffusion_world",)
+pytest_plugins = ("diffusion_world", "captions_world", "grounding_world")

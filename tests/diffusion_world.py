@@ -92,6 +92,69 @@ def write_base(folder: Path, prediction_type: str = "v_prediction", cross_attent
     return folder
 
 
+def write_xl_base(folder: Path) -> Path:
+    """Write a random Stable Diffusion XL: two text encoders, sizes as conditions, two depths of attention."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    letters = [*string.ascii_lowercase, ",", "."]
+    tokens = ["!", *letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    begin, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
+    torch.manual_seed(0)
+
+    def text_config(width: int, activation: str) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(tokens),
+            hidden_size=width,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            projection_dim=24,
+            hidden_act=activation,
+            bos_token_id=begin,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+
+    parts = {
+        "tokenizer": CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TOKENS),
+        "tokenizer_2": CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TOKENS, pad_token="!"),
+        "text_encoder": CLIPTextModel(text_config(16, "quick_gelu")),
+        "text_encoder_2": CLIPTextModelWithProjection(text_config(32, "gelu")),
+        "vae": AutoencoderKL(
+            block_out_channels=(8, 16, 16),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            norm_num_groups=4,
+            scaling_factor=0.13025,
+        ),
+        "unet": UNet2DConditionModel(
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            transformer_layers_per_block=(1, 2),
+            cross_attention_dim=16 + 32,
+            attention_head_dim=(2, 4),
+            norm_num_groups=8,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 24,
+        ),
+    }
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULES["epsilon"]))
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True})
+    )
+    return folder
+
+
 def write_cityscapes(folder: Path, height: int = HEIGHT, width: int = WIDTH) -> Path:
     """Write six training and three validation frames in Cityscapes' layout, and their training/*.jsonl."""
     rng = np.random.default_rng(0)

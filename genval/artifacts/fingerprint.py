@@ -1,12 +1,19 @@
-"""Which weights an output was made with."""
+"""Which weights and files an output was made with."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from genval.runtime.errors import GenValError
 
 if TYPE_CHECKING:
     from torch import nn
+
+# Bytes of a file's end that its mark covers.
+_END = 4096
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -24,3 +31,18 @@ def weights_hash(module: nn.Module) -> str:
         # NumPy has no bfloat16: hash the bytes as they lie in memory.
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def file_mark(path: Path) -> str:
+    """A file's size in bytes and a hash of its end: cheap, and a PNG's end holds checksums of all of its pixels.
+
+    Raises:
+        GenValError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - _END))
+            return f"{size}-{hashlib.blake2b(stream.read(), digest_size=4).hexdigest()}"
+    except OSError as error:
+        raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error

@@ -22,14 +22,16 @@ class Manifest:
     Args:
         folder: the output folder the manifest describes.
         rank: this process's number.
+        name: of the file, for records of another kind than `manifest`.
 
     Raises:
         GenValError: a line in the middle of a part is not JSON (a torn last line is what a kill leaves: it is dropped).
     """
 
-    def __init__(self, folder: str | Path, rank: int = 0) -> None:
+    def __init__(self, folder: str | Path, rank: int = 0, name: str = "manifest") -> None:
         self.folder = Path(folder)
-        self.path = self.folder / ("manifest.jsonl" if rank == 0 else f"manifest.rank{rank}.jsonl")
+        self.name = name
+        self.path = self.folder / (f"{name}.jsonl" if rank == 0 else f"{name}.rank{rank}.jsonl")
         self.records: dict[str, dict[str, Any]] = {}
         for part in self._parts():
             self.records.update((record["id"], record) for record in _read_part(part))
@@ -59,17 +61,17 @@ class Manifest:
         self.records.update((record["id"], dict(record)) for record in records)
 
     def finish(self, order: Sequence[str]) -> None:
-        """Merge every process's part into `manifest.jsonl`, with `order`'s ids first and in that order."""
-        merged = type(self)(self.folder)
+        """Merge every process's part into one file, with `order`'s ids first and in that order."""
+        merged = type(self)(self.folder, name=self.name)
         ranks = {item_id: position for position, item_id in enumerate(order)}
         records = sorted(merged.records.values(), key=lambda r: (ranks.get(r["id"], len(ranks)), r["id"]))
-        write_jsonl(self.folder / "manifest.jsonl", records)
+        write_jsonl(merged.path, records)
         for part in self._parts():
-            if part.name != "manifest.jsonl":
+            if part != merged.path:
                 part.unlink()
 
     def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob("manifest*.jsonl"))
+        return sorted(self.folder.glob(f"{self.name}*.jsonl"))
 
 
 def _read_part(path: Path) -> list[dict[str, Any]]:

@@ -13,8 +13,16 @@ from typing import Any
 
 import torch
 
-from genval.diffusion.hints import check_encoding, init_hinges, record_encoding
-from genval.diffusion.pipelines import StableDiffusion, find_model, load_strictly, move
+from genval.diffusion.hints import (
+    CITYSCAPES_IDS,
+    ENCODING_KEY,
+    HintEncoding,
+    init_hinges,
+    read_encoding,
+    record_encoding,
+)
+from genval.diffusion.original import OriginalFile
+from genval.diffusion.pipelines import StableDiffusion, find_file, find_model, load_strictly, move
 from genval.runtime.errors import GenValError
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -30,16 +38,20 @@ _SHARED = (
     "layers_per_block",
     "cross_attention_dim",
     "attention_head_dim",
+    "transformer_layers_per_block",
+    "addition_embed_type",
+    "projection_class_embeddings_input_dim",
 )
+DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 def add_control(
-    base: StableDiffusion, conditioning_channels: int = 1, hint_init: str = "default", seed: int = 0
+    base: StableDiffusion, encoding: HintEncoding = CITYSCAPES_IDS, hint_init: str = "default", seed: int = 0
 ) -> Any:
     """A new ControlNet for `base`: its UNet's encoder copied, zero convolutions, a hint embedding for its VAE's factor.
 
     Args:
-        conditioning_channels: channels of the hint; label masks have one.
+        encoding: how masks become hints; it gives the hint's channels and is kept in the config.
         hint_init: "default" (the published random initialisation) or "hinges" (`genval.diffusion.hints.init_hinges`).
         seed: of the random initialisation.
 
@@ -47,29 +59,31 @@ def add_control(
         diffusers' ControlNetModel, float32. Before training it changes nothing: all its outputs are zero.
 
     Raises:
-        GenValError: hinges for more than one channel.
+        GenValError: hinges for another encoding than label_id.
     """
     from diffusers import ControlNetModel
 
-    if hint_init == "hinges" and conditioning_channels != 1:
-        raise GenValError(f"--hint_init hinges is for 1 hint channel, found {conditioning_channels}.")
     halvings = base.downscale.bit_length() - 1
     # Deeper VAEs than the published one repeat the last width.
     widths = _EMBEDDING_CHANNELS[: halvings + 1] + _EMBEDDING_CHANNELS[-1:] * (halvings + 1 - len(_EMBEDDING_CHANNELS))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         controlnet = ControlNetModel.from_unet(
-            base.unet, conditioning_embedding_out_channels=widths, conditioning_channels=conditioning_channels
+            base.unet, conditioning_embedding_out_channels=widths, conditioning_channels=encoding.channels
         )
     if hint_init == "hinges":
-        init_hinges(controlnet.controlnet_cond_embedding.conv_in)
-    if conditioning_channels == 1:
-        record_encoding(controlnet)
+        init_hinges(controlnet.controlnet_cond_embedding.conv_in, encoding)
+    record_encoding(controlnet, encoding)
     return controlnet.float().requires_grad_(True)
 
 
 def load_controlnet(name: str | Path, base: StableDiffusion) -> Any:
-    """Load a ControlNet for label masks from a diffusers folder or Hugging Face name, float32 on the CPU.
+    """Load a ControlNet for label masks, float32 on the CPU.
+
+    Args:
+        name: a diffusers folder, a file of the original format (`controlnet_cs.ckpt`, with or without a base in it) or
+            a Hugging Face name.
+        base: what it is to be used with.
 
     Raises:
         GenValError: a file is missing or damaged, keys or shapes differ from its config, it reads other hints, or it
@@ -77,16 +91,28 @@ def load_controlnet(name: str | Path, base: StableDiffusion) -> Any:
     """
     from diffusers import ControlNetModel
 
-    folder = find_controlnet(name)
-    controlnet = load_strictly(ControlNetModel, folder, _WEIGHTS)
-    check_encoding(controlnet, folder)
-    check_fits(controlnet, base, folder)
+    path = find_controlnet(name)
+    if path.is_file():
+        controlnet = OriginalFile(path).load_controlnet()
+        # These files do not say what they read: one channel is the published encoding.
+        if ENCODING_KEY not in controlnet.config and controlnet.config.conditioning_channels == 1:
+            record_encoding(controlnet)
+    else:
+        controlnet = load_strictly(ControlNetModel, path, _WEIGHTS)
+    read_encoding(controlnet, path)
+    check_fits(controlnet, base, path)
     return controlnet.float()
 
 
 def find_controlnet(name: str | Path) -> Path:
-    """The folder of a ControlNet with its config and weights; GenValError where there is none."""
-    return find_model(name, _FILES)
+    """The folder of a ControlNet with its config and weights, or its file; GenValError where there is none."""
+    return find_file(name) or find_model(name, _FILES)
+
+
+def default_base(controlnet: str | Path) -> str | Path:
+    """The base to take for a ControlNet when none is given: the one in its own file, else Stable Diffusion 1.5."""
+    path = find_controlnet(controlnet)
+    return path if path.is_file() and OriginalFile(path).has_base else DEFAULT_BASE
 
 
 def check_fits(controlnet: Any, base: StableDiffusion, source: object) -> None:
@@ -95,11 +121,9 @@ def check_fits(controlnet: Any, base: StableDiffusion, source: object) -> None:
     Raises:
         GenValError: with the entries of the two configs that differ.
     """
-    differing = [
-        f"{key} {_plain(controlnet.config[key])} instead of {_plain(base.unet.config[key])}"
-        for key in _SHARED
-        if _plain(controlnet.config[key]) != _plain(base.unet.config[key])
-    ]
+    levels = len(base.unet.config.block_out_channels)
+    pairs = {key: [_plain(model.config.get(key), levels) for model in (controlnet, base.unet)] for key in _SHARED}
+    differing = [f"{key} {ours} instead of {theirs}" for key, (ours, theirs) in pairs.items() if ours != theirs]
     factor = 2 ** (len(controlnet.config.conditioning_embedding_out_channels) - 1)
     if factor != base.downscale:
         differing.append(f"hints shrunk by {factor} instead of the VAE's {base.downscale}")
@@ -152,5 +176,7 @@ def _not_writable(folder: str | Path, error: OSError) -> GenValError:
     return GenValError(f"Cannot write {folder}: {error.strerror or error}. Free disk space, or choose another folder.")
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
+def _plain(value: Any, levels: int) -> Any:
+    """A config's entry to compare: one value for all levels is the same as a list of equal ones."""
+    plain = list(value) if isinstance(value, (list, tuple)) else value
+    return plain[0] if isinstance(plain, list) and len(plain) == levels and len(set(map(str, plain))) == 1 else plain

@@ -13,6 +13,8 @@ from genval.runtime.errors import GenValError
 
 Box = tuple[int, int, int, int]
 
+IMAGE_RESIZES = ("area", "nearest")
+
 
 def crop_box(height: int, width: int, target_height: int, target_width: int, place: float) -> Box:
     """The largest box of the target's shape inside an image, as (top, left, height, width) in pixels.
@@ -46,13 +48,18 @@ def check_pair(image: np.ndarray, mask: np.ndarray, image_path: object, mask_pat
         )
 
 
-def fit_image(image: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
-    """Crop an RGB uint8 (H, W, 3) image and resize it to (height, width): area when shrinking, else bilinear."""
+def fit_image(image: np.ndarray, box: Box, height: int, width: int, resize: str = "area") -> np.ndarray:
+    """Crop an RGB uint8 (H, W, 3) image and resize it to (height, width).
+
+    Args:
+        resize: "area", which is bilinear where the image does not shrink, or "nearest", which aliases (published).
+    """
     top, left, box_height, box_width = box
     crop = image[top : top + box_height, left : left + box_width]
     shrinks = height <= box_height and width <= box_width
-    resized = cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return np.ascontiguousarray(resized)
+    smooth = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    method = cv2.INTER_NEAREST_EXACT if resize == "nearest" else smooth
+    return np.ascontiguousarray(cv2.resize(crop, (width, height), interpolation=method))
 
 
 def fit_mask(mask: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:

@@ -1,76 +1,298 @@
 """Label ids as the picture a ControlNet is steered by.
 
-The published encoding is one channel, (labelId + 1) / 34, with Cityscapes' labelIds -1..33. Its name is kept in the
-ControlNet's `config.json`, so that a model trained on another encoding is refused instead of misread.
+The published encoding is one channel, (labelId + 1) / 34, with Cityscapes' labelIds -1..33. A ControlNet can be made
+for colours or for one channel a class instead, and for any label set. What it reads is kept in its `config.json`, and
+training and generation encode by that: a hint is never misread.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
-from genval.datasets.labels import CITYSCAPES, IGNORE
+from genval.datasets.labels import CLASSES, IGNORE, LABEL_SPACES, PALETTE
 from genval.runtime.errors import GenValError
+from genval.runtime.files import read_json
 
-ENCODING = "label_id"
-CONFIG_KEY = "hint_encoding"
-LAST_LABEL_ID = 33
+HINT_ENCODINGS = ("label_id", "colour", "one_hot")
+# Entries of a ControlNet's config. Without labels the ids are Cityscapes'.
+ENCODING_KEY = "hint_encoding"
+LABELS_KEY = "hint_labels"
 # Hinges bend over about one id: their pre-activation grows by this much from one id to the next.
 _HINGE_SLOPE = 2.0
 
 
-def encode_hint(masks: torch.Tensor) -> torch.Tensor:
-    """(B, H, W) uint8 labelIds to (B, 1, H, W) float32 hints, (labelId + 1) / 34, in 0..1.
+@dataclasses.dataclass(frozen=True)
+class LabelClass:
+    """A class that hints tell apart: the `id` masks hold for it, its `name`, and its RGB `colour`."""
 
-    A mask file has no negative values: Cityscapes' id -1 (licence plate) reads as 255 there.
+    id: int
+    name: str
+    colour: tuple[int, int, int]
+
+    @property
+    def train_id(self) -> int:
+        """The trainId of the Cityscapes class of this name; IGNORE where there is none."""
+        return CLASSES.index(self.name) if self.name in CLASSES else IGNORE
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSet:
+    """The ids of a data set's masks, as far as hints go.
+
+    Attributes:
+        name: a key of `genval.datasets.labels.LABEL_SPACES`, or that of a user's own set.
+        classes: what is told apart, by ascending id.
+        last_id: the largest id that a mask may hold, apart from those that stand for "no label".
+        known: the ids that a sound mask may hold.
     """
-    if masks.dtype != torch.uint8 or masks.ndim != 3:
-        raise ValueError(f"expected (B, H, W) uint8, found {tuple(masks.shape)} {masks.dtype}")
-    # uint8 arithmetic wraps, which is what turns 255 (id -1) into 0.
-    return (masks + 1).unsqueeze(1).float() / (LAST_LABEL_ID + 1)
+
+    name: str
+    classes: tuple[LabelClass, ...]
+    last_id: int
+    known: frozenset[int]
+
+    @functools.cached_property
+    def _known_table(self) -> np.ndarray:
+        table = np.zeros(256, np.uint8)
+        table[sorted(self.known)] = 1
+        return table
+
+    @functools.cached_property
+    def colours(self) -> np.ndarray:
+        """RGB of each id, uint8 (256, 3): black for ids that are no class."""
+        table = np.zeros((256, 3), np.uint8)
+        for one in self.classes:
+            table[one.id] = one.colour
+        return table
+
+    @functools.cached_property
+    def train_ids(self) -> np.ndarray:
+        """The trainId of each id, uint8 (256,), by the classes' names: IGNORE for those Cityscapes does not have."""
+        table = np.full(256, IGNORE, np.uint8)
+        for one in self.classes:
+            table[one.id] = one.train_id
+        return table
+
+    def check(self, mask: np.ndarray, source: object) -> None:
+        """Refuse a mask, uint8 (H, W), with ids that are not of this set.
+
+        Raises:
+            GenValError: with the ids.
+        """
+        if cv2.countNonZero(cv2.LUT(mask, self._known_table)) != mask.size:
+            strange = sorted(set(np.unique(mask).tolist()) - self.known)
+            raise GenValError(
+                f"{source} holds ids that are not {self.name}'s: {', '.join(map(str, strange))}. Give the file with "
+                "the raw ids, or a ControlNet made for this label set (tool_add_control.py --hint_labels)."
+            )
 
 
-def record_encoding(controlnet: Any) -> None:
-    """Note the encoding in the ControlNet's config; it is saved in `config.json` and survives loading."""
-    controlnet.register_to_config(**{CONFIG_KEY: ENCODING})
+@dataclasses.dataclass(frozen=True)
+class HintEncoding:
+    """How masks of a label set become hints: `name` is one of `HINT_ENCODINGS`."""
+
+    name: str
+    labels: LabelSet
+
+    @property
+    def channels(self) -> int:
+        """Channels of a hint: 1 for label_id, 3 for colour, one a class for one_hot."""
+        return {"label_id": 1, "colour": 3}.get(self.name, len(self.labels.classes))
+
+    @property
+    def table(self) -> np.ndarray:
+        """The hint of each id, float32 (256, channels), in 0..1: zeros for ids without a label (or class).
+
+        label_id is (id + 1) / (last id + 1): Cityscapes' -1 (licence plate) reads as 255 in a mask file, and gives 0.
+        """
+        if self.name == "colour":
+            return self.labels.colours.astype(np.float32) / 255
+        table = np.zeros((256, self.channels), np.float32)
+        if self.name == "label_id":
+            ids = np.arange(self.labels.last_id + 1)
+            table[ids, 0] = (ids + 1) / np.float32(self.labels.last_id + 1)
+        else:
+            table[[one.id for one in self.labels.classes], np.arange(self.channels)] = 1
+        return table
 
 
-def check_encoding(controlnet: Any, source: object) -> None:
-    """Refuse a ControlNet that was trained on other hints.
+def make_encoding(name: str, labels: str | Path = "cityscapes") -> HintEncoding:
+    """The encoding `name` of a label set: one of `LABEL_SPACES` by name, or a JSON file of one's own.
+
+    Such a file is `{"0": {"name": "sky", "colour": [128, 128, 128]}, "1": "road", "2": null, ...}` and has every id
+    that masks hold, 0..254: a name alone is one of Cityscapes' classes and has its colour, null is no class, and 255
+    is "no label" in any case. Classes named as Cityscapes' count where a segmenter's predictions are compared with
+    masks.
 
     Raises:
-        GenValError: another number of hint channels, or another encoding or none in its config.
+        GenValError: an unknown name, or a file that is missing or not of this form.
+    """
+    if name not in HINT_ENCODINGS:
+        raise GenValError(f"--hint_encoding: expected one of {', '.join(HINT_ENCODINGS)}, found {name!r}.")
+    if str(labels) in LABEL_SPACES:
+        return HintEncoding(name, known_labels(str(labels)))
+    path = Path(labels).expanduser()
+    if not path.is_file():
+        raise GenValError(
+            f"--hint_labels: expected one of {', '.join(LABEL_SPACES)}, or a JSON file of ids; {path} does not exist."
+        )
+    return HintEncoding(name, _own_labels(path.stem, read_json(path), path))
+
+
+def _rgb(colour: Any) -> tuple[int, int, int]:
+    red, green, blue = (int(value) for value in colour)
+    if not all(0 <= value <= 255 for value in (red, green, blue)):
+        raise ValueError(f"colour {red}, {green}, {blue}")
+    return red, green, blue
+
+
+@functools.cache
+def known_labels(name: str) -> LabelSet:
+    """The label set of one of `LABEL_SPACES`: its evaluated classes, with Cityscapes' names and colours."""
+    space = LABEL_SPACES[name]
+    classes = [
+        LabelClass(int(i), CLASSES[space.table[i]], _rgb(PALETTE[space.table[i]]))
+        for i in np.flatnonzero(space.table != IGNORE)
+    ]
+    known = np.flatnonzero(space.known).tolist()
+    # 250 and above are how the data sets write kinds of "no label".
+    return LabelSet(name, tuple(classes), max(i for i in known if i < 250), frozenset(known))
+
+
+CITYSCAPES_IDS = HintEncoding("label_id", known_labels("cityscapes"))
+"""The published encoding."""
+
+
+def encode_hint(masks: torch.Tensor, encoding: HintEncoding = CITYSCAPES_IDS) -> torch.Tensor:
+    """(B, H, W) uint8 masks to (B, channels, H, W) float32 hints in 0..1, in channels-last memory order."""
+    if masks.dtype != torch.uint8 or masks.ndim != 3:
+        raise ValueError(f"expected (B, H, W) uint8, found {tuple(masks.shape)} {masks.dtype}")
+    return _device_table(encoding, masks.device)[masks.int()].permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _device_table(encoding: HintEncoding, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(encoding.table).to(device)
+
+
+def record_encoding(controlnet: Any, encoding: HintEncoding = CITYSCAPES_IDS) -> None:
+    """Note the encoding in the ControlNet's config; it is saved in `config.json` and survives loading."""
+    labels = encoding.labels
+    own: dict[str, Any] = {str(i): None for i in sorted(labels.known - {255})}
+    own |= {str(one.id): {"name": one.name, "colour": list(one.colour)} for one in labels.classes}
+    controlnet.register_to_config(
+        **{
+            ENCODING_KEY: encoding.name,
+            LABELS_KEY: labels.name if labels.name in LABEL_SPACES else {"name": labels.name, "classes": own},
+        }
+    )
+
+
+def read_encoding(controlnet: Any, source: object) -> HintEncoding:
+    """The encoding a ControlNet was made for, by its config.
+
+    Args:
+        source: what errors call the ControlNet, usually its folder.
+
+    Raises:
+        GenValError: there is no encoding in the config or an unknown one, or its channels are not the ControlNet's.
     """
     channels = controlnet.config.conditioning_channels
-    encoding = controlnet.config.get(CONFIG_KEY)
-    if channels != 1 or encoding != ENCODING:
+    name, labels = controlnet.config.get(ENCODING_KEY), controlnet.config.get(LABELS_KEY, "cityscapes")
+    if name not in HINT_ENCODINGS:
         raise GenValError(
-            f"{source} does not read label masks: expected 1 hint channel and {CONFIG_KEY!r}: {ENCODING!r} in its "
-            f"config.json, found {channels} and {encoding!r}. Make one with ControlNet/tool_add_control.py and train "
-            "it, or add the entry if it was trained on (labelId + 1) / 34."
+            f"{source} does not read label masks: expected {ENCODING_KEY!r}: one of {', '.join(HINT_ENCODINGS)} in its "
+            f"config.json, found {name!r} and {channels} hint channels. Make one with ControlNet/tool_add_control.py "
+            "and train it, or add the entry ('label_id' if it was trained on (labelId + 1) / 34)."
+        )
+    if isinstance(labels, str) and labels in LABEL_SPACES:
+        encoding = HintEncoding(name, known_labels(labels))
+    elif isinstance(labels, dict):
+        encoding = HintEncoding(name, _own_labels(str(labels.get("name")), labels.get("classes"), source))
+    else:
+        raise GenValError(
+            f"{source}: {LABELS_KEY!r} in its config.json is {labels!r}: expected one of {', '.join(LABEL_SPACES)} or "
+            "a table of ids. Make the ControlNet again with ControlNet/tool_add_control.py."
+        )
+    if channels != encoding.channels:
+        raise GenValError(
+            f"{source} has {channels} hint channels, but {ENCODING_KEY!r}: {name!r} of {encoding.labels.name} has "
+            f"{encoding.channels}. Mend its config.json, or make it again with ControlNet/tool_add_control.py."
+        )
+    return encoding
+
+
+def check_labels(encoding: HintEncoding, label_space: str, source: object) -> None:
+    """Refuse masks of another label set than the ControlNet's.
+
+    Args:
+        encoding: the ControlNet's.
+        label_space: the masks', a key of `LABEL_SPACES` or a JSON file.
+        source: what errors call the ControlNet.
+
+    Raises:
+        GenValError: the sets differ.
+    """
+    if encoding.labels.name not in (label_space, Path(label_space).stem):
+        raise GenValError(
+            f"{source} reads masks of {encoding.labels.name}, but these frames have {label_space} masks. Give a "
+            f"ControlNet made with --hint_labels {label_space}, or other frames."
         )
 
 
 @torch.no_grad()
-def init_hinges(conv: torch.nn.Conv2d) -> None:
+def init_hinges(conv: torch.nn.Conv2d, encoding: HintEncoding = CITYSCAPES_IDS) -> None:
     """Start a hint embedding's first convolution as hinges: output c is SiLU(k (hint - t_c)), about max(0, hint - t_c).
 
     A default initialisation sees neighbouring ids as almost one value. The thresholds t_c are spread over the midpoints
-    between consecutive evaluated ids, so that linear combinations of the outputs tell classes apart from the start.
+    between consecutive ids of classes, so that linear combinations of the outputs tell classes apart from the start.
 
     Args:
         conv: a convolution with one input channel, any odd kernel; only the centre tap is used at first.
+        encoding: a label_id one.
+
+    Raises:
+        GenValError: the encoding has no ids to bend at.
     """
-    evaluated = np.flatnonzero(CITYSCAPES.table != IGNORE)
-    ids = np.concatenate([[-1], evaluated])
+    if encoding.name != "label_id":
+        raise GenValError(f"--hint_init hinges is for --hint_encoding label_id, found {encoding.name}.")
+    ids = np.array([-1, *(one.id for one in encoding.labels.classes)])
     midpoints = (ids[1:] + ids[:-1]) / 2
     places = np.linspace(0, len(midpoints) - 1, conv.out_channels)
-    thresholds = (np.interp(places, np.arange(len(midpoints)), midpoints) + 1) / (LAST_LABEL_ID + 1)
-    slope = _HINGE_SLOPE * (LAST_LABEL_ID + 1)
+    scale = encoding.labels.last_id + 1
+    thresholds = (np.interp(places, np.arange(len(midpoints)), midpoints) + 1) / scale
+    slope = _HINGE_SLOPE * scale
     height, width = conv.kernel_size
     conv.weight.zero_()
     conv.weight[:, 0, height // 2, width // 2] = slope
     assert conv.bias is not None
     conv.bias.copy_(torch.from_numpy(-slope * thresholds))
+
+
+def _own_labels(name: str, classes: Any, source: object) -> LabelSet:
+    """A label set of `{"0": {"name": "sky", "colour": [128, 128, 128]}, "1": "road", "2": null, ...}`."""
+    try:
+        entries = {int(key): entry for key, entry in classes.items()}
+        found = [_own_class(i, entries[i]) for i in sorted(entries) if entries[i] is not None]
+        if not found or min(entries) < 0 or max(entries) > 254 or len(entries) < len(classes):
+            raise ValueError(f"{len(found)} classes with ids {sorted(entries)}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise GenValError(
+            f'{source}: expected a label set such as {{"0": {{"name": "sky", "colour": [128, 128, 128]}}, "1": "road", '
+            f"...}} with ids 0..254, colours 0..255 and names without a colour being Cityscapes', found something else "
+            f"({type(error).__name__}: {error}). Mend it."
+        ) from error
+    return LabelSet(name, tuple(found), max(entries), frozenset([*entries, 255]))
+
+
+def _own_class(label_id: int, entry: Any) -> LabelClass:
+    if isinstance(entry, str):
+        return LabelClass(label_id, entry, _rgb(PALETTE[CLASSES.index(entry)]))
+    return LabelClass(label_id, str(entry["name"]), _rgb(entry["colour"]))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from genval.datasets.labels import CITYSCAPES
 from genval.diffusion.framing import Box, check_pair, crop_box, fit_image, fit_mask
+from genval.diffusion.hints import CITYSCAPES_IDS, LabelSet
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_jsonl, read_mask
 from genval.runtime.paths import REPO_ROOT, resolve
+from genval.runtime.progress import progress_bar
 
 _KEYS = ("image", "conditioning_image", "text")
 # The published lines name links of the original training folder; what they linked to, below the data folder.
@@ -29,7 +32,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class FramedPair:
-    """A decoded pair at one size: `image` RGB uint8 (H, W, 3), `mask` labelIds uint8 (H, W), and the crop it is."""
+    """A decoded pair at one size: `image` RGB uint8 (H, W, 3), `mask` ids uint8 (H, W), and the crop it is."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -78,20 +81,56 @@ def read_pairs(jsonl: str | Path, data_dir: str | Path) -> list[Pair]:
     return pairs
 
 
-def load_framed(pair: Pair, height: int, width: int, place: float) -> FramedPair:
+def load_framed(
+    pair: Pair,
+    height: int,
+    width: int,
+    place: float,
+    labels: LabelSet = CITYSCAPES_IDS.labels,
+    image_resize: str = "area",
+) -> FramedPair:
     """Decode a pair, cut the largest box of the target's shape and resize it to (height, width).
 
     Args:
         place: 0..1, where along the longer side the box lies (`genval.diffusion.framing.crop_box`).
+        labels: what the mask's ids may be.
+        image_resize: how the image is resized (`genval.diffusion.framing.fit_image`); the mask is by nearest neighbour.
 
     Raises:
-        GenValError: a file is damaged, the sizes differ, or the mask is not made of labelIds.
+        GenValError: a file is damaged, the sizes differ, or the mask holds ids that are not of the label set.
     """
     image, mask = read_image(pair.image), read_mask(pair.mask)
     check_pair(image, mask, pair.image, pair.mask)
-    CITYSCAPES.to_train_ids(mask, str(pair.mask))  # refuses ids that no hint has
+    labels.check(mask, pair.mask)
     box = crop_box(mask.shape[0], mask.shape[1], height, width, place)
-    return FramedPair(fit_image(image, box, height, width), fit_mask(mask, box, height, width), box)
+    return FramedPair(fit_image(image, box, height, width, image_resize), fit_mask(mask, box, height, width), box)
+
+
+def readable_pairs(pairs: Sequence[Pair], labels: LabelSet, workers: int) -> list[Pair]:
+    """The pairs whose files are sound; of each of the others one line says why it is set aside.
+
+    Raises:
+        GenValError: none is sound.
+    """
+
+    def problem(pair: Pair) -> str | None:
+        try:
+            load_framed(pair, 8, 8, 0.5, labels)
+        except GenValError as error:
+            return str(error)
+        return None
+
+    good = []
+    with ThreadPoolExecutor(workers) as pool, progress_bar(len(pairs), "Reading the pairs", unit="pair") as bar:
+        for pair, reason in zip(pairs, pool.map(problem, pairs), strict=True):
+            bar.update()
+            if reason is None:
+                good.append(pair)
+            else:
+                bar.write(f"skipped {pair.image}: {reason}")
+    if pairs and not good:
+        raise GenValError(f"All {len(pairs)} pairs were set aside by --skip_bad, the last because: {reason}")
+    return good
 
 
 def _locate(data_dir: Path, relative: str) -> Path:

@@ -1,20 +1,22 @@
-"""Stable Diffusion as parts: loaded strictly from a diffusers folder or a Hugging Face name, and locked."""
+"""Stable Diffusion 1.x and XL as parts: loaded strictly from a folder, a hub name or an original file, and locked."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from genval.diffusion.messages import first_words, listed, quiet
+from genval.diffusion.original import SUFFIXES, OriginalFile, is_original
 from genval.runtime.errors import GenValError
-from genval.runtime.paths import find_below, resolve
+from genval.runtime.files import read_json
+from genval.runtime.paths import REPO_ROOT, find_below, resolve
 
 # What is read of a Stable Diffusion folder: the safety checker and other variants of the weights are not.
 _FILES = (
@@ -28,6 +30,8 @@ _FILES = (
     "vae/config.json",
     "vae/diffusion_pytorch_model.safetensors",
 )
+# What Stable Diffusion XL has besides.
+_XL_FILES = ("text_encoder_2/config.json", "text_encoder_2/model.safetensors", "tokenizer_2/tokenizer_config.json")
 # What locked weights are kept in under each of Lightning's precisions: they need no float32 master copy.
 _DTYPES = {
     "32-true": torch.float32,
@@ -38,12 +42,42 @@ _DTYPES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class TextStates:
+    """What the text encoders make of a batch of prompts.
+
+    Attributes:
+        states: (B, tokens, C), what the denoiser attends to.
+        pooled: (B, P), one vector a prompt, which Stable Diffusion XL takes besides; None without one.
+    """
+
+    states: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, rows: Any) -> TextStates:
+        """The prompts chosen by a slice or an index tensor."""
+        return TextStates(self.states[rows], None if self.pooled is None else self.pooled[rows])
+
+    def to(self, *target: Any) -> TextStates:
+        """On another device or of another dtype, as `torch.Tensor.to`."""
+        return TextStates(self.states.to(*target), None if self.pooled is None else self.pooled.to(*target))
+
+    @staticmethod
+    def cat(parts: Sequence[TextStates]) -> TextStates:
+        """Batches one after another."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return TextStates(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)
+
+
 @dataclasses.dataclass
 class StableDiffusion:
     """The locked parts of a latent diffusion model; none of them is ever trained here.
 
     Attributes:
-        folder: where it was loaded from.
+        folder: where it was loaded from: a folder, or a file of the original format.
         vae, text_encoder, unet: diffusers' AutoencoderKL, transformers' CLIPTextModel, diffusers' UNet2DConditionModel.
         tokenizer: transformers' CLIPTokenizer; its `model_max_length` is the number of tokens a prompt is padded to.
         scheduler_config: noise schedule, prediction type and spacing, as diffusers writes them.
@@ -57,8 +91,13 @@ class StableDiffusion:
     scheduler_config: dict[str, Any]
 
     def __post_init__(self) -> None:
-        for part in (self.vae, self.text_encoder, self.unet):
-            part.requires_grad_(False).eval()
+        for model in self.models:
+            model.requires_grad_(False).eval()
+
+    @property
+    def models(self) -> list[Any]:
+        """Everything that has weights."""
+        return [self.vae, self.text_encoder, self.unet]
 
     @property
     def downscale(self) -> int:
@@ -75,8 +114,8 @@ class StableDiffusion:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> StableDiffusion:
         """Move every part to a device and, where given, a dtype; returns itself."""
-        for part in (self.vae, self.text_encoder, self.unet):
-            move(part, device, dtype)
+        for model in self.models:
+            move(model, device, dtype)
         return self
 
     def check_size(self, height: int, width: int) -> None:
@@ -90,19 +129,30 @@ class StableDiffusion:
             raise GenValError(f"Expected a height and width that are multiples of {step}, found {height}x{width}.")
 
     @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Prompts to the UNet's text states, (B, tokens, channels) in the model's dtype; longer prompts are cut.
+    def encode_text(self, prompts: Sequence[str]) -> TextStates:
+        """Prompts to the UNet's text states, in the model's dtype; longer prompts are cut.
 
         Ids are padded to the tokenizer's length and no attention mask is given, as Stable Diffusion was trained.
         """
-        tokens = self.tokenizer(
+        return TextStates(self.text_encoder(self._ids(self.tokenizer, prompts))[0])
+
+    def _ids(self, tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
+        tokens = tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=self.tokenizer.model_max_length,
+            max_length=tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         )
-        return self.text_encoder(tokens.input_ids.to(self.device))[0]
+        return tokens.input_ids.to(self.device)
+
+    def added_conditions(self, text: TextStates, height: int, width: int) -> dict[str, torch.Tensor] | None:
+        """What UNet and ControlNet take as `added_cond_kwargs` for a picture of that size; None for Stable Diffusion 1.
+
+        Args:
+            text: of `encode_text`, a row a picture.
+        """
+        return None
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
@@ -111,47 +161,144 @@ class StableDiffusion:
         The posterior's mean is taken, not a sample: its deviation is small against the latents', and a mean can be
         computed once and kept.
         """
-        pixels = images.to(self.device).to(self.dtype) / 127.5 - 1
-        return self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
+        pixels = images.to(self.device).to(self.vae.dtype) / 127.5 - 1
+        return (self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor).to(self.dtype)
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents (B, C, h, w) to raw pixels, (B, 3, H, W) float32, about -1..1, not clipped."""
         scaled = latents / self.vae.config.scaling_factor
-        return self.vae.decode(scaled.to(self.dtype), return_dict=False)[0].float()
+        return self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0].float()
+
+
+@dataclasses.dataclass
+class StableDiffusionXL(StableDiffusion):
+    """Stable Diffusion XL (Podell et al. 2023): two text encoders, and the picture's size as a condition.
+
+    Attributes:
+        text_encoder_2, tokenizer_2: transformers' CLIPTextModelWithProjection, and its CLIPTokenizer.
+        zero_empty_prompts: an empty prompt's states are zeros, which is what the base was trained on for guidance.
+    """
+
+    text_encoder_2: Any
+    tokenizer_2: Any
+    zero_empty_prompts: bool = True
+
+    @property
+    def models(self) -> list[Any]:
+        return [*super().models, self.text_encoder_2]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> StableDiffusionXL:
+        for model in self.models:
+            # Activations of the published VAE leave float16's range: it would give NaN.
+            upcast = model is self.vae and dtype == torch.float16 and model.config.force_upcast
+            move(model, device, torch.float32 if upcast else dtype)
+        return self
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> TextStates:
+        """The last layer but one of both encoders, side by side, and the second one's projected vector."""
+        first = self.text_encoder(self._ids(self.tokenizer, prompts), output_hidden_states=True)
+        second = self.text_encoder_2(self._ids(self.tokenizer_2, prompts), output_hidden_states=True)
+        states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        pooled = second.text_embeds
+        if self.zero_empty_prompts:
+            given = torch.tensor([prompt != "" for prompt in prompts], device=self.device)
+            states, pooled = states * given[:, None, None], pooled * given[:, None]
+        return TextStates(states, pooled)
+
+    def added_conditions(self, text: TextStates, height: int, width: int) -> dict[str, torch.Tensor]:
+        """The pooled text, and the picture's size as original size, crop (none) and target size."""
+        if text.pooled is None:
+            raise ValueError("Stable Diffusion XL needs pooled text states")
+        # In float32, whatever the model's dtype: bfloat16 does not hold every size.
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=text.states.device)
+        return {"text_embeds": text.pooled, "time_ids": sizes.repeat(len(text), 1)}
 
 
 def load_base(
     name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> StableDiffusion:
-    """Load a Stable Diffusion model in diffusers' folder layout.
+    """Load a Stable Diffusion 1.x or XL model.
 
     Args:
-        name: a folder (relative ones start at the repository's root) or a Hugging Face name, `owner/model`, which is
-            downloaded on first use.
+        name: a folder in diffusers' layout, a file of the original format (`.ckpt` or `.safetensors` with every part)
+            or a Hugging Face name, `owner/model`, which is downloaded on first use. Relative paths start at the
+            repository's root.
         device, dtype: where to put it; without a dtype it is float32.
 
     Raises:
         GenValError: a file is missing or damaged, or keys or shapes of the weights do not fit the config.
     """
-    from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    folder = find_base(name)
-    base = StableDiffusion(
-        folder=folder,
-        vae=load_strictly(AutoencoderKL, folder / "vae", "diffusion_pytorch_model.safetensors"),
-        text_encoder=load_strictly(CLIPTextModel, folder / "text_encoder", "model.safetensors"),
-        tokenizer=CLIPTokenizer.from_pretrained(str(folder / "tokenizer")),
-        unet=load_strictly(UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model.safetensors"),
-        scheduler_config=_scheduler_config(SchedulerMixin, folder),
-    )
-    return base.to(device, dtype or torch.float32)
+    path = find_base(name)
+    dtype = dtype or torch.float32
+    parts = OriginalFile(path).load_base(device, dtype) if path.is_file() else _load_folder(path)
+    kind = StableDiffusionXL if "text_encoder_2" in parts else StableDiffusion
+    return kind(folder=path, **parts).to(device, dtype)
 
 
 def find_base(name: str | Path) -> Path:
-    """The folder of a Stable Diffusion model with all its files; GenValError where there is none."""
-    return find_model(name, _FILES)
+    """The folder of a Stable Diffusion model with all its files, or its file; GenValError where there is none."""
+    if file := find_file(name):
+        return file
+    folder = find_model(name, _FILES, _XL_FILES)
+    return find_model(folder, [*_FILES, *_XL_FILES]) if _is_xl(folder) else folder
+
+
+def find_file(name: str | Path) -> Path | None:
+    """The file of the original format that a name means: by its suffix, or `NAME.ckpt` where there is no folder NAME.
+
+    Raises:
+        GenValError: the name has such a suffix, but there is no file.
+    """
+    if not is_original(Path(name)):
+        files = [] if _find_local(name) else [_find_local(f"{name}{suffix}") for suffix in SUFFIXES]
+        return next(filter(None, files), None)
+    path = _find_local(name)
+    if path is None or not path.is_file():
+        raise GenValError(
+            f"No checkpoint at {resolve(name)}. Put or link the file there, or give a folder in diffusers' layout or a "
+            "Hugging Face name, such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+        )
+    return path
+
+
+def _find_local(name: str | Path) -> Path | None:
+    """A path from the repository's root, one folder deeper below `checkpoints/`, or, as published, from ControlNet/."""
+    path, parts = resolve(name), Path(name).parts
+    if path.exists():
+        return path
+    if parts[:1] == ("checkpoints",):
+        return find_below(parts[0], Path(*parts[1:]))
+    published = REPO_ROOT / "ControlNet" / name
+    return published if published.exists() else None
+
+
+def _is_xl(folder: Path) -> bool:
+    return str(read_json(folder / "model_index.json").get("_class_name")).startswith("StableDiffusionXL")
+
+
+def _load_folder(folder: Path) -> dict[str, Any]:
+    """The parts of a folder in diffusers' layout, by the names of a base's attributes."""
+    from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    parts = {
+        "vae": load_strictly(AutoencoderKL, folder / "vae", "diffusion_pytorch_model.safetensors"),
+        "text_encoder": load_strictly(CLIPTextModel, folder / "text_encoder", "model.safetensors"),
+        "tokenizer": CLIPTokenizer.from_pretrained(str(folder / "tokenizer")),
+        "unet": load_strictly(UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model.safetensors"),
+        "scheduler_config": _scheduler_config(SchedulerMixin, folder),
+    }
+    if not _is_xl(folder):
+        return parts
+    index = read_json(folder / "model_index.json")
+    return {
+        **parts,
+        "text_encoder_2": load_strictly(CLIPTextModelWithProjection, folder / "text_encoder_2", "model.safetensors"),
+        "tokenizer_2": CLIPTokenizer.from_pretrained(str(folder / "tokenizer_2")),
+        "zero_empty_prompts": index.get("force_zeros_for_empty_prompt", True),
+    }
 
 
 def locked_dtype(precision: str) -> torch.dtype:
@@ -159,25 +306,29 @@ def locked_dtype(precision: str) -> torch.dtype:
     return _DTYPES[precision]
 
 
-def find_model(name: str | Path, files: Sequence[str]) -> Path:
+def find_model(name: str | Path, files: Sequence[str], optional: Sequence[str] = ()) -> Path:
     """The folder of a model: local (also one level below `checkpoints/`), or downloaded from Hugging Face.
 
     Args:
         name: a folder or a Hugging Face name.
-        files: what must be in it, relative paths.
+        files: what must be in it, relative paths; `weights.fp16.safetensors` does for `weights.safetensors`.
+        optional: what is downloaded besides where there is such a file.
 
     Raises:
         GenValError: there is no such folder or name, or a file is missing from it.
     """
-    folder: Path | None = resolve(name)
-    parts = Path(name).parts
-    if folder is not None and not folder.exists() and parts[:1] == ("checkpoints",):
-        folder = find_below(parts[0], Path(*parts[1:]))
-    if folder is None or not folder.exists():
-        folder = _download(str(name), files)
+    folder = _find_local(name)
+    if folder is None:
+        wanted = [*files, *optional]
+        folder = _download(str(name), wanted)
+        halves = [_half(Path(file)).as_posix() for file in files if not (folder / file).exists()]
+        folder = _download(str(name), [*wanted, *halves]) if halves else folder
     if not folder.is_dir():
-        raise GenValError(f"{folder} is a file: expected a folder in diffusers' layout ({', '.join(files)}).")
-    missing = [file for file in files if not (folder / file).exists()]
+        raise GenValError(
+            f"{folder} is a file: expected a folder in diffusers' layout ({', '.join(files)}), or a file ending in "
+            f"{' or '.join(SUFFIXES)}."
+        )
+    missing = [file for file in files if not _variant(folder / file).exists()]
     if missing:
         raise GenValError(
             f"{folder} lacks {', '.join(missing)}: expected a folder in diffusers' layout with safetensors weights. "
@@ -186,21 +337,25 @@ def find_model(name: str | Path, files: Sequence[str]) -> Path:
     return folder
 
 
+def _variant(file: Path) -> Path:
+    """The file itself, or its half-precision variant where only that is there."""
+    return _half(file) if not file.exists() and _half(file).exists() else file
+
+
+def _half(file: Path) -> Path:
+    return file.with_suffix(".fp16.safetensors") if file.suffix == ".safetensors" else file
+
+
 def _download(name: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    if Path(name).suffix in (".ckpt", ".pth", ".safetensors"):
-        raise GenValError(
-            f"No model at {resolve(name)}, and files of the original format are not read: expected a folder in "
-            "diffusers' layout or a Hugging Face name, such as stable-diffusion-v1-5/stable-diffusion-v1-5."
-        )
     hub_like = len(Path(name).parts) == 2 and not name.startswith((".", "/", "~", "checkpoints/"))
     reason = "it is not a Hugging Face name either"
     if hub_like:
         try:
             # The tokenizer's own files go by several names; all of them are small.
-            return Path(snapshot_download(name, allow_patterns=[*files, "tokenizer/*"]))
+            return Path(snapshot_download(name, allow_patterns=[*files, "tokenizer/*", "tokenizer_2/*"]))
         except (OSError, ValueError, HFValidationError) as error:
             reason = f"it could not be fetched from huggingface.co ({str(error).splitlines()[0]})"
     advice = (
@@ -219,20 +374,22 @@ def load_strictly(model_class: Any, folder: Path, weights: str) -> Any:
     Raises:
         GenValError: with the keys that are missing or unexpected, or the reason the file cannot be read.
     """
+    file = _variant(folder / weights)
+    variant = None if file.name == weights else "fp16"
     try:
-        with _quiet():
-            model, info = model_class.from_pretrained(str(folder), output_loading_info=True, use_safetensors=True)
+        with quiet():
+            model, info = model_class.from_pretrained(
+                str(folder), output_loading_info=True, use_safetensors=True, variant=variant
+            )
     except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError: one message for the user
-        raise GenValError(
-            f"{folder / weights} cannot be loaded ({_first_lines(error)}). Fetch or make it again."
-        ) from error
+        raise GenValError(f"{file} cannot be loaded ({first_words(error)}). Fetch or make it again.") from error
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     # Files written with transformers < 4.31 hold this table of 0, 1, 2, ...; it is not a weight.
     unexpected = [key for key in unexpected if not key.endswith("position_ids")]
     if missing or unexpected or info.get("mismatched_keys"):
         raise GenValError(
-            f"{folder / weights} does not fit {folder / 'config.json'}: missing keys: {_listed(missing)}; "
-            f"unexpected keys: {_listed(unexpected)}; other shapes: {_listed(info.get('mismatched_keys', ()))}. "
+            f"{file} does not fit {folder / 'config.json'}: missing keys: {listed(missing)}; "
+            f"unexpected keys: {listed(unexpected)}; other shapes: {listed(list(info.get('mismatched_keys', ())))}. "
             "Fetch or make the file again."
         )
     return model
@@ -246,19 +403,32 @@ def move(model: Any, device: torch.device | str, dtype: torch.dtype | None = Non
     return torch.nn.Module.to(model, device=device, dtype=dtype)
 
 
-def checkpoint_hash(folder: str | Path) -> str:
-    """Twelve hexadecimal digits that name the weights in a folder: SHA-256 of its safetensors files, by path."""
+def checkpoint_hash(path: str | Path) -> str:
+    """Twelve hexadecimal digits that name weights: SHA-256 of a file, or of a folder's safetensors files by path."""
+    path = Path(path)
+    if path.is_file():
+        return _file_hash(path, path.stat().st_mtime_ns)[:12]
     digest = hashlib.sha256()
-    folder = Path(folder)
-    files = sorted(folder.rglob("*.safetensors"))
     # Of a full Stable Diffusion folder only what is loaded counts, not a safety checker or a second variant.
-    wanted = [file for file in files if file.relative_to(folder).as_posix() in _FILES] or files
-    for file in wanted:
-        digest.update(file.relative_to(folder).as_posix().encode())
-        with open(file, "rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
+    loaded = [_variant(path / file) for file in sorted((*_FILES, *_XL_FILES)) if file.endswith(".safetensors")]
+    for file in [file for file in loaded if file.exists()] or sorted(path.rglob("*.safetensors")):
+        digest.update(file.relative_to(path).as_posix().encode())
+        _feed(digest, file)
     return digest.hexdigest()[:12]
+
+
+@functools.cache
+def _file_hash(path: Path, changed: int) -> str:
+    """Kept while the file is not changed: a base and its ControlNet may be one file of gigabytes."""
+    digest = hashlib.sha256()
+    _feed(digest, path)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, file: Path) -> None:
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
 
 
 def to_uint8(pixels: torch.Tensor) -> np.ndarray:
@@ -268,39 +438,5 @@ def to_uint8(pixels: torch.Tensor) -> np.ndarray:
 
 
 def _scheduler_config(mixin: Any, folder: Path) -> dict[str, Any]:
-    from genval.runtime.files import read_json
-
     config = read_json(folder / "scheduler" / mixin.config_name)
     return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-def _listed(keys: Sequence[Any], limit: int = 8) -> str:
-    if not keys:
-        return "none"
-    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return ", ".join(str(key) for key in list(keys)[:limit]) + more
-
-
-def _first_lines(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the libraries' own words about keys, which the caller turns into an error, and their progress bars."""
-    import diffusers
-    import transformers
-
-    loggers = [logging.getLogger(library.__name__) for library in (diffusers, transformers)]
-    levels = [logger.level for logger in loggers]
-    bar = transformers.utils.logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bar:
-            transformers.utils.logging.enable_progress_bar()

@@ -10,8 +10,8 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from genval.diffusion.training import TrainingConfig
 from genval.diffusion.training_log import StepCheckpoints, StepProgress
+from genval.diffusion.training_plan import TrainingConfig
 from genval.runtime.errors import GenValError
 
 # Where Lightning's first version puts them, as in the published system; a resumed run's go there too.
@@ -47,6 +47,33 @@ def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Pat
     if resume is None and checkpoint is not None:
         raise GenValError(f"{folder} has checkpoints already. Add --resume last, or give another --run.")
     return folder, checkpoint
+
+
+def choose_precision(precision: str | None, accelerator: str) -> str:
+    """`--precision`, by default bfloat16 autocasting on GPUs that compute in it and float32 elsewhere.
+
+    Raises:
+        GenValError: a precision that keeps the trained weights themselves in 16 bits.
+    """
+    if precision in ("16-true", "bf16-true"):
+        raise GenValError(
+            f"--precision {precision} keeps the trained weights in 16 bits, in which a step of the learning rate is "
+            f"lost to rounding. Use {precision.partition('-')[0]}-mixed, or 32-true."
+        )
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return precision or ("bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true")
+
+
+def check_output(output: Path, resume: str | None, overwrite: bool) -> None:
+    """Refuse to train for hours and then replace a ControlNet nobody meant to replace.
+
+    Raises:
+        GenValError: the folder holds a ControlNet, and the run neither resumes nor was told to overwrite.
+    """
+    if (output / "config.json").exists() and not (resume or overwrite):
+        raise GenValError(
+            f"--output: {output} holds a ControlNet already. Give another folder, --overwrite, or --resume last."
+        )
 
 
 def _check_checkpoint(path: Path) -> None:

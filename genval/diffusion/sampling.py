@@ -1,27 +1,34 @@
 """Pictures from label masks and prompts: classifier-free guided sampling with a ControlNet.
 
-The loop is the one of diffusers' StableDiffusionControlNetPipeline (tests hold the two together) with three
-differences: an item's noise comes from its own seed wherever it lies in a batch, latents stay in float32 between steps,
-and the hint embedding, which does not depend on the timestep, is computed once.
+The loop is the one of diffusers' StableDiffusionControlNetPipeline (tests hold the two together) with two differences:
+an item's noise comes from its own seed wherever it lies in a batch, and latents stay in float32 between steps. What a
+step computes is in `genval.diffusion.denoiser`.
+
+Pictures larger than a model was trained for are made of overlapping windows (Bar-Tal et al., "MultiDiffusion", ICML
+2023: at each step the predictions of all windows are averaged), or drawn small first and then drawn over enlarged.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
-from genval.diffusion.hints import encode_hint
+from genval.diffusion.denoiser import Denoiser
+from genval.diffusion.hints import encode_hint, read_encoding
 from genval.diffusion.pipelines import StableDiffusion, to_uint8
+from genval.diffusion.windows import Window, blend_weights, windows
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 
-SAMPLERS = ("ddim", "dpm++")
+SAMPLERS = ("ddim", "dpm++", "unipc", "lcm")
+LARGE = ("direct", "tiled", "upscaled")
 # No pixel of a failed picture is brighter than this.
 _BLACK = 8
 _RETRIES = 3
@@ -34,16 +41,24 @@ class SamplingConfig:
     steps: int = 25
     guidance_scale: float = 8.0  # 1 or less is off
     strength: float = 1.0  # factor on all of the ControlNet's residuals
-    sampler: str = "ddim"  # eta 0; or "dpm++", DPM-Solver++ 2M, for fewer steps
+    # "ddim", eta 0; "dpm++", DPM-Solver++ 2M, and "unipc" for 10 to 15 steps; "lcm" for 4 to 8 with such a LoRA
+    sampler: str = "ddim"
+    # "direct", the whole picture at once; "tiled", of windows; "upscaled", small first, then windows drawn over it
+    large: str = "direct"
+    tile: int = 512  # side of a window, or the shorter side of the small picture, in pixels
+    upscale_strength: float = 0.4  # how much of the noise is put back on the enlarged picture, 0..1
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise GenValError(f"--sampler: expected {' or '.join(SAMPLERS)}, found {self.sampler}.")
-        for flag, value in (("guidance_scale", self.guidance_scale), ("strength", self.strength)):
-            if not math.isfinite(value):
-                raise GenValError(f"--{flag}: expected a finite number, found {value}.")
+        for flag, value, known in (("sampler", self.sampler, SAMPLERS), ("large", self.large, LARGE)):
+            if value not in known:
+                raise GenValError(f"--{flag}: expected one of {', '.join(known)}, found {value}.")
+        for flag, number in (("guidance_scale", self.guidance_scale), ("strength", self.strength)):
+            if not math.isfinite(number):
+                raise GenValError(f"--{flag}: expected a finite number, found {number}.")
         if self.steps < 1:
             raise GenValError(f"--ddim_steps: expected a number above 0, found {self.steps}.")
+        if not 0 < self.upscale_strength <= 1:
+            raise GenValError(f"--upscale_strength: expected a number above 0, up to 1, found {self.upscale_strength}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +70,31 @@ class Generated:
     retries: list[int]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """What is drawn together: a mask, (B, H, W) uint8 in all, a prompt, a negative prompt and a seed an item."""
+
+    masks: np.ndarray
+    prompts: Sequence[str]
+    negative_prompts: Sequence[str]
+    seeds: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def rows(self, chosen: Sequence[int]) -> _Batch:
+        return _Batch(
+            self.masks[list(chosen)],
+            [self.prompts[i] for i in chosen],
+            [self.negative_prompts[i] for i in chosen],
+            [self.seeds[i] for i in chosen],
+        )
+
+    def resized(self, height: int, width: int) -> _Batch:
+        masks = [cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT) for mask in self.masks]
+        return dataclasses.replace(self, masks=np.stack(masks))
+
+
 def generate(
     base: StableDiffusion,
     controlnet: Any,
@@ -63,6 +103,8 @@ def generate(
     negative_prompts: Sequence[str],
     seeds: Sequence[int],
     config: SamplingConfig,
+    denoiser: Denoiser | None = None,
+    rows: int | None = None,
 ) -> Generated:
     """Generate one picture a mask.
 
@@ -70,14 +112,20 @@ def generate(
 
     Args:
         base, controlnet: on one device and of one dtype.
-        masks: (B, H, W) uint8 labelIds; H and W are the pictures' size.
+        masks: (B, H, W) uint8 of the ids the ControlNet was made for; H and W are the pictures' size.
         prompts, negative_prompts, seeds: one an item.
+        denoiser: of `make_denoiser`, to be kept over many batches; one is made where it is not given.
+        rows: pictures or windows computed at a time; all of a batch's pictures where it is not given. A compiled
+            denoiser always gets this many: what lacks is filled up.
 
     Raises:
         GenValError: the size does not suit the model, or a picture fails with every seed.
     """
-    base.check_size(*masks.shape[1:])
-    images, good = _sample(base, controlnet, masks, prompts, negative_prompts, seeds, config)
+    check_size(base, config, *masks.shape[1:])
+    denoiser = denoiser or make_denoiser(base, controlnet, config)
+    batch = _Batch(masks, prompts, negative_prompts, seeds)
+    rows = rows or len(batch)
+    images, good = _pictures(denoiser, batch, config, rows)
     used, retries = list(seeds), [0] * len(seeds)
     for attempt in range(1, _RETRIES + 1):
         failed = np.flatnonzero(~good).tolist()
@@ -85,15 +133,8 @@ def generate(
             break
         for i in failed:
             used[i], retries[i] = item_seed(seeds[i], f"retry {attempt}"), attempt
-        images[failed], good[failed] = _sample(
-            base,
-            controlnet,
-            masks[failed],
-            [prompts[i] for i in failed],
-            [negative_prompts[i] for i in failed],
-            [used[i] for i in failed],
-            config,
-        )
+        again = dataclasses.replace(batch, seeds=used).rows(failed)
+        images[failed], good[failed] = _pictures(denoiser, again, config, rows)
     if not good.all():
         failed_prompts = "; ".join(repr(prompts[i]) for i in np.flatnonzero(~good)[:3])
         raise GenValError(
@@ -103,18 +144,70 @@ def generate(
     return Generated(images, used, retries)
 
 
+def make_denoiser(
+    base: StableDiffusion, controlnet: Any, config: SamplingConfig, compiled: bool = False, graphed: bool = False
+) -> Denoiser:
+    """The denoiser of a run, and the decoder made ready for it: in tiles where pictures are large.
+
+    Raises:
+        GenValError: a network of another kind than Stable Diffusion's.
+    """
+    if config.large != "direct":
+        base.vae.enable_tiling()
+    elif compiled:
+        # diffusers asks for versions in cached functions while it decodes: nothing that changes.
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+        base.vae.to(memory_format=torch.channels_last)
+        base.vae.decoder.compile(dynamic=False)
+    return Denoiser(base, controlnet, config.strength, config.guidance_scale, compiled, graphed)
+
+
+def check_size(base: StableDiffusion, config: SamplingConfig, height: int, width: int) -> None:
+    """Refuse a picture or window size that the model cannot draw.
+
+    Raises:
+        GenValError: a side is not a multiple of what the base needs.
+    """
+    base.check_size(height, width)
+    if config.large != "direct":
+        try:
+            base.check_size(*_window_size(base, config, height, width))
+        except GenValError as error:
+            raise GenValError(f"--tile {config.tile}: {error}") from error
+
+
 def make_scheduler(config: dict[str, Any], sampler: str) -> Any:
     """diffusers' scheduler for a sampler, on a base's own noise schedule, prediction type and timestep spacing.
 
     Of Stable Diffusion 1.5's config, "ddim" makes the published sampler: DDIM, eta 0, leading steps with offset 1, the
     last step to alphas_cumprod[0], no clipping.
     """
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, UniPCMultistepScheduler
 
     if sampler == "ddim":
         # Clipping belongs to pixel models, but is on by default where a config does not mention it.
         return DDIMScheduler.from_config(config, clip_sample=False)
+    if sampler == "lcm":
+        return LCMScheduler.from_config(config, clip_sample=False)
+    if sampler == "unipc":
+        return UniPCMultistepScheduler.from_config(config, solver_order=2)
     return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", solver_order=2)
+
+
+def set_steps(scheduler: Any, steps: int) -> None:
+    """Set a scheduler's timesteps, on the CPU, where its arithmetic makes no device wait.
+
+    DDIM with leading steps takes every (1000 // steps)-th of 1000, as the original latent diffusion code does. That is
+    one or more steps more than asked for where `steps` does not divide 1000 (31 for 30); diffusers leaves them out and
+    starts from less noise.
+    """
+    scheduler.set_timesteps(steps)
+    config = scheduler.config
+    if type(scheduler).__name__ == "DDIMScheduler" and config.timestep_spacing == "leading":
+        last = config.num_train_timesteps
+        # Without the offset's end: 3 steps would reach for timestep 1000, where the original code fails.
+        leading = torch.arange(0, last - config.steps_offset, last // steps)
+        scheduler.timesteps = leading.flip(0) + config.steps_offset
 
 
 def item_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
@@ -123,21 +216,19 @@ def item_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _sample(
-    base: StableDiffusion,
-    controlnet: Any,
-    masks: np.ndarray,
-    prompts: Sequence[str],
-    negative_prompts: Sequence[str],
-    seeds: Sequence[int],
-    config: SamplingConfig,
-) -> tuple[np.ndarray, np.ndarray]:
+def _pictures(denoiser: Denoiser, batch: _Batch, config: SamplingConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Pictures, RGB uint8 (B, H, W, 3), and which of them are good, bool (B,)."""
-    latents = sample_latents(base, controlnet, masks, prompts, negative_prompts, seeds, config)
-    pixels = base.decode_latents(latents)
+    pixels = _decode(denoiser, _latents(denoiser, batch, config, rows), rows)
     finite = pixels.isfinite().flatten(1).all(1).cpu().numpy()
     images = to_uint8(pixels.nan_to_num())
     return images, finite & (images.reshape(len(images), -1).max(1) > _BLACK)
+
+
+def _decode(denoiser: Denoiser, latents: torch.Tensor, rows: int) -> torch.Tensor:
+    """Raw pixels, (B, 3, H, W) float32; always of `rows` latents where kernels were generated for that."""
+    missing = rows - len(latents) if denoiser.compiled else 0
+    filled = torch.cat([latents, latents[-1:].expand(missing, -1, -1, -1)]) if missing > 0 else latents
+    return denoiser.base.decode_latents(filled)[: len(latents)]
 
 
 @torch.no_grad()
@@ -151,43 +242,111 @@ def sample_latents(
     config: SamplingConfig,
 ) -> torch.Tensor:
     """The denoising loop: final latents (B, C, h, w) float32, scaled. Arguments as for `generate`."""
-    guided = config.guidance_scale > 1
-    copies = 2 if guided else 1
+    batch = _Batch(masks, prompts, negative_prompts, seeds)
+    return _latents(make_denoiser(base, controlnet, config), batch, config, len(batch))
+
+
+def _latents(denoiser: Denoiser, batch: _Batch, config: SamplingConfig, rows: int) -> torch.Tensor:
+    base = denoiser.base
+    height, width = batch.masks.shape[1:]
+    window = _window_size(base, config, height, width)
+    if config.large != "upscaled":
+        return _denoise(denoiser, batch, config, None, window, rows)
+    small = dataclasses.replace(config, large="direct")
+    drawn = _decode(denoiser, _latents(denoiser, batch.resized(*window), small, rows), rows)
+    enlarged = torch.nn.functional.interpolate(drawn.clamp(-1, 1), (height, width), mode="bicubic", antialias=True)
+    latents = torch.cat([base.encode_images(one[None] * 127.5 + 127.5) for one in enlarged]).float()
+    return _denoise(denoiser, batch, config, latents, window, rows)
+
+
+def _denoise(
+    denoiser: Denoiser,
+    batch: _Batch,
+    config: SamplingConfig,
+    clean: torch.Tensor | None,
+    window: tuple[int, int],
+    rows: int,
+) -> torch.Tensor:
+    """Denoise noise or, from a later step on, `clean` latents (B, C, h, w) that noise is added to."""
+    base = denoiser.base
     scheduler = make_scheduler(base.scheduler_config, config.sampler)
-    scheduler.set_timesteps(config.steps, device=base.device)
-    shape = (base.unet.config.in_channels, *(side // base.downscale for side in masks.shape[1:]))
-    latents = item_noise(seeds, shape).to(base.device) * scheduler.init_noise_sigma
-    text = base.encode_text([*negative_prompts, *prompts] if guided else prompts)
-    hints = encode_hint(torch.from_numpy(np.ascontiguousarray(masks)).to(base.device)).to(base.dtype)
-    with _embedded_once(controlnet, hints) as embedded:
-        repeated = embedded.repeat(copies, 1, 1, 1)
-        for timestep in scheduler.timesteps:
-            noisy = scheduler.scale_model_input(latents, timestep).to(base.dtype).repeat(copies, 1, 1, 1)
-            down, middle = controlnet(
-                noisy, timestep, text, repeated, conditioning_scale=config.strength, return_dict=False
-            )
-            predicted = base.unet(
-                noisy,
-                timestep,
-                text,
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=middle,
-                return_dict=False,
-            )[0].float()
-            if guided:
-                unconditional, conditional = predicted.chunk(2)
-                predicted = unconditional + config.guidance_scale * (conditional - unconditional)
-            latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
+    set_steps(scheduler, config.steps)
+    timesteps = scheduler.timesteps
+    if clean is None:
+        latents = _noise(base, batch.seeds, *batch.masks.shape[1:]) * scheduler.init_noise_sigma
+    else:
+        first = min(len(timesteps) - 1, round(len(timesteps) * (1 - config.upscale_strength)))
+        timesteps = timesteps[first:]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        seeds = [item_seed(seed, "upscale") for seed in batch.seeds]
+        latents = scheduler.add_noise(clean, _noise(base, seeds, *batch.masks.shape[1:]), timesteps[:1])
+    height, width = (side // base.downscale for side in window)
+    places = windows(latents.shape[2], latents.shape[3], height, width)
+    weights = blend_weights(height, width, base.device)
+    parts = [(item, place) for item in range(len(batch)) for place in places]
+    chunks = [parts[i : i + rows] for i in range(0, len(parts), rows)]
+    conditions = _conditions(denoiser, batch, chunks, timesteps, rows)
+    generators = [torch.Generator().manual_seed(item_seed(seed, "lcm")) for seed in batch.seeds]
+    noisy_steps = {"generator": generators} if config.sampler == "lcm" else {}
+    for step, timestep in enumerate(timesteps):
+        scaled = scheduler.scale_model_input(latents, timestep)
+        outputs = []
+        for chunk, condition in zip(chunks, conditions, strict=True):
+            crops = torch.stack([place.cut(scaled[item]) for item, place in _filled(denoiser, chunk, rows)])
+            outputs.append(denoiser(crops, step, condition)[: len(chunk)])
+        predicted = torch.cat(outputs)
+        if len(places) > 1:
+            predicted = _blend(predicted, places, weights, latents.shape)
+        latents = scheduler.step(predicted, timestep, latents, **noisy_steps, return_dict=False)[0]
     return latents
 
 
-@contextmanager
-def _embedded_once(controlnet: Any, hints: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Give the hints' embedding; inside the block the ControlNet takes it in the hints' place."""
-    embedding = controlnet.controlnet_cond_embedding
-    embedded = embedding(hints)
-    controlnet.controlnet_cond_embedding = torch.nn.Identity()
-    try:
-        yield embedded
-    finally:
-        controlnet.controlnet_cond_embedding = embedding
+def _blend(
+    predicted: torch.Tensor, places: Sequence[Window], weights: torch.Tensor, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """The weighted mean of windows, (items x windows, C, h, w), where they overlap; of `shape`."""
+    total, covered = predicted.new_zeros(shape), predicted.new_zeros(shape[2:])
+    by_item = predicted.unflatten(0, (-1, len(places)))
+    for number, place in enumerate(places):
+        place.cut(total).add_(by_item[:, number] * weights)
+        place.cut(covered).add_(weights)
+    return total / covered
+
+
+def _conditions(
+    denoiser: Denoiser, batch: _Batch, chunks: Sequence[Any], timesteps: torch.Tensor, rows: int
+) -> list[Any]:
+    base, encoding = denoiser.base, read_encoding(denoiser.controlnet, "The ControlNet")
+    prompts = [*batch.negative_prompts, *batch.prompts] if denoiser.guided else batch.prompts
+    text = base.encode_text(prompts)
+    conditions = []
+    for chunk in chunks:
+        filled = _filled(denoiser, chunk, rows)
+        items = [item for item, _ in filled]
+        masks = np.stack([place.times(base.downscale).cut(batch.masks[item]) for item, place in filled])
+        hints = encode_hint(torch.from_numpy(masks).to(base.device), encoding)
+        chosen = text[[*items, *(len(batch) + item for item in items)] if denoiser.guided else items]
+        added = base.added_conditions(chosen, *masks.shape[1:])
+        conditions.append(denoiser.condition(chosen, hints, timesteps, added))
+    return conditions
+
+
+def _filled(denoiser: Denoiser, chunk: Sequence[Any], rows: int) -> list[Any]:
+    """A chunk with its last row repeated up to `rows`, where kernels were generated for that."""
+    return [*chunk, *([chunk[-1]] * (rows - len(chunk) if denoiser.compiled else 0))]
+
+
+def _window_size(base: StableDiffusion, config: SamplingConfig, height: int, width: int) -> tuple[int, int]:
+    """Pixels of a window: the whole picture, a square, or the whole picture made small."""
+    if config.large == "direct":
+        return height, width
+    if config.large == "tiled":
+        return min(config.tile, height), min(config.tile, width)
+    scale = min(1.0, config.tile / min(height, width))
+    return round(height * scale), round(width * scale)
+
+
+def _noise(base: StableDiffusion, seeds: Sequence[int], height: int, width: int) -> torch.Tensor:
+    shape = (base.unet.config.in_channels, height // base.downscale, width // base.downscale)
+    return item_noise(seeds, shape).to(base.device)

@@ -1,4 +1,5 @@
-"""What a training run shows while it goes: a progress bar, and pictures of fixed validation masks."""
+"""What a training run shows while it goes: a progress bar, pictures of fixed validation masks, and how well a
+segmenter finds the masks again in them."""
 
 from __future__ import annotations
 
@@ -11,12 +12,15 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from genval.datasets.labels import CITYSCAPES, colourise
-from genval.diffusion.pairs import Pair, load_framed
+from genval.diffusion.controlnet import save_controlnet
+from genval.diffusion.pairs import FramedPair, Pair, load_framed
 from genval.diffusion.pipelines import move
 from genval.diffusion.sampling import SamplingConfig, generate
+from genval.metrics.confusion import confusion_matrix
+from genval.metrics.inference import predict
+from genval.metrics.segmentation import labelled_classes, mean_iou, plain
 from genval.runtime.errors import GenValError
-from genval.runtime.files import write_png
+from genval.runtime.files import read_json, write_json, write_png
 from genval.runtime.progress import progress_bar
 from genval.runtime.seeds import item_seed
 
@@ -83,7 +87,7 @@ class StepCheckpoints(Callback):
             )
         older = list(self.folder.glob("step=*.ckpt"))
         path = self.folder / f"step={step}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)  # the optimiser's state too
         if trainer.is_global_zero:
             for file in older:
                 if file != path:
@@ -93,18 +97,34 @@ class StepCheckpoints(Callback):
 class ImageLog(Callback):
     """Writes `step_{n}.png`: a row a validation pair, with the mask, the picture generated from it and the real one.
 
+    With a segmenter it also measures mask agreement: the mIoU of its predictions on the generated pictures against
+    the masks they were generated from. It is logged as `mask_agreement`, and the ControlNet of the best one so far is
+    kept in `best/`, with `best/agreement.json`.
+
     Args:
-        folder: where the pictures go.
+        folder: the run's; pictures go to `image_log/` in it.
         pairs: the validation pairs to show; their crops and noise are the same at every step.
         every: optimiser steps between two pictures.
         sampling: how to sample.
+        segmenter: (B, 3, H, W) uint8 RGB to logits (B, 19, H, W), a `torch.nn.Module`.
+        save_dtype: of the best weights, "fp32" or "fp16".
     """
 
-    def __init__(self, folder: Path, pairs: Sequence[Pair], every: int, sampling: SamplingConfig) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        pairs: Sequence[Pair],
+        every: int,
+        sampling: SamplingConfig,
+        segmenter: torch.nn.Module | None = None,
+        save_dtype: str = "fp32",
+    ) -> None:
         self.folder = folder
         self.pairs = pairs
         self.every = every
         self.sampling = sampling
+        self.segmenter = segmenter
+        self.save_dtype = save_dtype
         self._last = -1
 
     def on_train_batch_end(
@@ -113,26 +133,69 @@ class ImageLog(Callback):
         step = trainer.global_step
         if step > 0 and step % self.every == 0 and step != self._last and trainer.is_global_zero:
             self._last = step
-            self.write(pl_module, step)
+            agreement = self.write(pl_module, step)
+            if agreement is not None:
+                for logger in trainer.loggers:
+                    logger.log_metrics({"mask_agreement": agreement}, step)
 
-    def write(self, module: Any, step: int) -> None:
-        """Generate with the module's trained ControlNet and write the picture of `step`."""
+    def write(self, module: Any, step: int) -> float | None:
+        """Generate with the module's trained ControlNet and write the picture of `step`; returns mask agreement."""
         config = module.config
-        framed = [load_framed(pair, config.height, config.width, 0.5) for pair in self.pairs]
-        controlnet = move(copy.deepcopy(module.trained), module.base.device, module.base.dtype).eval()
-        # These shapes come up once in a while: trying out convolution algorithms for them costs more than it saves.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False):
-            generated = generate(
-                module.base,
-                controlnet,
-                np.stack([one.mask for one in framed]),
-                [pair.caption for pair in self.pairs],
-                [""] * len(self.pairs),
-                [item_seed(config.seed, f"image log {i}") for i in range(len(self.pairs))],
-                self.sampling,
-            ).images
+        labels = module.encoding.labels
+        framed = [
+            load_framed(pair, config.height, config.width, 0.5, labels, config.image_resize) for pair in self.pairs
+        ]
+        generated = self._generate(module, framed)
         rows = [
-            np.concatenate([colourise(CITYSCAPES.table[one.mask]), picture, one.image], axis=1)
+            np.concatenate([labels.colours[one.mask], picture, one.image], axis=1)
             for one, picture in zip(framed, generated, strict=True)
         ]
-        write_png(self.folder / f"step_{step:06d}.png", np.concatenate(rows))
+        write_png(self.folder / "image_log" / f"step_{step:06d}.png", np.concatenate(rows))
+        if self.segmenter is None:
+            return None
+        truth = labels.train_ids[np.stack([one.mask for one in framed])]
+        agreement = plain(mask_agreement(self.segmenter.to(module.device), generated, truth))
+        if agreement is not None and agreement > self._best():
+            save_controlnet(module.trained, self.folder / "best", self.save_dtype)
+            write_json(self.folder / "best" / "agreement.json", {"step": step, "mask_agreement": agreement})
+        return agreement
+
+    def _generate(self, module: Any, framed: Sequence[FramedPair]) -> np.ndarray:
+        """Pictures for the pairs' masks, RGB uint8 (B, H, W, 3), as many at a time as the training trains on."""
+        config = module.config
+        controlnet = move(copy.deepcopy(module.trained), module.base.device, module.base.dtype).eval()
+        seeds = [item_seed(config.seed, f"image log {i}") for i in range(len(framed))]
+        masks, captions = np.stack([one.mask for one in framed]), [pair.caption for pair in self.pairs]
+        pictures = []
+        # These shapes come up once in a while: trying out convolution algorithms for them costs more than it saves.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False):
+            for first in range(0, len(framed), config.batch_size):
+                part = slice(first, first + config.batch_size)
+                negative = [""] * len(captions[part])
+                batch = generate(
+                    module.base, controlnet, masks[part], captions[part], negative, seeds[part], self.sampling
+                )
+                pictures.append(batch.images)
+        return np.concatenate(pictures)
+
+    def _best(self) -> float:
+        """The best mask agreement of this run so far, that of a resumed one included."""
+        record = self.folder / "best" / "agreement.json"
+        return float(read_json(record)["mask_agreement"]) if record.exists() else -1.0
+
+
+def mask_agreement(segmenter: torch.nn.Module, images: np.ndarray, truth: np.ndarray) -> float:
+    """mIoU over the classes in the masks, 0..1, of a segmenter's predictions on pictures against their masks.
+
+    Args:
+        segmenter: (B, 3, H, W) uint8 RGB to logits (B, 19, H, W), on its device.
+        images: (B, H, W, 3) uint8 RGB.
+        truth: (B, H, W) uint8 trainIds, IGNORE where nothing counts.
+    """
+    device = next((parameter.device for parameter in segmenter.parameters()), torch.device("cpu"))
+    names = [f"picture {i}" for i in range(len(images))]
+    predictions = np.concatenate(
+        [predict(segmenter, images[i : i + 1], names[i : i + 1], device) for i in range(len(images))]
+    )
+    matrix = confusion_matrix(truth, predictions)
+    return mean_iou(matrix, labelled_classes([matrix]))

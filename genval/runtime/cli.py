@@ -72,14 +72,18 @@ def add_run_arguments(parser: argparse.ArgumentParser, seed: bool = True) -> Non
 
 
 def add_device_arguments(parser: argparse.ArgumentParser, precision: str = "32-true") -> None:
-    """`--accelerator --devices --num_nodes --precision`, as Lightning names them."""
+    """`--accelerator --devices --num_nodes --precision`, as Lightning names them.
+
+    With "auto" as the default, a script calls `genval.runtime.devices.choose_precision`.
+    """
     group = parser.add_argument_group("device")
     group.add_argument("--accelerator", default="auto", help="auto, cpu, gpu")
     group.add_argument("--devices", default="auto", help="number of devices a node, or auto")
     group.add_argument("--num_nodes", type=positive_int, default=1, help="number of machines")
-    group.add_argument(
-        "--precision", default=precision, choices=["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
-    )
+    choices = ["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
+    if precision == "auto":
+        choices = ["auto", *choices]
+    group.add_argument("--precision", default=precision, choices=choices)
 
 
 def add_bad_input_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,6 +123,29 @@ def comma_list(text: str) -> list[str]:
     if not all(values):
         raise argparse.ArgumentTypeError(f"expected names separated by commas, found {text!r}")
     return values
+
+
+def dataset_list(text: str) -> list[str]:
+    """An argparse type: `comma_list`, where the two commas of `folder:IMAGES,MASKS,LABELS` belong to the data set."""
+    values: list[str] = []
+    for part in comma_list(text):
+        if values and values[-1].startswith("folder:") and values[-1].count(",") < 2:
+            values[-1] += f",{part}"
+        else:
+            values.append(part)
+    return values
+
+
+class Show(argparse.Action):
+    """A flag that prints what its `show` returns and ends the script, as `--help` does."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, show: Callable[[], str], help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+        self.show = show
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(self.show())
+        parser.exit()
 
 
 def run(main: Callable[[argparse.Namespace], None], args: Callable[[], argparse.Namespace]) -> None:

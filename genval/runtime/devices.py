@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from genval.runtime.errors import GenValError
 
 if TYPE_CHECKING:
+    import torch
     from lightning_fabric import Fabric
 
 
@@ -35,6 +36,16 @@ def launch_fabric(args: argparse.Namespace) -> Fabric:
         ) from error
     fabric.launch()
     return fabric
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """What "auto" stands for: bfloat16 on a GPU that computes with it, float32 elsewhere."""
+    import torch
+
+    if precision != "auto":
+        return precision
+    is_capable = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    return "bf16-true" if is_capable else "32-true"
 
 
 @contextlib.contextmanager

@@ -205,7 +205,7 @@ def _picture_folder(domain: str) -> str:
 
 
 def write_training_lists(out: Path) -> None:
-    """List the captioned clear pairs in training/{train,val}.jsonl, and all training pictures in diffusion.jsonl.
+    """List the captioned clear pairs in training/{train,val}.jsonl, and all training pairs in diffusion.jsonl.
 
     The lists follow the captions, which hold the pictures of earlier and larger runs too.
     """
@@ -219,12 +219,19 @@ def write_training_lists(out: Path) -> None:
             # A ControlNet trained on captions that leave the weather open would learn to draw clear weather itself and
             # resist any other; generation (val) puts a domain of its own after the caption.
             text = caption if split == "val" else with_weather(caption, image, "clear")
-            mask = image.replace("leftImg8bit/", "gtFine/").replace("_leftImg8bit.png", "_gtFine_labelIds.png")
-            lines.append({"image": image, "conditioning_image": mask, "text": text})
+            lines.append({"image": image, "conditioning_image": _mask_of(image), "text": text})
         write_jsonl(out / "training" / f"{split}.jsonl", lines)
     lines = []
     for domain in CONDITIONS:
         for image, text in read_captions(out, [domain]).items():
             if "/train/" in image:
-                lines.append({"image": image, "text": with_weather(text, image, domain)})
+                text = with_weather(text, image, domain)
+                lines.append({"image": image, "conditioning_image": _mask_of(image), "text": text})
     write_jsonl(out / "training" / "diffusion.jsonl", lines)
+
+
+def _mask_of(image: str) -> str:
+    """The mask of a picture: IDD's holds level3Ids, the others labelIds."""
+    ids = "labellevel3Ids" if image.startswith("IDD") else "labelIds"
+    mask = image.replace("/leftImg8bit/", "/gtFine/").replace("_leftImg8bit.png", f"_gtFine_{ids}.png")
+    return mask.replace("/rgb_anon/", "/gt/").replace("_rgb_anon.png", "_gt_labelIds.png")

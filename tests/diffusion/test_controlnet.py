@@ -8,7 +8,8 @@ from diffusion_world import write_base
 from safetensors.torch import load_file, save_file
 
 from genval.diffusion.controlnet import add_control, load_controlnet, save_controlnet
-from genval.diffusion.pipelines import checkpoint_hash, find_model, load_base
+from genval.diffusion.hints import make_encoding, read_encoding
+from genval.diffusion.pipelines import checkpoint_hash, find_file, find_model, load_base
 from genval.runtime.errors import GenValError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -50,11 +51,16 @@ def test_hint_encoding_survives_saving(base_folder: Path, tmp_path: Path) -> Non
 
 def test_other_hints_are_refused(base_folder: Path, tmp_path: Path) -> None:
     base = load_base(base_folder)
-    save_controlnet(add_control(base, conditioning_channels=3), tmp_path / "c")
-    with pytest.raises(GenValError, match="found 3 and None"):
-        load_controlnet(tmp_path / "c", base)
+    colours = make_encoding("colour")
+    controlnet = add_control(base, colours)
+    save_controlnet(controlnet, tmp_path / "c")
+    assert read_encoding(load_controlnet(tmp_path / "c", base), "c") == colours
+    controlnet.register_to_config(hint_encoding=None)
+    save_controlnet(controlnet, tmp_path / "d")
+    with pytest.raises(GenValError, match="found None and 3 hint channels"):
+        load_controlnet(tmp_path / "d", base)
     with pytest.raises(GenValError, match="hinges"):
-        add_control(base, conditioning_channels=3, hint_init="hinges")
+        add_control(base, colours, hint_init="hinges")
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape", "truncated"])
@@ -149,3 +155,16 @@ def test_old_files_position_ids_are_not_a_wrong_key(base_folder: Path, tmp_path:
     save_file(weights, file, metadata={"format": "pt"})
     load_base(folder)
     assert json.loads((folder / "model_index.json").read_text())
+
+
+def test_published_places_are_looked_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published commands run in ControlNet/; `ln -s FOLDER checkpoints` makes a link inside checkpoints/."""
+    for module in ("genval.runtime.paths", "genval.diffusion.pipelines"):
+        monkeypatch.setattr(f"{module}.REPO_ROOT", tmp_path)
+    for name in ("ControlNet/models/v1-5-pruned.ckpt", "checkpoints/mine/controlnet_cs.ckpt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert find_file("models/v1-5-pruned.ckpt") == tmp_path / "ControlNet/models/v1-5-pruned.ckpt"
+    assert find_file("checkpoints/controlnet_cs.ckpt") == tmp_path / "checkpoints/mine/controlnet_cs.ckpt"
+    assert find_file("checkpoints/controlnet_cs") == tmp_path / "checkpoints/mine/controlnet_cs.ckpt"
+    assert find_file("owner/model") is None

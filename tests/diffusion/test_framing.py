@@ -35,3 +35,11 @@ def test_mask_is_resized_without_new_ids_and_in_register_with_the_image() -> Non
 def test_sizes_that_differ_are_refused() -> None:
     with pytest.raises(GenValError, match="64x32 but its mask b is 32x32"):
         check_pair(np.zeros((32, 64, 3)), np.zeros((32, 32)), "a", "b")
+
+
+def test_nearest_resize_takes_the_image_pixels_as_they_are() -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[::2] = 200
+    box = crop_box(8, 8, 4, 4, 0)
+    assert set(np.unique(fit_image(image, box, 4, 4, "nearest"))) <= {0, 200}
+    assert (fit_image(image, box, 4, 4) == 100).all()

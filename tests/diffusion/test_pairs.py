@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from diffusion_world import HEIGHT, WIDTH, write_cityscapes
 
-from genval.diffusion.pairs import find_jsonl, load_framed, read_pairs
+from genval.diffusion.hints import CITYSCAPES_IDS
+from genval.diffusion.pairs import find_jsonl, load_framed, read_pairs, readable_pairs
 from genval.runtime.errors import GenValError
 
 
@@ -80,3 +81,13 @@ def test_damaged_pairs_are_refused(tmp_path: Path) -> None:
     cv2.imwrite(str(pair.mask), np.full((HEIGHT, WIDTH), 40, np.uint8))
     with pytest.raises(GenValError, match="labelIds"):
         load_framed(pair, HEIGHT, WIDTH, 0)
+
+
+def test_damaged_pairs_are_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    city = write_cityscapes(tmp_path / "city")
+    pairs = read_pairs(city / "training/train.jsonl", city)
+    pairs[2].mask.write_bytes(pairs[2].mask.read_bytes()[:60])
+    assert readable_pairs(pairs, CITYSCAPES_IDS.labels, 2) == pairs[:2] + pairs[3:]
+    assert f"skipped {pairs[2].image}" in "".join(capsys.readouterr())
+    with pytest.raises(GenValError, match="set aside"):
+        readable_pairs(pairs[2:3], CITYSCAPES_IDS.labels, 2)

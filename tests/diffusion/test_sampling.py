@@ -30,7 +30,8 @@ def masks(count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "guidance", "strength"), [("ddim", 8.0, 1.0), ("ddim", 1.0, 1.0), ("dpm++", 3.0, 0.7)]
+    ("sampler", "guidance", "strength"),
+    [("ddim", 8.0, 1.0), ("ddim", 1.0, 1.0), ("dpm++", 3.0, 0.7), ("unipc", 3.0, 1.0)],
 )
 def test_loop_agrees_with_the_diffusers_pipeline(
     models: tuple[StableDiffusion, Any], sampler: str, guidance: float, strength: float
@@ -77,7 +78,17 @@ def test_published_sampler_comes_out_of_the_usual_config() -> None:
     assert scheduler.config.clip_sample is False and scheduler.config.prediction_type == "epsilon"
 
 
-@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+def test_steps_that_do_not_divide_the_schedule_are_the_original_codes() -> None:
+    scheduler = make_scheduler(SCHEDULES["epsilon"], "ddim")
+    sampling.set_steps(scheduler, 30)
+    assert scheduler.timesteps.tolist() == list(range(991, 0, -33)) and len(scheduler.timesteps) == 31
+    sampling.set_steps(scheduler, 25)
+    assert scheduler.timesteps.tolist() == list(range(961, 0, -40))
+    sampling.set_steps(scheduler, 3)
+    assert scheduler.timesteps.tolist() == [667, 334, 1]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "unipc"])
 def test_a_bases_own_schedule_is_used(sampler: str) -> None:
     scheduler = make_scheduler(SCHEDULES["v_prediction"], sampler)
     scheduler.set_timesteps(5)
@@ -86,15 +97,76 @@ def test_a_bases_own_schedule_is_used(sampler: str) -> None:
     assert float(scheduler.alphas_cumprod[-1]) < 1e-6
 
 
-def test_an_item_does_not_depend_on_its_batch(models: tuple[StableDiffusion, Any]) -> None:
+@pytest.mark.parametrize(
+    ("sampler", "large"), [("dpm++", "direct"), ("lcm", "direct"), ("ddim", "tiled"), ("unipc", "upscaled")]
+)
+def test_an_item_does_not_depend_on_its_batch(models: tuple[StableDiffusion, Any], sampler: str, large: str) -> None:
     base, controlnet = models
-    config = SamplingConfig(4, 3.0, sampler="dpm++")
-    together = generate(base, controlnet, masks(3), PROMPTS, [""] * 3, [1, 2, 3], config).images
+    config = SamplingConfig(2, 3.0, sampler=sampler, large=large, tile=16)
+    together = generate(base, controlnet, masks(3), PROMPTS, [""] * 3, [1, 2, 3], config, rows=4).images
     assert together.shape == (3, HEIGHT, WIDTH, 3) and together.dtype == np.uint8
     for i in range(3):
         alone = generate(base, controlnet, masks(3)[i : i + 1], PROMPTS[i : i + 1], [""], [i + 1], config).images[0]
         assert np.abs(alone.astype(int) - together[i]).max() <= 1
     assert (together[0] != together[1]).any()
+
+
+def test_a_window_as_large_as_the_picture_is_the_picture(models: tuple[StableDiffusion, Any]) -> None:
+    base, controlnet = models
+    direct, tiled = (
+        sample_latents(
+            base,
+            controlnet,
+            masks(2)[..., :HEIGHT],
+            PROMPTS[:2],
+            ["", ""],
+            [1, 2],
+            SamplingConfig(3, 3.0, large=large, tile=HEIGHT),
+        )
+        for large in ("direct", "tiled")
+    )
+    assert torch.equal(direct, tiled)
+
+
+def test_windows_see_their_own_part_of_the_mask(
+    models: tuple[StableDiffusion, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, controlnet = models
+    seen = []
+    monkeypatch.setattr(sampling, "encode_hint", lambda masks, encoding: seen.append(masks) or encode_hint(masks))
+    config = SamplingConfig(1, 3.0, large="tiled", tile=HEIGHT)
+    one = masks(1)
+    sample_latents(base, controlnet, one, ["a"], [""], [1], config)
+    crops = torch.cat(seen)
+    starts = [0, (WIDTH - HEIGHT) // 2, WIDTH - HEIGHT]
+    for crop, left in zip(crops, starts, strict=True):
+        np.testing.assert_array_equal(crop.numpy(), one[0][:, left : left + HEIGHT])
+
+
+def test_an_upscaled_picture_keeps_what_was_drawn_small(models: tuple[StableDiffusion, Any]) -> None:
+    base, controlnet = models
+
+    def draw(strength: float) -> np.ndarray:
+        config = SamplingConfig(10, 1.0, large="upscaled", tile=16, upscale_strength=strength)
+        return generate(base, controlnet, masks(1), ["a"], [""], [1], config).images[0].astype(float)
+
+    little, more, all_anew = draw(0.1), draw(0.4), draw(1.0)
+    assert np.abs(little - more).mean() < np.abs(little - all_anew).mean()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"large": "huge"}, {"upscale_strength": 0.0}, {"upscale_strength": 1.5}, {"guidance_scale": float("nan")}],
+)
+def test_bad_settings_of_large_pictures(settings: dict[str, Any]) -> None:
+    with pytest.raises(GenValError, match="--" + next(iter(settings))):
+        SamplingConfig(**settings)
+
+
+def test_a_window_the_model_cannot_draw(models: tuple[StableDiffusion, Any]) -> None:
+    base, controlnet = models
+    with pytest.raises(GenValError, match=r"--tile 20: .*multiples of 8"):
+        generate(base, controlnet, masks(1), ["a"], [""], [1], SamplingConfig(1, large="tiled", tile=20))
 
 
 def test_mask_prompt_seed_and_strength_matter(models: tuple[StableDiffusion, Any]) -> None:
@@ -165,7 +237,7 @@ def test_bad_settings(settings: dict[str, Any]) -> None:
 
 def test_long_prompts_are_cut(models: tuple[StableDiffusion, Any]) -> None:
     base, _ = models
-    assert base.encode_text(["a " * 100, ""]).shape == (2, 16, 32)
+    assert base.encode_text(["a " * 100, ""]).states.shape == (2, 16, 32)
 
 
 def test_images_come_back_from_the_latents_scale(models: tuple[StableDiffusion, Any]) -> None:

@@ -1,24 +1,22 @@
+import functools
+import sys
+import types
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusion_world import HEIGHT, WIDTH
+from diffusion_world import HEIGHT, WIDTH, write_xl_base
 
 from genval.diffusion.controlnet import add_control, load_controlnet
+from genval.diffusion.hints import CITYSCAPES_IDS, HintEncoding, encode_hint, make_encoding
 from genval.diffusion.pairs import read_pairs
-from genval.diffusion.pipelines import load_base
-from genval.diffusion.runs import choose_run, latest_checkpoint, make_trainer
-from genval.diffusion.training import (
-    ControlNetData,
-    ControlNetModule,
-    DrawnIndices,
-    DrawnPairs,
-    DrawPlan,
-    TrainingConfig,
-    encode_pairs,
-)
+from genval.diffusion.pipelines import TextStates, load_base
+from genval.diffusion.runs import check_output, choose_precision, choose_run, latest_checkpoint, make_trainer
+from genval.diffusion.training import ControlNetModule, check_optimizer
+from genval.diffusion.training_data import ControlNetData, EncodedFolder, encode_pairs
+from genval.diffusion.training_plan import DrawPlan, TrainingConfig
 from genval.runtime.errors import GenValError
 
 SMALL: dict[str, Any] = {
@@ -35,15 +33,23 @@ SMALL: dict[str, Any] = {
 
 
 def train(
-    base_folder: Path, city: Path, folder: Path, checkpoint: Path | None = None, cached: bool = False, **changes: Any
+    base_folder: Path,
+    city: Path,
+    folder: Path,
+    checkpoint: Path | None = None,
+    cached: bool = False,
+    encoded: bool = False,
+    encoding: HintEncoding = CITYSCAPES_IDS,
+    **changes: Any,
 ) -> ControlNetModule:
     config = TrainingConfig(**{**SMALL, **changes})
     pairs = read_pairs(city / "training/train.jsonl", city)
     base = load_base(base_folder)
-    controlnet = add_control(base, hint_init="hinges")
-    module = ControlNetModule(base, controlnet, config, pairs if cached else None, workers=1)
+    store = EncodedFolder(folder / "encoded", base, pairs, config) if encoded else None
+    controlnet = add_control(base, encoding)
+    module = ControlNetModule(base, controlnet, config, pairs if cached else None, 1, store)
     trainer = make_trainer(folder, config, len(pairs), accelerator="cpu", devices=1, checkpoint_every=100, log_every=1)
-    trainer.fit(module, ControlNetData(pairs, config, 1, cached), ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(module, ControlNetData(pairs, config, 1, cached, store), ckpt_path=checkpoint, weights_only=True)
     return module
 
 
@@ -51,13 +57,13 @@ def weights(module: ControlNetModule) -> dict[str, torch.Tensor]:
     return {**module.controlnet.state_dict(), **{f"ema.{k}": v for k, v in module.trained.state_dict().items()}}
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_two_halves_are_the_whole(base_folder: Path, city_folder: Path, tmp_path: Path, cached: bool) -> None:
-    whole = train(base_folder, city_folder, tmp_path / "whole", cached=cached)
-    train(base_folder, city_folder, tmp_path / "halves", cached=cached, max_steps=2)
+@pytest.mark.parametrize("kept", [{}, {"cached": True}, {"encoded": True}, {"cached": True, "encoded": True}], ids=str)
+def test_two_halves_are_the_whole(base_folder: Path, city_folder: Path, tmp_path: Path, kept: dict[str, bool]) -> None:
+    whole = train(base_folder, city_folder, tmp_path / "whole", **kept)
+    train(base_folder, city_folder, tmp_path / "halves", max_steps=2, **kept)
     middle = latest_checkpoint(tmp_path / "halves")
     assert middle is not None and middle.name == "step=2.ckpt"
-    halves = train(base_folder, city_folder, tmp_path / "halves", middle, cached=cached)
+    halves = train(base_folder, city_folder, tmp_path / "halves", middle, **kept)
     for key, value in weights(whole).items():
         assert torch.equal(value, weights(halves)[key]), key
     # The checkpoint before is removed, and the first version's losses are still there.
@@ -67,7 +73,7 @@ def test_two_halves_are_the_whole(base_folder: Path, city_folder: Path, tmp_path
 
 
 def test_only_the_control_is_trained_and_saved(base_folder: Path, city_folder: Path, tmp_path: Path) -> None:
-    start = add_control(load_base(base_folder), hint_init="hinges").state_dict()
+    start = add_control(load_base(base_folder)).state_dict()
     module = train(base_folder, city_folder, tmp_path / "run")
     fresh = load_base(base_folder)
     for trained, loaded in ((module.base.unet, fresh.unet), (module.base.vae, fresh.vae)):
@@ -95,8 +101,9 @@ def test_nothing_of_the_bases_encoder_is_recorded(base_folder: Path) -> None:
                 {name: (out[0] if isinstance(out, tuple) else out).requires_grad}
             )
         )
+    text = TextStates(torch.randn(2, 16, 32))
     loss = module.denoising_loss(
-        torch.randn(2, 4, 8, 16), torch.rand(2, 1, 32, 64), torch.randn(2, 16, 32), torch.Generator().manual_seed(0)
+        torch.randn(2, 4, 8, 16), torch.rand(2, 1, 32, 64), text, torch.Generator().manual_seed(0)
     )
     assert recorded == {"down_blocks": False, "mid_block": False, "up_blocks": True}
     loss.backward()
@@ -114,17 +121,19 @@ def test_training_lowers_the_loss(
         cache = encode_pairs(module.base, pairs, module.config, workers=1)
         index = torch.arange(6)
         never = torch.zeros(6, dtype=torch.bool)
-        latents, masks, text = cache({"index": index, "flip": never, "drop_caption": never})
+        latents, masks, text = cache(
+            {"index": index, "crop": torch.zeros_like(index), "flip": never, "drop_caption": never}
+        )
         with torch.no_grad():
             hints = (masks + 1)[:, None].float() / 34
             total = 0.0
             for seed in range(8):
                 generator = torch.Generator().manual_seed(seed)
-                total += float(module.denoising_loss(latents.float(), hints, text.float(), generator))
+                total += float(module.denoising_loss(latents.float(), hints, text.to(torch.float32), generator))
         return total
 
     base = load_base(base_folder)
-    before = loss(ControlNetModule(base, add_control(base, hint_init="hinges"), TrainingConfig(**SMALL)))
+    before = loss(ControlNetModule(base, add_control(base), TrainingConfig(**SMALL)))
     after = loss(train(base_folder, city_folder, tmp_path / "run", cached=True, max_steps=60, ema=0.0))
     assert after < 0.97 * before
 
@@ -155,22 +164,6 @@ def test_flips_and_dropped_captions_come_as_often_as_asked() -> None:
     assert not any(draw.flip or draw.drop_caption for draw in still)
 
 
-def test_cache_holds_what_the_loader_gives(base_folder: Path, city_folder: Path) -> None:
-    config = TrainingConfig(**{**SMALL, "batch_size": 6, "caption_dropout": 0.5})
-    pairs = read_pairs(city_folder / "training/train.jsonl", city_folder)
-    base = load_base(base_folder)
-    cache = encode_pairs(base, pairs, config, workers=1)
-    assert cache.latents.shape == (2, 6, 4, 8, 16) and len(cache.texts) == 3
-    draws = DrawPlan(6, config).batch(0)
-    (plain,) = DrawnPairs([draws], pairs, config, workers=2)
-    (numbers,) = DrawnIndices([draws])
-    latents, masks, texts = cache(numbers)
-    assert torch.equal(masks, plain["mask"])
-    torch.testing.assert_close(latents.float(), base.encode_images(plain["image"]), atol=2e-3, rtol=2e-3)
-    torch.testing.assert_close(texts.float(), base.encode_text(plain["caption"]), atol=2e-3, rtol=2e-3)
-    assert plain["caption"].count("") == sum(draw.drop_caption for draw in draws) > 0
-
-
 def test_published_epochs_as_steps() -> None:
     # 2,975 pairs, batch 8, accumulate 16: 150 epochs are 3,487 optimiser steps.
     assert TrainingConfig().total_steps(2975) == 3487
@@ -199,6 +192,10 @@ def test_hint_embedding_has_its_own_rate(base_folder: Path, controlnet_folder: P
         {"gradient_clip": float("nan")},
         {"warmup_steps": -1},
         {"lr_schedule": "linear"},
+        {"image_resize": "cubic"},
+        {"optimizer": "sgd"},
+        {"attention": "flash"},
+        {"crops": 0},
     ],
 )
 def test_bad_settings_name_the_flag(change: dict[str, Any]) -> None:
@@ -225,3 +222,105 @@ def test_runs_are_numbered_and_found_again(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "moved.ckpt")
     with pytest.raises(GenValError, match="Give --run NAME"):
         choose_run(tmp_path, None, str(tmp_path / "moved.ckpt"))
+
+
+def gradients(module: ControlNetModule, text: TextStates) -> dict[str, torch.Tensor]:
+    """Of every trained weight, for one fixed batch; the zero convolutions are not zero, so that all matter."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.controlnet.named_parameters():
+            if name.startswith(("controlnet_down", "controlnet_mid")):
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    latents, hints = torch.randn(2, 4, 8, 16, generator=generator), torch.rand(2, 1, 32, 64, generator=generator)
+    module.denoising_loss(latents, hints, text, generator).backward()
+    return {name: parameter.grad for name, parameter in module.controlnet.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"gradient_checkpointing": True}, pytest.param({"compile": True}, marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_ways_to_compute_give_the_same_gradients(
+    base_folder: Path, change: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without generating code, which takes minutes: what is tested is that the pass can be traced as one.
+    compiler = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: compiler(function, dynamic=dynamic))
+    text = TextStates(torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0)))
+    found = []
+    for changes in ({}, change):
+        base = load_base(base_folder)
+        module = ControlNetModule(base, add_control(base), TrainingConfig(**{**SMALL, **changes}))
+        found.append(gradients(module, text))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], msg=name)
+        assert gradient.any() or "cond_embedding" in name or name == "controlnet_down_blocks.0.bias"
+
+
+def test_an_xl_base_is_trained(city_folder: Path, tmp_path: Path) -> None:
+    folder = write_xl_base(tmp_path / "xl")
+    module = train(folder, city_folder, tmp_path / "run", encoded=True, max_steps=2)
+    start = add_control(load_base(folder)).state_dict()
+    assert (
+        module.controlnet.state_dict()["add_embedding.linear_1.weight"] != start["add_embedding.linear_1.weight"]
+    ).any()
+
+
+@pytest.mark.parametrize("name", ["colour", "one_hot"])
+def test_other_encodings_are_trained(base_folder: Path, city_folder: Path, tmp_path: Path, name: str) -> None:
+    encoding = make_encoding(name)
+    module = train(base_folder, city_folder, tmp_path / "run", encoding=encoding, max_steps=2)
+    start = add_control(load_base(base_folder), encoding).state_dict()
+    key = "controlnet_cond_embedding.conv_in.weight"
+    assert module.controlnet.state_dict()[key].shape[1] == encoding.channels
+    assert (module.controlnet.state_dict()[key] != start[key]).any()
+    assert module.encoding == encoding
+    assert encode_hint(torch.zeros(1, 4, 4, dtype=torch.uint8), encoding).shape == (1, encoding.channels, 4, 4)
+
+
+def test_an_unknown_prediction_is_refused(base_folder: Path) -> None:
+    base = load_base(base_folder)
+    base.scheduler_config["prediction_type"] = "sample"
+    with pytest.raises(GenValError, match="found sample"):
+        ControlNetModule(base, add_control(base), TrainingConfig(**SMALL))
+
+
+def test_eight_bit_adam_is_asked_for_by_name(
+    base_folder: Path, controlnet_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    check_optimizer("adamw")
+    with pytest.raises(GenValError, match="pip install bitsandbytes"):
+        check_optimizer("adamw8bit")
+    stand_in = types.ModuleType("bitsandbytes.optim")
+    stand_in.AdamW8bit = type("AdamW8bit", (torch.optim.AdamW,), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", stand_in)
+    base = load_base(base_folder)
+    config = TrainingConfig(**{**SMALL, "optimizer": "adamw8bit"})
+    module = ControlNetModule(base, load_controlnet(controlnet_folder, base), config)
+    optimizer = module.configure_optimizers()["optimizer"]
+    assert type(optimizer).__name__ == "AdamW8bit" and optimizer.param_groups[0]["weight_decay"] == 0.01
+
+
+def test_precision_is_chosen_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert choose_precision(None, "auto") == choose_precision(None, "gpu") == "bf16-mixed"
+    assert choose_precision(None, "cpu") == "32-true"
+    assert choose_precision("16-mixed", "auto") == "16-mixed"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert choose_precision(None, "auto") == "32-true"
+    with pytest.raises(GenValError, match="Use bf16-mixed"):
+        choose_precision("bf16-true", "auto")
+
+
+def test_a_controlnet_is_not_replaced_unasked(tmp_path: Path) -> None:
+    check_output(tmp_path, None, False)
+    (tmp_path / "config.json").write_text("{}")
+    check_output(tmp_path, "last", False)
+    check_output(tmp_path, None, True)
+    with pytest.raises(GenValError, match="--overwrite"):
+        check_output(tmp_path, None, False)

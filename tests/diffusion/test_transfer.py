@@ -8,19 +8,21 @@ import torch
 from diffusion_world import HEIGHT, WIDTH
 
 from genval.artifacts.manifest import Manifest
-from genval.datasets.items import Item, find_items
+from genval.datasets.items import BadFile, Item, find_items
 from genval.diffusion import transfer as transfer_module
 from genval.diffusion.controlnet import load_controlnet
-from genval.diffusion.pairs import find_jsonl
 from genval.diffusion.pipelines import load_base
+from genval.diffusion.prompts import find_domain, read_captions
 from genval.diffusion.sampling import SamplingConfig
 from genval.diffusion.transfer import (
     Transfer,
     TransferRun,
+    caption_frames,
+    choose_compiling,
+    default_batch_size,
     draw_transfers,
-    find_domain,
     prepare_folder,
-    read_captions,
+    whole_width,
 )
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_jsonl, read_mask
@@ -37,15 +39,6 @@ CAPTIONS = {f"n{i}_leftImg8bit.png": f"caption {i}" for i in range(20)}
 TEMPLATE = "{caption}, {domain}"
 
 
-def test_domains_by_name_and_by_text() -> None:
-    assert find_domain("fog").text == "in fog"
-    assert (find_domain(None, "Dense  fog!").name, find_domain(None, "Dense fog").text) == ("dense-fog", "in Dense fog")
-    with pytest.raises(GenValError, match=r"Unknown domain 'fogg'\. Did you mean fog\?.*--prompt"):
-        find_domain("fogg")
-    with pytest.raises(GenValError, match="--prompt"):
-        find_domain(None, "../..")
-
-
 def test_draws_are_seeded_with_replacement_and_shared_by_domains() -> None:
     fog = draw_transfers(frames(4), CAPTIONS, find_domain("fog"), 20, 1, TEMPLATE)
     assert fog == draw_transfers(frames(4), CAPTIONS, find_domain("fog"), 20, 1, TEMPLATE)
@@ -59,17 +52,62 @@ def test_draws_are_seeded_with_replacement_and_shared_by_domains() -> None:
     assert first.id == f"fog_0_{first.source.id}" and first.prompt == f"caption {first.source.id[1:]}, in fog"
 
 
-def test_draws_need_captions_and_a_sound_template() -> None:
-    with pytest.raises(GenValError, match="No caption for n0_leftImg8bit"):
-        draw_transfers(frames(1), {}, find_domain("fog"), 1, 1, TEMPLATE)
-    with pytest.raises(GenValError, match="--prompt_template"):
-        draw_transfers(frames(1), CAPTIONS, find_domain("fog"), 1, 1, "{weather}")
+def test_each_frame_at_most_once() -> None:
+    def draw(count: int) -> list[Transfer]:
+        return draw_transfers(frames(6), CAPTIONS, find_domain("fog"), count, 1, TEMPLATE, replacement=False)
+
+    assert len({t.source.id for t in draw(6)}) == 6 and draw(6)[:4] == draw(4)
+    with pytest.raises(GenValError, match="7 images need as many frames, found 6"):
+        draw(7)
 
 
-def test_captions_file_needs_its_keys(tmp_path: Path) -> None:
-    (tmp_path / "c.jsonl").write_text('{"image": "a/b.png"}\n')
-    with pytest.raises(GenValError, match="entry 1"):
-        read_captions(tmp_path / "c.jsonl")
+def test_phrasings_of_a_domain_are_shared_out_by_seed(tmp_path: Path) -> None:
+    (tmp_path / "smoke.txt").write_text("in thick smoke\n\nwith smoke everywhere\n")
+    domain = find_domain("smoke", prompt_file=str(tmp_path / "smoke.txt"))
+    drawn = draw_transfers(frames(4), CAPTIONS, domain, 40, 1, TEMPLATE)
+    endings = [t.prompt.partition(", ")[2] for t in drawn]
+    assert set(endings) == {"in thick smoke", "with smoke everywhere"} and 10 < endings.count("in thick smoke") < 30
+    assert drawn == draw_transfers(frames(4), CAPTIONS, domain, 40, 1, TEMPLATE)
+
+
+def test_a_drawn_frame_without_a_caption_is_named_or_set_aside(tmp_path: Path) -> None:
+    file = tmp_path / "c.jsonl"
+    file.write_text('{"image": "a/n1_leftImg8bit.png", "text": "a street"}\n')
+    items, captions = caption_frames(frames(3), file)
+    with pytest.raises(GenValError, match=r"No caption for leftImg8bit/val/c/n[02]_leftImg8bit.png.*--skip_bad"):
+        draw_transfers(items, captions, find_domain("fog"), 9, 1, TEMPLATE)
+    bad: list[BadFile] = []
+    items, captions = caption_frames(frames(3), file, bad)
+    assert [item.id for item in items] == ["n1"] and [one.id for one in bad] == ["n0", "n2"]
+    assert str(file) in bad[0].reason
+    assert {t.prompt for t in draw_transfers(items, captions, find_domain("fog"), 9, 1, TEMPLATE)} == {
+        "a street, in fog"
+    }
+
+
+@pytest.mark.parametrize(("caption", "prompt"), [("a road", "a road, in fog"), ("", "in fog")])
+def test_one_caption_for_all_or_none(caption: str, prompt: str) -> None:
+    items, captions = caption_frames(frames(3), caption)
+    assert {t.prompt for t in draw_transfers(items, captions, find_domain("fog"), 5, 1, TEMPLATE)} == {prompt}
+
+
+def test_draws_need_a_sound_template() -> None:
+    for template in ("{weather}", "{caption}", "{domain", "{caption.x}, {domain}"):
+        with pytest.raises(GenValError, match="--prompt_template"):
+            draw_transfers(frames(1), CAPTIONS, find_domain("fog"), 1, 1, template)
+
+
+def test_kernels_are_generated_where_they_save_time() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    large, small = (5000, 32, 512, 512, 25), (64, 32, 512, 512, 25)
+    assert choose_compiling("auto", gpu, *large) and not choose_compiling("auto", gpu, *small)
+    assert not choose_compiling("auto", cpu, *large) and not choose_compiling("off", gpu, *large)
+    assert choose_compiling("on", cpu, *small)
+    assert default_batch_size(gpu, 512, 512) == 32 and default_batch_size(gpu, 1024, 2048) == 4
+
+
+def test_the_whole_frame_s_width(city_folder: Path) -> None:
+    assert whole_width(find_items("Cityscapes", root=city_folder)[0], 512) == 1024
 
 
 def test_a_folder_is_only_gone_on_with_under_the_same_settings(tmp_path: Path) -> None:
@@ -100,7 +138,7 @@ class World:
         self.base = load_base(base_folder)
         self.controlnet = load_controlnet(controlnet_folder, self.base).eval()
         items = find_items("Cityscapes", root=city)
-        captions = read_captions(find_jsonl("training/val.jsonl", city))
+        captions = read_captions(city / "training/val.jsonl")
         self.transfers = draw_transfers(items, captions, find_domain("fog"), 7, 0, TEMPLATE)
 
     def run(self, folder: Path) -> TransferRun:
@@ -208,5 +246,5 @@ def test_one_picture_too_large_for_the_memory(world: World, tmp_path: Path, monk
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(transfer_module, "generate", full)
-    with pytest.raises(GenValError, match="--precision 16-true"):
+    with pytest.raises(GenValError, match="--precision bf16-true"):
         world.make(tmp_path, 2)

@@ -91,7 +91,7 @@ def test_every_picture_has_a_caption(rendered):
 
 
 def test_training_lines_name_files(rendered):
-    for split, count in (("train", 3), ("val", 2)):
+    for split, count in (("train", 3), ("val", 2), ("diffusion", 18)):
         lines = [json.loads(line) for line in (rendered / "training" / f"{split}.jsonl").read_text().splitlines()]
         assert len(lines) == count
         for line in lines:

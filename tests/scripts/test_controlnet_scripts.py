@@ -1,16 +1,19 @@
 """The scripts of ControlNet/ as a user runs them, on a random model of 0.2 million parameters."""
 
 import json
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from diffusion_world import HEIGHT, ROOT, WIDTH, Refusal, run_script, write_cityscapes
 from safetensors.torch import load_file, save_file
 
@@ -72,6 +75,44 @@ def test_from_a_base_to_generated_fog(base_folder: Path, city: Path, tmp_path: P
 
 
 @pytest.mark.slow
+def test_either_format_becomes_either(
+    base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, refused: Refusal
+) -> None:
+    """A trained ControlNet as one original file, which draws what its folder draws and becomes that folder again."""
+    tool, whole = "ControlNet/tool_add_control.py", tmp_path / "controlnet_cs.ckpt"
+    result = run_script(tool, base_folder, whole, "--controlnet", controlnet_folder)
+    assert result.returncode == 0 and "Wrote the base and the ControlNet" in result.stdout, result.stderr
+    refused([tool, base_folder, whole], "exists", "--overwrite")
+    result = run_script(tool, whole, tmp_path / "again", "--controlnet", whole)
+    assert result.returncode == 0, result.stderr
+    name = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (controlnet_folder / name).read_bytes()
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "again", controlnet_folder)]
+    for config in configs:
+        config.pop("_name_or_path", None)
+    assert configs[0] == configs[1]
+
+    for base, controlnet, folder in ((whole, whole, "a"), (base_folder, controlnet_folder, "b")):
+        command = transfer_command(base, controlnet, city, tmp_path / folder, "--domain", "fog", "--limit", 2)
+        if controlnet == whole:  # its own base is the one to take
+            del command[command.index("--base") : command.index("--base") + 2]
+        result = run_script(*command)
+        assert result.returncode == 0, result.stderr
+    drawn = [contents(tmp_path / folder / "fog/leftImg8bit") for folder in ("a", "b")]
+    assert len(drawn[0]) == 2 and drawn[0] == drawn[1]
+
+
+@pytest.mark.slow
+def test_a_new_control_as_an_original_file(base_folder: Path, tmp_path: Path) -> None:
+    tool, start = "ControlNet/tool_add_control.py", tmp_path / "control_seg.safetensors"
+    assert run_script(tool, base_folder, start, "--seed", 3).returncode == 0
+    assert run_script(tool, start, tmp_path / "named", "--export_original", "--seed", 3).returncode == 0
+    one, other = load_file(start), torch.load(tmp_path / "named", weights_only=True)["state_dict"]
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert not any(other[key].any() for key in other if "zero_convs" in key or "middle_block_out" in key)
+
+
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_weights(base_folder: Path, city: Path, tmp_path: Path) -> None:
     start = tmp_path / "start"
     run_script("ControlNet/tool_add_control.py", base_folder, start)
@@ -123,7 +164,7 @@ def test_a_killed_generation_goes_on_to_the_same_bytes(
 def test_dry_run_limit_and_free_text(
     base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, refused: Refusal
 ) -> None:
-    command = transfer_command(base_folder, controlnet_folder, city, tmp_path / "out", "--prompt", "Dense fog")
+    command = transfer_command(base_folder, controlnet_folder, city, tmp_path / "out", "--domain", "Dense fog")
     dry = run_script(*command, "--dry_run")
     assert dry.returncode == 0 and "in Dense fog" in dry.stdout and not (tmp_path / "out").exists()
     assert run_script(*command, "--limit", 2, "--from_train").returncode == 0
@@ -155,8 +196,17 @@ def test_bad_input_of_style_transfer(
     refused(attempt("--captions", tmp_path / "none.jsonl"), "No captions")
     refused(attempt("--guidance_scale", "nan"), "--guidance_scale: expected a finite number")
     refused(attempt("--prompt_template", "{caption.x}"), "--prompt_template")
+    refused(attempt("--prompt_template", "{caption}, in fog"), "--prompt_template", "{domain}")
+    refused(attempt("--without_replacement"), "--without_replacement", "6 images need as many frames, found 3")
+    refused(attempt("--prompt_file", tmp_path / "none.txt"), "--prompt_file", "none.txt")
+    refused(attempt("--sampler", "lcm"), "--sampler lcm needs", "--lora")
+    refused(attempt("--lora", tmp_path / "none.safetensors"), "no LoRA at", "none.safetensors")
+    refused(attempt("--large", "tiled", "--tile", 20), "--tile 20", "multiples of 8")
+    partial = tmp_path / "partial.jsonl"
+    partial.write_text((city / "training/val.jsonl").read_text().splitlines()[0])
+    refused(attempt("--captions", partial), "No caption for", "lindau_00000", "--skip_bad")
     refused([*attempt(), "--data_dir", tmp_path / "none"], "or give --data_dir PATH")
-    refused(attempt("--base", "models/v1-5-pruned.ckpt"), "original format")
+    refused(attempt("--base", "models/v1-5-pruned.ckpt"), "No checkpoint at", "models/v1-5-pruned.ckpt")
     assert not output.exists()
 
     output.write_text("in the way")
@@ -180,6 +230,12 @@ def test_bad_input_of_train(
     assert not (tmp_path / "logs").exists()
     refused([*command, "--lr", 1e30, "--max_steps", 3], "not finite", "--precision")
     assert not list((tmp_path / "logs").rglob("*.ckpt")) and not list((tmp_path / "trained").rglob("*.safetensors"))
+    refused([*command, "--precision", "bf16-true"], "bf16-mixed")
+    refused([*command, "--optimizer", "adamw8bit"], "pip install bitsandbytes")
+    refused([*command, "--val_segmenter", "none", "--images_every", 1], "none")
+    shutil.copytree(controlnet_folder, tmp_path / "trained", dirs_exist_ok=True)
+    refused(command, "holds a ControlNet already", "--overwrite")
+    shutil.rmtree(tmp_path / "trained")
     (tmp_path / "other").write_text("no checkpoint")
     refused([*command, "--resume", tmp_path / "other"], "--resume", "other is not a checkpoint")
     mask = next((city / "gtFine/train/aachen").iterdir())
@@ -192,6 +248,50 @@ def test_bad_input_of_train(
     refused([*command, "--jsonl", "none.jsonl"], "No captions")
     refused([*command, "--lr", 0], "--lr")
     assert not (tmp_path / "trained").exists()
+
+
+def test_train_says_what_it_would_do(
+    base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    mask = next((city / "gtFine/train/aachen").iterdir())
+    mask.write_bytes(mask.read_bytes()[:60])
+    command = train_command(base_folder, controlnet_folder, city, tmp_path, "--dry_run", "--skip_bad")
+    monkeypatch.setattr(
+        sys, "argv", list(map(str, [*command, "--preset", "published", "--precompute", tmp_path / "e"]))
+    )
+    runpy.run_path(str(ROOT / "ControlNet/train.py"), run_name="__main__")
+    output = capsys.readouterr().out
+    # 5 pairs, 150 epochs, 2 x 2 a step
+    assert "Would train 188 steps of 2 x 2 x 1" in output and "on 5 pairs, 32-true" in output
+    assert not any((tmp_path / name).exists() for name in ("logs", "trained", "e"))
+
+
+def test_the_published_preset_is_what_was_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--preset", "published"])
+    args = runpy.run_path(str(ROOT / "ControlNet/train.py"))["parse_args"]()
+    assert (args.precision, args.batch_size, args.accumulate, args.max_epochs, args.lr) == ("32-true", 8, 16, 150, 1e-5)
+    assert (args.caption_dropout, args.ema, args.image_resize, args.flip) == (0, 0, "nearest", False)
+    assert (args.optimizer, args.weight_decay, args.warmup_steps, args.gradient_clip) == ("adamw", 0.01, 0, 0)
+    assert (args.resolution, args.compile, args.float32_matmul) == (512, False, "highest")
+
+
+@pytest.mark.slow
+def test_training_from_disk_scored_by_a_segmenter(base_folder: Path, city: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    run_script("ControlNet/tool_add_control.py", base_folder, start, "--hint_encoding", "one_hot")
+    more = ["--max_steps", 2, "--images_every", 1, "--num_images", 2, "--val_segmenter", "mini-fast-scnn"]
+    more += ["--precompute", tmp_path / "encoded", "--crops", 2, "--export_original", "--overwrite", "--run", "r"]
+    result = run_script(*train_command(base_folder, start, city, tmp_path, *more))
+    assert result.returncode == 0, result.stderr
+    assert "weights_only" not in result.stderr
+    assert (tmp_path / "encoded/encoded.json").exists() and (tmp_path / "trained.ckpt").exists()
+    run = tmp_path / "logs/r"
+    best = json.loads((run / "best/agreement.json").read_text())
+    assert best["step"] in (1, 2) and 0 <= best["mask_agreement"] <= 1
+    assert "mask_agreement" in (run / "lightning_logs/version_0/metrics.csv").read_text()
+    assert json.loads((tmp_path / "trained/config.json").read_text())["hint_encoding"] == "one_hot"
+    result = run_script(*transfer_command(base_folder, run / "best", city, tmp_path / "images", "--domain", "fog"))
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
@@ -212,6 +312,48 @@ def test_bad_frames_are_set_aside_and_other_frames_are_not_mixed_in(
     captions.write_text(captions.read_text().replace("trees", "bushes"))
     command = [*command, "--skip_bad"]
     refused(command, "frames_hash", "--overwrite")
+
+
+@pytest.mark.slow
+def test_phrasings_large_pictures_and_a_fast_sampler(
+    base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path
+) -> None:
+    unet = load_file(base_folder / "unet/diffusion_pytorch_model.safetensors")
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    rows, columns = unet[f"{layer}.weight"].shape
+    lora = {f"unet.{layer}.lora_A.weight": np.ones((2, columns)), f"unet.{layer}.lora_B.weight": np.ones((rows, 2))}
+    save_file({key: torch.from_numpy(value).float() for key, value in lora.items()}, tmp_path / "l.safetensors")
+    (tmp_path / "phrasings.txt").write_text("in thick smoke\nwith smoke everywhere\n")
+    flags = ["--domain", "thick smoke", "--prompt_file", tmp_path / "phrasings.txt", "--no_captions"]
+    flags += ["--sampler", "lcm", "--lora", tmp_path / "l.safetensors", "--guidance_scale", 1.5]
+    flags += ["--frame", "whole", "--height", 64, "--large", "upscaled", "--tile", 32, "--limit", 3, "--batch_size", 3]
+    flags += ["--without_replacement", "--num_samples", 3]
+    done = run_script(*transfer_command(base_folder, controlnet_folder, city, tmp_path / "out", *flags))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out/thick-smoke"
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    assert len({line["source"] for line in lines}) == 3
+    assert {line["prompt"] for line in lines} <= {"in thick smoke", "with smoke everywhere"}
+    for line in lines:
+        assert cv2.imread(str(folder / line["image"])).shape == (64, 128, 3)
+        assert cv2.imread(str(folder / line["mask"])).shape[:2] == (64, 128)
+        assert line["lora_hash"] and line["width"] == 128
+
+
+@pytest.mark.slow
+def test_frames_without_a_caption_are_counted(
+    base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path
+) -> None:
+    first = json.loads((city / "training/val.jsonl").read_text().splitlines()[0])
+    table = tmp_path / "captions_cityscapes.json"
+    table.write_text(json.dumps({"cityscapes": {first["image"]: "a road"}}))
+    flags = ["--domain", "fog", "--captions", table, "--skip_bad", "--limit", 2]
+    done = run_script(*transfer_command(base_folder, controlnet_folder, city, tmp_path / "out", *flags))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("skipped ") == 2 and "2 bad files set aside" in done.stdout
+    assert done.stdout.count(f"no caption in {table}") == 2
+    lines = [json.loads(line) for line in (tmp_path / "out/fog/manifest.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == ["a road, in fog"] * 2
 
 
 @pytest.mark.slow

@@ -1,0 +1,350 @@
+"""Generation speed on one device with random weights of true size, beside the published code's.
+
+Reads:  nothing: the weights are made on the device
+Writes: --output, JSON; prints each row when it is measured, and at the end a table in Markdown
+
+    python benchmarks/generation_speed.py --output results/generation_speed.json
+
+`proxy` is diffusers in float32, one picture at a time, 25 DDIM steps: the published code took 1.56 times as long beside
+it on an H100 (docs/speed.md). All other rows run `genval.diffusion.sampling.generate`, as ControlNet/style_transfer.py
+does, text encoding, decoding and the way back to the CPU included. Warm-up (compiling, recording) is given apart.
+`psnr_dB` compares a row's first picture with the proxy's: same noise, prompt and mask, other precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from genval.runtime.cli import comma_list, parse, positive_int, run, script_parser
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import resolve
+
+PUBLISHED_OVER_PROXY = 1.56
+PEAK_TFLOPS = 792.0  # bf16 matrix products measured on an H100 80GB HBM3
+# TFLOP a step and for decoding one picture, with guidance, counted on the published computation.
+ARITHMETIC = {"sd15": (2.174, 2.51)}
+
+# batch size, sampler, steps, compiled, graphed
+ROWS: dict[str, tuple[int | None, str, int, bool, bool]] = {
+    "proxy": (1, "ddim", 25, False, False),
+    "graph": (1, "ddim", 25, False, True),
+    "best": (None, "ddim", 25, True, False),
+    "best_fast": (None, "dpm++", 10, True, False),
+    "latency": (1, "ddim", 25, True, True),
+    "latency_fast": (1, "dpm++", 10, True, True),
+    "eager": (8, "ddim", 25, False, False),
+}
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "side": 512,
+        "unet": {"cross_attention_dim": 768, "attention_head_dim": 8},
+        "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "scaling_factor": 0.18215},
+        "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    },
+    "sdxl": {
+        "side": 1024,
+        "unet": {
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": (5, 10, 20),
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "scaling_factor": 0.13025},
+        "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+        "text_2": {
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 20,
+            "projection_dim": 1280,
+        },
+    },
+    "tiny": {
+        "side": 64,
+        "unet": {
+            "block_out_channels": (32, 32, 32, 32),
+            "layers_per_block": 1,
+            "cross_attention_dim": 32,
+            "attention_head_dim": 2,
+        },
+        "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1, "scaling_factor": 0.18215},
+        "text": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4},
+    },
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__, "benchmarks/generation_speed")
+    parser.add_argument("--size", choices=list(SIZES), default="sd15", help="tiny is a smoke test")
+    rows = "proxy,graph,best,best_fast,latency,latency_fast"
+    parser.add_argument("--rows", type=comma_list, default=rows, help=f"known: {', '.join(ROWS)}; the proxy goes first")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="of the rows named best")
+    parser.add_argument("--repeats", type=positive_int, default=2, help="timed batches a row; the fastest counts")
+    parser.add_argument("--inductor", type=comma_list, default=[], help="settings to try: name=value,...")
+    parser.add_argument("--native_norm", action="store_true", help="PyTorch's own group norm in generated kernels")
+    parser.add_argument("--output", default="results/generation_speed.json")
+    return parse(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    import torch
+
+    from genval.metrics.tables import markdown_table
+    from genval.runtime.files import write_json
+
+    unknown = [name for name in args.rows if name not in ROWS]
+    if unknown:
+        raise GenValError(f"--rows: unknown {', '.join(unknown)}. Known: {', '.join(ROWS)}.")
+    configure(args)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bench = Benchmark(args, device)
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    rows: list[dict[str, Any]] = []
+    # The proxy needs the weights before they are rounded to bfloat16.
+    for name in sorted(args.rows, key=lambda name: name != "proxy"):
+        try:
+            rows.append(bench.measure(name))
+        except Exception as error:  # one row's failure leaves the others their time on the device
+            traceback.print_exc()
+            rows.append({"row": name, "error": f"{type(error).__name__}: {error}"[:500]})
+        print(json.dumps(rows[-1]), flush=True)
+        write_json(
+            resolve(args.output), {"device": machine, "torch": torch.__version__, "args": vars(args), "rows": rows}
+        )
+    measured = [row for row in rows if "error" not in row]
+    if measured:
+        print(markdown_table(list(measured[0]), [list(row.values()) for row in measured], digits=3))
+    print(f"wrote {args.output}")
+
+
+def configure(args: argparse.Namespace) -> None:
+    """Set what is tried for this run alone."""
+    import torch._inductor.config
+
+    from genval.diffusion import denoiser
+
+    for setting in args.inductor:
+        name, _, value = setting.partition("=")
+        setattr(torch._inductor.config, name, json.loads(value or "true"))
+    if args.native_norm:
+        denoiser.group_norm = lambda norm, x: norm(x)  # type: ignore[assignment]
+
+
+class Benchmark:
+    """Builds the models once and measures rows on them."""
+
+    def __init__(self, args: argparse.Namespace, device: Any) -> None:
+        self.args, self.device = args, device
+        self.base, self.controlnet = build(args.size, device)
+        self.denoisers: dict[Any, Any] = {}
+        self.published: float | None = None
+        self.reference: Any = None
+
+    def measure(self, name: str) -> dict[str, Any]:
+        """One row: seconds a picture and what follows from it."""
+        import torch
+
+        batch, sampler, steps, compiled, graphed = ROWS[name]
+        batch = batch or self.args.batch_size
+        draw = self.proxy(steps) if name == "proxy" else self.ours(batch, sampler, steps, compiled, graphed)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        warm_up, _ = self.time(draw)
+        seconds, image = min((self.time(draw) for _ in range(self.args.repeats)), key=lambda timed: timed[0])
+        per_image = seconds / batch
+        if name == "proxy":
+            self.published, self.reference = per_image * PUBLISHED_OVER_PROXY, image
+        row: dict[str, Any] = {"row": name, "batch": batch, "sampler": sampler, "steps": steps}
+        row |= {"s/image": round(per_image, 4), "images/s": round(1 / per_image, 3)}
+        row["x published"] = round(self.published / per_image, 2) if self.published else None
+        if self.args.size in ARITHMETIC:
+            a_step, decoding = ARITHMETIC[self.args.size]
+            row["share of peak"] = round((a_step * steps + decoding) / per_image / PEAK_TFLOPS, 3)
+        row["GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 1) if self.device.type == "cuda" else None
+        row["warm-up s"] = round(warm_up, 1)
+        same = self.reference is not None and steps == 25
+        row["psnr_dB"] = round(psnr(image, self.reference), 1) if same and image is not self.reference else None
+        return row
+
+    def time(self, draw: Callable[[], Any]) -> tuple[float, Any]:
+        """Seconds of a call, and the first picture it drew."""
+        import torch
+
+        start = time.perf_counter()
+        images = draw()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, images[0]
+
+    def ours(self, batch: int, sampler: str, steps: int, compiled: bool, graphed: bool) -> Callable[[], Any]:
+        """A call that draws a batch as style_transfer.py does."""
+        import torch
+
+        from genval.diffusion.pipelines import move
+        from genval.diffusion.sampling import SamplingConfig, generate, make_denoiser
+
+        self.base.to(self.device, torch.bfloat16)
+        move(self.controlnet, self.device, torch.bfloat16)
+        if not compiled:  # an earlier row may have changed the layout, which costs copies without generated kernels
+            for network in (self.base.unet, self.base.vae, self.controlnet):
+                network.to(memory_format=torch.contiguous_format)
+        config = SamplingConfig(steps, 8.0, 1.0, sampler)
+        key = (batch, compiled, graphed)
+        if key not in self.denoisers:
+            self.denoisers.clear()  # a graph's memory is given back
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.denoisers[key] = make_denoiser(self.base, self.controlnet, config, compiled, graphed)
+        masks, prompts, seeds = inputs(batch, SIZES[self.args.size]["side"])
+
+        def draw() -> Any:
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+                return generate(
+                    self.base, self.controlnet, masks, prompts, [""] * batch, seeds, config, self.denoisers[key], batch
+                ).images
+
+        return draw
+
+    def proxy(self, steps: int) -> Callable[[], Any]:
+        """A call that draws one picture with diffusers' pipeline in float32."""
+        import torch
+        from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
+
+        from genval.diffusion.hints import encode_hint
+        from genval.diffusion.sampling import item_noise, make_scheduler
+
+        base, is_xl = self.base, self.args.size == "sdxl"
+        parts = {
+            "vae": base.vae,
+            "text_encoder": base.text_encoder,
+            "tokenizer": None,
+            "unet": base.unet,
+            "controlnet": self.controlnet,
+            "scheduler": make_scheduler(SCHEDULE, "ddim"),
+            "feature_extractor": None,
+        }
+        if is_xl:
+            parts |= {"text_encoder_2": base.text_encoder_2, "tokenizer_2": None}
+            pipeline = StableDiffusionXLControlNetPipeline(**parts, add_watermarker=False)
+        else:
+            pipeline = StableDiffusionControlNetPipeline(**parts, safety_checker=None, requires_safety_checker=False)
+        pipeline.set_progress_bar_config(disable=True)
+        side = SIZES[self.args.size]["side"]
+        masks, prompts, seeds = inputs(1, side)
+        hint = encode_hint(torch.from_numpy(masks).to(self.device))
+        latents = item_noise(seeds, (4, side // base.downscale, side // base.downscale)).to(self.device)
+
+        def draw() -> Any:
+            text = base.encode_text(["", *prompts])
+            pooled = (
+                {"negative_pooled_prompt_embeds": text.pooled[:1], "pooled_prompt_embeds": text.pooled[1:]}
+                if text.pooled is not None
+                else {}
+            )
+            images = pipeline(
+                prompt_embeds=text.states[1:],
+                negative_prompt_embeds=text.states[:1],
+                **pooled,
+                image=hint,
+                latents=latents,
+                height=side,
+                width=side,
+                num_inference_steps=steps,
+                guidance_scale=8.0,
+                output_type="np",
+            ).images
+            return (images * 255).round().astype("uint8")
+
+        return draw
+
+
+def inputs(batch: int, side: int) -> tuple[Any, list[str], list[int]]:
+    """Masks, prompts and seeds of a batch."""
+    import numpy as np
+
+    coarse = np.random.default_rng(0).choice(np.array([7, 11, 21, 23, 26], np.uint8), (batch, 8, 8))
+    masks = coarse.repeat(side // 8, 1).repeat(side // 8, 2)
+    return masks, [f"street {i}, in fog" for i in range(batch)], list(range(batch))
+
+
+def build(size: str, device: Any) -> tuple[Any, Any]:
+    """A base and a ControlNet of true size with random float32 weights, made on the device."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from genval.diffusion.controlnet import add_control
+    from genval.diffusion.pipelines import StableDiffusion, StableDiffusionXL
+
+    config = SIZES[size]
+    torch.manual_seed(0)
+    with torch.device(device):
+        unet = UNet2DConditionModel(**config["unet"])
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, **config["vae"]
+        )
+        parts = {
+            "folder": resolve("."),
+            "vae": vae,
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**config["text"])),
+            "tokenizer": dummy_tokenizer,
+            "unet": unet,
+            "scheduler_config": SCHEDULE,
+        }
+        if "text_2" in config:
+            second = CLIPTextModelWithProjection(CLIPTextConfig(**config["text_2"]))
+            base = StableDiffusionXL(**parts, text_encoder_2=second, tokenizer_2=dummy_tokenizer)
+        else:
+            base = StableDiffusion(**parts)
+        controlnet = add_control(base).to(device).requires_grad_(False).eval()
+        # Zero convolutions would hide a ControlNet that is left out.
+        for name, parameter in controlnet.named_parameters():
+            if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond_embedding.conv_out")):
+                torch.nn.init.normal_(parameter, std=0.02)
+    return base, controlnet
+
+
+def dummy_tokenizer(prompts: Sequence[str], **_: Any) -> Any:
+    """Letters for tokens: what a prompt says is nothing to random weights, but prompts differ."""
+    import torch
+
+    rows = [[49406, *map(ord, prompt[:75])] for prompt in prompts]
+    return SimpleNamespace(input_ids=torch.tensor([row + [49407] * (77 - len(row)) for row in rows]))
+
+
+dummy_tokenizer.model_max_length = 77  # type: ignore[attr-defined]
+
+
+def psnr(image: Any, reference: Any) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures in dB."""
+    import numpy as np
+
+    error = np.mean((image.astype(np.float64) - reference) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+if __name__ == "__main__":
+    run(main, parse_args)

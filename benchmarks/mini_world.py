@@ -1,0 +1,208 @@
+"""How good the embedded world's generator is: are masks respected in clear weather, and is its weather told from clear?
+
+Reads:  checkpoints/mini
+Writes: --output_dir: world/ (rendered streets), generated/ (ControlNet/style_transfer.py --preset mini),
+        mini_world.json; prints two tables in Markdown. Run again, it keeps the pictures that are there.
+
+    python benchmarks/mini_world.py --accelerator gpu --num_samples 200
+
+Masks: mIoU of a mini segmenter on rendered clear streets at the generator's size, on their reconstruction by the
+generator's VAE, which is the ceiling of anything it can draw, and on the generated streets of the same masks.
+Weather: a logistic regression on colours and edges of picture bands, fitted to rendered streets and their
+reconstructions alike, so that the VAE's blur says nothing; first on held-out renders, then on generated streets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genval.runtime.cli import parse, positive_int, run, script_parser
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import REPO_ROOT, resolve
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from genval.datasets import Item
+    from genval.diffusion.pipelines import StableDiffusion
+
+BASE = "checkpoints/mini/stable-diffusion"
+DOMAINS = ("clear", "fog", "night", "rain", "snow", "india")
+# Bands of a picture, top to bottom, whose statistics tell the weather: the sky at the top, the road at the bottom.
+BANDS = 4
+# How style_transfer.py draws; what is not given is as in the preset.
+DRAWING = ("sampler", "ddim_steps", "guidance_scale", "strength", "batch_size", "precision")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__, "benchmarks/mini_world")
+    parser.add_argument("--num_samples", type=positive_int, default=64, help="held-out masks; images a domain")
+    parser.add_argument(
+        "--num_train", type=positive_int, default=100, help="renders a domain the weather is learned from"
+    )
+    parser.add_argument("--segmenter", default="mini-segformer-mit", help="the best of checkpoints/mini/training.json")
+    parser.add_argument("--output_dir", default="results/mini/mini_world", help="where everything is written")
+    parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu")
+    drawing = parser.add_argument_group("drawing, by default as --preset mini")
+    for flag in DRAWING:
+        drawing.add_argument(f"--{flag}", help="see ControlNet/style_transfer.py")
+    return parse(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    folder = resolve(args.output_dir)
+    world, generated = folder / "world", folder / "generated"
+    script("mini/render.py", out=world, num_train=args.num_train, num_val=args.num_samples)
+    drawing = {flag: getattr(args, flag) for flag in DRAWING if getattr(args, flag) is not None}
+    for domain in DOMAINS:
+        flags = {"preset": "mini", "domain": domain, "num_samples": args.num_samples, "without_replacement": True}
+        places = {"data_dir": world / "cityscapes", "output_dir": generated, "accelerator": args.accelerator}
+        script("ControlNet/style_transfer.py", **flags, **places, devices=1, **drawing)
+
+    import numpy as np
+    import torch
+
+    from genval.datasets import find_items
+    from genval.diffusion.pipelines import load_base
+    from genval.evaluation.generated import find_original
+    from genval.metrics.tables import markdown_table
+    from genval.runtime.files import read_image, read_json, write_json
+    from genval.segmenters import load_segmenter
+
+    gpu = args.accelerator != "cpu" and torch.cuda.is_available()
+    base = load_base(BASE, "cuda" if gpu else "cpu")
+    segmenter = load_segmenter(args.segmenter, base.device)
+    items = {domain: find_items(f"Cityscapes_{domain}", root=generated / domain) for domain in DOMAINS}
+    pictures = {domain: np.stack([read_image(item.image) for item in items[domain]]) for domain in DOMAINS}
+    originals = np.stack([read_image(find_original(item) or item.image) for item in items["clear"]])
+    sets = {"rendered": originals, "reconstructed": reconstruct(base, originals), "generated": pictures["clear"]}
+    masks = {name: mask_figures(segmenter, images, items["clear"]) for name, images in sets.items()}
+    for values in masks.values():
+        values["share_of_ceiling"] = values["miou"] / masks["reconstructed"]["miou"]
+
+    height, width = originals.shape[1:3]
+    classifier = fit_weather(base, {domain: rendered(world, domain, "train", height, width) for domain in DOMAINS})
+    weather = {}
+    for domain in DOMAINS:
+        held_out = rendered(world, domain, "val", height, width)
+        cases = {"rendered": held_out, "reconstructed": reconstruct(base, held_out), "generated": pictures[domain]}
+        said = {name: classifier.predict(band_statistics(images)) for name, images in cases.items()}
+        weather[domain] = {f"{name}_not_clear": float((names != "clear").mean()) for name, names in said.items()}
+        weather[domain] |= {f"{name}_right": float((names == domain).mean()) for name, names in said.items()}
+    settings = read_json(generated / "clear/settings.json")["settings"]
+    about = {key: settings[key] for key in (*DRAWING, "base_hash", "controlnet_hash", "num_samples")}
+    about |= {"segmenter": args.segmenter, "num_train": args.num_train, "size": [height, width]}
+    write_json(folder / "mini_world.json", {"settings": about, "masks": masks, "weather": weather})
+
+    header = ["clear streets", "images", "mIoU %", "pixel accuracy %", "% of the ceiling"]
+    rows = [
+        [name, len(originals), 100 * v["miou"], v["pixel_accuracy_percent"], 100 * v["share_of_ceiling"]]
+        for name, v in masks.items()
+    ]
+    print(markdown_table(header, rows), end="\n\n")
+    header = [
+        "domain",
+        "generated: not clear %",
+        "generated: this domain %",
+        "rendered: not clear %",
+        "rendered: right %",
+    ]
+    keys = ("generated_not_clear", "generated_right", "rendered_not_clear", "rendered_right")
+    print(markdown_table(header, [[domain, *(100 * weather[domain][key] for key in keys)] for domain in DOMAINS]))
+    print(f"wrote {folder / 'mini_world.json'}")
+
+
+def script(name: str, **flags: Any) -> None:
+    """Run a script of this repository; it resumes by itself."""
+    words = [
+        str(word) for key, value in flags.items() for word in ([f"--{key}"] if value is True else [f"--{key}", value])
+    ]
+    if subprocess.run([sys.executable, name, *words], cwd=REPO_ROOT).returncode:
+        raise GenValError(f"{name} failed, see above.")
+
+
+def rendered(world: Path, domain: str, split: str, height: int, width: int) -> np.ndarray:
+    """Rendered streets at the generator's size, RGB uint8 (N, H, W, 3)."""
+    import numpy as np
+
+    from genval.datasets import find_items
+    from genval.diffusion.framing import fit_image
+    from genval.runtime.files import read_image
+
+    name, cond = {"clear": ("Cityscapes", "all"), "india": ("IDD", "all")}.get(domain, ("ACDC", domain))
+    images = [read_image(item.image) for item in find_items(name, cond, split=split, datasets_dir=world)]
+    return np.stack([fit_image(image, (0, 0, *image.shape[:2]), height, width) for image in images])
+
+
+def reconstruct(base: StableDiffusion, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
+    """Pictures through the generator's VAE and back, RGB uint8 (N, H, W, 3)."""
+    import numpy as np
+    import torch
+
+    from genval.diffusion.pipelines import to_uint8
+
+    batches = [torch.from_numpy(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+    latents = (base.encode_images(batch.permute(0, 3, 1, 2)) for batch in batches)
+    return np.concatenate([to_uint8(base.decode_latents(latent)) for latent in latents])
+
+
+def mask_figures(segmenter: Any, images: np.ndarray, items: list[Item], batch_size: int = 16) -> dict[str, float]:
+    """Agreement of a segmenter with the masks of `items` on pictures of them, pooled."""
+    import numpy as np
+
+    from genval.datasets import CLASSES, read_pair
+    from genval.metrics.confusion import confusion_matrix
+    from genval.metrics.inference import predict
+    from genval.metrics.segmentation import mean_iou, pixel_accuracy
+
+    matrices = []
+    for i in range(0, len(items), batch_size):
+        names = [item.id for item in items[i : i + batch_size]]
+        predictions = predict(segmenter, images[i : i + batch_size], names, segmenter.mean.device)
+        for item, prediction in zip(items[i : i + batch_size], predictions, strict=True):
+            matrices.append(confusion_matrix(read_pair(item)[1], prediction, len(CLASSES)))
+    total = np.sum(matrices, axis=0)
+    return {"miou": mean_iou(total), "pixel_accuracy_percent": pixel_accuracy(total)}
+
+
+def fit_weather(base: StableDiffusion, renders: dict[str, np.ndarray]) -> Any:
+    """A classifier from `band_statistics` to a domain's name, fitted to renders as they are and through the VAE."""
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    features, names = [], []
+    for domain, images in renders.items():
+        for seen in (images, reconstruct(base, images)):
+            features.append(band_statistics(seen))
+            names += [domain] * len(seen)
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(np.concatenate(features), names)
+
+
+def band_statistics(images: np.ndarray) -> np.ndarray:
+    """Mean and deviation of colour, mean saturation and mean edge strength of horizontal bands of a 32x64 thumbnail.
+
+    Args:
+        images: RGB uint8 (N, H, W, 3).
+
+    Returns:
+        float32 (N, 32).
+    """
+    import cv2
+    import numpy as np
+
+    small = np.stack([cv2.resize(image, (64, 32), interpolation=cv2.INTER_AREA) for image in images]) / np.float32(255)
+    bands = small.reshape(len(small), BANDS, -1, 3)
+    saturation = bands.max(-1) - bands.min(-1)
+    edges = np.abs(np.diff(small.mean(-1), axis=2)).reshape(len(small), BANDS, -1)
+    parts = [bands.mean(2), bands.std(2), saturation.mean(-1), edges.mean(-1)]
+    return np.concatenate([part.reshape(len(small), -1) for part in parts], axis=1)
+
+
+if __name__ == "__main__":
+    run(main, parse_args)

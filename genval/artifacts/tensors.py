@@ -1,0 +1,154 @@
+"""Many images' arrays in one safetensors file: written an image at a time, then packed; read an image at a time.
+
+A part holds one image's arrays by their names. Packing copies the bytes of the parts one after the other, whatever
+their size, under the keys `{id}/{name}`; the ids' order is the file's.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genval.runtime.errors import GenValError
+from genval.runtime.files import replace_file, write_bytes
+
+_HEADER = struct.Struct("<Q")
+_COPIED = 1 << 24
+
+
+def write_part(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+    """Write one image's arrays, with `about` (fit for JSON) as the file's metadata, whole or not at all."""
+    from safetensors.numpy import save
+
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_bytes(path, save(contiguous, {"about": _dump(about)}))
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """The metadata of a part or of a packed file; None where there is no such file.
+
+    Raises:
+        GenValError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    return dict(json.loads(_read_header(path)[0].get("__metadata__", {}).get("about", "{}")))
+
+
+def packed_ids(path: Path) -> list[str]:
+    """The images in a packed file, in its order; none where there is no such file."""
+    if not path.exists():
+        return []
+    header = _read_header(path)[0]
+    return list(dict.fromkeys(key.rpartition("/")[0] for key in header if key != "__metadata__"))
+
+
+def pack(path: Path, parts: Mapping[str, Path], about: Mapping[str, Any]) -> None:
+    """Write one file of several images, and remove the parts.
+
+    Args:
+        path: the packed file. Where it exists, images without a part keep what it holds.
+        parts: the place of each image's part, whether it is there or not; their order is the file's.
+        about: metadata, fit for JSON.
+
+    Raises:
+        GenValError: an image has no part and is not in the file.
+    """
+    present = [part for part in parts.values() if part.exists()]
+    if not present and packed_ids(path) == list(parts) and read_about(path) == about:
+        return
+    old_header, old_start = _read_header(path) if path.exists() else ({}, 0)
+    header: dict[str, Any] = {"__metadata__": {"about": _dump(about)}}
+    sources: list[tuple[Path, int, int]] = []
+    position = 0
+    for item_id, part in parts.items():
+        if part.exists():
+            entries, start = _read_header(part)
+            of_item, source = {f"{item_id}/{key}": entry for key, entry in entries.items()}, part
+        else:
+            prefix = f"{item_id}/"
+            of_item = {
+                key: entry
+                for key, entry in old_header.items()
+                if key.startswith(prefix) and "/" not in key[len(prefix) :]
+            }
+            start, source = old_start, path
+        of_item.pop(f"{item_id}/__metadata__", None)
+        if not of_item:
+            raise GenValError(f"{path} lacks {item_id}: expected {part}. Run the same command again.")
+        for key, entry in sorted(of_item.items(), key=lambda pair: pair[1]["data_offsets"][0]):
+            first, last = entry["data_offsets"]
+            header[key] = {**entry, "data_offsets": [position, position + last - first]}
+            sources.append((source, start + first, last - first))
+            position += last - first
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    with replace_file(path) as temporary, open(temporary, "wb") as target:
+        target.write(_HEADER.pack(len(text)) + text)
+        for source, start, size in sources:
+            _copy(source, start, size, target)
+    for part in present:
+        part.unlink()
+    folders = {part.parent for part in parts.values()}
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+class PackedTensors:
+    """A packed file, read image by image without loading the rest.
+
+    Raises:
+        GenValError: the file is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ids = packed_ids(path)
+        self.about = read_about(path) or {}
+        if not self.ids:
+            raise GenValError(f"{path} does not exist or is empty.")
+
+    def read(self, item_id: str, *names: str) -> list[np.ndarray]:
+        """Some of an image's arrays."""
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="numpy") as tensors:
+            try:
+                return [tensors.get_tensor(f"{item_id}/{name}") for name in names]
+            except Exception as error:  # the library's own class, which is not public
+                raise GenValError(f"{self.path} has no {', '.join(names)} of {item_id} ({error}).") from error
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """A safetensors file's header, and where its data start."""
+    try:
+        with open(path, "rb") as stream:
+            (size,) = _HEADER.unpack(stream.read(_HEADER.size))
+            header = json.loads(stream.read(size))
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        if path.stat().st_size != _HEADER.size + size + max(ends, default=0):
+            raise ValueError("its length is not what its header says")
+    except (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError, OverflowError) as error:
+        raise GenValError(f"{path} is not a whole safetensors file ({error}). Delete it and run again.") from error
+    return header, _HEADER.size + size
+
+
+def _copy(source: Path, start: int, size: int, target: Any) -> None:
+    with open(source, "rb") as stream:
+        stream.seek(start)
+        while size:
+            data = stream.read(min(size, _COPIED))
+            if not data:
+                raise GenValError(f"{source} ends early. Delete it and run again.")
+            target.write(data)
+            size -= len(data)
+
+
+def _dump(about: Mapping[str, Any]) -> str:
+    return json.dumps(about, sort_keys=True, ensure_ascii=False, allow_nan=False)

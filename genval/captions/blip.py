@@ -1,0 +1,118 @@
+"""BLIP through transformers: a caption from a picture (Li et al., 2022)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genval.artifacts.fingerprint import weights_hash
+from genval.captions.inference import autocast, pieces, weights_dtype
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import find_below, resolve
+
+
+class Blip:
+    """A BLIP captioner with its image processor and tokenizer.
+
+    Args:
+        name: as the user spelled it.
+        model: transformers' BlipForConditionalGeneration.
+        processor: transformers' BlipProcessor.
+        precision: one of Lightning's.
+
+    Attributes:
+        hash: of the weights, as they were loaded.
+    """
+
+    def __init__(self, name: str, model: Any, processor: Any, precision: str = "32-true") -> None:
+        self.name = name
+        self.hash = weights_hash(model)
+        self.precision = precision
+        self.device = torch.device("cpu")
+        self._model = model.eval().requires_grad_(False).to(weights_dtype(precision))
+        self._processor = processor
+
+    def to(self, device: torch.device | str) -> Blip:
+        """Move the model to a device; returns itself."""
+        self.device = torch.device(device)
+        self._model.to(self.device)
+        return self
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """RGB uint8 (H, W, 3) of any size to the model's input, float32 (3, h, w)."""
+        inputs = self._processor.image_processor(images=image, input_data_format="channels_last", return_tensors="pt")
+        pixels: Tensor = inputs["pixel_values"][0]
+        return pixels
+
+    def caption_images(self, images: Sequence[np.ndarray], max_tokens: int = 32, batch_size: int = 32) -> list[str]:
+        """Captions of RGB uint8 (H, W, 3) pictures: the likeliest word each time, up to `max_tokens` tokens."""
+        return self.caption_prepared([self.prepare(image) for image in images], max_tokens, batch_size)
+
+    @torch.no_grad()
+    def caption_prepared(self, inputs: Sequence[Tensor], max_tokens: int = 32, batch_size: int = 32) -> list[str]:
+        """As `caption_images`, of what `prepare` gave."""
+        captions = []
+        for piece in pieces(inputs, batch_size):
+            pixels = torch.stack(list(piece)).to(self.device, weights_dtype(self.precision))
+            with autocast(self.device, self.precision):
+                tokens = self._model.generate(pixels, max_new_tokens=max_tokens, num_beams=1, do_sample=False)
+            captions += [_sentence(text) for text in self._processor.batch_decode(tokens, skip_special_tokens=True)]
+        return captions
+
+
+def load_blip(name: str, precision: str = "32-true") -> Blip:
+    """Load a BLIP captioner.
+
+    Args:
+        name: on the Hugging Face hub, e.g. `Salesforce/blip-image-captioning-large`, or a folder (relative: from the
+            repository's root, or below `checkpoints/`).
+        precision: one of Lightning's.
+
+    Raises:
+        GenValError: the files are missing or damaged, or weights are missing or of another shape than the config says.
+            (Weights beside those of the captioner are passed over: BLIP checkpoints of other tasks hold some.)
+    """
+    from transformers import BlipForConditionalGeneration, BlipProcessor
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a stage has one bar, and this would be another
+    weights_dtype(precision)
+    folder = resolve(name) if resolve(name).is_dir() else find_below("checkpoints", name)
+    # A name on the hub is OWNER/NAME: any other path is a folder's.
+    if folder is None and (name.startswith(("/", ".", "~", "checkpoints/")) or name.count("/") > 1):
+        raise GenValError(
+            f"No BLIP captioner at {resolve(name)}: expected a folder as BlipForConditionalGeneration is saved. "
+            "(The embedded world's is made by python mini/train.py --stages captioner.)"
+        )
+    location = str(folder) if folder else name
+    try:
+        processor = BlipProcessor.from_pretrained(location)
+        loaded: Any = BlipForConditionalGeneration.from_pretrained(
+            location, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except Exception as error:  # OSError for what is missing, ValueError for what does not fit, and safetensors' own
+        raise GenValError(
+            f"Cannot load the BLIP captioner {location}: {' '.join(str(error).split())[:500]} Expected the name of a "
+            "model that can be downloaded, or a folder with config.json, model.safetensors, processor_config.json (or "
+            "preprocessor_config.json) and the tokenizer's files."
+        ) from error
+    model, report = loaded
+    faults = [
+        f"{kind.removesuffix('_keys')}: {', '.join(sorted(map(str, report[kind]))[:8])}"
+        for kind in ("missing_keys", "mismatched_keys")
+        if report.get(kind)
+    ]
+    if faults:
+        raise GenValError(f"The weights in {location} do not fit its config.json: {'; '.join(faults)}.")
+    return Blip(name, model, processor, precision)
+
+
+def _sentence(text: str) -> str:
+    """Words and punctuation as people write them; the tokenizer's vocabulary has a token for each, apart."""
+    text = re.sub(r"\s+([,.;:!?])", r"\1", " ".join(text.split()))
+    return re.sub(r"(?<=\w) ([-']) (?=\w)", r"\1", text)

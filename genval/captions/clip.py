@@ -1,0 +1,167 @@
+"""CLIP through open_clip: pictures and phrases as vectors of one space (Radford et al., 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genval.artifacts.fingerprint import weights_hash
+from genval.captions.inference import autocast, pieces, weights_dtype
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import find_below, resolve
+
+_CONFIG = "open_clip_config.json"
+_LOCAL = "local-dir:"
+
+
+class Clip:
+    """A CLIP model with its preprocessing and tokenizer.
+
+    Args:
+        name: as the user spelled it.
+        model: an open_clip model.
+        transform: of a PIL image to the model's input, float32 (3, h, w).
+        tokenizer: of a list of texts to token ids, int64 (N, tokens); longer texts are cut.
+        precision: one of Lightning's.
+
+    Attributes:
+        hash: of the weights, as they were loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        transform: Callable[[Any], Tensor],
+        tokenizer: Callable[[list[str]], Tensor],
+        precision: str = "32-true",
+    ) -> None:
+        self.name = name
+        self.hash = weights_hash(model)
+        self.precision = precision
+        self.device = torch.device("cpu")
+        self._model: Any = model.eval().requires_grad_(False).to(weights_dtype(precision))
+        self._transform = transform
+        self._tokenizer = tokenizer
+
+    @property
+    def logit_scale(self) -> float:
+        """The learned factor that turns cosines into logits."""
+        return float(self._model.logit_scale.exp())
+
+    def to(self, device: torch.device | str) -> Clip:
+        """Move the model to a device; returns itself."""
+        self.device = torch.device(device)
+        self._model.to(self.device)
+        return self
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """RGB uint8 (H, W, 3) of any size to the model's input, float32 (3, h, w)."""
+        from PIL import Image
+
+        return self._transform(Image.fromarray(image))
+
+    def encode_images(self, images: Sequence[np.ndarray], batch_size: int = 64) -> Tensor:
+        """Vectors of RGB uint8 (H, W, 3) pictures: float32 (N, D) of length 1, on the CPU."""
+        return self.encode_prepared([self.prepare(image) for image in images], batch_size)
+
+    @torch.no_grad()
+    def encode_prepared(self, inputs: Sequence[Tensor], batch_size: int = 64) -> Tensor:
+        """As `encode_images`, of what `prepare` gave."""
+        dtype = weights_dtype(self.precision)
+        vectors = []
+        for piece in pieces(inputs, batch_size):
+            with autocast(self.device, self.precision):
+                vectors.append(self._model.encode_image(torch.stack(list(piece)).to(self.device, dtype)))
+        return self._normalised(vectors)
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Vectors of phrases: float32 (N, D) of length 1, on the CPU."""
+        vectors = []
+        for piece in pieces(texts, batch_size):
+            with autocast(self.device, self.precision):
+                vectors.append(self._model.encode_text(self._tokenizer(list(piece)).to(self.device)))
+        return self._normalised(vectors)
+
+    def fits(self, text: str) -> bool:
+        """Whether the model reads the whole text: a word after it still changes the tokens."""
+        alone, longer = self._tokenizer([text, f"{text}, a"])
+        return not torch.equal(alone, longer)
+
+    def _normalised(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Joined and of length 1.
+
+        Raises:
+            GenValError: a value is not finite.
+        """
+        if not vectors:
+            return torch.empty(0, self._model.text_projection.shape[-1])
+        joined = torch.cat([vector.float().cpu() for vector in vectors])
+        if not joined.isfinite().all():
+            raise GenValError(f"{self.name} gives values that are not finite. Use --precision 32-true or bf16-mixed.")
+        return nn.functional.normalize(joined, dim=-1)
+
+
+def load_clip(name: str, precision: str = "32-true") -> Clip:
+    """Load a CLIP model.
+
+    Args:
+        name: `{architecture}/{weights}` of open_clip, e.g. `ViT-L-14/openai`; `hf-hub:{owner}/{repository}`; or a
+            folder with open_clip_config.json and weights (relative: from the repository's root, or below
+            `checkpoints/`), with or without `local-dir:` before it.
+        precision: one of Lightning's.
+
+    Raises:
+        GenValError: no such model, or its files are missing, damaged or do not fit each other.
+    """
+    import open_clip
+
+    source, weights, options = _source(name)
+    weights_dtype(precision)
+    try:
+        model, transform = open_clip.create_model_from_pretrained(source, weights, **options)
+        tokenizer = open_clip.get_tokenizer(source)
+    except Exception as error:  # open_clip and the hub's client have no common kind of error
+        raise GenValError(
+            f"Cannot load the CLIP model {name}: {' '.join(str(error).split())[:500]} Expected the name of a model "
+            f"that can be downloaded, or a folder with {_CONFIG}, weights and, if the config names one, a tokenizer."
+        ) from error
+    return Clip(name, model, transform, tokenizer, precision)
+
+
+def _source(name: str) -> tuple[str, str | None, dict[str, Any]]:
+    """What open_clip calls the model, its weights' tag, and its further options."""
+    from open_clip import list_models, list_pretrained_tags_by_model
+    from open_clip.pretrained import get_pretrained_cfg
+
+    if name.startswith("hf-hub:"):
+        return name, None, {}
+    folder = _folder(name.removeprefix(_LOCAL))
+    if folder is not None:
+        return f"{_LOCAL}{folder}", None, {}
+    architecture, _, tag = name.partition("/")
+    if name.startswith(_LOCAL) or architecture not in list_models():
+        raise GenValError(
+            f"No CLIP model {name}: expected a folder with {_CONFIG}, hf-hub:OWNER/REPOSITORY, or a name of open_clip "
+            "such as ViT-L-14/openai. (The embedded world's is made by python mini/train.py --stages captioner.)"
+        )
+    if tag not in list_pretrained_tags_by_model(architecture):
+        raise GenValError(
+            f"open_clip has no weights {tag!r} for {architecture}. Give {architecture}/ and one of: "
+            f"{', '.join(list_pretrained_tags_by_model(architecture))}."
+        )
+    # The weights decide which of two activations the model was trained with; open_clip only warns of the wrong one.
+    return architecture, tag, {"force_quick_gelu": bool(get_pretrained_cfg(architecture, tag).get("quick_gelu"))}
+
+
+def _folder(place: str) -> Path | None:
+    if (resolve(place) / _CONFIG).is_file():
+        return resolve(place)
+    found = find_below("checkpoints", f"{place}/{_CONFIG}")
+    return found.parent if found else None

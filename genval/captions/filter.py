@@ -1,0 +1,129 @@
+"""Captions without the weather, the time of day and captioners' noise words, in sentences that still read well."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from genval.runtime.errors import GenValError
+
+PHRASES = Path(__file__).parent / "phrases"
+DEFAULT_FILTER = PHRASES / "filter.txt"
+
+_ARTICLE = r"(?:an?|the|this|that|some|its|any)"
+# Words that only say how much of the weather there is.
+_DEGREE = (
+    r"(?:very|quite|rather|really|slightly|partly|mostly|extremely|light|heavy|heavily|thick|dense|deep|strong|bright|"
+    r"dark|cold|hot|warm|late|early|beautiful|lots? of|a lot of|full of|bit of|layer of|blanket of|patch(?:es)? of)"
+)
+# Words that only carry it: a rainy DAY, cloudy SKIES.
+_CARRIER = r"(?:days?|weather|conditions?|sk(?:y|ies)|season|time|hours?|light|lighting|evening|night|morning)"
+_PLACE = r"(?:(?:in|on|over|across) the (?:background|sky|ground|distance|air|horizon))"
+_PREPOSITION = (
+    r"(?:in|on|at|by|during|under|underneath|beneath|through|with|amid|amidst|of|into|from|before|after|against|around|"
+    r"while|when|as|because of|due to)"
+)
+# Participles in front of the preposition that are nothing without it: COVERED in snow.
+_STATE = (
+    r"(?:(?:partially |completely |partly |fully )?(?:covered|filled|shrouded|surrounded|soaked|blanketed|hidden|"
+    r"bathed|lit|illuminated|dusted|wrapped|taken|shown|seen|obscured))"
+)
+_THERE = r"(?:(?:and |while |as |when |because |but )?(?:it(?:'s| is| was)|there(?:'s| is| are| was| were))(?: also)?)"
+# A word here ends a noun phrase: the term before it stood alone and was no adjective.
+_STOP = (
+    r"(?:and|or|but|with|in|on|at|by|of|to|from|near|is|are|was|were|while|that|which|as|over|under|through|behind|"
+    r"into)"
+)
+
+
+class CaptionFilter:
+    """Drops words and phrases from captions, and the words that are left without a meaning then.
+
+    An adjective goes alone ("a rainy street" to "a street"); a noun takes its article, its preposition and what carries
+    it along ("cars in the heavy rain, trees" to "cars, trees"; "on a cloudy day" goes as a whole).
+
+    Args:
+        phrases: what to drop; case does not matter.
+
+    Attributes:
+        dropped: how often each phrase was dropped so far.
+    """
+
+    def __init__(self, phrases: Sequence[str]) -> None:
+        self.phrases = tuple(dict.fromkeys(phrase.lower() for phrase in phrases))
+        self.dropped: Counter[str] = Counter()
+        longest_first = sorted(self.phrases, key=lambda phrase: (-len(phrase), phrase))
+        terms = "|".join(re.escape(phrase).replace(r"\ ", r"\s+") for phrase in longest_first)
+        self._pattern = re.compile(
+            rf"(?P<opening>(?:\b{_THERE}\s+)?(?:\b{_STATE}\s+)?(?:\b(?:early|late)\s+)?(?:\b{_PREPOSITION}\s+)?)"
+            rf"(?P<article>(?:\b{_ARTICLE}\s+)?)(?P<degree>(?:\b{_DEGREE}\s+)*)"
+            rf"(?<![\w-])(?P<term>{terms})(?![\w-])"
+            rf"(?:\s+{_CARRIER}\b)*(?:\s+{_PLACE}\b)?",
+            re.IGNORECASE,
+        )
+
+    def __call__(self, caption: str) -> str:
+        """The caption without the phrases; empty where it had nothing else."""
+        if not self.phrases:
+            return caption
+        text = caption
+        while (match := self._pattern.search(text)) is not None:
+            self.dropped[" ".join(match["term"].lower().split())] += 1
+            text = _without(text, match)
+        return _mended(text) if text != caption else caption
+
+
+def read_phrases(path: str | Path) -> list[str]:
+    """The lines of a text file, without blank ones and those that begin with `#`.
+
+    Raises:
+        GenValError: the file is missing, not text, or holds no line.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise GenValError(f"Cannot read {path}: {error}. Expected a text file of one word or phrase a line.") from error
+    phrases = [line for line in lines if line and not line.startswith("#")]
+    if not phrases:
+        raise GenValError(f"{path} lists nothing: expected one word or phrase a line.")
+    return phrases
+
+
+def _without(text: str, match: re.Match[str]) -> str:
+    before, after = text[: match.start()], text[match.end() :]
+    following = re.match(r"\s+([\w'-]+)", after)
+    if following and not re.fullmatch(_STOP, following[1], re.IGNORECASE) and not _is_verb(following[1]):
+        # An adjective of what follows: its article and preposition belong to that.
+        article = match["article"]
+        if article.strip().lower() in ("a", "an"):
+            article = "an " if re.match(r"[aeiou]", following[1], re.IGNORECASE) else "a "
+        return f"{before}{match['opening']}{article}{after.lstrip()}"
+    if joined := re.match(rf"\s*(?:and|or)\s+(?!{_ARTICLE}?\s*$)", after):
+        # "with rain and cars": what follows takes its place.
+        rest = after[joined.end() :]
+        # "a rainy and busy street" keeps its article; "a sunset and cars" has none left to give.
+        own = " of" in match["degree"] or re.match(rf"{_ARTICLE}\b|\w+s\b", rest, re.IGNORECASE)
+        return f"{before}{match['opening']}{'' if own else match['article']}{rest}"
+    return re.sub(r"(?:\s*\b(?:and|or|but)\s*|\s+)$", "", before, flags=re.IGNORECASE) + " " + after.lstrip()
+
+
+def _is_verb(word: str) -> bool:
+    return bool(re.fullmatch(r"\w+ing", word)) and word.lower() not in ("building", "parking", "crossing", "evening")
+
+
+def _mended(text: str) -> str:
+    """Commas, spaces and dangling little words put right."""
+    dangling = rf"\s*\b(?:with|of|during|under|an?|the|{_STATE} (?:in|with|by)|and|or|but)\s*(?=,|\.|;|$)"
+    while True:
+        mended = re.sub(r"\s+", " ", text).strip()
+        mended = re.sub(r"\s+([,.;])", r"\1", mended)
+        mended = re.sub(dangling, "", mended, flags=re.IGNORECASE)
+        mended = re.sub(r"(?:,\s*)+([,.;])", r"\1", mended)
+        mended = re.sub(rf"(?:^|(?<=,))\s*(?:and|or|but)\s+(?={_PREPOSITION}\b)", " ", mended, flags=re.IGNORECASE)
+        mended = re.sub(r"^[\s,.;]+|[\s,;]+$|^(?:and|or|but)\s+", "", mended, flags=re.IGNORECASE)
+        mended = re.sub(r",(?=[^\s\d])", ", ", mended)
+        if mended == text:
+            return mended
+        text = mended

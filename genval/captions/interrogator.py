@@ -1,0 +1,272 @@
+"""Captions that CLIP finds like their pictures, after CLIP-interrogator (github.com/pharmapsychotic/clip-interrogator).
+
+BLIP writes a caption; CLIP then ranks lists of phrases by their similarity to the picture. Its four modes:
+
+- caption: BLIP's sentence alone;
+- fast: the sentence and the phrases of all lists that are most similar, ranked once;
+- classic: the sentence, the best medium, artist, site and movement, and the three best flavours;
+- best: phrases are added one by one, each time the one that makes the whole text most similar, as long as that helps;
+  of this text and those of the other modes the most similar one is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genval.captions.blip import Blip, load_blip
+from genval.captions.clip import Clip, load_clip
+from genval.captions.filter import PHRASES, read_phrases
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import resolve
+
+MODES = ("caption", "fast", "classic", "best")
+_CLASSIC_FLAVORS = 3
+
+
+@dataclass(frozen=True)
+class PhraseLists:
+    """What CLIP ranks, under CLIP-interrogator's names for the lists."""
+
+    mediums: tuple[str, ...]
+    artists: tuple[str, ...]
+    trendings: tuple[str, ...]
+    movements: tuple[str, ...]
+    flavors: tuple[str, ...]
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits over all phrases in order."""
+        lists = [getattr(self, field.name) for field in fields(self)]
+        return hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class InterrogatorConfig:
+    """How captions are made.
+
+    Raises:
+        GenValError: an unknown mode, or a number below 1.
+    """
+
+    mode: str = "fast"
+    max_tokens: int = 32  # of BLIP's sentence
+    max_flavors: int = 8  # phrases added at most, in modes fast and best
+    candidates: int = 96  # flavours that mode best tries, the most similar ones by themselves
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise GenValError(f"Unknown mode {self.mode!r}: expected one of {', '.join(MODES)}.")
+        if min(self.max_tokens, self.max_flavors, self.candidates) < 1:
+            raise GenValError(f"Expected numbers above 0, found {self}.")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture as the two models' input: `blip` float32 (3, h, w), and `clip` too where CLIP is asked."""
+
+    blip: Tensor
+    clip: Tensor | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """BLIP's `caption`, the whole `text`, and CLIP's `similarity` of the text (-1..1; None in mode caption)."""
+
+    caption: str
+    text: str
+    similarity: float | None
+
+
+class Interrogator:
+    """Describes pictures in batches.
+
+    Args:
+        blip: the captioner, on its device.
+        clip: the ranker, on its device; not needed in mode caption.
+        phrases: what is ranked.
+        config: how.
+
+    Raises:
+        GenValError: a mode that ranks has no CLIP model.
+    """
+
+    def __init__(self, blip: Blip, clip: Clip | None, phrases: PhraseLists, config: InterrogatorConfig) -> None:
+        self.config = config
+        self._blip = blip
+        self._clip = clip if config.mode != "caption" else None
+        self._lists = phrases
+        if self._clip is None:
+            if config.mode != "caption":
+                raise GenValError(f"Mode {config.mode} needs a CLIP model. Give --clip, or --mode caption.")
+            return
+        self._vectors = {field.name: self._clip.encode_texts(getattr(phrases, field.name)) for field in fields(phrases)}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a description depends on beside the picture."""
+        return {
+            **asdict(self.config),
+            "blip_hash": self._blip.hash,
+            "clip_hash": self._clip.hash if self._clip else None,
+            "phrases_hash": self._lists.hash if self._clip else None,
+            "precision": self._blip.precision,
+        }
+
+    def prepare(self, image: np.ndarray) -> Prepared:
+        """Resize and normalise RGB uint8 (H, W, 3); safe to call in threads."""
+        return Prepared(self._blip.prepare(image), self._clip.prepare(image) if self._clip else None)
+
+    def describe(self, pictures: Sequence[Prepared]) -> list[Description]:
+        """A description of each picture."""
+        count = max(1, len(pictures))  # a caller's batch is one batch of the networks
+        captions = self._blip.caption_prepared([one.blip for one in pictures], self.config.max_tokens, count)
+        if self._clip is None:
+            return [Description(caption, caption, None) for caption in captions]
+        images = self._clip.encode_prepared([one.clip for one in pictures if one.clip is not None], count)
+        if self.config.mode == "fast":
+            texts = [self._fast(caption, image) for caption, image in zip(captions, images, strict=True)]
+        elif self.config.mode == "classic":
+            texts = [self._classic(caption, image) for caption, image in zip(captions, images, strict=True)]
+        else:
+            texts = self._best(captions, images)
+        similarity = (self._clip.encode_texts(texts) * images).sum(1)
+        return [
+            Description(caption, text, round(value, 5))
+            for caption, text, value in zip(captions, texts, similarity.tolist(), strict=True)
+        ]
+
+    def _top(self, image: Tensor, name: str, count: int) -> list[str]:
+        """The `count` phrases of a list most similar to an image vector (D,), best first."""
+        phrases = getattr(self._lists, name)
+        order = (self._vectors[name] @ image).topk(min(count, len(phrases))).indices
+        return [phrases[i] for i in order.tolist()]
+
+    def _fast(self, caption: str, image: Tensor) -> str:
+        scored = [
+            (similarity, phrase)
+            for name, vectors in self._vectors.items()
+            for similarity, phrase in zip((vectors @ image).tolist(), getattr(self._lists, name), strict=True)
+        ]
+        scored.sort(key=lambda pair: (-pair[0], pair[1]))
+        return self._joined([caption, *(phrase for _, phrase in scored[: self.config.max_flavors])])
+
+    def _classic(self, caption: str, image: Tensor) -> str:
+        medium, artist, trending, movement = self._attributes(image)
+        opening = f"{caption} {artist}" if caption.startswith(medium) else f"{caption}, {medium} {artist}"
+        return self._joined([opening, trending, movement, *self._top(image, "flavors", _CLASSIC_FLAVORS)])
+
+    def _best(self, captions: Sequence[str], images: Tensor) -> list[str]:
+        """The chain of every picture, one link of all at a time, so that texts are encoded in large batches."""
+        attributes = [self._attributes(image) for image in images]
+        subsets = [kept for size in range(5) for kept in itertools.combinations(range(4), size)]
+        texts, similarities = self._most_similar(
+            [
+                [", ".join([caption, *(of_image[i] for i in kept)]) for kept in subsets]
+                for caption, of_image in zip(captions, attributes, strict=True)
+            ],
+            images,
+        )
+        left = [self._top(image, "flavors", self.config.candidates) for image in images]
+        growing = list(range(len(texts)))
+        for _ in range(self.config.max_flavors):
+            growing = [i for i in growing if left[i]]
+            if not growing:
+                break
+            longer = [[f"{texts[i]}, {flavor}" for flavor in left[i]] for i in growing]
+            chosen, raised = self._most_similar(longer, images[growing])
+            still = []
+            for i, text, similarity in zip(growing, chosen, raised, strict=True):
+                if similarity > similarities[i] and self._fits(text):
+                    left[i].remove(text.removeprefix(f"{texts[i]}, "))
+                    texts[i], similarities[i] = text, similarity
+                    still.append(i)
+            growing = still
+        others = [
+            [text, caption, self._fast(caption, image), self._classic(caption, image)]
+            for text, caption, image in zip(texts, captions, images, strict=True)
+        ]
+        return self._most_similar(others, images)[0]
+
+    def _attributes(self, image: Tensor) -> tuple[str, str, str, str]:
+        medium, artist, trending, movement = (
+            self._top(image, name, 1)[0] for name in ("mediums", "artists", "trendings", "movements")
+        )
+        return medium, artist, trending, movement
+
+    def _most_similar(self, texts: Sequence[Sequence[str]], images: Tensor) -> tuple[list[str], list[float]]:
+        """Of each picture's texts the one most similar to it, and how similar."""
+        assert self._clip is not None
+        vectors = self._clip.encode_texts([text for of_image in texts for text in of_image])
+        best, values = [], []
+        for of_image, rows, image in zip(texts, vectors.split([len(one) for one in texts]), images, strict=True):
+            value, place = torch.max(rows @ image, 0)
+            best.append(of_image[int(place)])
+            values.append(float(value))
+        return best, values
+
+    def _joined(self, parts: Sequence[str]) -> str:
+        """The parts with commas, as many as CLIP reads; the first one always."""
+        text = parts[0]
+        for part in parts[1:]:
+            if not self._fits(f"{text}, {part}"):
+                break
+            text = f"{text}, {part}"
+        return text
+
+    def _fits(self, text: str) -> bool:
+        assert self._clip is not None
+        return self._clip.fits(text)
+
+
+def load_interrogator(
+    config: InterrogatorConfig,
+    blip: str,
+    clip: str,
+    flavors: str | Path | None = None,
+    precision: str = "32-true",
+    device: torch.device | str = "cpu",
+) -> Interrogator:
+    """Load the models by name or folder (CLIP only where the mode ranks), and the phrase lists.
+
+    Raises:
+        GenValError: as `load_blip`, `load_clip` and `read_phrase_lists`.
+    """
+    phrases = read_phrase_lists(flavors)
+    captioner = load_blip(blip, precision).to(device)
+    ranker = load_clip(clip, precision).to(device) if config.mode != "caption" else None
+    return Interrogator(captioner, ranker, phrases, config)
+
+
+def read_phrase_lists(flavors: str | Path | None = None) -> PhraseLists:
+    """The phrase lists of this package, or a user's own.
+
+    Args:
+        flavors: a file of flavours, or a folder with any of mediums.txt, artists.txt, trendings.txt, movements.txt and
+            flavors.txt, such as CLIP-interrogator's data folder; what it lacks is taken from this package.
+
+    Raises:
+        GenValError: the file or folder is missing, empty or no text.
+    """
+    names = [field.name for field in fields(PhraseLists)]
+    own = {name: PHRASES / f"{name}.txt" for name in names}
+    if flavors is not None:
+        place = resolve(flavors)
+        theirs = {name: place / f"{name}.txt" for name in names if (place / f"{name}.txt").is_file()}
+        if place.is_dir() and not theirs:
+            raise GenValError(f"{place} has none of {', '.join(f'{name}.txt' for name in names)}. Give a file of them.")
+        own |= theirs if place.is_dir() else {"flavors": place}
+    lists = {name: read_phrases(path) for name, path in own.items()}
+    lists["artists"] = [
+        name if name.lower().startswith(("by ", "inspired by ")) else f"by {name}" for name in lists["artists"]
+    ]
+    return PhraseLists(**{name: tuple(dict.fromkeys(phrases)) for name, phrases in lists.items()})

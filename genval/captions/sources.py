@@ -1,0 +1,85 @@
+"""Which pictures are captioned: a data set's, or those a pattern matches."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+import path_dicts
+from genval.datasets.items import ALL, IMAGE_EXTENSIONS, BadFile, find_items
+from genval.datasets.layouts import find_root, suggestion
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import REPO_ROOT, resolve
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture to caption.
+
+    Attributes:
+        key: its path as the files of captions name it.
+        image: where it is.
+        mask: its mask's path as the training lists name it, or None.
+    """
+
+    key: str
+    image: Path
+    mask: str | None = None
+
+
+def find_sources(
+    name: str, split: str | None, datasets_dir: str | Path | None = None, set_aside: list[BadFile] | None = None
+) -> list[Source]:
+    """The pictures of a set of `path_dicts.CAPTION_SETS`, by condition, scene and id.
+
+    Keys start at the data set's folder, or at `datasets_dir` where the set is made of several.
+
+    Args:
+        name: of the set.
+        split: a split's folder; None is every split with public labels.
+        datasets_dir: the folder of the data sets; None is the set's own in path_dicts.py, or `datasets`.
+        set_aside: pictures without a mask are added to this list instead of being an error.
+
+    Raises:
+        GenValError: an unknown name, or the pictures are not there.
+    """
+    if name not in path_dicts.CAPTION_SETS:
+        raise GenValError(
+            f"Unknown data set {name!r}.{suggestion(name, path_dicts.CAPTION_SETS)} Known: "
+            f"{', '.join(path_dicts.CAPTION_SETS)}. Add one to path_dicts.py, or give --images PATTERN."
+        )
+    entry = path_dicts.CAPTION_SETS[name]
+    folder = resolve(datasets_dir or entry.get("datasets_dir", "datasets"))
+    sources = []
+    for dataset, cond in entry["parts"]:
+        root = find_root(dataset, datasets_dir=_as_given(folder), flag="--datasets_dir")
+        start = folder if len(entry["parts"]) > 1 else root
+        items = find_items(dataset, cond, split=split or ALL, root=root, set_aside=set_aside)
+        sources += [Source(_below(item.image, start), item.image, _below(item.mask, start)) for item in items]
+    return sources
+
+
+def match_sources(pattern: str) -> list[Source]:
+    """The pictures that a pattern with `*`, `?` and `**` matches, sorted; keys start at the repository's root.
+
+    Raises:
+        GenValError: it matches no picture.
+    """
+    found = [Path(path) for path in glob.glob(str(resolve(pattern)), recursive=True)]
+    images = sorted(path for path in found if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
+    if not images:
+        raise GenValError(
+            f"--images {pattern} matches no picture ({', '.join(IMAGE_EXTENSIONS)}): it matches {len(found)} files. "
+            "Put the pattern in quotes; relative ones start at the repository's root."
+        )
+    return [Source(_below(image, REPO_ROOT), image) for image in images]
+
+
+def _as_given(folder: Path) -> Path:
+    """`find_root` takes the entries of DATASET_ROOTS as they are under its own default alone."""
+    return Path("datasets") if folder == REPO_ROOT / "datasets" else folder
+
+
+def _below(path: Path, start: Path) -> str:
+    return path.relative_to(start).as_posix() if path.is_relative_to(start) else path.as_posix()

@@ -1,0 +1,464 @@
+"""One step of denoising: a UNet steered by a ControlNet, with guidance, from the noisy latents to the prediction.
+
+The modules and their weights are diffusers'; only the order of the work is ours (tests hold it to diffusers' forward):
+
+- what does not change from step to step is computed once: the hint's embedding, the keys and values of the text, and
+  the time embedding's projections of all steps;
+- the halves with and without the prompt are the same until the first cross-attention, and are one until there;
+- queries, keys and values of a self-attention are one matrix product;
+- the ControlNet and the UNet's encoder need nothing of each other: in a CUDA graph they run side by side.
+
+On a CUDA device `compiled` generates kernels for one shape (about 100 s, kept on disk by PyTorch for the next run), and
+small batches, which would wait for the launches of their kernels, are replayed from a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from genval.diffusion.pipelines import StableDiffusion, TextStates
+from genval.runtime.errors import GenValError
+
+# In order of speed on an H100; a backend that does not know a head's size passes it on.
+_ATTENTION = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+_BLOCKS = {
+    "DownBlock2D",
+    "CrossAttnDownBlock2D",
+    "UNetMidBlock2DCrossAttn",
+    "CrossAttnUpBlock2D",
+    "UpBlock2D",
+}
+# The entries of a config that the steps below take for granted.
+_EXPECTED = {
+    "act_fn": "silu",
+    "resnet_time_scale_shift": "default",
+    "class_embed_type": None,
+    "encoder_hid_dim_type": None,
+    "only_cross_attention": False,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+}
+# Up to this many pixels a batch, launching kernels one by one takes longer than running them.
+_GRAPHED_PIXELS = 8 * 512 * 512
+_INDUCTOR: dict[str, Any] = {"conv_1x1_as_mm": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """What one network needs at every step and no step changes.
+
+    Attributes:
+        times: (steps, R, T), the time embedding's projections for all residual blocks, one after another; R is 1, or
+            the rows of the batch where the embedding has the prompt in it (Stable Diffusion XL).
+        texts: keys and values of each cross-attention, (rows, heads, tokens, channels of a head).
+    """
+
+    times: torch.Tensor
+    texts: list[torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """A batch's conditions: those of the two networks, and the embedded hint (B, C, h, w)."""
+
+    unet: Fixed
+    control: Fixed
+    hint: torch.Tensor
+
+
+class Denoiser:
+    """Predicts the noise (or velocity) in latents under masks and prompts.
+
+    Args:
+        base, controlnet: on one device and of one dtype.
+        strength: a factor on all of the ControlNet's residuals.
+        guidance_scale: of classifier-free guidance; 1 or less is off.
+        compiled: generate kernels for the shape of the first batch; batches of another shape take their own.
+        graphed: replay small batches from a CUDA graph, on a CUDA device; its memory stays taken.
+
+    Raises:
+        GenValError: a network is of another kind than Stable Diffusion's.
+    """
+
+    def __init__(
+        self,
+        base: StableDiffusion,
+        controlnet: Any,
+        strength: float,
+        guidance_scale: float,
+        compiled: bool = False,
+        graphed: bool = False,
+    ) -> None:
+        check_network(base.unet, "The base's UNet")
+        check_network(controlnet, "The ControlNet")
+        self.base, self.controlnet = base, controlnet
+        self.strength, self.guidance_scale = strength, guidance_scale
+        self.compiled = compiled
+        self._qkv = {network: _fused_qkv(network) for network in (base.unet, controlnet)}
+        parts: tuple[Any, ...] = (encode, control, decode)
+        self._graph: _Graph | None = None
+        self._side = torch.cuda.Stream(base.device) if graphed and base.device.type == "cuda" else None
+        if compiled:
+            for network in (base.unet, controlnet):
+                network.to(memory_format=torch.channels_last)
+            options = _INDUCTOR if base.device.type == "cuda" else None
+            parts = tuple(torch.compile(part, dynamic=False, fullgraph=True, options=options) for part in parts)
+        self._encode, self._control, self._decode = parts
+
+    @property
+    def guided(self) -> bool:
+        """Whether a batch is computed with and without its prompts."""
+        return self.guidance_scale > 1
+
+    @torch.no_grad()
+    def condition(
+        self, text: TextStates, hints: torch.Tensor, timesteps: torch.Tensor, added: dict[str, torch.Tensor] | None
+    ) -> Conditions:
+        """Compute what all steps of a batch share.
+
+        Args:
+            text: a row a picture; under guidance the negative prompts' rows, then the prompts'.
+            hints: (B, channels, H, W).
+            timesteps: (steps,), of the steps to come.
+            added: of `StableDiffusion.added_conditions`, a row each of `text`.
+        """
+        unet, control = (
+            Fixed(_times(network, timesteps, added), _text_keys_and_values(network, text.states))
+            for network in (self.base.unet, self.controlnet)
+        )
+        memory = torch.channels_last if self.compiled else torch.contiguous_format
+        hints = hints.to(self.base.dtype).contiguous(memory_format=memory)
+        return Conditions(unet, control, self.controlnet.controlnet_cond_embedding(hints))
+
+    @torch.no_grad()
+    def __call__(self, latents: torch.Tensor, step: int, conditions: Conditions) -> torch.Tensor:
+        """The prediction at a step, (B, C, h, w) float32, guided.
+
+        Args:
+            latents: (B, C, h, w), scaled as the scheduler wants them.
+            step: index into the timesteps the conditions were made for.
+        """
+        noisy = latents.to(self.base.dtype)
+        if self.compiled:
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+        inputs = [
+            noisy,
+            conditions.hint,
+            conditions.unet.times[step],
+            conditions.control.times[step],
+            *conditions.unet.texts,
+            *conditions.control.texts,
+        ]
+        pixels = latents.shape[0] * latents.shape[2] * latents.shape[3] * self.base.downscale**2
+        with fast_attention(latents.device):
+            if self._side is not None and pixels <= _GRAPHED_PIXELS:
+                shapes = [tuple(tensor.shape) for tensor in inputs]
+                if self._graph is None or self._graph.shapes != shapes:
+                    self._graph = None  # its memory is free before the next one takes its own
+                    self._graph = _Graph(lambda tensors: self._predict(tensors, self._side), inputs)
+                predicted = self._graph(inputs).float()
+            else:
+                predicted = self._predict(inputs).float()
+        if not self.guided:
+            return predicted
+        unconditional, conditional = predicted.chunk(2)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    def _predict(self, inputs: list[torch.Tensor], side: torch.cuda.Stream | None = None) -> torch.Tensor:
+        """The prediction, (rows, C, h, w); on a CUDA device the ControlNet may run on a second stream, `side`."""
+        noisy, hint, unet_time, control_time, *texts = inputs
+        unet, controlnet = self.base.unet, self.controlnet
+        unet_texts = texts[: 2 * len(cross_attentions(unet))]
+        control_texts = texts[len(unet_texts) :]
+        with _beside(side):
+            residuals = self._control(
+                controlnet, noisy, hint, control_time, control_texts, self._qkv[controlnet], self.strength
+            )
+        encoder_qkv, decoder_qkv = _split(self._qkv[unet], len(self._qkv[controlnet]))
+        encoder_texts, decoder_texts = _split(unet_texts, len(control_texts))
+        encoder_time, decoder_time = unet_time.split(
+            [control_time.shape[-1], unet_time.shape[-1] - control_time.shape[-1]], dim=-1
+        )
+        skips = self._encode(unet, noisy, None, encoder_time, encoder_texts, encoder_qkv)
+        if side is not None:
+            torch.cuda.current_stream().wait_stream(side)
+        return self._decode(unet, skips, residuals, decoder_time, decoder_texts, decoder_qkv)
+
+
+@contextlib.contextmanager
+def _beside(side: torch.cuda.Stream | None) -> Iterator[None]:
+    """Run what is inside on a second stream, after all that was given to the current one."""
+    if side is None:
+        yield
+        return
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield
+
+
+@contextlib.contextmanager
+def fast_attention(device: torch.device) -> Iterator[None]:
+    """Prefer the attention kernels that are fastest on this device."""
+    if device.type != "cuda":
+        yield
+        return
+    with sdpa_kernel(_ATTENTION, set_priority=True):
+        yield
+
+
+class _Graph:
+    """A function's kernels recorded once and replayed on new values of its inputs."""
+
+    def __init__(self, function: Any, inputs: list[torch.Tensor]) -> None:
+        self.shapes = [tuple(tensor.shape) for tensor in inputs]
+        self.inputs = [tensor.clone() for tensor in inputs]
+        # The first calls compile, choose algorithms and take workspaces, which a recording may not.
+        warm_up = torch.cuda.Stream()
+        warm_up.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up):
+            for _ in range(3):
+                function(self.inputs)
+        torch.cuda.current_stream().wait_stream(warm_up)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = function(self.inputs)
+
+    def __call__(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        torch._foreach_copy_(self.inputs, inputs)
+        self.graph.replay()
+        return self.output
+
+
+def encode(
+    network: Any,
+    noisy: torch.Tensor,
+    hint: torch.Tensor | None,
+    time: torch.Tensor,
+    texts: list[torch.Tensor],
+    qkv: list[torch.Tensor],
+) -> list[torch.Tensor]:
+    """The encoder and middle of a UNet or ControlNet: the outputs that skip to the decoder, and the middle's, last.
+
+    Outputs of layers before the first cross-attention have the rows of `noisy`, later ones those of `texts`.
+
+    Args:
+        noisy: (B, C, h, w).
+        hint: (B, C', h, w), added to the first layer's output; a ControlNet's.
+        time: (R, T'), this encoder's part of `Fixed.times` at one step.
+        texts, qkv: this encoder's.
+    """
+    x = network.conv_in(noisy)
+    if hint is not None:
+        x = x + hint
+    if time.shape[0] > 1:  # the time has the prompt in it: nothing is shared
+        x = _repeat(x, time.shape[0])
+    layers = _Layers(network.down_blocks, network.mid_block, time, texts, qkv)
+    skips = [x]
+    for block in network.down_blocks:
+        for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
+            x = layers.resnet(resnet, x)
+            if attention is not None:
+                x = layers.transformer(attention, x)
+            skips.append(x)
+        for downsampler in block.downsamplers or ():
+            x = downsampler(x)
+            skips.append(x)
+    middle = network.mid_block
+    x = layers.resnet(middle.resnets[0], x)
+    for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
+        x = layers.resnet(resnet, layers.transformer(attention, x))
+    return [*skips, x]
+
+
+def control(
+    controlnet: Any,
+    noisy: torch.Tensor,
+    hint: torch.Tensor,
+    time: torch.Tensor,
+    texts: list[torch.Tensor],
+    qkv: list[torch.Tensor],
+    strength: float,
+) -> list[torch.Tensor]:
+    """The ControlNet's residuals, one an output of `encode`, times `strength`."""
+    outputs = encode(controlnet, noisy, hint, time, texts, qkv)
+    convolutions = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
+    return [convolution(output) * strength for convolution, output in zip(convolutions, outputs, strict=True)]
+
+
+def decode(
+    unet: Any,
+    skips: list[torch.Tensor],
+    residuals: list[torch.Tensor],
+    time: torch.Tensor,
+    texts: list[torch.Tensor],
+    qkv: list[torch.Tensor],
+) -> torch.Tensor:
+    """The decoder of a UNet: the prediction, (rows, C, h, w), of the outputs of `encode` and `control`."""
+    joined = [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
+    x = joined.pop()
+    layers = _Layers(unet.up_blocks, None, time, texts, qkv)
+    for block in unet.up_blocks:
+        for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
+            x = layers.resnet(resnet, torch.cat([x, _repeat(joined.pop(), x.shape[0])], dim=1))
+            if attention is not None:
+                x = layers.transformer(attention, x)
+        for upsampler in block.upsamplers or ():
+            x = upsampler.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    return unet.conv_out(F.silu(group_norm(unet.conv_norm_out, x)))
+
+
+class _Layers:
+    """Runs the layers of a network in their order; each takes its own share of what was computed before."""
+
+    def __init__(
+        self, blocks: Any, middle: Any, time: torch.Tensor, texts: list[torch.Tensor], qkv: list[torch.Tensor]
+    ) -> None:
+        widths = [resnet.out_channels for resnet in _resnets([*blocks, *([middle] if middle is not None else [])])]
+        self.times = iter(time.split(widths, dim=-1))
+        self.texts = iter(texts)
+        self.qkv = iter(qkv)
+
+    def resnet(self, block: Any, x: torch.Tensor) -> torch.Tensor:
+        hidden = block.conv1(F.silu(group_norm(block.norm1, x)))
+        hidden = hidden + next(self.times)[:, :, None, None]
+        hidden = block.conv2(F.silu(group_norm(block.norm2, hidden)))
+        if block.conv_shortcut is not None:
+            x = block.conv_shortcut(x)
+        return (x + hidden) / block.output_scale_factor
+
+    def transformer(self, module: Any, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2:]
+        # The projections are 1x1 convolutions in Stable Diffusion 1 and linear in XL: one matrix product in both.
+        tokens = group_norm(module.norm, x).permute(0, 2, 3, 1).flatten(1, 2)
+        tokens = F.linear(tokens, module.proj_in.weight.flatten(1), module.proj_in.bias)
+        for block in module.transformer_blocks:
+            tokens = tokens + self._self_attention(block.attn1, block.norm1(tokens))
+            keys, values = next(self.texts), next(self.texts)
+            tokens, x = _repeat(tokens, len(keys)), _repeat(x, len(keys))
+            queries = _heads(block.attn2.to_q(block.norm2(tokens)), block.attn2.heads)
+            tokens = tokens + _attend(block.attn2, queries, keys, values)
+            tokens = tokens + block.ff(block.norm3(tokens))
+        tokens = F.linear(tokens, module.proj_out.weight.flatten(1), module.proj_out.bias)
+        return x + tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+    def _self_attention(self, attention: Any, tokens: torch.Tensor) -> torch.Tensor:
+        queries, keys, values = F.linear(tokens, next(self.qkv)).chunk(3, dim=-1)
+        heads = attention.heads
+        return _attend(attention, _heads(queries, heads), _heads(keys, heads), _heads(values, heads))
+
+
+def group_norm(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+    """Group normalisation of (B, C, h, w).
+
+    In generated kernels it is written through each channel's mean and variance, whose sums run along the memory of
+    channels-last tensors: the variance of a group is the mean of its channels' variances plus the variance of their
+    means.
+    """
+    if not torch.compiler.is_compiling():
+        return norm(x)
+    groups = norm.num_groups
+    variances, means = torch.var_mean(x.float(), dim=(2, 3), correction=0)
+    by_group = means.unflatten(1, (groups, -1))
+    mean = by_group.mean(2, keepdim=True)
+    variance = variances.unflatten(1, (groups, -1)).mean(2, keepdim=True) + (by_group - mean).square().mean(2, True)
+    scale = torch.rsqrt(variance + norm.eps) * norm.weight.float().unflatten(0, (groups, -1))
+    shift = norm.bias.float().unflatten(0, (groups, -1)) - mean * scale
+    return (x.float() * scale.flatten(1)[:, :, None, None] + shift.flatten(1)[:, :, None, None]).to(x.dtype)
+
+
+def check_network(network: Any, source: str) -> None:
+    """Refuse a UNet or ControlNet whose layers are not Stable Diffusion's (1, 2 or XL).
+
+    Raises:
+        GenValError: with what is different.
+    """
+    config = network.config
+    kinds = [*config.down_block_types, *config.get("up_block_types", ()), config.mid_block_type]
+    strange = [str(kind) for kind in kinds if kind not in _BLOCKS]
+    strange += [f"{key} {config[key]}" for key, value in _EXPECTED.items() if config.get(key, value) != value]
+    if config.addition_embed_type not in (None, "text_time"):
+        strange.append(f"addition_embed_type {config.addition_embed_type}")
+    if strange:
+        raise GenValError(
+            f"{source} is not of Stable Diffusion 1, 2 or XL: found {', '.join(strange)}. Give another base or "
+            "ControlNet."
+        )
+
+
+def cross_attentions(network: Any) -> list[Any]:
+    """The cross-attentions of a UNet or ControlNet in the order they run."""
+    return [block.attn2 for block in _transformer_blocks(network)]
+
+
+def _blocks(network: Any) -> list[Any]:
+    return [*network.down_blocks, network.mid_block, *getattr(network, "up_blocks", ())]
+
+
+def _attentions(block: Any) -> list[Any]:
+    return list(getattr(block, "attentions", [None] * len(block.resnets)))
+
+
+def _resnets(blocks: list[Any]) -> list[Any]:
+    return [resnet for block in blocks for resnet in block.resnets]
+
+
+def _transformer_blocks(network: Any) -> list[Any]:
+    attentions = [attention for block in _blocks(network) for attention in _attentions(block) if attention is not None]
+    return [block for attention in attentions for block in attention.transformer_blocks]
+
+
+def _fused_qkv(network: Any) -> list[torch.Tensor]:
+    """(3C, C) weights of each self-attention, in the order they run."""
+    attentions = [block.attn1 for block in _transformer_blocks(network)]
+    return [torch.cat([a.to_q.weight, a.to_k.weight, a.to_v.weight]).detach() for a in attentions]
+
+
+def _text_keys_and_values(network: Any, states: torch.Tensor) -> list[torch.Tensor]:
+    return [
+        _heads(projection(states), attention.heads).contiguous()
+        for attention in cross_attentions(network)
+        for projection in (attention.to_k, attention.to_v)
+    ]
+
+
+def _times(network: Any, timesteps: torch.Tensor, added: dict[str, torch.Tensor] | None) -> torch.Tensor:
+    """`Fixed.times` of a network."""
+    dtype, device = network.conv_in.weight.dtype, network.conv_in.weight.device
+    embedded = network.time_embedding(network.time_proj(timesteps.to(device)).to(dtype))[:, None]
+    if added is not None:
+        sizes = network.add_time_proj(added["time_ids"].flatten()).reshape(len(added["text_embeds"]), -1)
+        texts_and_sizes = torch.cat([added["text_embeds"], sizes.to(added["text_embeds"])], dim=-1)
+        embedded = embedded + network.add_embedding(texts_and_sizes.to(dtype))
+    embedded = F.silu(embedded)
+    return torch.cat([resnet.time_emb_proj(embedded) for resnet in _resnets(_blocks(network))], dim=-1)
+
+
+def _heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
+    """(rows, tokens, C) to (rows, heads, tokens, C / heads)."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _attend(attention: Any, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    attended = F.scaled_dot_product_attention(queries, keys, values)
+    return attention.to_out[0](attended.transpose(1, 2).flatten(2))
+
+
+def _repeat(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """`x` one after another until it has that many rows."""
+    return x if len(x) == rows else torch.cat([x] * (rows // len(x)))
+
+
+def _split(values: list[torch.Tensor], first: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    return values[:first], values[first:]

@@ -1,0 +1,42 @@
+"""What diffusers and transformers say about weights, silenced, and what is said in its place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+def listed(items: Sequence[Any], limit: int = 8) -> str:
+    """Some of a list in words: "a, b and 5 more", or "none"."""
+    if not items:
+        return "none"
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(str(item) for item in list(items)[:limit]) + more
+
+
+def first_words(error: Exception, limit: int = 300) -> str:
+    """The beginning of an error's message, on one line; its type where it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the libraries' own words about keys, which the caller turns into an error, and their progress bars."""
+    import diffusers
+    import transformers
+
+    loggers = [logging.getLogger(library.__name__) for library in (diffusers, transformers)]
+    levels = [logger.level for logger in loggers]
+    bar = transformers.utils.logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bar:
+            transformers.utils.logging.enable_progress_bar()

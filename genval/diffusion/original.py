@@ -1,0 +1,469 @@
+"""Checkpoints of the original Stable Diffusion and ControlNet code: every part in one file, read and written offline.
+
+A file is a `torch.save` of `{"state_dict": ..., ...}` (`.ckpt`, `.pth`) or a safetensors file of the same keys. It has
+no configs and no tokenizer. Sizes are read off the shapes; what shapes do not tell is the published models' (8 heads,
+CLIP's vocabulary, the noise schedule), unless a folder beside the file that is named like it without the suffix has
+diffusers' `unet/config.json`, `vae/config.json`, `text_encoder/config.json`, `controlnet/config.json`,
+`scheduler/scheduler_config.json` or `tokenizer/`: what those say counts. Files written here carry all of it along.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import importlib.util
+import json
+import pickle
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from genval.diffusion import original_keys as keys
+from genval.diffusion.messages import first_words, listed, quiet
+from genval.diffusion.original_keys import Shapes, Source
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_json, replace_file
+
+if TYPE_CHECKING:
+    from genval.diffusion.pipelines import StableDiffusion
+
+SUFFIXES = (".ckpt", ".pth", ".safetensors")
+# What files written here carry beside the published content: configs and tokenizers.
+_CARRIED = "genval"
+_CONFIGS = {
+    "unet": "unet/config.json",
+    "vae": "vae/config.json",
+    "text_encoder": "text_encoder/config.json",
+    "text_encoder_2": "text_encoder_2/config.json",
+    "controlnet": "controlnet/config.json",
+    "scheduler": "scheduler/scheduler_config.json",
+}
+# The noise schedule of Stable Diffusion 1 and XL, and the spacing of the published sampler.
+_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+_CLIP_VOCABULARY = 49408
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+# Lightning wrote the class of its callback as a key; a name in its place reads such files without running anything.
+_MODEL_CHECKPOINT = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+# What a file that is no Stable Diffusion may be, by what one of its keys has in it.
+_OTHERS = (
+    ("lora", "a LoRA, which is an addition to a base"),
+    ("cond_stage_model.model.", "Stable Diffusion 2: give a folder in diffusers' layout"),
+    ("conditioner.embedders.0.model.", "the refiner of Stable Diffusion XL: give the base"),
+    ("double_blocks.", "Flux"),
+    ("joint_blocks.", "Stable Diffusion 3"),
+    ("down_blocks.", "one part in diffusers' names: give the folder that model_index.json or config.json lies in"),
+    ("decode_head.", "a segmenter"),
+    ("encoder.down.", "a VAE alone"),
+)
+
+
+class OriginalFile:
+    """A file of the original format, opened for its names and shapes; weights are read part by part.
+
+    Attributes:
+        path: the file.
+        shapes: of every tensor, by key.
+
+    Raises:
+        GenValError: the file is damaged, or holds something else than tensors.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        tensors, self._carried = _read(self.path)
+        self.shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        self._schedule = tensors["alphas_cumprod"].float().clone() if "alphas_cumprod" in tensors else None
+
+    @property
+    def is_xl(self) -> bool:
+        return self.has(keys.TEXT_XL_2)
+
+    @property
+    def has_base(self) -> bool:
+        return self.has(keys.UNET) and (self.has(keys.TEXT) or self.is_xl)
+
+    def has(self, prefix: str) -> bool:
+        """Whether the file has a part, by its prefix in `original_keys`."""
+        return any(key.startswith(prefix) for key in self.shapes)
+
+    def load_base(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
+        """The parts of a base by the names of its attributes: models on a device, tokenizers, the scheduler's config.
+
+        Raises:
+            GenValError: keys are missing, unexpected or of another shape, or there is no tokenizer.
+        """
+        if not self.has_base:
+            raise self._not_a("base", f"{keys.UNET}*, {keys.VAE}* and {keys.TEXT}* (or {keys.TEXT_XL_2}*)")
+        names = ["unet", "vae", "text_encoder", *(["text_encoder_2"] if self.is_xl else [])]
+        parts = {name: self._prepare(name) for name in names}
+        self._check(parts)
+        scheduler = self._scheduler()
+        encoders = [name for name in names if name.startswith("text_encoder")]
+        tokenizers = {
+            name.replace("text_encoder", "tokenizer"): self._tokenizer(name, parts[name][0].config) for name in encoders
+        }
+        # Where the VAE of Stable Diffusion XL has to stay in float32 is for the base to say.
+        dtypes = {name: torch.float32 if self.is_xl and name == "vae" else dtype for name in parts}
+        loaded = {name: self._fill(*part, device, dtypes[name]) for name, part in parts.items()}
+        zeros = {"zero_empty_prompts": self._carried.get("zero_empty_prompts", True)} if self.is_xl else {}
+        return {**loaded, **tokenizers, **zeros, "scheduler_config": scheduler}
+
+    def load_controlnet(self) -> Any:
+        """The file's ControlNet, float32 on the CPU.
+
+        Raises:
+            GenValError: there is none, or keys are missing, unexpected or of another shape.
+        """
+        if not self.has(keys.CONTROL):
+            raise self._not_a("ControlNet", f"{keys.CONTROL}*")
+        part = self._prepare("controlnet")
+        self._check({"controlnet": part})
+        return self._fill(*part, "cpu", torch.float32)
+
+    def _configs(self, name: str) -> list[dict[str, Any]]:
+        """What the file carries of a config, and what the folder beside it says, the latter last; often neither."""
+        beside = self.path.with_suffix("") / _CONFIGS[name]
+        given = [self._carried.get("configs", {}).get(name, {}), read_json(beside) if beside.is_file() else {}]
+        return [{key: value for key, value in config.items() if not key.startswith("_")} for config in given]
+
+    def _prepare(self, name: str) -> tuple[Any, dict[str, Source]]:
+        """A part without its weights, and where each of them lies."""
+        from accelerate import init_empty_weights
+        from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+        text = keys.TEXT_XL if self.is_xl else keys.TEXT
+        prefix, read_config = {
+            "unet": (keys.UNET, keys.unet_config),
+            "vae": (keys.VAE, lambda shapes: keys.vae_config(shapes, self.is_xl)),
+            "text_encoder": (text, keys.text_config),
+            "text_encoder_2": (keys.TEXT_XL_2, keys.open_clip_config),
+            "controlnet": (keys.CONTROL, keys.controlnet_config),
+        }[name]
+        make: Callable[[dict[str, Any]], Any] = {
+            "unet": UNet2DConditionModel.from_config,
+            "vae": AutoencoderKL.from_config,
+            "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
+            "text_encoder_2": lambda config: CLIPTextModelWithProjection(CLIPTextConfig(**config)),
+            "controlnet": ControlNetModel.from_config,
+        }[name]
+        config = read_config(Shapes(self.shapes, prefix, self.path))
+        for given in self._configs(name):
+            config |= given
+        with quiet(), init_empty_weights(include_buffers=False):
+            try:
+                model = make(config)
+            except (TypeError, ValueError) as error:
+                raise GenValError(
+                    f"{self.path}: no {name} can be built of {config} ({error}). Check the file, or the configs in the "
+                    f"folder {self.path.with_suffix('')}."
+                ) from error
+        return model, part_sources(name, model, text)
+
+    def _check(self, parts: Mapping[str, tuple[Any, dict[str, Source]]]) -> None:
+        """Refuse a file of which a key is missing, left over or of another shape, before any weight is read."""
+        wanted: dict[str, str] = {}
+        missing, shapes = [], []
+        for model, sources in parts.values():
+            for name, tensor in model.state_dict().items():
+                source = sources[name]
+                wanted[source.key] = name
+                if source.key not in self.shapes:
+                    missing.append(source.key)
+                elif not source.fits(self.shapes[source.key], tuple(tensor.shape)):
+                    shapes.append(f"{source.key} {self.shapes[source.key]}")
+        prefixes = (keys.UNET, keys.VAE, keys.TEXT, keys.TEXT_XL, keys.TEXT_XL_2, keys.CONTROL)
+        # A part that is not asked for now is compared when it is.
+        elsewhere = tuple(prefix for prefix in prefixes if not any(key.startswith(prefix) for key in wanted))
+        unexpected = [
+            key
+            for key in self.shapes
+            if key not in wanted and not keys.EXTRA.fullmatch(key) and not key.startswith(elsewhere)
+        ]
+        if missing or unexpected or shapes:
+            raise GenValError(
+                f"{self.path} does not hold a whole {' and '.join(parts)} of the original format: missing keys: "
+                f"{listed(sorted(set(missing)))}; unexpected keys: {listed(sorted(unexpected))}; other shapes: "
+                f"{listed(shapes)}. Fetch or make it again; sizes that shapes do not tell can be given in configs in "
+                f"the folder {self.path.with_suffix('')}."
+            )
+
+    def _fill(self, model: Any, sources: dict[str, Source], device: torch.device | str, dtype: torch.dtype) -> Any:
+        # The file is opened anew for each part: what was read of a mapped file takes memory until it is closed.
+        tensors, _ = _read(self.path)
+        weights = {
+            name: source.read(tensors[source.key]).to(device, dtype, copy=True).contiguous()
+            for name, source in sources.items()
+        }
+        model.load_state_dict(weights, assign=True)
+        return model.to(device).eval()
+
+    def _scheduler(self) -> dict[str, Any]:
+        from diffusers import DDIMScheduler
+
+        # A scheduler's config is taken whole: an entry that is not in it means diffusers' default.
+        config = next(filter(None, reversed(self._configs("scheduler"))), _SCHEDULER)
+        if self._schedule is not None:
+            expected = DDIMScheduler.from_config(config).alphas_cumprod
+            if len(self._schedule) != len(expected) or (self._schedule - expected).abs().max() > 1e-3:
+                raise GenValError(
+                    f"{self.path}: its noise schedule is not Stable Diffusion's (scaled linear, 0.00085 to 0.012). Put "
+                    f"the right one into {self.path.with_suffix('') / _CONFIGS['scheduler']}."
+                )
+        return dict(config)
+
+    def _tokenizer(self, encoder: str, config: Any) -> Any:
+        """The tokenizer of an encoder: of the folder beside the file, carried by the file, or CLIP's own."""
+        from transformers import CLIPTokenizer
+
+        name = encoder.replace("text_encoder", "tokenizer")
+        beside = self.path.with_suffix("") / name
+        if beside.is_dir():
+            return CLIPTokenizer.from_pretrained(str(beside))
+        files = self._carried.get("tokenizers", {}).get(name)
+        if files:
+            with tempfile.TemporaryDirectory() as folder:
+                for file, text in files.items():
+                    (Path(folder) / Path(file).name).write_text(text, encoding="utf-8")
+                return CLIPTokenizer.from_pretrained(folder)
+        if config.vocab_size != _CLIP_VOCABULARY:
+            raise GenValError(
+                f"{self.path} has no tokenizer, and its {config.vocab_size} tokens are not CLIP's {_CLIP_VOCABULARY}. "
+                f"Put the tokenizer's files into {beside}."
+            )
+        # Stable Diffusion XL fills up the second encoder's prompts with "!", token 0.
+        return clip_tokenizer("!" if encoder == "text_encoder_2" else "<|endoftext|>", beside)
+
+    def _not_a(self, kind: str, expected: str) -> GenValError:
+        if kind == "base" and self.has(keys.CONTROL):
+            seems = "a ControlNet alone: give it as --controlnet, and its base as --base"
+        elif kind == "ControlNet" and self.has(keys.UNET):
+            seems = "a base without a ControlNet: make one with ControlNet/tool_add_control.py"
+        elif any(key.startswith("controlnet.") for key in self.shapes):
+            seems = "a checkpoint of ControlNet/train.py: give the folder of its --output, or go on with --resume"
+        else:
+            others = (text for part, text in _OTHERS if any(part in key for key in self.shapes))
+            seems = next(others, "something else")
+        return GenValError(
+            f"{self.path} is not a {kind} of the original format: expected keys {expected}, found "
+            f"{listed(list(self.shapes), 3)}. It seems to be {seems}."
+        )
+
+
+def part_sources(name: str, model: Any, text_prefix: str = keys.TEXT) -> dict[str, Source]:
+    """Where the tensors of one of our models lie in an original file; `name` is its folder in diffusers' layout."""
+    names = list(model.state_dict())
+    if name == "text_encoder":
+        return keys.text_sources(names, text_prefix)
+    if name == "text_encoder_2":
+        return keys.open_clip_sources(names)
+    makers = {"unet": keys.unet_sources, "vae": keys.vae_sources, "controlnet": keys.controlnet_sources}
+    return makers[name](names, model.config)
+
+
+def is_original(path: Path) -> bool:
+    """Whether a path is meant as a file of the original format, by its suffix."""
+    return path.suffix in SUFFIXES
+
+
+def original_state(base: StableDiffusion, controlnet: Any | None = None) -> dict[str, torch.Tensor]:
+    """A base and, where given, a ControlNet as the original's state dict, with the schedule and position tables.
+
+    A ControlNet is for the published code's strict loading: cldm has one schedule vector more, `logvar`.
+    """
+    is_xl = hasattr(base, "text_encoder_2")
+    text_prefix = keys.TEXT_XL if is_xl else keys.TEXT
+    state: dict[str, torch.Tensor] = {}
+    if not is_xl:
+        state |= _schedule_vectors(base.scheduler_config)
+        if controlnet is not None:
+            state["logvar"] = torch.zeros_like(state["betas"])
+    for name, model in _models(base, controlnet).items():
+        state |= keys.write(part_sources(name, model, text_prefix), model.state_dict())
+    positions = base.text_encoder.config.max_position_embeddings
+    state[f"{text_prefix}embeddings.position_ids"] = torch.arange(positions)[None]
+    return state
+
+
+def save_original(base: StableDiffusion, controlnet: Any | None, path: str | Path, dtype: str = "fp32") -> None:
+    """Write a base and a ControlNet as one file of the original format, whole or not at all.
+
+    The file has the keys that the published code loads strictly (`controlnet_cs.ckpt`), and beside them, out of its
+    way, the configs and tokenizers, so that it loads here as what it was: sizes, prediction type and hint encoding.
+
+    Args:
+        controlnet: diffusers' ControlNetModel; None writes the base alone.
+        path: ends in `.safetensors` for that; any other name makes a `torch.save` file.
+        dtype: of the weights, "fp32" or "fp16".
+
+    Raises:
+        GenValError: the file cannot be written.
+    """
+    state = {
+        key: (tensor.to("cpu", _DTYPES[dtype]) if tensor.is_floating_point() and "." in key else tensor).contiguous()
+        for key, tensor in original_state(base, controlnet).items()
+    }
+    carried = {"configs": _carried_configs(base, controlnet), "tokenizers": _carried_tokenizers(base)}
+    if hasattr(base, "zero_empty_prompts"):
+        carried["zero_empty_prompts"] = base.zero_empty_prompts
+    with replace_file(path) as temporary:
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(state, temporary, metadata={"format": "pt", _CARRIED: json.dumps(carried)})
+        else:
+            torch.save({"state_dict": state, "global_step": 0, _CARRIED: carried}, temporary)
+
+
+def clip_tokenizer(pad_token: str = "<|endoftext|>", beside: Path | None = None) -> Any:
+    """CLIP's tokenizer from the vocabulary that open_clip brings along; no download.
+
+    Args:
+        pad_token: what prompts are filled up with.
+        beside: where a user can put a tokenizer instead, for the error's advice.
+
+    Raises:
+        GenValError: open_clip is not installed.
+    """
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    package = importlib.util.find_spec("open_clip")
+    places = list(package.submodule_search_locations or []) if package else []
+    files = [path for place in places for path in Path(place).glob("bpe_simple_vocab_16e6.txt.gz")]
+    if not files:
+        raise GenValError(
+            "CLIP's vocabulary is not in files of the original format, and open_clip, which brings it, is not "
+            f"installed. pip install open_clip_torch, or put a CLIP tokenizer's files into {beside or 'a folder'}."
+        )
+    lines = gzip.decompress(files[0].read_bytes()).decode("utf-8").split("\n")
+    # A version line, then more merges than CLIP uses: each letter alone and at a word's end, the merges, begin, end.
+    letters = list(bytes_to_unicode().values())
+    count = _CLIP_VOCABULARY - 2 - 2 * len(letters)
+    merges: Any = [tuple(line.split()) for line in lines[1 : count + 1]]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=77)
+
+
+class _ModelCheckpoint:
+    """Stands for Lightning's class of this name in old files, where it is a key of a dictionary and nothing more."""
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of a file, mapped into memory and not read yet, and what a file written here carries."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+            from safetensors.torch import load_file
+
+            with safe_open(path, "pt") as file:
+                carried = json.loads((file.metadata() or {}).get(_CARRIED, "{}"))
+            return load_file(path), carried
+        with torch.serialization.safe_globals([(_ModelCheckpoint, _MODEL_CHECKPOINT)]):
+            # Files from before torch 1.6 are no zip archives and cannot be mapped.
+            content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except Exception as error:  # UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError: one message
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused is None:
+            raise GenValError(
+                f"{path} cannot be read ({first_words(error)}): it is {_head(path)}. Fetch or make it again."
+            ) from error
+        raise GenValError(
+            f"{path} cannot be read safely: beside tensors it holds a Python object, {refused[1]}, and to load such "
+            "things can run code. Give a .safetensors file, or save the state_dict alone where you trust the file."
+        ) from error
+    content = content if isinstance(content, dict) else {}
+    state = content.get("state_dict", content)
+    carried = content.get(_CARRIED, {})
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return tensors, carried if isinstance(carried, dict) else {}
+
+
+def _head(path: Path) -> str:
+    """What a file that cannot be read is, by its first bytes."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(64).lstrip()
+    except OSError as error:
+        return str(error.strerror)
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself"
+    if head.startswith((b"<!", b"<h")):
+        return "a web page, not a checkpoint"
+    return "damaged, or only a part was fetched"
+
+
+def _models(base: StableDiffusion, controlnet: Any | None) -> dict[str, Any]:
+    """Every model of a base, and a ControlNet, by its folder in diffusers' layout, in the published files' order."""
+    models = {"unet": base.unet, "vae": base.vae, "text_encoder": base.text_encoder}
+    if hasattr(base, "text_encoder_2"):
+        models["text_encoder_2"] = base.text_encoder_2
+    return models if controlnet is None else {**models, "controlnet": controlnet}
+
+
+def _schedule_vectors(scheduler_config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The vectors that ldm keeps in its files: terms of q(x_t | x_0) and of the posterior (Ho et al. 2020, eq. 7)."""
+    from diffusers import DDPMScheduler
+
+    betas = DDPMScheduler.from_config(dict(scheduler_config)).betas.double()
+    alphas = (1 - betas).cumprod(0)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
+    variance = betas * (1 - before) / (1 - alphas)
+    vectors = {
+        "betas": betas,
+        "alphas_cumprod": alphas,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": alphas.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - alphas).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - alphas).log(),
+        "sqrt_recip_alphas_cumprod": (1 / alphas).sqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / alphas - 1).sqrt(),
+        "posterior_variance": variance,
+        # The variance is zero at the first step.
+        "posterior_log_variance_clipped": variance.clamp_min(1e-20).log(),
+        "posterior_mean_coef1": betas * before.sqrt() / (1 - alphas),
+        "posterior_mean_coef2": (1 - before) * (1 - betas).sqrt() / (1 - alphas),
+    }
+    return {name: vector.float() for name, vector in vectors.items()}
+
+
+def _carried_configs(base: StableDiffusion, controlnet: Any | None) -> dict[str, Any]:
+    configs = {name: _plain_config(model.config) for name, model in _models(base, controlnet).items()}
+    return {**configs, "scheduler": dict(base.scheduler_config)}
+
+
+def _plain_config(config: Any) -> dict[str, Any]:
+    """A model's config as plain data; transformers' has its own words for it."""
+    entries = json.loads(config.to_json_string()) if hasattr(config, "to_json_string") else dict(config)
+    entries = {key: value for key, value in copy.deepcopy(entries).items() if not key.startswith("_")}
+    return json.loads(json.dumps(entries))
+
+
+def _carried_tokenizers(base: StableDiffusion) -> dict[str, dict[str, str]]:
+    tokenizers = {"tokenizer": base.tokenizer}
+    if hasattr(base, "tokenizer_2"):
+        tokenizers["tokenizer_2"] = base.tokenizer_2
+    carried = {}
+    for name, tokenizer in tokenizers.items():
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            files = sorted(Path(folder).iterdir())
+            carried[name] = {file.name: file.read_text(encoding="utf-8") for file in files}
+    return carried

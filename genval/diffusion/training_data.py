@@ -1,0 +1,424 @@
+"""The batches of a training run: decoded on the fly, or encoded once and kept on the device or on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+
+from genval.diffusion.hints import CITYSCAPES_IDS, LabelSet
+from genval.diffusion.pairs import Pair, load_framed
+from genval.diffusion.pipelines import StableDiffusion, TextStates, checkpoint_hash
+from genval.diffusion.training_plan import Draw, DrawPlan, TrainingConfig
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_json, remove_leftovers, replace_file, write_json
+from genval.runtime.progress import progress_bar
+from genval.runtime.seeds import item_seed
+
+_BATCHES_AHEAD = 2
+_ENCODED_AT_ONCE = 64
+_SHARD = 256  # pairs a file
+_RECORD = "encoded.json"
+_TEXTS = "texts.safetensors"
+
+_Loaded = TypeVar("_Loaded")
+
+
+def read_ahead(
+    batches: Iterable[list[Draw]], load: Callable[[Draw], _Loaded], workers: int
+) -> Iterator[tuple[list[Draw], list[_Loaded]]]:
+    """Each batch of draws with what `load` makes of them, read ahead by threads (decoding releases Python's lock)."""
+    cv2.setNumThreads(1)  # OpenCV's own threads, one a processor of the host, would fight with these
+    with ThreadPoolExecutor(workers, thread_name_prefix="load") as pool:
+        waiting: deque[tuple[list[Draw], list[Future[_Loaded]]]] = deque()
+        for draws in batches:
+            waiting.append((draws, [pool.submit(load, draw) for draw in draws]))
+            if len(waiting) > _BATCHES_AHEAD:
+                ready, loaded = waiting.popleft()
+                yield ready, [future.result() for future in loaded]
+        while waiting:
+            ready, loaded = waiting.popleft()
+            yield ready, [future.result() for future in loaded]
+
+
+class DrawnPairs:
+    """Decoded batches of a plan.
+
+    A batch has `image` uint8 (B, 3, H, W), `mask` uint8 (B, H, W), the list `caption`, and `seed`, a number that stays
+    on the CPU.
+
+    Args:
+        batches: the draws, batch by batch; may be endless.
+        pairs: what their indices mean.
+        config: gives the size.
+        workers: threads.
+        labels: what the masks' ids may be.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[list[Draw]],
+        pairs: Sequence[Pair],
+        config: TrainingConfig,
+        workers: int,
+        labels: LabelSet = CITYSCAPES_IDS.labels,
+    ) -> None:
+        self.batches = batches
+        self.pairs = pairs
+        self.config = config
+        self.workers = workers
+        self.labels = labels
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for draws, loaded in read_ahead(self.batches, self._load, self.workers):
+            images, masks = zip(*loaded, strict=True)
+            yield {
+                "image": _pinned(torch.stack(images)),
+                "mask": _pinned(torch.stack(masks)),
+                "caption": ["" if draw.drop_caption else self.pairs[draw.index].caption for draw in draws],
+                "seed": draws[0].batch_seed,
+            }
+
+    def _load(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        config = self.config
+        framed = load_framed(
+            self.pairs[draw.index], config.height, config.width, draw.place, self.labels, config.image_resize
+        )
+        image, mask = framed.image.transpose(2, 0, 1), framed.mask
+        if draw.flip:
+            image, mask = image[..., ::-1], mask[..., ::-1]
+        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(np.ascontiguousarray(mask))
+
+
+class DrawnIndices:
+    """Batches of a plan as numbers, for a cache on the device: `index`, `crop`, `flip`, `drop_caption` and `seed`."""
+
+    def __init__(self, batches: Iterable[list[Draw]], crops: int = 1) -> None:
+        self.batches = batches
+        self.crops = crops
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for draws in self.batches:
+            yield {
+                "index": torch.tensor([draw.index for draw in draws]),
+                "crop": torch.tensor([_crop(draw, self.crops) for draw in draws]),
+                "flip": torch.tensor([draw.flip for draw in draws]),
+                "drop_caption": torch.tensor([draw.drop_caption for draw in draws]),
+                "seed": draws[0].batch_seed,
+            }
+
+
+class DrawnLatents:
+    """Batches of a plan read from an `EncodedFolder`: `latents`, `mask`, `states`, `pooled` (SDXL) and `seed`."""
+
+    def __init__(self, batches: Iterable[list[Draw]], encoded: EncodedFolder, workers: int) -> None:
+        self.batches = batches
+        self.encoded = encoded
+        self.workers = workers
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for draws, loaded in read_ahead(self.batches, self.encoded.load, self.workers):
+            latents, masks, texts = zip(*loaded, strict=True)
+            text = TextStates.cat(texts)
+            batch = {"latents": torch.stack(latents), "mask": torch.stack(masks), "states": text.states}
+            if text.pooled is not None:
+                batch["pooled"] = text.pooled
+            yield {**{key: _pinned(tensor) for key, tensor in batch.items()}, "seed": draws[0].batch_seed}
+
+
+@dataclasses.dataclass
+class LatentCache:
+    """A whole training set encoded once, on the training device.
+
+    Attributes:
+        latents: (crops, V, N, C, h, w) float16, V = 2 where pairs are mirrored (an encoding is not the mirror of one).
+        masks: (crops, N, H, W) uint8 ids.
+        texts: text states, float16, of each caption once; the last is the empty one.
+        text_index: (N,) int64 into `texts`.
+    """
+
+    latents: torch.Tensor
+    masks: torch.Tensor
+    texts: TextStates
+    text_index: torch.Tensor
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, TextStates]:
+        """Latents, masks and text states of a batch of `DrawnIndices`."""
+        index, crop, flip = batch["index"], batch["crop"], batch["flip"]
+        mask = self.masks[crop, index]
+        mask = torch.where(flip[:, None, None], mask.flip(-1), mask)
+        text = torch.where(batch["drop_caption"], len(self.texts) - 1, self.text_index[index])
+        return self.latents[crop, flip.long(), index], mask, self.texts[text]
+
+
+def encode_pairs(
+    base: StableDiffusion,
+    pairs: Sequence[Pair],
+    config: TrainingConfig,
+    workers: int,
+    rank: int = 0,
+    labels: LabelSet = CITYSCAPES_IDS.labels,
+) -> LatentCache:
+    """Encode a training set with the base's VAE and text encoder, on the base's device.
+
+    A frame that is not of the target's shape gets `config.crops` crops, drawn for the item, for the whole training.
+    """
+    latents, masks = [], []
+    with progress_bar(len(pairs), "Encoding the training set", rank=rank) as bar:
+        for chunk in _encode(base, pairs, range(len(pairs)), config, workers, labels):
+            latents.append(chunk[0])
+            masks.append(chunk[1])
+            bar.update(chunk[1].shape[1])
+    texts, text_index = _encode_texts(base, pairs)
+    return LatentCache(torch.cat(latents, 2), torch.cat(masks, 1), texts, text_index)
+
+
+class EncodedFolder:
+    """A training set encoded once, on disk: `encoded.json`, `texts.safetensors` and `shard_{n}.safetensors`.
+
+    The files are mapped into memory, not read: what does not fit stays on disk. A folder that was not finished is
+    continued, file by file.
+
+    Args:
+        folder: where the files are.
+        base: the model that encodes.
+        pairs: the training set.
+        config: gives size, crops, flips and their seed.
+        labels: what the masks' ids may be.
+
+    Raises:
+        GenValError: the folder holds another training set, or one of another base or size.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        base: StableDiffusion,
+        pairs: Sequence[Pair],
+        config: TrainingConfig,
+        labels: LabelSet = CITYSCAPES_IDS.labels,
+    ) -> None:
+        self.folder = folder
+        self.base = base
+        self.pairs = pairs
+        self.config = config
+        self.labels = labels
+        self._opened: dict[int, dict[str, torch.Tensor]] = {}
+        self.record = {
+            "base": checkpoint_hash(base.folder),
+            "pairs": _pairs_hash(pairs),
+            "count": len(pairs),
+            **{name: getattr(config, name) for name in ("height", "width", "flip", "image_resize", "crops", "seed")},
+        }
+        if (folder / _RECORD).exists():
+            before = read_json(folder / _RECORD)
+            differing = [
+                f"{key} {before.get(key)} (now {now})" for key, now in self.record.items() if before.get(key) != now
+            ]
+            if differing:
+                raise GenValError(
+                    f"--precompute: {folder} was encoded with {', '.join(differing)}. Give another folder, or remove "
+                    "it."
+                )
+
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are not there yet."""
+        return [number for number in range(self._shards) if not self._shard_path(number).exists()]
+
+    def finished(self) -> bool:
+        """Whether everything is there."""
+        return not self.missing() and (self.folder / _TEXTS).exists()
+
+    def write(self, workers: int, rank: int = 0, world_size: int = 1) -> None:
+        """Encode what is missing; process `rank` makes every `world_size`-th shard, the first one also the texts."""
+        from safetensors.torch import save_file
+
+        if rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
+            write_json(self.folder / _RECORD, self.record)
+        # By number, not by place among the missing: processes look at the folder at different times.
+        todo = [number for number in self.missing() if number % world_size == rank]
+        with progress_bar(len(todo), f"Encoding the training set into {self.folder}", unit="shard", rank=rank) as bar:
+            for number in todo:
+                indices = range(number * _SHARD, min((number + 1) * _SHARD, len(self.pairs)))
+                chunks = list(_encode(self.base, self.pairs, indices, self.config, workers, self.labels))
+                tensors = {
+                    "latents": torch.cat([latents for latents, _ in chunks], 2).cpu(),
+                    "masks": torch.cat([masks for _, masks in chunks], 1).cpu(),
+                }
+                with replace_file(self._shard_path(number)) as temporary:
+                    save_file(tensors, temporary)
+                bar.update()
+        if rank == 0 and not (self.folder / _TEXTS).exists():
+            texts, text_index = _encode_texts(self.base, self.pairs)
+            tensors = {"states": texts.states.cpu(), "index": text_index.cpu()}
+            if texts.pooled is not None:
+                tensors["pooled"] = texts.pooled.cpu()
+            with replace_file(self.folder / _TEXTS) as temporary:
+                save_file(tensors, temporary)
+
+    def load(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor, TextStates]:
+        """One pair: latents (C, h, w) float16, mask (H, W) uint8, and the text states of its caption, batch of one."""
+        shard, row = self._shard(draw.index // _SHARD), draw.index % _SHARD
+        crop = _crop(draw, self.config.crops)
+        mask = shard["masks"][crop, row]
+        texts = self._texts
+        text = len(texts["states"]) - 1 if draw.drop_caption else int(texts["index"][draw.index])
+        pooled = texts["pooled"][text : text + 1] if "pooled" in texts else None
+        return (
+            shard["latents"][crop, int(draw.flip), row],
+            mask.flip(-1) if draw.flip else mask,
+            TextStates(texts["states"][text : text + 1], pooled),
+        )
+
+    def to_device(self, device: torch.device) -> LatentCache:
+        """All of it in the device's memory."""
+        shards = [self._shard(number) for number in range(self._shards)]
+        texts = self._texts
+        pooled = texts["pooled"].to(device) if "pooled" in texts else None
+        return LatentCache(
+            torch.cat([shard["latents"].to(device) for shard in shards], 2),
+            torch.cat([shard["masks"].to(device) for shard in shards], 1),
+            TextStates(texts["states"].to(device), pooled),
+            texts["index"].to(device),
+        )
+
+    @property
+    def _shards(self) -> int:
+        return -(-len(self.pairs) // _SHARD)
+
+    def _shard_path(self, number: int) -> Path:
+        return self.folder / f"shard_{number:05d}.safetensors"
+
+    @functools.cached_property
+    def _texts(self) -> dict[str, torch.Tensor]:
+        return _map_file(self.folder / _TEXTS)
+
+    def _shard(self, number: int) -> dict[str, torch.Tensor]:
+        if number not in self._opened:
+            self._opened[number] = _map_file(self._shard_path(number))
+        return self._opened[number]
+
+
+class ControlNetData(LightningDataModule):
+    """The batches of a run, from where its last checkpoint stopped.
+
+    Args:
+        pairs: the training set.
+        config: the run's settings.
+        workers: threads that decode images.
+        cached: give indices into a `LatentCache` instead of images.
+        encoded: give latents from this folder instead of images.
+        labels: what the masks' ids may be.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        config: TrainingConfig,
+        workers: int = 4,
+        cached: bool = False,
+        encoded: EncodedFolder | None = None,
+        labels: LabelSet = CITYSCAPES_IDS.labels,
+    ) -> None:
+        super().__init__()
+        self.pairs = pairs
+        self.config = config
+        self.workers = workers
+        self.cached = cached
+        self.encoded = encoded
+        self.labels = labels
+
+    def train_dataloader(self) -> DrawnPairs | DrawnIndices | DrawnLatents:
+        """Endless batches: a training run is one pass of it, so that no step is cut short at an epoch's end."""
+        trainer = self.trainer
+        assert trainer is not None
+        # Checkpoints are written between optimiser steps, so this many batches have been used.
+        start = trainer.global_step * self.config.accumulate
+        plan = DrawPlan(len(self.pairs), self.config, start, trainer.global_rank, trainer.world_size)
+        if self.cached:
+            return DrawnIndices(plan, self.config.crops)
+        if self.encoded is not None:
+            return DrawnLatents(plan, self.encoded, self.workers)
+        return DrawnPairs(plan, self.pairs, self.config, self.workers, self.labels)
+
+
+def _encode(
+    base: StableDiffusion,
+    pairs: Sequence[Pair],
+    indices: Sequence[int],
+    config: TrainingConfig,
+    workers: int,
+    labels: LabelSet,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Latents (crops, V, n, C, h, w) float16 and masks (crops, n, H, W) of the chosen pairs, some at a time."""
+    draws = [
+        Draw(i, np.random.default_rng(item_seed(config.seed, f"crop {i}")).random(), False, False, 0) for i in indices
+    ]
+    chunks = []
+    for first in range(0, len(draws), _ENCODED_AT_ONCE):
+        chunk = draws[first : first + _ENCODED_AT_ONCE]
+        # Further crops lie at equal distances from the first, around the end to the beginning.
+        for crop in range(config.crops):
+            places = [(draw.place + crop / config.crops) % 1 for draw in chunk]
+            chunks.append([dataclasses.replace(draw, place=place) for draw, place in zip(chunk, places, strict=True)])
+    latents, masks = [], []
+    for batch in DrawnPairs(chunks, pairs, config, workers, labels):
+        images = batch["image"].to(base.device, non_blocking=True)
+        both = torch.cat([images, images.flip(-1)]) if config.flip else images
+        encoded = torch.cat([base.encode_images(part).half() for part in both.split(_ENCODED_AT_ONCE)])
+        latents.append(encoded.unflatten(0, (-1, len(images))))
+        masks.append(batch["mask"].to(base.device, non_blocking=True))
+        if len(masks) == config.crops:
+            yield torch.stack(latents), torch.stack(masks)
+            latents, masks = [], []
+
+
+def _encode_texts(base: StableDiffusion, pairs: Sequence[Pair]) -> tuple[TextStates, torch.Tensor]:
+    """Text states, float16, of each caption once and last of the empty one; and (N,) int64, which is whose."""
+    captions = sorted({pair.caption for pair in pairs})
+    numbers = {caption: number for number, caption in enumerate(captions)}
+    prompts = [*captions, ""]
+    texts = [base.encode_text(prompts[i : i + 256]).to(torch.float16) for i in range(0, len(prompts), 256)]
+    return TextStates.cat(texts), torch.tensor([numbers[pair.caption] for pair in pairs], device=base.device)
+
+
+def _crop(draw: Draw, crops: int) -> int:
+    """Which of a pair's encoded crops a draw means."""
+    return min(int(draw.place * crops), crops - 1)
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in memory that the device reads without the processor's help, where there is one."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+
+def _map_file(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise GenValError(f"{path} cannot be read ({error}). Remove it and run again.") from error
+
+
+def _pairs_hash(pairs: Sequence[Pair]) -> str:
+    """Twelve hexadecimal digits over the pairs: the names and sizes of their files, and their captions."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        files = [(file.name, file.stat().st_size) for file in (pair.image, pair.mask)]
+        digest.update(json.dumps([files, pair.caption]).encode())
+    return digest.hexdigest()[:12]

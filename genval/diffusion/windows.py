@@ -1,0 +1,47 @@
+"""Overlapping windows that cover a picture larger than a model was trained for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+
+# Neighbouring windows share at least this part of their side.
+_OVERLAP = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A window's place in the last two dimensions of an array."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def cut(self, array: Any) -> Any:
+        """The window of an array or tensor (..., H, W), as a view."""
+        return array[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def times(self, factor: int) -> Window:
+        """The same place in an array `factor` times as large."""
+        return Window(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
+
+
+def windows(height: int, width: int, window_height: int, window_width: int) -> list[Window]:
+    """The fewest windows that cover (height, width) with at least a quarter of their side shared, evenly spread."""
+    tops, lefts = _starts(height, window_height), _starts(width, window_width)
+    return [Window(top, left, window_height, window_width) for top in tops for left in lefts]
+
+
+def blend_weights(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """(height, width) float32 weights of a window, largest in the middle and above zero: no seam shows at its edge."""
+    down, across = (1 - (torch.arange(n, device=device) * 2 + 1 - n).abs() / (n + 1) for n in (height, width))
+    return down[:, None] * across[None]
+
+
+def _starts(side: int, window: int) -> list[int]:
+    count = 1 if side <= window else math.ceil((side - window) / (window * (1 - _OVERLAP))) + 1
+    return [round(i * (side - window) / max(1, count - 1)) for i in range(count)]

@@ -1,0 +1,275 @@
+"""What a generated picture is worth: does it show its mask, does it show its domain, is it a picture of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from genval.metrics.segmentation import iou_per_class, pixel_accuracy, plain
+from genval.runtime.errors import GenValError
+from genval.runtime.files import replace_file
+
+# Of the picture hash: side of the grey thumbnail, and of the square of its lowest frequencies.
+_THUMBNAIL = 64
+_FREQUENCIES = 16
+HASH_BITS = _FREQUENCIES**2
+# Pictures compared at a time; a block's distances take a few megabytes.
+_BLOCK = 512
+# Scores with a histogram, and what they are.
+_HISTOGRAMS = {
+    "miou": "mIoU with the mask",
+    "relative_miou": "mIoU, share of the original's",
+    "domain_probability": "probability of the domain's phrase",
+    "nearest_bits": f"bits to the nearest picture, of {HASH_BITS}",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """What a generated picture must reach to be kept."""
+
+    # The reference segmenter fails in bad weather on real streets too: a fixed share would drop a whole night. What has
+    # lost its mask stands out from its own set.
+    min_of_median: float = 0.6  # agreement, as a share of the set's median agreement
+    min_agreement: float = 0.0  # agreement: mIoU with the mask, as a share of the segmenter's mIoU on the original
+    min_domain: float = 0.5  # probability of the domain's phrase against the clear phrase
+    # Seen on the embedded world: one seed at other settings differs in up to 12 bits, another seed of one mask in 32 or
+    # more, another mask in 90 or more.
+    min_bits: int = 16  # bits of `picture_hash` in which it differs from every picture kept before it
+
+    def __post_init__(self) -> None:
+        for name, largest in (
+            ("min_of_median", 1.0),
+            ("min_agreement", math.inf),
+            ("min_domain", 1.0),
+            ("min_bits", HASH_BITS),
+        ):
+            if not 0 <= getattr(self, name) <= largest:
+                raise GenValError(f"--{name}: expected a number from 0 to {largest}, found {getattr(self, name)}.")
+
+
+def agreement(matrix: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """How well a prediction agrees with the mask a picture was made from; fit for JSON.
+
+    Args:
+        matrix: int (C, C), rows are the mask's classes.
+        names: the classes' names.
+
+    Returns:
+        `miou`, a fraction, and `iou_per_class`, both over the classes that the mask holds: so a picture and the
+        original of its mask are measured on one class set. `pixel_accuracy_percent`. None without a labelled pixel.
+    """
+    labelled = np.flatnonzero(matrix.sum(1)).tolist()
+    iou = iou_per_class(matrix)[labelled]
+    return {
+        "miou": float(iou.mean()) if len(iou) else None,
+        "pixel_accuracy_percent": plain(pixel_accuracy(matrix)),
+        "iou_per_class": {names[index]: value for index, value in zip(labelled, iou.tolist(), strict=True)},
+    }
+
+
+def relative_agreement(generated: float | None, original: float | None) -> float | None:
+    """The share of the original's mIoU that a generated picture reaches; None where the original's is 0 or unknown."""
+    return generated / original if generated is not None and original else None
+
+
+def domain_probability(images: np.ndarray, phrases: np.ndarray, logit_scale: float) -> np.ndarray:
+    """Probability of the domain's phrase against the clear one: softmax of scaled cosines.
+
+    Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (ICML 2021), 3.1.2.
+
+    Args:
+        images: CLIP's vectors of length 1, (N, D).
+        phrases: of the domain's phrase and the clear phrase, (2, D), of length 1.
+        logit_scale: CLIP's learned factor, 100 at most.
+
+    Returns:
+        float64 (N,) in 0..1.
+
+    >>> domain_probability(np.eye(2), np.eye(2), 2.0).round(4).tolist()
+    [0.8808, 0.1192]
+    """
+    cosines = images.astype(np.float64) @ phrases.astype(np.float64).T
+    return 1 / (1 + np.exp(logit_scale * (cosines[:, 1] - cosines[:, 0])))
+
+
+def picture_hash(image: np.ndarray) -> np.ndarray:
+    """A hash that survives encoding, resizing and small changes of brightness, and tells pictures of one mask apart.
+
+    Signs of the lowest frequencies of a grey thumbnail, about their median. Source: Zauner, "Implementation and
+    Benchmarking of Perceptual Image Hash Functions" (2010), 3.2.1, with 16x16 frequencies in place of 8x8.
+
+    Args:
+        image: RGB uint8 (H, W, 3).
+
+    Returns:
+        uint8 (32,), 256 bits.
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    thumbnail = cv2.resize(grey, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32)
+    low = cv2.dct(thumbnail)[:_FREQUENCIES, :_FREQUENCIES].ravel()
+    # The first is the mean brightness, far above all others.
+    return np.packbits(low > np.median(low[1:]))
+
+
+def close_pairs(hashes: np.ndarray, others: np.ndarray, below: int) -> Iterator[tuple[int, int, int]]:
+    """All pairs of pictures whose hashes differ in less than `below` bits, as (row, row of others, bits).
+
+    In blocks: memory does not grow with the number of pairs compared.
+
+    Args:
+        hashes, others: uint8 (N, 32) and (M, 32).
+        below: 0..257.
+    """
+    for i, j, bits in _distances(hashes, others):
+        for row, column in np.argwhere(bits < below).tolist():
+            yield i + row, j + column, int(bits[row, column])
+
+
+def nearest(hashes: np.ndarray, others: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """For each picture the nearest other one.
+
+    Args:
+        hashes: uint8 (N, 32).
+        others: uint8 (M, 32); None is the same pictures, where a picture is not its own neighbour.
+
+    Returns:
+        Its row and the bits they differ in, both int64 (N,); -1 and 257 where there is none.
+    """
+    rows, least = np.full(len(hashes), -1), np.full(len(hashes), HASH_BITS + 1)
+    for i, j, bits in _distances(hashes, hashes if others is None else others):
+        if others is None and i == j:
+            np.fill_diagonal(bits, HASH_BITS + 1)
+        column = bits.argmin(1)
+        found = bits[np.arange(len(bits)), column]
+        closer = found < least[i : i + len(bits)]
+        rows[i : i + len(bits)][closer] = j + column[closer]
+        least[i : i + len(bits)][closer] = found[closer]
+    return rows, least
+
+
+def _distances(hashes: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Blocks of the differing bits, (start, start of others, int64 (n, m))."""
+    words, other_words = (np.ascontiguousarray(array).view(np.uint64) for array in (hashes, others))
+    for i in range(0, len(words), _BLOCK):
+        for j in range(0, len(other_words), _BLOCK):
+            differing = words[i : i + _BLOCK, None] ^ other_words[None, j : j + _BLOCK]
+            yield i, j, np.bitwise_count(differing).sum(-1, dtype=np.int64)
+
+
+def add_neighbours(scores: Mapping[str, dict[str, Any]]) -> None:
+    """Add to each picture's scores its nearest other picture and its distance to the nearest original.
+
+    Args:
+        scores: by id, in order, each with `hash`, hexadecimal, and `original_hash` where there is an original; they
+            get `nearest` (an id), `nearest_bits` and `original_bits`.
+    """
+    ids = list(scores)
+    hashes = _from_hex(scores[item_id]["hash"] for item_id in ids)
+    rows, bits = nearest(hashes)
+    for item_id, row, distance in zip(ids, rows.tolist(), bits.tolist(), strict=True):
+        scores[item_id] |= {"nearest": ids[row], "nearest_bits": distance} if row >= 0 else {}
+    # One frame is drawn many times: its crops' hashes are compared once.
+    originals = sorted({values["original_hash"] for values in scores.values() if "original_hash" in values})
+    if originals:
+        for item_id, distance in zip(ids, nearest(hashes, _from_hex(originals))[1].tolist(), strict=True):
+            scores[item_id]["original_bits"] = distance
+
+
+def agreement_floor(scores: Iterable[Mapping[str, Any]], thresholds: Thresholds) -> tuple[str, float]:
+    """The score that agreement is judged by, and the least that is kept.
+
+    It is `relative_miou`, or `miou` in a set without originals.
+    """
+    scores = list(scores)
+    key = "relative_miou" if any("relative_miou" in values for values in scores) else "miou"
+    values = [one[key] for one in scores if one.get(key) is not None]
+    typical = float(np.median(values)) if values else 0.0
+    return key, max(thresholds.min_agreement if key == "relative_miou" else 0.0, thresholds.min_of_median * typical)
+
+
+def judge(scores: Mapping[str, Mapping[str, Any]], thresholds: Thresholds) -> dict[str, list[str]]:
+    """Why each picture is dropped: reasons by id, in order; no reason keeps it.
+
+    Agreement is judged against the set's own median (and a fixed share of the original's, where that is asked for).
+    Of near-duplicates the first one stays that nothing else speaks against. A score that was not computed (no CLIP
+    model, no originals) is not judged; one that was and has no value drops the picture.
+
+    Args:
+        scores: by id, in order, after `add_neighbours`.
+        thresholds: what must be reached.
+    """
+    key, floor = agreement_floor(scores.values(), thresholds)
+    reasons = {item_id: _faults(values, thresholds, key, floor) for item_id, values in scores.items()}
+    ids = list(scores)
+    hashes = _from_hex(scores[item_id]["hash"] for item_id in ids)
+    earlier: dict[int, list[tuple[int, int]]] = {}
+    for row, other, bits in close_pairs(hashes, hashes, thresholds.min_bits):
+        if other < row:
+            earlier.setdefault(row, []).append((other, bits))
+    for row in sorted(earlier):
+        kept = [(other, bits) for other, bits in earlier[row] if not reasons[ids[other]]]
+        if kept:
+            other, bits = min(kept, key=lambda pair: pair[::-1])
+            reasons[ids[row]].append(f"near-duplicate of {ids[other]}: {bits} bits")
+    return reasons
+
+
+def _faults(scores: Mapping[str, Any], thresholds: Thresholds, key: str, floor: float) -> list[str]:
+    """What speaks against a picture by itself."""
+    faults = []
+    agreed, domain, bits = (scores.get(name, math.inf) for name in (key, "domain_probability", "original_bits"))
+    if scores["miou"] is None:
+        faults.append("no labelled pixel")
+    elif agreed is None:
+        faults.append("agreement unknown: the segmenter finds no class of the mask in the original")
+    elif agreed < floor:
+        faults.append(f"{key} {agreed:.3f}, below {floor:.3f}")
+    if domain < thresholds.min_domain:
+        faults.append(f"domain probability {domain:.3f}, below {thresholds.min_domain}")
+    if bits < thresholds.min_bits:
+        faults.append(f"near-duplicate of an original: {bits} bits")
+    return faults
+
+
+def summary(scores: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of a table of the scores that were computed: how many, and their spread."""
+    scores = list(scores)
+    rows: list[list[Any]] = []
+    for key in ("miou", "original_miou", "relative_miou", "domain_probability", "nearest_bits", "original_bits"):
+        values = [float(one[key]) for one in scores if one.get(key) is not None]
+        if values:
+            rows.append([key, len(values), *np.percentile(values, [0, 10, 50, 90]).tolist(), float(np.mean(values))])
+    return ["score", "images", "least", "10 %", "median", "90 %", "mean"], rows
+
+
+def draw_histograms(path: Path, scores: Iterable[Mapping[str, Any]], thresholds: Thresholds, title: str) -> None:
+    """Write a PNG with a histogram of every score that was computed, each with its threshold."""
+    from matplotlib.figure import Figure
+
+    scores = list(scores)
+    values = {key: [s[key] for s in scores if s.get(key) is not None] for key in _HISTOGRAMS}
+    shown = [key for key in _HISTOGRAMS if values[key]]
+    # A figure of its own, without pyplot: no display and no state.
+    figure = Figure(figsize=(4 * max(1, len(shown)), 3), layout="constrained")
+    figure.suptitle(title)
+    judged_by, floor = agreement_floor(scores, thresholds)
+    lines = {judged_by: floor, "domain_probability": thresholds.min_domain, "nearest_bits": thresholds.min_bits}
+    for axes, key in zip(figure.subplots(1, max(1, len(shown)), squeeze=False)[0], shown, strict=False):
+        axes.hist(values[key], bins=40)
+        if key in lines:
+            axes.axvline(lines[key], color="tab:red", linestyle="--")
+        axes.set_xlabel(_HISTOGRAMS[key])
+        axes.set_ylabel("pictures")
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def _from_hex(hashes: Iterable[str]) -> np.ndarray:
+    return np.stack([np.frombuffer(bytes.fromhex(text), np.uint8) for text in hashes])

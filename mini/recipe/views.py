@@ -1,0 +1,98 @@
+"""What the captioner and the CLIP model train on: slightly changed pictures, and captions taken apart."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mini.world.captions import DOMAIN_PHRASES
+
+# The mean and deviation that CLIP's and BLIP's own preprocessing use, on the scale 0..1.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+_SHIFT = 0.06  # of the picture's side, up to +-
+_GAIN = 0.08  # of the brightness, 1 +- this
+_COARSE_SHARE = 0.25  # of the batches: generated pictures are half as high as rendered ones
+_PHRASES = {phrase: domain for domain, phrases in DOMAIN_PHRASES.items() for phrase in phrases}
+
+
+class Views:
+    """Random batches of pictures: mirrored, shifted, of other brightness, and at times of half the height.
+
+    Args:
+        images: (N, 3, H, W) uint8 RGB.
+        batch_size: pictures a batch.
+        device: where batches are made; the pictures are kept there.
+        seed: of the draw.
+    """
+
+    def __init__(self, images: Tensor, batch_size: int, device: torch.device, seed: int) -> None:
+        self._images = images.to(device)
+        self._batch_size = batch_size
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._coin = random.Random(seed)  # its own, for the device's would have to be waited for
+        self._scale = [torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD)]
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices (B,), normalised pictures float32 (B, 3, H, W), and how they moved (B, 2, 3), for `moved`."""
+        count, device, generator = self._batch_size, self._images.device, self._generator
+        index = torch.randint(len(self._images), (count,), generator=generator, device=device)
+        change = torch.rand(count, 4, generator=generator, device=device)
+        pixels = self._images[index].float() / 255
+        warp = torch.zeros(count, 2, 3, device=device)
+        warp[:, 0, 0] = torch.where(change[:, 0] < 0.5, 1.0, -1.0)
+        warp[:, 1, 1] = 1
+        warp[:, :, 2] = (2 * change[:, 1:3] - 1) * 2 * _SHIFT
+        pixels = moved(pixels, warp)
+        if self._coin.random() < _COARSE_SHARE:
+            height, width = pixels.shape[-2:]
+            coarse = F.interpolate(pixels, (height // 2, width), mode="area")
+            pixels = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+        pixels = pixels * (1 + _GAIN * (2 * change[:, 3] - 1)).view(-1, 1, 1, 1)
+        mean, std = self._scale
+        return index, (pixels - mean) / std, warp
+
+
+def moved(maps: Tensor, warp: Tensor) -> Tensor:
+    """Float maps (B, C, h, w) moved as `Views.draw` says, bilinear, mirrored at the edges."""
+    grid = F.affine_grid(warp, list(maps.shape), align_corners=False)
+    return F.grid_sample(maps, grid, padding_mode="reflection", align_corners=False)
+
+
+def held_out(count: int) -> Tensor:
+    """Which of `count` captioned pictures are measured on and not trained on: every twentieth, bool (count,)."""
+    return torch.arange(count) % 20 == 10
+
+
+def progress(step: int, steps: int, start: float, seconds: float | None) -> float:
+    """How much of a schedule is over, 0..1: by steps, or by time where that is limited and further on."""
+    elapsed = (time.perf_counter() - start) / seconds if seconds else 0.0
+    return min(1.0, max(step / steps, elapsed))
+
+
+def caption_parts(text: str) -> list[str]:
+    """The parts of a caption of the world in order; a phrase for the weather becomes its domain's name.
+
+    >>> caption_parts("a wide street and a crossing with two cars, trees and signs, on a sunny day")
+    ['a wide street', 'a crossing', 'two cars', 'trees', 'signs', 'clear']
+    """
+    body, _, weather = text.rpartition(", ")
+    if weather not in _PHRASES:
+        body, weather = text, ""
+    parts = [part for part in re.split(r", | and | with ", body) if part]
+    return [*parts, _PHRASES[weather]] if weather else parts
+
+
+def named_domains(text: str) -> set[str]:
+    """The domains whose phrase occurs in a text."""
+    return {domain for phrase, domain in _PHRASES.items() if re.search(rf"\b{phrase}\b", text)}
+
+
+def names(text: str, *words: str) -> bool:
+    """Whether one of the words occurs in a text."""
+    return any(re.search(rf"\b{word}\b", text) for word in words)

@@ -1,0 +1,25 @@
+import json
+from pathlib import Path
+
+import pytest
+from diffusion_world import Refusal, run_script
+
+COMMAND = ["benchmarks/training_speed.py", "--size", "tiny", "--accelerator", "cpu"]
+
+
+@pytest.mark.slow
+def test_rows_are_timed_and_one_that_fails_stops_no_other(tmp_path: Path) -> None:
+    output = tmp_path / "speed.json"
+    done = run_script(*COMMAND, "--rows", "proxy-2,8bit-2,ema-checkpointing-2", "--steps", 1, "--output", output)
+    assert done.returncode == 0, done.stderr
+    proxy, failed, ours = json.loads(output.read_text())["rows"]
+    assert proxy["x_proxy"] == 1 and proxy["x_published"] == pytest.approx(3.5)
+    assert "bitsandbytes" in failed["error"] and "x_proxy" not in failed
+    assert ours["images_per_second"] > 0 and ours["x_proxy"] > 0 and 0 < ours["share_of_peak"] < 1
+    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(table) == 5 and table[-1].startswith("| ema-checkpointing-2")
+
+
+@pytest.mark.parametrize("row", ["fast-8", "8-compile", "huge:8", "compile-0"])
+def test_unknown_rows_are_refused(row: str, refused: Refusal) -> None:
+    refused([*COMMAND, "--rows", row], "--rows", row)

@@ -1,0 +1,183 @@
+"""Scores of generated pictures: each beside a plain reference, and what the gate makes of them."""
+
+import cv2
+import numpy as np
+import pytest
+
+from genval.metrics.generated import (
+    HASH_BITS,
+    Thresholds,
+    add_neighbours,
+    agreement,
+    close_pairs,
+    domain_probability,
+    draw_histograms,
+    judge,
+    nearest,
+    picture_hash,
+    relative_agreement,
+    summary,
+)
+from genval.runtime.errors import GenValError
+
+NAMES = ("road", "car", "sky")
+
+
+def scored(bits=None, **values):
+    """A picture's scores; `bits` are those of its hash that are set."""
+    row = np.zeros(HASH_BITS, np.uint8)
+    row[list(bits or [])] = 1
+    return {"miou": 0.5, "relative_miou": 0.9, "hash": np.packbits(row).tobytes().hex(), **values}
+
+
+def street(seed):
+    """A picture with large and small shapes."""
+    rng = np.random.default_rng(seed)
+    noise = cv2.resize(rng.random((16, 32, 3), np.float32), (256, 128), interpolation=cv2.INTER_CUBIC)
+    return np.clip(40 + 160 * noise, 0, 255).astype(np.uint8)
+
+
+def test_agreement_is_over_the_classes_of_the_mask():
+    mask, prediction = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 2, 1, 0])
+    matrix = np.zeros((3, 3), np.int64)
+    np.add.at(matrix, (mask, prediction), 1)
+    values = agreement(matrix, NAMES)
+    expected = {}
+    for index in np.unique(mask):
+        both = ((mask == index) & (prediction == index)).sum()
+        expected[NAMES[index]] = both / ((mask == index) | (prediction == index)).sum()
+    # "sky" is predicted and not in the mask: it has no part in the mean, but costs "road" a pixel.
+    assert values["iou_per_class"] == pytest.approx(expected) and set(expected) == {"road", "car"}
+    assert values["miou"] == pytest.approx(np.mean(list(expected.values())))
+    assert values["pixel_accuracy_percent"] == pytest.approx(100 * (mask == prediction).mean())
+
+
+def test_a_mask_without_a_labelled_pixel_has_no_agreement():
+    assert agreement(np.zeros((3, 3), np.int64), NAMES) == {
+        "miou": None,
+        "pixel_accuracy_percent": None,
+        "iou_per_class": {},
+    }
+    assert relative_agreement(None, 0.5) is None
+    assert relative_agreement(0.2, 0.0) is None and relative_agreement(0.2, None) is None
+    assert relative_agreement(0.2, 0.4) == 0.5
+
+
+def test_the_domain_s_probability_is_a_softmax():
+    rng = np.random.default_rng(0)
+    images, phrases = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rng.normal(size=(n, 8)) for n in (5, 2)))
+    logits = 20.0 * images @ phrases.T
+    expected = np.exp(logits[:, 0]) / np.exp(logits).sum(1)
+    assert domain_probability(images.astype(np.float32), phrases.astype(np.float32), 20.0) == pytest.approx(
+        expected, abs=1e-5
+    )
+
+
+def test_the_hash_stays_near_under_small_changes_and_tells_pictures_apart():
+    image = street(0)
+    plain = np.unpackbits(picture_hash(image))
+    jpeg = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 60])[1], cv2.IMREAD_COLOR)
+    changed = {
+        "jpeg": jpeg,
+        "darker": (image * 0.8).astype(np.uint8),
+        "half size": cv2.resize(image, (128, 64), interpolation=cv2.INTER_AREA),
+    }
+    for name, other in changed.items():
+        assert (plain != np.unpackbits(picture_hash(other))).sum() < Thresholds().min_bits, name
+    distances = [(plain != np.unpackbits(picture_hash(street(seed)))).sum() for seed in range(1, 9)]
+    assert min(distances) > 4 * Thresholds().min_bits
+
+
+def test_neighbours_in_blocks_are_those_of_all_pairs():
+    rng = np.random.default_rng(0)
+    hashes, others = (rng.integers(256, size=(n, 32), dtype=np.uint8) for n in (700, 530))
+    hashes[650] = hashes[3]  # in another block
+    bits = np.unpackbits(hashes, axis=1).astype(int)
+    distances = (bits[:, None] != np.unpackbits(others, axis=1)[None]).sum(-1)
+    own = (bits[:, None] != bits[None]).sum(-1)
+    np.fill_diagonal(own, HASH_BITS + 1)
+    rows, least = nearest(hashes, others)
+    assert (least == distances.min(1)).all() and (rows == distances.argmin(1)).all()
+    rows, least = nearest(hashes)
+    assert (least == own.min(1)).all() and (rows == own.argmin(1)).all() and least[3] == 0 and rows[3] == 650
+    found = {(i, j): n for i, j, n in close_pairs(hashes, others, 100)}
+    assert found == {(i, j): distances[i, j] for i, j in np.argwhere(distances < 100).tolist()}
+    assert [int(x[0]) for x in nearest(hashes[:1])] == [-1, HASH_BITS + 1]
+
+
+def test_the_first_of_near_duplicates_stays_that_nothing_else_speaks_against():
+    scores = {
+        "bad": scored(range(4), relative_miou=0.2),
+        "first": scored(range(6)),
+        "copy": scored(range(10)),
+        "copy of the copy": scored(range(21)),  # 15 bits from what it could copy that is kept
+        "other": scored(range(100, 180)),
+    }
+    add_neighbours(scores)
+    assert scores["bad"]["nearest"] == "first" and scores["bad"]["nearest_bits"] == 2
+    reasons = judge(scores, Thresholds())
+    assert [key for key, why in reasons.items() if not why] == ["first", "other"]
+    assert reasons["bad"] == ["relative_miou 0.200, below 0.540"]
+    assert reasons["copy"] == ["near-duplicate of first: 4 bits"]
+    assert reasons["copy of the copy"] == ["near-duplicate of first: 15 bits"]
+    # What was only near a dropped picture stays.
+    scores["copy of the copy"] = scored(range(25))
+    assert judge(scores, Thresholds())["copy of the copy"] == []
+
+
+def test_a_copy_of_an_original_is_dropped():
+    scores = {"a": scored([1], original_hash=scored([1, 2])["hash"]), "b": scored(range(50, 99))}
+    add_neighbours(scores)
+    # Every original counts, not only the one of its own mask.
+    assert scores["a"]["original_bits"] == 1 and scores["b"]["original_bits"] == 51
+    assert judge(scores, Thresholds())["a"] == ["near-duplicate of an original: 1 bits"]
+
+
+def test_what_was_not_computed_is_not_judged_and_what_is_unknown_drops():
+    lone = {"a": {"miou": 0.1, "hash": scored()["hash"]}}
+    add_neighbours(lone)
+    assert judge(lone, Thresholds()) == {"a": []} and "nearest" not in lone["a"]
+    for values, said in (
+        ({"miou": None, "relative_miou": None}, "no labelled pixel"),
+        ({"relative_miou": None}, "agreement unknown"),
+        ({"domain_probability": 0.4999}, "domain probability 0.500, below 0.5"),
+    ):
+        reasons = judge({"a": scored(**values)}, Thresholds())["a"]
+        assert len(reasons) == 1 and said in reasons[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"min_of_median": 1.1},
+        {"min_agreement": -0.1},
+        {"min_domain": 1.5},
+        {"min_bits": 300},
+        {"min_agreement": float("nan")},
+    ],
+)
+def test_thresholds_out_of_range_are_refused(values):
+    with pytest.raises(GenValError, match=f"--{next(iter(values))}: expected"):
+        Thresholds(**values)
+
+
+def test_summary_and_histograms_have_what_was_computed(tmp_path):
+    scores = [scored(nearest_bits=bits) for bits in (10, 20, 30)]
+    header, rows = summary(scores)
+    assert [row[0] for row in rows] == ["miou", "relative_miou", "nearest_bits"]
+    assert rows[2] == pytest.approx(["nearest_bits", 3, 10, 12, 20, 28, 20]) and len(header) == 7
+    draw_histograms(tmp_path / "scores.png", scores, Thresholds(), "fog")
+    wide = cv2.imread(str(tmp_path / "scores.png")).shape
+    draw_histograms(tmp_path / "one.png", [{"miou": 0.5}], Thresholds(), "fog")
+    assert wide[1] == 3 * cv2.imread(str(tmp_path / "one.png")).shape[1]
+
+
+def test_agreement_is_judged_by_the_set_s_own_median():
+    night = {f"n{i}": scored([i * 20], relative_miou=value) for i, value in enumerate([0.2, 0.21, 0.22, 0.11, 0.3])}
+    assert [key for key, why in judge(night, Thresholds(min_bits=0)).items() if why] == ["n3"]
+    strict = judge(night, Thresholds(min_agreement=0.5, min_bits=0))
+    assert all(strict.values()) and strict["n0"] == ["relative_miou 0.200, below 0.500"]
+    # Without originals the mIoU itself is judged, and a share of what is not there is not asked for.
+    bare = {key: {"miou": values["relative_miou"], "hash": values["hash"]} for key, values in night.items()}
+    reasons = judge(bare, Thresholds(min_agreement=0.5, min_bits=0))
+    assert [key for key, why in reasons.items() if why] == ["n3"] and reasons["n3"][0].startswith("miou 0.110, below")

@@ -1,0 +1,258 @@
+"""ControlNet/check_generated.py: its scores and gate, what it refuses; a killed run goes on to the same bytes."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from relis_world import fake_segmenters, labelled, load_script
+
+from genval.datasets.labels import CITYSCAPES, CLASSES
+from genval.metrics.confusion import confusion_matrix
+from genval.metrics.generated import agreement
+from genval.runtime.cli import run
+from genval.runtime.files import read_jsonl, write_jsonl, write_png
+from genval.runtime.paths import REPO_ROOT
+
+CITY = "val/munster"
+WRONG = "fog_2_c"  # its picture is of another mask
+COPY = "fog_4_e"  # its mask and picture are those of fog_0_a
+IDS = ["fog_0_a", "fog_1_b", WRONG, "fog_3_d", COPY]
+
+
+def make_set(root):
+    """Five generated pictures; the segmenters of `relis_world` read the mask from their red channel."""
+    folder = root / "images/fog"
+    for number, name in enumerate(IDS):
+        seed = 0 if name == COPY else number
+        image, label_ids = labelled(seed)
+        picture = image.copy()
+        if name == WRONG:
+            picture[..., 0] = labelled(7)[0][..., 0]
+        original = labelled(seed + 100)[0]
+        original[..., 0] = CITYSCAPES.to_train_ids(label_ids)
+        write_png(folder / f"leftImg8bit/{CITY}/{name}_leftImg8bit.png", picture)
+        write_png(folder / f"original/{CITY}/{name}_leftImg8bit.png", original)
+        write_png(folder / f"gtFine/{CITY}/{name}_gtFine_labelIds.png", label_ids)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_set(tmp_path)
+
+
+@pytest.fixture
+def check(folder, monkeypatch, capsys):
+    """`check(*flags)` runs the script in this process; returns exit code, output and errors."""
+    monkeypatch.setitem(sys.modules, "genval.segmenters", fake_segmenters())
+
+    def call(*flags, script="ControlNet/check_generated"):
+        module = load_script(script)
+        where = ["--folder", folder, "--segmenter", "good"] if script.startswith("ControlNet") else []
+        argv = [script, *where, "--accelerator", "cpu", "--devices", "1", *flags]
+        monkeypatch.setattr(sys, "argv", list(map(str, argv)))
+        capsys.readouterr()
+        code = 0
+        try:
+            run(module.main, module.parse_args)
+        except SystemExit as exit_:
+            code = exit_.code
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+def read_gate(folder):
+    gate = json.loads((folder / "gate.json").read_text())
+    return [entry["id"] for entry in gate["kept"]], {entry["id"]: entry["reasons"] for entry in gate["dropped"]}
+
+
+def digest(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+
+
+def test_scores_gate_and_histograms(check, folder):
+    code, out, err = check()
+    assert code == 0, err
+    scores = {record["id"]: record["scores"] for record in read_jsonl(folder / "scores.jsonl")}
+    assert list(scores) == sorted(IDS)
+    for number, name in enumerate(IDS):
+        seed = 0 if name == COPY else number
+        image, label_ids = labelled(seed)
+        train_ids = CITYSCAPES.to_train_ids(label_ids)
+        if name == WRONG:
+            image[..., 0] = labelled(7)[0][..., 0]
+        classes = image[..., 0].clip(max=18)
+        prediction = np.where(image[..., 1] < 256 * 0.1, (classes + 1) % 19, classes)
+        expected = agreement(confusion_matrix(train_ids, prediction), CLASSES)
+        assert scores[name]["miou"] == pytest.approx(expected["miou"], abs=1e-12)
+        assert scores[name]["iou_per_class"] == pytest.approx(expected["iou_per_class"])
+        assert scores[name]["relative_miou"] == pytest.approx(expected["miou"] / scores[name]["original_miou"])
+        assert scores[name]["original_miou"] > 0.5
+        assert not {"clip", "phrases", "domain_probability"} & scores[name].keys()  # absent without --clip, not zero
+    kept, dropped = read_gate(folder)
+    assert kept == ["fog_0_a", "fog_1_b", "fog_3_d"]
+    assert dropped.keys() == {WRONG, COPY} and dropped[COPY] == ["near-duplicate of fog_0_a: 0 bits"]
+    assert dropped[WRONG][0].startswith("relative_miou 0.")
+    assert "3 kept, 2 dropped" in out and f"dropped {COPY}: near-duplicate" in out
+    assert (folder / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_thresholds_need_no_new_scores(check, folder):
+    assert check()[0] == 0
+    before = (folder / "scores.jsonl").read_bytes()
+    code, out, _ = check("--min_of_median", "0", "--min_bits", "0")
+    assert code == 0 and "Scored 0 images" in out and "5 kept, 0 dropped" in out
+    assert (folder / "scores.jsonl").read_bytes() == before
+    assert "Scored 5 images" in check("--overwrite")[1]
+    assert (folder / "scores.jsonl").read_bytes() == before
+    # Another segmenter's scores are others, and so are those of a picture that was made again.
+    assert "Scored 5 images" in check("--segmenter", "fair")[1]
+    write_png(folder / f"leftImg8bit/{CITY}/fog_1_b_leftImg8bit.png", labelled(1)[0][::-1].copy())
+    assert "Scored 1 images" in check("--segmenter", "fair", "--batch_size", 1)[1]
+
+
+def test_scores_go_into_the_lines_of_a_manifest(check, folder):
+    lines = [{"id": name, "seed": number, "domain_text": "in fog"} for number, name in enumerate(reversed(IDS))]
+    write_jsonl(folder / "manifest.jsonl", lines)
+    assert check()[0] == 0
+    written = read_jsonl(folder / "manifest.jsonl")
+    assert [{key: record[key] for key in lines[0]} for record in written] == lines
+    assert all(record["scores"]["miou"] > 0 for record in written)
+    assert not (folder / "scores.jsonl").exists()
+    assert "Scored 0 images" in check()[1] and read_jsonl(folder / "manifest.jsonl") == written
+    write_jsonl(folder / "manifest.jsonl", written[1:])
+    code, _, err = check()
+    assert code == 2 and "1 pictures that its manifest.jsonl lacks" in err
+
+
+def test_without_originals_the_agreement_itself_is_judged(check, folder):
+    for path in (folder / "original").rglob("*.png"):
+        path.unlink()
+    assert check()[0] == 0
+    assert not any("relative_miou" in record["scores"] for record in read_jsonl(folder / "scores.jsonl"))
+    reasons = read_gate(folder)[1]
+    assert reasons.keys() == {WRONG, COPY} and reasons[WRONG][0].startswith("miou 0.")
+
+
+def test_with_clip_the_domain_is_judged(check, folder, caption_models):
+    from genval.captions.clip import load_clip
+    from genval.runtime.files import read_image
+
+    code, _, err = check("--clip", caption_models.clip, "--clear_phrase", "at night")
+    assert code == 0, err
+    clip = load_clip(str(caption_models.clip))
+    phrases = ["a street in fog", "a street at night"]
+    for record in read_jsonl(folder / "scores.jsonl"):
+        image = read_image(folder / f"leftImg8bit/{CITY}/{record['id']}_leftImg8bit.png")
+        logits = clip.logit_scale * (clip.encode_images([image]) @ clip.encode_texts(phrases).T)[0]
+        assert record["scores"]["phrases"] == phrases and record["scores"]["clip_hash"] == clip.hash
+        assert record["scores"]["domain_probability"] == pytest.approx(logits.softmax(0)[0].item(), abs=1e-4)
+    code, out, _ = check("--clip", caption_models.clip, "--clear_phrase", "at night", "--min_domain", 1)
+    assert code == 0 and "Scored 0 images" in out
+    dropped = read_gate(folder)[1]
+    assert len(dropped) == 5 and all(any("domain probability" in why for why in whys) for whys in dropped.values())
+
+
+def test_a_damaged_picture_stops_or_is_set_aside(check, folder):
+    path = folder / f"leftImg8bit/{CITY}/fog_1_b_leftImg8bit.png"
+    path.write_bytes(path.read_bytes()[:200])
+    code, _, err = check()
+    assert code == 2 and "fog_1_b_leftImg8bit.png cannot be decoded" in err and not (folder / "gate.json").exists()
+    assert check("--skip_bad")[0] == 0
+    kept, dropped = read_gate(folder)
+    assert "fog_1_b" not in kept and "cannot be decoded" in dropped["fog_1_b"][0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--segmenter", "nan"], "gives NaN or infinite logits"),
+        (["--segmenter", "none"], "Unknown segmenter 'none'"),
+        (["--min_domain", "2"], "--min_domain: expected a number from 0 to 1.0, found 2.0"),
+        (["--clip", "nowhere"], "No CLIP model nowhere"),
+        (["--clip", "x", "--clip_template", "a street"], "--clip_template: expected a text with {phrase}"),
+    ],
+)
+def test_refusals_are_one_line(check, flags, said):
+    code, _, err = check(*flags)
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 2 and len(lines) == 1 and said in lines[0], err
+
+
+def test_an_unknown_domain_needs_words_for_clip(check, folder):
+    other = folder.rename(folder.with_name("thick-smoke"))
+    code, _, err = check("--folder", other, "--clip", "x")
+    assert code == 2 and "What is thick-smoke in words?" in err
+
+
+def test_dry_run_writes_nothing(check, folder):
+    code, out, _ = check("--dry_run", "--limit", 2)
+    assert code == 0 and "Would judge 2 images" in out and not digest(folder)
+
+
+def test_eval_heeds_the_gate(check, folder, tmp_path):
+    assert check()[0] == 0
+    flags = ["--trg_dataset", "Cityscapes_fog", "--generated_dir", tmp_path / "images", "--model_arch", "fair"]
+    flags += ["--root_exp_dir", tmp_path / "results"]
+    code, out, err = check(*flags, "--gate", script="relis/eval")
+    assert code == 0, err
+    metrics = next((tmp_path / "results").rglob("metrics.json"))
+    values = json.loads(metrics.read_text())
+    assert (values["images"], values["dropped_by_gate"]) == (3, 2)
+    assert "2 images dropped by its gate.json" in out
+    assert [entry["reason"].startswith("gate: ") for entry in values["skipped"]] == [True, True]
+    code, out, err = check(*flags, script="relis/eval")
+    values = json.loads(metrics.read_text())
+    assert code == 0 and values["images"] == 5 and "dropped_by_gate" not in values
+    # A gate that keeps nothing leaves no figures of an earlier run behind.
+    assert check("--min_agreement", 9)[0] == 0
+    code, _, err = check(*flags, "--gate", script="relis/eval")
+    assert code == 2 and "there is nothing to measure" in err
+    (folder / "gate.json").unlink()
+    code, _, err = check(*flags, "--gate", script="relis/eval")
+    assert code == 2 and "Run: python ControlNet/check_generated.py" in err
+
+
+def start(folder, *flags, delay=0.0):
+    command = [
+        sys.executable, REPO_ROOT / "ControlNet/check_generated.py", "--folder", folder, "--accelerator", "cpu",
+        "--segmenter", "relis_world:slow_segmenter", "--batch_size", "1", *flags,
+    ]  # fmt: skip
+    environment = os.environ | {
+        "PYTHONPATH": str(REPO_ROOT / "tests/scripts"),
+        "DELAY": str(delay),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_two_processes_give_the_bytes_of_one(tmp_path):
+    folders = {name: make_set(tmp_path / name) for name in ("one", "killed", "two")}
+    process = start(folders["one"], "--devices", "1")
+    assert "Scored 5 images" in process.communicate(timeout=180)[0]
+    process = start(folders["killed"], "--devices", "1", delay=0.4)
+    journal = folders["killed"] / "scores.jsonl"
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (folders["killed"] / "gate.json").exists()
+    with open(journal, "ab") as stream:
+        stream.write(b'{"id": "fog_3_d", "sco')  # a line that was being written
+    out, err = start(folders["killed"], "--devices", "1").communicate(timeout=180)
+    assert "Scored 5 images" not in out and "kept" in out, err
+    _, err = start(folders["two"], "--devices", "2").communicate(timeout=180)
+    results = [digest(folder) for folder in folders.values()]
+    assert results[0].keys() == {"scores.jsonl", "scores.png", "gate.json"}
+    assert results[1] == results[0] and results[2] == results[0], err
