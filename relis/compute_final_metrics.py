@@ -1,4 +1,4 @@
-"""Pool evaluated images over scenes and conditions: pixel accuracy, mIoU, IoU of each class; no inference.
+"""Pool evaluated images over scenes and conditions: every figure again, with its 95 % interval; no inference.
 
 Reads:  what relis/eval.py wrote below --root_exp_dir
 Writes: {results_dir}/{model_arch}/{trg_dataset}/{conditions}.json, and .csv, _per_class.csv, _per_image.csv beside it
@@ -12,9 +12,12 @@ for what it is compared with (Cityscapes_india, Cityscapes).
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genval.runtime import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     what = parser.add_argument_group("what is pooled")
     what.add_argument("--model_arch", required=True, help="models as given to relis/eval.py, or all")
     what.add_argument("--src_dataset", default="Cityscapes", help="what the models were trained on; only recorded")
-    what.add_argument("--trg_dataset", required=True, type=cli.comma_list, help="Cityscapes, ACDC, Cityscapes_fog, ...")
+    what.add_argument("--trg_dataset", required=True, type=cli.dataset_list, help="Cityscapes, ACDC, Cityscapes_fog")
     what.add_argument("--cond", type=cli.comma_list, default="all", help="conditions, paired with --scene if as many")
     what.add_argument("--scene", type=cli.comma_list, default="all", help="cities, recordings or folders")
     what.add_argument(
@@ -51,52 +54,58 @@ def main(args: argparse.Namespace) -> None:
         for model in model_list(args.model_arch, args.preset)
         for dataset in args.trg_dataset
     ]
-    header = ["model", "data set", "images", "mIoU %", "± s.e.", "pixel accuracy %", "mean class accuracy %"]
+    header = ["model", "data set", "images", "mIoU %", "from", "to", "pixel accuracy %", "mean class accuracy %"]
+    header += ["ECE %", "AUROC of errors %"]
     print(markdown_table(header, rows, digits=2))
     print(f"wrote {args.results_dir}/{{model}}/{{data set}}/{file_name(args)}.json and .csv tables beside it")
 
 
 def pool(args: argparse.Namespace, model: str, dataset: str, scenes: list[Any]) -> list[Any]:
     """One model on one data set: write its files, return its row of the table."""
-    import numpy as np
-
     from genval.datasets import CLASS_SETS, CLASSES, classes_of
-    from genval.metrics.results import folder_name, per_image_table
-    from genval.metrics.segmentation import figures, mean_iou, miou_standard_error, plain
+    from genval.metrics.results import folder_name, summarise
+    from genval.metrics.segmentation import miou_standard_error, plain
     from genval.metrics.tables import percent
     from genval.runtime.files import write_csv, write_json
     from genval.runtime.paths import resolve
 
     fixed = args.classes != "present"
     classes = CLASS_SETS[args.classes] if fixed else classes_of(dataset)
-    images = [(results, record["id"], matrix) for results in scenes for record, matrix in results.read()]
-    matrices = [matrix for _, _, matrix in images]
-    total = np.sum(matrices, axis=0)
-    overall = figures(total, CLASSES, classes_of(dataset), CLASS_SETS)
-    overall["miou"] = plain(mean_iou(total, classes, complete=fixed))
-    overall["miou_standard_error"] = plain(miou_standard_error(matrices, classes))
-    header, rows = per_image_table([item_id for _, item_id, _ in images], matrices, classes)
+    places: list[Any] = []
+    matrices: list[Any] = []
+
+    def each_image() -> Iterator[Any]:
+        for results in scenes:
+            for record, statistics in results.read_pixels():
+                places.append(results)
+                matrices.append(statistics.confusion)
+                yield record["id"], statistics
+
+    summary = summarise(each_image(), CLASSES, classes, CLASS_SETS, fixed)
+    overall = summary.figures | {"miou_standard_error": plain(miou_standard_error(matrices, classes))}
+    header, rows = summary.table
 
     stem = resolve(args.results_dir) / folder_name(model) / dataset / file_name(args)
     write_csv(
         stem.with_name(f"{stem.name}_per_image.csv"),
         ["cond", "scene", *header],
-        [[results.cond, results.scene, *row] for (results, _, _), row in zip(images, rows, strict=True)],
+        [[results.cond, results.scene, *row] for results, row in zip(places, rows, strict=True)],
     )
-    labelled, iou = total.sum(1).tolist(), overall["iou_per_class"]
+    labelled, iou = summary.total.confusion.sum(1).tolist(), overall["iou_per_class"]
     write_csv(
         stem.with_name(f"{stem.name}_per_class.csv"),
         ["class", "iou", "in_mean", "labelled_pixels"],
         [[name, iou[name], int(index in classes), labelled[index]] for index, name in enumerate(CLASSES)],
     )
     about = {"model": model, "src_dataset": args.src_dataset, "dataset": dataset, "classes": args.classes}
-    about |= {"images": len(images), "scenes": [f"{results.cond}/{results.scene}" for results in scenes]}
+    about |= {"images": len(rows), "scenes": [f"{results.cond}/{results.scene}" for results in scenes]}
     single = {key: value for key, value in (about | overall).items() if not isinstance(value, (dict, list))}
     write_csv(stem.with_name(f"{stem.name}.csv"), list(single), [list(single.values())])
     write_json(stem.with_name(f"{stem.name}.json"), about | overall)
-    percents = [percent(overall[key]) for key in ("miou", "miou_standard_error")]
+    low, high = map(percent, overall["intervals"]["miou"])
     accuracies = [overall["pixel_accuracy_percent"], percent(overall["mean_class_accuracy"])]
-    return [model, dataset, len(images), *percents, *accuracies]
+    others = [percent(overall["ece"]), percent(overall["auroc"])]
+    return [model, dataset, len(rows), percent(overall["miou"]), low, high, *accuracies, *others]
 
 
 def file_name(args: argparse.Namespace) -> str:

@@ -25,7 +25,7 @@ class Item:
     mask: Path
     cond: str  # clean, fog, night, ...
     scene: str  # city, recording or folder
-    label_space: str = "cityscapes"  # what the mask's ids mean: a key of labels.LABEL_SPACES
+    label_space: str = "cityscapes"  # what the mask's ids mean: see labels.find_label_space
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,15 @@ def find_items(
     An image and its mask belong together by name; the order of files on the disk does not matter.
 
     Args:
-        dataset: a name of `layouts.LAYOUTS`, or `Cityscapes_{domain}`.
-        cond: condition or conditions, or "all".
+        dataset: a name of `layouts.LAYOUTS`, `Cityscapes_{domain}`, or `folder:IMAGES,MASKS,LABELS`.
+        cond: condition or conditions, or "all"; of MUSES, whose conditions are such as "fog_night", a part will do.
         scene: city, recording or folder, one or several, or "all".
         split: a split's folder, or "all" (every split with public labels); None is the data set's usual one.
         root: the data set's folder, where it is not one that `layouts.find_root` finds.
         datasets_dir: the folder of the data sets.
         generated_dir: the folder of the generated sets.
-        set_aside: images without a mask and masks without an image are added to this list instead of being an error.
+        set_aside: images without a mask, masks without an image and files of one id are added to this list instead of
+            being an error.
 
     Returns:
         The items sorted by condition, scene and id; never empty.
@@ -81,7 +82,9 @@ def find_items(
     split = split or layout.default_split
     splits = layout.splits if split == ALL else (split,)
     images = _scan(root, layout, layout.images, splits, (layout.image_suffix,), IMAGE_EXTENSIONS)
-    masks = _scan(root, layout, layout.masks, splits, layout.mask_suffixes, MASK_EXTENSIONS)
+    masks: dict[_Key, list[Path]] = {}
+    for template in (layout.masks, *layout.other_masks):
+        masks = masks or _scan(root, layout, template, splits, layout.mask_suffixes, MASK_EXTENSIONS)
     _require_files(images, root / layout.images, layout.image_suffix, IMAGE_EXTENSIONS, dataset, splits)
     _require_files(masks, root / layout.masks, layout.mask_suffixes[0], MASK_EXTENSIONS, dataset, splits)
 
@@ -91,11 +94,13 @@ def find_items(
     scenes = _choose("scene", scene, {key.scene for key in of_cond}, dataset, layout)
     wanted = sorted(key for key in of_cond if key.scene in scenes)
 
+    _check_unique(wanted, images, set_aside)
+    _check_unique(wanted, masks, set_aside)
     _check_pairs(wanted, images, masks, root, layout, set_aside)
-    paired = [key for key in wanted if key in images and key in masks]
+    paired = [key for key in wanted if len(images.get(key, ())) == len(masks.get(key, ())) == 1]
     if not paired:
         raise GenValError(f"No image of {dataset} in {root} has a mask: expected names as in {_expected(layout)}.")
-    return [Item(key.id, images[key], masks[key], key.cond, key.scene, layout.label_space) for key in paired]
+    return [Item(key.id, images[key][0], masks[key][0], key.cond, key.scene, layout.label_space) for key in paired]
 
 
 def _scan(
@@ -105,21 +110,18 @@ def _scan(
     splits: Sequence[str],
     suffixes: Sequence[str],
     extensions: Collection[str],
-) -> dict[_Key, Path]:
+) -> dict[_Key, list[Path]]:
     """Every file of one kind, by (condition, scene, id)."""
-    found: dict[_Key, Path] = {}
+    found: dict[_Key, list[Path]] = {}
     for folder, names in _folders(root, template, splits):
         for path in sorted(folder.iterdir()):
             suffix = next((end for end in suffixes if path.stem.endswith(end)), None)
             if suffix is None or path.suffix.lower() not in extensions or path.name.startswith("."):
                 continue
             item_id = path.stem.removesuffix(suffix)
-            scene = names.get("scene") or item_id.partition(layout.scene_separator)[0]
-            cond = names.get("cond") or dict(layout.cond_by_scene).get(scene, layout.cond)
-            key = _Key(cond, scene, item_id)
-            if key in found:
-                raise GenValError(f"Two files for {item_id}: {found[key]} and {path}. Remove one of them.")
-            found[key] = path
+            scene = names.get("scene") or layout.scene.format(**names) or item_id.partition(layout.scene_separator)[0]
+            cond = names.get("cond") or dict(layout.cond_by_scene).get(scene) or layout.cond.format(**names)
+            found.setdefault(_Key(cond, scene, item_id), []).append(path)
     return found
 
 
@@ -127,7 +129,7 @@ def _folders(root: Path, template: str, splits: Sequence[str]) -> Iterator[tuple
     """Every folder that fits the template, with what its placeholders stand for."""
     places: list[tuple[Path, dict[str, str]]] = [(root, {})]
     for part in template.split("/"):
-        if part == "{split}":
+        if part == "{split}" and splits:
             places = [(place / split, {**names, "split": split}) for place, names in places for split in splits]
         elif part.startswith("{"):
             places = [
@@ -147,7 +149,8 @@ def _require_files(
 ) -> None:
     if files:
         return
-    pattern = str(place).replace("{split}", splits[0] if len(splits) == 1 else "{" + ",".join(splits) + "}")
+    names = splits[0] if len(splits) == 1 else "{" + ",".join(splits) + "}"
+    pattern = str(place).replace("{split}", names) if splits else str(place)
     endings = extensions[0] if len(extensions) == 1 else "{" + ",".join(end[1:] for end in extensions) + "}"
     dot = "" if endings.startswith(".") else "."
     raise GenValError(
@@ -163,6 +166,9 @@ def _choose(kind: str, asked: str | Sequence[str], known: set[str], dataset: str
     flag = "cond" if kind == "condition" else "scene"
     if kind == "condition":
         names = [layout.cond if name in layout.cond_aliases else name for name in names]
+        if "{" in layout.cond:  # put together from parts: "night" is every condition at night
+            whole = {name: [cond for cond in known if name in cond.split("_")] or [name] for name in names}
+            names = [cond for name in names for cond in whole[name]]
     for name in names:
         if name not in known:
             generated = (
@@ -177,10 +183,20 @@ def _choose(kind: str, asked: str | Sequence[str], known: set[str], dataset: str
     return set(names)
 
 
+def _check_unique(wanted: Sequence[_Key], files: dict[_Key, list[Path]], set_aside: list[BadFile] | None) -> None:
+    for key in wanted:
+        first, *others = files.get(key, [Path()])
+        if others and set_aside is None:
+            raise GenValError(f"Two files for {key.id}: {first} and {others[0]}. Remove one of them.")
+        if others and set_aside is not None:
+            reason = f"another file of this id: {others[0]}"
+            set_aside.append(BadFile(key.id, key.cond, key.scene, str(first), reason))
+
+
 def _check_pairs(
     wanted: Sequence[_Key],
-    images: dict[_Key, Path],
-    masks: dict[_Key, Path],
+    images: dict[_Key, list[Path]],
+    masks: dict[_Key, list[Path]],
     root: Path,
     layout: Layout,
     set_aside: list[BadFile] | None,
@@ -191,10 +207,10 @@ def _check_pairs(
             (masks, images, "mask without an image"),
         ):
             lonely = [key for key in wanted if key in files and key not in others]
-            set_aside += [BadFile(key.id, key.cond, key.scene, str(files[key]), reason) for key in lonely]
+            set_aside += [BadFile(key.id, key.cond, key.scene, str(files[key][0]), reason) for key in lonely]
         return
-    lonely_images = [images[key] for key in wanted if key not in masks]
-    lonely_masks = [masks[key] for key in wanted if key not in images]
+    lonely_images = [images[key][0] for key in wanted if key not in masks]
+    lonely_masks = [masks[key][0] for key in wanted if key not in images]
     faults = []
     if lonely_images:
         faults.append(f"{_count(lonely_images, 'image')} without a mask ({_first(lonely_images, root)})")

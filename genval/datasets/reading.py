@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genval.datasets.items import BadFile, Item
-from genval.datasets.labels import LABEL_SPACES
+from genval.datasets.labels import find_label_space
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_mask
 
@@ -42,7 +42,7 @@ def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
             f"{item.image} and {item.mask} differ in size: expected one size, found {_size(image)} and "
             f"{_size(label_ids)} pixels. Resize the mask by nearest neighbour, or use --skip_bad."
         )
-    return image, LABEL_SPACES[item.label_space].to_train_ids(label_ids, str(item.mask))
+    return image, find_label_space(item.label_space).to_train_ids(label_ids, str(item.mask))
 
 
 def readable(items: Sequence[Item], set_aside: list[BadFile], workers: int = 4) -> list[Item]:

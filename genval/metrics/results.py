@@ -2,7 +2,10 @@
 
     {root_exp_dir}/{model}/{dataset}/{cond}/{scene}/predictions/{id}.png     trainIds, uint8 (H, W)
                                                     statistics/{id}.json     the image's confusion matrix, and of what
-                                                    metrics.json             figures of the whole scene
+                                                    statistics/{id}.npz      counts and sums of its confidences
+                                                    logits.safetensors       with --save logits: pixels of each image
+                                                    features.safetensors     with --save features: a vector an image
+                                                    metrics.json             figures of the whole scene, with intervals
                                                     confusion_matrix.csv     of the whole scene, rows are labels
                                                     per_image.csv            figures of each image
                                                     manifest.jsonl           one line an image
@@ -15,11 +18,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import json
-import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +32,34 @@ from typing import Any
 import numpy as np
 
 import path_dicts
-from genval.metrics.confusion import confusion_matrix
-from genval.metrics.segmentation import figures, mean_class_accuracy, mean_iou, pixel_accuracy, plain
+from genval.artifacts.fingerprint import file_mark
+from genval.metrics.reliability import pool, reliability_figures
+from genval.metrics.segmentation import (
+    batch_figures,
+    figures,
+    mean_class_accuracy,
+    mean_iou,
+    pixel_accuracy,
+    plain,
+)
+from genval.metrics.statistics import PixelStatistics
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_jsonl, write_bytes, write_csv, write_json, write_jsonl, write_png
 from genval.runtime.paths import REPO_ROOT
 
 ALL = "all"
-# Bytes of a file's end that its mark covers.
-_END = 4096
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
+_IMAGE_HEADER = ["id", "miou", "pixel_accuracy_percent", "mean_class_accuracy", "pixels"]
+_IMAGE_FIGURES = ["ece", "nll", "brier", "auroc", "entropy"]
+# What statistics/{id}.npz holds, in the order of `PixelStatistics`, and the types in memory.
+_SAVED: dict[str, Any] = {
+    "levels": np.int64,
+    "bins": np.int64,
+    "bin_confidence": np.float64,
+    "class_bins": np.int64,
+    "class_confidence": np.float64,
+    "sums": np.float64,
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +75,7 @@ class SceneResults:
     @property
     def folder(self) -> Path:
         """Where everything about this scene is."""
-        return self.root / folder_name(self.model) / self.dataset / self.cond / self.scene
+        return self.root / folder_name(self.model) / folder_name(self.dataset) / self.cond / self.scene
 
     @property
     def metrics(self) -> Path:
@@ -66,10 +90,26 @@ class SceneResults:
         """The counts of an image."""
         return self.folder / "statistics" / f"{item_id}.json"
 
-    def is_done(self, record: Mapping[str, Any]) -> bool:
-        """Whether an image's files exist and were made from what `record` says (see `image_record`)."""
+    def counts(self, item_id: str) -> Path:
+        """The counts and sums of an image's confidences."""
+        return self.folder / "statistics" / f"{item_id}.npz"
+
+    def packed(self, kind: str) -> Path:
+        """The scene's file of "logits" or "features"."""
+        return self.folder / f"{kind}.safetensors"
+
+    def part(self, kind: str, item_id: str) -> Path:
+        """An image's logits or features, before they are packed."""
+        return self.folder / kind / f"{item_id}.safetensors"
+
+    def is_done(self, record: Mapping[str, Any], prediction: bool = True) -> bool:
+        """Whether an image's files exist and were made from what `record` says (see `image_record`).
+
+        `prediction` says whether the predicted classes are among the files.
+        """
         statistics = self.statistics(record["id"])
-        if not (statistics.exists() and self.prediction(record["id"]).exists()):
+        wanted = [statistics, self.counts(record["id"]), *([self.prediction(record["id"])] if prediction else [])]
+        if not all(path.exists() for path in wanted):
             return False
         return {**_read_counts(statistics), "confusion_matrix": None} == {**record, "confusion_matrix": None}
 
@@ -81,16 +121,32 @@ class SceneResults:
         except (OSError, ValueError) as error:
             raise GenValError(f"{path} cannot be read ({error}). Run: {self.command()} --overwrite") from error
 
-    def read(self) -> list[tuple[dict[str, Any], np.ndarray]]:
-        """Each image's record and confusion matrix, int64 (C, C), in the manifest's order.
+    def ids(self) -> list[str]:
+        """The images' ids, in the manifest's order."""
+        return [record["id"] for record in read_jsonl(self.folder / "manifest.jsonl")]
+
+    def read_pixels(self) -> Iterator[tuple[dict[str, Any], PixelStatistics]]:
+        """Each image's record and statistics, in the manifest's order, one at a time.
 
         Raises:
             GenValError: a file is missing or damaged.
         """
-        return [
-            (record, read_statistics(self.statistics(record["id"])))
-            for record in read_jsonl(self.folder / "manifest.jsonl")
-        ]
+        for record in read_jsonl(self.folder / "manifest.jsonl"):
+            yield record, self.read_image(record["id"])
+
+    def read_image(self, item_id: str) -> PixelStatistics:
+        """An image's statistics.
+
+        Raises:
+            GenValError: a file is missing or damaged.
+        """
+        matrix, path = read_statistics(self.statistics(item_id)), self.counts(item_id)
+        try:
+            with np.load(path) as arrays:
+                statistics = PixelStatistics(matrix, *(arrays[name].astype(dtype) for name, dtype in _SAVED.items()))
+            return PixelStatistics.empty(len(matrix)) + statistics
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise GenValError(f"{path} is missing or damaged. Delete it and run: {self.command()}") from error
 
     def command(self, preset: str | None = None) -> str:
         """The command that makes these results."""
@@ -113,8 +169,8 @@ def finish_scene(
     class_sets: Mapping[str, Sequence[int]],
     about: Mapping[str, Any],
     skipped: Sequence[Mapping[str, str]] = (),
-) -> dict[str, Any]:
-    """Write a scene's manifest, tables and figures from its images' statistics; return what `metrics.json` holds.
+) -> Summary:
+    """Write a scene's manifest, tables and figures from its images' statistics; return what they sum up to.
 
     Args:
         results: where.
@@ -122,19 +178,24 @@ def finish_scene(
             about: added to the head of `metrics.json`.
         skipped: what `--skip_bad` set aside.
     """
-    matrices = [read_statistics(results.statistics(record["id"])) for record in records]
-    total = np.sum(matrices, axis=0)
+    summary = summarise(
+        ((record["id"], results.read_image(record["id"])) for record in records), names, label_space, class_sets
+    )
     write_jsonl(
         results.folder / "manifest.jsonl",
-        [{**record, "prediction": f"predictions/{record['id']}.png"} for record in records],
+        [
+            {**record, "prediction": f"predictions/{record['id']}.png"}
+            if results.prediction(record["id"]).exists()
+            else record
+            for record in records
+        ],
     )
     write_csv(
         results.folder / "confusion_matrix.csv",
         ["label", *names],
-        [[name, *row] for name, row in zip(names, total.tolist(), strict=True)],
+        [[name, *row] for name, row in zip(names, summary.total.confusion.tolist(), strict=True)],
     )
-    header, rows = per_image_table([record["id"] for record in records], matrices, label_space)
-    write_csv(results.folder / "per_image.csv", header, rows)
+    write_csv(results.folder / "per_image.csv", *summary.table)
     values = {
         "model": results.model,
         "dataset": results.dataset,
@@ -143,31 +204,74 @@ def finish_scene(
         **about,
         "images": len(records),
         "skipped": list(skipped),
-        **figures(total, names, label_space, class_sets),
+        **summary.figures,
     }
     write_json(results.metrics, values)
-    return values
+    return summary
 
 
-def per_image_table(
-    ids: Sequence[str], matrices: Sequence[np.ndarray], classes: Sequence[int]
-) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows of each image's figures; an image without a labelled pixel has empty cells."""
-    header = ["id", "miou", "pixel_accuracy_percent", "mean_class_accuracy", "pixels"]
-    rows = [
-        [
-            item_id,
-            plain(mean_iou(matrix, classes)),
-            plain(pixel_accuracy(matrix)),
-            plain(mean_class_accuracy(matrix, classes)),
-            int(matrix.sum()),
-        ]
-        for item_id, matrix in zip(ids, matrices, strict=True)
-    ]
-    return header, rows
+@dataclass(frozen=True)
+class Summary:
+    """A set of images."""
+
+    total: PixelStatistics
+    figures: dict[str, Any]  # fit for JSON; `intervals` holds the ends of each figure's 95 % interval over images
+    table: tuple[list[str], list[list[Any]]]  # header and rows of each image's figures
 
 
-def image_record(item_id: str, image: Path, mask: Path, model: str, weights: str, precision: str) -> dict[str, Any]:
+def summarise(
+    images: Iterable[tuple[str, PixelStatistics]],
+    names: Sequence[str],
+    label_space: Sequence[int],
+    class_sets: Mapping[str, Sequence[int]],
+    fixed: bool = False,
+) -> Summary:
+    """Every figure of a set of images, each with its interval.
+
+    Args:
+        images: id and statistics of each, in the order in which their float sums are added.
+        names: the classes' names.
+        label_space: the classes of `miou`.
+        class_sets: as for `segmentation.figures`.
+        fixed: `miou` is over exactly these classes, and undefined where one is absent.
+    """
+    ids: list[str] = []
+    rows: list[list[Any]] = []
+
+    def each() -> Iterator[PixelStatistics]:
+        for item_id, statistics in images:
+            ids.append(item_id)
+            of_image = reliability_figures(statistics)
+            rows.append([item_id, *_image_row(statistics.confusion, label_space)])
+            rows[-1] += [plain(of_image[name]) for name in _IMAGE_FIGURES]
+            yield statistics
+
+    total, ends = pool(each(), batch_figures(names, label_space, class_sets, fixed))
+    of_confusion = figures(total.confusion, names, label_space, class_sets)
+    if fixed:
+        of_confusion["miou"] = plain(mean_iou(total.confusion, label_space, complete=True))
+    of_confidence = {name: plain(value) for name, value in reliability_figures(total).items()}
+    measured = int(total.bins.sum())
+    values = of_confusion | of_confidence | {"measured_pixels": measured}
+    values["intervals"] = {name: [plain(low), plain(high)] for name, (low, high) in ends.items()}
+    return Summary(total, values, ([*_IMAGE_HEADER, *_IMAGE_FIGURES], rows))
+
+
+def _image_row(matrix: np.ndarray, classes: Sequence[int]) -> list[Any]:
+    """An image's cells below `_IMAGE_HEADER`; one without a labelled pixel has empty cells."""
+    accuracies = [pixel_accuracy(matrix), mean_class_accuracy(matrix, classes)]
+    return [*(plain(value) for value in [mean_iou(matrix, classes), *accuracies]), int(matrix.sum())]
+
+
+def image_record(
+    item_id: str,
+    image: Path,
+    mask: Path,
+    model: str,
+    weights: str,
+    precision: str,
+    sample: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """What an image's results are made from. Results with another record are stale, and made again.
 
     Args:
@@ -177,6 +281,7 @@ def image_record(item_id: str, image: Path, mask: Path, model: str, weights: str
         model: the segmenter's name.
         weights: the segmenter's hash.
         precision: the arithmetic it ran in.
+        sample: number and seed of the pixels whose confidences are measured; None is all pixels.
     """
     return {
         "id": item_id,
@@ -184,32 +289,47 @@ def image_record(item_id: str, image: Path, mask: Path, model: str, weights: str
         "weights": weights,
         "precision": precision,
         "image": _short(image),
-        "image_mark": _mark(image),
+        "image_mark": file_mark(image),
         "mask": _short(mask),
-        "mask_mark": _mark(mask),
+        "mask_mark": file_mark(mask),
+        "confidences_of": dict(sample) if sample else "all pixels",
     }
 
 
 def save_image(
     results: SceneResults,
     record: Mapping[str, Any],
-    prediction: np.ndarray,
-    train_ids: np.ndarray,
+    prediction: np.ndarray | None,
+    statistics: PixelStatistics,
     overwrite: bool = False,
 ) -> None:
-    """Write an image's prediction and counts; files of the same record that are there already are kept.
+    """Write an image's prediction and statistics; files of the same record that are there already are kept.
 
     Args:
         results: where.
         record: from `image_record`.
-        prediction: trainIds, uint8 (H, W).
-        train_ids: the labels, uint8 (H, W).
+        prediction: trainIds, uint8 (H, W); None where they are not kept.
+        statistics: from `statistics.measure`.
         overwrite: write them in any case.
     """
-    if overwrite or not results.is_done(record):
+    if not overwrite and results.is_done(record, prediction is not None):
+        return
+    if prediction is None:  # what is there is of another record
+        results.prediction(record["id"]).unlink(missing_ok=True)
+    else:
         write_png(results.prediction(record["id"]), prediction)
-        # Last: the statistics are what says that the prediction beside them is of this record.
-        write_statistics(results.statistics(record["id"]), record, confusion_matrix(train_ids, prediction))
+    write_counts(results.counts(record["id"]), statistics)
+    # Last: this file is what says that those beside it are of this record.
+    write_statistics(results.statistics(record["id"]), record, statistics.confusion)
+
+
+def write_counts(path: Path, statistics: PixelStatistics) -> None:
+    """Write what an image's statistics hold beside the confusion matrix, compressed: about 60 KB for 1024x2048."""
+    stream = io.BytesIO()
+    arrays = {name: getattr(statistics, name) for name in _SAVED}
+    # An image has less than 2^32 pixels.
+    np.savez_compressed(stream, **{k: v.astype(np.uint32) if v.dtype == np.int64 else v for k, v in arrays.items()})
+    write_bytes(path, stream.getvalue())
 
 
 def write_statistics(path: Path, record: Mapping[str, Any], matrix: np.ndarray) -> None:
@@ -290,16 +410,19 @@ def pair(conds: Sequence[str], scenes: Sequence[str]) -> list[tuple[str, str]]:
 def model_list(text: str, preset: str | None = None) -> list[str]:
     """The models of `--model_arch`, by commas; "all" is every name of the preset's zoo.
 
-    The comma inside `mmseg:CONFIG,CHECKPOINT` belongs to the model.
+    The commas inside `mmseg:CONFIG,CHECKPOINT` and `smp:ARCHITECTURE,ENCODER,CHECKPOINT` belong to the model, and so
+    does a checkpoint after `torchvision:NAME`.
 
-    >>> model_list("DLV3+ResNet18,mmseg:a.py,a.pth,SwinLarge")
-    ['DLV3+ResNet18', 'mmseg:a.py,a.pth', 'SwinLarge']
+    >>> model_list("DLV3+ResNet18,mmseg:a.py,a.pth,torchvision:fcn_resnet50,fcn.pth,torchvision:fcn_resnet50,SwinLarge")
+    ['DLV3+ResNet18', 'mmseg:a.py,a.pth', 'torchvision:fcn_resnet50,fcn.pth', 'torchvision:fcn_resnet50', 'SwinLarge']
     """
     if text == ALL:
         return list(path_dicts.MINI_SEGMENTERS if preset == "mini" else path_dicts.ZOO)
     models: list[str] = []
     for part in (part.strip() for part in text.split(",")):
-        if models and models[-1].startswith("mmseg:") and "," not in models[-1]:
+        kind, _, rest = models[-1].partition(":") if models else ("", "", "")
+        commas = {"mmseg": 1, "smp": 2, "torchvision": 1 if part.endswith(_CHECKPOINTS) else 0}.get(kind, 0)
+        if rest.count(",") < commas:
             models[-1] += f",{part}"
         else:
             models.append(part)
@@ -328,17 +451,6 @@ def _read_counts(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or "confusion_matrix" not in value:
         raise GenValError(f"{path} holds no confusion matrix. Delete it and run relis/eval.py again.")
     return value
-
-
-def _mark(path: Path) -> str:
-    """A file's size in bytes and a hash of its end: cheap, and a PNG's end holds checksums of all of its pixels."""
-    try:
-        with open(path, "rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - _END))
-            return f"{size}-{hashlib.blake2b(stream.read(), digest_size=4).hexdigest()}"
-    except OSError as error:
-        raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def _short(path: Path) -> str:

@@ -7,7 +7,7 @@ those of the published GenVal / relis evaluation and agree with its numbers to 1
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,18 @@ def iou_per_class(matrix: np.ndarray) -> np.ndarray:
     """Intersection over union of each class.
 
     Args:
-        matrix: int (C, C), rows are labels.
+        matrix: int (..., C, C), rows are labels.
 
     Returns:
-        float64 (C,) in 0..1; NaN for a class that is in neither the labels nor the predictions. A class that is
+        float64 (..., C) in 0..1; NaN for a class that is in neither the labels nor the predictions. A class that is
         predicted but never labelled has IoU 0.
 
     >>> iou_per_class(np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])).round(3).tolist()
     [0.75, 0.667, nan]
     """
-    hits = np.diag(matrix).astype(np.float64)
-    union = matrix.sum(0) + matrix.sum(1) - hits
-    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
+    union = matrix.sum(-2) + matrix.sum(-1) - hits
+    return np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
 
 
 def mean_iou(matrix: np.ndarray, classes: Sequence[int] | None = None, complete: bool = False) -> float:
@@ -121,6 +121,52 @@ def figures(
         "pixels": int(matrix.sum()),
         "iou_per_class": {name: plain(value) for name, value in zip(names, iou.tolist(), strict=True)},
     }
+
+
+def batch_figures(
+    names: Sequence[str], label_space: Sequence[int], class_sets: Mapping[str, Sequence[int]], complete: bool = False
+) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """The figures of `figures`, and each class's as `iou {name}`, as functions of many matrices at once.
+
+    Args:
+        names: the classes' names.
+        label_space: the classes of `miou`.
+        class_sets: fixed sets, by name.
+        complete: `miou` is NaN where a class of `label_space` is absent.
+
+    Returns:
+        Functions from (D, C, C), rows are labels, to float64 (D,).
+    """
+
+    def mean(matrices: np.ndarray, classes: Sequence[int], complete: bool) -> np.ndarray:
+        iou = iou_per_class(matrices)[:, list(classes)]
+        there = ~np.isnan(iou)
+        means = _over(np.where(there, iou, 0).sum(-1), there.sum(-1))
+        return np.where(there.all(-1), means, np.nan) if complete else means
+
+    def class_accuracy(matrices: np.ndarray) -> np.ndarray:
+        labelled = matrices.sum(-1)
+        accuracy = _over(np.diagonal(matrices, axis1=1, axis2=2), labelled)
+        return _over(np.where(labelled > 0, accuracy, 0).sum(-1), (labelled > 0).sum(-1))
+
+    values: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "miou": lambda matrices: mean(matrices, label_space, complete),
+        **{
+            f"miou_{key}": lambda matrices, classes=classes: mean(matrices, classes, True)  # type: ignore[misc]
+            for key, classes in class_sets.items()
+        },
+        "pixel_accuracy_percent": lambda matrices: (
+            100 * _over(np.trace(matrices, axis1=1, axis2=2), matrices.sum((1, 2)))
+        ),
+        "mean_class_accuracy": class_accuracy,
+    }
+    for index, name in enumerate(names):
+        values[f"iou {name}"] = lambda matrices, index=index: iou_per_class(matrices)[:, index]  # type: ignore[misc]
+    return values
+
+
+def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
 
 
 def miou_standard_error(

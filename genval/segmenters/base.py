@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genval.datasets.labels import CLASSES
 from genval.runtime.errors import GenValError
+from genval.segmenters.class_map import ClassMap, check_outputs
 
-NUM_CLASSES = len(CLASSES)
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
 
 # Lightning's names: `true` casts the weights, `mixed` keeps them in float32 and casts inside the operations.
 _TRUE = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch.bfloat16}
@@ -24,8 +27,10 @@ PRECISIONS = (*_TRUE, *_MIXED)
 class Segmenter(nn.Module):
     """A segmentation network with its preprocessing.
 
-    Subclasses say in `infer` how the network runs, and may set `align_corners` (how logits are resized) and
-    `reads_bgr` (the network's channel order, and that of `mean` and `std`).
+    Subclasses say in `run` how the network runs. They may set `align_corners` (how logits are resized), `reads_bgr`
+    (the network's channel order, and that of `mean` and `std`), and what sizes the network takes: at least
+    `minimum_size` pixels a side, and multiples of `size_divisor`. Images of other sizes are padded at the bottom and
+    the right with the mean colour, and the logits cropped.
 
     Args:
         name: as the user spelled it.
@@ -33,6 +38,7 @@ class Segmenter(nn.Module):
         mean: of the three input channels, on the scale 0..255.
         std: of the three input channels, on the scale 0..255.
         precision: one of `PRECISIONS`.
+        class_map: for a network of other classes than the 19.
 
     Raises:
         GenValError: the precision is unknown.
@@ -42,9 +48,17 @@ class Segmenter(nn.Module):
     std: Tensor
     align_corners = False
     reads_bgr = False
+    minimum_size = 1
+    size_divisor = 1
 
     def __init__(
-        self, name: str, network: nn.Module, mean: Sequence[float], std: Sequence[float], precision: str = "32-true"
+        self,
+        name: str,
+        network: nn.Module,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        precision: str = "32-true",
+        class_map: ClassMap | None = None,
     ) -> None:
         super().__init__()
         check_precision(precision)
@@ -55,17 +69,51 @@ class Segmenter(nn.Module):
         for key, values in (("mean", mean), ("std", std)):
             tensor = torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
             self.register_buffer(key, tensor)
+        self.class_map = class_map.to(device) if class_map is not None else None
+        self.memory_format = torch.contiguous_format
+        strides = [max(m.stride) for m in network.modules() if isinstance(m, nn.Conv2d)]
+        self.distrusts_onednn = not strides or max(strides) > 2  # none: the network cannot be looked into
+
+    def run(self, pixels: Tensor) -> Tensor:
+        """Logits (B, C, h, w) of any size and float dtype from normalised pixels of a size that the network takes."""
+        raise NotImplementedError
 
     def infer(self, pixels: Tensor) -> Tensor:
-        """Logits (B, 19, h, w) of any size and float dtype from what `prepare` gives."""
-        raise NotImplementedError
+        """Logits (B, C, h, w) of any size and float dtype from what `prepare` gives."""
+        height, width = pixels.shape[-2:]
+        padded = self.pad(pixels)
+        logits = self.run(padded)
+        if padded.shape == pixels.shape:
+            return logits
+        if logits.shape[-2:] != padded.shape[-2:]:
+            logits = F.interpolate(logits.float(), padded.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+        return logits[..., :height, :width]
+
+    def pad(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels, extended at the bottom and the right to a size that the network takes."""
+        height, width = pixels.shape[-2:]
+        more = (
+            -(-max(length, self.minimum_size) // self.size_divisor) * self.size_divisor - length
+            for length in (width, height)
+        )
+        right, bottom = more
+        return F.pad(pixels, (0, right, 0, bottom)) if right or bottom else pixels
+
+    def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Have torch.compile translate the network, at the first image of each size and batch: minutes, once."""
+        self.run = torch.compile(self.run, backend=backend, dynamic=False)  # type: ignore[method-assign]
+
+    def use_channels_last(self) -> None:
+        """Lay weights and images out channels last, which suits the convolutions of recent GPUs."""
+        self.memory_format = torch.channels_last
+        self.network.to(memory_format=torch.channels_last)
 
     def prepare(self, images: Tensor) -> Tensor:
         """The network's input: `images` (B, 3, H, W) normalised, in the precision of the weights."""
         if self.reads_bgr:
             images = images.flip(1)
         pixels: Tensor = (images.float() - self.mean) / self.std
-        return pixels.to(_TRUE.get(self.precision, torch.float32))
+        return pixels.to(_TRUE.get(self.precision, torch.float32), memory_format=self.memory_format)
 
     @torch.no_grad()
     def forward(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -85,22 +133,30 @@ class Segmenter(nn.Module):
             raise GenValError(
                 f"{self.name} expects RGB uint8 images (B, 3, H, W), found {images.dtype} {tuple(images.shape)}."
             )
-        with self._autocast(images.device.type):
+        with self._arithmetic(images.device.type):
             logits = self.infer(self.prepare(images))
-        if logits.ndim != 4 or logits.shape[:2] != (len(images), NUM_CLASSES):
+        if logits.ndim != 4 or len(logits) != len(images):
             raise GenValError(
-                f"{self.name} gives {tuple(logits.shape)}, expected ({len(images)}, {NUM_CLASSES}, h, w): "
-                "a segmenter needs one logit for each of the 19 Cityscapes classes, in the order of the trainIds."
+                f"{self.name} gives {tuple(logits.shape)}, expected ({len(images)}, 19, h, w): a segmenter needs one "
+                "logit for each of the 19 Cityscapes classes, in the order of the trainIds, or a --class_map."
             )
+        check_outputs(self.name, logits.shape[1], self.class_map)
         target = tuple(size or images.shape[-2:])
-        logits = logits.float()
+        logits = self.class_map(logits) if self.class_map is not None else logits.float()
         if tuple(logits.shape[-2:]) != target:
             logits = F.interpolate(logits, target, mode="bilinear", align_corners=self.align_corners)
         return logits
 
-    def _autocast(self, device_type: str) -> AbstractContextManager[object]:
-        dtype = _MIXED.get(self.precision)
-        return torch.autocast(device_type, dtype) if dtype else contextlib.nullcontext()
+    def _arithmetic(self, device_type: str) -> AbstractContextManager[object]:
+        stack = contextlib.ExitStack()
+        if device_type == "cpu" and self.precision.startswith("bf16") and self.distrusts_onednn:
+            # oneDNN's bfloat16 convolutions of stride 4 and 8 are wrong for some numbers of channels (torch 2.14.1);
+            # without it they are right, and slow.
+            warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        if dtype := _MIXED.get(self.precision):
+            stack.enter_context(torch.autocast(device_type, dtype))
+        return stack
 
 
 def check_precision(precision: str) -> None:

@@ -23,7 +23,8 @@ def find_checkpoint(checkpoint: str | Path, checkpoint_root: str | Path) -> Path
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a PyTorch checkpoint's weights: a bare state dict, or one under `state_dict` (OpenMMLab, Lightning).
+    """Read a PyTorch checkpoint's weights: a bare state dict, or one under `state_dict` (OpenMMLab, Lightning), or a
+    safetensors file.
 
     Nothing but tensors and plain values is unpickled (`weights_only=True`). Files of mmengine's runner may hold NumPy
     numbers and the logging history beside the weights: the former are let through, the latter passed over. A leading
@@ -34,7 +35,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     try:
         with torch.serialization.safe_globals(_harmless_classes()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load_file
+
+                content = load_file(path)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise GenValError(f"There is no checkpoint {path}.") from error
     except pickle.UnpicklingError as error:

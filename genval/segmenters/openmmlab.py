@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
-from genval.segmenters.base import NUM_CLASSES, Segmenter
+from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import load_strictly, read_state_dict
+from genval.segmenters.class_map import ClassMap, check_outputs
 
 _INSTALL = (
     "Install what they need, then them: pip install -r requirements/base.txt; "
@@ -34,8 +34,9 @@ _INSTALL_MMPRETRAIN = (
     "pip install --no-deps mmpretrain==1.2.0 model-index==0.1.11 ordered-set==4.1.0 mat4py==0.6.0 einops Markdown"
 )
 
-# Windows of the sliding window in one forward pass: a 1024x2048 frame in windows of 769x769 gives exactly 8.
-_WINDOWS_A_PASS = 8
+
+# Swin's and CCNet's attention: both add a mask that is float32 whatever the weights are.
+_MIXING = ("WindowMSA", "CrissCrossAttention")
 
 
 class _MissingOperations(types.ModuleType):
@@ -138,22 +139,25 @@ class OpenMMLabSegmenter(Segmenter):
     arithmetic of mmseg 1.2.2, `EncoderDecoder.slide_inference`, with several windows in a pass. The config's test
     pipeline (a resize, mostly to the data set's own size) is not applied.
 
-    LRASPP heads pool over a fixed window and fail on inputs that are smaller: those are padded at the bottom and the
-    right with the mean colour, and the logits cropped. The same is done where the config's data preprocessor asks
-    for a multiple of `size_divisor` at test time.
+    LRASPP heads pool over a fixed window and fail on inputs that are smaller: those are padded. The same is done where
+    the config's data preprocessor asks for a multiple of `size_divisor` at test time.
 
     Args:
         name: as the user spelled it.
         network: from `build_network`.
         precision: see `Segmenter`.
+        class_map: see `Segmenter`.
 
     Raises:
-        GenValError: it is not an `EncoderDecoder`, the test mode is unknown, or the head does not have 19 classes.
+        GenValError: it is not an `EncoderDecoder`, the test mode is unknown, or the head does not have 19 classes and
+            there is no class map that fits.
     """
 
     network: Any  # an mmseg EncoderDecoder
+    windows_a_pass = 8
+    """Windows of the sliding window in one forward pass: 1024x2048 in windows of 769x769 gives exactly 8."""
 
-    def __init__(self, name: str, network: Any, precision: str = "32-true") -> None:
+    def __init__(self, name: str, network: Any, precision: str = "32-true", class_map: ClassMap | None = None) -> None:
         from mmseg.models.segmentors import EncoderDecoder
 
         if not isinstance(network, EncoderDecoder):
@@ -166,6 +170,7 @@ class OpenMMLabSegmenter(Segmenter):
             [0.0] * 3 if mean is None else mean.flatten().tolist(),
             [1.0] * 3 if std is None else std.flatten().tolist(),
             precision,
+            class_map,
         )
         self.align_corners = network.align_corners
         # OpenMMLab's loader gives BGR: a model whose preprocessor does not turn it round was trained on BGR.
@@ -173,21 +178,25 @@ class OpenMMLabSegmenter(Segmenter):
         self.test_mode = network.test_cfg.get("mode", "whole")
         if self.test_mode not in ("whole", "slide"):
             raise GenValError(f"{name}: test mode 'whole' or 'slide' expected, found {self.test_mode!r} in the config.")
-        if network.out_channels != NUM_CLASSES:
-            raise GenValError(
-                f"{name}: the config's head has {network.out_channels} classes, expected {NUM_CLASSES} (Cityscapes)."
-            )
+        check_outputs(name, network.out_channels, class_map)
         self.size_divisor = (getattr(preprocessor, "test_cfg", None) or {}).get("size_divisor", 1)
         self.minimum_size = _minimum_size(network)
+        dtype = next(network.parameters()).dtype
+        for module in network.modules():
+            if dtype != torch.float32 and type(module).__name__ in _MIXING:
+                module.forward = _casting(module.forward, dtype)
+
+    def run(self, pixels: Tensor) -> Tensor:
+        shape = pixels.shape[-2:]
+        meta = {"ori_shape": shape, "img_shape": shape, "pad_shape": shape}
+        logits: Tensor = self.network.encode_decode(pixels, [meta] * len(pixels))
+        return logits
 
     def infer(self, pixels: Tensor) -> Tensor:
+        if self.test_mode == "whole":
+            return super().infer(pixels)
         height, width = pixels.shape[-2:]
-        padded_height, padded_width = (
-            -(-max(length, self.minimum_size) // self.size_divisor) * self.size_divisor for length in (height, width)
-        )
-        pixels = F.pad(pixels, (0, padded_width - width, 0, padded_height - height))
-        logits = self._slide(pixels) if self.test_mode == "slide" else self._encode_decode(pixels)
-        return logits[..., :height, :width]
+        return self._slide(self.pad(pixels))[..., :height, :width]
 
     def _slide(self, pixels: Tensor) -> Tensor:
         (crop_height, crop_width), (stride_y, stride_x) = self.network.test_cfg.crop_size, self.network.test_cfg.stride
@@ -198,22 +207,16 @@ class OpenMMLabSegmenter(Segmenter):
             for y in _window_starts(height, crop_height, stride_y)
             for x in _window_starts(width, crop_width, stride_x)
         ]
-        total = pixels.new_zeros((batch, NUM_CLASSES, height, width), dtype=torch.float32)
+        total = pixels.new_zeros((batch, self.network.out_channels, height, width), dtype=torch.float32)
         count = pixels.new_zeros((height, width), dtype=torch.float32)
-        windows_a_pass = max(1, _WINDOWS_A_PASS // batch)
+        windows_a_pass = max(1, self.windows_a_pass // batch)
         for start in range(0, len(corners), windows_a_pass):
             group = corners[start : start + windows_a_pass]
             windows = torch.cat([pixels[..., y : y + crop_height, x : x + crop_width] for y, x in group])
-            for (y, x), logits in zip(group, self._encode_decode(windows).split(batch), strict=True):
+            for (y, x), logits in zip(group, self.run(windows).split(batch), strict=True):
                 total[..., y : y + crop_height, x : x + crop_width] += logits
                 count[y : y + crop_height, x : x + crop_width] += 1
         return total / count
-
-    def _encode_decode(self, pixels: Tensor) -> Tensor:
-        shape = pixels.shape[-2:]
-        meta = {"ori_shape": shape, "img_shape": shape, "pad_shape": shape}
-        logits: Tensor = self.network.encode_decode(pixels, [meta] * len(pixels))
-        return logits
 
 
 def load_openmmlab(
@@ -223,6 +226,7 @@ def load_openmmlab(
     device: torch.device,
     precision: str = "32-true",
     overrides: Mapping[str, Any] | None = None,
+    class_map: ClassMap | None = None,
 ) -> OpenMMLabSegmenter:
     """Build a config's network and fill it, strictly, from a checkpoint (formats: `read_state_dict`).
 
@@ -232,7 +236,7 @@ def load_openmmlab(
     state = read_state_dict(checkpoint)
     network = build_network(config, overrides)
     load_strictly(network, state, checkpoint, f"the config {config}")
-    return OpenMMLabSegmenter(name, network.to(device), precision)
+    return OpenMMLabSegmenter(name, network.to(device), precision, class_map)
 
 
 def _find_config(config: str | Path) -> Path:
@@ -266,6 +270,16 @@ def _window_starts(length: int, crop: int, stride: int) -> list[int]:
     """Where windows begin along one side; the last is moved back to end with the image."""
     steps = max(length - crop + stride - 1, 0) // stride + 1
     return [min(step * stride, length - crop) for step in range(steps)]
+
+
+def _casting(forward: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    """`forward` under autocast, which brings the two sides of each product to one dtype."""
+
+    def cast(pixels: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(pixels.device.type, dtype):
+            return forward(pixels, *args, **kwargs)
+
+    return cast
 
 
 def _minimum_size(network: Any) -> int:

@@ -13,12 +13,25 @@ import torch
 from torch import Tensor, nn
 
 import path_dicts
+from genval.datasets.labels import find_label_space
 from genval.runtime.errors import GenValError
-from genval.runtime.paths import find_below
+from genval.runtime.paths import find_below, resolve
 from genval.segmenters.base import Segmenter, check_precision
 from genval.segmenters.checkpoints import find_checkpoint
+from genval.segmenters.class_map import ClassMap
 
 _MODEL_ZOO = "https://github.com/open-mmlab/mmsegmentation/blob/v0.30.0/docs/en/model_zoo.md"
+
+
+# What follows each prefix; the last of optional parts is a file.
+PREFIXES: dict[str, str] = {
+    "mmseg": "CONFIG,CHECKPOINT",
+    "hf": "NAME_OR_FOLDER",
+    "torchvision": "NAME[,CHECKPOINT]",
+    "smp": "ARCHITECTURE,ENCODER,CHECKPOINT",
+    "onnx": "FILE",
+    "torchscript": "FILE",
+}
 
 
 def list_segmenters() -> list[str]:
@@ -26,11 +39,32 @@ def list_segmenters() -> list[str]:
     return [*path_dicts.ZOO, *path_dicts.MINI_SEGMENTERS]
 
 
+def describe_segmenters(checkpoint_root: str | Path = path_dicts.CHECKPOINT_ROOT) -> str:
+    """A line for each name, with its checkpoint and whether it is on the disk, and the forms of specifications."""
+    rows = []
+    for name in list_segmenters():
+        if name in path_dicts.ZOO:
+            file = path_dicts.ZOO[name]["checkpoint"]
+            expected, found = f"{checkpoint_root}/{file}", find_below(checkpoint_root, file)
+        else:
+            expected = re.split("[:,]", path_dicts.MINI_SEGMENTERS[name])[-1]
+            found = find_checkpoint(expected, checkpoint_root)
+        rows.append((name, expected, found is not None))
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'yes' if here else ' - '}  {name:{width}}  {file}" for name, file, here in rows]
+    forms = [f"     {prefix}:{form}" for prefix, form in PREFIXES.items()] + ["     module:function"]
+    present = sum(here for _, _, here in rows)
+    return "\n".join([f"{present} of {len(rows)} checkpoints are on this disk:", *lines, "or:", *forms])
+
+
 def load_segmenter(
     name: str,
     device: torch.device | str,
     precision: str = "32-true",
     checkpoint_root: str | Path = path_dicts.CHECKPOINT_ROOT,
+    class_map: str | None = None,
+    compiled: bool = False,
+    channels_last: bool = False,
 ) -> Segmenter:
     """Load a segmenter by its name or its specification.
 
@@ -38,12 +72,17 @@ def load_segmenter(
         name: one of `list_segmenters()`, or
             `mmseg:CONFIG,CHECKPOINT`, an mmsegmentation config (a file, or one that ships with it) and its weights;
             `hf:NAME_OR_FOLDER`, a transformers model for semantic segmentation;
+            `torchvision:NAME[,CHECKPOINT]` and `smp:ARCHITECTURE,ENCODER,CHECKPOINT`, networks of those libraries;
+            `onnx:FILE` and `torchscript:FILE`, exported networks;
             `module:function`, any Python function that takes the device and returns a callable (an `nn.Module`, say)
             from RGB uint8 images (B, 3, H, W) to logits (B, 19, h, w) of any size.
         device: where it runs.
         precision: `32-true`, `16-true`, `bf16-true`, `16-mixed` or `bf16-mixed`; logits are float32 in any case.
             A Python function's result keeps its weights as they are: `true` means `mixed` there.
         checkpoint_root: the folder that the zoo's checkpoints are below (or one folder deeper).
+        class_map: what the network's outputs mean, if not the 19: see `labels.find_label_space` and `ClassMap`.
+        compiled: translate the network with torch.compile (see `Segmenter.compile_network`).
+        channels_last: see `Segmenter.use_channels_last`.
 
     Returns:
         `segmenter(images, size=None)`: RGB uint8 (B, 3, H, W) to float32 logits (B, 19, *size); see `Segmenter`.
@@ -52,8 +91,18 @@ def load_segmenter(
         GenValError: the name is unknown, a file is missing or damaged, or weights and model do not match.
     """
     check_precision(precision)
-    device = torch.device(device)
-    specification = path_dicts.MINI_SEGMENTERS.get(name, name)
+    classes = ClassMap(find_label_space(class_map)) if class_map is not None else None
+    segmenter = _load(name, torch.device(device), precision, checkpoint_root, classes)
+    if channels_last:
+        segmenter.use_channels_last()
+    if compiled:
+        segmenter.compile_network()
+    return segmenter
+
+
+def _load(
+    name: str, device: torch.device, precision: str, checkpoint_root: str | Path, classes: ClassMap | None
+) -> Segmenter:
     if name in path_dicts.ZOO:
         from genval.segmenters.openmmlab import load_openmmlab
 
@@ -61,47 +110,69 @@ def load_segmenter(
         checkpoint = find_below(checkpoint_root, entry["checkpoint"])
         if checkpoint is None:
             raise GenValError(_missing_zoo_file(name, entry, checkpoint_root))
-        return load_openmmlab(name, entry["config"], checkpoint, device, precision, entry.get("overrides"))
-    prefix, colon, rest = specification.partition(":")
+        return load_openmmlab(name, entry["config"], checkpoint, device, precision, entry.get("overrides"), classes)
+    prefix, colon, rest = path_dicts.MINI_SEGMENTERS.get(name, name).partition(":")
     if not colon or not rest:
         raise GenValError(_unknown(name))
-    if prefix == "mmseg":
-        return _load_mmseg(name, rest, device, precision, checkpoint_root)
+    if prefix not in PREFIXES:
+        return _load_factory(name, prefix, rest, device, precision, classes)
+    parts = [part.strip() for part in rest.split(",")]
+    form = PREFIXES[prefix]
+    if not all(parts) or len(parts) not in (form.count(",") + 1, form.split("[")[0].count(",") + 1):
+        raise GenValError(f"Expected {prefix}:{form}, found {prefix}:{rest}.")
     if prefix == "hf":
         from genval.segmenters.transformers_models import load_transformers
 
-        return load_transformers(name, rest, device, precision, checkpoint_root)
-    return _load_factory(name, prefix, rest, device, precision)
+        return load_transformers(name, rest, device, precision, checkpoint_root, classes)
+    file = _existing(parts[-1], checkpoint_root) if len(parts) > 1 or form == "FILE" else None
+    if prefix == "torchvision":
+        from genval.segmenters.builders import load_torchvision
+
+        return load_torchvision(name, parts[0], file, device, precision, classes)
+    assert file is not None
+    if prefix == "mmseg":
+        from genval.segmenters.openmmlab import load_openmmlab
+
+        return load_openmmlab(name, parts[0], file, device, precision, class_map=classes)
+    if prefix == "smp":
+        from genval.segmenters.builders import load_smp
+
+        return load_smp(name, parts[0], parts[1], file, device, precision, classes)
+    from genval.segmenters.exported import load_onnx, load_torchscript
+
+    return (load_onnx if prefix == "onnx" else load_torchscript)(name, file, device, precision, classes)
 
 
 class FactorySegmenter(Segmenter):
     """What a user's function returned: it gets the uint8 images as they are."""
 
-    def __init__(self, name: str, function: Callable[[Tensor], Tensor], precision: str) -> None:
+    def __init__(
+        self, name: str, function: Callable[[Tensor], Tensor], precision: str, class_map: ClassMap | None = None
+    ) -> None:
         mixed = precision if precision == "32-true" else precision.replace("-true", "-mixed")
-        super().__init__(name, nn.Identity(), [0.0] * 3, [1.0] * 3, mixed)
+        super().__init__(name, nn.Identity(), [0.0] * 3, [1.0] * 3, mixed, class_map)
         self.function = function.eval() if isinstance(function, nn.Module) else function
 
     def prepare(self, images: Tensor) -> Tensor:
         return images
 
-    def infer(self, pixels: Tensor) -> Tensor:
+    def run(self, pixels: Tensor) -> Tensor:
         return self.function(pixels)
 
 
-def _load_mmseg(name: str, rest: str, device: torch.device, precision: str, checkpoint_root: str | Path) -> Segmenter:
-    from genval.segmenters.openmmlab import load_openmmlab
-
-    config, comma, file = (part.strip() for part in rest.partition(","))
-    if not (config and comma and file):
-        raise GenValError(f"Expected mmseg:CONFIG,CHECKPOINT, found mmseg:{rest}.")
+def _existing(file: str, checkpoint_root: str | Path) -> Path:
     checkpoint = find_checkpoint(file, checkpoint_root)
     if checkpoint is None:
-        raise GenValError(f"There is no checkpoint {file}, nor {Path(checkpoint_root) / file} (or one folder deeper).")
-    return load_openmmlab(name, config, checkpoint, device, precision)
+        raise GenValError(
+            f"There is no checkpoint {file}: expected {resolve(file)} or {Path(checkpoint_root) / file} "
+            "(or one folder deeper)."
+        )
+    return checkpoint
 
 
-def _load_factory(name: str, module: str, function: str, device: torch.device, precision: str) -> Segmenter:
+def _load_factory(
+    name: str, module: str, function: str, device: torch.device, precision: str, classes: ClassMap | None
+) -> Segmenter:
     try:
         factory: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
@@ -115,7 +186,7 @@ def _load_factory(name: str, module: str, function: str, device: torch.device, p
         raise GenValError(f"{name} failed on its device {device}: {type(error).__name__}: {error}") from error
     if not callable(made):
         raise GenValError(f"{name} returned {type(made).__name__}, expected a callable from images to logits.")
-    return FactorySegmenter(name, made, precision).to(device)
+    return FactorySegmenter(name, made, precision, classes).to(device)
 
 
 def _missing_zoo_file(name: str, entry: dict[str, Any], checkpoint_root: str | Path) -> str:
@@ -133,9 +204,12 @@ def _missing_zoo_file(name: str, entry: dict[str, Any], checkpoint_root: str | P
 def _unknown(name: str) -> str:
     by_lower = {known.lower(): known for known in list_segmenters()}
     close = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    prefix = name.partition(":")[0]
+    if ":" in name:
+        close = difflib.get_close_matches(prefix.lower(), PREFIXES, n=1)
+    hint = f" Did you mean {' or '.join(close)}{':' if ':' in name else ''}?" if close else ""
+    forms = ", ".join(f"{prefix}:{form}" for prefix, form in PREFIXES.items())
     return (
-        f"Unknown segmenter {name!r}.{hint} Names are listed in path_dicts.py (ZOO, MINI_SEGMENTERS) and by "
-        'python -c "from genval.segmenters import list_segmenters; print(*list_segmenters())"; '
-        "or give mmseg:CONFIG,CHECKPOINT, hf:NAME_OR_FOLDER or module:function."
+        f"Unknown segmenter {name!r}.{hint} All names: python relis/eval.py --list_models. Or give {forms} or "
+        "module:function."
     )

@@ -1,28 +1,111 @@
-"""Semantic segmentation models of the transformers library (SegFormer, UPerNet, BEiT, DPT, ...)."""
+"""Semantic segmentation models of the transformers library: a class a pixel (SegFormer, UPerNet, BEiT, DPT, ...), or
+queries that each have a mask and a class (MaskFormer, Mask2Former, OneFormer)."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from genval.datasets.labels import CLASSES
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import find_below, resolve
-from genval.segmenters.base import NUM_CLASSES, Segmenter
+from genval.segmenters.base import Segmenter
+from genval.segmenters.class_map import NUM_CLASSES, ClassMap, check_outputs
+
+_EXPECTED = "Expected config.json, model.safetensors and preprocessor_config.json in a folder, or a name on the hub."
+
+_QUERY_MODELS = {
+    "maskformer": "MaskFormerForInstanceSegmentation",
+    "mask2former": "Mask2FormerForUniversalSegmentation",
+    "oneformer": "OneFormerForUniversalSegmentation",
+}
+"""The class of each model type with queries."""
+
+_QUERIES_AT_A_TIME = 10
+_SMALLEST_SCORE = 1e-12
+_ONEFORMER_TASK = "the task is semantic"
 
 
 class TransformersSegmenter(Segmenter):
     """A transformers semantic segmentation model on images at their native size.
 
-    Mean, deviation and scale are its image processor's; the processor's resize is not applied.
+    Mean, deviation and scale are its image processor's; the processor's resize is not applied. Vision transformers get
+    whole patches, and their position embeddings are interpolated to the image's size; DPT needs squares as well.
     """
 
-    def infer(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.network(pixel_values=pixels).logits
+    network: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        patch = getattr(self.network.config, "patch_size", 1)
+        self.size_divisor = patch if isinstance(patch, int) else 1
+        interpolates = "interpolate_pos_encoding" in inspect.signature(self.network.forward).parameters
+        self.options = {"interpolate_pos_encoding": True} if interpolates else {}
+        # DPT without a backbone of its own takes the number of patches for that of a square.
+        config = self.network.config
+        self.square = config.model_type == "dpt" and config.backbone_config is None
+
+    def pad(self, pixels: Tensor) -> Tensor:
+        if self.square:
+            side = max(pixels.shape[-2:])
+            pixels = F.pad(pixels, (0, side - pixels.shape[-1], 0, side - pixels.shape[-2]))
+        return super().pad(pixels)
+
+    def run(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.network(pixel_values=pixels, **self.options).logits
         return logits
+
+
+class QuerySegmenter(Segmenter):
+    """A transformers model whose queries each have a mask and a distribution over classes, on images at native size.
+
+    A class's score at a pixel is the sum over queries q of p(class | q) * sigmoid(mask of q), "no object" left out:
+    what the image processors' `post_process_semantic_segmentation` computes. Such scores are no distribution: they sum
+    to less or more than 1. The logits given here are their logarithms, so that the soft-max is each class's share of
+    the sum, and the most probable class theirs. What calibration measures is that share.
+
+    Mask2Former's masks are resized to the image before the sigmoid, as its authors do (transformers resizes them to
+    384x384 there, the size its processor makes of every image); those of the others after the sum.
+
+    Args:
+        task: OneFormer's tokenised task, int64 (1, 77).
+    """
+
+    network: Any
+
+    def __init__(self, *args: Any, task: Tensor | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.size_divisor = 32
+        self.masks_first = self.network.config.model_type == "mask2former"
+        self.task = task
+
+    def run(self, pixels: Tensor) -> Tensor:
+        inputs = {"pixel_values": pixels}
+        if self.task is not None:
+            inputs["task_inputs"] = self.task.to(pixels.device).expand(len(pixels), -1)
+        outputs = self.network(**inputs)
+        of_class = outputs.class_queries_logits.float().softmax(-1)[..., :-1]
+        masks = outputs.masks_queries_logits.float()
+        size = pixels.shape[-2:]
+        if self.masks_first:
+            scores = torch.zeros((), device=masks.device)
+            # All masks at the size of the image would be 100 floats a pixel.
+            for start in range(0, masks.shape[1], _QUERIES_AT_A_TIME):
+                some = slice(start, start + _QUERIES_AT_A_TIME)
+                share = F.interpolate(masks[:, some], size, mode="bilinear", align_corners=False).sigmoid()
+                scores = scores + torch.einsum("bqc,bqhw->bchw", of_class[:, some], share)
+        else:
+            scores = torch.einsum("bqc,bqhw->bchw", of_class, masks.sigmoid())
+            scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
+        return scores.clamp(min=_SMALLEST_SCORE).log()
 
 
 def load_transformers(
@@ -31,7 +114,8 @@ def load_transformers(
     device: torch.device,
     precision: str = "32-true",
     checkpoint_root: str | Path = "checkpoints",
-) -> TransformersSegmenter:
+    class_map: ClassMap | None = None,
+) -> Segmenter:
     """Load a folder in the transformers format, or a name on the Hugging Face hub, for semantic segmentation.
 
     Args:
@@ -40,39 +124,103 @@ def load_transformers(
         device: where the model goes.
         precision: see `Segmenter`.
         checkpoint_root: where a folder is looked for too.
+        class_map: see `Segmenter`.
 
     Raises:
         GenValError: the files are missing or damaged, hold no semantic segmentation model, the weights do not match
-            the config key by key, or the model does not have 19 labels in the order of the trainIds.
+            the config key by key, or the model does not have 19 labels in the order of the trainIds and no class map.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
-    from transformers.utils import logging
+    import transformers
 
-    logging.disable_progress_bar()  # a stage has one bar, and this would be another
-    folder = resolve(source) if resolve(source).is_dir() else find_below(checkpoint_root, source)
-    location = str(folder) if folder else source
+    transformers.utils.logging.disable_progress_bar()  # a stage has one bar, and this would be another
+    location, local = _locate(source, checkpoint_root)
     try:
-        config = AutoConfig.from_pretrained(location)
-        processor = AutoImageProcessor.from_pretrained(location)
-        if config.num_labels == NUM_CLASSES:
-            network, report = AutoModelForSemanticSegmentation.from_pretrained(
-                location, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-            )
+        with _quiet():
+            config = transformers.AutoConfig.from_pretrained(location, local_files_only=local)
+            mean, std, reads_bgr = _normalisation(location, config.model_type, local)
+            check_outputs(location, config.num_labels, class_map)
+            kind = _QUERY_MODELS.get(config.model_type)
+            factory = getattr(transformers, kind) if kind else transformers.AutoModelForSemanticSegmentation
+            network, report = factory.from_pretrained(
+                location, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
+                local_files_only=local,
+            )  # fmt: skip
+            task = _oneformer_task(location, local) if config.model_type == "oneformer" else None
+    except GenValError:
+        raise
     except Exception as error:  # OSError for what is missing, ValueError for what does not fit, and safetensors' own
-        raise GenValError(
-            f"Cannot load a semantic segmentation model from {location}: {str(error).partition(chr(10))[0]} "
-            "Expected config.json, model.safetensors and preprocessor_config.json in a folder, or a name on the hub."
-        ) from error
-    if config.num_labels != NUM_CLASSES:
-        raise GenValError(f"{location} has {config.num_labels} labels, expected {NUM_CLASSES} (Cityscapes trainIds).")
-    _check_label_order(location, config.id2label)
+        reason = str(error).partition(chr(10))[0]
+        if local and not Path(location).is_dir():
+            reason = f"there is no such folder, the hub cannot be reached, and {_cached(location)}."
+        raise GenValError(f"Cannot load a semantic segmentation model from {location}: {reason} {_EXPECTED}") from error
+    if class_map is None:
+        _check_label_order(location, config.id2label)
     problems = [f"{kind.removesuffix('_keys')}: {_shorten(keys)}" for kind, keys in report.items() if keys]
     if problems:
         raise GenValError(f"The weights in {location} do not fit its config.json: {'; '.join(problems)}.")
-    mean, std = _normalisation(processor)
-    segmenter = TransformersSegmenter(name, network.to(device), mean, std, precision)
-    segmenter.reads_bgr = bool(getattr(processor, "do_flip_channel_order", False))  # MobileViT
+    arguments = (name, network.to(device), mean, std, precision, class_map)
+    segmenter = QuerySegmenter(*arguments, task=task) if kind else TransformersSegmenter(*arguments)
+    segmenter.reads_bgr = reads_bgr
     return segmenter
+
+
+def _locate(source: str, checkpoint_root: str | Path) -> tuple[str, bool]:
+    """The folder or the hub's name, and whether to ask nobody for it.
+
+    Raises:
+        GenValError: it can only be a folder, and is none; or the hub does not have it.
+    """
+    folder = resolve(source) if resolve(source).is_dir() else find_below(checkpoint_root, source)
+    if folder is not None:
+        return str(folder), True
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise GenValError(f"There is no folder {resolve(source)}. {_EXPECTED}")
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        # Asked first and once: loading would try several times, for half a minute, and print each time.
+        HfApi().model_info(source, timeout=10)
+    except GatedRepoError as error:
+        raise GenValError(
+            f"The hub's {source} is for those who asked: accept its terms, then: hf auth login"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise GenValError(
+            f"There is no folder {resolve(source)}, and the Hugging Face hub has no model {source!r}. {_EXPECTED}"
+        ) from error
+    except Exception:  # no network, or none to the hub: a copy in the cache will do
+        return source, True
+    return source, False
+
+
+def _cached(location: str) -> str:
+    from huggingface_hub import try_to_load_from_cache
+
+    here = isinstance(try_to_load_from_cache(location, "config.json"), str)
+    return "the copy in its cache is incomplete" if here else "its cache holds no copy"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the hub's remarks to itself: what matters of them is in the error."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _oneformer_task(location: str, local: bool) -> Tensor:
+    """OneFormer's task as its processor makes it: the tokens of a sentence, 0 where there are none."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=local)
+    tokens = tokenizer(_ONEFORMER_TASK, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    task: Tensor = tokens["input_ids"] * tokens["attention_mask"]
+    return task
 
 
 def _check_label_order(location: str, id2label: dict[int, str]) -> None:
@@ -82,13 +230,19 @@ def _check_label_order(location: str, id2label: dict[int, str]) -> None:
         raise GenValError(f"{location} has the Cityscapes classes in another order than the trainIds: {names}.")
 
 
-def _normalisation(processor: Any) -> tuple[list[float], list[float]]:
-    """A processor's (x * rescale - mean) / std as the mean and deviation on the scale 0..255."""
-    # Not every processor has every step: MobileViT's, for one, does not normalise.
-    scale = processor.rescale_factor if getattr(processor, "do_rescale", False) else 1.0
-    normalises = getattr(processor, "do_normalize", False)
-    mean, std = (processor.image_mean, processor.image_std) if normalises else ([0.0] * 3, [1.0] * 3)
-    return [value / scale for value in mean], [value / scale for value in std]
+def _normalisation(location: str, model_type: str, local: bool) -> tuple[list[float], list[float], bool]:
+    """A processor's (x * rescale - mean) / std as mean and deviation on the scale 0..255, and whether it takes BGR."""
+    from transformers import AutoImageProcessor, OneFormerImageProcessor
+
+    if model_type == "oneformer":  # its processor fetches lists of classes when it is made
+        values: dict[str, Any] = OneFormerImageProcessor.get_image_processor_dict(location, local_files_only=local)[0]
+    else:
+        values = AutoImageProcessor.from_pretrained(location, local_files_only=local).to_dict()
+    # Not every processor has every step: MobileViT's, for one, does not normalise, and wants BGR.
+    scale = values["rescale_factor"] if values.get("do_rescale") else 1.0
+    mean, std = (values["image_mean"], values["image_std"]) if values.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
+    reads_bgr = bool(values.get("do_flip_channel_order"))
+    return [value / scale for value in mean], [value / scale for value in std], reads_bgr
 
 
 def _shorten(keys: Any) -> str:

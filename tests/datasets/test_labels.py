@@ -74,3 +74,41 @@ def test_a_frame_takes_under_four_milliseconds():
 def test_colours_are_the_cityscapes_ones_and_void_is_black():
     painted = labels.colourise(np.array([[0, 13, 255]], np.uint8))
     assert painted.tolist() == [[[128, 64, 128], [0, 0, 142], [0, 0, 0]]]
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_a_label_map_of_ones_own(tmp_path):
+    space = labels.find_label_space(write(tmp_path / "map.json", {"0": "road", "7": 13, "3": None, "255": 255}))
+    assert space.to_train_ids(np.array([[0, 7, 3, 255]], np.uint8)).tolist() == [[0, 13, 255, 255]]
+    assert space.classes == (0, 13)
+    with pytest.raises(GenValError, match=r"ids that are not the ids of map\.json: expected 0, 3, 7, 255, found 1"):
+        space.to_train_ids(np.array([[1]], np.uint8))
+    space = labels.find_label_space(write(tmp_path / "other.json", {"0": "traffic light", "other": None}))
+    assert space.to_train_ids(np.array([[0, 9]], np.uint8)).tolist() == [[6, 255]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"0": "street"}, r"id 0 is 'street', expected a trainId 0..18, null, or one of: road, "),
+        ({"0": 19}, "id 0 is 19"),
+        ({"0": True}, "id 0 is True"),
+        ({"256": 0}, "expected ids 0..255"),
+        ({"road": 0}, "expected ids 0..255"),
+        ({"0": "road", "other": 3}, '"other" can only be null'),
+        ({"0": None}, "names none of the 19 classes"),
+        ([0, 1], "found a list"),
+    ],
+)
+def test_bad_label_maps(tmp_path, content, message):
+    with pytest.raises(GenValError, match=message):
+        labels.find_label_space(write(tmp_path / "map.json", content))
+
+
+def test_unknown_labels_are_named():
+    with pytest.raises(GenValError, match=r"Unknown labels 'kitti': expected one of cityscapes, .*JSON file"):
+        labels.find_label_space("kitti")

@@ -17,11 +17,26 @@ from genval.metrics.results import (
     model_list,
     save_image,
 )
+from genval.metrics.statistics import measure
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_mask
 
 
-@pytest.mark.parametrize("name", ["confusion", "correlation", "results", "segmentation", "tables"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "calibration",
+        "confusion",
+        "correlation",
+        "inference",
+        "ranking",
+        "reliability",
+        "results",
+        "segmentation",
+        "tables",
+        "temperature",
+    ],
+)
 def test_examples_in_docstrings(name):
     module = importlib.import_module(f"genval.metrics.{name}")
     outcome = doctest.testmod(module)
@@ -56,9 +71,15 @@ def record(scene, item_id="x", weights="w"):
     )
 
 
+def statistics(labels, prediction):
+    """Of logits that are 5 at the prediction and 0 elsewhere."""
+    logits = 5 * torch.nn.functional.one_hot(torch.from_numpy(prediction).long(), 19).movedim(-1, 0).float()
+    return measure(logits, torch.from_numpy(labels))[1]
+
+
 def test_an_image_is_done_when_both_its_files_exist_and_come_from_the_same_inputs(scene):
     labels, prediction = np.array([[0, 1, 255]], np.uint8), np.array([[0, 0, 3]], np.uint8)
-    save_image(scene, record(scene), prediction, labels)
+    save_image(scene, record(scene), prediction, statistics(labels, prediction))
     assert scene.is_done(record(scene))
     assert (read_mask(scene.prediction("x")) == prediction).all()
     assert not scene.is_done(record(scene, weights="others"))
@@ -67,7 +88,9 @@ def test_an_image_is_done_when_both_its_files_exist_and_come_from_the_same_input
         assert not scene.is_done(record(scene))
     (scene.root.parent / "image").write_bytes(b"1234")
     scene.prediction("x").unlink()
-    assert not scene.is_done(record(scene))
+    assert not scene.is_done(record(scene)) and scene.is_done(record(scene), prediction=False)
+    scene.counts("x").unlink()
+    assert not scene.is_done(record(scene), prediction=False)
 
 
 def test_finished_scenes_are_listed_and_others_refused_with_the_command(scene):
@@ -76,7 +99,7 @@ def test_finished_scenes_are_listed_and_others_refused_with_the_command(scene):
     ):
         list_scenes(scene.root, scene.model, scene.dataset, [("all", "all")], preset="mini")
     one = np.array([[0, 1, 255]], np.uint8)
-    save_image(scene, record(scene), one % 2, one)
+    save_image(scene, record(scene), one % 2, statistics(one, one % 2))
     with pytest.raises(GenValError, match=r"No finished results in .*lindau\. Run: "):
         list_scenes(scene.root, scene.model, scene.dataset, [("fog", "lindau")])
     names = [str(index) for index in range(19)]

@@ -93,8 +93,9 @@ def fake_segmenters():
     from genval.runtime.errors import GenValError
 
     module = types.ModuleType("genval.segmenters")
+    module.__path__ = [str(REPO_ROOT / "genval/segmenters")]  # what is inside the package is the real thing
 
-    def load_segmenter(name, device, precision="32-true"):
+    def load_segmenter(name, device, precision="32-true", **options):
         if name == "nan":
             segmenter = FakeSegmenter(name, 0.0)
             segmenter.forward = lambda images, size=None: torch.full((len(images), 19, *size), float("nan"))

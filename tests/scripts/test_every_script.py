@@ -11,7 +11,7 @@ from genval.runtime.paths import REPO_ROOT
 
 SCRIPTS = sorted(
     path.relative_to(REPO_ROOT)
-    for folder in ("ControlNet", "mini", "relis")
+    for folder in ("ControlNet", "mini", "ood_objects", "relis")
     for path in (REPO_ROOT / folder).glob("*.py")
     if path.name != "__init__.py"
 )

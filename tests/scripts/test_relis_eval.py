@@ -118,7 +118,8 @@ def test_running_again_only_makes_what_is_missing_or_stale(relis):
     after = digest(relis.results)
     assert {path for path in before if before[path] != after[path]} == {
         f"good/Cityscapes/clean/frankfurt/{path}"
-        for path in (f"predictions/{name}.png", f"statistics/{name}.json", "metrics.json", "per_image.csv",
+        for path in (f"predictions/{name}.png", f"statistics/{name}.json", f"statistics/{name}.npz",
+                     "metrics.json", "per_image.csv",
                      "confusion_matrix.csv", "manifest.jsonl")
     }  # fmt: skip
 
@@ -286,3 +287,19 @@ def test_a_bad_file_in_one_of_two_processes_ends_both_with_one_line(tmp_path):
     assert err.count("error:") == 1 and "munster_000000_000019_leftImg8bit.png cannot be decoded" in err
     assert "Traceback" not in err
     assert not list((tmp_path / "results").rglob("metrics.json"))
+
+
+def test_nothing_saved_but_statistics_and_a_sample_of_the_confidences(relis):
+    assert relis.eval("Cityscapes", "good", "--save", "none", "--sample", "100", "--seed", "3")[0] == 0
+    folder = relis.results / "good/Cityscapes/clean/munster"
+    assert not (folder / "predictions").exists() and len(list((folder / "statistics").glob("*.npz"))) == 2
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert 100 < metrics["measured_pixels"] <= 200 < metrics["pixels"]  # void ones among the sample are not measured
+    before = digest(relis.results)
+    assert relis.eval("Cityscapes", "good", "--save", "none", "--sample", "100", "--seed", "3")[0] == 0
+    assert digest(relis.results) == before
+    assert relis.eval("Cityscapes", "good")[0] == 0  # other statistics, and predictions as well
+    again = json.loads((folder / "metrics.json").read_text())
+    assert again["measured_pixels"] == again["pixels"] == metrics["pixels"] and again["miou"] == metrics["miou"]
+    code, _, err = relis.eval("Cityscapes", "good", "--save", "logit")
+    assert code == 2 and "expected none or some of predictions,logits,features, found 'logit'" in err

@@ -44,6 +44,9 @@ def test_all_scenes_and_conditions_are_pooled_from_counts(evaluated):
     assert values["images"] == count == 8 and values["scenes"] == ["fog/GOPR0475", "night/GOPR0351"]
     assert values["miou"] == mean_iou(matrix) and values["pixels"] == matrix.sum()
     assert 0 < values["miou_standard_error"] < 0.1
+    low, high = values["intervals"]["miou"]
+    assert low < values["miou"] < high and high - low == pytest.approx(4 * values["miou_standard_error"], rel=0.3)
+    assert set(values["intervals"]) >= {"ece", "auroc", "nll", "pixel_accuracy_percent", "iou road"}
     assert float(rows_of(folder / "all.csv")[0]["miou"]) == values["miou"]
     assert len(rows_of(folder / "all_per_image.csv")) == 8
     per_class = rows_of(folder / "all_per_class.csv")
@@ -90,7 +93,13 @@ def test_missing_or_unfinished_results_are_refused_with_the_command(evaluated):
 
 
 def test_damaged_statistics_are_refused(evaluated):
-    path = next((evaluated.results / "good/ACDC/fog/GOPR0475/statistics").iterdir())
+    folder = evaluated.results / "good/ACDC/fog/GOPR0475/statistics"
+    counts = next(folder.glob("*.npz"))
+    whole = counts.read_bytes()
+    for damage in (b"", b"{}", whole[: len(whole) // 2]):
+        counts.write_bytes(damage)
+        evaluated.refused(counts.name, "is missing or damaged", code_out_err=final(evaluated))
+    path = next(folder.glob("*.json"))
     path.write_text("{}")
     evaluated.refused(path.name, "holds no confusion matrix", code_out_err=final(evaluated))
 

@@ -85,6 +85,20 @@ def test_reduced_precision_stays_close_and_gives_float32(images, precision, mode
     assert 0 < (reduced - full).abs().max() < 0.1 * full.abs().max()
 
 
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+@pytest.mark.parametrize("config", ["mini/segmenters/upernet-swin.py", path_dicts.ZOO["CCNet-R50"]["config"]])
+def test_attention_with_masks_in_float32_takes_half_precision(images, config, precision):
+    torch.manual_seed(0)
+    network = build_network(config, {"model.test_cfg": {"_delete_": True, "mode": "whole"}})
+    for module in network.modules():
+        if type(module).__name__ == "CrissCrossAttention":
+            torch.nn.init.ones_(module.gamma.scale)  # 0 at first: the attention would not count
+    full = OpenMMLabSegmenter("net", network)(images)
+    reduced = OpenMMLabSegmenter("net", network, precision)(images)
+    assert reduced.dtype == torch.float32
+    assert 0 < (reduced - full).abs().max() < 0.1 * full.abs().max()
+
+
 def test_building_fetches_nothing_and_replaces_synchronised_batch_norm():
     config = read_config("pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-769x769.py").model
     assert "pretrained" not in config

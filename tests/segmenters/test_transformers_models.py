@@ -83,7 +83,7 @@ def test_labels_are_checked(hf_folder):
     edit(hf_folder / "config.json", id2label={str(i): f"LABEL_{i}" for i in range(19)})
     load_segmenter(f"hf:{hf_folder}", CPU)
     edit(hf_folder / "config.json", id2label={str(i): f"LABEL_{i}" for i in range(150)}, label2id={})
-    with pytest.raises(GenValError, match="150 labels, expected 19"):
+    with pytest.raises(GenValError, match="150 classes, expected 19"):
         load_segmenter(f"hf:{hf_folder}", CPU)
 
 
@@ -103,3 +103,36 @@ def test_a_model_for_another_task_is_refused(hf_folder):
     edit(hf_folder / "config.json", model_type="bert")
     with pytest.raises(GenValError, match="Cannot load a semantic segmentation model"):
         load_segmenter(f"hf:{hf_folder}", CPU)
+
+
+@pytest.mark.parametrize("kind", ["beit", "dpt"])
+def test_vision_transformers_take_any_size(tmp_path, kind):
+    """They were made for one size of whole patches: the rest of the last patch is padded, positions interpolated."""
+    import transformers
+
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 19, "image_size": 64}
+    if kind == "beit":
+        model = transformers.BeitForSemanticSegmentation(
+            transformers.BeitConfig(
+                num_hidden_layers=4, out_indices=[1, 2, 3, 4], use_absolute_position_embeddings=True,
+                use_relative_position_bias=True, use_auxiliary_head=False, **small,
+            )
+        )  # fmt: skip
+        transformers.BeitImageProcessor(do_resize=False).save_pretrained(tmp_path)
+    else:
+        model = transformers.DPTForSemanticSegmentation(
+            transformers.DPTConfig(
+                num_hidden_layers=4, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8],
+                fusion_hidden_size=8, use_auxiliary_head=False, **small,
+            )
+        )  # fmt: skip
+        transformers.DPTImageProcessor(do_resize=False).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    segmenter = load_segmenter(f"hf:{tmp_path}", CPU)
+    assert segmenter.size_divisor == 16
+    segmenter.mean.round_()  # the colour of the padding, in whole numbers
+    images = torch.randint(0, 256, (1, 3, 90, 120), dtype=torch.uint8)
+    size = (96, 128) if kind == "beit" else (128, 128)
+    padded = segmenter.mean.to(torch.uint8).expand(1, 3, *size).clone()
+    padded[..., :90, :120] = images
+    torch.testing.assert_close(segmenter(images), segmenter(padded)[..., :90, :120], rtol=0, atol=1e-4)

@@ -1,0 +1,189 @@
+"""Images a second of the zoo's models, against mmsegmentation's own inference in the same run, with random weights.
+
+Reads:  the configs that ship with mmsegmentation
+Writes: {output}/zoo_speed.json, after every row, and {output}/zoo_speed.md
+
+    python benchmarks/zoo_speed.py --models SegFormer-B0,SegFormer-B5,DLV3+ResNet101 --precisions 32-true,bf16-true
+
+The reference is `EncoderDecoder.predict` in float32 on one image, one window at a time, as mmsegmentation's runner
+calls it; both ways start from uint8 images on the device and end with the logits at the image's size. Rows that are in
+the JSON already, of the same settings and device, are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+import path_dicts
+from genval.runtime import cli
+from genval.runtime.errors import GenValError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import Tensor
+
+SIZES = {"full": (1024, 2048), "half": (512, 1024), "tiny": (128, 256)}
+KEYS = ("model", "size", "precision", "batch_size", "compile", "channels_last", "device")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = cli.script_parser(__doc__, "benchmarks/zoo_speed")
+    parser.add_argument("--models", default=list(path_dicts.ZOO), type=cli.comma_list, help="names; by default all 42")
+    parser.add_argument("--size", choices=SIZES, default="full", help="1024x2048, 512x1024 or 128x256")
+    parser.add_argument("--precisions", default=["32-true", "bf16-true"], type=cli.comma_list)
+    parser.add_argument("--batch_size", default=1, type=cli.positive_int, help="images a forward pass")
+    parser.add_argument("--compile", action="store_true", help="torch.compile")
+    parser.add_argument("--channels_last", action="store_true")
+    parser.add_argument("--seconds", default=5.0, type=float, help="of measuring, each way; at least three passes")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--output", default="results/zoo_speed")
+    parser.add_argument("--overwrite", action="store_true", help="measure rows again")
+    return cli.parse(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    import torch
+
+    from genval.runtime.files import read_json, write_bytes, write_json
+    from genval.runtime.paths import resolve
+
+    unknown = [name for name in args.models if name not in path_dicts.ZOO]
+    if unknown:
+        raise GenValError(f"Not in the zoo: {', '.join(unknown)}. See: python relis/eval.py --list_models")
+    device = torch.device(args.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    path = resolve(args.output) / "zoo_speed.json"
+    rows: list[dict[str, Any]] = read_json(path) if path.exists() else []
+    for model in args.models:
+        wanted = [
+            dict(zip(KEYS, (model, args.size, p, args.batch_size, args.compile, args.channels_last, name), strict=True))
+            for p in args.precisions
+        ]
+        present = [{key: row[key] for key in KEYS} for row in rows]
+        wanted = [settings for settings in wanted if args.overwrite or settings not in present]
+        if not wanted:
+            continue
+        for row in measure(model, wanted, device, args.seconds):
+            rows = [old for old in rows if any(old[key] != row[key] for key in KEYS)] + [row]
+            print(markdown(rows[-1:]).splitlines()[-1], flush=True)
+            write_json(path, rows)
+            write_bytes(path.with_suffix(".md"), markdown(rows).encode())
+    print(f"wrote {path} and zoo_speed.md: {len(rows)} rows")
+
+
+def measure(model: str, wanted: list[dict[str, Any]], device: torch.device, seconds: float) -> list[dict[str, Any]]:
+    """Build a model with random weights, time mmsegmentation's inference, then ours in every wanted setting."""
+    import copy
+
+    import torch
+
+    from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network
+
+    torch.manual_seed(0)
+    entry = path_dicts.ZOO[model]
+    network: Any = build_network(entry["config"], entry.get("overrides")).to(device)
+    images = smooth_images(wanted[0]["batch_size"], SIZES[wanted[0]["size"]]).to(device)
+    try:
+        reference = timed(lambda: mmseg_inference(network, images[:1]), device, seconds)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        print(f"mmsegmentation itself fails at this size: {str(error).partition(chr(10))[0]}")
+        reference = None
+    rows = []
+    for settings in wanted:
+        own = copy.deepcopy(network) if settings is not wanted[-1] else network
+        segmenter = OpenMMLabSegmenter(model, own, settings["precision"])
+        if settings["channels_last"]:
+            segmenter.use_channels_last()
+        if settings["compile"]:
+            segmenter.compile_network()
+        ours = timed(lambda segmenter=segmenter: segmenter(images), device, seconds)
+        alike = reference and (ours["logits"][:1].argmax(1) == reference["logits"].argmax(1)).float().mean().item()
+        rows.append(
+            {
+                **settings,
+                "mode": segmenter.test_mode,
+                "reference_images_per_s": reference and reference["passes_per_s"],
+                "images_per_s": ours["passes_per_s"] * len(images),
+                "first_pass_s": ours["first_pass_s"],
+                "peak_gib": ours["peak_gib"],
+                "pixels_alike": alike,
+                "finite": bool(ours["logits"].isfinite().all()),
+                "torch": torch.__version__,
+            }
+        )
+    return rows
+
+
+def mmseg_inference(network: Any, images: Tensor) -> Tensor:
+    """Logits by mmsegmentation's own preprocessing and inference, from the BGR images that its loader gives."""
+    import torch
+    from mmseg.structures import SegDataSample
+
+    shape = tuple(images.shape[-2:])
+    samples = [SegDataSample(metainfo={"ori_shape": shape, "img_shape": shape, "pad_shape": shape}) for _ in images]
+    data = network.data_preprocessor({"inputs": list(images.flip(1)), "data_samples": samples}, training=False)
+    with torch.no_grad():
+        results = network.predict(data["inputs"], data["data_samples"])
+    return torch.stack([result.seg_logits.data for result in results])
+
+
+def timed(run: Callable[[], Tensor], device: torch.device, seconds: float) -> dict[str, Any]:
+    """Call `run` once, then for `seconds`, at least three times: passes a second of the median pass."""
+    import statistics
+    import time
+
+    import torch
+
+    def once() -> tuple[float, Tensor]:
+        start = time.perf_counter()
+        logits = run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start, logits
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    first, logits = once()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        times.append(once()[0])
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    return {"passes_per_s": 1 / statistics.median(times), "first_pass_s": first, "peak_gib": peak, "logits": logits}
+
+
+def smooth_images(count: int, size: tuple[int, int]) -> Tensor:
+    """Random blotches, uint8 (count, 3, *size): noise alone would leave no structure after the first layers."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, size[0] // 16, size[1] // 16, generator=generator) * 255
+    return torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 255).to(torch.uint8)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table, in the zoo's order."""
+    from genval.metrics.tables import markdown_table
+
+    order = list(path_dicts.ZOO)
+    ordered = sorted(rows, key=lambda row: (row["device"], row["size"], order.index(row["model"]), row["precision"]))
+    table = []
+    for row in ordered:
+        extras = [name for name in ("compile", "channels_last") if row[name]]
+        reference, alike = row["reference_images_per_s"], row["pixels_alike"]
+        table.append(
+            [row["model"], row["mode"], row["size"], row["precision"], row["batch_size"], " ".join(extras),
+             reference, row["images_per_s"], reference and row["images_per_s"] / reference, alike and 100 * alike,
+             row["peak_gib"], "yes" if row["finite"] else "no"]
+        )  # fmt: skip
+    header = ["model", "test mode", "size", "precision", "batch", "with", "mmseg images/s", "images/s", "ratio",
+              "alike %", "GiB", "finite"]  # fmt: skip
+    return markdown_table(header, table, digits=3) + "\n"
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)

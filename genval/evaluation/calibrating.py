@@ -1,0 +1,263 @@
+"""Temperatures found on one set of images and tried on another, from saved logits and features."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from genval.artifacts.tensors import PackedTensors
+from genval.datasets import CLASS_SETS, CLASSES, classes_of
+from genval.metrics.calibration import top1_figures
+from genval.metrics.clusters import ClusterModel, fit_clusters, load_clusters, save_clusters
+from genval.metrics.results import SceneResults, Summary, folder_name, list_scenes, pair, summarise
+from genval.metrics.statistics import measure
+from genval.metrics.temperature import Pixels, scale_logits, search, search_per_class
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_json, write_json
+from genval.runtime.paths import resolve
+from genval.runtime.seeds import item_seed
+
+CLUSTER_FILE = "cluster_model.npz"
+TEMPERATURE_FILE = "best_temperatures.json"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The saved scenes of a data set that a calibration is made or tried on."""
+
+    dataset: str
+    conds: tuple[str, ...] = ("all",)
+    scenes: tuple[str, ...] = ("all",)
+
+    @property
+    def name(self) -> str:
+        """A folder's name for it."""
+        parts = ["+".join(self.conds), *(["+".join(self.scenes)] if self.scenes != ("all",) else [])]
+        return "_".join([folder_name(self.dataset), *parts])
+
+    def find(self, args: argparse.Namespace, model: str) -> list[SceneResults]:
+        """Its scenes, each with a finished evaluation, below `args.root_exp_dir`."""
+        pairs = pair(self.conds, self.scenes)
+        return list_scenes(resolve(args.root_exp_dir), model, self.dataset, pairs, args.preset)
+
+
+CITYSCAPES_CALIBRATION = ImageSet("Cityscapes", ("clean",), ("lindau", "munster"))
+CITYSCAPES_TEST = ImageSet("Cityscapes", ("clean",), ("frankfurt",))
+
+
+def protocol_sets(args: argparse.Namespace) -> list[tuple[ImageSet, ImageSet]]:
+    """What calibrates and what tests, by `--protocol`.
+
+    `cityscapes`: lindau and munster calibrate, frankfurt tests. `synthetic`: each generated domain calibrates, the real
+    one tests (IDD for India). `none`: the sets that the flags name.
+    """
+    if args.protocol == "cityscapes":
+        return [(CITYSCAPES_CALIBRATION, CITYSCAPES_TEST)]
+    if args.protocol == "synthetic":
+        return [
+            (ImageSet(f"Cityscapes_{domain}"), ImageSet("IDD") if domain == "india" else ImageSet("ACDC", (domain,)))
+            for domain in args.domains
+        ]
+    test = ImageSet(args.trg_dataset or args.calib_dataset, tuple(args.cond), tuple(args.scene))
+    return [(ImageSet(args.calib_dataset, tuple(args.calib_cond), tuple(args.calib_scene)), test)]
+
+
+@dataclass(frozen=True)
+class SavedImage:
+    """One image of a set."""
+
+    scene: SceneResults
+    id: str
+    logits: np.ndarray  # float32 (pixels, C)
+    labels: np.ndarray  # uint8 (pixels,)
+
+
+def read_images(scenes: Sequence[SceneResults]) -> Iterator[SavedImage]:
+    """The saved logits of a set, an image at a time, in the order of scenes and ids.
+
+    Raises:
+        GenValError: a scene has none.
+    """
+    for results in scenes:
+        tensors = _packed(results, "logits")
+        for item_id in tensors.ids:
+            logits, labels = tensors.read(item_id, "logits", "labels")
+            yield SavedImage(results, item_id, logits.astype(np.float32), labels)
+
+
+def read_features(scenes: Sequence[SceneResults]) -> tuple[list[tuple[SceneResults, str]], np.ndarray]:
+    """The saved features of a set: whose they are, and float64 (N, D).
+
+    Raises:
+        GenValError: a scene has none, or they are not of one length.
+    """
+    keys: list[tuple[SceneResults, str]] = []
+    rows: list[np.ndarray] = []
+    for results in scenes:
+        tensors = _packed(results, "features")
+        for item_id in tensors.ids:
+            keys.append((results, item_id))
+            rows.append(tensors.read(item_id, "features")[0].astype(np.float64))
+    if len({row.shape for row in rows}) != 1:
+        raise GenValError(f"Features of {scenes[0].model} differ in length. Run relis/extract_features.py --overwrite.")
+    return keys, np.stack(rows)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Clusters and their temperatures."""
+
+    clusters: ClusterModel
+    temperatures: np.ndarray  # float64 (K,), or (K, C): one for each predicted class
+
+    def of_images(self, features: np.ndarray | None, images: int, soft: bool) -> np.ndarray:
+        """Each image's temperature, float64 (N,) or (N, C); `features` may be None with one cluster.
+
+        Soft: the clusters' temperatures averaged by the image's shares in them.
+        """
+        if len(self.temperatures) == 1:
+            return np.repeat(self.temperatures, images, 0)
+        assert features is not None
+        return (
+            self.clusters.weights(features) @ self.temperatures
+            if soft
+            else self.temperatures[self.clusters.assign(features)]
+        )
+
+
+def calibrate(
+    scenes: Sequence[SceneResults],
+    clusters: int,
+    method: str,
+    metric: str,
+    per_class: bool = False,
+    subsamples: int | None = None,
+    seed: int = 0,
+) -> tuple[Calibration, dict[str, Any]]:
+    """Cluster a set's images and find each cluster's temperature.
+
+    Args:
+        scenes: the set.
+        clusters: how many; 1 needs no features.
+        method: see `clusters.fit_clusters`.
+        metric: see `temperature.search`.
+        per_class: a temperature for each predicted class.
+        subsamples: so many images, drawn at random; None is all.
+        seed: of the drawing and of the clustering.
+
+    Returns:
+        The calibration; the images and pixels of each cluster and the metric before and after, fit for JSON.
+
+    Raises:
+        GenValError: logits or features are missing, or a cluster has no labelled pixel.
+    """
+    images = list(read_images(scenes))
+    chosen = np.arange(len(images))
+    if subsamples is not None and subsamples < len(images):
+        generator = np.random.default_rng(item_seed(seed, "subsamples"))
+        chosen = np.sort(generator.choice(len(images), subsamples, replace=False))
+    if clusters == 1:
+        model = fit_clusters(np.zeros((len(chosen), 1)), 1, method, seed)
+        assigned = np.zeros(len(chosen), np.int64)
+    else:
+        keys, features = read_features(scenes)
+        if keys != [(image.scene, image.id) for image in images]:
+            raise GenValError(
+                f"Logits and features of {scenes[0].model} are of different images. Run relis/eval.py --save "
+                "predictions,logits,features with the same --scene, --split and --limit."
+            )
+        model = fit_clusters(features[chosen], clusters, method, seed)
+        assigned = model.assign(features[chosen])
+    temperatures: list[Any] = []
+    parts: list[dict[str, Any]] = []
+    for index in range(clusters):
+        members = [images[i] for i, cluster in zip(chosen, assigned, strict=True) if cluster == index]
+        if not members:
+            raise GenValError(
+                f"Cluster {index} of {clusters} has no image. Give fewer --n_clusters or another --seeds."
+            )
+        logits, labels = (np.concatenate([getattr(m, name) for m in members]) for name in ("logits", "labels"))
+        pixels = Pixels.of(logits, labels)
+        temperatures.append(search_per_class(pixels, metric) if per_class else search(pixels, metric).temperature)
+        parts.append({"images": len(members), "pixels": len(pixels)})
+    return Calibration(model, np.array(temperatures)), {"images": len(chosen), "clusters": parts}
+
+
+def try_on(
+    scenes: Sequence[SceneResults], calibration: Calibration | None = None, soft: bool = False
+) -> tuple[Summary, dict[str, float]]:
+    """Every figure of a set after scaling, from saved logits; without a calibration as they are.
+
+    Returns:
+        The summary with its intervals; `ece`, `adaptive_ece` and `ks` of the single pixels, exactly.
+    """
+    temperatures: dict[tuple[SceneResults, str], np.ndarray] | None = None
+    if calibration is not None and len(calibration.temperatures) > 1:
+        keys, features = read_features(scenes)
+        temperatures = dict(zip(keys, calibration.of_images(features, len(keys), soft), strict=True))
+    confidences: list[np.ndarray] = []
+    hits: list[np.ndarray] = []
+
+    def each() -> Iterator[tuple[str, Any]]:
+        for image in read_images(scenes):
+            logits = image.logits
+            if temperatures is not None:
+                logits = scale_logits(logits, temperatures[image.scene, image.id])
+            elif calibration is not None:
+                logits = scale_logits(logits, calibration.temperatures[0])
+            tensor = torch.from_numpy(np.ascontiguousarray(logits.T))
+            predictions, statistics = measure(tensor, torch.from_numpy(image.labels))
+            counted = image.labels != 255
+            confidences.append(tensor.softmax(0).amax(0).numpy()[counted])
+            hits.append((predictions.numpy() == image.labels)[counted])
+            yield image.id, statistics
+
+    summary = summarise(each(), CLASSES, classes_of(scenes[0].dataset), CLASS_SETS)
+    return summary, top1_figures(np.concatenate(confidences), np.concatenate(hits))
+
+
+def calibration_folder(args: argparse.Namespace, model: str, image_set: ImageSet, seed: int) -> Path:
+    """Where a calibration with the flags of `arguments.add_calibration_arguments` is."""
+    method = "vanilla" if args.n_clusters == 1 else f"{args.cluster_method}{args.n_clusters}"
+    how = [method, args.calib_metric, *(["per_class"] if args.per_class_temperature else [])]
+    how += [f"{args.subsamples}images"] if args.subsamples else []
+    return resolve(args.calibration_dir) / folder_name(model) / image_set.name / "_".join(how) / f"seed{seed}"
+
+
+def save_calibration(folder: Path, calibration: Calibration, about: dict[str, Any]) -> None:
+    """Write `cluster_model.npz`, then `best_temperatures.json`, which says that both are whole."""
+    save_clusters(folder / CLUSTER_FILE, calibration.clusters)
+    write_json(folder / TEMPERATURE_FILE, {**about, "temperatures": calibration.temperatures.tolist()})
+
+
+def load_calibration(folder: Path) -> tuple[Calibration, dict[str, Any]]:
+    """Read what `save_calibration` wrote.
+
+    Raises:
+        GenValError: a file is missing or damaged, or the two do not belong together.
+    """
+    if not (folder / TEMPERATURE_FILE).exists():
+        raise GenValError(
+            f"No temperatures in {folder}. Run: python relis/compute_clusters_temp_scaling.py with the same flags."
+        )
+    about = read_json(folder / TEMPERATURE_FILE)
+    clusters = load_clusters(folder / CLUSTER_FILE)
+    temperatures = np.array(about.get("temperatures"), dtype=np.float64)
+    if temperatures.ndim not in (1, 2) or len(temperatures) != len(clusters.centres) or not (temperatures > 0).all():
+        raise GenValError(f"{folder / TEMPERATURE_FILE} does not fit {CLUSTER_FILE} beside it. Make both again.")
+    return Calibration(clusters, temperatures), about
+
+
+def _packed(results: SceneResults, kind: str) -> PackedTensors:
+    path = results.packed(kind)
+    if not path.exists():
+        script = "extract_logits" if kind == "logits" else "extract_features"
+        command = results.command().replace("relis/eval.py", f"relis/{script}.py")
+        raise GenValError(f"No {kind} in {path}. Run: {command}")
+    return PackedTensors(path)

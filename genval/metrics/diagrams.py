@@ -1,0 +1,49 @@
+"""Reliability diagrams: accuracy over confidence, bin by bin.
+
+Source: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017), figure 1.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from genval.metrics.calibration import BINS, ece_of_bins
+from genval.metrics.statistics import PixelStatistics
+from genval.runtime.files import write_bytes
+
+
+def write_reliability_diagram(path: Path, sets: Mapping[str, PixelStatistics]) -> None:
+    """Draw one panel a set, side by side, as PNG: accuracy of each bin, its gap to the confidence, share of pixels.
+
+    Args:
+        path: the PNG.
+        sets: statistics by the panel's title.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * len(sets), 4.2), layout="constrained")
+    panels = figure.subplots(2, len(sets), sharex=True, squeeze=False, height_ratios=[3, 1])
+    edges = np.arange(BINS) / BINS
+    for (title, statistics), (top, bottom) in zip(sets.items(), panels.T, strict=True):
+        pixels, right = statistics.bins.sum(0), statistics.bins[1]
+        there = pixels > 0
+        accuracy, confidence = (
+            np.divide(values, pixels, out=np.zeros(BINS), where=there) for values in (right, statistics.bin_confidence)
+        )
+        width = 1 / BINS
+        top.bar(edges, accuracy, width, align="edge", color="#4878a8", edgecolor="white", label="accuracy")
+        gap = {"color": "#d65f5f", "alpha": 0.35, "hatch": "//", "edgecolor": "#d65f5f"}
+        top.bar(edges, confidence - accuracy, width, accuracy, align="edge", label="gap to confidence", **gap)
+        top.plot([0, 1], [0, 1], color="0.3", linewidth=1, linestyle="--")
+        ece = float(ece_of_bins(right, pixels, statistics.bin_confidence))
+        top.set(title=f"{title}\nECE {100 * ece:.2f} %", xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+        bottom.bar(edges, pixels / max(1, pixels.sum()), width, align="edge", color="0.6", edgecolor="white")
+        bottom.set(xlabel="confidence", ylabel="share of pixels", ylim=(0, 1))
+    panels[0, 0].legend(loc="upper left", fontsize="small")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120)
+    write_bytes(path, stream.getvalue())

@@ -1,0 +1,157 @@
+"""How well a score separates two kinds of pixels: AUROC, AUPR, FPR at 95 % TPR and PRR, from counts.
+
+Every figure is a function of how many positive and how many negative pixels there are at each score, the highest score
+first. `counts_by_score` gives these for single pixels, exactly; a histogram gives them for any number of pixels at
+once, and adding histograms merges data sets. Pixels of one score (or level) are not ordered among each other: a pair of
+them counts as half right, which is what a random order would give.
+
+Arrays may have leading dimensions, one set of counts each (the draws of a bootstrap, say).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from genval.runtime.errors import GenValError
+
+
+def counts_by_score(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positive and negative pixels at each distinct score, the highest score first.
+
+    Args:
+        scores: finite floats (N,).
+        positive: bool (N,).
+
+    Returns:
+        Two int64 arrays (number of distinct scores,).
+
+    Raises:
+        GenValError: shapes differ, or a score is NaN or infinite.
+
+    >>> counts_by_score(np.array([0.1, 0.9, 0.9]), np.array([True, True, False]))
+    (array([1, 1]), array([1, 0]))
+    """
+    scores, positive = np.ravel(scores), np.ravel(positive).astype(bool)
+    if scores.shape != positive.shape:
+        raise GenValError(f"Scores and labels differ in number: {len(scores)} and {len(positive)}.")
+    if not np.isfinite(scores).all():
+        raise GenValError("Scores must be finite, found NaN or infinity.")
+    order = np.argsort(scores)[::-1]
+    ordered, hits = scores[order], positive[order]
+    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)) if len(scores) else np.zeros(0, np.int64)
+    positives = np.diff(np.cumsum(hits, dtype=np.int64)[last], prepend=0)
+    return positives, np.diff(last + 1, prepend=0) - positives
+
+
+def auroc(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve: the share of (positive, negative) pairs in which the positive scores higher.
+
+    Args:
+        positives: counts (..., L), the highest score first.
+        negatives: the same of the negatives.
+
+    Returns:
+        float64 (...) in 0..1; NaN where there are no positives or no negatives.
+
+    >>> float(auroc(np.array([2, 1, 0]), np.array([0, 1, 1])))
+    0.9166666666666666
+    """
+    positives, negatives = np.asarray(positives, np.float64), np.asarray(negatives, np.float64)
+    below = negatives.sum(-1, keepdims=True) - np.cumsum(negatives, -1)
+    pairs = (positives * (below + negatives / 2)).sum(-1)
+    return _ratio(pairs, positives.sum(-1) * negatives.sum(-1))
+
+
+def auroc_bound(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """How far the AUROC of single scores can be from that of levels: half the share of pairs inside one level.
+
+    >>> float(auroc_bound(np.array([2, 1, 0]), np.array([0, 1, 1])))
+    0.08333333333333333
+    """
+    positives, negatives = np.asarray(positives, np.float64), np.asarray(negatives, np.float64)
+    return _ratio((positives * negatives).sum(-1) / 2, positives.sum(-1) * negatives.sum(-1))
+
+
+def aupr(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """Area under the precision-recall curve of the positives, by trapezoids, as published.
+
+    The curve starts at recall 0 and precision 1, as scikit-learn's `precision_recall_curve` has it.
+
+    Returns:
+        float64 (...) in 0..1; NaN where there are no positives.
+
+    >>> float(aupr(np.array([1, 1]), np.array([0, 2])))
+    0.875
+    """
+    found, false = np.cumsum(positives, -1, dtype=np.float64), np.cumsum(negatives, -1, dtype=np.float64)
+    alarms = found + false
+    precision = np.divide(found, alarms, out=np.ones_like(found), where=alarms > 0)
+    before = np.concatenate([np.ones_like(precision[..., :1]), precision[..., :-1]], -1)
+    area = (np.asarray(positives, np.float64) * (precision + before)).sum(-1) / 2
+    return _ratio(area, np.asarray(positives, np.float64).sum(-1))
+
+
+def fpr_at_tpr(
+    positives: np.ndarray, negatives: np.ndarray, tpr: float = 0.95, interpolate: bool = False
+) -> np.ndarray:
+    """Share of the negatives that pass the highest threshold which `tpr` of the positives pass.
+
+    Args:
+        positives: counts (..., L), the highest score first.
+        negatives: the same of the negatives.
+        tpr: in 0..1.
+        interpolate: take the level in which the threshold lies as evenly mixed, and stop inside it. For histograms;
+            without it the whole level passes, as all pixels of one score do.
+
+    Returns:
+        float64 (...) in 0..1; NaN where there are no positives or no negatives.
+
+    >>> float(fpr_at_tpr(np.array([2, 18, 0]), np.array([0, 1, 3])))
+    0.25
+    """
+    positives, negatives = np.asarray(positives, np.float64), np.asarray(negatives, np.float64)
+    found, false = np.cumsum(positives, -1), np.cumsum(negatives, -1)
+    total = positives.sum(-1, keepdims=True)
+    # Half a pixel's slack: 0.95 * 20 is not 19 in floating point.
+    level = np.argmax(found >= tpr * total - 1e-9 * total - 1e-12, axis=-1)[..., None]
+    passed = np.take_along_axis(false, level, -1)[..., 0]
+    if interpolate:
+        here = np.take_along_axis(positives, level, -1)[..., 0]
+        beyond = np.take_along_axis(found, level, -1)[..., 0] - tpr * total[..., 0]
+        share = np.divide(beyond, here, out=np.zeros_like(here), where=here > 0).clip(0, 1)
+        passed = passed - share * np.take_along_axis(negatives, level, -1)[..., 0]
+    return np.where(total[..., 0] > 0, _ratio(passed, negatives.sum(-1)), np.nan)
+
+
+def prediction_rejection_ratio(right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """PRR in PERCENT: how much of the oracle's gain over chance a rejection by confidence reaches.
+
+    The most doubtful pixels are rejected first; the curve is the errors left among the kept, as a share of ALL pixels,
+    over the share rejected. With e the share of errors, random rejection has area e / 2 below its curve and the oracle,
+    which rejects exactly the errors first, e^2 / 2. Source: Malinin et al., "Incorporating Uncertainty into Deep
+    Learning for Spoken Language Assessment" (ACL 2017), section 3. The published code's oracle is off by a factor of
+    100, so that no ranking reaches 100 there.
+
+    Args:
+        right: pixels predicted right (..., L), the highest confidence first.
+        wrong: the same of those predicted wrong.
+
+    Returns:
+        float64 (...), 100 for a perfect ranking, 0 for chance, -100 for the worst; NaN where all pixels are right or
+        all are wrong.
+
+    >>> float(prediction_rejection_ratio(np.array([3, 0]), np.array([0, 2])))
+    100.0
+    """
+    right, wrong = np.asarray(right, np.float64), np.asarray(wrong, np.float64)
+    total, errors = (right + wrong).sum(-1), wrong.sum(-1)
+    kept_errors, pixels = np.cumsum(wrong, -1), right + wrong
+    # Trapezoids under the errors kept, from keeping nothing to keeping everything.
+    area = ((kept_errors - wrong / 2) * pixels).sum(-1)
+    chance, oracle = errors * total / 2, errors**2 / 2
+    return 100 * _ratio(chance - area, chance - oracle)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    return np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)

@@ -1,0 +1,146 @@
+"""Networks that bring their own arithmetic in one file: ONNX and TorchScript."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genval.runtime.errors import GenValError
+from genval.segmenters.base import Segmenter
+from genval.segmenters.class_map import ClassMap
+from genval.segmenters.normalisation import read_normalisation
+
+_ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+
+
+class OnnxSegmenter(Segmenter):
+    """An ONNX network run by onnxruntime, on the GPU where its GPU build is installed.
+
+    Its one input is (B, 3, H, W): float pixels are normalised (see `read_normalisation`), uint8 ones given as they are.
+    Its output is the logits, or the first of its outputs is. A network exported for a fixed batch gets that many images
+    at a time; one exported for a fixed size gets every image resized to it, bilinearly, and so are the logits back.
+
+    Raises:
+        GenValError: the file's input or output is of another kind, or onnxruntime cannot read it.
+    """
+
+    def __init__(self, name: str, file: Path, device: torch.device, class_map: ClassMap | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise GenValError(f"{name} needs onnxruntime ({error}): pip install onnxruntime") from error
+
+        providers = ["CPUExecutionProvider"]
+        if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, "CUDAExecutionProvider")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+        except Exception as error:  # onnxruntime has a dozen exceptions without a common base
+            reason = str(error).partition("\n")[0]
+            raise GenValError(f"{file} cannot be read as ONNX ({reason}).") from error
+        inputs = session.get_inputs()
+        shape, dtype = inputs[0].shape, _ONNX_TYPES.get(inputs[0].type)
+        is_image = len(inputs) == 1 and len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
+        if not is_image or dtype is None:
+            found = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
+            raise GenValError(f"{file}: expected one input (B, 3, H, W) of float, float16 or uint8, found {found}.")
+        normalisation = read_normalisation(file, session.get_modelmeta().custom_metadata_map)
+        super().__init__(name, nn.Identity(), normalisation.mean, normalisation.std, class_map=class_map)
+        self.reads_bgr = normalisation.channels == "bgr"
+        self.session, self.input, self.dtype = session, inputs[0].name, dtype
+        self.batch = shape[0] if isinstance(shape[0], int) else None
+        self.size = (shape[2], shape[3]) if isinstance(shape[2], int) and isinstance(shape[3], int) else None
+        # The network's weights are out of torch's sight: the file's hash stands for them.
+        self.register_buffer("file_hash", _file_hash(file))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        if self.dtype != np.uint8:
+            return super().prepare(images)
+        return images.flip(1) if self.reads_bgr else images
+
+    def run(self, pixels: Tensor) -> Tensor:
+        if self.size and tuple(pixels.shape[-2:]) != self.size:
+            resized = F.interpolate(pixels.float(), self.size, mode="bilinear", align_corners=False, antialias=True)
+            pixels = resized.round().to(pixels.dtype) if pixels.dtype == torch.uint8 else resized
+        values = pixels.cpu().numpy().astype(self.dtype)
+        step = self.batch or len(values)
+        # A last batch that is not full is filled up with its first image.
+        parts = [values[start : start + step] for start in range(0, len(values), step)]
+        parts = [np.concatenate([part, *[part[:1]] * (step - len(part))]) for part in parts]
+        try:
+            results = [self.session.run(None, {self.input: part})[0] for part in parts]
+        except Exception as error:  # as above
+            reason = str(error).partition("\n")[0]
+            raise GenValError(f"{self.name} fails on pixels {tuple(values.shape)}: {reason}") from error
+        return torch.from_numpy(np.concatenate(results)[: len(values)]).to(pixels.device)
+
+
+class TorchScriptSegmenter(Segmenter):
+    """A TorchScript network from normalised float pixels (see `read_normalisation`) to logits.
+
+    The logits may be the first of a tuple, or lie in a dictionary under `out` or `logits`.
+    """
+
+    def run(self, pixels: Tensor) -> Tensor:
+        try:
+            output: Any = self.network(pixels)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
+            raise GenValError(f"{self.name} fails on pixels {tuple(pixels.shape)}: {reason}") from error
+        if isinstance(output, dict):
+            output = next((output[key] for key in ("out", "logits") if key in output), output)
+        if isinstance(output, (tuple, list)):
+            output = output[0]
+        if not isinstance(output, Tensor):
+            raise GenValError(f"{self.name} gives a {type(output).__name__}, expected logits.")
+        return output
+
+
+def load_onnx(
+    name: str, file: Path, device: torch.device, precision: str = "32-true", class_map: ClassMap | None = None
+) -> Segmenter:
+    """Load an ONNX file (see `OnnxSegmenter`), which computes in its own precision: any but `32-true` is refused."""
+    if precision != "32-true":
+        raise GenValError(f"{name} runs in the precision of its file: give --precision 32-true, found {precision}.")
+    return OnnxSegmenter(name, file, device, class_map).to(device)
+
+
+def load_torchscript(
+    name: str, file: Path, device: torch.device, precision: str = "32-true", class_map: ClassMap | None = None
+) -> Segmenter:
+    """Load a TorchScript file (see `TorchScriptSegmenter`).
+
+    Its own casts would break if the weights were cast: a `true` precision means `mixed`, as for Python functions.
+
+    Raises:
+        GenValError: the file is not TorchScript.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network = torch.jit.load(file, map_location=device)
+    except Exception as error:  # RuntimeError for what is no archive, others for damaged ones
+        reason = str(error).partition("\n")[0]
+        raise GenValError(f"{file} cannot be read as TorchScript ({reason}). Make it with torch.jit.save.") from error
+    normalisation = read_normalisation(file)
+    mixed = precision if precision == "32-true" else precision.replace("-true", "-mixed")
+    segmenter = TorchScriptSegmenter(name, network, normalisation.mean, normalisation.std, mixed, class_map)
+    segmenter.reads_bgr = normalisation.channels == "bgr"
+    return segmenter.to(device)
+
+
+def _file_hash(file: Path) -> Tensor:
+    with open(file, "rb") as stream:
+        return torch.tensor(list(hashlib.file_digest(stream, "blake2b").digest()), dtype=torch.uint8)

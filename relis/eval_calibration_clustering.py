@@ -1,0 +1,93 @@
+"""Try temperatures on another set: calibration errors before and after, with the spread over seeds.
+
+Reads:  what relis/compute_clusters_temp_scaling.py wrote with the same flags below --calibration_dir, and the logits
+        (and with several clusters the features) of the set that is tested, below --root_exp_dir
+Writes: {results_dir}/{model_arch}/{tested set}/from_{calibrating set}/{method}.json and _reliability.png
+
+    python relis/eval_calibration_clustering.py --protocol synthetic --domains fog,night --model_arch SegFormer-B0
+
+An image takes its cluster's temperature, or with --soft the clusters' average weighted by inverse distance (k-means) or
+posterior (gmm).
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from genval.evaluation.arguments import add_calibration_arguments, add_saved_set_arguments
+from genval.runtime import cli
+
+if TYPE_CHECKING:
+    from genval.evaluation.calibrating import ImageSet
+
+ERRORS = ("ece", "adaptive_ece", "ks")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = cli.script_parser(__doc__, "relis/eval_calibration_clustering")
+    add_saved_set_arguments(parser, required=False)
+    add_calibration_arguments(parser)
+    parser.add_argument("--soft", action="store_true", help="share an image among the clusters")
+    parser.add_argument("--results_dir", default="results/temperature_scaling", help="where the figures are saved")
+    return cli.parse(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    from genval.evaluation.calibrating import protocol_sets
+    from genval.metrics.results import model_list
+    from genval.metrics.tables import markdown_table
+    from genval.runtime.errors import GenValError
+
+    if args.protocol == "none" and not args.trg_dataset:
+        raise GenValError("What is tested? Give --trg_dataset (and --cond, --scene), or a --protocol.")
+    rows = [
+        try_model(args, model, calibrating, tested)
+        for model in model_list(args.model_arch, args.preset)
+        for calibrating, tested in protocol_sets(args)
+    ]
+    header = ["model", "tested on", "calibrated on", "ECE % before", "after", "± over seeds"]
+    print(markdown_table([*header, "adaptive before", "after", "KS before", "after"], rows, digits=2))
+    better = sum(row[4] < row[3] for row in rows)
+    print(f"ECE is better after scaling in {better} of {len(rows)}; wrote {args.results_dir}")
+
+
+def try_model(args: argparse.Namespace, model: str, calibrating: ImageSet, tested: ImageSet) -> list[Any]:
+    """One model and one pair of sets: write its files, return its row of the table."""
+    import numpy as np
+
+    from genval.evaluation.calibrating import calibration_folder, load_calibration, try_on
+    from genval.metrics.diagrams import write_reliability_diagram
+    from genval.metrics.results import folder_name
+    from genval.runtime.files import write_json
+    from genval.runtime.paths import resolve
+
+    scenes = tested.find(args, model)
+    before, exact_before = try_on(scenes)
+    runs = []
+    for seed in args.seeds:
+        folder = calibration_folder(args, model, calibrating, seed)
+        runs.append(try_on(scenes, load_calibration(folder)[0], args.soft))
+    exact_after = {name: float(np.mean([exact[name] for _, exact in runs])) for name in ERRORS}
+    spread = {name: float(np.std([exact[name] for _, exact in runs])) for name in ERRORS}
+    place = resolve(args.results_dir) / folder_name(model) / tested.name / f"from_{calibrating.name}"
+    stem = place / f"{calibration_folder(args, model, calibrating, 0).parent.name}{'_soft' if args.soft else ''}"
+    values = {
+        "model": model,
+        "tested_on": tested.name,
+        "calibrated_on": calibrating.name,
+        "seeds": args.seeds,
+        "before": before.figures | exact_before,
+        "after": [summary.figures | exact for summary, exact in runs],
+        "after_mean": exact_after,
+        "after_std_over_seeds": spread,
+    }
+    write_json(stem.with_name(f"{stem.name}.json"), values)
+    panels = {"before": before.total, "after scaling": runs[0][0].total}
+    write_reliability_diagram(stem.with_name(f"{stem.name}_reliability.png"), panels)
+    pairs = [100 * value for name in ERRORS for value in (exact_before[name], exact_after[name])]
+    return [model, tested.name, calibrating.name, *pairs[:2], 100 * spread["ece"], *pairs[2:]]
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)

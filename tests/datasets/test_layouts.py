@@ -1,0 +1,152 @@
+"""Layouts of the larger sets, and of one's own folders."""
+
+import json
+
+import numpy as np
+import pytest
+
+from genval.datasets import find_items, read_pair
+from genval.datasets.layouts import LAYOUTS, classes_of, find_layout, find_root
+from genval.runtime.cli import dataset_list
+from genval.runtime.errors import GenValError
+from genval.runtime.files import write_png
+
+
+def touch(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+def keys(items):
+    return [(item.cond, item.scene, item.id) for item in items]
+
+
+def test_bdd100k(tmp_path):
+    root = tmp_path / "bdd100k"
+    touch(
+        root, "images/10k/val/7d06fefd-f7be05a6.jpg", "labels/sem_seg/masks/val/7d06fefd-f7be05a6.png",
+        "labels/sem_seg/colormaps/val/7d06fefd-f7be05a6.png", "images/10k/train/0004a4c0-d4dff0ad.jpg",
+        "labels/sem_seg/masks/train/0004a4c0-d4dff0ad.png", "images/10k/test/ac6d4f42-00000000.jpg",
+        "images/100k/val/b1c66a42-6f7d68ca.jpg",
+    )  # fmt: skip
+    items = find_items("BDD100K", datasets_dir=tmp_path)
+    assert keys(items) == [("mixed", "val", "7d06fefd-f7be05a6")]
+    assert items[0].label_space == "trainids"
+    assert {item.scene for item in find_items("BDD100K", split="all", datasets_dir=tmp_path)} == {"train", "val"}
+
+
+def test_muses_has_weather_and_time(tmp_path):
+    root = tmp_path / "muses"
+    for weather, time, recording in (("fog", "day", 1), ("fog", "night", 2), ("clear", "night", 3)):
+        name = f"REC000{recording}_frame_045206"
+        touch(
+            root, f"frame_camera/val/{weather}/{time}/{name}_frame_camera.png",
+            f"gt_semantic/val/{weather}/{time}/{name}_gt_labelTrainIds.png",
+            f"gt_semantic/val/{weather}/{time}/{name}_gt_labelColor.png",
+            f"gt_semantic/val/{weather}/{time}/{name}_gt_labelIds.png",
+            f"reference_frames/val/{weather}/{time}/{name}_reference_frame.png",
+            f"lidar/val/{weather}/{time}/{name}_lidar.bin",
+        )  # fmt: skip
+    found = {
+        cond: keys(find_items("MUSES", cond, datasets_dir=tmp_path)) for cond in ("all", "fog", "night", "fog_night")
+    }
+    assert [key[0] for key in found["all"]] == ["clear_night", "fog_day", "fog_night"]
+    assert found["all"][0] == ("clear_night", "REC0003", "REC0003_frame_045206")
+    assert [key[0] for key in found["fog"]] == ["fog_day", "fog_night"]
+    assert [key[0] for key in found["night"]] == ["clear_night", "fog_night"]
+    assert [key[0] for key in found["fog_night"]] == ["fog_night"]
+    assert len(find_items("MUSES", ["fog", "night"], datasets_dir=tmp_path)) == 3
+    with pytest.raises(GenValError, match=r"MUSES has no condition 'snow'.*clear_night, fog_day, fog_night, all"):
+        find_items("MUSES", "snow", datasets_dir=tmp_path)
+
+
+def test_dark_zurich(tmp_path):
+    name = "GOPR0356_frame_000321"
+    touch(
+        tmp_path / "Dark_Zurich", f"rgb_anon/val/night/GOPR0356/{name}_rgb_anon.png",
+        "rgb_anon/val_ref/day/GOPR0356_ref/GOPR0356_frame_000321_ref_rgb_anon.png",
+        "rgb_anon/train/twilight/GOPR0348/GOPR0348_frame_000001_rgb_anon.png",
+        *(f"gt/val/night/GOPR0356/{name}_gt_{kind}.png" for kind in ("labelTrainIds", "labelIds", "labelColor")),
+    )  # fmt: skip
+    assert keys(find_items("DarkZurich", datasets_dir=tmp_path)) == [("night", "GOPR0356", name)]
+
+
+@pytest.mark.parametrize("masks", ["v1.2/labels", "labels"])
+def test_mapillary_of_either_release(tmp_path, masks):
+    root = tmp_path / "mapillary"
+    for split in ("training", "validation"):
+        touch(root, f"{split}/images/a.jpg", f"{split}/{masks}/a.png", f"{split}/v2.0/labels/a.png")
+    (item,) = find_items("Mapillary", datasets_dir=tmp_path)
+    assert (item.label_space, item.scene) == ("mapillary-v1.2", "validation")
+    assert item.mask == root / f"validation/{masks}/a.png"
+    (item,) = find_items("Mapillary-v2", datasets_dir=tmp_path)
+    assert (item.label_space, item.mask) == ("mapillary-v2.0", root / "validation/v2.0/labels/a.png")
+    assert find_root("Mapillary", root=root) == root
+    assert len(find_items("Mapillary", split="all", datasets_dir=tmp_path)) == 2
+
+
+def test_every_set_has_a_place_and_a_class():
+    import path_dicts
+
+    assert path_dicts.DATASET_ROOTS.keys() == LAYOUTS.keys()
+    assert all(len(classes_of(dataset)) >= 11 for dataset in LAYOUTS)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Two scenes of my own, and what its ids mean."""
+    for scene, name, label_id in (("a", "1", 0), ("a", "2", 0), ("b", "1", 5)):
+        write_png(tmp_path / f"rgb/{scene}/{name}_rgb.png", np.zeros((4, 6, 3), np.uint8))
+        write_png(tmp_path / f"gt/{scene}/{name}_gt.png", np.full((4, 6), label_id, np.uint8))
+    (tmp_path / "map.json").write_text(json.dumps({"0": "road", "5": "sky"}))
+    return tmp_path
+
+
+def test_a_pair_of_folders_and_a_label_map(own):
+    dataset = f"folder:{own}/rgb/{{scene}}/*_rgb.png, {own}/gt/{{scene}}/*_gt.png,{own}/map.json"
+    items = find_items(dataset)
+    assert keys(items) == [("mixed", "a", "1"), ("mixed", "a", "2"), ("mixed", "b", "1")]
+    assert read_pair(items[2])[1].tolist() == [[10] * 6] * 4
+    assert classes_of(dataset) == (0, 10)
+    assert len(find_items(dataset, scene="a")) == 2
+    one_scene = f"folder:{own}/rgb/a/*_rgb,{own}/gt/a/*_gt,{own}/map.json"
+    assert keys(find_items(one_scene)) == [("mixed", "mixed", "1"), ("mixed", "mixed", "2")]
+    (own / "gt/a/1_gt.png").unlink()
+    with pytest.raises(GenValError, match=r"1 image without a mask \(.*rgb/a/1_rgb\.png\)"):
+        find_items(dataset)
+
+
+def test_one_name_for_both_and_any_split(own):
+    for kind in ("rgb", "gt"):
+        (own / kind / "x.png").write_bytes((own / kind / f"b/1_{kind}.png").read_bytes())
+    assert keys(find_items(f"folder:{own}/rgb,{own}/gt,{own}/map.json")) == [("mixed", "mixed", "x")]
+    by_split = f"folder:{own}/rgb/{{split}}/*_rgb,{own}/gt/{{split}}/*_gt,{own}/map.json"
+    assert [item.scene for item in find_items(by_split)] == ["a", "a", "b"]
+    assert [item.scene for item in find_items(by_split, split="b")] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("folder:a,b", "Expected folder:IMAGES,MASKS,LABELS"),
+        ("folder:a,b,", "Expected folder:IMAGES,MASKS,LABELS"),
+        ("folder:a/{scene},b,cityscapes", "expected the same of"),
+        ("folder:a/{city},b/{city},cityscapes", "expected the same of"),
+        ("folder:a/*/x,b/*/x,cityscapes", r"a \* can only be in the file's name"),
+        ("folder:a/x*.png,b/*.png,cityscapes", r"expected one \* at the start"),
+        ("folder:a,b,kitti", "Unknown labels 'kitti'"),
+        ("folder:/no/where,/no/where/else,cityscapes", r"No files of folder:.*expected /no/where/\*"),
+    ],
+)
+def test_bad_folders(text, message):
+    with pytest.raises(GenValError, match=message):
+        find_items(text)
+
+
+def test_lists_of_data_sets_keep_folders_together():
+    assert dataset_list("ACDC,folder:a,b,c.json,IDD") == ["ACDC", "folder:a,b,c.json", "IDD"]
+
+
+def test_a_domain_may_hold_braces():
+    assert find_layout("Cityscapes_a {b}").cond.format() == "a {b}"

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from genval.metrics.clusters import ClusterModel, fit_clusters, load_clusters, save_clusters
+from genval.runtime.errors import GenValError
+
+
+def groups(seed=0):
+    """Three groups of 20 images, far apart, and which group each is of."""
+    generator = np.random.default_rng(seed)
+    centres = np.array([[0.0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 1, 0]])
+    member = np.repeat(np.arange(3), 20)
+    return centres[member] + 0.05 * generator.normal(size=(60, 4)), member
+
+
+@pytest.mark.parametrize("method", ["kmeans", "gmm"])
+def test_groups_are_found_saved_and_found_again(method, tmp_path):
+    features, member = groups()
+    model = fit_clusters(features, 3, method)
+    assigned = model.assign(features)
+    assert len({(a, b) for a, b in zip(member, assigned, strict=True)}) == 3
+    save_clusters(tmp_path / "cluster_model.npz", model)
+    again = load_clusters(tmp_path / "cluster_model.npz")
+    assert again.method == method and (again.assign(features) == assigned).all()
+    weights = again.weights(features)
+    np.testing.assert_allclose(weights.sum(1), 1)
+    assert (weights.argmax(1) == assigned).all()
+    assert (
+        fit_clusters(features, 3, method, seed=5).centres == fit_clusters(features, 3, method, seed=5).centres
+    ).all()
+
+
+def test_a_mixture_agrees_with_scikit_learn():
+    from sklearn.mixture import GaussianMixture
+
+    features, _ = groups(1)
+    mixture = GaussianMixture(3, covariance_type="diag", reg_covar=1e-6, n_init=3, random_state=0).fit(features)
+    model = fit_clusters(features, 3, "gmm")
+    np.testing.assert_allclose(model.weights(features), mixture.predict_proba(features), atol=1e-8)
+
+
+def test_soft_shares_are_inverse_distances():
+    model = ClusterModel("kmeans", np.array([[0.0], [3.0]]), np.ones((2, 1)), np.full(2, 0.5))
+    np.testing.assert_allclose(model.weights(np.array([[1.0], [3.0]])), [[2 / 3, 1 / 3], [0, 1]])
+    one = fit_clusters(np.array([[1.0], [2.0]]), 1)
+    assert one.weights(np.array([[1.5], [9.0]])).tolist() == [[1.0], [1.0]]
+
+
+def test_what_cannot_be_clustered_is_refused(tmp_path):
+    with pytest.raises(GenValError, match="3 clusters need as many images, found 2"):
+        fit_clusters(np.zeros((2, 4)), 3)
+    with pytest.raises(GenValError, match="finite"):
+        fit_clusters(np.full((2, 4), np.nan), 1)
+    with pytest.raises(GenValError, match="Unknown clustering 'dbscan'"):
+        fit_clusters(np.zeros((2, 4)), 1, "dbscan")
+    with pytest.raises(GenValError, match=r"expected finite \(N, 4\), found \(2, 5\)"):
+        fit_clusters(groups()[0], 2).assign(np.zeros((2, 5)))
+    (tmp_path / "cluster_model.npz").write_bytes(b"no")
+    with pytest.raises(GenValError, match="missing or damaged"):
+        load_clusters(tmp_path / "cluster_model.npz")

@@ -1,0 +1,156 @@
+"""ONNX and TorchScript files."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from genval.artifacts.fingerprint import weights_hash
+from genval.runtime.errors import GenValError
+from genval.segmenters import load_segmenter
+from genval.segmenters.base import IMAGENET_MEAN, IMAGENET_STD
+
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = torch.nn.Conv2d(3, 19, 3, stride=2, padding=1)
+
+    def forward(self, pixels):
+        return self.convolution(pixels)
+
+
+def normalised(images, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+    return (images.float() - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+
+
+def expected(images, pixels):
+    with torch.no_grad():
+        logits = Network()(pixels)
+    return torch.nn.functional.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def save_onnx(path, batch="B", size=("H", "W"), metadata=None, uint8=False, output=True):
+    """The same network as an ONNX graph, written by hand."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper
+
+    network = Network()
+    weights = [
+        onnx.numpy_helper.from_array(parameter.detach().numpy(), name)
+        for name, parameter in network.convolution.named_parameters()
+    ]
+    nodes = [helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT)]
+    options = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+    nodes.append(helper.make_node("Conv", ["x", "weight", "bias"], ["logits"], **options))
+    kind = TensorProto.UINT8 if uint8 else TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("image", kind, [batch, 3, *size])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 19, None, None])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, metadata or {})
+    onnx.save(model, path)
+    return f"onnx:{path}"
+
+
+def test_onnx_equals_the_network(tmp_path, images):
+    segmenter = load_segmenter(save_onnx(tmp_path / "net.onnx"), "cpu")
+    torch.testing.assert_close(segmenter(images), expected(images, normalised(images)), rtol=0, atol=1e-4)
+
+
+def test_onnx_of_a_fixed_batch_and_size(tmp_path, images):
+    """Images are resized to a fixed size, and fill a fixed batch."""
+    segmenter = load_segmenter(save_onnx(tmp_path / "net.onnx", batch=2, size=(48, 80)), "cpu")
+    three = torch.cat([images, images[:1]])
+    logits = segmenter(three)
+    assert logits.shape == (3, 19, 96, 160)
+    torch.testing.assert_close(logits[:1], logits[2:])
+    pixels = torch.nn.functional.interpolate(
+        normalised(three), (48, 80), mode="bilinear", align_corners=False, antialias=True
+    )
+    torch.testing.assert_close(logits, expected(three, pixels), rtol=0, atol=1e-4)
+
+
+def test_onnx_gets_raw_pixels_where_its_input_is_uint8(tmp_path, images):
+    segmenter = load_segmenter(save_onnx(tmp_path / "net.onnx", uint8=True), "cpu")
+    torch.testing.assert_close(segmenter(images), expected(images, images.float()), rtol=0, atol=1e-2)
+
+
+def test_onnx_normalises_as_its_metadata_or_the_file_beside_it_says(tmp_path, images):
+    metadata = {"mean": "[1, 2, 3]", "std": json.dumps([10, 20, 30]), "channels": "bgr", "author": "me"}
+    name = save_onnx(tmp_path / "net.onnx", metadata=metadata)
+    pixels = normalised(images.flip(1), [1.0, 2, 3], [10.0, 20, 30])
+    torch.testing.assert_close(load_segmenter(name, "cpu")(images), expected(images, pixels), rtol=0, atol=1e-4)
+    (tmp_path / "net.onnx.json").write_text(json.dumps({"mean": [0, 0, 0], "std": [255, 255, 255]}))
+    pixels = images.float() / 255
+    torch.testing.assert_close(load_segmenter(name, "cpu")(images), expected(images, pixels), rtol=0, atol=1e-4)
+
+
+def test_onnx_weights_are_part_of_the_hash(tmp_path):
+    first = weights_hash(load_segmenter(save_onnx(tmp_path / "a.onnx"), "cpu"))
+    assert first == weights_hash(load_segmenter(save_onnx(tmp_path / "b.onnx"), "cpu"))
+    assert first != weights_hash(load_segmenter(save_onnx(tmp_path / "c.onnx", metadata={"x": "1"}), "cpu"))
+
+
+def test_bad_onnx_files(tmp_path, images, monkeypatch):
+    name = save_onnx(tmp_path / "net.onnx")
+    with pytest.raises(GenValError, match="runs in the precision of its file"):
+        load_segmenter(name, "cpu", "bf16-true")
+    (tmp_path / "damaged.onnx").write_bytes((tmp_path / "net.onnx").read_bytes()[:200])
+    with pytest.raises(GenValError, match=r"damaged\.onnx cannot be read as ONNX"):
+        load_segmenter(f"onnx:{tmp_path}/damaged.onnx", "cpu")
+    with pytest.raises(GenValError, match=r"There is no checkpoint absent\.onnx"):
+        load_segmenter("onnx:absent.onnx", "cpu")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(GenValError, match="pip install onnxruntime"):
+        load_segmenter(name, "cpu")
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, x), lambda x: {"out": x}], ids=["bare", "tuple", "dict"])
+def test_torchscript_equals_the_network(tmp_path, images, wrap):
+    class Wrapped(Network):
+        def forward(self, pixels):
+            return wrap(self.convolution(pixels))
+
+    path = tmp_path / "net.pt"
+    torch.jit.save(torch.jit.trace(Wrapped(), torch.zeros(1, 3, 8, 8), strict=False), path)
+    segmenter = load_segmenter(f"torchscript:{path}", "cpu")
+    torch.testing.assert_close(segmenter(images), expected(images, normalised(images)), rtol=0, atol=1e-4)
+    reduced = load_segmenter(f"torchscript:{path}", "cpu", "bf16-true")(images)
+    assert reduced.dtype == torch.float32
+    assert 0 < (reduced - segmenter(images)).abs().max() < 0.1
+
+
+def test_bad_torchscript_files(tmp_path, images):
+    path = tmp_path / "net.pt"
+    torch.save({"a": torch.zeros(1)}, path)
+    with pytest.raises(GenValError, match=r"net\.pt cannot be read as TorchScript"):
+        load_segmenter(f"torchscript:{path}", "cpu")
+
+    class Fixed(torch.nn.Module):
+        def forward(self, pixels):
+            return pixels.reshape(1, 19, 8, 8)
+
+    torch.jit.save(torch.jit.script(Fixed()), path)
+    with pytest.raises(GenValError, match=r"fails on pixels \(2, 3, 96, 160\): .*shape"):
+        load_segmenter(f"torchscript:{path}", "cpu")(images)
+
+
+def test_a_network_that_gives_classes_instead_of_logits_is_refused(tmp_path, images):
+    class Argmax(Network):
+        def forward(self, pixels):
+            return self.convolution(pixels).argmax(1)
+
+    path = tmp_path / "net.pt"
+    torch.jit.save(torch.jit.trace(Argmax(), torch.zeros(1, 3, 8, 8)), path)
+    with pytest.raises(GenValError, match=r"gives \(2, 48, 80\), expected \(2, 19, h, w\)"):
+        load_segmenter(f"torchscript:{path}", "cpu")(images)
+    assert np.isfinite(load_segmenter(f"torchscript:{path}", "cpu").mean.numpy()).all()
