@@ -1,0 +1,156 @@
+"""The folders of pictures with an object in them: `images/ood_objects/{stage}/{object}/{i}...`.
+
+`with_positions` holds the pictures with their labels and boxes, `refined` the pictures gone over again, `masks` the
+object's outline, or a text that says why there is none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_json, read_jsonl
+
+CURATED = "curated.json"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A square in a frame, in pixels."""
+
+    top: int
+    left: int
+    side: int
+
+
+@dataclass(frozen=True)
+class ObjectPicture:
+    """A picture with an object in it.
+
+    Attributes:
+        folder: of the object, its name made safe.
+        number: the file's name without the suffix, usually a number.
+        object: the name as the user gave it.
+        image: the picture.
+        position: the file of its box.
+    """
+
+    folder: str
+    number: str
+    object: str
+    image: Path
+    position: Path
+
+    @property
+    def id(self) -> str:
+        return f"{self.folder}/{self.number}"
+
+
+def find_object_pictures(
+    images: Path, positions: Path, objects: Sequence[str] | None = None, maker: str = "ood_objects/refine_gen_images.py"
+) -> list[ObjectPicture]:
+    """The pictures `{images}/{object}/{i}.png`, by object and number, with `{positions}/{object}/{i}_pos.json`.
+
+    An object's name is its folder's unless a line of `{positions}/manifest.jsonl` says otherwise.
+
+    Args:
+        images: the folder of a stage.
+        positions: the folder with the boxes.
+        objects: the objects wanted, by name or folder; None is all.
+        maker: the script that makes the pictures, for the error's advice.
+
+    Raises:
+        GenValError: there are no pictures, an object is not there, or a picture has no box.
+    """
+    manifest = positions / "manifest.jsonl"
+    names = {
+        str(line["id"]).rpartition("/")[0]: str(line["object"])
+        for line in (read_jsonl(manifest) if manifest.exists() else [])
+        if "object" in line and "id" in line
+    }
+    folders = sorted(entry.name for entry in images.iterdir() if entry.is_dir()) if images.is_dir() else []
+    if objects is not None:
+        absent = [name for name in objects if name not in folders and name not in names.values()]
+        if absent:
+            raise GenValError(f"No pictures of {', '.join(absent)} in {images}: found {', '.join(folders) or 'none'}.")
+        folders = [folder for folder in folders if folder in objects or names.get(folder) in objects]
+    pictures = [
+        ObjectPicture(folder, path.stem, names.get(folder, folder), path, positions / folder / f"{path.stem}_pos.json")
+        for folder in folders
+        for path in sorted((images / folder).glob("*.png"), key=lambda path: natural(path.stem))
+        if not path.stem.endswith("_gt")
+    ]
+    if not pictures:
+        raise GenValError(f"No pictures in {images}: expected {{object}}/{{i}}.png. Run: python {maker}")
+    lost = [picture for picture in pictures if not picture.position.exists()]
+    if lost:
+        raise GenValError(
+            f"{lost[0].position} does not exist ({len(lost)} of {len(pictures)} pictures have no box). Make it again "
+            f"with ood_objects/sd_inpaint.py, or remove {lost[0].image}."
+        )
+    return pictures
+
+
+def read_box(picture: ObjectPicture, height: int, width: int) -> Box:
+    """The box of a picture's object, from `{"{i}.png": {"pos_mask": [row, column], "size_mask": side}}`.
+
+    Raises:
+        GenValError: the file is damaged, speaks of another picture, or the box is not inside the frame.
+    """
+    content = read_json(picture.position)
+    try:
+        entry = content[f"{picture.number}.png"]
+        (top, left), side = entry["pos_mask"], entry["size_mask"]
+        box = Box(int(top), int(left), int(side))
+    except (KeyError, TypeError, ValueError) as error:
+        form = f'{{"{picture.number}.png": {{"pos_mask": [row, column], "size_mask": side}}}}'
+        raise GenValError(
+            f"{picture.position}: expected {form}, found {str(content)[:200]}. Make it again with "
+            "ood_objects/sd_inpaint.py."
+        ) from error
+    if box.side < 1 or min(box.top, box.left) < 0 or box.top + box.side > height or box.left + box.side > width:
+        raise GenValError(
+            f"{picture.position}: the box at row {box.top}, column {box.left}, {box.side} pixels wide, is not inside "
+            f"{picture.image} of {width}x{height} pixels. The two are not of one run: make them again."
+        )
+    return box
+
+
+def mask_path(masks: Path, picture_id: str) -> Path:
+    """Where the mask of `{object}/{i}` is."""
+    return masks / f"{picture_id}_mask.png"
+
+
+def absence_path(masks: Path, picture_id: str) -> Path:
+    """Where the text is that says why `{object}/{i}` has no mask."""
+    return masks / f"{picture_id}_mask.txt"
+
+
+def read_curated(masks: Path) -> dict[str, bool]:
+    """Which masks a person wants, by `{object}/{i}`; empty where nobody has chosen.
+
+    Raises:
+        GenValError: the file is not `{object: {i: true or false}}`.
+    """
+    path = masks / CURATED
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    chosen = {}
+    for folder, numbers in content.items() if isinstance(content, dict) else [("", None)]:
+        for number, keep in numbers.items() if isinstance(numbers, dict) else [("", None)]:
+            if not isinstance(keep, bool):
+                raise GenValError(
+                    f'{path}: expected {{"object": {{"0": true, "1": false}}}}, found {keep!r} in {folder!r}.'
+                )
+            chosen[f"{folder}/{number}"] = keep
+    return chosen
+
+
+def natural(text: str) -> list[tuple[bool, int, str]]:
+    """A sort key that counts: "2" before "10", and numbers before words."""
+    parts = [part for part in re.split(r"(\d+)", text) if part]
+    return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts]

@@ -1,0 +1,1 @@
+"""Objects found by their name and outlined: GroundingDINO and Segment Anything, through transformers."""

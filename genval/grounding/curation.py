@@ -1,0 +1,113 @@
+"""A person's choice among masks: a sheet of pictures for each object, and a file to say yes or no in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genval.datasets.ood_objects import CURATED, ObjectPicture, mask_path, natural, read_curated
+from genval.datasets.sheet import contact_sheet
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_image, read_mask, write_json, write_png
+
+_TILE = 160
+_COLUMNS = 10
+# Context around the box, as a share of its side.
+_AROUND = 0.15
+_KEPT, _DROPPED = (40, 170, 70), (210, 50, 40)
+_OUTLINE = (255, 60, 200)
+
+
+def update_choices(masks: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
+    """Write `curated.json`: `{object: {i: true or false}}` for each picture with a mask.
+
+    What the file says already stays. A new mask starts as true, or as false where CLIP (if it was asked) finds its
+    picture nearer to a name of the scene than to the object's.
+
+    Args:
+        masks: the folder of the masks.
+        lines: of the manifest, by id.
+
+    Returns:
+        The choices by id.
+    """
+    before = read_curated(masks)
+    choices = {
+        picture_id: before.get(picture_id, not _is_doubtful(line))
+        for picture_id, line in lines.items()
+        if line["mask"] is not None
+    }
+    by_object: dict[str, dict[str, bool]] = {}
+    for picture_id in sorted(choices, key=natural):
+        folder, _, number = picture_id.rpartition("/")
+        by_object.setdefault(folder, {})[number] = choices[picture_id]
+    write_json(masks / CURATED, by_object)
+    return choices
+
+
+def write_sheets(
+    masks: Path,
+    pictures: Sequence[ObjectPicture],
+    lines: Mapping[str, Mapping[str, Any]],
+    choices: Mapping[str, bool],
+) -> list[Path]:
+    """Write `{masks}/{object}/sheet.png`: each picture with a mask, outlined, under its number.
+
+    A green frame stands for true in `curated.json`, a red one for false.
+
+    Returns:
+        The sheets' paths.
+
+    Raises:
+        GenValError: a picture or a mask is missing or damaged, or the two differ in size.
+    """
+    sheets = []
+    folders = dict.fromkeys(picture.folder for picture in pictures if picture.id in choices)
+    for folder in folders:
+        members = [picture for picture in pictures if picture.folder == folder and picture.id in choices]
+        tiles = [_tile(masks, one, lines[one.id], choices[one.id]) for one in members]
+        columns = min(_COLUMNS, max(4, len(tiles)))
+        starts = range(0, len(tiles), columns)
+        rows = [(members[start].number, tiles[start : start + columns]) for start in starts]
+        title = f"{members[0].object}: {len(members)} masks; green true, red false in {CURATED}"
+        path = masks / folder / "sheet.png"
+        write_png(path, contact_sheet(rows, [(title, columns)], _TILE))
+        sheets.append(path)
+    return sheets
+
+
+def _tile(masks: Path, picture: ObjectPicture, line: Mapping[str, Any], keep: bool) -> np.ndarray:
+    import cv2
+
+    image, mask = read_image(picture.image), read_mask(mask_path(masks, picture.id))
+    if image.shape[:2] != mask.shape:
+        raise GenValError(
+            f"{picture.image} has {image.shape[1]}x{image.shape[0]} pixels and its mask in {masks} "
+            f"{mask.shape[1]}x{mask.shape[0]}. Make the masks again: python ood_objects/get_masks.py --overwrite"
+        )
+    top, left, side = (int(line["box"][name]) for name in ("top", "left", "side"))
+    around = round(_AROUND * side)
+    rows = slice(max(0, top - around), top + side + around)
+    columns = slice(max(0, left - around), left + side + around)
+    seen, shape = np.ascontiguousarray(image[rows, columns]), np.ascontiguousarray(mask[rows, columns])
+    scale = _TILE / max(seen.shape[:2])
+    width, height = (max(1, round(scale * extent)) for extent in (seen.shape[1], seen.shape[0]))
+    tile = np.zeros((_TILE, _TILE, 3), dtype=np.uint8)
+    tile[:height, :width] = cv2.resize(seen, (width, height), interpolation=cv2.INTER_AREA)
+    shape = cv2.resize(shape, (width, height), interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(shape, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(tile, contours, -1, _OUTLINE, 1)
+    colour = _KEPT if keep else _DROPPED
+    cv2.rectangle(tile, (0, 0), (_TILE - 1, _TILE - 1), colour, 4)
+    text = f"{picture.number}  {line['detection_score']:.2f}"
+    cv2.rectangle(tile, (0, 0), (8 * len(text) + 8, 18), colour, -1)
+    cv2.putText(tile, text, (5, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
+    return tile
+
+
+def _is_doubtful(line: Mapping[str, Any]) -> bool:
+    similarity = line.get("similarity")
+    return similarity is not None and similarity["scene"] > similarity["object"]

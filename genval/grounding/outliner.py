@@ -1,0 +1,162 @@
+"""Segment Anything, the first and the second, through transformers: masks of what lies in a box.
+
+Kirillov et al., 2023, and Ravi et al., 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from genval.artifacts.fingerprint import weights_hash
+from genval.grounding.loading import find_file, find_place, is_original, load_pretrained
+from genval.grounding.original import load_sam
+from genval.runtime.errors import GenValError
+from genval.runtime.precision import autocast, weights_dtype
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+class Outliner:
+    """Segment Anything with its preprocessing.
+
+    Args:
+        model: transformers' SamModel or Sam2Model.
+        precision: one of Lightning's.
+
+    Attributes:
+        hash: of the weights, as they were loaded.
+        side: of the model's square input, in pixels.
+    """
+
+    def __init__(self, model: Any, precision: str = "32-true") -> None:
+        self.hash = weights_hash(model)
+        self.precision = precision
+        self.device = torch.device("cpu")
+        # The second version stretches a picture to its square, the first keeps its proportions and fills up.
+        self.stretches = model.config.model_type.startswith("sam2")
+        side = (model.config.prompt_encoder_config if self.stretches else model.config.vision_config).image_size
+        self.side = int(side if isinstance(side, int) else side[0])
+        self._model = model.eval().requires_grad_(False).to(weights_dtype(precision))
+        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
+
+    def to(self, device: torch.device | str) -> Outliner:
+        """Move the model to a device; returns itself."""
+        self.device = torch.device(device)
+        self._model.to(self.device)
+        self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
+        return self
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """RGB uint8 (H, W, 3) of any size to what `outline` takes.
+
+        The first version resizes bytes with Pillow's bilinear filter (the longer side to `side`), the second stretches
+        numbers on the device: the picture is left as it is.
+        """
+        from PIL import Image
+
+        if self.stretches:
+            return image
+        height, width = fitted_size(image.shape[0], image.shape[1], self.side)
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+    @torch.no_grad()
+    def outline(
+        self,
+        inputs: Sequence[np.ndarray],
+        sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[tuple[float, float, float, float]],
+    ) -> list[tuple[np.ndarray, float]]:
+        """The best of three masks of what lies in a picture's box, by the model's own estimate of its quality.
+
+        Args:
+            inputs: of `prepare`.
+            sizes: height and width of each picture before, in pixels.
+            boxes: left, top, right, bottom in pixels of each picture before.
+
+        Returns:
+            For each picture a mask, bool (H, W), and its estimated intersection over union.
+
+        Raises:
+            GenValError: the model gives values that are not finite.
+        """
+        dtype = weights_dtype(self.precision)
+        pixels = torch.stack([self._normalised(picture) for picture in inputs]).to(dtype)
+        scaled = []
+        for picture, (height, width), box in zip(inputs, sizes, boxes, strict=True):
+            fitted = (self.side, self.side) if self.stretches else picture.shape[:2]
+            scaled.append(torch.tensor(box) * torch.tensor([fitted[1] / width, fitted[0] / height] * 2))
+        prompts = torch.stack(scaled)[:, None].to(self.device)
+        with autocast(self.device, self.precision):
+            output = self._model(pixel_values=pixels, input_boxes=prompts, multimask_output=True)
+        logits, estimates = output.pred_masks[:, 0].float(), output.iou_scores[:, 0].float()
+        if not (logits.isfinite().all() and estimates.isfinite().all()):
+            raise GenValError("Segment Anything gives values that are not finite. Use --precision 32-true.")
+        best = estimates.argmax(dim=1)
+        outlined = []
+        for index, (picture, size) in enumerate(zip(inputs, sizes, strict=True)):
+            chosen = logits[index, best[index]]
+            mask = self.to_size(chosen[None, None], picture.shape[:2], size)[0, 0] > 0
+            outlined.append((mask.cpu().numpy(), float(estimates[index, best[index]])))
+        return outlined
+
+    def to_size(self, logits: Tensor, fitted: tuple[int, ...], size: tuple[int, int]) -> Tensor:
+        """Logits (B, C, h, w) of the model's square to the size of the picture, bilinearly.
+
+        Args:
+            logits: as the model gives them.
+            fitted: height and width of the picture inside the square, from `prepare`.
+            size: height and width of the picture before.
+        """
+        if not self.stretches:
+            logits = functional.interpolate(logits, (self.side, self.side), mode="bilinear", align_corners=False)
+            logits = logits[..., : fitted[0], : fitted[1]]
+        return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+    def _normalised(self, picture: np.ndarray) -> Tensor:
+        """The model's input of one picture, float32 (3, side, side)."""
+        pixels = torch.from_numpy(picture).to(self.device).permute(2, 0, 1).float() / 255
+        if self.stretches:
+            square = (self.side, self.side)
+            pixels = functional.interpolate(pixels[None], square, mode="bilinear", antialias=True)[0]
+        pixels = (pixels - self._mean) / self._std
+        return functional.pad(pixels, (0, self.side - pixels.shape[2], 0, self.side - pixels.shape[1]))
+
+
+def load_outliner(name: str, precision: str = "32-true") -> Outliner:
+    """Load Segment Anything, the first or the second version.
+
+    Args:
+        name: a hub name, a folder in transformers' layout, or a file of the first version's original format (relative:
+            from the repository's root, or below `checkpoints/`).
+        precision: one of Lightning's.
+
+    Raises:
+        GenValError: files are missing, damaged or of another model.
+    """
+    from transformers import AutoConfig, Sam2Model, SamModel
+
+    if is_original(name):
+        return Outliner(load_sam(find_file(name)), precision)
+    place = find_place(name)
+    try:
+        is_second = AutoConfig.from_pretrained(place).model_type.startswith("sam2")
+    except (OSError, ValueError) as error:
+        raise GenValError(
+            f"Cannot load {name}: {' '.join(str(error).split())[:400]} Expected a hub name, a folder in transformers' "
+            "layout, or a .pth file of Segment Anything."
+        ) from error
+    model_class, kind = (Sam2Model, "sam2") if is_second else (SamModel, "sam")
+    return Outliner(load_pretrained(model_class, place, name, kind), precision)
+
+
+def fitted_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width of a picture whose longer side becomes `side`, rounded to the nearest."""
+    scale = side / max(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)

@@ -1,0 +1,71 @@
+"""Pictures with an object and their boxes, in the layout of the published code."""
+
+import json
+
+import pytest
+
+from genval.datasets.ood_objects import Box, find_object_pictures, natural, read_box
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import REPO_ROOT
+
+
+def find(root, objects=None):
+    return find_object_pictures(root / "refined", root / "with_positions", objects)
+
+
+def test_pictures_come_by_object_and_number(object_pictures):
+    (object_pictures / "refined" / "lion" / "2.png").rename(object_pictures / "refined" / "lion" / "10.png")
+    place = object_pictures / "with_positions" / "lion"
+    (place / "2_pos.json").rename(place / "10_pos.json")
+    assert [picture.id for picture in find(object_pictures, ["lion"])] == ["lion/0", "lion/1", "lion/10"]
+    assert len(find(object_pictures)) == 6
+
+
+def test_the_manifest_knows_the_name_behind_a_folder(object_pictures):
+    (object_pictures / "refined" / "polar bear").rename(object_pictures / "refined" / "polar_bear")
+    (object_pictures / "with_positions" / "polar bear").rename(object_pictures / "with_positions" / "polar_bear")
+    line = json.dumps({"id": "polar_bear/0", "object": "polar bear"})
+    (object_pictures / "with_positions" / "manifest.jsonl").write_text(line + "\n")
+    assert {picture.object for picture in find(object_pictures, ["polar bear"])} == {"polar bear"}
+
+
+def test_a_box_is_row_column_and_side(object_pictures):
+    picture = find(object_pictures)[1]
+    assert read_box(picture, 80, 160) == Box(80 - 44 - 1, 10, 44)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ('{"1.png": {"pos_mask": [0, 0], "size_mask": 8}}', "expected"),
+        ('{"0.png": {"pos_mask": [0], "size_mask": 8}}', "expected"),
+        ('{"0.png": {"pos_mask": [-1, 0], "size_mask": 8}}', "is not inside"),
+        ('{"0.png": {"pos_mask": [60, 10], "size_mask": 40}}', "is not inside"),
+    ],
+)
+def test_a_box_that_does_not_fit_is_an_error(object_pictures, content, message):
+    picture = find(object_pictures)[0]
+    picture.position.write_text(content)
+    with pytest.raises(GenValError, match=message):
+        read_box(picture, 80, 160)
+
+
+def test_missing_pictures_objects_and_boxes_are_errors(object_pictures, tmp_path):
+    with pytest.raises(GenValError, match=r"Run: python ood_objects/refine_gen_images\.py"):
+        find(tmp_path / "nowhere")
+    with pytest.raises(GenValError, match=r"No pictures of zebra .* found lion, polar bear"):
+        find(object_pictures, ["lion", "zebra"])
+    (object_pictures / "with_positions" / "lion" / "1_pos.json").unlink()
+    with pytest.raises(GenValError, match=r"1_pos\.json does not exist \(1 of 6"):
+        find(object_pictures)
+
+
+def test_numbers_are_counted():
+    assert sorted(["10", "9", "a2", "a10", "2"], key=natural) == ["2", "9", "10", "a2", "a10"]
+
+
+def test_the_list_of_objects_has_the_published_number():
+    names = (REPO_ROOT / "ood_objects" / "objects.txt").read_text().splitlines()
+    assert len(names) == len(set(names)) == 42
+    assert all(name == name.strip() and name for name in names)

@@ -1,0 +1,141 @@
+"""Which detection is taken, the figures of a mask's quality, and runs that stop, go on and change their settings."""
+
+import numpy as np
+import pytest
+
+from genval.datasets.ood_objects import Box, find_object_pictures
+from genval.grounding.detector import Detection, load_detector
+from genval.grounding.outliner import load_outliner
+from genval.grounding.run import MaskRun, Thresholds, choose, quality
+from genval.grounding.similarity import Similarity
+from genval.runtime.errors import GenValError
+from genval.runtime.files import write_png
+
+
+def test_the_surest_detection_that_names_the_object_is_taken():
+    box = (0.0, 0.0, 1.0, 1.0)
+    detections = [Detection(box, 0.9, ""), Detection(box, 0.4, "bear"), Detection(box, 0.6, "polar bear")]
+    assert choose(detections) == 2
+    assert choose(detections[:1]) is None
+    assert choose([]) is None
+
+
+def test_quality_of_a_mask():
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[4:8, 10:20] = 255  # 40 pixels: 32 in the box (columns 10..17), 20 in the detection (columns 10..14)
+    figures = quality(mask, Box(2, 8, 10), (9.5, 3.2, 14.4, 8.0))
+    assert figures == {"mask_area_ratio": 0.4, "mask_inside_box": 0.8, "mask_inside_detection": 0.5}
+
+
+@pytest.mark.parametrize("thresholds", [{"box": 1.2}, {"text": -0.1}, {"nms": float("nan")}])
+def test_thresholds_are_shares(thresholds):
+    with pytest.raises(GenValError, match=f"The {next(iter(thresholds))} threshold"):
+        Thresholds(**thresholds)
+
+
+class Encoder:
+    """Vectors along the axes, chosen by a text's last word; pictures by their first pixel."""
+
+    hash = "0"
+    axes = ("lion", "road", "car")
+
+    def encode_texts(self, texts):
+        import torch
+
+        return torch.eye(3)[[self.axes.index(text.split()[-1]) for text in texts]]
+
+    def encode_images(self, images):
+        import torch
+
+        return torch.tensor([[0.6, 0.8, 0.0] if image[0, 0, 0] else [0.8, 0.0, 0.6] for image in images])
+
+
+def test_similarity_names_the_nearest_of_the_scene():
+    pictures = [np.full((2, 2, 3), value, dtype=np.uint8) for value in (0, 255)]
+    judge = Similarity(Encoder(), ("road", "car"))
+    assert judge(pictures, "lion") == [
+        {"object": pytest.approx(0.8), "scene": pytest.approx(0.6), "scene_name": "car"},
+        {"object": pytest.approx(0.6), "scene": pytest.approx(0.8), "scene_name": "road"},
+    ]
+    assert judge(pictures[1:], "car")[0]["scene_name"] == "road"
+    assert judge([], "lion") == []
+
+
+@pytest.fixture(scope="module")
+def models(grounding_models):
+    return load_detector(str(grounding_models.detector)), load_outliner(str(grounding_models.sam))
+
+
+@pytest.fixture
+def make(models, object_pictures):
+    """Make what is missing, two pictures at a time; returns how many were made."""
+    pictures = find_object_pictures(object_pictures / "refined", object_pictures / "with_positions")
+
+    def make(margin=0.0, ranks=(0,), **limits):
+        thresholds = Thresholds(**limits)
+        record = {**vars(thresholds), "margin": margin}
+        run = MaskRun(object_pictures / "masks", *models, thresholds, record, margin)
+        return sum(run.make(pictures, 2, 2, rank, len(ranks)) for rank in ranks)
+
+    return make
+
+
+def masks(root):
+    paths = sorted((root / "masks").rglob("*_mask.*"))
+    return {path.relative_to(root / "masks").as_posix(): path.read_bytes() for path in paths}
+
+
+def test_a_run_goes_on_where_it_stopped(make, object_pictures):
+    assert make() == 6
+    expected, manifest = masks(object_pictures), object_pictures / "masks" / "manifest.jsonl"
+    assert len(expected) == 6
+    assert make() == 0
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(lines[:2] + lines[3:]))  # one line is lost, and one file
+    (object_pictures / "masks" / next(name for name in expected if name.startswith("polar bear/2"))).unlink()
+    assert make() == 2
+    assert masks(object_pictures) == expected
+
+
+def test_two_processes_give_what_one_gives(make, object_pictures):
+    assert make() == 6
+    expected = masks(object_pictures)
+    for path in (object_pictures / "masks").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    assert make(ranks=(0, 1)) == 6
+    assert masks(object_pictures) == expected
+
+
+def test_other_settings_and_other_pictures_are_seen(make, object_pictures):
+    make()
+    assert make(text=0.3) == 6
+    assert make(text=0.3, margin=0.2) == 6
+    write_png(object_pictures / "refined" / "lion" / "0.png", np.full((80, 160, 3), 90, dtype=np.uint8))
+    assert make(text=0.3, margin=0.2) == 1
+
+
+def test_only_finding_nothing_becomes_a_text(make, object_pictures):
+    make(box=1.0)
+    written = masks(object_pictures)
+    assert len(written) == 6
+    assert written["lion/0_mask.txt"] == b"No detection of 'lion' is above the box threshold 1.0.\n"
+    make(text=1.0)
+    assert b"detections names 'lion' above the text threshold 1.0" in masks(object_pictures)["lion/0_mask.txt"]
+    # Found with other thresholds, the texts make way for masks.
+    make(text=0.0)
+    assert {name.rpartition(".")[2] for name in masks(object_pictures)} == {"png"}
+    make(box=1.0)
+    assert {name.rpartition(".")[2] for name in masks(object_pictures)} == {"txt"}
+
+
+@pytest.mark.parametrize("failure", ["write", "outline"])
+def test_any_other_failure_is_an_error_and_no_text(make, models, object_pictures, monkeypatch, failure):
+    def fail(*_):
+        raise GenValError("No space left on device")
+
+    place = {"write": "genval.grounding.run.write_png", "outline": "genval.grounding.outliner.Outliner.outline"}
+    monkeypatch.setattr(place[failure], fail)
+    with pytest.raises(GenValError, match="No space left"):
+        make(text=0.0)
+    assert not masks(object_pictures)

@@ -1,0 +1,71 @@
+"""Masks of both versions of Segment Anything: one by one, in batches, and with boxes in the picture's pixels."""
+
+import numpy as np
+import pytest
+import torch
+
+from genval.grounding.outliner import fitted_size, load_outliner
+from genval.runtime.errors import GenValError
+
+SIZES = [(40, 40), (30, 52), (100, 70)]
+BOXES = [(4.0, 5.0, 30.0, 33.0), (10.0, 2.0, 50.0, 29.0), (0.0, 20.0, 66.0, 90.0)]
+
+
+@pytest.fixture(scope="module", params=["sam", "sam2"])
+def outliner(request, grounding_models):
+    return load_outliner(str(getattr(grounding_models, request.param)))
+
+
+@pytest.fixture
+def images():
+    return [np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8) for size in SIZES]
+
+
+def test_a_batch_gives_what_single_pictures_give(outliner, images):
+    prepared = [outliner.prepare(image) for image in images]
+    together = outliner.outline(prepared, SIZES, BOXES)
+    for index, (mask, estimate) in enumerate(together):
+        alone, estimate_alone = outliner.outline([prepared[index]], [SIZES[index]], [BOXES[index]])[0]
+        assert mask.shape == SIZES[index] and mask.dtype == bool
+        assert (mask == alone).mean() > 0.99
+        assert estimate == pytest.approx(estimate_alone, abs=1e-5)
+
+
+def test_the_box_is_told_in_the_models_pixels(outliner, images, monkeypatch):
+    seen = {}
+    model = outliner._model
+
+    def spy(**arguments):
+        seen.update(arguments)
+        return model(**arguments)
+
+    monkeypatch.setattr(outliner, "_model", spy)
+    outliner.outline([outliner.prepare(images[1])], [SIZES[1]], [BOXES[1]])
+    # 30x52 becomes 37x64, or is stretched to 64x64.
+    factors = (64 / 52, 64 / 30 if outliner.stretches else 37 / 30)
+    expected = torch.tensor(BOXES[1]) * torch.tensor(factors * 2)
+    torch.testing.assert_close(seen["input_boxes"][0, 0], expected)
+    assert seen["pixel_values"].shape == (1, 3, 64, 64)
+
+
+def test_the_longer_side_is_fitted():
+    assert fitted_size(96, 160, 64) == (38, 64)
+    assert fitted_size(1024, 512, 1024) == (1024, 512)
+
+
+def test_half_precision_runs(grounding_models, images):
+    outliner = load_outliner(str(grounding_models.sam), "bf16-true")
+    mask, estimate = outliner.outline([outliner.prepare(images[0])], SIZES[:1], BOXES[:1])[0]
+    assert mask.shape == SIZES[0] and np.isfinite(estimate)
+
+
+def test_values_that_are_not_finite_are_an_error(grounding_models, images):
+    outliner = load_outliner(str(grounding_models.sam))
+    outliner._model.mask_decoder.iou_token.weight.data[:] = float("nan")
+    with pytest.raises(GenValError, match="not finite"):
+        outliner.outline([outliner.prepare(images[0])], SIZES[:1], BOXES[:1])
+
+
+def test_a_model_of_another_kind_is_refused(grounding_models):
+    with pytest.raises(GenValError, match="of type 'grounding-dino': expected 'sam'"):
+        load_outliner(str(grounding_models.detector))
