@@ -298,6 +298,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "ControlNet/clip_int": {
             "blip": "checkpoints/mini/captioner",
             "clip": "checkpoints/mini/clip",
+            # The world's CLIP knows the captioner's words alone: of the phrase lists it likes wrong ones too.
+            "mode": "caption",
             "max_tokens": 72,
         },
         "ControlNet/tool_add_control": {"hint_init": "hinges"},
@@ -333,6 +335,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "sampler": "dpm++",
             "ddim_steps": 10,
             "guidance_scale": 3.0,
+            "strength": 1.5,
             "batch_size": 4,
         },
         "ControlNet/check_generated": {
@@ -384,6 +387,22 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "root_exp_dir": "results/mini/eval",
             "calibration_dir": "results/mini/calibration",
             "results_dir": "results/mini/temperature_scaling",
+        },
+        "relis/train_lts_network": {
+            "model_arch": "all",
+            "root_exp_dir": "results/mini/eval",
+            "calibration_dir": "results/mini/calibration",
+        },
+        "relis/eval_calibration_lts": {
+            "model_arch": "all",
+            "root_exp_dir": "results/mini/eval",
+            "calibration_dir": "results/mini/calibration",
+            "results_dir": "results/mini/local_scaling",
+        },
+        "relis/eval_local_ood": {
+            "model_arch": "all",
+            "root_exp_dir": "results/mini/eval",
+            "results_dir": "results/mini/local_ood",
         },
         "relis/eval_ood": {
             "model_arch": "all",
