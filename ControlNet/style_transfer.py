@@ -98,6 +98,7 @@ def main(args: argparse.Namespace) -> None:
         choose_compiling,
         default_batch_size,
         draw_transfers,
+        fit_prompts,
         frames_hash,
         prepare_folder,
         whole_width,
@@ -139,6 +140,8 @@ def main(args: argparse.Namespace) -> None:
     base = load_base(args.base, fabric.device, dtype)
     controlnet = move(load_controlnet(args.controlnet, base), fabric.device, dtype).eval()
     check_labels(read_encoding(controlnet, args.controlnet), items[0].label_space, args.controlnet)
+    fitting = fit_prompts(transfers, captions, domain, args.prompt_template, base.reads_whole)
+    cut = sum(one != other for one, other in zip(transfers, fitting, strict=True))
     if args.lora:
         fuse_lora(base.unet, args.lora)
     settings = {
@@ -158,11 +161,12 @@ def main(args: argparse.Namespace) -> None:
         if fabric.is_global_zero:
             prepare_folder(folder, settings, SAME, args.overwrite)
     with same_outcome(fabric):
-        made = transfer_run.make(transfers, batch_size, fabric.global_rank, fabric.world_size)
+        made = transfer_run.make(fitting, batch_size, fabric.global_rank, fabric.world_size)
     if fabric.is_global_zero:
         Manifest(folder).finish([transfer.id for transfer in transfers])
         note = f", {transfer_run.retried} drawn again" if transfer_run.retried else ""
         note += f", {len(bad)} bad files set aside" if bad else ""
+        note += f", {cut} captions cut to what the base reads" if cut else ""
         print(f"Wrote {len(transfers)} images ({made} new on this device{note}) and manifest.jsonl to {folder}")
 
 

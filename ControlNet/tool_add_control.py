@@ -42,7 +42,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=seed_number, default=0, help="of the random initialisation")
     parser.add_argument("--controlnet", help="a trained ControlNet of IN, to write in place of a new one")
     parser.add_argument(
-        "--export_original", action="store_true", help="write the original format whatever OUT is called"
+        "--export_original",
+        action="store_true",
+        help="write the original format, into OUT.ckpt where OUT does not end as such a file",
     )
     parser.add_argument("--save_dtype", choices=["fp32", "fp16"], default="fp32", help="of the weights in OUT")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
@@ -50,22 +52,23 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    output = resolve(args.output)
-    if output.exists() and not args.overwrite:
-        raise GenValError(f"{output} exists. Give another OUT, or --overwrite.")
-
     from genval.diffusion.controlnet import add_control, load_controlnet, save_controlnet
     from genval.diffusion.hints import make_encoding
     from genval.diffusion.original import is_original, save_original
     from genval.diffusion.pipelines import load_base
 
+    output = resolve(args.output)
+    if args.export_original and not is_original(output):
+        output = output.with_name(f"{output.name}.ckpt")
+    if output.exists() and not args.overwrite:
+        raise GenValError(f"{output} exists. Give another OUT, or --overwrite.")
     encoding = make_encoding(args.hint_encoding, args.hint_labels)
     base = load_base(args.input)
     if args.controlnet:
         controlnet, kind = load_controlnet(args.controlnet, base), "the"
     else:
         controlnet, kind = add_control(base, encoding, args.hint_init, args.seed), "an untrained"
-    if args.export_original or is_original(output):
+    if is_original(output):
         save_original(base, controlnet, output, args.save_dtype)
         kind = f"the base and {kind}"
     else:

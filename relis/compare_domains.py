@@ -32,6 +32,7 @@ def parse_args() -> argparse.Namespace:
         default="common",
         help="classes of the mean: labelled in all, or fixed",
     )
+    parser.add_argument("--gate", action="store_true", help="the generated sets as relis/eval.py --gate evaluated them")
     parser.add_argument("--root_exp_dir", default="results/eval", help="the results of relis/eval.py")
     parser.add_argument("--results_dir", default="results/domains", help="where the table is saved")
     return cli.parse(parser)
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
         raise GenValError(
             f"No results in {root}. Run: python relis/eval.py --trg_dataset Cityscapes --model_arch MODEL"
         )
-    columns = list_columns(args.domains, args.true_dataset)
+    columns = list_columns(args.domains, args.true_dataset, args.gate)
     matrices = {
         column: [read(root, model, *place, args.preset) for model in models] for column, place in columns.items()
     }
@@ -93,11 +94,13 @@ def main(args: argparse.Namespace) -> None:
     print(f"wrote {args.results_dir}/table.md, table.csv, table.json")
 
 
-def list_columns(domains: list[str], true_dataset: str) -> dict[str, tuple[str, str]]:
+def list_columns(domains: list[str], true_dataset: str, gate: bool = False) -> dict[str, tuple[str, str]]:
     """The sets to compare: title to (data set, condition)."""
+    from genval.metrics.results import GATED_SUFFIX
+
     columns = {"clear": ("Cityscapes", "clean")}
     for domain in domains:
-        columns[f"synthetic {domain}"] = (f"Cityscapes_{domain}", domain)
+        columns[f"synthetic {domain}"] = (f"Cityscapes_{domain}{GATED_SUFFIX if gate else ''}", domain)
         if true_dataset != "none":
             columns[f"true {domain}"] = ("IDD", "india") if domain == "india" else (true_dataset, domain)
     return columns

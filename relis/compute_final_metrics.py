@@ -85,7 +85,7 @@ def pool(args: argparse.Namespace, model: str, dataset: str, scenes: list[Any]) 
     overall = summary.figures | {"miou_standard_error": plain(miou_standard_error(matrices, classes))}
     header, rows = summary.table
 
-    stem = resolve(args.results_dir) / folder_name(model) / dataset / file_name(args)
+    stem = resolve(args.results_dir) / folder_name(model) / folder_name(dataset) / file_name(args)
     write_csv(
         stem.with_name(f"{stem.name}_per_image.csv"),
         ["cond", "scene", *header],

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from genval.artifacts.fingerprint import weights_hash
-from genval.captions.inference import autocast, pieces, weights_dtype
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import find_below, resolve
+from genval.runtime.precision import autocast, weights_dtype
 
 
 class Blip:
@@ -56,9 +56,10 @@ class Blip:
     @torch.no_grad()
     def caption_prepared(self, inputs: Sequence[Tensor], max_tokens: int = 32, batch_size: int = 32) -> list[str]:
         """As `caption_images`, of what `prepare` gave."""
+        dtype = weights_dtype(self.precision)
         captions = []
-        for piece in pieces(inputs, batch_size):
-            pixels = torch.stack(list(piece)).to(self.device, weights_dtype(self.precision))
+        for start in range(0, len(inputs), batch_size):
+            pixels = torch.stack(list(inputs[start : start + batch_size])).to(self.device, dtype)
             with autocast(self.device, self.precision):
                 tokens = self._model.generate(pixels, max_new_tokens=max_tokens, num_beams=1, do_sample=False)
             captions += [_sentence(text) for text in self._processor.batch_decode(tokens, skip_special_tokens=True)]

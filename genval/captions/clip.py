@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from genval.artifacts.fingerprint import weights_hash
-from genval.captions.inference import autocast, pieces, weights_dtype
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import find_below, resolve
+from genval.runtime.precision import autocast, weights_dtype
 
 _CONFIG = "open_clip_config.json"
 _LOCAL = "local-dir:"
@@ -75,18 +75,20 @@ class Clip:
         """As `encode_images`, of what `prepare` gave."""
         dtype = weights_dtype(self.precision)
         vectors = []
-        for piece in pieces(inputs, batch_size):
+        for start in range(0, len(inputs), batch_size):
+            pixels = torch.stack(list(inputs[start : start + batch_size])).to(self.device, dtype)
             with autocast(self.device, self.precision):
-                vectors.append(self._model.encode_image(torch.stack(list(piece)).to(self.device, dtype)))
+                vectors.append(self._model.encode_image(pixels))
         return self._normalised(vectors)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Vectors of phrases: float32 (N, D) of length 1, on the CPU."""
         vectors = []
-        for piece in pieces(texts, batch_size):
+        for start in range(0, len(texts), batch_size):
+            tokens = self._tokenizer(list(texts[start : start + batch_size])).to(self.device)
             with autocast(self.device, self.precision):
-                vectors.append(self._model.encode_text(self._tokenizer(list(piece)).to(self.device)))
+                vectors.append(self._model.encode_text(tokens))
         return self._normalised(vectors)
 
     def fits(self, text: str) -> bool:

@@ -5,7 +5,7 @@ image, train_ids = read_pair(items[0])            # RGB uint8 (H, W, 3), uint8 (
 """
 
 from genval.datasets.items import BadFile, Item, find_items
-from genval.datasets.labels import CLASS_SETS, CLASSES, IGNORE
+from genval.datasets.labels import CLASS_SETS, CLASSES, IGNORE, find_unknown_ids
 from genval.datasets.layouts import classes_of
 from genval.datasets.reading import Batch, load_batches, partition, read_pair
 
@@ -18,6 +18,7 @@ __all__ = [
     "Item",
     "classes_of",
     "find_items",
+    "find_unknown_ids",
     "load_batches",
     "partition",
     "read_pair",

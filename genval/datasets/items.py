@@ -155,7 +155,7 @@ def _require_files(
     dot = "" if endings.startswith(".") else "."
     raise GenValError(
         f"No files of {dataset}: expected {pattern}/*{suffix}{dot}{endings}, found none. "
-        "Put the data there, or give --split or --trg_root."
+        "Put the data there, or check the flags for its folder and its split."
     )
 
 

@@ -12,7 +12,7 @@ places of the classes in the `config.json` of its releases, their trainIds those
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,11 @@ IDD = _space(
      7: 18},
     [*range(40), *range(251, 256)],  # the conversion tools write 251..255 for kinds of unlabelled and out of region
 )
+# What level3Ids leaves without a trainId. An animal is a person there, and a train is among the other vehicles.
+IDD_UNKNOWN: dict[str, int] = {
+    "drivable fallback": 1, "non-drivable fallback": 3, "autorickshaw": 8, "vehicle fallback": 12, "curb": 13,
+    "guard rail": 16, "billboard": 17, "obstacle fallback": 21, "bridge": 23,
+}
 CAMVID = _space(
     "CamVid class ids",
     {0: 10, 1: 2, 2: 5, 3: 0, 4: 1, 5: 8, 6: 7, 7: 4, 8: 13, 9: 11, 10: 12, 11: IGNORE},
@@ -218,6 +223,24 @@ def find_label_space(name: str) -> LabelSpace:
     if not space.classes:
         raise GenValError(f"{path} names none of the 19 classes: {', '.join(CLASSES)}.")
     return space
+
+
+def find_unknown_ids(dataset: str, names: Sequence[str]) -> dict[str, int]:
+    """Classes without a counterpart among the 19, by name, with the ids that masks hold.
+
+    Args:
+        dataset: `--trg_dataset`.
+        names: of `IDD_UNKNOWN`, or "all".
+
+    Raises:
+        GenValError: the data set is not IDD, whose unknown classes are known by name, or a name is not among them.
+    """
+    if dataset != "IDD":
+        raise GenValError(f"Unknown classes have names in IDD alone, found --trg_dataset {dataset}. Give IDD.")
+    strange = [name for name in names if name not in IDD_UNKNOWN and name != "all"]
+    if strange:
+        raise GenValError(f"Unknown class {strange[0]!r}: expected all, or some of {', '.join(IDD_UNKNOWN)}.")
+    return {name: value for name, value in IDD_UNKNOWN.items() if name in names or "all" in names}
 
 
 def _id(key: str, path: Path) -> int:

@@ -260,10 +260,11 @@ def find_root(
 ) -> Path:
     """The folder that holds a data set.
 
-    Looked for at `root` if given; else, for a generated set, at `generated_dir/{domain}`; else at the folder that
-    `path_dicts.DATASET_ROOTS` names (inside `datasets_dir` when that is not the default), with other capitals, or one
-    folder deeper, which is where `ln -s ... datasets` may have put it. Folders that hold a `derived.json` (the embedded
-    world, CamVid in Cityscapes' layout) are not looked into: rendered streets must never pass for real ones.
+    Looked for at `root` if given, or one folder deeper, where the data set's own name goes first; else, for a generated
+    set, at `generated_dir/{domain}`; else at the folder that `path_dicts.DATASET_ROOTS` names (inside `datasets_dir`
+    when that is not the default), with other capitals, or one folder deeper, which is where `ln -s ... datasets` may
+    have put it. Folders that hold a `derived.json` (the embedded world, CamVid in Cityscapes' layout) are not looked
+    into: rendered streets must never pass for real ones.
     `flag` is the script's flag for `root`, which the error names.
 
     Raises:
@@ -273,13 +274,19 @@ def find_root(
     if dataset.startswith(FOLDER_PREFIX):
         return Path("/")
     places = [resolve(root)] if root is not None else _places(dataset, Path(datasets_dir), Path(generated_dir))
+    if root is not None and not any((places[0] / mark).exists() for mark in layout.marks):
+        # Other sets in that folder may look like this one from outside.
+        name = Path(path_dicts.DATASET_ROOTS.get(dataset, "")).name.lower()
+        places += [folder for folder in _folders(places[0]) if folder.name.lower() == name]
+        places.reverse()
     for place in places:
         for mark in layout.marks:
             found = find_below(place, mark)
             if found is not None:
                 return found.parents[mark.count("/")]
-    expected = places[0]
-    beside = sorted(entry.name for entry in expected.parent.iterdir()) if expected.parent.is_dir() else []
+    expected = resolve(root) if root is not None else places[0]
+    siblings = expected.parent.iterdir() if expected.parent.is_dir() else ()
+    beside = sorted(entry.name for entry in siblings if entry != expected)
     found_text = f"found there: {', '.join(beside[:8])}" if beside else f"{expected.parent} is missing or empty"
     remedy = (
         f"Run: python ControlNet/style_transfer.py --domain {expected.name}, or give --generated_dir"

@@ -165,6 +165,8 @@ def save_controlnet(controlnet: Any, folder: str | Path, dtype: str = "fp32") ->
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
             move(copy.deepcopy(controlnet), "cpu", _DTYPES[dtype]).save_pretrained(temporary)
+            # safetensors makes files that nobody but their owner can read.
+            (Path(temporary) / _WEIGHTS).chmod((Path(temporary) / "config.json").stat().st_mode)
             # The config comes last: a folder with a config is complete.
             for file in (_WEIGHTS, "config.json"):
                 os.replace(Path(temporary) / file, folder / file)

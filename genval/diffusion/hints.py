@@ -262,7 +262,9 @@ def init_hinges(conv: torch.nn.Conv2d, encoding: HintEncoding = CITYSCAPES_IDS) 
         GenValError: the encoding has no ids to bend at.
     """
     if encoding.name != "label_id":
-        raise GenValError(f"--hint_init hinges is for --hint_encoding label_id, found {encoding.name}.")
+        raise GenValError(
+            f"--hint_init hinges is for --hint_encoding label_id, found {encoding.name}. Give --hint_init default."
+        )
     ids = np.array([-1, *(one.id for one in encoding.labels.classes)])
     midpoints = (ids[1:] + ids[:-1]) / 2
     places = np.linspace(0, len(midpoints) - 1, conv.out_channels)

@@ -136,6 +136,11 @@ class StableDiffusion:
         """
         return TextStates(self.text_encoder(self._ids(self.tokenizer, prompts))[0])
 
+    def reads_whole(self, prompt: str) -> bool:
+        """Whether a prompt is short enough for the text encoder to read its end."""
+        limit = self.tokenizer.model_max_length
+        return len(self.tokenizer(prompt, truncation=True, max_length=limit + 1).input_ids) <= limit
+
     def _ids(self, tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
         tokens = tokenizer(
             list(prompts),

@@ -6,13 +6,12 @@ import dataclasses
 import difflib
 import re
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import path_dicts
 from genval.datasets.layouts import suggestion
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json, read_jsonl
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.seeds import item_seed
 
@@ -98,6 +97,23 @@ def make_prompt(template: str, caption: str, domain: str) -> str:
     return template.format(caption=caption, domain=domain).strip(" ,")
 
 
+def fit_prompt(template: str, caption: str, domain: str, fits: Callable[[str], bool]) -> str:
+    """A prompt that `fits`: words are taken from the caption's end until it does.
+
+    What a text encoder cannot read it leaves out without a word, and the domain usually comes last: a long caption's
+    picture would be of no domain.
+
+    Raises:
+        GenValError: the domain's own words do not fit.
+    """
+    words = caption.split()
+    while not fits(prompt := make_prompt(template, " ".join(words).rstrip(" ,"), domain)):
+        if not words:
+            raise GenValError(f"The base cannot read all of {domain!r}: it is too long. Give fewer words.")
+        words.pop()
+    return prompt
+
+
 def find_captions(name: str | None, split: str, *folders: Path) -> Path:
     """Where the captions are: `name`, or the usual places of a split.
 
@@ -118,35 +134,3 @@ def find_captions(name: str | None, split: str, *folders: Path) -> Path:
         f"No captions: expected {places[0]} or another {names[-1]}. Put the published training/*.jsonl there, run: "
         "python ControlNet/clip_int.py --dataset cityscapes, or give --caption TEXT or --no_captions."
     )
-
-
-def read_captions(file: Path) -> dict[str, str]:
-    """Captions by their image's file name, without its folder.
-
-    Args:
-        file: captioned pairs, one JSON object a line with "image" and "text"; or, where it ends in `.json`,
-            `{dataset: {path: caption}}` as ControlNet/clip_int.py writes it.
-
-    Raises:
-        GenValError: the file is missing or of another form, or two images of one name have different captions.
-    """
-    captions: dict[str, str] = {}
-    for image, caption in _entries(file):
-        name = Path(image).name
-        if captions.setdefault(name, caption) != caption:
-            raise GenValError(f"{file} has two captions for {name}. Remove one of them.")
-    return captions
-
-
-def _entries(file: Path) -> Iterator[tuple[str, str]]:
-    if file.suffix == ".json":
-        sets = read_json(file)
-        for captions in sets.values() if isinstance(sets, Mapping) else [None]:
-            if not isinstance(captions, Mapping) or not all(isinstance(text, str) for text in captions.values()):
-                raise GenValError(f'{file}: expected {{"cityscapes": {{"path of an image": "its caption", ...}}}}.')
-            yield from captions.items()
-        return
-    for number, record in enumerate(read_jsonl(file), 1):
-        if not isinstance(record.get("image"), str) or not isinstance(record.get("text"), str):
-            raise GenValError(f'{file}, entry {number}: expected "image" and "text".')
-        yield record["image"], record["text"]

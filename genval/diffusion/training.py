@@ -91,9 +91,14 @@ class ControlNetModule(LightningModule):
 
     def on_fit_start(self) -> None:
         # What is encoded once for the whole training is encoded in full precision.
-        if self._encoded is not None and not self._encoded.finished():
-            self.base.to(self.device, torch.float32)
-            self._encoded.write(self._workers, self.global_rank, self.trainer.world_size)
+        if self._encoded is not None:
+            if self.global_rank == 0:
+                self._encoded.prepare()
+            # Every process waits at both, whatever it finds to do: another may be done before this one looks.
+            self.trainer.strategy.barrier()
+            if not self._encoded.finished():
+                self.base.to(self.device, torch.float32)
+                self._encoded.write(self._workers, self.global_rank, self.trainer.world_size)
             self.trainer.strategy.barrier()
         if self._pairs is not None and self.cache is None:
             if self._encoded is not None:

@@ -219,6 +219,7 @@ class EncodedFolder:
             "base": checkpoint_hash(base.folder),
             "pairs": _pairs_hash(pairs),
             "count": len(pairs),
+            "labels": labels.name,
             **{name: getattr(config, name) for name in ("height", "width", "flip", "image_resize", "crops", "seed")},
         }
         if (folder / _RECORD).exists():
@@ -240,14 +241,16 @@ class EncodedFolder:
         """Whether everything is there."""
         return not self.missing() and (self.folder / _TEXTS).exists()
 
+    def prepare(self) -> None:
+        """Make the folder, for the first process before any of them writes; what a killed run left is removed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder)
+        write_json(self.folder / _RECORD, self.record)
+
     def write(self, workers: int, rank: int = 0, world_size: int = 1) -> None:
         """Encode what is missing; process `rank` makes every `world_size`-th shard, the first one also the texts."""
         from safetensors.torch import save_file
 
-        if rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder)
-            write_json(self.folder / _RECORD, self.record)
         # By number, not by place among the missing: processes look at the folder at different times.
         todo = [number for number in self.missing() if number % world_size == rank]
         with progress_bar(len(todo), f"Encoding the training set into {self.folder}", unit="shard", rank=rank) as bar:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ import torch
 
 from genval.artifacts.manifest import Manifest
 from genval.artifacts.settings import write_settings
+from genval.datasets.captions import read_captions
 from genval.datasets.items import BadFile, Item
 from genval.diffusion.denoiser import Denoiser
 from genval.diffusion.hints import read_encoding
 from genval.diffusion.pairs import FramedPair, Pair, load_framed
 from genval.diffusion.pipelines import StableDiffusion
-from genval.diffusion.prompts import Domain, check_template, make_prompt, read_captions
+from genval.diffusion.prompts import Domain, check_template, fit_prompt, make_prompt
 from genval.diffusion.sampling import Generated, SamplingConfig, check_size, generate, make_denoiser
 from genval.runtime.background import BackgroundWriter
 from genval.runtime.errors import GenValError
@@ -51,7 +52,7 @@ def caption_frames(
     """The frames to draw from, and their captions by image file name.
 
     Args:
-        source: a file of captions (`genval.diffusion.prompts.read_captions`), or one caption for every frame.
+        source: a file of captions (`genval.datasets.captions.read_captions`), or one caption for every frame.
         set_aside: frames without a caption are added here; without it they stay among the frames, and drawing one is an
             error.
     """
@@ -121,6 +122,25 @@ def draw_transfers(
         prompt = make_prompt(template, captions[item.image.name], domain.text(own_seed))
         transfers.append(Transfer(item_id, item, prompt, own_seed, place))
     return transfers
+
+
+def fit_prompts(
+    transfers: Sequence[Transfer],
+    captions: Mapping[str, str],
+    domain: Domain,
+    template: str,
+    fits: Callable[[str], bool],
+) -> list[Transfer]:
+    """The transfers with captions cut where `genval.diffusion.prompts.fit_prompt` has to."""
+    return [
+        transfer
+        if fits(transfer.prompt)
+        else dataclasses.replace(
+            transfer,
+            prompt=fit_prompt(template, captions[transfer.source.image.name], domain.text(transfer.seed), fits),
+        )
+        for transfer in transfers
+    ]
 
 
 def whole_width(item: Item, height: int) -> int:

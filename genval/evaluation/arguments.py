@@ -22,7 +22,11 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
     what.add_argument("--cond", type=cli.comma_list, default="all", help="conditions, e.g. fog,night")
     what.add_argument("--scene", type=cli.comma_list, default="all", help="cities, recordings or folders")
     what.add_argument("--split", help="a split's folder, or all; by default the data set's usual one")
-    what.add_argument("--gate", action="store_true", help="of generated sets only what check_generated.py kept")
+    what.add_argument(
+        "--gate",
+        action="store_true",
+        help="of a generated set only what check_generated.py kept; its results are those of {trg_dataset}-gated",
+    )
     where = parser.add_argument_group("where things are")
     where.add_argument("--root_exp_dir", default="results/eval", help="where results are saved")
     where.add_argument("--datasets_dir", default="datasets", help="the folder of the data sets")
@@ -80,8 +84,8 @@ def add_saved_set_arguments(parser: argparse.ArgumentParser, required: bool = Tr
     what.add_argument("--root_exp_dir", default="results/eval", help="the results of relis/eval.py")
 
 
-def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
-    """What calibrates, and how."""
+def add_calibrating_set_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What calibrates, how often, and where the result is kept; returns the group, for how it is done."""
     group = parser.add_argument_group("calibration")
     group.add_argument(
         "--protocol",
@@ -94,13 +98,19 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--calib_dataset", default="Cityscapes", help="the data set that calibrates")
     group.add_argument("--calib_cond", type=cli.comma_list, default="all", help="its conditions")
     group.add_argument("--calib_scene", type=cli.comma_list, default="all", help="its scenes, e.g. lindau,munster")
+    group.add_argument("--subsamples", type=cli.positive_int, help="calibrate on so many images, drawn at random")
+    group.add_argument("--seeds", type=seed_list, default="0", help="of whatever is drawn at random, e.g. 0,1,2")
+    group.add_argument("--calibration_dir", default="results/calibration", help="where temperatures are kept")
+    return group
+
+
+def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
+    """What calibrates, and how."""
+    group = add_calibrating_set_arguments(parser)
     group.add_argument("--n_clusters", type=cli.positive_int, default=1, help="clusters of images; 1 is vanilla")
     group.add_argument("--cluster_method", choices=["kmeans", "gmm"], default="kmeans")
     group.add_argument("--calib_metric", choices=["ece", "nll"], default="ece", help="what a temperature minimises")
     group.add_argument("--per_class_temperature", action="store_true", help="one for each predicted class")
-    group.add_argument("--subsamples", type=cli.positive_int, help="calibrate on so many images, drawn at random")
-    group.add_argument("--seeds", type=seed_list, default="0", help="of drawing and clustering, e.g. 0,1,2")
-    group.add_argument("--calibration_dir", default="results/calibration", help="where temperatures are kept")
 
 
 def seed_list(text: str) -> list[int]:

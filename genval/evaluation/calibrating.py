@@ -232,6 +232,7 @@ def calibration_folder(args: argparse.Namespace, model: str, image_set: ImageSet
 
 def save_calibration(folder: Path, calibration: Calibration, about: dict[str, Any]) -> None:
     """Write `cluster_model.npz`, then `best_temperatures.json`, which says that both are whole."""
+    (folder / TEMPERATURE_FILE).unlink(missing_ok=True)  # those of an earlier run are of other clusters
     save_clusters(folder / CLUSTER_FILE, calibration.clusters)
     write_json(folder / TEMPERATURE_FILE, {**about, "temperatures": calibration.temperatures.tolist()})
 

@@ -27,7 +27,15 @@ from genval.datasets import (
 from genval.datasets.gate import GATE, GATED, apply_gate
 from genval.datasets.layouts import find_root, is_generated
 from genval.metrics.inference import Measured, measure_batch, sample_pixels
-from genval.metrics.results import SceneResults, finish_scene, image_record, model_list, pair, save_image
+from genval.metrics.results import (
+    GATED_SUFFIX,
+    SceneResults,
+    finish_scene,
+    image_record,
+    model_list,
+    pair,
+    save_image,
+)
 from genval.metrics.statistics import PixelStatistics
 from genval.runtime.background import BackgroundWriter
 from genval.runtime.devices import launch_fabric, same_outcome
@@ -54,7 +62,7 @@ def evaluate_all(args: argparse.Namespace) -> list[Evaluated]:
         would be done.
     """
     models = model_list(args.model_arch, args.preset)
-    jobs = {dataset: find(args, dataset) for dataset in args.trg_dataset}
+    jobs = {results_name(args, dataset): find(args, dataset) for dataset in args.trg_dataset}
     if args.dry_run:
         for dataset, (items, bad) in jobs.items():
             print(f"{dataset}: {len(items)} images, {len(bad)} bad files, for each of {len(models)} models")
@@ -94,6 +102,11 @@ def find(args: argparse.Namespace, dataset: str) -> tuple[list[Item], list[BadFi
     return ordered[: args.limit], list(dict.fromkeys(bad))
 
 
+def results_name(args: argparse.Namespace, dataset: str) -> str:
+    """The name that a data set's results have: a gated one is another set, `Cityscapes_fog-gated`."""
+    return f"{dataset}{GATED_SUFFIX}" if args.gate and is_generated(dataset) else dataset
+
+
 @dataclass(frozen=True)
 class Evaluated:
     """What a run of one model over one data set did."""
@@ -122,7 +135,7 @@ def evaluate(
         fabric: the processes that share the work.
         segmenter: on its device.
         model: as the user spelled it.
-        dataset: likewise.
+        dataset: from `results_name`.
         items: from `find`.
         unpaired: from `find`.
 
@@ -246,13 +259,13 @@ class _Run:
                 print(f"skipped {bad.file}: {bad.reason}")
         if dropped:
             print(f"{self.dataset}: {len(dropped)} images dropped by its {GATE}")
+        scenes = {key: results for key, results in self.scenes.items() if any(self.where[i] == results for i in kept)}
+        for key in {(bad.cond, bad.scene) for bad in dropped} - scenes.keys():
+            # Nothing of it is kept now: figures of an earlier gate must not be pooled with the others.
+            SceneResults(resolve(args.root_exp_dir), self.model, self.dataset, *key).metrics.unlink(missing_ok=True)
         if not kept:
             raise GenValError(f"Every image of {self.dataset} was set aside (see above): there is nothing to measure.")
         about: dict[str, Any] = {"src_dataset": args.src_dataset, "split": args.split, "limit": args.limit}
-        scenes = {key: results for key, results in self.scenes.items() if any(self.where[i] == results for i in kept)}
-        for key in {(bad.cond, bad.scene) for bad in dropped} - scenes.keys():
-            # Nothing of it is kept now: figures of an earlier run without the gate must not be pooled with the others.
-            SceneResults(resolve(args.root_exp_dir), self.model, self.dataset, *key).metrics.unlink(missing_ok=True)
         totals: dict[str, PixelStatistics] = {}
         for (cond, scene), results in scenes.items():
             of_scene = [item for item in kept if self.where[item] == results]

@@ -91,7 +91,9 @@ def measure_batch(
                     prediction, statistics = measure(flat, flat_labels)
                 else:
                     chosen = torch.from_numpy(sample).to(device)
-                    prediction = flat.argmax(0).to(torch.uint8)
+                    largest, classes = flat.max(0)
+                    _check([bool(torch.isfinite(largest).all())], segmenter, [name])  # all pixels are predicted
+                    prediction = classes.to(torch.uint8)
                     statistics = measure(flat[:, chosen], flat_labels[chosen])[1]
                     statistics.confusion[:] = confusion_matrix(flat_labels, prediction, len(flat))
             except GenValError as error:

@@ -13,8 +13,8 @@ from genval.runtime.errors import GenValError
 
 # The bootstrap draws sets from levels pooled by this many: what that costs is far below an interval's width.
 _POOLED = 32
-# Draws at a time: their counts take about 100 MB.
-_DRAWS_AT_ONCE = 250
+# Draws at a time: what a figure works on (500 KB) fits a CPU's cache; 250 at a time take twice as long.
+_DRAWS_AT_ONCE = 40
 
 
 def reliability_figures(statistics: PixelStatistics) -> dict[str, float]:

@@ -48,6 +48,8 @@ from genval.runtime.files import read_json, read_jsonl, write_bytes, write_csv, 
 from genval.runtime.paths import REPO_ROOT
 
 ALL = "all"
+# The end of a generated set's name where --gate left pictures out: never to be mixed with figures of the whole set.
+GATED_SUFFIX = "-gated"
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _IMAGE_HEADER = ["id", "miou", "pixel_accuracy_percent", "mean_class_accuracy", "pixels"]
 _IMAGE_FIGURES = ["ece", "nll", "brier", "auroc", "entropy"]
@@ -153,12 +155,13 @@ class SceneResults:
         flags = {
             "--preset": preset,
             "--model_arch": self.model,
-            "--trg_dataset": self.dataset,
+            "--trg_dataset": self.dataset.removesuffix(GATED_SUFFIX),
             "--cond": self.cond,
             "--scene": self.scene,
             "--root_exp_dir": _short(self.root),
         }
-        return "python relis/eval.py " + " ".join(f"{flag} {shlex.quote(v)}" for flag, v in flags.items() if v)
+        given = [f"{flag} {shlex.quote(value)}" for flag, value in flags.items() if value]
+        return " ".join(["python relis/eval.py", *given, *(["--gate"] if self.dataset.endswith(GATED_SUFFIX) else [])])
 
 
 def finish_scene(
@@ -175,7 +178,10 @@ def finish_scene(
     Args:
         results: where.
         records: of every image, in the manifest's order.
-            about: added to the head of `metrics.json`.
+        names: the classes' names.
+        label_space: as for `summarise`.
+        class_sets: likewise.
+        about: added to the head of `metrics.json`.
         skipped: what `--skip_bad` set aside.
     """
     summary = summarise(
@@ -379,7 +385,8 @@ def list_scenes(
         matches = {(c, s) for c in conds for s in _folders(above / c) if scene in (ALL, s)}
         if not matches:
             missing = SceneResults(root, model, dataset, cond, scene)
-            close = difflib.get_close_matches(model, list_models(root), n=1) if not _folders(above) else []
+            others = list_models(root) if not _folders(above) else [model]
+            close = [] if model in others else difflib.get_close_matches(model, others, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             have = ", ".join(f"{c}/{s}" for c in _folders(above) for s in _folders(above / c)) or "nothing"
             raise GenValError(

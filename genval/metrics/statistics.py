@@ -195,9 +195,10 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
     """Measure pixels (C, n): fill in `predictions` and `keys`, return what adds up over pieces.
 
     Returns:
-        `sums`, with one more that is NaN or infinite if a logit is; `bins`, transposed and flat; `bin_confidence`;
-        pixels of each class by bin of its probability (C * BINS,); all counted pixels likewise, from the second bin on;
-        the sum of these probabilities; the sum of all probabilities (C,). Counts are int64, sums float64.
+        `sums`, with one more that is NaN if a logit of any pixel is NaN or infinite; `bins`, transposed and flat;
+        `bin_confidence`; pixels of each class by bin of its probability (C * BINS,); all counted pixels likewise, from
+        the second bin on; the sum of these probabilities; the sum of all probabilities (C,). Counts are int64, sums
+        float64.
     """
     import torch
 
@@ -218,7 +219,7 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
     right = (predictions == known) & counted
     chosen = (counted, nll), (counted, brier), (right, entropy), (counted & ~right, entropy), (counted, entropy**2)
     sums = [torch.where(mask, values, 0).sum(dtype=torch.float64) for mask, values in chosen]
-    sums.append((nll + entropy).sum(dtype=torch.float64))
+    sums.append(totals.sum(dtype=torch.float64))
 
     cells = len(logits) * BINS
     label_key = torch.where(counted, known.int() * BINS + _bin(of_label), cells)

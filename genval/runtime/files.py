@@ -32,7 +32,10 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors makes files that nobody but their owner can read
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -140,7 +143,8 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         GenValError: the file is missing, or a line is not JSON (the message has its number).
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a text may hold what Unicode calls a line separator.
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:

@@ -86,6 +86,14 @@ def test_mapillary_of_either_release(tmp_path, masks):
     assert len(find_items("Mapillary", split="all", datasets_dir=tmp_path)) == 2
 
 
+def test_the_sets_own_name_goes_first_in_a_folder_of_several(tmp_path):
+    for name in ("IDD_Segmentation", "cityscapes"):
+        for folder in ("leftImg8bit/val", "gtFine/val"):
+            (tmp_path / name / folder).mkdir(parents=True)
+    assert find_root("Cityscapes", root=tmp_path) == tmp_path / "cityscapes"
+    assert find_root("Cityscapes", root=tmp_path / "IDD_Segmentation") == tmp_path / "IDD_Segmentation"
+
+
 def test_every_set_has_a_place_and_a_class():
     import path_dicts
 

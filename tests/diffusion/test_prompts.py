@@ -1,9 +1,8 @@
-import json
 from pathlib import Path
 
 import pytest
 
-from genval.diffusion.prompts import check_template, find_captions, find_domain, make_prompt, read_captions
+from genval.diffusion.prompts import check_template, find_captions, find_domain, fit_prompt, make_prompt
 from genval.runtime.errors import GenValError
 
 
@@ -52,28 +51,17 @@ def test_templates() -> None:
         check_template("{caption}, in fog")
 
 
-def test_both_formats_of_captions(tmp_path: Path) -> None:
-    lines, table = tmp_path / "c.jsonl", tmp_path / "c.json"
-    lines.write_text(json.dumps({"image": "x/a.png", "text": "a road"}) + "\n")
-    table.write_text(json.dumps({"cityscapes": {"y/a.png": "a road"}, "mini": {"b.png": "trees"}}))
-    assert read_captions(lines) == {"a.png": "a road"}
-    assert read_captions(table) == {"a.png": "a road", "b.png": "trees"}
+def test_a_long_caption_leaves_room_for_the_domain() -> None:
+    def fits(prompt: str) -> bool:
+        return len(prompt.split()) <= 6
 
-
-@pytest.mark.parametrize(
-    ("name", "text", "words"),
-    [
-        ("c.jsonl", '{"image": "a/b.png"}\n', "entry 1"),
-        ("c.json", '{"a.png": "a road"}', "expected"),
-        ("c.json", "[1]", "expected"),
-        ("c.json", '{"x": {"a.png": 1}}', "expected"),
-        ("c.json", '{"x": {"a.png": "1", "b/a.png": "2"}}', "two captions for a.png"),
-    ],
-)
-def test_damaged_captions(tmp_path: Path, name: str, text: str, words: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(GenValError, match=words):
-        read_captions(tmp_path / name)
+    template = "{caption}, {domain}"
+    assert fit_prompt(template, "a road, in town", "in fog", fits) == "a road, in town, in fog"
+    assert fit_prompt(template, "a road, in town with trees", "in fog", fits) == "a road, in town, in fog"
+    assert fit_prompt(template, "a long wide road, seen at noon", "in fog", fits) == "a long wide road, in fog"
+    assert fit_prompt(template, "a road", "in fog with far more of it", lambda _: True).endswith("more of it")
+    with pytest.raises(GenValError, match="too long"):
+        fit_prompt(template, "a road", "in fog with far more of it", fits)
 
 
 def test_where_captions_are_looked_for(tmp_path: Path) -> None:

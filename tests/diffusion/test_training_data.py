@@ -41,6 +41,7 @@ def test_folder_gives_what_the_cache_gives(
     base = load_base(base_folder)
     folder = EncodedFolder(tmp_path / "encoded", base, pairs, config)
     assert not folder.finished()
+    folder.prepare()
     for rank in (0, 1):  # as two processes would, one late
         folder.write(workers=2, rank=rank, world_size=2)
     assert folder.finished()
@@ -66,6 +67,7 @@ def test_folder_goes_on_where_it_stopped(
     pairs = read_pairs(city_folder / "training/train.jsonl", city_folder)
     base = load_base(base_folder)
     folder = EncodedFolder(tmp_path / "encoded", base, pairs, config)
+    folder.prepare()
     folder.write(workers=1)
     files = {path.name: path.read_bytes() for path in folder.folder.iterdir()}
     assert len(files) == 5
@@ -86,7 +88,9 @@ def test_folder_of_another_training_set_is_refused(base_folder: Path, tmp_path: 
     config = TrainingConfig(**SMALL)
     pairs = read_pairs(city / "training/train.jsonl", city)
     base = load_base(base_folder)
-    EncodedFolder(tmp_path / "encoded", base, pairs, config).write(workers=1)
+    folder = EncodedFolder(tmp_path / "encoded", base, pairs, config)
+    folder.prepare()
+    folder.write(workers=1)
     with pytest.raises(GenValError, match=r"count 6 \(now 5\)"):
         EncodedFolder(tmp_path / "encoded", base, pairs[:5], config)
     with pytest.raises(GenValError, match=r"width 64 \(now 32\), flip True \(now False\)"):

@@ -8,11 +8,12 @@ import torch
 from diffusion_world import HEIGHT, WIDTH
 
 from genval.artifacts.manifest import Manifest
+from genval.datasets.captions import read_captions
 from genval.datasets.items import BadFile, Item, find_items
 from genval.diffusion import transfer as transfer_module
 from genval.diffusion.controlnet import load_controlnet
 from genval.diffusion.pipelines import load_base
-from genval.diffusion.prompts import find_domain, read_captions
+from genval.diffusion.prompts import find_domain
 from genval.diffusion.sampling import SamplingConfig
 from genval.diffusion.transfer import (
     Transfer,

@@ -301,6 +301,8 @@ def test_a_class_that_is_ruled_out_has_probability_0():
     logits[2] = -math.inf
     within = reliability_figures(measure(logits, labels)[1])
     assert all(abs(without[name] - within[name]) < 1e-6 for name in ("ece", "nll", "brier", "auroc", "entropy"))
+    logits[0] = -math.inf  # nor does it matter in pixels that have no label
+    assert measure(logits[:2], labels + 255)[1].confusion.sum() == 0
 
 
 def test_what_cannot_be_measured_is_refused():
@@ -332,6 +334,9 @@ def test_a_sample_is_seeded_and_leaves_the_confusion_matrix_whole():
     assert part.statistics.bins.sum() == 10 and whole.statistics.bins.sum() == 48
     assert part.logits.dtype == np.float16 and (part.logits == logits[0].flatten(1).T[sample].half().numpy()).all()
     assert (part.prediction == whole.prediction).all()
+    logits[0, 3, 0, next(i for i in range(8) if i not in sample)] = math.nan  # predicted, though not measured
+    with pytest.raises(GenValError, match="fake gives NaN or infinite logits for a"):
+        measure_batch(segmenter, images, labels, ["a"], torch.device("cpu"), [sample])
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -4,10 +4,13 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from genval.runtime import files
 from genval.runtime.errors import GenValError
+from genval.runtime.files import replace_file
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
@@ -18,6 +21,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
         raise ZeroDivisionError
     assert files.read_json(path) == {"a": 1}
     assert os.listdir(tmp_path) == ["kept.json"]
+
+
+def test_weights_can_be_read_by_others_as_any_file_can(tmp_path):
+    plain, weights = tmp_path / "plain.txt", tmp_path / "weights.safetensors"
+    plain.touch()
+    with replace_file(weights) as temporary:
+        save_file({"a": torch.zeros(1)}, temporary)
+    assert weights.stat().st_mode == plain.stat().st_mode
 
 
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):

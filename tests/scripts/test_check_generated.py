@@ -209,13 +209,20 @@ def test_eval_heeds_the_gate(check, folder, tmp_path):
     assert (values["images"], values["dropped_by_gate"]) == (3, 2)
     assert "2 images dropped by its gate.json" in out
     assert [entry["reason"].startswith("gate: ") for entry in values["skipped"]] == [True, True]
+    # The whole set's results are beside those, in a place of their own.
     code, out, err = check(*flags, script="relis/eval")
-    values = json.loads(metrics.read_text())
-    assert code == 0 and values["images"] == 5 and "dropped_by_gate" not in values
-    # A gate that keeps nothing leaves no figures of an earlier run behind.
+    places = {path.parts[-4]: json.loads(path.read_text()) for path in (tmp_path / "results").rglob("metrics.json")}
+    assert code == 0 and {name: values["images"] for name, values in places.items()} == {
+        "Cityscapes_fog": 5,
+        "Cityscapes_fog-gated": 3,
+    }
+    assert "dropped_by_gate" not in places["Cityscapes_fog"]
+    # A gate that keeps nothing leaves no figures of an earlier one behind, and the whole set's alone.
     assert check("--min_agreement", 9)[0] == 0
     code, _, err = check(*flags, "--gate", script="relis/eval")
     assert code == 2 and "there is nothing to measure" in err
+    left = [path.parts[-4] for path in (tmp_path / "results").rglob("metrics.json")]
+    assert left == ["Cityscapes_fog"]
     (folder / "gate.json").unlink()
     code, _, err = check(*flags, "--gate", script="relis/eval")
     assert code == 2 and "Run: python ControlNet/check_generated.py" in err

@@ -107,7 +107,7 @@ def test_a_new_control_as_an_original_file(base_folder: Path, tmp_path: Path) ->
     tool, start = "ControlNet/tool_add_control.py", tmp_path / "control_seg.safetensors"
     assert run_script(tool, base_folder, start, "--seed", 3).returncode == 0
     assert run_script(tool, start, tmp_path / "named", "--export_original", "--seed", 3).returncode == 0
-    one, other = load_file(start), torch.load(tmp_path / "named", weights_only=True)["state_dict"]
+    one, other = load_file(start), torch.load(tmp_path / "named.ckpt", weights_only=True)["state_dict"]
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     assert not any(other[key].any() for key in other if "zero_convs" in key or "middle_block_out" in key)
 

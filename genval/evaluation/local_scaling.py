@@ -1,0 +1,326 @@
+"""Local temperature scaling: the network trained on one set's saved logits, and tried on another's."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genval.artifacts.fingerprint import file_mark
+from genval.artifacts.tensors import PackedTensors, read_about, write_part
+from genval.datasets import CLASS_SETS, CLASSES, IGNORE, classes_of
+from genval.evaluation.calibrating import ImageSet
+from genval.metrics.inference import sample_pixels
+from genval.metrics.local_temperature import LocalTemperature, scaled_nll
+from genval.metrics.results import SceneResults, Summary, folder_name, summarise
+from genval.metrics.statistics import measure
+from genval.metrics.temperature import Pixels, search_ece, search_nll
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_image, read_jsonl
+from genval.runtime.paths import resolve
+from genval.runtime.progress import progress_bar
+from genval.runtime.seeds import item_seed
+
+NETWORK_FILE = "local_temperature.safetensors"
+STATE_FILE = "training_state.safetensors"
+# Pixels of all images together on which the single temperatures are searched.
+_SEARCHED = 1_000_000
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How the network is trained."""
+
+    epochs: int  # times that each image is seen
+    crop_size: int  # side of the square that is cut from an image each time, in pixels
+    batch_size: int  # squares a step
+    lr: float  # of Adam at the first step; falls to zero along a cosine
+    seed: int  # of the order, the squares and the initial weights
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < 1:
+            raise GenValError(f"--lr must be above 0 and below 1, found {self.lr}.")
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """One image with the logits of all of its pixels, on the CPU."""
+
+    logits: Tensor  # float32 (1, C, H, W)
+    image: Tensor  # RGB uint8 (1, 3, H, W)
+    labels: Tensor  # uint8 (1, H, W)
+
+    def crop(self, size: int, seed: int) -> WholeImage:
+        """A random square, or all of a side that is not longer."""
+        generator = np.random.default_rng(seed)
+        top, left = (int(generator.integers(max(0, side - size) + 1)) for side in self.labels.shape[1:])
+        place = (..., slice(top, top + size), slice(left, left + size))
+        return WholeImage(self.logits[place], self.image[place], self.labels[place])
+
+    def to(self, device: torch.device) -> WholeImage:
+        """The same on a device."""
+        return WholeImage(self.logits.to(device), self.image.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class SavedLogits:
+    """Where an image's logits and pixels are."""
+
+    scene: SceneResults
+    record: dict[str, Any]  # from the scene's manifest
+    tensors: PackedTensors
+
+    @property
+    def id(self) -> str:
+        """The image's id."""
+        return str(self.record["id"])
+
+    def read(self) -> WholeImage:
+        """Read it.
+
+        Raises:
+            GenValError: a file is missing or has changed, or not all pixels' logits were saved.
+        """
+        path = resolve(self.record["image"])
+        if file_mark(path) != self.record["image_mark"]:
+            raise GenValError(f"{path} has changed since its logits were saved. Run: {_command(self.scene)}")
+        image = read_image(path)
+        height, width = image.shape[:2]
+        logits, labels, indices = self.tensors.read(self.id, "logits", "labels", "indices")
+        if not np.array_equal(indices, np.arange(height * width)):
+            raise GenValError(
+                f"{self.tensors.path} holds {len(indices)} of the {height * width} pixels of {self.id}: a temperature "
+                f"that depends on a pixel's surroundings needs all. Run: {_command(self.scene)}"
+            )
+        as_map = torch.from_numpy(logits.astype(np.float32).T.reshape(1, -1, height, width))
+        of_labels = torch.from_numpy(labels.reshape(1, height, width))
+        return WholeImage(as_map, torch.from_numpy(image).permute(2, 0, 1)[None], of_labels)
+
+
+def list_saved(scenes: Sequence[SceneResults], subsamples: int | None = None, seed: int = 0) -> list[SavedLogits]:
+    """The images of a set with saved logits, in the order of scenes and ids; or some, drawn at random.
+
+    Raises:
+        GenValError: a scene has none.
+    """
+    found: list[SavedLogits] = []
+    for results in scenes:
+        path = results.packed("logits")
+        if not path.exists():
+            raise GenValError(f"No logits in {path}. Run: {_command(results)}")
+        tensors = PackedTensors(path)
+        records = {record["id"]: record for record in read_jsonl(results.folder / "manifest.jsonl")}
+        unknown = [item_id for item_id in tensors.ids if item_id not in records]
+        if unknown:
+            raise GenValError(
+                f"{path} holds {unknown[0]}, which the manifest beside it lacks. Run: {_command(results)}"
+            )
+        found += [SavedLogits(results, records[item_id], tensors) for item_id in tensors.ids]
+    if subsamples is not None and subsamples < len(found):
+        generator = np.random.default_rng(item_seed(seed, "subsamples"))
+        found = [found[row] for row in np.sort(generator.choice(len(found), subsamples, replace=False))]
+    return found
+
+
+def single_temperatures(images: Sequence[SavedLogits], seed: int) -> dict[str, float]:
+    """The best single temperatures of a set, of least NLL and (of the published grid) of least ECE.
+
+    They are searched on pixels drawn at random, as many of each image.
+    """
+    number = max(1, _SEARCHED // len(images))
+    logits, labels = [], []
+    for image in images:
+        whole = image.read()
+        flat, flat_labels = whole.logits[0].flatten(1), whole.labels.flatten()
+        chosen = torch.from_numpy(sample_pixels(len(flat_labels), number, seed, image.id))
+        logits.append(flat[:, chosen].T.numpy())
+        labels.append(flat_labels[chosen].numpy())
+    pixels = Pixels.of(np.concatenate(logits), np.concatenate(labels))
+    return {"nll": search_nll(pixels).temperature, "ece": search_ece(pixels).temperature}
+
+
+def train(
+    images: Sequence[SavedLogits], how: LocalTraining, folder: Path, device: torch.device, overwrite: bool = False
+) -> dict[str, Any]:
+    """Train a network, or go on where an interrupted run left off; what is there already is kept.
+
+    Args:
+        images: the calibration set.
+        how: settings.
+        folder: where network and state are kept.
+        device: where it is trained.
+        overwrite: start anew.
+
+    Returns:
+        What the network's file says about it: settings, `temperatures` from `single_temperatures`, and the mean `nll`
+        of the set's labelled pixels without scaling, with the single temperature and with the network.
+    """
+    made_from = {"settings": asdict(how), "images": len(images), "logits": _digest(images)}
+    about = read_about(folder / NETWORK_FILE)
+    if not overwrite and about is not None and all(about.get(key) == value for key, value in made_from.items()):
+        return about
+    state = None if overwrite else read_about(folder / STATE_FILE)
+    if state is None or any(state.get(key) != value for key, value in made_from.items()):
+        state = {**made_from, "epoch": 0, "temperatures": single_temperatures(images, how.seed)}
+    generator = torch.Generator().manual_seed(item_seed(how.seed, "initial weights"))
+    network = LocalTemperature(len(CLASSES), state["temperatures"]["nll"], generator).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), how.lr)
+    if state["epoch"]:
+        _restore(folder / STATE_FILE, network, optimizer)
+    steps = math.ceil(len(images) / how.batch_size)
+    bar = progress_bar(
+        how.epochs * len(images), f"training on {len(images)} images", initial=state["epoch"] * len(images)
+    )
+    with bar:
+        for epoch in range(state["epoch"], how.epochs):
+            order = np.random.default_rng(item_seed(how.seed, f"epoch {epoch}")).permutation(len(images))
+            for step in range(steps):
+                share = (epoch * steps + step) / (how.epochs * steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = how.lr * (1 + math.cos(math.pi * share)) / 2
+                chosen = order[step * how.batch_size : (step + 1) * how.batch_size]
+                _step(network, optimizer, [images[row] for row in chosen], how, epoch, device)
+                bar.update(len(chosen))
+            _save_state(folder / STATE_FILE, network, optimizer, {**state, "epoch": epoch + 1})
+    finished = {**made_from, "temperatures": state["temperatures"], "nll": _mean_nll(images, network, device)}
+    write_part(folder / NETWORK_FILE, _arrays(network), finished)
+    (folder / STATE_FILE).unlink(missing_ok=True)
+    return finished
+
+
+def load_network(folder: Path, device: torch.device) -> tuple[LocalTemperature, dict[str, Any]]:
+    """Read what `train` wrote.
+
+    Raises:
+        GenValError: the file is missing or is no such network.
+    """
+    about = read_about(folder / NETWORK_FILE)
+    if about is None:
+        raise GenValError(f"No network in {folder}. Run: python relis/train_lts_network.py with the same flags.")
+    network = LocalTemperature(len(CLASSES))
+    _load(folder / NETWORK_FILE, network)
+    return network.to(device).eval(), about
+
+
+def measure_scaled(
+    images: Sequence[SavedLogits], scale: Callable[[WholeImage], Tensor], device: torch.device
+) -> Summary:
+    """Every figure of a set, all pixels, with logits divided by temperatures.
+
+    Args:
+        images: the set.
+        scale: gives temperatures, float32 (1, H, W) or one that broadcasts, of an image on the device.
+        device: where it is computed.
+    """
+
+    def each() -> Iterator[tuple[str, Any]]:
+        for image in images:
+            whole = image.read().to(device)
+            with torch.inference_mode():
+                scaled = whole.logits / scale(whole)[:, None]
+                yield image.id, measure(scaled[0], whole.labels[0], IGNORE)[1]
+
+    return summarise(each(), CLASSES, classes_of(images[0].scene.dataset), CLASS_SETS)
+
+
+def local_folder(args: argparse.Namespace, model: str, image_set: ImageSet, seed: int) -> Path:
+    """Where the network is, by the flags of `arguments.add_calibrating_set_arguments`."""
+    method = "local" if args.subsamples is None else f"local_{args.subsamples}images"
+    return resolve(args.calibration_dir) / folder_name(model) / image_set.name / method / f"seed{seed}"
+
+
+def _step(
+    network: LocalTemperature,
+    optimizer: torch.optim.Adam,
+    images: Sequence[SavedLogits],
+    how: LocalTraining,
+    epoch: int,
+    device: torch.device,
+) -> None:
+    """One step on squares of a few images, one after the other: they may differ in size."""
+    # A square is the image's own: neither the order nor the batch size changes it.
+    crops = [
+        image.read().crop(
+            how.crop_size, item_seed(how.seed, f"{epoch}/{image.scene.cond}/{image.scene.scene}/{image.id}")
+        )
+        for image in images
+    ]
+    pixels = sum(int((crop.labels != IGNORE).sum()) for crop in crops)
+    if not pixels:
+        return
+    optimizer.zero_grad()
+    for crop in crops:
+        there = crop.to(device)
+        loss = scaled_nll(there.logits, network(there.logits, there.image), there.labels) / pixels
+        loss.backward()
+    optimizer.step()
+
+
+def _mean_nll(images: Sequence[SavedLogits], network: LocalTemperature, device: torch.device) -> dict[str, float]:
+    totals, pixels = np.zeros(3), 0
+    for image in images:
+        whole = image.read().to(device)
+        with torch.inference_mode():
+            one = torch.ones(whole.labels.shape, device=device)
+            scales = (one, one * network.start, network(whole.logits, whole.image))
+            totals += [float(scaled_nll(whole.logits, scale, whole.labels)) for scale in scales]
+        pixels += int((whole.labels != IGNORE).sum())
+    mean = (totals / pixels).tolist()
+    if not np.isfinite(mean).all():
+        raise GenValError("The training gave no finite likelihood. Give a smaller --lr.")
+    return dict(zip(("unscaled", "single", "local"), mean, strict=True))
+
+
+def _digest(images: Sequence[SavedLogits]) -> str:
+    """Of what the logits, labels and pixels are."""
+    files = {str(image.tensors.path): file_mark(image.tensors.path) for image in images}
+    marks = [(image.id, *(image.record[key] for key in ("weights", "image_mark", "mask_mark"))) for image in images]
+    text = json.dumps([sorted(files.values()), marks])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _arrays(network: LocalTemperature) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
+
+
+def _save_state(path: Path, network: LocalTemperature, optimizer: torch.optim.Adam, about: dict[str, Any]) -> None:
+    moments = {
+        f"adam.{row}.{name}": value.detach().cpu().numpy()
+        for row, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+    write_part(path, _arrays(network) | moments, about)
+
+
+def _restore(path: Path, network: LocalTemperature, optimizer: torch.optim.Adam) -> None:
+    moments = _load(path, network)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        _, row, name = key.split(".")
+        state.setdefault(int(row), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _load(path: Path, network: LocalTemperature) -> dict[str, Tensor]:
+    """Load a network's weights from a file; return what else is in it."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    try:
+        network.load_state_dict({name: tensors.pop(name) for name in network.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        raise GenValError(f"{path} is no network of local temperatures. Delete it and train again.") from error
+    return tensors
+
+
+def _command(results: SceneResults) -> str:
+    return f"{results.command().replace('relis/eval.py', 'relis/extract_logits.py')} --logit_pixels -1"
