@@ -323,7 +323,7 @@ def test_phrasings_large_pictures_and_a_fast_sampler(
     rows, columns = unet[f"{layer}.weight"].shape
     lora = {f"unet.{layer}.lora_A.weight": np.ones((2, columns)), f"unet.{layer}.lora_B.weight": np.ones((rows, 2))}
     save_file({key: torch.from_numpy(value).float() for key, value in lora.items()}, tmp_path / "l.safetensors")
-    (tmp_path / "phrasings.txt").write_text("in thick smoke\nwith smoke everywhere\n")
+    (tmp_path / "phrasings.txt").write_text("in thick smoke\nin smoke\n")
     flags = ["--domain", "thick smoke", "--prompt_file", tmp_path / "phrasings.txt", "--no_captions"]
     flags += ["--sampler", "lcm", "--lora", tmp_path / "l.safetensors", "--guidance_scale", 1.5]
     flags += ["--frame", "whole", "--height", 64, "--large", "upscaled", "--tile", 32, "--limit", 3, "--batch_size", 3]
@@ -333,7 +333,7 @@ def test_phrasings_large_pictures_and_a_fast_sampler(
     folder = tmp_path / "out/thick-smoke"
     lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     assert len({line["source"] for line in lines}) == 3
-    assert {line["prompt"] for line in lines} <= {"in thick smoke", "with smoke everywhere"}
+    assert {line["prompt"] for line in lines} <= {"in thick smoke", "in smoke"}
     for line in lines:
         assert cv2.imread(str(folder / line["image"])).shape == (64, 128, 3)
         assert cv2.imread(str(folder / line["mask"])).shape[:2] == (64, 128)
