@@ -171,6 +171,7 @@ def test_full_size_keys_fit_and_come_back(name: str, full_keys: dict[str, Any], 
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_weights")
 def test_any_lost_or_added_key_is_an_error(full_keys: dict[str, Any], tmp_path: Path) -> None:
     keys = full_keys["genval_controlnet_cs"]

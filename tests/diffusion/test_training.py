@@ -111,6 +111,7 @@ def test_nothing_of_the_bases_encoder_is_recorded(base_folder: Path) -> None:
     assert module.controlnet.controlnet_mid_block.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(
     base_folder: Path, city_folder: Path, controlnet_folder: Path, tmp_path: Path
 ) -> None:

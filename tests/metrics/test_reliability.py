@@ -339,6 +339,7 @@ def test_a_sample_is_seeded_and_leaves_the_confusion_matrix_whole():
         measure_batch(segmenter, images, labels, ["a"], torch.device("cpu"), [sample])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_intervals_agree_with_resampling_one_by_one(seed):
     generator = np.random.default_rng(seed)

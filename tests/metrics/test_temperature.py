@@ -44,6 +44,7 @@ def slow_ece(logits, labels, temperature):
     return top1_figures(probabilities.max(1), probabilities.argmax(1) == labels)["ece"]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(pixels())
 def test_the_search_finds_the_first_least_ece_of_the_whole_grid(some):

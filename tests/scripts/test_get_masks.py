@@ -34,6 +34,7 @@ def outputs(root):
     }
 
 
+@pytest.mark.slow
 def test_masks_lie_in_the_boxes_and_lines_say_how_good_they_are(masks, object_pictures):
     done = masks("--curate")
     lines = [json.loads(line) for line in (object_pictures / "masks" / "manifest.jsonl").read_text().splitlines()]

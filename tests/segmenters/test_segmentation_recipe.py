@@ -67,6 +67,7 @@ def quick_training(folder, images, train_ids, **settings):
     )
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path):
     palette = torch.tensor([[200, 30, 30], [30, 200, 30], [30, 30, 200]], dtype=torch.uint8)
     blocks = torch.randint(0, 3, (8, 4, 8), generator=torch.Generator().manual_seed(0))

@@ -174,6 +174,7 @@ def test_names_the_hub_does_not_have_or_cannot_be_asked_for(monkeypatch, capfd):
     assert "Retry" not in "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_compiled_and_channels_last_change_nothing_but_the_rounding(monkeypatch, checkpoint, images, mode):
     test_cfg = {"_delete_": True, "mode": mode, "crop_size": [64, 64], "stride": [32, 32]}
