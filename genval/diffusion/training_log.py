@@ -87,7 +87,9 @@ class StepCheckpoints(Callback):
             )
         older = list(self.folder.glob("step=*.ckpt"))
         path = self.folder / f"step={step}.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)  # the optimiser's state too
+        # Of saving, this says what goes into the file: the optimiser's state too. Nothing is loaded here; train.py
+        # reads the file back with weights_only=True.
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             for file in older:
                 if file != path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ _MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 PRECISIONS = (*_TRUE, *_MIXED)
 
 
-class Segmenter(nn.Module):
+class Segmenter(nn.Module, abc.ABC):
     """A segmentation network with its preprocessing.
 
     Subclasses say in `run` how the network runs. They may set `align_corners` (how logits are resized), `reads_bgr`
@@ -74,9 +75,9 @@ class Segmenter(nn.Module):
         strides = [max(m.stride) for m in network.modules() if isinstance(m, nn.Conv2d)]
         self.distrusts_onednn = not strides or max(strides) > 2  # none: the network cannot be looked into
 
+    @abc.abstractmethod
     def run(self, pixels: Tensor) -> Tensor:
         """Logits (B, C, h, w) of any size and float dtype from normalised pixels of a size that the network takes."""
-        raise NotImplementedError
 
     def infer(self, pixels: Tensor) -> Tensor:
         """Logits (B, C, h, w) of any size and float dtype from what `prepare` gives."""
