@@ -35,7 +35,7 @@ DOMAINS = ("clear", "fog", "night", "rain", "snow", "india")
 # Bands of a picture, top to bottom, whose statistics tell the weather: the sky at the top, the road at the bottom.
 BANDS = 4
 # How style_transfer.py draws; what is not given is as in the preset.
-DRAWING = ("sampler", "ddim_steps", "guidance_scale", "strength", "batch_size", "precision")
+DRAWING = ("controlnet", "sampler", "ddim_steps", "guidance_scale", "strength", "batch_size", "precision")
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,8 +67,8 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from genval.datasets import find_items
+    from genval.datasets.items import find_original
     from genval.diffusion.pipelines import load_base
-    from genval.evaluation.generated import find_original
     from genval.metrics.tables import markdown_table
     from genval.runtime.files import read_image, read_json, write_json
     from genval.segmenters import load_segmenter

@@ -2,13 +2,16 @@
 
 Stages, in order: `autoencoder` and `diffusion` (a Stable Diffusion of 10 M parameters, on captioned pictures of all
 weathers, without masks), `controlnet` (ControlNet/tool_add_control.py and ControlNet/train.py, on clear scenes and
-masks), `segmenters` (on clear scenes), `captioner` (a BLIP and a CLIP, on captioned pictures of all weathers). A stage
-whose output exists is passed over, so that a stopped run goes on.
+masks), `segmenters` (on clear scenes), `captioner` (a BLIP and a CLIP, on captioned pictures of all weathers),
+`inpainting` (the Stable Diffusion again, on streets with objects), `detector` and `outliner` (a GroundingDINO and a
+Segment Anything, on the same). A stage whose output exists is passed over, so that a stopped run goes on.
 
 Reads:  DATA_DIR/training/diffusion.jsonl  {"image", "text"}, all weathers; masks in it help the captioner
         DATA_DIR/training/train.jsonl      {"image", "conditioning_image", "text"}, clear; val.jsonl the same
+        DATA_DIR/training/objects.jsonl    {"image", "mask", "object", "box", "text", "clean"}
 Writes: OUTPUT/autoencoder (an intermediate), OUTPUT/stable-diffusion, OUTPUT/controlnet, OUTPUT/segmenters,
-        OUTPUT/captioner, OUTPUT/clip, OUTPUT/training.json (figures of every stage)
+        OUTPUT/captioner, OUTPUT/clip, OUTPUT/inpainting, OUTPUT/grounding-dino, OUTPUT/sam, OUTPUT/training.json
+        (figures of every stage)
 
     python mini/render.py --num_train 16000 --num_val 400 --out datasets/mini_train
     python mini/train.py --data_dir datasets/mini_train --output checkpoints/mini
@@ -31,8 +34,9 @@ from genval.runtime.paths import REPO_ROOT, resolve
 
 if TYPE_CHECKING:
     from mini.recipe.data import CaptionedImages
+    from mini.recipe.object_crops import ObjectPictures
 
-STAGES = ("autoencoder", "diffusion", "controlnet", "segmenters", "captioner")
+STAGES = ("autoencoder", "diffusion", "controlnet", "segmenters", "captioner", "inpainting", "detector", "outliner")
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,11 +52,18 @@ def parse_args() -> argparse.Namespace:
     size.add_argument("--autoencoder_steps", type=positive_int, default=2400)
     size.add_argument("--diffusion_steps", type=positive_int, default=5000)
     size.add_argument("--controlnet_steps", type=positive_int, default=3000)
+    size.add_argument("--hint_encoding", default="label_id", help="of the ControlNet: label_id, colour or one_hot")
     size.add_argument("--segmenter_steps", type=positive_int, default=2000)
     size.add_argument("--segmenters", type=comma_list, help="recipes of mini/recipe/segmentation.py (default: all)")
     size.add_argument("--captioner_steps", type=positive_int, default=3500)
     size.add_argument("--clip_steps", type=positive_int, default=1500)
     size.add_argument("--captioner_seconds", type=positive_int, help="end both of them after this time at the latest")
+    size.add_argument("--inpainting_steps", type=positive_int, default=6000)
+    size.add_argument("--inpainting_seconds", type=positive_int, help="end it after this time at the latest")
+    size.add_argument("--detector_steps", type=positive_int, default=4000)
+    size.add_argument("--detector_seconds", type=positive_int, help="end it after this time at the latest")
+    size.add_argument("--outliner_steps", type=positive_int, default=5000)
+    size.add_argument("--outliner_seconds", type=positive_int, help="end it after this time at the latest")
     size.add_argument("--batch_size", type=positive_int, help="in place of every stage's own (for a trial on a CPU)")
     add_run_arguments(parser)
     return parse(parser)
@@ -69,6 +80,9 @@ def main(args: argparse.Namespace) -> None:
         "controlnet": controlnet_stage,
         "segmenters": segmenters_stage,
         "captioner": captioner_stage,
+        "detector": detector_stage,
+        "outliner": outliner_stage,
+        "inpainting": inpainting_stage,
     }
     for name in STAGES:
         if name in args.stages and not args.dry_run:
@@ -116,7 +130,10 @@ def controlnet_stage(args: argparse.Namespace) -> dict[str, Any]:
         return {}
     start = args.output / "controlnet-start"
     base = args.output / "stable-diffusion"
-    call("ControlNet/tool_add_control.py", base, start, "--hint_init", "hinges", "--overwrite")
+    # Steps between the class ids make sense where one channel holds them all.
+    hint = ["--hint_encoding", args.hint_encoding]
+    hint += ["--hint_init", "hinges"] if args.hint_encoding == "label_id" else []
+    call("ControlNet/tool_add_control.py", base, start, *hint, "--overwrite")
     device = ["--accelerator", "cpu"]
     if args.device != "cpu":
         device = ["--accelerator", "gpu", "--devices", "1", "--precision", "bf16-mixed"]
@@ -175,28 +192,98 @@ def captioner_stage(args: argparse.Namespace) -> dict[str, Any]:
     left = [name for name in ("captioner/tokenizer.json", "clip/open_clip_config.json") if not finished(args, name)]
     if not left:
         return {}
-    device, side = torch.device(args.device), captioner.image_size
-    data = captioned_images(args.data_dir, side, side, args.limit, args.workers)
+    device = torch.device(args.device)
+
+    def pictures(side: int) -> torch.Tensor:
+        data = captioned_images(args.data_dir, side, side, args.limit, args.workers)
+        return torch.from_numpy(data.images)[~apart]
+
     records = read_jsonl(args.data_dir / "training/diffusion.jsonl")[: args.limit]
     apart = held_out(len(records))
     measured, trained = ([records[i] for i in chosen.nonzero()[:, 0]] for chosen in (apart, ~apart))
-    images, texts = torch.from_numpy(data.images)[~apart], [line["text"] for line in trained]
+    texts = [line["text"] for line in trained]
     frames, truth = (
         [read_image(args.data_dir / line["image"]) for line in measured],
         [line["text"] for line in measured],
     )
     figures = {}
     if "captioner/tokenizer.json" in left:
-        folder, patches = args.output / "captioner", side // captioner.patch_size
+        folder, side = args.output / "captioner", captioner.image_size
+        patches = side // captioner.patch_size
         classes = load_patch_classes(args.data_dir, trained, patches, args.workers)
-        figures["blip"] = train_captioner(images, texts, captioner, folder, device, classes)
+        figures["blip"] = train_captioner(pictures(side), texts, captioner, folder, device, classes)
         figures["blip"] |= measure_captioner(folder, frames, truth, device)
         record(args.output, "captioner", {"blip": figures["blip"]})
     if "clip/open_clip_config.json" in left:
         folder = args.output / "clip"
-        figures["clip"] = train_contrastive(images, texts, contrastive, folder, device)
+        figures["clip"] = train_contrastive(pictures(contrastive.image_size), texts, contrastive, folder, device)
         figures["clip"] |= measure_contrastive(folder, frames, truth, device)
     return figures
+
+
+def inpainting_stage(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from mini.recipe.inpainting import InpaintingRecipe, load_object_crops, train_inpainting
+
+    if finished(args, "inpainting/model_index.json"):
+        return {}
+    recipe = InpaintingRecipe(
+        steps=args.inpainting_steps, seconds=args.inpainting_seconds, seed=args.seed, **sizes(args)
+    )
+    crops = load_object_crops(args.data_dir, recipe, args.limit, args.workers)
+    base, output = args.output / "stable-diffusion", args.output / "inpainting"
+    return train_inpainting(crops, base, recipe, output, torch.device(args.device))
+
+
+def detector_stage(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from mini.recipe.detector import DetectorRecipe, measure_detector, train_detector
+    from mini.recipe.object_crops import measured_crops
+
+    if finished(args, "grounding-dino/preprocessor_config.json"):
+        return {}
+    recipe = DetectorRecipe(steps=args.detector_steps, seconds=args.detector_seconds, seed=args.seed, **sizes(args))
+    trained, measured = object_pictures(args.data_dir, args.output, args.device, args.limit, args.workers)
+    folder, device = args.output / "grounding-dino", torch.device(args.device)
+    figures = train_detector(trained, recipe, folder, device)
+    return figures | measure_detector(folder, measured_crops(measured), device)
+
+
+def outliner_stage(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from mini.recipe.object_crops import measured_crops
+    from mini.recipe.outliner import OutlinerRecipe, measure_outliner, train_outliner
+
+    if finished(args, "sam/preprocessor_config.json"):
+        return {}
+    recipe = OutlinerRecipe(steps=args.outliner_steps, seconds=args.outliner_seconds, seed=args.seed, **sizes(args))
+    trained, measured = object_pictures(args.data_dir, args.output, args.device, args.limit, args.workers)
+    folder, device = args.output / "sam", torch.device(args.device)
+    figures = train_outliner(trained, recipe, folder, device)
+    detector = args.output / "grounding-dino"
+    found_by = detector if (detector / "config.json").is_file() else None
+    return figures | measure_outliner(folder, measured_crops(measured), device, found_by)
+
+
+@functools.cache
+def object_pictures(
+    data_dir: Path, output: Path, device: str, limit: int | None, workers: int
+) -> tuple[ObjectPictures, ObjectPictures]:
+    """The streets with objects to train on and to measure on, read once for the two stages that need them."""
+    import torch
+
+    from mini.recipe.object_crops import load_object_pictures, through_autoencoder
+    from mini.recipe.views import held_out
+
+    pictures = load_object_pictures(data_dir, limit, workers)
+    apart = held_out(len(pictures))
+    trained, measured = pictures.part(~apart), pictures.part(apart)
+    if (output / "stable-diffusion/vae").is_dir():
+        through_autoencoder(trained, output / "stable-diffusion/vae", torch.device(device))
+    return trained, measured
 
 
 @functools.cache

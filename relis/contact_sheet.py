@@ -9,7 +9,6 @@ Writes: {results_dir}/contact_sheet.png
 from __future__ import annotations
 
 import argparse
-import glob
 from typing import TYPE_CHECKING
 
 import path_dicts
@@ -39,6 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     from genval.datasets import find_items, read_pair
+    from genval.datasets.items import find_original
     from genval.datasets.labels import colourise
     from genval.datasets.sheet import contact_sheet
     from genval.runtime.files import read_image, read_mask, write_png
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     model, predictions = find_predictions(resolve(args.root_exp_dir), args.model_arch, items, args.preset)
 
     pairs = [read_pair(item) for item in items]
-    originals = [original_of(item) for item in items]
+    originals = [find_original(item) for item in items]
     rows: list[tuple[str, list[np.ndarray | None]]] = [
         ("mask", [colourise(train_ids) for _, train_ids in pairs]),
         ("original", [read_image(path) if path else None for path in originals]),
@@ -69,13 +69,6 @@ def spread(items: list[Item], count: int) -> list[Item]:
     """At most `count` items, evenly over the set."""
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
-
-
-def original_of(item: Item) -> Path | None:
-    """The image whose mask was used, where the generator saved it."""
-    folder = item.image.parents[3] / "original" / item.image.parent.relative_to(item.image.parents[2])
-    matches = sorted(path for end in (".*", "_*") for path in folder.glob(f"{glob.escape(item.id)}{end}"))
-    return matches[0] if matches else None
 
 
 def find_predictions(

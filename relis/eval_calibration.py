@@ -41,7 +41,7 @@ def measure_model(args: argparse.Namespace, model: str) -> list[Any]:
     """One model: write its files, return its row of the table."""
     from genval.datasets import CLASS_SETS, CLASSES, classes_of
     from genval.evaluation.calibrating import ImageSet, try_on
-    from genval.metrics.diagrams import write_reliability_diagram
+    from genval.metrics.diagrams import reliability_bins, write_reliability_diagram
     from genval.metrics.results import folder_name, summarise
     from genval.metrics.tables import percent
     from genval.runtime.files import write_csv, write_json
@@ -57,7 +57,8 @@ def measure_model(args: argparse.Namespace, model: str) -> list[Any]:
     figures = summary.figures | exact
     stem = resolve(args.results_dir) / folder_name(model) / images.name
     about = {"model": model, "src_dataset": args.src_dataset, "set": images.name, "source": args.source}
-    write_json(stem.with_name(f"{stem.name}.json"), about | {"images": len(summary.table[1])} | figures)
+    bins = {"reliability_bins": {"before": reliability_bins(summary.total)}}
+    write_json(stem.with_name(f"{stem.name}.json"), about | {"images": len(summary.table[1])} | figures | bins)
     single = {key: value for key, value in (about | figures).items() if not isinstance(value, (dict, list))}
     write_csv(stem.with_name(f"{stem.name}.csv"), list(single), [list(single.values())])
     write_reliability_diagram(stem.with_name(f"{stem.name}_reliability.png"), {model: summary.total})

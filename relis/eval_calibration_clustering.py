@@ -57,7 +57,7 @@ def try_model(args: argparse.Namespace, model: str, calibrating: ImageSet, teste
     import numpy as np
 
     from genval.evaluation.calibrating import calibration_folder, load_calibration, try_on
-    from genval.metrics.diagrams import write_reliability_diagram
+    from genval.metrics.diagrams import reliability_bins, write_reliability_diagram
     from genval.metrics.results import folder_name
     from genval.runtime.files import write_json
     from genval.runtime.paths import resolve
@@ -82,8 +82,9 @@ def try_model(args: argparse.Namespace, model: str, calibrating: ImageSet, teste
         "after_mean": exact_after,
         "after_std_over_seeds": spread,
     }
-    write_json(stem.with_name(f"{stem.name}.json"), values)
     panels = {"before": before.total, "after scaling": runs[0][0].total}
+    values["reliability_bins"] = {title: reliability_bins(total) for title, total in panels.items()}
+    write_json(stem.with_name(f"{stem.name}.json"), values)
     write_reliability_diagram(stem.with_name(f"{stem.name}_reliability.png"), panels)
     pairs = [100 * value for name in ERRORS for value in (exact_before[name], exact_after[name])]
     return [model, tested.name, calibrating.name, *pairs[:2], 100 * spread["ece"], *pairs[2:]]

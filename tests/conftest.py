@@ -1,3 +1,20 @@
 """Fixtures that tests of several packages share."""
 
-pytest_plugins = ("diffusion_world", "captions_world", "grounding_world")
+import os
+
+import pytest
+from hypothesis import settings
+
+pytest_plugins = ("diffusion_world", "captions_world", "grounding_world", "inpainting_world")
+
+# A busy machine makes an example slow, which says nothing about what is tested.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """fsync guards against a loss of power, which no test has: what a killed process wrote is there without it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import runpy
@@ -10,11 +12,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from genval.diffusion.pipelines import StableDiffusion
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 32, 64
@@ -174,6 +180,18 @@ def write_cityscapes(folder: Path, height: int = HEIGHT, width: int = WIDTH) -> 
         (folder / "training").mkdir(exist_ok=True)
         (folder / "training" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@functools.cache
+def _loaded(folder: Path) -> StableDiffusion:
+    from genval.diffusion.pipelines import load_base
+
+    return load_base(folder)
+
+
+def copy_of_base(folder: Path) -> StableDiffusion:
+    """What `load_base` gives, copied: loading takes longer than most of what is tested with it."""
+    return copy.deepcopy(_loaded(folder))
 
 
 def run_script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,14 @@ def find_items(
     if not paired:
         raise GenValError(f"No image of {dataset} in {root} has a mask: expected names as in {_expected(layout)}.")
     return [Item(key.id, images[key][0], masks[key][0], key.cond, key.scene, layout.label_space) for key in paired]
+
+
+def find_original(item: Item) -> Path | None:
+    """The real crop whose mask a picture was made from, where the generator saved it."""
+    folder = item.image.parents[3] / "original" / item.image.parent.relative_to(item.image.parents[2])
+    # The published generator gives originals no suffix of their own.
+    matches = sorted(path for end in (".*", "_*") for path in folder.glob(f"{glob.escape(item.id)}{end}"))
+    return matches[0] if matches else None
 
 
 def _scan(

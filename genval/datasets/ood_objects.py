@@ -6,7 +6,9 @@ object's outline, or a text that says why there is none.
 
 from __future__ import annotations
 
+import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,9 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_jsonl
 
 CURATED = "curated.json"
+# A name that is a folder as it stands: small letters, because some disks take no notice of capitals. What looks like
+# the end of a made-up folder's name is not, so that two names never share a folder.
+_SAFE = re.compile(r"(?!.*-[0-9a-f]{8}$)[a-z0-9](?:[a-z0-9 _.-]{0,62}[a-z0-9_-])?")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,35 @@ class ObjectPicture:
     @property
     def id(self) -> str:
         return f"{self.folder}/{self.number}"
+
+
+def read_objects(path: Path) -> list[str]:
+    """The objects of a list, one a line; blank lines and repetitions are left out.
+
+    Raises:
+        GenValError: the file is missing, is not text, or names no object.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise GenValError(f"--objects_file: cannot read {path} ({error}).") from error
+    names = list(dict.fromkeys(line for line in lines if line))
+    if not names:
+        raise GenValError(f"--objects_file: {path} is empty: expected an object a line, such as: polar bear")
+    return names
+
+
+def object_folder(name: str) -> str:
+    """The folder of an object: its name where that is safe anywhere, else what is safe of it and a hash of the whole.
+
+    >>> object_folder("polar bear"), object_folder("../x"), object_folder("")
+    ('polar bear', 'x-d42ff05c', 'object-1271cf25')
+    """
+    if _SAFE.fullmatch(name):
+        return name
+    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    words = re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:40].strip("-") or "object"
+    return f"{words}-{hashlib.blake2b(name.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"
 
 
 def find_object_pictures(
@@ -92,6 +126,21 @@ def find_object_pictures(
             f"with ood_objects/sd_inpaint.py, or remove {lost[0].image}."
         )
     return pictures
+
+
+def frame_size(picture: ObjectPicture) -> tuple[int, int]:
+    """Height and width of a picture in pixels, from its head.
+
+    Raises:
+        GenValError: it is not an image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(picture.image) as image:
+            return image.height, image.width
+    except OSError as error:
+        raise GenValError(f"{picture.image} cannot be decoded ({error}). Make it again.") from error
 
 
 def read_box(picture: ObjectPicture, height: int, width: int) -> Box:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,10 @@ def partition(items: Sequence[Item], batch_size: int) -> list[tuple[Item, ...]]:
 
 
 def load_batches(
-    chunks: Sequence[Sequence[Item]], workers: int, set_aside: list[BadFile] | None = None
+    chunks: Sequence[Sequence[Item]],
+    workers: int,
+    set_aside: list[BadFile] | None = None,
+    read: Callable[[Any], tuple[np.ndarray, np.ndarray]] = read_pair,
 ) -> Iterator[Batch]:
     """Decode chunks in order, ahead of use, in `workers` threads.
 
@@ -87,9 +91,10 @@ def load_batches(
         chunks: from `partition`.
         workers: threads; Pillow decodes outside Python's lock, so threads suffice.
         set_aside: bad items are added to this list instead of being an error.
+        read: decodes an item into an image and its mask, uint8 (H, W).
 
     Raises:
-        GenValError: as `read_pair`.
+        GenValError: as `read`.
     """
     ahead = 2 * workers
     waiting: deque[tuple[Item, Future[tuple[np.ndarray, np.ndarray]]]] = deque()
@@ -98,7 +103,7 @@ def load_batches(
         try:
             for chunk in chunks:
                 for item in itertools.islice(upcoming, max(0, len(chunk) + ahead - len(waiting))):
-                    waiting.append((item, pool.submit(read_pair, item)))
+                    waiting.append((item, pool.submit(read, item)))
                 yield from _stack(list(_results(waiting, len(chunk), set_aside)))
         finally:
             for _, future in waiting:

@@ -1,4 +1,4 @@
-"""One step of denoising: a UNet steered by a ControlNet, with guidance, from the noisy latents to the prediction.
+"""One step of denoising: a UNet, steered by a ControlNet or not, with guidance, from noisy latents to the prediction.
 
 The modules and their weights are diffusers'; only the order of the work is ours (tests hold it to diffusers' forward):
 
@@ -71,18 +71,25 @@ class Fixed:
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """A batch's conditions: those of the two networks, and the embedded hint (B, C, h, w)."""
+    """A batch's conditions.
+
+    Attributes:
+        unet: of the UNet.
+        control, hint: of the ControlNet, and its embedded hint (B, C, h, w); None without one.
+        beside: (B, C', h, w), what an inpainting UNet reads beside the latents; None for any other.
+    """
 
     unet: Fixed
-    control: Fixed
-    hint: torch.Tensor
+    control: Fixed | None
+    hint: torch.Tensor | None
+    beside: torch.Tensor | None
 
 
 class Denoiser:
     """Predicts the noise (or velocity) in latents under masks and prompts.
 
     Args:
-        base, controlnet: on one device and of one dtype.
+        base, controlnet: on one device and of one dtype; None is no ControlNet.
         strength: a factor on all of the ControlNet's residuals.
         guidance_scale: of classifier-free guidance; 1 or less is off.
         compiled: generate kernels for the shape of the first batch; batches of another shape take their own.
@@ -95,23 +102,25 @@ class Denoiser:
     def __init__(
         self,
         base: StableDiffusion,
-        controlnet: Any,
+        controlnet: Any | None,
         strength: float,
         guidance_scale: float,
         compiled: bool = False,
         graphed: bool = False,
     ) -> None:
         check_network(base.unet, "The base's UNet")
-        check_network(controlnet, "The ControlNet")
+        if controlnet is not None:
+            check_network(controlnet, "The ControlNet")
         self.base, self.controlnet = base, controlnet
         self.strength, self.guidance_scale = strength, guidance_scale
         self.compiled = compiled
-        self._qkv = {network: _fused_qkv(network) for network in (base.unet, controlnet)}
+        self._networks = [base.unet] if controlnet is None else [base.unet, controlnet]
+        self._qkv = {network: _fused_qkv(network) for network in self._networks}
         parts: tuple[Any, ...] = (encode, control, decode)
         self._graph: _Graph | None = None
         self._side = torch.cuda.Stream(base.device) if graphed and base.device.type == "cuda" else None
         if compiled:
-            for network in (base.unet, controlnet):
+            for network in self._networks:
                 network.to(memory_format=torch.channels_last)
             options = _INDUCTOR if base.device.type == "cuda" else None
             parts = tuple(torch.compile(part, dynamic=False, fullgraph=True, options=options) for part in parts)
@@ -124,23 +133,32 @@ class Denoiser:
 
     @torch.no_grad()
     def condition(
-        self, text: TextStates, hints: torch.Tensor, timesteps: torch.Tensor, added: dict[str, torch.Tensor] | None
+        self,
+        text: TextStates,
+        hints: torch.Tensor | None,
+        timesteps: torch.Tensor,
+        added: dict[str, torch.Tensor] | None,
+        beside: torch.Tensor | None = None,
     ) -> Conditions:
         """Compute what all steps of a batch share.
 
         Args:
             text: a row a picture; under guidance the negative prompts' rows, then the prompts'.
-            hints: (B, channels, H, W).
+            hints: (B, channels, H, W), the ControlNet's; None without one.
             timesteps: (steps,), of the steps to come.
             added: of `StableDiffusion.added_conditions`, a row each of `text`.
+            beside: (B, C', h, w), channels that an inpainting UNet reads after the latents' own.
         """
-        unet, control = (
+        unet, *control = (
             Fixed(_times(network, timesteps, added), _text_keys_and_values(network, text.states))
-            for network in (self.base.unet, self.controlnet)
+            for network in self._networks
         )
+        beside = None if beside is None else beside.to(self.base.dtype)
+        if self.controlnet is None or hints is None:
+            return Conditions(unet, None, None, beside)
         memory = torch.channels_last if self.compiled else torch.contiguous_format
         hints = hints.to(self.base.dtype).contiguous(memory_format=memory)
-        return Conditions(unet, control, self.controlnet.controlnet_cond_embedding(hints))
+        return Conditions(unet, control[0], self.controlnet.controlnet_cond_embedding(hints), beside)
 
     @torch.no_grad()
     def __call__(self, latents: torch.Tensor, step: int, conditions: Conditions) -> torch.Tensor:
@@ -151,16 +169,13 @@ class Denoiser:
             step: index into the timesteps the conditions were made for.
         """
         noisy = latents.to(self.base.dtype)
+        if conditions.beside is not None:
+            noisy = torch.cat([noisy, conditions.beside], dim=1)
         if self.compiled:
             noisy = noisy.contiguous(memory_format=torch.channels_last)
-        inputs = [
-            noisy,
-            conditions.hint,
-            conditions.unet.times[step],
-            conditions.control.times[step],
-            *conditions.unet.texts,
-            *conditions.control.texts,
-        ]
+        inputs = [noisy, conditions.unet.times[step], *conditions.unet.texts]
+        if conditions.control is not None and conditions.hint is not None:
+            inputs += [conditions.hint, conditions.control.times[step], *conditions.control.texts]
         pixels = latents.shape[0] * latents.shape[2] * latents.shape[3] * self.base.downscale**2
         with fast_attention(latents.device):
             if self._side is not None and pixels <= _GRAPHED_PIXELS:
@@ -178,21 +193,21 @@ class Denoiser:
 
     def _predict(self, inputs: list[torch.Tensor], side: torch.cuda.Stream | None = None) -> torch.Tensor:
         """The prediction, (rows, C, h, w); on a CUDA device the ControlNet may run on a second stream, `side`."""
-        noisy, hint, unet_time, control_time, *texts = inputs
         unet, controlnet = self.base.unet, self.controlnet
-        unet_texts = texts[: 2 * len(cross_attentions(unet))]
-        control_texts = texts[len(unet_texts) :]
-        with _beside(side):
-            residuals = self._control(
-                controlnet, noisy, hint, control_time, control_texts, self._qkv[controlnet], self.strength
-            )
-        encoder_qkv, decoder_qkv = _split(self._qkv[unet], len(self._qkv[controlnet]))
-        encoder_texts, decoder_texts = _split(unet_texts, len(control_texts))
-        encoder_time, decoder_time = unet_time.split(
-            [control_time.shape[-1], unet_time.shape[-1] - control_time.shape[-1]], dim=-1
-        )
+        (noisy, unet_time, *unet_texts), steering = _split(inputs, 2 + 2 * len(cross_attentions(unet)))
+        residuals: list[torch.Tensor] = []
+        if steering:
+            hint, control_time, *control_texts = steering
+            with _beside(side):
+                residuals = self._control(
+                    controlnet, noisy, hint, control_time, control_texts, self._qkv[controlnet], self.strength
+                )
+        attentions, width = _encoder_sizes(unet)
+        encoder_qkv, decoder_qkv = _split(self._qkv[unet], attentions)
+        encoder_texts, decoder_texts = _split(unet_texts, 2 * attentions)
+        encoder_time, decoder_time = unet_time.split([width, unet_time.shape[-1] - width], dim=-1)
         skips = self._encode(unet, noisy, None, encoder_time, encoder_texts, encoder_qkv)
-        if side is not None:
+        if side is not None and steering:
             torch.cuda.current_stream().wait_stream(side)
         return self._decode(unet, skips, residuals, decoder_time, decoder_texts, decoder_qkv)
 
@@ -305,8 +320,8 @@ def decode(
     texts: list[torch.Tensor],
     qkv: list[torch.Tensor],
 ) -> torch.Tensor:
-    """The decoder of a UNet: the prediction, (rows, C, h, w), of the outputs of `encode` and `control`."""
-    joined = [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
+    """The decoder of a UNet: the prediction, (rows, C, h, w), of the outputs of `encode` and, if any, of `control`."""
+    joined = [skip + residual for skip, residual in zip(skips, residuals, strict=True)] if residuals else [*skips]
     x = joined.pop()
     layers = _Layers(unet.up_blocks, None, time, texts, qkv)
     for block in unet.up_blocks:
@@ -404,6 +419,16 @@ def cross_attentions(network: Any) -> list[Any]:
 
 def _blocks(network: Any) -> list[Any]:
     return [*network.down_blocks, network.mid_block, *getattr(network, "up_blocks", ())]
+
+
+def _encoder_sizes(unet: Any) -> tuple[int, int]:
+    """How many self-attentions (and as many cross-attentions) the encoder and middle have, and their part of times."""
+    blocks = [*unet.down_blocks, unet.mid_block]
+    attentions = [attention for block in blocks for attention in _attentions(block) if attention is not None]
+    return (
+        sum(len(attention.transformer_blocks) for attention in attentions),
+        sum(resnet.out_channels for resnet in _resnets(blocks)),
+    )
 
 
 def _attentions(block: Any) -> list[Any]:

@@ -32,6 +32,8 @@ _FILES = (
 )
 # What Stable Diffusion XL has besides.
 _XL_FILES = ("text_encoder_2/config.json", "text_encoder_2/model.safetensors", "tokenizer_2/tokenizer_config.json")
+# An entry of our own in model_index.json: the folder, relative to the model's, of every part that is not in its own.
+SHARED_PARTS = "shared_parts"
 # What locked weights are kept in under each of Lightning's precisions: they need no float32 master copy.
 _DTYPES = {
     "32-true": torch.float32,
@@ -166,7 +168,12 @@ class StableDiffusion:
         The posterior's mean is taken, not a sample: its deviation is small against the latents', and a mean can be
         computed once and kept.
         """
-        pixels = images.to(self.device).to(self.vae.dtype) / 127.5 - 1
+        return self.encode_pixels(images.to(self.device).to(self.vae.dtype) / 127.5 - 1)
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`encode_images` of (B, 3, H, W) floats, -1..1."""
+        pixels = pixels.to(self.device, self.vae.dtype)
         return (self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor).to(self.dtype)
 
     @torch.no_grad()
@@ -289,9 +296,9 @@ def _load_folder(folder: Path) -> dict[str, Any]:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     parts = {
-        "vae": load_strictly(AutoencoderKL, folder / "vae", "diffusion_pytorch_model.safetensors"),
-        "text_encoder": load_strictly(CLIPTextModel, folder / "text_encoder", "model.safetensors"),
-        "tokenizer": CLIPTokenizer.from_pretrained(str(folder / "tokenizer")),
+        "vae": load_strictly(AutoencoderKL, _part_file(folder, "vae"), "diffusion_pytorch_model.safetensors"),
+        "text_encoder": load_strictly(CLIPTextModel, _part_file(folder, "text_encoder"), "model.safetensors"),
+        "tokenizer": CLIPTokenizer.from_pretrained(str(_part_file(folder, "tokenizer"))),
         "unet": load_strictly(UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model.safetensors"),
         "scheduler_config": _scheduler_config(SchedulerMixin, folder),
     }
@@ -333,13 +340,22 @@ def find_model(name: str | Path, files: Sequence[str], optional: Sequence[str] =
             f"{folder} is a file: expected a folder in diffusers' layout ({', '.join(files)}), or a file ending in "
             f"{' or '.join(SUFFIXES)}."
         )
-    missing = [file for file in files if not _variant(folder / file).exists()]
+    missing = [file for file in files if not _variant(_part_file(folder, file)).exists()]
     if missing:
         raise GenValError(
             f"{folder} lacks {', '.join(missing)}: expected a folder in diffusers' layout with safetensors weights. "
             "Fetch or make it again."
         )
     return folder
+
+
+def _part_file(folder: Path, file: str) -> Path:
+    """A file or folder of a model: in its own folder, or where its model_index.json says that other parts are."""
+    part, index = file.partition("/")[0], folder / "model_index.json"
+    if (folder / part).exists() or not index.is_file():
+        return folder / file
+    shared = read_json(index).get(SHARED_PARTS)
+    return folder / file if shared is None else folder / shared / file
 
 
 def _variant(file: Path) -> Path:
@@ -415,9 +431,11 @@ def checkpoint_hash(path: str | Path) -> str:
         return _file_hash(path, path.stat().st_mtime_ns)[:12]
     digest = hashlib.sha256()
     # Of a full Stable Diffusion folder only what is loaded counts, not a safety checker or a second variant.
-    loaded = [_variant(path / file) for file in sorted((*_FILES, *_XL_FILES)) if file.endswith(".safetensors")]
-    for file in [file for file in loaded if file.exists()] or sorted(path.rglob("*.safetensors")):
-        digest.update(file.relative_to(path).as_posix().encode())
+    names = [file for file in sorted((*_FILES, *_XL_FILES)) if file.endswith(".safetensors")]
+    loaded = [(name, _variant(_part_file(path, name))) for name in names]
+    whole = [(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*.safetensors"))]
+    for name, file in [(name, file) for name, file in loaded if file.exists()] or whole:
+        digest.update((Path(name).parent / file.name).as_posix().encode())
         _feed(digest, file)
     return digest.hexdigest()[:12]
 
@@ -443,5 +461,5 @@ def to_uint8(pixels: torch.Tensor) -> np.ndarray:
 
 
 def _scheduler_config(mixin: Any, folder: Path) -> dict[str, Any]:
-    config = read_json(folder / "scheduler" / mixin.config_name)
+    config = read_json(_part_file(folder, "scheduler") / mixin.config_name)
     return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -125,7 +125,26 @@ def generate(
     denoiser = denoiser or make_denoiser(base, controlnet, config)
     batch = _Batch(masks, prompts, negative_prompts, seeds)
     rows = rows or len(batch)
-    images, good = _pictures(denoiser, batch, config, rows)
+
+    def draw(chosen: list[int], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        return _pictures(denoiser, dataclasses.replace(batch.rows(chosen), seeds=seeds), config, rows)
+
+    return draw_until_good(draw, prompts, seeds)
+
+
+def draw_until_good(
+    draw: Callable[[list[int], list[int]], tuple[np.ndarray, np.ndarray]], prompts: Sequence[str], seeds: Sequence[int]
+) -> Generated:
+    """A batch of pictures, of which the bad ones are drawn again with the next seeds of their items, up to three times.
+
+    Args:
+        draw: of some items, by number, and their seeds: pictures, uint8 (B, H, W, 3), and which are good, bool (B,).
+        prompts, seeds: of all items.
+
+    Raises:
+        GenValError: a picture is bad with every seed.
+    """
+    images, good = draw(list(range(len(seeds))), list(seeds))
     used, retries = list(seeds), [0] * len(seeds)
     for attempt in range(1, _RETRIES + 1):
         failed = np.flatnonzero(~good).tolist()
@@ -133,8 +152,7 @@ def generate(
             break
         for i in failed:
             used[i], retries[i] = item_seed(seeds[i], f"retry {attempt}"), attempt
-        again = dataclasses.replace(batch, seeds=used).rows(failed)
-        images[failed], good[failed] = _pictures(denoiser, again, config, rows)
+        images[failed], good[failed] = draw(failed, [used[i] for i in failed])
     if not good.all():
         failed_prompts = "; ".join(repr(prompts[i]) for i in np.flatnonzero(~good)[:3])
         raise GenValError(
@@ -142,6 +160,15 @@ def generate(
             "Try --precision 32-true, or check the checkpoints."
         )
     return Generated(images, used, retries)
+
+
+def join_generated(parts: Sequence[Generated]) -> Generated:
+    """Batches one after another."""
+    return Generated(
+        np.concatenate([part.images for part in parts]),
+        [seed for part in parts for seed in part.seeds],
+        [retries for part in parts for retries in part.retries],
+    )
 
 
 def make_denoiser(
@@ -155,11 +182,16 @@ def make_denoiser(
     if config.large != "direct":
         base.vae.enable_tiling()
     elif compiled:
-        # diffusers asks for versions in cached functions while it decodes: nothing that changes.
-        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-        base.vae.to(memory_format=torch.channels_last)
-        base.vae.decoder.compile(dynamic=False)
+        compile_decoder(base)
     return Denoiser(base, controlnet, config.strength, config.guidance_scale, compiled, graphed)
+
+
+def compile_decoder(base: StableDiffusion) -> None:
+    """Generate kernels for the VAE's decoder, for the shape of the first batch."""
+    # diffusers asks for versions in cached functions while it decodes: nothing that changes.
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+    base.vae.to(memory_format=torch.channels_last)
+    base.vae.decoder.compile(dynamic=False)
 
 
 def check_size(base: StableDiffusion, config: SamplingConfig, height: int, width: int) -> None:
@@ -218,7 +250,11 @@ def item_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
 @torch.no_grad()
 def _pictures(denoiser: Denoiser, batch: _Batch, config: SamplingConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Pictures, RGB uint8 (B, H, W, 3), and which of them are good, bool (B,)."""
-    pixels = _decode(denoiser, _latents(denoiser, batch, config, rows), rows)
+    return check_pixels(_decode(denoiser, _latents(denoiser, batch, config, rows), rows))
+
+
+def check_pixels(pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Raw pixels, (B, 3, H, W), as pictures, RGB uint8 (B, H, W, 3), and which are good: finite and not black."""
     finite = pixels.isfinite().flatten(1).all(1).cpu().numpy()
     images = to_uint8(pixels.nan_to_num())
     return images, finite & (images.reshape(len(images), -1).max(1) > _BLACK)

@@ -22,15 +22,24 @@ from genval.datasets.items import BadFile, Item
 from genval.diffusion.denoiser import Denoiser
 from genval.diffusion.hints import read_encoding
 from genval.diffusion.pairs import FramedPair, Pair, load_framed
+from genval.diffusion.pieces import Pieces
 from genval.diffusion.pipelines import StableDiffusion
 from genval.diffusion.prompts import Domain, check_template, fit_prompt, make_prompt
-from genval.diffusion.sampling import Generated, SamplingConfig, check_size, generate, make_denoiser
+from genval.diffusion.sampling import (
+    Generated,
+    SamplingConfig,
+    check_size,
+    generate,
+    join_generated,
+    make_denoiser,
+)
 from genval.runtime.background import BackgroundWriter
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_mask, write_png
 from genval.runtime.progress import progress_bar
 from genval.runtime.seeds import item_seed
 
+_TOO_LARGE = "Give --precision bf16-true, a smaller size, or --large tiled with a smaller --tile."
 # What a run writes below its domain's folder.
 _FOLDERS = ("leftImg8bit", "gtFine", "original")
 
@@ -257,7 +266,7 @@ class TransferRun:
         self.compiled = compiled
         self.retried = 0
         self._denoiser: Denoiser | None = None
-        self._rows: int | None = None
+        self._pieces: Pieces | None = None
 
     def make(self, transfers: Sequence[Transfer], batch_size: int, rank: int = 0, world_size: int = 1) -> int:
         """Make what is missing of `transfers`; process `rank` takes every `world_size`-th batch.
@@ -271,7 +280,7 @@ class TransferRun:
         manifest = Manifest(self.folder, rank)
         batches = [transfers[i : i + batch_size] for i in range(0, len(transfers), batch_size)][rank::world_size]
         todo = [batch for batch in batches if not all(self._done(transfer, manifest) for transfer in batch)]
-        self._rows = self._rows or batch_size
+        self._pieces = self._pieces or Pieces(batch_size, _TOO_LARGE)
         done = sum(len(batch) for batch in batches) - sum(len(batch) for batch in todo)
         bar = progress_bar(sum(map(len, batches)), "Style transfer", initial=done, rank=rank)
         # One writing thread: the manifest then never names a file that is not there yet.
@@ -334,48 +343,26 @@ class TransferRun:
 
     def _generate(self, batch: Sequence[Transfer], framed: Sequence[FramedPair]) -> Generated:
         """Generate a batch, in smaller pieces where it does not fit into the device's memory."""
-        assert self._rows is not None
-        parts: list[Generated] = []
-        start = 0
-        while start < len(batch):
-            piece = slice(start, min(start + self._rows, len(batch)))
-            part: Generated | None
-            try:
-                # Made here and kept: its kernels and its recording serve every later batch.
-                self._denoiser = self._denoiser or make_denoiser(
-                    self.base, self.controlnet, self.sampling, self.compiled, graphed=True
-                )
-                part = generate(
-                    self.base,
-                    self.controlnet,
-                    np.stack([one.mask for one in framed[piece]]),
-                    [transfer.prompt for transfer in batch[piece]],
-                    [self.negative_prompt] * len(batch[piece]),
-                    [transfer.seed for transfer in batch[piece]],
-                    self.sampling,
-                    self._denoiser,
-                    self._rows,
-                )
-            except torch.OutOfMemoryError as error:
-                if self._rows == 1:
-                    raise GenValError(
-                        "One picture does not fit into the device's memory. Give --precision bf16-true, a smaller "
-                        "size, or --large tiled with a smaller --tile."
-                    ) from error
-                part = None
-            if part is None:
-                # Out here the exception is gone, and with it the failed attempt's tensors, which its frames held.
-                self._denoiser = None
-                torch.cuda.empty_cache()
-                print(
-                    f"Out of memory with {self._rows} pictures at a time: going on with {self._rows // 2}.", flush=True
-                )
-                self._rows //= 2
-                continue
-            parts.append(part)
-            start = piece.stop
-        return Generated(
-            np.concatenate([part.images for part in parts]),
-            [seed for part in parts for seed in part.seeds],
-            [retries for part in parts for retries in part.retries],
-        )
+        assert self._pieces is not None
+
+        def draw(piece: slice, rows: int) -> Generated:
+            # Made here and kept: its kernels and its recording serve every later batch.
+            self._denoiser = self._denoiser or make_denoiser(
+                self.base, self.controlnet, self.sampling, self.compiled, graphed=True
+            )
+            return generate(
+                self.base,
+                self.controlnet,
+                np.stack([one.mask for one in framed[piece]]),
+                [transfer.prompt for transfer in batch[piece]],
+                [self.negative_prompt] * len(batch[piece]),
+                [transfer.seed for transfer in batch[piece]],
+                self.sampling,
+                self._denoiser,
+                rows,
+            )
+
+        def release() -> None:
+            self._denoiser = None
+
+        return join_generated(self._pieces.compute(len(batch), draw, release))

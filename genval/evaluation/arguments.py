@@ -16,7 +16,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
     what = parser.add_argument_group("what is evaluated")
     what.add_argument("--model_arch", required=True, help="models from path_dicts.py or specifications, or all")
     what.add_argument("--src_dataset", default="Cityscapes", help="what the models were trained on; only recorded")
-    what.add_argument("--list_models", action=cli.Show, show=_models_on_disk, help="list all names of models, and end")
+    what.add_argument("--list_models", action=cli.Show, show=list_models_on_disk, help="list the models and end")
     what.add_argument("--class_map", help="what the models' classes are, if not the 19: a JSON file of ids, or a name")
     what.add_argument("--trg_dataset", required=True, type=cli.dataset_list, help="Cityscapes, ACDC, Cityscapes_fog")
     what.add_argument("--cond", type=cli.comma_list, default="all", help="conditions, e.g. fog,night")
@@ -53,7 +53,8 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
     return kept
 
 
-def _models_on_disk() -> str:
+def list_models_on_disk() -> str:
+    """What `--list_models` prints: each name, and whether its checkpoint is here."""
     from genval.segmenters import describe_segmenters  # imports torch, which --help must not
 
     return describe_segmenters()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from genval.artifacts.fingerprint import file_mark, weights_hash
 from genval.artifacts.manifest import Manifest
 from genval.datasets import CLASSES, BadFile, Batch, Item, load_batches, partition
+from genval.datasets.items import find_original
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.generated import add_neighbours, agreement, domain_probability, picture_hash, relative_agreement
 from genval.metrics.inference import predict
@@ -182,14 +182,6 @@ class ScoringRun:
             for row, probability in zip(pictures, found.tolist(), strict=True):
                 values[row]["domain_probability"] = probability
         return values
-
-
-def find_original(item: Item) -> Path | None:
-    """The real crop whose mask a picture was made from, where the generator saved it."""
-    folder = item.image.parents[3] / "original" / item.image.parent.relative_to(item.image.parents[2])
-    # The published generator gives originals no suffix of their own.
-    matches = sorted(path for end in (".*", "_*") for path in folder.glob(f"{glob.escape(item.id)}{end}"))
-    return matches[0] if matches else None
 
 
 def _made_with(scores: Mapping[str, Any] | None, marks: Mapping[str, Any]) -> bool:

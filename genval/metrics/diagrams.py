@@ -16,6 +16,15 @@ from genval.metrics.statistics import PixelStatistics
 from genval.runtime.files import write_bytes
 
 
+def reliability_bins(statistics: PixelStatistics) -> dict[str, list[float]]:
+    """What a diagram is drawn from, fit for JSON: `pixels`, `right` and the sum of `confidence`, bin by bin."""
+    return {
+        "pixels": statistics.bins.sum(0).tolist(),
+        "right": statistics.bins[1].tolist(),
+        "confidence": statistics.bin_confidence.tolist(),
+    }
+
+
 def write_reliability_diagram(path: Path, sets: Mapping[str, PixelStatistics]) -> None:
     """Draw one panel a set, side by side, as PNG: accuracy of each bin, its gap to the confidence, share of pixels.
 

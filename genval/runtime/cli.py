@@ -126,10 +126,14 @@ def comma_list(text: str) -> list[str]:
 
 
 def dataset_list(text: str) -> list[str]:
-    """An argparse type: `comma_list`, where the two commas of `folder:IMAGES,MASKS,LABELS` belong to the data set."""
+    """An argparse type: `comma_list`, where the commas of `folder:IMAGES,MASKS,LABELS` belong to the data set.
+
+    So does that of `pair:IMAGES,MASKS`.
+    """
+    commas = {"folder": 2, "pair": 1}
     values: list[str] = []
     for part in comma_list(text):
-        if values and values[-1].startswith("folder:") and values[-1].count(",") < 2:
+        if values and values[-1].count(",") < commas.get(values[-1].partition(":")[0], 0):
             values[-1] += f",{part}"
         else:
             values.append(part)

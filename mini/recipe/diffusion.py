@@ -154,7 +154,7 @@ def train_diffusion(
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0, foreach=True)
         optimiser.step()
         schedule.step()
-        _update_average(average, trained, min(recipe.ema, (step + 1) / (step + 10)))
+        update_average(average, trained, min(recipe.ema, (step + 1) / (step + 10)))
         taken = step - first_step
         smoothed = smoothed.lerp(loss.detach(), 0.02 if taken > 50 else 1 / (taken + 1))
         if (step + 1) % recipe.snapshot_steps == 0:
@@ -280,5 +280,5 @@ def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 @torch.no_grad()
-def _update_average(average: torch.nn.Module, trained: torch.nn.Module, decay: float) -> None:
+def update_average(average: torch.nn.Module, trained: torch.nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(trained.parameters()), 1 - decay)

@@ -1,4 +1,4 @@
-"""The small segmenters: one architecture family each, and different augmentation, so that their robustness differs.
+"""The small segmenters: different architecture families and augmentations, so that their robustness differs.
 
 Architectures are plain files in `mini/segmenters`: mmsegmentation configs (`NAME.py`) and transformers configs
 (`NAME/config.json`). Whatever is trained is saved in fp16 in the format of its family and read back through
@@ -76,6 +76,8 @@ SEGMENTER_RECIPES: dict[str, SegmenterRecipe] = {
     "mini-upernet-swin": SegmenterRecipe("upernet-swin.py", "photometric", learning_rate=1e-3),
     "mini-segformer-mit": SegmenterRecipe("segformer-mit.py", "flip", learning_rate=1e-3),
     "mini-segformer-hf": SegmenterRecipe("segformer-hf", "strong", learning_rate=1e-3),
+    "mini-bisenetv2-fcn-strong": SegmenterRecipe("bisenetv2-fcn.py", "strong", seed=1),
+    "mini-semfpn-r18-strong": SegmenterRecipe("semfpn-r18.py", "strong", seed=1),
     "mini-upernet-convnext-hf": SegmenterRecipe("upernet-convnext-hf", "strong", learning_rate=1e-3),
 }
 
@@ -169,15 +171,15 @@ def specification(name: str, folder: Path) -> str:
     architecture = SEGMENTER_RECIPES[name].architecture
     if architecture.endswith(".py"):
         return f"mmseg:{ARCHITECTURES / architecture},{weights_file(name, folder)}"
-    return f"hf:{resolve(folder) / architecture}"
+    return f"hf:{weights_file(name, folder).parent}"
 
 
 def weights_file(name: str, folder: Path) -> Path:
     """Where the weights of `name` are in `folder`."""
-    architecture = SEGMENTER_RECIPES[name].architecture
-    if architecture.endswith(".py"):
-        return folder / Path(architecture).with_suffix(".pth")
-    return folder / architecture / "model.safetensors"
+    stem = name.removeprefix("mini-")
+    if SEGMENTER_RECIPES[name].architecture.endswith(".py"):
+        return folder / f"{stem}.pth"
+    return resolve(folder) / stem / "model.safetensors"
 
 
 def augment(
@@ -327,8 +329,9 @@ def _save(network: Any, name: str, output: Path) -> None:
         with replace_file(weights_file(name, output)) as temporary:
             torch.save({"state_dict": state, "meta": {"name": name, **asdict(SEGMENTER_RECIPES[name])}}, temporary)
         return
-    network.half().to(memory_format=torch.contiguous_format).save_pretrained(output / architecture)
-    shutil.copy(ARCHITECTURES / architecture / "preprocessor_config.json", output / architecture)
+    folder = weights_file(name, output).parent
+    network.half().to(memory_format=torch.contiguous_format).save_pretrained(folder)
+    shutil.copy(ARCHITECTURES / architecture / "preprocessor_config.json", folder)
 
 
 def _evaluate(segmenter: Segmenter, images: Tensor, train_ids: Tensor) -> dict[str, Any]:

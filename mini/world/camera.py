@@ -60,6 +60,12 @@ class Camera:
         ahead = max(ahead, 0.05)
         return right / ahead * self.focal + self.u0, -self.eye / ahead * -self.focal + self.v0
 
+    def on_ground(self, column: float, depth: float) -> tuple[float, float]:
+        """(X, Z) of what is seen in a column at a forward distance; the inverse of `foot` on the ground."""
+        cos, sin = float(self._turn[0, 0]), float(self._turn[0, 2])
+        right = (column - self.u0) / self.focal * depth
+        return self.x + cos * right + sin * depth, cos * depth - sin * right
+
     def depth_of(self, x: float, z: float) -> float:
         """Forward distance of the ground point (x, z), metres."""
         return math.sin(self.yaw) * (x - self.x) + math.cos(self.yaw) * z

@@ -7,7 +7,7 @@ are imported where a picture is made, so that a script may import this module an
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ CITIES = {"train": ("aachen", "bochum", "bremen"), "val": ("frankfurt", "lindau"
 # Cityscapes label ids to IDD level3Ids. IDD has no terrain; 1 is its drivable fallback, which no class maps to.
 IDD_IDS = {7: 0, 8: 2, 11: 22, 12: 14, 13: 15, 17: 20, 19: 19, 20: 18, 21: 24, 22: 1, 23: 25, 24: 4, 25: 5, 26: 9,
            27: 10, 28: 11, 32: 6, 33: 7}  # fmt: skip
+OBJECTS = "objects"  # the domain of clear streets with objects on them, which is not rendered unless asked for
 BATCH = 10  # pictures a process takes at a time; it waits for the disk once a batch
 
 
@@ -54,6 +55,10 @@ class Target:
     height: int
     width: int
     overwrite: bool
+
+
+# From a job, with a thread to write in: its result and the pending writes. A function of a module, for processes.
+RenderJob = Callable[[Any, Target, ThreadPoolExecutor], tuple[Any, list]]
 
 
 def set_name(domain: str) -> str:
@@ -115,19 +120,24 @@ def read_captions(out: Path, domains: Sequence[str]) -> dict[str, str]:
 
 def render_all(jobs: Sequence[Job], target: Target, workers: int) -> tuple[dict[str, str], int]:
     """Render what is missing, with a progress bar; returns the captions by picture and how many were written."""
+    return render_jobs(_render_job, jobs, target, workers)
+
+
+def render_jobs(render_job: RenderJob, jobs: Sequence[Any], target: Target, workers: int) -> tuple[dict[str, Any], int]:
+    """Run `render_job` on each job in several processes; returns its results by picture and how many were written."""
     from genval.runtime.progress import progress_bar
 
-    captions: dict[str, str] = {}
+    found: dict[str, Any] = {}
     written = 0
-    batches = [(jobs[i : i + BATCH], target) for i in range(0, len(jobs), BATCH)]
+    batches = [(render_job, jobs[i : i + BATCH], target) for i in range(0, len(jobs), BATCH)]
     # The processes come first: the bar has a thread, and threads do not outlive a fork.
     with _pool(min(workers, len(batches))) as pool, progress_bar(len(jobs), "rendering") as bar:
         for results in pool.imap_unordered(render_batch, batches):
-            for job, caption, new in results:
-                captions[job.image] = caption
+            for job, result, new in results:
+                found[job.image] = result
                 written += new
             bar.update(len(results))
-    return captions, written
+    return found, written
 
 
 @contextmanager
@@ -144,20 +154,20 @@ def _pool(workers: int) -> Iterator[Any]:
         yield pool
 
 
-def render_batch(task: tuple[Sequence[Job], Target]) -> list[tuple[Job, str, bool]]:
-    """Render some pictures; returns each one's caption and whether anything was written.
+def render_batch(task: tuple[RenderJob, Sequence[Any], Target]) -> list[tuple[Any, Any, bool]]:
+    """Render some pictures; returns each one's job, result and whether anything was written.
 
     A second thread encodes and flushes one picture while the next is rendered. All are on the disk on return.
     """
     import cv2
 
-    jobs, target = task
+    render_job, jobs, target = task
     cv2.setNumThreads(1)
     with ThreadPoolExecutor(1) as writer:
-        pending = [(job, *_render_job(job, target, writer)) for job in jobs]
+        pending = [(job, *render_job(job, target, writer)) for job in jobs]
     for future in (future for _, _, writes in pending for future in writes):
         future.result()
-    return [(job, caption, bool(writes)) for job, caption, writes in pending]
+    return [(job, result, bool(writes)) for job, result, writes in pending]
 
 
 def _render_job(job: Job, target: Target, writer: ThreadPoolExecutor) -> tuple[str, list]:

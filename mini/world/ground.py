@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from .canvas import Canvas
 from .layout import LENGTHS, Layout, Segment, Thing, pick, span
+from .objects import StreetObject, sprite
 from .textures import sample_noise
 
 ROAD, SIDEWALK, TERRAIN = 7, 8, 22
@@ -199,13 +201,14 @@ def _markings(
     _lay(color, paint * wear * worn * road, np.array((226, 226, 218)))
 
 
-def paint_shadows(canvas: Canvas, layout: Layout) -> None:
-    """Sun shadows of everything tall, and the dim ground under vehicles and people."""
+def paint_shadows(canvas: Canvas, layout: Layout, added: Sequence[StreetObject] = ()) -> None:
+    """Sun shadows of everything tall, and the dim ground under vehicles, people and added objects."""
     camera, sun = canvas.camera, canvas.sun
     first = int(np.floor(camera.v0)) + 1
     shade = np.zeros((canvas.ids.shape[0] - first, canvas.ids.shape[1]), np.uint8)
     contact = np.zeros_like(shade)
     boxes = [box for thing in layout.things if 3 < thing.z < 42 and (box := _footprint(thing)) is not None]
+    boxes += [_object_footprint(thing) for thing in added]
     for box in boxes:
         if box.wide:
             _fill(canvas, contact, box.base, first)
@@ -242,6 +245,16 @@ def _segment_footprint(segment: Segment) -> _Footprint:
         high, deep = {"wall": 2.4, "hedge": 1.8}.get(segment.kind, 0.8), 0.4
     x0, x1 = segment.x, segment.x + segment.side * deep
     return _Footprint(np.array([[x0, segment.z0], [x1, segment.z0], [x1, segment.z1], [x0, segment.z1]]), high)
+
+
+def _object_footprint(thing: StreetObject) -> _Footprint:
+    """As wide as the sprite, and most of it behind: a sprite's lower edge is the near one."""
+    height, width = sprite(thing.name).shape[:2]
+    half = 0.5 * thing.height * width / height
+    corners = half * np.array([[-0.9, -0.1], [0.9, -0.1], [0.9, 0.7], [-0.9, 0.7]])
+    lifted = thing.lift > 0
+    middle = np.array((thing.x, thing.z))
+    return _Footprint(corners + middle, thing.height + thing.lift, wide=not lifted, floating=lifted)
 
 
 def _footprint(thing: Thing) -> _Footprint | None:

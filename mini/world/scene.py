@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from .figures import paint_figure
 from .furniture import paint_furniture
 from .ground import paint_ground, paint_shadows
 from .layout import Layout, Thing, sample
+from .objects import StreetObject, paint_object
 from .plants import paint_plant
 from .sky import paint_backdrop, paint_sky
 from .vehicles import LABELS, paint_vehicle
@@ -29,7 +31,7 @@ class Render:
     """A labelled picture.
 
     image: (H, W, 3) uint8 RGB. label_ids: (H, W) uint8 Cityscapes label ids. depth: (H, W) float32 metres, the sky is
-    1e4. caption: the content in words, without the weather. objects: names of the classes present.
+    1e4. caption: the content in words, without the weather. objects: names of the classes present. camera: what saw it.
     """
 
     image: np.ndarray
@@ -37,13 +39,21 @@ class Render:
     depth: np.ndarray
     caption: str
     objects: tuple[str, ...]
+    camera: Camera
 
 
-def render(index: int, domain: str = "clear", height: int = 256, width: int = 512, split_seed: int = 0) -> Render:
+def render(
+    index: int,
+    domain: str = "clear",
+    height: int = 256,
+    width: int = 512,
+    split_seed: int = 0,
+    added: Sequence[StreetObject] = (),
+) -> Render:
     """Render scene `index` of the stream `split_seed`; the same arguments give the same bytes.
 
     The layout depends on (index, split_seed) alone, so that one index shows the same street in each weather. India has
-    streets of its own.
+    streets of its own. `added` stands on the street beside what is there, with the label id 5, dynamic.
     """
     if domain not in DOMAINS:
         raise ValueError(f"domain {domain!r} is none of {', '.join(DOMAINS)}")
@@ -69,20 +79,20 @@ def render(index: int, domain: str = "clear", height: int = 256, width: int = 51
     paint_sky(canvas, light.zenith / full, light.horizon / full, light.clouds, layout.seed)
     paint_backdrop(canvas, layout, _generator(split_seed, index, 51))
     paint_ground(canvas, layout, paint_rng)
-    paint_shadows(canvas, layout)
-    instances = _paint_things(canvas, layout)
+    paint_shadows(canvas, layout, added)
+    instances = _paint_things(canvas, layout, added)
     image, labels, depth = develop(canvas, layout, light, domain, weather_rng)
     zebra = not india and any(zebra < 30 for zebra in layout.zebras)
     by_label, by_instance = canvas.visible()
     text = captions.caption(layout, by_label, by_instance, instances, zebra)
-    return Render(image, labels, depth, text, captions.class_names(by_label))
+    return Render(image, labels, depth, text, captions.class_names(by_label), camera)
 
 
 def _generator(split_seed: int, index: int, stage: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([split_seed, index, stage])))
 
 
-def _paint_things(canvas: Canvas, layout: Layout) -> list[tuple[str, int]]:
+def _paint_things(canvas: Canvas, layout: Layout, added: Sequence[StreetObject]) -> list[tuple[str, int]]:
     """Paint everything that stands up, far to near; returns (kind, instance number) of what can be counted.
 
     The street is a convex corridor with the camera in it: nothing behind the building line hides what stands in
@@ -101,8 +111,10 @@ def _paint_things(canvas: Canvas, layout: Layout) -> list[tuple[str, int]]:
         paint_segment(canvas, segment, layout.india)
     instances: list[tuple[str, int]] = []
     number = 1
-    for thing in sorted(street, key=lambda t: -(t.z**2 + t.x**2)):
-        if thing.kind in PLANTS:
+    for thing in sorted([*street, *added], key=lambda t: -(t.z**2 + t.x**2)):
+        if isinstance(thing, StreetObject):
+            paint_object(canvas, thing)
+        elif thing.kind in PLANTS:
             paint_plant(canvas, thing, season, mirrored)
         elif thing.kind in FURNITURE:
             paint_furniture(canvas, thing)

@@ -1,10 +1,20 @@
 """Pictures with an object and their boxes, in the layout of the published code."""
 
 import json
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from genval.datasets.ood_objects import Box, find_object_pictures, natural, read_box
+from genval.datasets.ood_objects import (
+    Box,
+    find_object_pictures,
+    natural,
+    object_folder,
+    read_box,
+    read_objects,
+)
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 
@@ -69,3 +79,37 @@ def test_the_list_of_objects_has_the_published_number():
     names = (REPO_ROOT / "ood_objects" / "objects.txt").read_text().splitlines()
     assert len(names) == len(set(names)) == 42
     assert all(name == name.strip() and name for name in names)
+
+
+@pytest.mark.parametrize("name", ["lion", "polar bear", "arcade machine", "x.y", "a_b-c"])
+def test_a_safe_name_is_its_folder(name):
+    assert object_folder(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "/etc", "a/b", "a\\b", "x.", " x", "\x00", "Lion", "狮子", "Löwe"]
+)
+def test_any_other_name_gets_a_safe_one(name):
+    folder = object_folder(name)
+    assert folder != name and re.fullmatch(r"[a-z0-9-]+-[0-9a-f]{8}", folder) and len(folder) < 50
+    assert len(object_folder(name + "a" * 300)) < 50
+
+
+@given(st.lists(st.text(max_size=6), unique=True, max_size=6))
+def test_two_names_never_share_a_folder_even_without_capitals(names):
+    folders = [object_folder(name) for name in names]
+    folders += [object_folder(folder) for folder in folders if folder not in names]
+    assert len({folder.casefold() for folder in folders}) == len(folders)
+
+
+def test_a_list_of_objects_is_read_without_blank_lines(tmp_path):
+    (tmp_path / "objects.txt").write_text("lion\n\n  polar bear \nlion\nLöwe\n", encoding="utf-8")
+    assert read_objects(tmp_path / "objects.txt") == ["lion", "polar bear", "Löwe"]
+    (tmp_path / "objects.txt").write_text("\n \n")
+    with pytest.raises(GenValError, match=r"objects\.txt is empty"):
+        read_objects(tmp_path / "objects.txt")
+    with pytest.raises(GenValError, match="--objects_file: cannot read"):
+        read_objects(tmp_path / "none.txt")
+    (tmp_path / "objects.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(GenValError, match="--objects_file: cannot read"):
+        read_objects(tmp_path / "objects.txt")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusion_world import write_base
+from diffusion_world import copy_of_base, write_base
 from safetensors.torch import load_file, save_file
 
 from genval.diffusion.controlnet import add_control, load_controlnet, save_controlnet
@@ -16,7 +16,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def test_new_control_copies_the_encoder_and_changes_nothing(base_folder: Path) -> None:
-    base = load_base(base_folder)
+    base = copy_of_base(base_folder)
     controlnet = add_control(base)
     assert torch.equal(controlnet.conv_in.weight, base.unet.conv_in.weight)
     # One halving for each of the VAE's: a hint of 32x64 meets latents of 8x16.
@@ -29,7 +29,7 @@ def test_new_control_copies_the_encoder_and_changes_nothing(base_folder: Path) -
 
 
 def test_initialisation_is_seeded_and_leaves_the_global_generator_alone(base_folder: Path) -> None:
-    base = load_base(base_folder)
+    base = copy_of_base(base_folder)
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -39,7 +39,7 @@ def test_initialisation_is_seeded_and_leaves_the_global_generator_alone(base_fol
 
 
 def test_hint_encoding_survives_saving(base_folder: Path, tmp_path: Path) -> None:
-    base = load_base(base_folder)
+    base = copy_of_base(base_folder)
     save_controlnet(add_control(base), tmp_path / "c", "fp16")
     loaded = load_controlnet(tmp_path / "c", base)
     assert loaded.config["hint_encoding"] == "label_id" and loaded.dtype == torch.float32
@@ -50,7 +50,7 @@ def test_hint_encoding_survives_saving(base_folder: Path, tmp_path: Path) -> Non
 
 
 def test_other_hints_are_refused(base_folder: Path, tmp_path: Path) -> None:
-    base = load_base(base_folder)
+    base = copy_of_base(base_folder)
     colours = make_encoding("colour")
     controlnet = add_control(base, colours)
     save_controlnet(controlnet, tmp_path / "c")
@@ -85,7 +85,7 @@ def test_weights_are_loaded_strictly(base_folder: Path, controlnet_folder: Path,
         "truncated": "cannot be loaded",
     }
     with pytest.raises(GenValError) as error:
-        load_controlnet(folder, load_base(base_folder))
+        load_controlnet(folder, copy_of_base(base_folder))
     assert names[change] in str(error.value) and "\n" not in str(error.value)
 
 
@@ -135,7 +135,7 @@ def test_hash_names_the_weights_that_are_loaded(base_folder: Path, tmp_path: Pat
 
 
 def test_parts_are_locked_and_sizes_checked(base_folder: Path) -> None:
-    base = load_base(base_folder)
+    base = copy_of_base(base_folder)
     assert not any(p.requires_grad for part in (base.vae, base.unet, base.text_encoder) for p in part.parameters())
     assert base.downscale == 4
     base.check_size(32, 64)

@@ -111,7 +111,13 @@ def test_text_encoder(models: tuple[StableDiffusion, Any], expected: Mapping[str
 
 
 @pytest.mark.parametrize(
-    ("steps", "strength", "name"), [(25, 1.0, ""), (25, 0.7, "_strength0.7"), (30, 1.0, "_S30")], ids=str
+    ("steps", "strength", "name"),
+    [
+        pytest.param(25, 1.0, "", marks=pytest.mark.slow),
+        (25, 0.7, "_strength0.7"),
+        pytest.param(30, 1.0, "_S30", marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_published_sampler(
     models: tuple[StableDiffusion, Any],
@@ -154,7 +160,9 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OriginalFile, "_fill", lambda self, model, *_: model.to("meta"))
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd15_inpainting", "genval_controlnet_cs"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("sd15", marks=pytest.mark.slow), "sd15_inpainting", "genval_controlnet_cs"]
+)
 @pytest.mark.usefixtures("no_weights")
 def test_full_size_keys_fit_and_come_back(name: str, full_keys: dict[str, Any], tmp_path: Path) -> None:
     keys = full_keys[name]

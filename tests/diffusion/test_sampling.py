@@ -102,7 +102,7 @@ def test_a_bases_own_schedule_is_used(sampler: str) -> None:
 )
 def test_an_item_does_not_depend_on_its_batch(models: tuple[StableDiffusion, Any], sampler: str, large: str) -> None:
     base, controlnet = models
-    config = SamplingConfig(2, 3.0, sampler=sampler, large=large, tile=16)
+    config = SamplingConfig(2, 3.0, sampler=sampler, large=large, tile=24)
     together = generate(base, controlnet, masks(3), PROMPTS, [""] * 3, [1, 2, 3], config, rows=4).images
     assert together.shape == (3, HEIGHT, WIDTH, 3) and together.dtype == np.uint8
     for i in range(3):
@@ -147,7 +147,7 @@ def test_an_upscaled_picture_keeps_what_was_drawn_small(models: tuple[StableDiff
     base, controlnet = models
 
     def draw(strength: float) -> np.ndarray:
-        config = SamplingConfig(10, 1.0, large="upscaled", tile=16, upscale_strength=strength)
+        config = SamplingConfig(10, 1.0, large="upscaled", tile=24, upscale_strength=strength)
         return generate(base, controlnet, masks(1), ["a"], [""], [1], config).images[0].astype(float)
 
     little, more, all_anew = draw(0.1), draw(0.4), draw(1.0)

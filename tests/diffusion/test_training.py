@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusion_world import HEIGHT, WIDTH, write_xl_base
+from diffusion_world import HEIGHT, WIDTH, copy_of_base, write_xl_base
 
 from genval.diffusion.controlnet import add_control, load_controlnet
 from genval.diffusion.hints import CITYSCAPES_IDS, HintEncoding, encode_hint, make_encoding
@@ -44,7 +44,7 @@ def train(
 ) -> ControlNetModule:
     config = TrainingConfig(**{**SMALL, **changes})
     pairs = read_pairs(city / "training/train.jsonl", city)
-    base = load_base(base_folder)
+    base = copy_of_base(base_folder)
     store = EncodedFolder(folder / "encoded", base, pairs, config) if encoded else None
     controlnet = add_control(base, encoding)
     module = ControlNetModule(base, controlnet, config, pairs if cached else None, 1, store)
@@ -57,7 +57,16 @@ def weights(module: ControlNetModule) -> dict[str, torch.Tensor]:
     return {**module.controlnet.state_dict(), **{f"ema.{k}": v for k, v in module.trained.state_dict().items()}}
 
 
-@pytest.mark.parametrize("kept", [{}, {"cached": True}, {"encoded": True}, {"cached": True, "encoded": True}], ids=str)
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {},
+        pytest.param({"cached": True}, marks=pytest.mark.slow),
+        pytest.param({"encoded": True}, marks=pytest.mark.slow),
+        pytest.param({"cached": True, "encoded": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_two_halves_are_the_whole(base_folder: Path, city_folder: Path, tmp_path: Path, kept: dict[str, bool]) -> None:
     whole = train(base_folder, city_folder, tmp_path / "whole", **kept)
     train(base_folder, city_folder, tmp_path / "halves", max_steps=2, **kept)
@@ -73,7 +82,7 @@ def test_two_halves_are_the_whole(base_folder: Path, city_folder: Path, tmp_path
 
 
 def test_only_the_control_is_trained_and_saved(base_folder: Path, city_folder: Path, tmp_path: Path) -> None:
-    start = add_control(load_base(base_folder)).state_dict()
+    start = add_control(copy_of_base(base_folder)).state_dict()
     module = train(base_folder, city_folder, tmp_path / "run")
     fresh = load_base(base_folder)
     for trained, loaded in ((module.base.unet, fresh.unet), (module.base.vae, fresh.vae)):
@@ -90,7 +99,7 @@ def test_only_the_control_is_trained_and_saved(base_folder: Path, city_folder: P
 
 def test_nothing_of_the_bases_encoder_is_recorded(base_folder: Path) -> None:
     """Only the decoder carries gradients back: the encoder's activations need none."""
-    base = load_base(base_folder)
+    base = copy_of_base(base_folder)
     module = ControlNetModule(base, add_control(base), TrainingConfig(**SMALL))
     recorded = {}
     for name in ("down_blocks", "mid_block", "up_blocks"):
@@ -133,7 +142,7 @@ def test_training_lowers_the_loss(
                 total += float(module.denoising_loss(latents.float(), hints, text.to(torch.float32), generator))
         return total
 
-    base = load_base(base_folder)
+    base = copy_of_base(base_folder)
     before = loss(ControlNetModule(base, add_control(base), TrainingConfig(**SMALL)))
     after = loss(train(base_folder, city_folder, tmp_path / "run", cached=True, max_steps=60, ema=0.0))
     assert after < 0.97 * before
@@ -173,7 +182,7 @@ def test_published_epochs_as_steps() -> None:
 
 
 def test_hint_embedding_has_its_own_rate(base_folder: Path, controlnet_folder: Path) -> None:
-    base = load_base(base_folder)
+    base = copy_of_base(base_folder)
     config = TrainingConfig(**{**SMALL, "hint_lr_scale": 4.0})
     module = ControlNetModule(base, load_controlnet(controlnet_folder, base), config)
     groups = module.configure_optimizers()["optimizer"].param_groups
@@ -251,7 +260,7 @@ def test_ways_to_compute_give_the_same_gradients(
     text = TextStates(torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0)))
     found = []
     for changes in ({}, change):
-        base = load_base(base_folder)
+        base = copy_of_base(base_folder)
         module = ControlNetModule(base, add_control(base), TrainingConfig(**{**SMALL, **changes}))
         found.append(gradients(module, text))
     for name, gradient in found[0].items():
@@ -259,6 +268,7 @@ def test_ways_to_compute_give_the_same_gradients(
         assert gradient.any() or "cond_embedding" in name or name == "controlnet_down_blocks.0.bias"
 
 
+@pytest.mark.slow
 def test_an_xl_base_is_trained(city_folder: Path, tmp_path: Path) -> None:
     folder = write_xl_base(tmp_path / "xl")
     module = train(folder, city_folder, tmp_path / "run", encoded=True, max_steps=2)
@@ -268,11 +278,11 @@ def test_an_xl_base_is_trained(city_folder: Path, tmp_path: Path) -> None:
     ).any()
 
 
-@pytest.mark.parametrize("name", ["colour", "one_hot"])
+@pytest.mark.parametrize("name", ["colour", pytest.param("one_hot", marks=pytest.mark.slow)])
 def test_other_encodings_are_trained(base_folder: Path, city_folder: Path, tmp_path: Path, name: str) -> None:
     encoding = make_encoding(name)
     module = train(base_folder, city_folder, tmp_path / "run", encoding=encoding, max_steps=2)
-    start = add_control(load_base(base_folder), encoding).state_dict()
+    start = add_control(copy_of_base(base_folder), encoding).state_dict()
     key = "controlnet_cond_embedding.conv_in.weight"
     assert module.controlnet.state_dict()[key].shape[1] == encoding.channels
     assert (module.controlnet.state_dict()[key] != start[key]).any()
@@ -281,7 +291,7 @@ def test_other_encodings_are_trained(base_folder: Path, city_folder: Path, tmp_p
 
 
 def test_an_unknown_prediction_is_refused(base_folder: Path) -> None:
-    base = load_base(base_folder)
+    base = copy_of_base(base_folder)
     base.scheduler_config["prediction_type"] = "sample"
     with pytest.raises(GenValError, match="found sample"):
         ControlNetModule(base, add_control(base), TrainingConfig(**SMALL))
@@ -299,7 +309,7 @@ def test_eight_bit_adam_is_asked_for_by_name(
     stand_in.AdamW8bit = type("AdamW8bit", (torch.optim.AdamW,), {})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", stand_in)
-    base = load_base(base_folder)
+    base = copy_of_base(base_folder)
     config = TrainingConfig(**{**SMALL, "optimizer": "adamw8bit"})
     module = ControlNetModule(base, load_controlnet(controlnet_folder, base), config)
     optimizer = module.configure_optimizers()["optimizer"]

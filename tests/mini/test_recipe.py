@@ -25,10 +25,11 @@ def images():
 @pytest.fixture(scope="module")
 def autoencoder(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe") / "autoencoder"
-    recipe = AutoencoderRecipe(block_out_channels=(16, 16), steps=60, batch_size=4, learning_rate=3e-3)
+    recipe = AutoencoderRecipe(block_out_channels=(16, 16), steps=30, batch_size=4, learning_rate=6e-3)
     return folder, train_autoencoder(images, recipe, folder, CPU, log=lambda _: None)
 
 
+@pytest.mark.slow
 def test_latents_have_zero_mean_and_unit_variance_a_channel(images, autoencoder):
     from diffusers import AutoencoderKL
 
@@ -54,6 +55,7 @@ class _Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(images, autoencoder, tmp_path):
     recipe = DiffusionRecipe(steps=6, batch_size=2, warmup_steps=2, snapshot_steps=4, **SMALL)
 
@@ -78,6 +80,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(images, autoencoder, tmp_path
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_other_settings_is_refused(images, autoencoder, tmp_path):
     def stop(line):
         if line.startswith("diffusion step 2"):

@@ -1,5 +1,6 @@
 """The embedded world: same bytes for the same arguments, true labels, and weather that does what weather does."""
 
+import functools
 import hashlib
 import subprocess
 import sys
@@ -11,6 +12,12 @@ from mini.world import DOMAIN_PHRASES, DOMAINS, render
 from mini.world.captions import CLASS_NAMES
 
 WEATHERS = ("clear", "fog", "night", "rain", "snow")
+
+
+@functools.cache
+def scene_of(index: int, domain: str = "clear"):
+    """A small scene that several tests look at."""
+    return render(index, domain, 128, 256)
 
 
 def digest(index: int, domain: str) -> str:
@@ -35,7 +42,7 @@ def test_same_bytes_in_another_process_and_order():
 
 
 def test_streams_and_indices_differ():
-    pictures = [render(0), render(1), render(0, split_seed=1)]
+    pictures = [scene_of(0), scene_of(1), render(0, "clear", 128, 256, split_seed=1)]
     assert len({scene.image.tobytes() for scene in pictures}) == 3
 
 
@@ -62,19 +69,19 @@ def test_bad_arguments_are_refused(kwargs):
 
 
 def test_every_class_appears_and_no_other_label():
-    scenes = [render(i, height=128, width=256) for i in range(60)]
+    scenes = [scene_of(i) for i in range(60)]
     seen = {name for scene in scenes for name in scene.objects}
     assert seen == set(CLASS_NAMES.values())
     assert {int(i) for scene in scenes for i in np.unique(scene.label_ids)} <= set(CLASS_NAMES)
 
 
 def test_india_has_no_train():
-    assert not any((render(i, "india", 128, 256).label_ids == 31).any() for i in range(30))
+    assert not any((scene_of(i, "india").label_ids == 31).any() for i in range(30))
 
 
 @pytest.mark.parametrize("index", [0, 7, 19])
 def test_weather_changes_the_light_not_the_street(index):
-    scenes = [render(index, domain) for domain in WEATHERS]
+    scenes = [scene_of(index, domain) for domain in WEATHERS]
     for scene in scenes[1:]:
         np.testing.assert_array_equal(scene.label_ids, scenes[0].label_ids)
         np.testing.assert_array_equal(scene.depth, scenes[0].depth)
@@ -85,7 +92,7 @@ def test_weather_changes_the_light_not_the_street(index):
 def test_fog_takes_contrast_away_with_distance():
     ratios = []
     for index in range(12):
-        clear, fog = render(index), render(index, "fog")
+        clear, fog = scene_of(index), scene_of(index, "fog")
         grey = [scene.image.mean(2) for scene in (clear, fog)]
         near, far = clear.depth < 12, (clear.depth > 80) & (clear.depth < 300)
         ratios.append([grey[1][zone].std() / grey[0][zone].std() for zone in (near, far)])
@@ -95,13 +102,13 @@ def test_fog_takes_contrast_away_with_distance():
 
 def test_night_is_darker_than_day():
     for index in range(6):
-        assert render(index, "night").image.mean() < 0.6 * render(index).image.mean()
+        assert scene_of(index, "night").image.mean() < 0.6 * scene_of(index).image.mean()
 
 
 def test_snow_whitens_what_lies_open():
     gain = []
     for index in range(8):
-        clear, snow = render(index), render(index, "snow")
+        clear, snow = scene_of(index), scene_of(index, "snow")
         open_ground = np.isin(clear.label_ids, (8, 22))
         gain.append(snow.image[open_ground].mean() - clear.image[open_ground].mean())
     assert np.mean(gain) > 40
@@ -111,7 +118,7 @@ def test_captions_speak_of_what_is_there_and_not_of_weather():
     vocabulary: set[str] = set()
     for index in range(40):
         for domain in ("clear", "india"):
-            scene = render(index, domain, 128, 256)
+            scene = scene_of(index, domain)
             words = scene.caption.replace(",", "").split()
             vocabulary |= set(words)
             for noun, label in (("tram", 31), ("bus", 28), ("truck", 27), ("people", 24), ("fence", 13)):

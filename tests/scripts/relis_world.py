@@ -1,7 +1,9 @@
 """A tiny Cityscapes, its generated fog and a tiny ACDC, and segmenters made of arithmetic, for the tests of relis/."""
 
+import functools
 import importlib.util
 import os
+import shutil
 import sys
 import time
 import types
@@ -116,18 +118,26 @@ def load_script(name):
     return module
 
 
+def draw_fewer_sets(monkeypatch, draws=40):
+    """Intervals from few bootstrap draws: a thousand are most of what evaluating a tiny set costs."""
+    from genval.metrics import reliability, results
+
+    monkeypatch.setattr(results, "pool", functools.partial(reliability.pool, draws=draws))
+
+
 class Relis:
     """The scripts of relis/ on a tiny world, in this process."""
 
     def __init__(self, root, monkeypatch, capsys):
-        self.root = make_world(root)
+        self.root = root
         self.results = root / "results"
         self.monkeypatch, self.capsys = monkeypatch, capsys
         monkeypatch.setitem(sys.modules, "genval.segmenters", fake_segmenters())
+        draw_fewer_sets(monkeypatch)
 
     def __call__(self, script, *flags):
         """Run a script; returns exit code, standard output and standard error."""
-        module = load_script(f"relis/{script}")
+        module = load_script(script if "/" in script else f"relis/{script}")
         self.monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
         self.capsys.readouterr()
         code = 0
@@ -155,6 +165,13 @@ class Relis:
             assert str(text) in lines[0], lines[0]
 
 
+@pytest.fixture(scope="session")
+def relis_files(tmp_path_factory):
+    """The tiny world, for copying only."""
+    return make_world(tmp_path_factory.mktemp("relis"))
+
+
 @pytest.fixture
-def relis(tmp_path, monkeypatch, capsys):
+def relis(relis_files, tmp_path, monkeypatch, capsys):
+    shutil.copytree(relis_files, tmp_path, dirs_exist_ok=True)
     return Relis(tmp_path, monkeypatch, capsys)

@@ -10,9 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from relis_world import fake_segmenters, labelled, load_script
+from relis_world import draw_fewer_sets, fake_segmenters, labelled, load_script
 
 from genval.datasets.labels import CITYSCAPES, CLASSES
+from genval.metrics import generated
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.generated import agreement
 from genval.runtime.cli import run
@@ -23,6 +24,7 @@ CITY = "val/munster"
 WRONG = "fog_2_c"  # its picture is of another mask
 COPY = "fog_4_e"  # its mask and picture are those of fog_0_a
 IDS = ["fog_0_a", "fog_1_b", WRONG, "fog_3_d", COPY]
+DRAW_HISTOGRAMS = generated.draw_histograms
 
 
 def make_set(root):
@@ -51,6 +53,9 @@ def folder(tmp_path):
 def check(folder, monkeypatch, capsys):
     """`check(*flags)` runs the script in this process; returns exit code, output and errors."""
     monkeypatch.setitem(sys.modules, "genval.segmenters", fake_segmenters())
+    draw_fewer_sets(monkeypatch)
+    # The figure takes longer than all else here: one test has it drawn.
+    monkeypatch.setattr(generated, "draw_histograms", lambda path, *_: path.write_bytes(b""))
 
     def call(*flags, script="ControlNet/check_generated"):
         module = load_script(script)
@@ -78,7 +83,8 @@ def digest(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
 
 
-def test_scores_gate_and_histograms(check, folder):
+def test_scores_gate_and_histograms(check, folder, monkeypatch):
+    monkeypatch.setattr(generated, "draw_histograms", DRAW_HISTOGRAMS)
     code, out, err = check()
     assert code == 0, err
     scores = {record["id"]: record["scores"] for record in read_jsonl(folder / "scores.jsonl")}

@@ -11,10 +11,11 @@ from genval.runtime.paths import REPO_ROOT
 
 SCRIPTS = sorted(
     path.relative_to(REPO_ROOT)
-    for folder in ("ControlNet", "mini", "ood_objects", "relis")
-    for path in (REPO_ROOT / folder).glob("*.py")
-    if path.name != "__init__.py"
+    for path in REPO_ROOT.glob("*/*.py")
+    if path.parent.name in ("ControlNet", "mini", "ood_detection", "ood_objects", "relis", "report")
+    and path.name != "__init__.py"
 )
+SCRIPTS.append(Path("reproduce.py"))
 
 
 def help_of(command, folder):
@@ -31,13 +32,13 @@ def test_the_scripts_of_the_house_are_here():
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)
 def test_help_takes_under_half_a_second(script):
-    seconds = []
     for _ in range(3):  # a busy machine may delay one start, not all
         done, elapsed = help_of([script.as_posix()], REPO_ROOT)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"usage: {script.as_posix()}")
-        seconds.append(elapsed)
-    assert min(seconds) < 0.5
+        if elapsed < 0.5:
+            break
+    assert elapsed < 0.5
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)

@@ -49,6 +49,7 @@ def network_file(relis, method="local"):
     return relis.root / f"temperatures/good/Cityscapes_all_munster/{method}/seed0/local_temperature.safetensors"
 
 
+@pytest.mark.slow
 def test_a_network_is_trained_and_beats_the_single_temperature_on_other_images(saved):
     code, out, err = train(saved)
     assert code == 0, err

@@ -1,5 +1,6 @@
 """Networks that torchvision and segmentation_models_pytorch build, filled strictly from a file."""
 
+import functools
 import json
 import sys
 
@@ -14,11 +15,16 @@ MEAN = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
 STD = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
 
 
-def save_torchvision(path, architecture, classes=19, **options):
+@functools.cache
+def build_torchvision(architecture, classes, **options):
     from torchvision import models
 
     torch.manual_seed(0)
-    network = models.get_model(architecture, weights=None, weights_backbone=None, num_classes=classes, **options).eval()
+    return models.get_model(architecture, weights=None, weights_backbone=None, num_classes=classes, **options).eval()
+
+
+def save_torchvision(path, architecture, classes=19, **options):
+    network = build_torchvision(architecture, classes, **options)
     torch.save(network.state_dict(), path)
     return network
 

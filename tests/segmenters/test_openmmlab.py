@@ -1,5 +1,7 @@
 """mmsegmentation models behave as mmsegmentation runs them."""
 
+import copy
+import functools
 import gc
 import gzip
 import json
@@ -85,14 +87,20 @@ def test_reduced_precision_stays_close_and_gives_float32(images, precision, mode
     assert 0 < (reduced - full).abs().max() < 0.1 * full.abs().max()
 
 
-@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
-@pytest.mark.parametrize("config", ["mini/segmenters/upernet-swin.py", path_dicts.ZOO["CCNet-R50"]["config"]])
-def test_attention_with_masks_in_float32_takes_half_precision(images, config, precision):
+@functools.cache
+def build_with_attention(config):
     torch.manual_seed(0)
     network = build_network(config, {"model.test_cfg": {"_delete_": True, "mode": "whole"}})
     for module in network.modules():
         if type(module).__name__ == "CrissCrossAttention":
             torch.nn.init.ones_(module.gamma.scale)  # 0 at first: the attention would not count
+    return network
+
+
+@pytest.mark.parametrize("precision", ["16-true", pytest.param("bf16-true", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("config", ["mini/segmenters/upernet-swin.py", path_dicts.ZOO["CCNet-R50"]["config"]])
+def test_attention_with_masks_in_float32_takes_half_precision(images, config, precision):
+    network, images = copy.deepcopy(build_with_attention(config)), images[:, :, :64, :96]
     full = OpenMMLabSegmenter("net", network)(images)
     reduced = OpenMMLabSegmenter("net", network, precision)(images)
     assert reduced.dtype == torch.float32
@@ -141,6 +149,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, checkpoint, network)
         load_openmmlab("net", "mini/segmenters/semfpn-r18.py", checkpoint, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_lraspp_takes_small_images():
     """Its pooling window of 49 needs 392 pixels at stride 8: smaller images are padded, larger ones are not."""
     network = build_network(path_dicts.ZOO["MobileNetV3"]["config"])
@@ -151,7 +160,7 @@ def test_lraspp_takes_small_images():
     torch.testing.assert_close(segmenter(images), mmseg_inference(network, images), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["PSPNet-R18", "SegFormer-B0", "BiSeNetV2-FCN"])
+@pytest.mark.parametrize("name", ["PSPNet-R18", "SegFormer-B0", pytest.param("BiSeNetV2-FCN", marks=pytest.mark.slow)])
 def test_zoo_models_load_and_run(tmp_path, name):
     """The whole way of a zoo file, with random weights; sizes that no stride divides."""
     from genval.segmenters import load_segmenter

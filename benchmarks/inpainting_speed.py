@@ -1,0 +1,407 @@
+"""Speed of inpainting and refinement on one device with random weights of true size, beside the published code's.
+
+Reads:  nothing: the weights and the frames are made here
+Writes: --output, JSON; prints each row when it is measured, and at the end a table in Markdown
+
+    python benchmarks/inpainting_speed.py --output results/inpainting_speed.json
+
+The published code is diffusers' StableDiffusionInpaintPipeline in float16, one picture at a time: 512x512, 50 steps for
+`inpaint`; the whole frame of 1024x2048, 32 of 50 steps for `refine`. The rows named published run exactly that. All
+other rows run `genval.diffusion.inpainting.inpaint` as the scripts do, text, encoding, decoding and the way back to the
+CPU included; those named stage run a script's whole stage, PNG files of 1024x2048 included. Warm-up (compiling) is
+given apart. `psnr_dB` compares a row's first picture with the published row's: same noise and picture, other precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from genval.runtime.cli import comma_list, parse, positive_int, run, script_parser
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import resolve
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row measures: `side` is of the crop at true size, `batch` pictures at a time."""
+
+    stage: str
+    batch: int
+    side: int = 512
+    precision: str = "bf16"
+    compiled: bool = True
+    sampler: str = "ddim"
+    steps: int = 50
+    kind: str = "ours"
+
+
+ROWS = {
+    "inpaint_published": Row("inpaint", 1, precision="fp16", compiled=False, kind="published"),
+    "inpaint_eager_16": Row("inpaint", 16, precision="fp16", compiled=False),
+    "inpaint_16": Row("inpaint", 16),
+    "inpaint_32": Row("inpaint", 32),
+    "inpaint_32_fp16": Row("inpaint", 32, precision="fp16"),
+    "inpaint_32_fast": Row("inpaint", 32, sampler="dpm++", steps=15),
+    "inpaint_stage": Row("inpaint", 32, kind="stage"),
+    "refine_published": Row("refine", 1, precision="fp16", compiled=False, kind="published"),
+    "refine_512_eager_16": Row("refine", 16, precision="fp16", compiled=False),
+    "refine_512_32": Row("refine", 32),
+    "refine_768_16": Row("refine", 16, side=768),
+    "refine_stage": Row("refine", 32, kind="stage"),
+}
+DEFAULT_ROWS = "inpaint_published,inpaint_32,inpaint_stage,refine_published,refine_512_32,refine_stage,refine_768_16"
+# Guidance and strength of the published scripts.
+SETTINGS = {"inpaint": (15.0, 1.0), "refine": (7.5, 0.65)}
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "scale": 1,
+        "unet": {"cross_attention_dim": 768, "attention_head_dim": 8},
+        "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+        "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    },
+    "tiny": {
+        "scale": 8,
+        "unet": {
+            "block_out_channels": (32, 32, 32, 32),
+            "layers_per_block": 1,
+            "cross_attention_dim": 32,
+            "attention_head_dim": 2,
+        },
+        "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+        "text": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4},
+    },
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__, "benchmarks/inpainting_speed")
+    parser.add_argument("--size", choices=list(SIZES), default="sd15", help="tiny is a smoke test, 8 times smaller")
+    parser.add_argument("--rows", type=comma_list, default=DEFAULT_ROWS, help=f"known: {', '.join(ROWS)}")
+    parser.add_argument("--repeats", type=positive_int, default=2, help="timed batches a row; the fastest counts")
+    parser.add_argument("--stage_batches", type=positive_int, default=4, help="timed batches of the rows named stage")
+    parser.add_argument("--num_workers", type=positive_int, default=8, help="threads for files, of rows named stage")
+    parser.add_argument("--steps", type=positive_int, help="of every row, in place of its own: for a smoke test")
+    parser.add_argument("--eager", action="store_true", help="generate no kernels in any row: for a smoke test")
+    parser.add_argument("--output", default="results/inpainting_speed.json")
+    args = parse(parser)
+    args.rows = args.rows if isinstance(args.rows, list) else comma_list(args.rows)
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    import torch
+
+    from genval.metrics.tables import markdown_table
+    from genval.runtime.files import write_json
+
+    unknown = [name for name in args.rows if name not in ROWS]
+    if unknown:
+        raise GenValError(f"--rows: unknown {', '.join(unknown)}. Known: {', '.join(ROWS)}.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bench = Benchmark(args, device)
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    rows: list[dict[str, Any]] = []
+    # The published rows come first: the others are divided by them. A decoder once compiled stays so.
+    for name in sorted(args.rows, key=lambda name: (ROWS[name].kind != "published", ROWS[name].compiled)):
+        try:
+            rows.append(bench.measure(name))
+        except Exception as error:  # one row's failure leaves the others their time on the device
+            traceback.print_exc()
+            rows.append({"row": name, "error": f"{type(error).__name__}: {error}"[:500]})
+        print(json.dumps(rows[-1]), flush=True)
+        write_json(
+            resolve(args.output), {"device": machine, "torch": torch.__version__, "args": vars(args), "rows": rows}
+        )
+    measured = [row for row in rows if "error" not in row]
+    if measured:
+        print(markdown_table(list(measured[0]), [list(row.values()) for row in measured], digits=3))
+    print(f"wrote {args.output}")
+
+
+class Benchmark:
+    """Builds the model once and measures rows on it."""
+
+    def __init__(self, args: argparse.Namespace, device: Any) -> None:
+        self.args, self.device = args, device
+        self.scale = SIZES[args.size]["scale"]
+        self.model = build(args.size, device)
+        self.published: dict[str, tuple[float, Any]] = {}
+
+    def measure(self, name: str) -> dict[str, Any]:
+        """One row: seconds a picture and what follows from it."""
+        import torch
+
+        row = ROWS[name]
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        if row.kind == "stage":
+            warm_up, seconds, count = self.stage(row)
+            image = None
+        else:
+            draw = self.proxy(row) if row.kind == "published" else self.ours(row)
+            warm_up, _ = self.time(draw)
+            seconds, image = min((self.time(draw) for _ in range(self.args.repeats)), key=lambda timed: timed[0])
+            count = row.batch
+        per_image = seconds / count
+        if row.kind == "published":
+            self.published[row.stage] = per_image, image
+        published, reference = self.published.get(row.stage, (None, None))
+        comparable = image is not None and reference is not None and image.shape == reference.shape
+        return {
+            "row": name,
+            "batch": row.batch,
+            "precision": row.precision,
+            "steps": self.config(row).taken,
+            "s/image": round(per_image, 4),
+            "images/s": round(1 / per_image, 3),
+            "x published": round(published / per_image, 2) if published else None,
+            "GiB": round(torch.cuda.max_memory_allocated() / 2**30, 1) if self.device.type == "cuda" else None,
+            "warm-up s": round(warm_up, 1),
+            "psnr_dB": round(psnr(image, reference), 1) if comparable and row.kind == "ours" else None,
+        }
+
+    def config(self, row: Row) -> Any:
+        from genval.diffusion.inpainting import InpaintingConfig
+
+        guidance, strength = SETTINGS[row.stage]
+        return InpaintingConfig(self.args.steps or row.steps, guidance, strength, row.sampler)
+
+    def time(self, draw: Callable[[], Any]) -> tuple[float, Any]:
+        """Seconds of a call, and the first picture it drew."""
+        import torch
+
+        start = time.perf_counter()
+        images = draw()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, images[0]
+
+    def prepare(self, row: Row) -> Any:
+        """The model in the row's precision and memory format; what other rows took of the memory is given back."""
+        import torch
+
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[row.precision]
+        # A CPU has no float16 kernels for everything.
+        self.model.to(self.device, dtype if self.device.type == "cuda" else torch.float32)
+        for network in (self.model.unet, self.model.vae):
+            network.to(memory_format=torch.contiguous_format)
+        return self.model
+
+    def ours(self, row: Row) -> Callable[[], Any]:
+        """A call that draws a batch as the scripts do."""
+        import torch
+
+        from genval.diffusion.inpainting import inpaint, make_inpainter
+
+        model, config = self.prepare(row), self.config(row)
+        denoiser = make_inpainter(model, config, row.compiled and not self.args.eager, graphed=True)
+        side = row.side // self.scale
+        batch = inputs(row.batch, side, side)
+
+        def draw() -> Any:
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+                return inpaint(denoiser, batch, config, row.batch).images
+
+        return draw
+
+    def proxy(self, row: Row) -> Callable[[], Any]:
+        """A call that draws one picture with diffusers' pipeline in float16; for refinement, the whole frame."""
+        import torch
+        from diffusers import StableDiffusionInpaintPipeline
+
+        from genval.diffusion.inpainting import beside_latents
+        from genval.diffusion.sampling import item_noise, make_scheduler
+
+        model, config = self.prepare(row), self.config(row)
+        pipeline = StableDiffusionInpaintPipeline(
+            vae=model.vae,
+            text_encoder=model.text_encoder,
+            tokenizer=None,
+            unet=model.unet,
+            scheduler=make_scheduler(SCHEDULE, "ddim"),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        height, width = (512, 512) if row.stage == "inpaint" else (1024, 2048)
+        batch = inputs(1, height // self.scale, width // self.scale)
+        height, width = batch.masks.shape[1:]
+        pixels = torch.from_numpy(batch.images).to(self.device).permute(0, 3, 1, 2) / 127.5 - 1
+        masks = torch.from_numpy(batch.masks).to(self.device)
+        noise = item_noise(batch.seeds, (4, height // model.downscale, width // model.downscale)).to(self.device)
+
+        def draw() -> Any:
+            text = model.encode_text(["", *batch.prompts])
+            # At full strength the same noise makes the same picture as ours; below it the pipeline adds its own.
+            given = {"latents": noise.to(model.dtype)} if config.strength == 1 else {}
+            images = pipeline(
+                prompt_embeds=text.states[1:],
+                negative_prompt_embeds=text.states[:1],
+                image=pixels,
+                mask_image=masks[:, None].float(),
+                masked_image_latents=beside_latents(model, pixels, masks)[:, 1:],
+                height=height,
+                width=width,
+                num_inference_steps=config.steps,
+                guidance_scale=config.guidance_scale,
+                strength=config.strength,
+                output_type="np",
+                **given,
+            ).images
+            return (images * 255).round().astype("uint8")
+
+        return draw
+
+    def stage(self, row: Row) -> tuple[float, float, int]:
+        """Seconds of the first batch and of the ones after it, and how many pictures those are, files included."""
+        import torch
+
+        from genval.datasets.items import Item
+        from genval.datasets.ood_objects import find_object_pictures
+        from genval.datasets.placement import PlacementConfig
+        from genval.diffusion.inpainting_run import ObjectRun, RefinementRun, plan_objects, plan_refinements
+
+        model, config = self.prepare(row), self.config(row)
+        size, count = row.side // self.scale, row.batch * (self.args.stage_batches + 1)
+        compiled = row.compiled and not self.args.eager
+        with tempfile.TemporaryDirectory() as folder:
+            image, mask = write_frame(Path(folder), 1024 // self.scale, 2048 // self.scale)
+            frames = [Item("frame", image, mask, "clean", "city")]
+            objects = plan_objects(["lion"], count, "A photo of {article} {object}", 0)
+            run: Any = ObjectRun(
+                Path(folder) / "drawn", model, config, {}, frames, PlacementConfig(), size, compiled=compiled
+            )
+            if row.stage == "refine":
+                write_pictures(run, objects)
+                pictures = find_object_pictures(run.folder, run.folder)
+                objects = plan_refinements(pictures, "{object}", 0)
+                run = RefinementRun(Path(folder) / "refined", model, config, {}, size, compiled=compiled)
+            seconds = []
+            for part in (objects[: row.batch], objects):
+                start = time.perf_counter()
+                run.make(part, row.batch, self.args.num_workers)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - start)
+        return seconds[0], seconds[1], count - row.batch
+
+
+def write_frame(folder: Path, height: int, width: int) -> tuple[Path, Path]:
+    """A frame with a camera's noise, as such files compress, and a mask with a road."""
+    import cv2
+    import numpy as np
+
+    from genval.runtime.files import write_png
+
+    rng = np.random.default_rng(0)
+    coarse = cv2.resize(rng.integers(0, 256, (16, 32, 3), dtype=np.uint8), (width, height)).astype(np.int16)
+    frame = np.clip(coarse + rng.integers(-6, 7, coarse.shape), 0, 255).astype(np.uint8)
+    mask = np.full((height, width), 11, np.uint8)
+    mask[height // 2 :] = 7
+    write_png(folder / "frame.png", frame)
+    write_png(folder / "mask.png", mask)
+    return folder / "frame.png", folder / "mask.png"
+
+
+def write_pictures(run: Any, items: Sequence[Any]) -> None:
+    """What refinement reads, without drawing it: the frame with its box."""
+    import shutil
+
+    from genval.runtime.files import write_json
+
+    for item in items:
+        loaded = run._load(item)
+        box, number = loaded.box, item.id.rpartition("/")[2]
+        write_json(
+            run.folder / f"{item.id}_pos.json",
+            {f"{number}.png": {"pos_mask": [box.top, box.left], "size_mask": box.side}},
+        )
+        shutil.copyfile(run.frames[0].image, run.folder / f"{item.id}.png")
+
+
+def inputs(batch: int, height: int, width: int) -> Any:
+    """Pictures, boxes, prompts and seeds of a batch."""
+    import cv2
+    import numpy as np
+
+    from genval.diffusion.inpainting import InpaintingBatch
+
+    rng = np.random.default_rng(0)
+    images = np.stack(
+        [cv2.resize(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), (width, height)) for _ in range(batch)]
+    )
+    masks = np.zeros((batch, height, width), bool)
+    masks[:, height // 6 : 5 * height // 6, width // 6 : 5 * width // 6] = True
+    return InpaintingBatch(images, masks, [f"A photo of a lion {i}" for i in range(batch)], [""] * batch, range(batch))
+
+
+def build(size: str, device: Any) -> Any:
+    """An inpainting model of true size with random float32 weights, made on the device."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from genval.diffusion.pipelines import StableDiffusion
+
+    config = SIZES[size]
+    torch.manual_seed(0)
+    with torch.device(device):
+        return StableDiffusion(
+            folder=resolve("."),
+            vae=AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                scaling_factor=0.18215,
+                **config["vae"],
+            ),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**config["text"])),
+            tokenizer=dummy_tokenizer,
+            unet=UNet2DConditionModel(in_channels=9, sample_size=64, **config["unet"]),
+            scheduler_config=SCHEDULE,
+        )
+
+
+def dummy_tokenizer(prompts: Sequence[str], **_: Any) -> Any:
+    """Letters for tokens: what a prompt says is nothing to random weights, but prompts differ."""
+    import torch
+
+    rows = [[49406, *map(ord, prompt[:75])] for prompt in prompts]
+    return SimpleNamespace(input_ids=torch.tensor([row + [49407] * (77 - len(row)) for row in rows]))
+
+
+dummy_tokenizer.model_max_length = 77  # type: ignore[attr-defined]
+
+
+def psnr(image: Any, reference: Any) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures in dB."""
+    import numpy as np
+
+    error = np.mean((image.astype(np.float64) - reference) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+if __name__ == "__main__":
+    run(main, parse_args)

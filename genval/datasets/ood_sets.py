@@ -1,0 +1,341 @@
+"""Pictures with unknown objects and their masks: the generated set, and the public sets in the layouts they come in.
+
+find_ood_items("RoadAnomaly21")        # sorted, paired by name
+image, kinds = read_ood_pair(items[0])  # RGB uint8 (H, W, 3), uint8 (H, W): 0 background, 1 object, 255 void
+
+Sources of the layouts: the pages and tools of SegmentMeIfYouCan, Fishyscapes, RoadAnomaly (Lis et al., ICCV 2019) and
+StreetHazards (Hendrycks et al., ICML 2022), and for Fishyscapes also the folders that the release of SynBoost uses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import path_dicts
+from genval.datasets.items import IMAGE_EXTENSIONS, BadFile, Item
+from genval.datasets.labels import IGNORE
+from genval.datasets.layouts import DERIVED, suggestion
+from genval.datasets.ood_objects import absence_path, find_object_pictures, mask_path, natural, read_curated
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_image, read_mask
+from genval.runtime.paths import resolve
+
+GENERATED = "generated"
+PAIR_PREFIX = "pair:"
+_PAIR_FORM = "pair:IMAGES,MASKS"
+# Pictures that are measured, and started again after a kill, together.
+BLOCK = 32
+_IMAGE = r"\.(?:png|jpe?g|webp)"
+
+# What mask ids mean: 0 background, 1 object, 255 void.
+_TRACK = {0: 0, 1: 1, 255: 255}
+_BINARY = {0: 0, 255: 1}
+_UNKNOWN = 254
+
+
+@dataclass(frozen=True)
+class OodItem(Item):
+    """A picture and the mask of its object."""
+
+    kinds: tuple[tuple[int, int], ...] = tuple(_TRACK.items())  # the mask's id -> 0 background, 1 object, 255 void
+    frame: Path | None = None  # labelIds of the picture's street, where there are any
+    void: tuple[int, ...] = ()  # ids of `frame`, or else of the mask, that are not counted outside the object
+    block: str = ""  # of the pictures that are measured together
+
+
+@dataclass(frozen=True)
+class OodLayout:
+    """How a public set's files are laid out: regular expressions of paths below its root.
+
+    A file's id is what the groups match, joined; an image and a mask of one id belong together. Images without a mask
+    are those of a test split whose masks are not public.
+    """
+
+    forms: tuple[tuple[str, str], ...]  # of images and of masks, in the releases there are
+    kinds: Mapping[int, int]
+
+
+LAYOUTS: dict[str, OodLayout] = {
+    "RoadAnomaly21": OodLayout(
+        ((rf"images/([^/]+){_IMAGE}", r"labels_masks/([^/]+)_labels_semantic\.png"),),
+        _TRACK,
+    ),
+    "RoadObstacle21": OodLayout(
+        ((rf"images/([^/]+){_IMAGE}", r"labels_masks/([^/]+)_labels_semantic\.png"),),
+        _TRACK,
+    ),
+    # Masks come from Fishyscapes with a number before the name that the image has in Lost & Found.
+    "FishyscapesLostAndFound": OodLayout(
+        (
+            (
+                r"(?:.*/)?leftImg8bit/(?:train|test)/[^/]+/([^/]+)_leftImg8bit\.png",
+                r"fishyscapes_lostandfound/\d{4}_([^/]+)_labels\.png",
+            ),
+            (r"laf_images/([^/]+)_leftImg8bit\.png", r"fishyscapes_lostandfound/\d{4}_([^/]+)_labels\.png"),
+            (rf"LostAndFound/original/([^/]+){_IMAGE}", r"LostAndFound/labels/([^/]+)\.png"),
+        ),
+        _TRACK,
+    ),
+    "FishyscapesStatic": OodLayout(
+        (
+            (r"fs_static_images_v\d/([^/]+)_rgb\.png", r"fs_val_v\d/([^/]+)_labels\.png"),
+            (rf"Static/original/([^/]+){_IMAGE}", r"Static/labels/([^/]+)\.png"),
+        ),
+        _TRACK,
+    ),
+    "RoadAnomaly": OodLayout(
+        ((rf"(?:.*/)?frames/([^/]+){_IMAGE}", r"(?:.*/)?frames/([^/]+?)(?:\.labels)?/labels_semantic\.png"),),
+        {0: 0, 1: 0, 2: 1, 255: 255},  # 1 is the road
+    ),
+    "StreetHazards": OodLayout(
+        ((rf"(?:test/)?images/test/([^/]+)/([^/]+){_IMAGE}", r"(?:test/)?annotations/test/([^/]+)/([^/]+)\.png"),),
+        {0: 255, **dict.fromkeys(range(1, 14), 0), 14: 1},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class GeneratedFolders:
+    """Where the stages of ood_objects/ left their files."""
+
+    images: str = "images/ood_objects/refined"
+    masks: str = "images/ood_objects/masks"
+    positions: str = "images/ood_objects/with_positions"
+
+
+@dataclass(frozen=True)
+class OodSet:
+    """What was found of a set."""
+
+    items: tuple[OodItem, ...]
+    left_out: dict[str, int]  # pictures that are not measured, by reason
+
+
+def find_ood_items(
+    dataset: str,
+    datasets_dir: str | Path = "datasets",
+    root: str | Path | None = None,
+    generated: GeneratedFolders = GeneratedFolders(),
+    objects: Sequence[str] | None = None,
+    curated: bool = True,
+    void: Iterable[int] = (),
+    set_aside: list[BadFile] | None = None,
+) -> OodSet:
+    """All pictures of a set that have a mask.
+
+    Args:
+        dataset: `GENERATED`, a name of `LAYOUTS`, or `pair:IMAGES,MASKS`: two folders (relative: from the repository's
+            root) with files of one name, masks of 0, 1 and 255.
+        datasets_dir: the folder of the data sets.
+        root: the set's own folder, where it is not found below `datasets_dir`.
+        generated: the folders of the generated set.
+        objects: of the generated set only these, by name or folder.
+        curated: leave out what a person has said false to in `curated.json`.
+        void: ids that are not counted outside the object: labelIds of the street in the generated set
+            (`{i}_gt.png`), the mask's own ids elsewhere.
+        set_aside: files without their partner are added to this list instead of being an error.
+
+    Raises:
+        GenValError: the set is unknown or not there; a file without its partner, or two files for one id.
+    """
+    ids = tuple(sorted(set(void)))
+    if dataset == GENERATED:
+        return _find_generated(generated, objects, curated, ids, set_aside)
+    if objects is not None:
+        raise GenValError(f"--objects is for the generated set, found --trg_dataset {dataset}.")
+    if dataset.startswith(PAIR_PREFIX):
+        folders = [part.strip() for part in dataset.removeprefix(PAIR_PREFIX).split(",")]
+        if len(folders) != 2 or not all(folders):
+            raise GenValError(f"Expected {_PAIR_FORM} without commas inside, found {dataset!r}.")
+        places = [resolve(folder) for folder in folders]
+        images_found, masks_found = _match(places[0], rf"(.+){_IMAGE}"), _match(places[1], r"(.+)\.png")
+        return _pair(dataset, images_found, masks_found, _TRACK, ids, set_aside, f"{places[0]} and {places[1]}")
+    if dataset not in LAYOUTS:
+        known = [GENERATED, *LAYOUTS]
+        raise GenValError(
+            f"Unknown set {dataset!r}.{suggestion(dataset, known)} Known: {', '.join(known)}, {_PAIR_FORM}."
+        )
+    layout, places = LAYOUTS[dataset], _places(dataset, Path(datasets_dir), root)
+    for place, (images, masks) in itertools.product(places, layout.forms):
+        masks_found = _match(place, masks)
+        # Test images have no public mask: only a mask without its image is a fault.
+        images_found = {key: path for key, path in _match(place, images).items() if key in masks_found}
+        if images_found:
+            return _pair(dataset, images_found, masks_found, layout.kinds, ids, set_aside, str(place))
+    expected = ", or ".join(f"{images} and {masks}" for images, masks in layout.forms)
+    raise GenValError(
+        f"No images with masks of {dataset} in {places[0]}: expected {expected}. "
+        f"Link it: ln -s PATH {places[0]}, or give --trg_root PATH."
+    )
+
+
+def read_ood_pair(item: OodItem) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a picture and what its pixels are.
+
+    Returns:
+        The image, RGB uint8 (H, W, 3); uint8 (H, W), 0 background, 1 object, 255 void.
+
+    Raises:
+        GenValError: a file is missing, damaged or of the wrong kind, sizes differ, or the mask holds an unknown id.
+    """
+    image, kinds = read_image(item.image), read_kinds(item)
+    if image.shape[:2] != kinds.shape:
+        raise _sizes_differ(item.image, image, item.mask, kinds)
+    return image, kinds
+
+
+def read_kinds(item: OodItem) -> np.ndarray:
+    """What a picture's pixels are: as `read_ood_pair`, without the image."""
+    mask = read_mask(item.mask)
+    table = np.full(256, _UNKNOWN, np.uint8)
+    table[[key for key, _ in item.kinds]] = [kind for _, kind in item.kinds]
+    kinds: np.ndarray = table[mask]
+    if (kinds == _UNKNOWN).any():
+        strange = sorted({int(value) for value in np.unique(mask)} - {key for key, _ in item.kinds})
+        known = ", ".join(str(key) for key, _ in item.kinds)
+        raise GenValError(
+            f"{item.mask} is not a mask of {item.cond}: expected the values {known}, found {strange[:8]}."
+        )
+    if item.void:
+        labels = mask if item.frame is None else read_mask(item.frame)
+        if item.frame is not None and labels.shape != mask.shape:
+            raise _sizes_differ(item.frame, labels, item.mask, mask)
+        kinds[np.isin(labels, item.void) & (kinds != 1)] = IGNORE
+    return kinds
+
+
+def blocks_of(items: Sequence[OodItem]) -> dict[str, list[OodItem]]:
+    """Items by the block in which they are measured, in order."""
+    blocks: dict[str, list[OodItem]] = {}
+    for item in items:
+        blocks.setdefault(item.block, []).append(item)
+    return blocks
+
+
+def _find_generated(
+    folders: GeneratedFolders,
+    objects: Sequence[str] | None,
+    curated: bool,
+    void: tuple[int, ...],
+    set_aside: list[BadFile] | None,
+) -> OodSet:
+    images, masks, positions = (resolve(path) for path in (folders.images, folders.masks, folders.positions))
+    chosen = read_curated(masks) if curated else {}
+    left_out = {"no object found": 0, "not chosen in curated.json": 0}
+    items: list[OodItem] = []
+    place: dict[str, int] = {}
+    for picture in find_object_pictures(images, positions, objects):
+        # Blocks do not move when a person changes curated.json: only those that lose or gain a picture are new.
+        number = place[picture.folder] = place.get(picture.folder, -1) + 1
+        mask = mask_path(masks, picture.id)
+        if not mask.exists():
+            if absence_path(masks, picture.id).exists():
+                left_out["no object found"] += 1
+                continue
+            reason = f"{picture.image} has neither {mask} nor a {absence_path(masks, picture.id).name}"
+            if set_aside is None:
+                raise GenValError(f"{reason}. Run: python ood_objects/get_masks.py")
+            set_aside.append(BadFile(picture.id, GENERATED, picture.folder, str(picture.image), reason))
+        elif not chosen.get(picture.id, True):
+            left_out["not chosen in curated.json"] += 1
+        else:
+            frame = positions / picture.folder / f"{picture.number}_gt.png"
+            if void and not frame.exists():
+                raise GenValError(f"--void needs the street's labels: {frame} does not exist.")
+            item = OodItem(
+                id=picture.id,
+                image=picture.image,
+                mask=mask,
+                cond=GENERATED,
+                scene=picture.object,
+                kinds=tuple(_BINARY.items()),
+                frame=frame if void else None,
+                void=void,
+                block=f"{picture.folder}-{number // BLOCK:05d}",
+            )
+            items.append(item)
+    if not items:
+        raise GenValError(f"No picture in {images} has a mask in {masks}. Run: python ood_objects/get_masks.py")
+    return OodSet(tuple(items), {reason: number for reason, number in left_out.items() if number})
+
+
+def _pair(
+    dataset: str,
+    images: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    kinds: Mapping[int, int],
+    void: tuple[int, ...],
+    set_aside: list[BadFile] | None,
+    place: str,
+) -> OodSet:
+    lonely = [(images[key], "mask", key) for key in images.keys() - masks.keys()]
+    lonely += [(masks[key], "image", key) for key in masks.keys() - images.keys()]
+    for path, missing, key in sorted(lonely):
+        if set_aside is None:
+            raise GenValError(
+                f"{path} has no {missing} of its name ({len(lonely)} such files). Add it, or use --skip_bad."
+            )
+        set_aside.append(BadFile(key, dataset, dataset, str(path), f"no {missing} of its name"))
+    keys = sorted(images.keys() & masks.keys(), key=natural)
+    if not keys:
+        raise GenValError(f"No pictures with masks in {place}.")
+    known = tuple(kinds.items())
+    items = [
+        OodItem(
+            id=key,
+            image=images[key],
+            mask=masks[key],
+            cond=dataset,
+            scene=dataset,
+            kinds=known,
+            void=void,
+            block=f"{number // BLOCK:05d}",
+        )
+        for number, key in enumerate(keys)
+    ]
+    return OodSet(tuple(items), {})
+
+
+def _match(root: Path, pattern: str) -> dict[str, Path]:
+    """Files whose path below `root` fits, by what the groups match."""
+    found: dict[str, Path] = {}
+    # A release's parts may be links to where they are.
+    files = (Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names)
+    for path in sorted(files):
+        match = re.fullmatch(pattern, path.relative_to(root).as_posix())
+        if match is None or path.suffix.lower() not in IMAGE_EXTENSIONS:
+            continue
+        key = "/".join(match.groups())
+        if key in found:
+            raise GenValError(f"Two files for {key}: {found[key]} and {path}. Remove one of them.")
+        found[key] = path
+    return found
+
+
+def _places(dataset: str, datasets_dir: Path, root: str | Path | None) -> list[Path]:
+    """Where a set may be: its folder, or one folder deeper, whatever its capitals."""
+    if root is not None:
+        return [resolve(root)]
+    exact = Path(path_dicts.OOD_ROOTS[dataset])
+    exact = resolve(exact if datasets_dir == Path("datasets") else datasets_dir / exact.name)
+    above = [exact.parent, *sorted(entry for entry in _entries(exact.parent) if not (entry / DERIVED).exists())]
+    alike = [entry for place in above for entry in _entries(place) if entry.name.lower() == exact.name.lower()]
+    return [exact, *alike]
+
+
+def _entries(place: Path) -> list[Path]:
+    return sorted(entry for entry in place.iterdir() if entry.is_dir()) if place.is_dir() else []
+
+
+def _sizes_differ(first: Path, image: np.ndarray, second: Path, mask: np.ndarray) -> GenValError:
+    return GenValError(
+        f"{first} and {second} differ in size: expected one size, found {image.shape[1]}x{image.shape[0]} and "
+        f"{mask.shape[1]}x{mask.shape[0]} pixels. They are not of one run: make them again."
+    )

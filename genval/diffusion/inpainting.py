@@ -1,0 +1,253 @@
+"""Inpainting: a part of each picture drawn anew, after a prompt, by a Stable Diffusion made for it.
+
+Such a model's UNet reads nine channels: the noisy latents, the mask and the latents of the picture without what is
+masked (Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022, section 4.5, and the
+published Stable Diffusion inpainting weights). The loop is the one of diffusers' StableDiffusionInpaintPipeline (tests
+hold the two together), with the differences of `genval.diffusion.sampling`; pictures are encoded by the posterior's
+mean, not by a sample.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from genval.diffusion.denoiser import Denoiser
+from genval.diffusion.pipelines import SHARED_PARTS, StableDiffusion, load_base, move
+from genval.diffusion.sampling import (
+    Generated,
+    check_pixels,
+    compile_decoder,
+    draw_until_good,
+    item_noise,
+    make_scheduler,
+    set_steps,
+)
+from genval.runtime.errors import GenValError
+from genval.runtime.files import write_json
+
+SAMPLERS = ("ddim", "dpm++", "unipc")
+DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-inpainting"
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class InpaintingConfig:
+    """How a masked part is drawn; the defaults are those of the published `sd_inpaint.py`."""
+
+    steps: int = 50  # of a whole denoising; of these, `strength` times as many are taken
+    guidance_scale: float = 15.0  # 1 or less is off
+    strength: float = 1.0  # 1 begins with noise alone, less with the picture as it is under as much noise, 0..1
+    sampler: str = "ddim"  # "ddim", eta 0; "dpm++", DPM-Solver++ 2M, and "unipc" for 10 to 15 steps
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise GenValError(f"--sampler: expected one of {', '.join(SAMPLERS)}, found {self.sampler}.")
+        if not math.isfinite(self.guidance_scale):
+            raise GenValError(f"--guidance_scale: expected a finite number, found {self.guidance_scale}.")
+        if self.steps < 1:
+            raise GenValError(f"--steps: expected a number above 0, found {self.steps}.")
+        if not 0 < self.strength <= 1:
+            raise GenValError(f"--strength: expected a number above 0, up to 1, found {self.strength}.")
+        if self.taken < 1:
+            raise GenValError(
+                f"--strength {self.strength} of --steps {self.steps} leaves no step. Give more of one of them."
+            )
+
+    @property
+    def taken(self) -> int:
+        """The steps that are taken, as diffusers counts them: 32 for 50 and a strength of 0.65."""
+        return int(self.steps * self.strength)
+
+
+@dataclasses.dataclass(frozen=True)
+class InpaintingBatch:
+    """What is drawn together.
+
+    Attributes:
+        images: RGB uint8 (B, H, W, 3); what is masked counts only where the strength is below 1.
+        masks: bool (B, H, W), true where a picture is drawn anew.
+        prompts, negative_prompts, seeds: one an item.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    prompts: Sequence[str]
+    negative_prompts: Sequence[str]
+    seeds: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def rows(self, chosen: Sequence[int]) -> InpaintingBatch:
+        """Some of the items, by number; a number may come several times."""
+        return InpaintingBatch(
+            self.images[list(chosen)],
+            self.masks[list(chosen)],
+            [self.prompts[i] for i in chosen],
+            [self.negative_prompts[i] for i in chosen],
+            [self.seeds[i] for i in chosen],
+        )
+
+
+def load_inpainting(
+    name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> StableDiffusion:
+    """Load a Stable Diffusion inpainting model, 1.x or XL.
+
+    Args:
+        name: as for `genval.diffusion.pipelines.load_base`: a folder in diffusers' layout, a file of the original
+            format (`sd-v1-5-inpainting.ckpt`), or a Hugging Face name. A folder may lack parts where its
+            model_index.json has `"shared_parts": "../other"`: those are read from that folder, relative to its own.
+        device, dtype: where to put it; without a dtype it is float32.
+
+    Raises:
+        GenValError: as `load_base`, or the UNet is not one for inpainting.
+    """
+    model = load_base(name, device, dtype)
+    found, latent = model.unet.config.in_channels, model.vae.config.latent_channels
+    if found != 2 * latent + 1:
+        raise GenValError(
+            f"{name} is not an inpainting model: expected a UNet with {2 * latent + 1} input channels (noisy latents, "
+            f"mask, masked picture), found {found}. Give one such as {DEFAULT_MODEL}."
+        )
+    return model
+
+
+def save_inpainting(
+    unet: Any, folder: str | Path, shared_parts: str, dtype: str = "fp16", text_encoder: Any | None = None
+) -> None:
+    """Write an inpainting UNet as a folder that takes its other parts from a base's folder.
+
+    Args:
+        unet: diffusers' UNet2DConditionModel with nine input channels.
+        folder: gets model_index.json and the parts given; read by `load_inpainting`.
+        shared_parts: the folder of the other parts (vae, tokenizer, scheduler), relative to `folder`.
+        dtype: of the weights, "fp32" or "fp16".
+        text_encoder: where it was trained with the UNet; otherwise the base's is taken.
+
+    Raises:
+        GenValError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    parts = {"unet": unet} if text_encoder is None else {"unet": unet, "text_encoder": text_encoder}
+    index = {
+        "_class_name": "StableDiffusionInpaintPipeline",
+        SHARED_PARTS: shared_parts,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
+            for name, part in parts.items():
+                move(copy.deepcopy(part), "cpu", _DTYPES[dtype]).save_pretrained(Path(temporary) / name)
+                for file in sorted((Path(temporary) / name).iterdir()):
+                    (folder / name).mkdir(exist_ok=True)
+                    file.chmod(0o644)  # safetensors makes files that nobody but their owner can read
+                    os.replace(file, folder / name / file.name)
+    except OSError as error:
+        raise GenValError(
+            f"Cannot write {folder}: {error.strerror or error}. Free disk space, or choose another folder."
+        ) from error
+    # The index comes last: a folder with an index is complete.
+    write_json(folder / "model_index.json", index)
+
+
+def make_inpainter(
+    model: StableDiffusion, config: InpaintingConfig, compiled: bool = False, graphed: bool = False
+) -> Denoiser:
+    """The denoiser of a run, to be kept over many batches; where `compiled`, the decoder gets kernels too.
+
+    Raises:
+        GenValError: a network of another kind than Stable Diffusion's.
+    """
+    if compiled:
+        compile_decoder(model)
+    return Denoiser(model, None, 1.0, config.guidance_scale, compiled, graphed)
+
+
+def inpaint(denoiser: Denoiser, batch: InpaintingBatch, config: InpaintingConfig, rows: int | None = None) -> Generated:
+    """Draw the masked part of each picture anew; the rest comes back as the VAE renders it.
+
+    A picture that is black or not finite is drawn again with the next seed of its item, up to three times.
+
+    Args:
+        denoiser: of `make_inpainter`, for the same config.
+        rows: a compiled denoiser always gets this many pictures: what lacks is filled up.
+
+    Raises:
+        GenValError: the size does not suit the model, or a picture fails with every seed.
+    """
+    denoiser.base.check_size(*batch.masks.shape[1:])
+    count = rows if rows is not None and denoiser.compiled else 0
+
+    def draw(chosen: list[int], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        filled = [*chosen, *[chosen[-1]] * (count - len(chosen))]
+        padded = [*seeds, *[seeds[-1]] * (count - len(seeds))]
+        latents = inpaint_latents(denoiser, dataclasses.replace(batch.rows(filled), seeds=padded), config)
+        return check_pixels(denoiser.base.decode_latents(latents)[: len(chosen)])
+
+    return draw_until_good(draw, batch.prompts, batch.seeds)
+
+
+@torch.no_grad()
+def inpaint_latents(denoiser: Denoiser, batch: InpaintingBatch, config: InpaintingConfig) -> torch.Tensor:
+    """The denoising loop: final latents (B, C, h, w) float32, scaled. Arguments as for `inpaint`."""
+    model = denoiser.base
+    scheduler = make_scheduler(model.scheduler_config, config.sampler)
+    set_steps(scheduler, config.steps)
+    first = max(0, len(scheduler.timesteps) - config.taken) if config.strength < 1 else 0
+    timesteps = scheduler.timesteps[first:]
+    height, width = batch.masks.shape[1:]
+    shape = (model.vae.config.latent_channels, height // model.downscale, width // model.downscale)
+    noise = item_noise(batch.seeds, shape).to(model.device)
+    pixels = torch.from_numpy(batch.images).to(model.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    if config.strength < 1:
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        latents = scheduler.add_noise(model.encode_pixels(pixels).float(), noise, timesteps[:1])
+    else:
+        latents = noise * scheduler.init_noise_sigma
+    conditions = _conditions(denoiser, batch, pixels, timesteps)
+    for step, timestep in enumerate(timesteps):
+        predicted = denoiser(scheduler.scale_model_input(latents, timestep), step, conditions)
+        latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
+    return latents
+
+
+def beside_latents(model: StableDiffusion, pixels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """What the UNet reads beside the noisy latents: the mask, then the latents of the picture without what is masked.
+
+    Args:
+        pixels: (B, 3, H, W) float, -1..1.
+        masks: bool (B, H, W), true where a picture is drawn anew; those pixels are 0, mid-grey.
+
+    Returns:
+        (B, 1 + C, h, w) in the model's dtype; the mask is 0 or 1, by nearest neighbour.
+    """
+    hidden = masks[:, None].to(pixels)
+    latents = model.encode_pixels(pixels * (1 - hidden))
+    return torch.cat([F.interpolate(hidden, size=latents.shape[2:]).to(latents), latents], dim=1)
+
+
+def _conditions(denoiser: Denoiser, batch: InpaintingBatch, pixels: torch.Tensor, timesteps: torch.Tensor) -> Any:
+    model = denoiser.base
+    beside = beside_latents(model, pixels, torch.from_numpy(batch.masks).to(model.device))
+    prompts = [*batch.negative_prompts, *batch.prompts] if denoiser.guided else batch.prompts
+    text = model.encode_text(prompts)
+    added = model.added_conditions(text, *pixels.shape[2:])
+    return denoiser.condition(text, None, timesteps, added, beside)

@@ -1,0 +1,43 @@
+"""Prompts that name an object."""
+
+from __future__ import annotations
+
+import re
+import string
+
+from genval.runtime.errors import GenValError
+
+_VOWEL = re.compile(r"[aeiou]|hour|hono|heir|honest", re.IGNORECASE)
+# Words that begin with a vowel's letter but sound like "you" or "won".
+_CONSONANT = re.compile(r"uni(?!n|m)|u[bst][aeiou]|ukulele|ufo|eu|ewe|one\b|once", re.IGNORECASE)
+
+
+def article(name: str) -> str:
+    """ "a" or "an", by the sound a name begins with.
+
+    >>> [article(name) for name in ("lion", "elephant", "hourglass", "unicorn", "umbrella")]
+    ['a', 'an', 'an', 'a', 'an']
+    """
+    return "an" if _VOWEL.match(name) and not _CONSONANT.match(name) else "a"
+
+
+def check_object_template(template: str) -> None:
+    """Refuse a prompt template that cannot be filled in, or that leaves the object out.
+
+    Raises:
+        GenValError: another placeholder than {article} and {object}, or no {object}.
+    """
+    try:
+        fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+    except ValueError:
+        fields = {""}
+    if not {"object"} <= fields <= {"article", "object"}:
+        raise GenValError(
+            f"--prompt_template: expected text with {{object}}, and {{article}} for 'a' or 'an'; found {template!r}. "
+            "Without {object} every object would be drawn alike."
+        )
+
+
+def object_prompt(template: str, name: str) -> str:
+    """A prompt for an object, such as "A photo of an elephant"."""
+    return template.format(article=article(name), object=name)

@@ -1,0 +1,243 @@
+"""Everything in `correlation.json`: see `genval.report` for what it holds."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import path_dicts
+from genval.datasets import CLASS_SETS, CLASSES
+from genval.datasets.corruptions import CORRUPTIONS
+from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
+from genval.metrics.results import GATED_SUFFIX, list_models, model_list
+from genval.report import FORMAT
+from genval.report.comparison import CLEAR, CORRUPTED, SYNTHETIC, TRUE, compare, compare_classes
+from genval.report.evidence import Evidence, Lack, Place, read_evidence, short_names, with_street_sources
+from genval.report.figures import Figure, class_figures, ece_figure, mean_iou, miou_figure
+from genval.report.ood_detection import compare_ood_detection
+from genval.report.published import PUBLISHED
+from genval.report.resampling import draw_images
+from genval.report.sample_size import sample_size_curve
+from genval.report.scaling import measure_scaling
+from genval.report.verdict import answer, verdict
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import resolve
+from genval.runtime.seeds import item_seed
+
+# A correlation of two models is always 1 or -1.
+FEWEST_COMPARED = 3
+
+
+def correlate(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare the synthetic, the clear and the corrupted figures with the true ones, as far as there are results.
+
+    Args:
+        args: the flags of report/correlate.py.
+
+    Raises:
+        GenValError: there are no results at all, or a file is damaged.
+    """
+    root = resolve(args.root_exp_dir)
+    models = list_models(root) if args.models == "all" else model_list(args.models, args.preset)
+    if not models:
+        raise GenValError(
+            f"No results in {root}. Run: python relis/eval.py --trg_dataset Cityscapes --model_arch all, and the same "
+            "for Cityscapes_fog and ACDC."
+        )
+    lacks: list[Lack] = []
+    clear = read_evidence(root, models, Place(args.clear_dataset, args.clear_cond), args.preset, lacks)
+    robustness: dict[str, Any] = {}
+    calibration: dict[str, Any] = {}
+    curves: dict[str, Any] = {}
+    for domain in args.domains:
+        sides = _read_sides(args, root, models, domain, clear, lacks)
+        kept = _compared(sides, [evidence.has() for evidence in sides.values()])
+        calibration[domain] = {"ece": None, "scaling": measure_scaling(args, domain, models, lacks)}
+        if kept is None:
+            continue
+        seed = item_seed(args.seed, domain)
+        drawn = draw_images({side: evidence.sources for side, evidence in sides.items()}, args.draws, seed)
+        names = [models[index] for index in kept]
+        classes, flag = choose_classes(domain, sides, args.classes)
+        robustness[domain] = _robustness(args, domain, names, kept, sides, drawn, classes, flag)
+        curves[domain] = _curve(args, domain, kept, sides, classes)
+        calibration[domain]["ece"] = _calibration(args, domain, models, sides, drawn)
+    ood_detection, ood_figures = compare_ood_detection(args, models, _clear_figure(args, clear), lacks)
+    values: dict[str, Any] = {
+        "format": FORMAT,
+        "settings": {key: value for key, value in vars(args).items() if key != "script"},
+        "models": models,
+        "short_names": short_names(models),
+        "domains": args.domains,
+        "robustness": robustness,
+        "calibration": calibration,
+        "ood_detection": ood_detection,
+        "ood_figures": ood_figures,
+        "sample_size": curves,
+        "published": PUBLISHED,
+        "missing": [dataclasses.asdict(lack) for lack in dict.fromkeys(lacks)],
+    }
+    answers = answer(values)
+    return {**values, "answers": answers, "verdict": verdict(values, answers)}
+
+
+def true_place(domain: str, true_dataset: str | None) -> Place:
+    """The set of true pictures of a domain, by `path_dicts.REAL_SETS`, or its condition in another data set.
+
+    Raises:
+        GenValError: the table has no such domain.
+    """
+    if true_dataset is not None:
+        return Place(true_dataset, domain)
+    if domain not in path_dicts.REAL_SETS:
+        raise GenValError(
+            f"No true set is known for the domain {domain!r}: expected one of {', '.join(path_dicts.REAL_SETS)}. "
+            "Give --true_dataset, or add it to REAL_SETS in path_dicts.py."
+        )
+    return Place(*path_dicts.REAL_SETS[domain])
+
+
+def synthetic_place(domain: str, gate: bool) -> Place:
+    """The generated set of a domain."""
+    return Place(f"{GENERATED_PREFIX}{domain}{GATED_SUFFIX if gate else ''}", domain)
+
+
+def corrupted_place(domain: str) -> Place:
+    """The corrupted set of a domain."""
+    return Place(f"{CORRUPTED_PREFIX}{domain}", domain)
+
+
+def choose_classes(domain: str, sides: Mapping[str, Evidence], asked: str) -> tuple[list[int], str | None]:
+    """The one class set of all sides, by index, and why it is not all 19.
+
+    Args:
+        domain: india is compared over IDD's 17 classes.
+        sides: of them, the true and the synthetic set decide.
+        asked: "19" or "17" for a fixed set; "auto" for those labelled in both sets.
+    """
+    both = np.flatnonzero(sides[TRUE].labelled() & sides[SYNTHETIC].labelled()).tolist()
+    if asked != "auto":
+        classes = list(CLASS_SETS[asked])
+        absent = [CLASSES[index] for index in classes if index not in both]
+        return classes, f"not labelled in both sets: {', '.join(absent)}" if absent else None
+    if domain == "india":
+        both = [index for index in both if index in CLASS_SETS["17"]]
+    absent = [name for index, name in enumerate(CLASSES) if index not in both]
+    return both, f"not labelled in both sets: {', '.join(absent)}" if absent else None
+
+
+def _read_sides(
+    args: argparse.Namespace, root: Path, models: list[str], domain: str, clear: Evidence | None, lacks: list[Lack]
+) -> dict[str, Evidence]:
+    """The evidence on each side that there is; images made from one street share their source."""
+    preset = f" --preset {args.preset}" if args.preset else ""
+    generation = f"python ControlNet/style_transfer.py{preset} --domain {domain}"
+    true = read_evidence(root, models, true_place(domain, args.true_dataset), args.preset, lacks)
+    synthetic = read_evidence(root, models, synthetic_place(domain, args.gate), args.preset, lacks, generation)
+    corrupted = None
+    if domain in CORRUPTIONS:
+        corruption = f"python relis/corrupt.py{preset} --domain {domain}"
+        corrupted = read_evidence(root, models, corrupted_place(domain), args.preset, lacks, corruption)
+    streets = {SYNTHETIC: synthetic, CLEAR: clear, CORRUPTED: corrupted}
+    sides = {side: with_street_sources(evidence) for side, evidence in streets.items() if evidence is not None}
+    return {**({TRUE: true} if true is not None else {}), **sides}
+
+
+def _compared(sides: Mapping[str, Evidence], has: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Indices of the models that can be compared, or None where they are too few.
+
+    A model needs the true, the synthetic and the clear set; without corrupted results it is left out of that
+    comparison alone.
+    """
+    if TRUE not in sides or SYNTHETIC not in sides:
+        return None
+    needed = [mask for side, mask in zip(sides, has, strict=True) if side != CORRUPTED]
+    kept = np.flatnonzero(np.all(needed, axis=0))
+    return kept if len(kept) >= FEWEST_COMPARED else None
+
+
+def _sets(sides: Mapping[str, Evidence]) -> dict[str, Any]:
+    return {
+        side: {**dataclasses.asdict(sides[side].place), "images": len(sides[side].images)} if side in sides else None
+        for side in (TRUE, SYNTHETIC, CLEAR, CORRUPTED)
+    }
+
+
+def _robustness(
+    args: argparse.Namespace,
+    domain: str,
+    names: list[str],
+    kept: np.ndarray,
+    sides: Mapping[str, Evidence],
+    drawn: Mapping[str, np.ndarray],
+    classes: list[int],
+    flag: str | None,
+) -> dict[str, Any]:
+    seed = item_seed(args.seed, f"{domain} models")
+    figures = {side: miou_figure(evidence, drawn[side], classes).of(kept) for side, evidence in sides.items()}
+    by_class = {
+        side: [figure.of(kept) for figure in class_figures(evidence, drawn[side], classes)]
+        for side, evidence in sides.items()
+        if side != CORRUPTED
+    }
+    class_names = [CLASSES[index] for index in classes]
+    return {
+        "figure": "miou",
+        "unit": "percent",
+        "better": "higher",
+        "sets": _sets(sides),
+        "classes": class_names,
+        "classes_flag": flag,
+        **compare(names, figures, True, args.draws, seed),
+        "per_class": compare_classes(class_names, by_class, args.draws, seed),
+    }
+
+
+def _calibration(
+    args: argparse.Namespace,
+    domain: str,
+    models: list[str],
+    sides: Mapping[str, Evidence],
+    drawn: Mapping[str, np.ndarray],
+) -> dict[str, Any] | None:
+    with_bins = {side: evidence for side, evidence in sides.items() if evidence.has_bins().any()}
+    kept = _compared(with_bins, [evidence.has_bins() for evidence in with_bins.values()])
+    if kept is None:
+        return None
+    figures = {side: ece_figure(evidence, drawn[side]).of(kept) for side, evidence in with_bins.items()}
+    seed = item_seed(args.seed, f"{domain} models")
+    return {
+        "figure": "ece",
+        "unit": "percent",
+        "better": "lower",
+        "sets": _sets(with_bins),
+        **compare([models[index] for index in kept], figures, False, args.draws, seed),
+    }
+
+
+def _curve(
+    args: argparse.Namespace, domain: str, kept: np.ndarray, sides: Mapping[str, Evidence], classes: list[int]
+) -> dict[str, Any]:
+    true = mean_iou(sides[TRUE].counts[:, kept].sum(0), classes)
+    return sample_size_curve(
+        sides[SYNTHETIC].counts[:, kept],
+        lambda counts: mean_iou(counts, classes),
+        true,
+        args.draws,
+        item_seed(args.seed, f"{domain} sample size"),
+        args.settled_tau,
+        args.settled_regret,
+    )
+
+
+def _clear_figure(args: argparse.Namespace, clear: Evidence | None) -> Figure | None:
+    """Clear-weather mIoU: what one knows of a model without generating anything."""
+    if clear is None:
+        return None
+    drawn = draw_images({CLEAR: clear.sources}, args.draws, item_seed(args.seed, CLEAR))
+    return miou_figure(clear, drawn[CLEAR], np.flatnonzero(clear.labelled()).tolist())

@@ -1,0 +1,202 @@
+"""What relis/eval.py left of every model on one set, image by image, as arrays that resampling can weigh."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genval.metrics.results import ALL, GATED_SUFFIX, SceneResults, list_scenes, model_list, read_statistics
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_jsonl
+from genval.runtime.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Place:
+    """A set of images as relis/eval.py names it."""
+
+    dataset: str
+    cond: str
+
+
+@dataclass(frozen=True)
+class Lack:
+    """What is not there, and the command that makes it."""
+
+    what: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One set, and what several models did on its images; missing models have NaN."""
+
+    place: Place
+    images: tuple[str, ...]  # scene/id
+    sources: tuple[str, ...]  # of each image: the labelled street it was made from, or itself
+    counts: np.ndarray  # float64 (N, M, 3, C): hits, labelled pixels and predicted pixels of each class
+    bins: np.ndarray | None  # float64 (N, M, 3, B): right pixels, pixels and sum of confidences by confidence
+
+    def has(self) -> np.ndarray:
+        """Which models were evaluated on it, bool (M,)."""
+        return np.asarray(~np.isnan(self.counts[0, :, 0, 0]))
+
+    def has_bins(self) -> np.ndarray:
+        """Which models' confidences were counted on it, bool (M,)."""
+        if self.bins is None:
+            return np.zeros(self.counts.shape[1], bool)
+        return np.asarray(~np.isnan(self.bins[:, :, 0, 0]).any(0))
+
+    def labelled(self) -> np.ndarray:
+        """Which classes have labelled pixels, bool (C,)."""
+        return np.asarray(np.nan_to_num(self.counts[:, :, 1]).sum((0, 1)) > 0)
+
+
+def read_evidence(
+    root: Path, models: Sequence[str], place: Place, preset: str | None, lacks: list[Lack], made_by: str = ""
+) -> Evidence | None:
+    """Every model's counts on a set.
+
+    Args:
+        root: `--root_exp_dir`.
+        models: names as given to relis/eval.py; they are the axis M.
+        place: the set.
+        preset: for the commands.
+        lacks: models without finished results on this set, or on other images than most, are added to it.
+        made_by: the command that makes the set's images, for when no model has results on it.
+
+    Returns:
+        None when no model has results.
+
+    Raises:
+        GenValError: a file is damaged.
+    """
+    found: dict[str, list[SceneResults]] = {}
+    for model in models:
+        try:
+            found[model] = list_scenes(root, model, place.dataset, [(place.cond, ALL)], preset)
+        except GenValError:
+            continue
+    records = {
+        model: [(scene, record) for scene in of_model for record in _records(scene)]
+        for model, of_model in found.items()
+    }
+    # By their content too: a set may have been generated again, under the same names, between two evaluations.
+    marks = {model: tuple(map(_mark, of_model)) for model, of_model in records.items()}
+    usual = Counter(marks.values()).most_common(1)[0][0] if marks else ()
+    absent = [model for model in models if model not in found]
+    other = [model for model in found if marks[model] != usual]
+
+    def lack(without: Sequence[str], what: str) -> None:
+        if without:
+            command = evaluation(root, without, place, preset)
+            command = f"{made_by} && {command}" if made_by and not found else command
+            lacks.append(Lack(_sentence(without, models, place, what), command))
+
+    lack(absent, "no results")
+    lack(other, "results on other images")
+    kept = {
+        model: [(scene, record["id"]) for scene, record in of_model]
+        for model, of_model in records.items()
+        if model not in other
+    }
+    if not usual:
+        return None
+    counts, bins = _read(models, kept, place)
+    without = [model for model in kept if bins is None or np.isnan(bins[0, list(models).index(model), 0, 0])]
+    lack(without, "no counts of confidences")
+    images = tuple(name for name, *_ in usual)
+    sources = tuple(f"{place.dataset}/{image}" for image in images)
+    return Evidence(place, images, sources, counts, bins)
+
+
+def with_street_sources(evidence: Evidence) -> Evidence:
+    """The same with each image's source taken from its name, `{domain}_{number}_{street}` or just `{street}`.
+
+    For sets made from the labelled streets: one generated or corrupted from the same street shares its source.
+    """
+    domain = re.escape(evidence.place.dataset.removesuffix(GATED_SUFFIX).partition("_")[2])
+    sources = []
+    for image in evidence.images:
+        name = image.rpartition("/")[2]
+        match = re.fullmatch(rf"{domain}_\d+_(.+)", name) if domain else None
+        sources.append(match[1] if match else name)
+    return Evidence(evidence.place, evidence.images, tuple(sources), evidence.counts, evidence.bins)
+
+
+def evaluation(root: Path, models: Sequence[str], place: Place, preset: str | None) -> str:
+    """The command that evaluates models on a set."""
+    return SceneResults(root, architectures(models, preset), place.dataset, place.cond, ALL).command(preset)
+
+
+def architectures(models: Sequence[str], preset: str | None) -> str:
+    """Models as `--model_arch` takes them."""
+    return ALL if set(models) == set(model_list(ALL, preset)) else ",".join(models)
+
+
+def _records(scene: SceneResults) -> list[dict[str, Any]]:
+    return read_jsonl(scene.folder / "manifest.jsonl")
+
+
+def _mark(image: tuple[SceneResults, dict[str, Any]]) -> tuple[str, str | None, str | None]:
+    """An image's name, and marks of its file and its mask's."""
+    scene, record = image
+    return f"{scene.scene}/{record['id']}", record.get("image_mark"), record.get("mask_mark")
+
+
+def _sentence(models: Sequence[str], every: Sequence[str], place: Place, what: str) -> str:
+    short = short_names(every)
+    who = "any model" if len(models) == len(every) else ", ".join(short[model] for model in models)
+    return f"{what} of {who} on {place.dataset} ({place.cond})"
+
+
+def short_names(models: Sequence[str]) -> dict[str, str]:
+    """Names for a reader: of a specification such as `hf:FOLDER` its last part, where no other model has the same.
+
+    >>> short_names(["SwinLarge", "hf:some/segformer", "mmseg:nets/unet.py,nets/unet.pth"])["hf:some/segformer"]
+    'segformer'
+    """
+    last = {model: model.partition(":")[2].partition(",")[0] if ":" in model else model for model in models}
+    last = {model: name.rstrip("/").rpartition("/")[2].removesuffix(".py") or model for model, name in last.items()}
+    number = Counter(last.values())
+    return {model: name if number[name] == 1 else model for model, name in last.items()}
+
+
+def _read(
+    models: Sequence[str], ids: dict[str, list[tuple[SceneResults, str]]], place: Place
+) -> tuple[np.ndarray, np.ndarray | None]:
+    counts: np.ndarray | None = None
+    bins: np.ndarray | None = None
+    with progress_bar(sum(map(len, ids.values())), f"reading {place.dataset}") as bar:
+        for column, model in enumerate(models):
+            for row, (scene, name) in enumerate(ids.get(model, ())):
+                matrix = read_statistics(scene.statistics(name))
+                if counts is None:
+                    counts = np.full((len(ids[model]), len(models), 3, len(matrix)), np.nan)
+                counts[row, column] = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+                if scene.counts(name).exists():
+                    tally = _read_bins(scene.counts(name))
+                    if bins is None:
+                        bins = np.full((len(ids[model]), len(models), *tally.shape), np.nan)
+                    bins[row, column] = tally
+                bar.update()
+    assert counts is not None
+    return counts, bins
+
+
+def _read_bins(path: Path) -> np.ndarray:
+    """Right pixels, pixels and sum of confidences in each bin of the confidence, float64 (3, B)."""
+    try:
+        with np.load(path) as arrays:  # reads what is asked for alone
+            bins, confidence = arrays["bins"].astype(np.float64), arrays["bin_confidence"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise GenValError(f"{path} is missing or damaged. Delete it and run relis/eval.py again.") from error
+    return np.stack([bins[1], bins.sum(0), confidence])

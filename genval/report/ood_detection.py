@@ -1,0 +1,214 @@
+"""Does detecting generated objects predict detecting true ones? What ood_detection/main_gen_ood.py left, compared."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genval.metrics.ood import figures_of
+from genval.metrics.ood_pooling import PoissonBootstrap
+from genval.metrics.ood_results import OodResults
+from genval.report.comparison import CLEAR, SYNTHETIC, TRUE, compare, number
+from genval.report.evidence import Lack, architectures, short_names
+from genval.report.figures import Figure
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import resolve
+from genval.runtime.seeds import item_seed
+
+GENERATED = "generated"
+# Metrics of a row, and whether more is better.
+METRICS = {"auroc": True, "aupr_object": True, "aupr_background": True, "fpr95": False}
+FEWEST_COMPARED = 3
+# Draws at a time, as in `PoissonBootstrap`.
+_DRAWS_AT_ONCE = 40
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One set, and how well several models find its objects."""
+
+    name: str
+    rows: dict[str, dict[str, dict[str, float]]]  # by model, score and column, fractions
+    drawn: dict[str, dict[str, dict[str, np.ndarray]]]  # by model, score and metric, (D,); models without are left out
+
+    @property
+    def scores(self) -> list[str]:
+        """Of any model, in their order."""
+        return list(dict.fromkeys(score for of_model in self.rows.values() for score in of_model))
+
+    def figure(self, models: Sequence[str], score: str, metric: str) -> Figure:
+        """A metric of models in percent, NaN for those without; drawn where every model on the set is."""
+        values = 100 * np.array([self.rows.get(model, {}).get(score, {}).get(metric, np.nan) for model in models])
+        if not self.drawn or self.drawn.keys() != self.rows.keys():
+            return Figure(values, None)
+        of_any = next(iter(self.drawn.values()))[score][metric]
+        columns = [
+            self.drawn[model][score][metric] if model in self.drawn else np.full(len(of_any), np.nan)
+            for model in models
+        ]
+        return Figure(values, 100 * np.stack(columns, 1))
+
+
+def compare_ood_detection(
+    args: argparse.Namespace, models: Sequence[str], clear_miou: Figure | None, lacks: list[Lack]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The generated set against each real one, and the mean figures of every set, as `genval.report` describes them.
+
+    Args:
+        args: the flags of report/correlate.py.
+        models: names as given to relis/eval.py.
+        clear_miou: the baseline: what clear-weather mIoU says of a model.
+        lacks: what is missing is added to it.
+    """
+    root = resolve(args.ood_dir)
+    places = sorted(place.name for place in root.glob("*") if place.is_dir())
+    sets = {name: read_detection(args, root, name, models, lacks) for name in places}
+    sets = {name: detection for name, detection in sets.items() if detection.rows}
+    real = [name for name in sets if name != GENERATED]
+    if GENERATED not in sets:
+        lacks.append(Lack("detection of generated objects", _command(args, models)))
+    if not real:
+        lacks.append(Lack("detection of true objects", _command(args, models, "RoadAnomaly21")))
+    values: dict[str, Any] = {}
+    for name in real if GENERATED in sets else ():
+        of_set = _compare_set(args, models, sets[GENERATED], sets[name], clear_miou)
+        if of_set:
+            values[name] = of_set
+        else:
+            what = f"at least {FEWEST_COMPARED} models on both {GENERATED} and {name}"
+            lacks.append(Lack(what, f"{_command(args, models)} && {_command(args, models, name)}"))
+    return values, {name: _means(detection) for name, detection in sets.items()}
+
+
+def read_detection(
+    args: argparse.Namespace, root: Path, name: str, models: Sequence[str], lacks: list[Lack]
+) -> Detection:
+    """The figures of each model on a set, and their draws: images are drawn by their names, for all models alike.
+
+    Args:
+        args: the flags of report/correlate.py.
+        root: of all sets.
+        name: of the set.
+        models: names as given to relis/eval.py.
+        lacks: models on other images than most are added to it.
+
+    Raises:
+        GenValError: a file has not the columns, a value is not a number, or counts are damaged.
+    """
+    rows = {}
+    for model in models:
+        path = OodResults(root, name, model).csv
+        if path.exists():
+            rows[model] = _read_rows(path)
+    numbers = {model: next(iter(of_model.values())).get("images", np.nan) for model, of_model in rows.items()}
+    usual = Counter(numbers.values()).most_common(1)[0][0] if numbers else 0
+    other = [model for model, images in numbers.items() if images != usual]
+    if other:
+        short = short_names(models)
+        who = ", ".join(short[model] for model in other)
+        lacks.append(
+            Lack(f"detection by {who} on the same images of {name} as the others", _command(args, other, name))
+        )
+    rows = {model: of_model for model, of_model in rows.items() if model not in other}
+    # The seed is one for all models: an image counts as often for each of them.
+    seed = item_seed(args.seed, f"{name} images")
+    drawn = {
+        model: _draw(OodResults(root, name, model), list(rows[model]), int(usual), args.draws, seed) for model in rows
+    }
+    return Detection(name, rows, {model: of_model for model, of_model in drawn.items() if of_model})
+
+
+def _read_rows(path: Path) -> dict[str, dict[str, float]]:
+    """Values by score and column."""
+    rows: dict[str, dict[str, float]] = {}
+    with open(path, newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            if "score" not in row or "auroc" not in row:
+                raise GenValError(f"{path} has no columns score and auroc. Run ood_detection/main_gen_ood.py again.")
+            cells = {key: value for key, value in row.items() if key not in ("set", "model", "score")}
+            rows[row["score"]] = {key: _number(path, key, value) for key, value in cells.items()}
+    if not rows:
+        raise GenValError(f"{path} has no rows. Run ood_detection/main_gen_ood.py again.")
+    return rows
+
+
+def _number(path: Path, key: str, value: str | None) -> float:
+    try:
+        return float(value) if value else np.nan
+    except ValueError as error:
+        raise GenValError(f"{path}, column {key}: expected a number, found {value!r}. Make the file again.") from error
+
+
+def _draw(
+    results: OodResults, scores: Sequence[str], images: int, draws: int, seed: int
+) -> dict[str, dict[str, np.ndarray]] | None:
+    """Each score's metrics on drawn images; None where the counts there are not those of the table."""
+    bootstrap = PoissonBootstrap(len(scores), 0, draws, seed)
+    for path in sorted((results.folder / "blocks").glob("*.npz")):
+        lines, _, coarse = results.read_block(path.stem)
+        if coarse.shape[1] != len(scores):
+            return None
+        bootstrap.add([line["made_from"]["id"] for line in lines], coarse, np.empty((len(lines), 0)))
+    if bootstrap.images != images or images < 2:
+        return None
+    drawn: dict[str, dict[str, np.ndarray]] = {}
+    for index, score in enumerate(scores):
+        levels = bootstrap.drawn_levels()[:, index]
+        pieces = [levels[start : start + _DRAWS_AT_ONCE] for start in range(0, draws, _DRAWS_AT_ONCE)]
+        figures = [figures_of(piece[:, 0], piece[:, 1]) for piece in pieces]
+        drawn[score] = {metric: np.concatenate([piece[metric] for piece in figures]) for metric in METRICS}
+    return drawn
+
+
+def _compare_set(
+    args: argparse.Namespace,
+    models: Sequence[str],
+    generated: Detection,
+    real: Detection,
+    clear_miou: Figure | None,
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for score in generated.scores:
+        for metric, higher in METRICS.items():
+            pair = {SYNTHETIC: generated.figure(models, score, metric), TRUE: real.figure(models, score, metric)}
+            kept = np.flatnonzero(~np.isnan(pair[SYNTHETIC].value + pair[TRUE].value))
+            if len(kept) < FEWEST_COMPARED:
+                continue
+            sides = {side: figure.of(kept) for side, figure in pair.items()}
+            if clear_miou is not None and not np.isnan(clear_miou.value[kept]).any():
+                # More mIoU should go with fewer false alarms: turned round, so that r has one sign.
+                sign = 1 if higher else -1
+                of_kept = clear_miou.of(kept)
+                sides[CLEAR] = Figure(sign * of_kept.value, None if of_kept.drawn is None else sign * of_kept.drawn)
+            seed = item_seed(args.seed, f"{real.name} {score} {metric}")
+            values.setdefault(score, {})[metric] = {
+                "figure": metric,
+                "unit": "percent",
+                "better": "higher" if higher else "lower",
+                "sets": {SYNTHETIC: {"dataset": GENERATED}, TRUE: {"dataset": real.name}},
+                **compare([models[index] for index in kept.tolist()], sides, higher, args.draws, seed),
+            }
+    return values
+
+
+def _means(detection: Detection) -> dict[str, Any]:
+    """`ood_figures` of a set."""
+    values: dict[str, Any] = {}
+    for score in detection.scores:
+        found = [of_model[score] for of_model in detection.rows.values() if score in of_model]
+        columns = {metric: np.array([100 * row.get(metric, np.nan) for row in found]) for metric in METRICS}
+        values[score] = {"models": len(found)} | {metric: number(column.mean()) for metric, column in columns.items()}
+    return values
+
+
+def _command(args: argparse.Namespace, models: Sequence[str], dataset: str | None = None) -> str:
+    preset = f" --preset {args.preset}" if args.preset else ""
+    target = f" --trg_dataset {dataset}" if dataset not in (None, GENERATED) else ""
+    return f"python ood_detection/main_gen_ood.py{preset} --model {architectures(models, args.preset)}{target}"

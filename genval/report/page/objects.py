@@ -1,0 +1,116 @@
+"""Pictures with an object nobody trained for, cut out around it, with what each model's scores say about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genval.datasets.ood_objects import ObjectPicture, find_object_pictures, mask_path, read_curated
+from genval.report.page.encoding import object_map, photograph
+from genval.report.page.gallery import GalleryLimits
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_image, read_json, read_mask
+
+# Side of the shown square, in sides of the object's bounding box.
+_CONTEXT = 1.8
+
+
+def collect_objects(folder: Path, results: Path, models: Sequence[str], limits: GalleryLimits) -> dict[str, Any]:
+    """Choose pictures of every object in turn and encode them.
+
+    Pictures without a mask, and those that curated.json refuses, are left out, as the evaluation leaves them out.
+
+    Args:
+        folder: with `refined`, `masks` and `with_positions`.
+        results: `{model}.json` of the generated set, as ood_detection/main_gen_ood.py writes them.
+        models: whose scores are shown where they are there; else the first that there are.
+        limits: how much, `pictures` of an object; data URIs take a third of what the gallery's may.
+
+    Returns:
+        `objects`, how many pictures each has and shows; `models`; `scores`, their names; `pictures`, each with its data
+        URIs and by model and score the AUROC in percent.
+
+    Raises:
+        GenValError: a picture or mask is damaged, or the two differ in size.
+    """
+    masks, curated = folder / "masks", read_curated(folder / "masks")
+    by_object: dict[str, list[ObjectPicture]] = {}
+    for picture in find_object_pictures(folder / "refined", folder / "with_positions"):
+        if mask_path(masks, picture.id).exists() and curated.get(picture.id, True):
+            by_object.setdefault(picture.object, []).append(picture)
+    figures = dict(read_figures(path) for path in sorted(results.glob("*.json")))
+    shown_models = [model for model in models if model in figures] or sorted(figures)[: limits.models]
+    count, characters = limits.pictures, limits.characters // 3
+    spread = {
+        name: [pictures[index * len(pictures) // count] for index in range(count)]
+        if len(pictures) > count
+        else pictures
+        for name, pictures in by_object.items()
+    }
+    shown: list[dict[str, Any]] = []
+    for picture in (picture for of_turn in zip_longest(*spread.values()) for picture in of_turn if picture):
+        scores = {model: figures[model].get(picture.id) for model in shown_models}
+        entry = {**_encode(picture, masks, limits.width), "models": {model: by for model, by in scores.items() if by}}
+        characters -= len(entry["image"]) + len(entry["mask"])
+        if characters < 0:
+            break
+        shown.append(entry)
+    return {
+        "objects": [
+            {"name": name, "images": len(pictures), "shown": sum(entry["object"] == name for entry in shown)}
+            for name, pictures in by_object.items()
+        ],
+        "models": [model for model in shown_models if any(model in entry["models"] for entry in shown)],
+        "scores": list(dict.fromkeys(score for entry in shown for by in entry["models"].values() for score in by)),
+        "pictures": shown,
+    }
+
+
+def read_figures(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
+    """A model's name, and the AUROC in percent by score of each `{object}/{i}`, from its file of figures by picture.
+
+    Raises:
+        GenValError: it is not a file of ood_detection/main_gen_ood.py.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("pooled"), dict):
+        raise GenValError(f"{path} has no pooled figures. Delete it and run: python ood_detection/main_gen_ood.py")
+    figures = {}
+    for image, entry in content.items():
+        found = {score: by.get("auroc") for score, by in entry.items() if isinstance(by, dict)}
+        name = "/".join(Path(image).with_suffix("").parts[-2:])
+        figures[name] = {score: 100 * value for score, value in found.items() if value is not None}
+    return content["pooled"].get("model", path.stem), figures
+
+
+def _encode(picture: ObjectPicture, masks: Path, width: int) -> dict[str, Any]:
+    """The square around the object, and its mask there."""
+    path = mask_path(masks, picture.id)
+    image, mask = read_image(picture.image), read_mask(path) > 0
+    if image.shape[:2] != mask.shape:
+        raise GenValError(
+            f"{path} is {mask.shape}, {picture.image} is {image.shape[:2]}: expected one size. Delete the mask and "
+            "run: python ood_objects/get_masks.py"
+        )
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        raise GenValError(f"{path} is empty. Delete it and run: python ood_objects/get_masks.py")
+    side = math.ceil(_CONTEXT * max(np.ptp(rows), np.ptp(columns)) + 1)
+    side = min(max(side, 32), *mask.shape)
+    top, left = (
+        int(np.clip((inside[0] + inside[-1] + 1 - side) // 2, 0, full - side))
+        for inside, full in zip((rows, columns), mask.shape, strict=True)
+    )
+    window = np.s_[top : top + side, left : left + side]
+    return {
+        "id": picture.id,
+        "object": picture.object,
+        "share": 100 * float(mask.mean()),
+        "image": photograph(image[window], width),
+        "mask": object_map(mask[window], width),
+    }

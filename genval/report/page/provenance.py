@@ -1,0 +1,93 @@
+"""What the figures were made with: commands, versions, seeds and checkpoints' hashes, from the files stages leave."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import path_dicts
+from genval.runtime.files import read_json
+
+# What stages add to the flags in settings.json.
+_NOT_FLAGS = {"script", "preset", "domain_text", "overwrite", "limit", "dry_run"}
+
+
+def collect_provenance(generated_dir: Path, results: Path, others: Iterable[Path] = ()) -> dict[str, Any]:
+    """Read every settings.json of generated sets and evaluations.
+
+    Args:
+        generated_dir: folder of the generated sets.
+        results: what relis/eval.py wrote.
+        others: more folders with settings.json in or below them.
+
+    Returns:
+        `runs`, each with its `command` and how many outputs it made; `versions`, the packages with every version seen;
+        `weights`, hashes of checkpoints by what they are of; `warnings`, sentences about what does not fit together.
+    """
+    paths = sorted(generated_dir.glob("*/settings.json")) + sorted(results.glob("*/*/*/*/settings.json"))
+    paths += sorted(path for folder in others for path in folder.rglob("settings.json"))
+    runs: dict[str, int] = {}
+    versions: dict[str, set[str]] = {}
+    weights: dict[str, set[str]] = {}
+    for path in paths:
+        content = read_json(path)
+        settings = content.get("settings", {})
+        command = command_of(settings)
+        runs[command] = runs.get(command, 0) + 1
+        for package, version in content.get("versions", {}).items():
+            versions.setdefault(package, set()).add(version)
+        for key, value in settings.items():
+            if key.endswith("_hash") and value:
+                weights.setdefault(f"{key.removesuffix('_hash')} ({settings.get(_named(key), 'unnamed')})", set()).add(
+                    str(value)
+                )
+    for path in sorted(results.glob("*/*/*/*/manifest.jsonl")):
+        with open(path, encoding="utf-8") as stream:
+            record = json.loads(stream.readline() or "{}")
+        if "weights" in record:
+            weights.setdefault(f"segmenter {record['model']}", set()).add(record["weights"])
+    warnings = [
+        f"{package} was at versions {', '.join(sorted(found))} in different runs."
+        for package, found in versions.items()
+        if len(found) > 1
+    ]
+    warnings += [
+        f"{name} had different weights in different runs ({', '.join(sorted(found))}): run the older ones again."
+        for name, found in weights.items()
+        if len(found) > 1 and not name.startswith("frames")
+    ]
+    return {
+        "runs": [{"command": command, "outputs": count} for command, count in sorted(runs.items())],
+        "versions": {package: sorted(found) for package, found in versions.items()},
+        "weights": {name: sorted(found) for name, found in sorted(weights.items())},
+        "warnings": warnings,
+    }
+
+
+def command_of(settings: Mapping[str, Any]) -> str:
+    """The command that a run's settings stand for, without what its preset gives.
+
+    >>> command_of({"script": "relis/eval", "preset": None, "trg_dataset": ["ACDC"], "gate": False, "seed": 0})
+    'python relis/eval.py --trg_dataset ACDC --seed 0'
+    """
+    script, preset = settings.get("script", "unknown"), settings.get("preset")
+    given = path_dicts.PRESETS.get(preset or "", {}).get(script, {})
+    words = ["python", f"{script}.py", *(["--preset", preset] if preset else [])]
+    for key, value in settings.items():
+        unset = value is None or value is False or value in ("", [])
+        if unset or key in _NOT_FLAGS or key.endswith("_hash") or value == given.get(key):
+            continue
+        words += [f"--{key}"] if value is True else [f"--{key}", shlex.quote(_text(value))]
+    return " ".join(words)
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _named(key: str) -> str:
+    """The flag that names what a hash is of."""
+    return {"frames_hash": "data_dir"}.get(key, key.removesuffix("_hash"))

@@ -1,0 +1,71 @@
+"""Bootstrap draws that every figure of a report shares: differences are between figures of the same draws.
+
+Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993): percentile intervals (chapter 13), and drawing
+whole clusters where images are not independent (chapter 8).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+DRAWS = 1000
+
+
+def draw_models(models: int, draws: int, seed: int) -> np.ndarray:
+    """Indices of models drawn with replacement, int (draws, models)."""
+    return np.random.default_rng(seed).integers(0, models, (draws, models))
+
+
+def draw_images(sources: Mapping[str, Sequence[str]], draws: int, seed: int) -> dict[str, np.ndarray]:
+    """How often each image of several sets is drawn, when what they were made from is drawn with replacement.
+
+    Images of one source (the same street in clear weather, corrupted, and generated from its mask twice) come and go
+    together, in all of the sets.
+
+    Args:
+        sources: of each image of each set, in the set's order.
+        draws: how many.
+        seed: of the drawing.
+
+    Returns:
+        float64 (draws, images) by set.
+    """
+    units = sorted({source for of_set in sources.values() for source in of_set})
+    place = {source: index for index, source in enumerate(units)}
+    weights = np.random.default_rng(seed).multinomial(len(units), np.full(len(units), 1 / len(units)), draws)
+    return {
+        name: weights[:, [place[source] for source in of_set]].astype(np.float64) for name, of_set in sources.items()
+    }
+
+
+def interval(values: np.ndarray, coverage: float = 0.95) -> list[float] | None:
+    """The percentile interval of drawn values, [low, high]; None where over a tenth of the draws is not defined.
+
+    >>> interval(np.arange(101.0), coverage=0.5)
+    [25.0, 75.0]
+    """
+    defined = values[~np.isnan(values)]
+    if len(defined) == 0 or len(defined) < 0.9 * len(values):
+        return None
+    tail = 50 * (1 - coverage)
+    low, high = np.percentile(defined, [tail, 100 - tail])
+    return [float(low), float(high)]
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """An interval of a share, 95 % by default; unlike a bootstrap it has a width where all or none succeed.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference" (JASA 1927).
+
+    >>> tuple(round(end, 3) for end in wilson_interval(9, 10))
+    (0.596, 0.982)
+    """
+    if trials == 0:
+        return math.nan, math.nan
+    share, squared = successes / trials, z * z / trials
+    centre = (share + squared / 2) / (1 + squared)
+    half = z * math.sqrt(share * (1 - share) / trials + squared / (4 * trials)) / (1 + squared)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,202 @@
+"""Temperature scaling tried on true sets: what relis/eval_calibration_clustering.py left, model by model."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import path_dicts
+from genval.datasets.corruptions import CORRUPTIONS
+from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
+from genval.evaluation.calibrating import CITYSCAPES_CALIBRATION, ImageSet
+from genval.metrics.correlation import CORRELATIONS
+from genval.metrics.results import ALL, GATED_SUFFIX, folder_name
+from genval.report.comparison import CLEAR, CORRUPTED, FEWEST_MODELS, SYNTHETIC, number
+from genval.report.evidence import Lack, architectures
+from genval.report.resampling import draw_models, interval, wilson_interval
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_json
+from genval.runtime.paths import resolve
+from genval.runtime.seeds import item_seed
+
+SOURCES = (SYNTHETIC, CLEAR, CORRUPTED)
+
+
+def measure_scaling(
+    args: argparse.Namespace, domain: str, models: Sequence[str], lacks: list[Lack]
+) -> dict[str, Any] | None:
+    """ECE on the true set before and after scaling, as `genval.report` describes it.
+
+    Args:
+        args: the flags of report/correlate.py.
+        domain: whose true set is tested.
+        models: names as given to relis/eval.py.
+        lacks: what is missing is added to it.
+
+    Returns:
+        None when no model was tried with synthetic temperatures.
+
+    Raises:
+        GenValError: a file is not one of relis/eval_calibration_clustering.py.
+    """
+    root, method = resolve(args.scaling_dir), args.scaling_method
+    tested = _tested(domain, args.true_dataset)
+    places = {
+        SYNTHETIC: [_generated(args, domain)],
+        # Calibrated as in the papers, or on the whole set.
+        CLEAR: [CITYSCAPES_CALIBRATION, ImageSet("Cityscapes"), ImageSet("Cityscapes", ("clean",))],
+        CORRUPTED: [ImageSet(f"{CORRUPTED_PREFIX}{domain}")] if domain in CORRUPTIONS else [],
+    }
+    tries = {
+        source: {model: _read(root, model, tested, from_sets, method) for model in models}
+        for source, from_sets in places.items()
+    }
+    _list_lacks(args, domain, tested, tries, lacks)
+    kept = [model for model in models if tries[SYNTHETIC][model] is not None]
+    if not kept:
+        return None
+    before = {model: 100 * _figure(tries[SYNTHETIC][model], "before") for model in kept}
+    after = {
+        source: {model: 100 * _figure(values, "after_mean") for model, values in of_source.items() if values}
+        for source, of_source in tries.items()
+    }
+    own = _generated(args, domain)
+    if not any(_read(root, model, [own], [own], method) for model in kept):
+        lacks.append(Lack(f"temperatures of {own.name} tried on itself", _trial(args, kept, own, own.dataset, ALL)))
+    seed = item_seed(args.seed, f"{domain} scaling")
+    both = [model for model in kept if model in after[CLEAR]]
+    less = np.array([after[SYNTHETIC][model] - after[CLEAR][model] for model in both])
+    return {
+        "method": method,
+        "models": [
+            {"model": m, "before": before[m], **{source: after[source].get(m) for source in SOURCES}} for m in kept
+        ],
+        "improved": {source: _improved(before, after[source]) for source in SOURCES},
+        "mean": {"before": _mean(np.array(list(before.values())), args.draws, seed)}
+        | {source: _mean(np.array(list(after[source].values())), args.draws, seed) for source in SOURCES},
+        "after": _after(root, own, kept, after[SYNTHETIC], method, args.draws, seed),
+        "less_than_clear": _mean(less, args.draws, seed),
+    }
+
+
+def _generated(args: argparse.Namespace, domain: str) -> ImageSet:
+    return ImageSet(f"{GENERATED_PREFIX}{domain}{GATED_SUFFIX if args.gate else ''}")
+
+
+def _tested(domain: str, true_dataset: str | None) -> list[ImageSet]:
+    """The true set by the names it may have been tested under."""
+    dataset, cond = (true_dataset, domain) if true_dataset else path_dicts.REAL_SETS.get(domain, ("", domain))
+    return [ImageSet(dataset, (cond,)), ImageSet(dataset)] if dataset == "IDD" else [ImageSet(dataset, (cond,))]
+
+
+def _read(
+    root: Path, model: str, tested: Sequence[ImageSet], calibrating: Sequence[ImageSet], method: str
+) -> dict[str, Any] | None:
+    """The first file there is of a model tried on a set with temperatures of another."""
+    for test in tested:
+        for source in calibrating:
+            path = root / folder_name(model) / test.name / f"from_{source.name}" / f"{method}.json"
+            if path.exists():
+                values = read_json(path)
+                for part in ("before", "after_mean"):
+                    if not isinstance(values.get(part, {}).get("ece"), float):
+                        raise GenValError(f"{path} has no ECE {part}. Run relis/eval_calibration_clustering.py again.")
+                return dict(values)
+    return None
+
+
+def _figure(values: Mapping[str, Any] | None, part: str) -> float:
+    assert values is not None
+    return float(values[part]["ece"])
+
+
+def _improved(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
+    both = [model for model in before if model in after]
+    better = sum(after[model] < before[model] for model in both)
+    low, high = wilson_interval(better, len(both))
+    share = better / len(both) if both else float("nan")
+    return {"models": len(both), "share": number(share), "low": number(low), "high": number(high)}
+
+
+def _mean(values: np.ndarray, draws: int, seed: int) -> dict[str, float | None] | None:
+    if len(values) == 0:
+        return None
+    ends = None
+    if len(values) >= FEWEST_MODELS:
+        ends = interval(values[draw_models(len(values), draws, seed)].mean(1))
+    low, high = ends or (None, None)
+    return {"value": float(values.mean()), "low": low, "high": high}
+
+
+def _after(
+    root: Path, own: ImageSet, models: Sequence[str], on_true: Mapping[str, float], method: str, draws: int, seed: int
+) -> dict[str, Any] | None:
+    """Whether ECE after scaling on the synthetic set, with its own temperatures, predicts that on the true set."""
+    tries = {model: _read(root, model, [own], [own], method) for model in models}
+    both = [model for model, values in tries.items() if values is not None]
+    if len(both) < FEWEST_MODELS:
+        return None
+    x = np.array([100 * _figure(tries[model], "after_mean") for model in both])
+    y = np.array([on_true[model] for model in both])
+    chosen = draw_models(len(both), draws, seed)
+    return {
+        "models": len(both),
+        **{
+            name: {
+                "value": number(coefficient(x, y)),
+                "over_models": interval(coefficient(x[chosen], y[chosen])),
+                "over_images": None,
+                "over_both": None,
+            }
+            for name, coefficient in CORRELATIONS.items()
+        },
+    }
+
+
+def _list_lacks(
+    args: argparse.Namespace,
+    domain: str,
+    tested: Sequence[ImageSet],
+    tries: Mapping[str, Mapping[str, Any]],
+    lacks: list[Lack],
+) -> None:
+    place = tested[0]
+    calibrating = {
+        SYNTHETIC: _generated(args, domain),
+        CLEAR: CITYSCAPES_CALIBRATION,
+        CORRUPTED: ImageSet(f"{CORRUPTED_PREFIX}{domain}"),
+    }
+    for source, of_source in tries.items():
+        if any(of_source.values()) or (source == CORRUPTED and domain not in CORRUPTIONS):
+            continue
+        trial = _trial(args, list(of_source), calibrating[source], place.dataset, place.conds[0])
+        command = trial.partition(" --trg_dataset")[0].replace(
+            "eval_calibration_clustering", "compute_clusters_temp_scaling"
+        )
+        lacks.append(Lack(f"temperatures of {source} pictures tried on {place.name}", f"{command} && {trial}"))
+
+
+def _trial(args: argparse.Namespace, models: Sequence[str], calibrating: ImageSet, dataset: str, cond: str) -> str:
+    """The command that tries one set's temperatures on another; what stands before --trg_dataset finds them."""
+    flags = {
+        "--preset": args.preset or "",
+        "--model_arch": architectures(models, args.preset),
+        "--root_exp_dir": args.root_exp_dir,
+        "--calib_dataset": calibrating.dataset,
+        "--calib_cond": ",".join(calibrating.conds),
+        "--calib_scene": ",".join(calibrating.scenes),
+        "--trg_dataset": dataset,
+        "--cond": cond,
+        "--results_dir": args.scaling_dir,
+    }
+    given = [
+        f"{flag} {shlex.quote(value)}"
+        for flag, value in flags.items()
+        if value not in ("", ALL) or flag == "--model_arch"
+    ]
+    return " ".join(["python relis/eval_calibration_clustering.py", *given])

@@ -1,0 +1,49 @@
+"""What of a step's files is on the disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from genval.artifacts.manifest import Manifest
+from genval.metrics.results import SceneResults
+from genval.reproduction.steps import Outputs, newest
+from genval.runtime.files import read_json
+
+
+def nothing() -> Outputs:
+    return Outputs(0)
+
+
+def of_manifest(folder: Path) -> Outputs:
+    """Finished items of a stage that keeps a manifest."""
+    files = sorted(folder.glob("manifest*.jsonl"))
+    return Outputs(len(Manifest(folder).records), newest(*files)) if files else Outputs(0)
+
+
+def of_files(files: Sequence[Path]) -> Outputs:
+    there = [file for file in files if file.exists()]
+    return Outputs(len(there), newest(*there))
+
+
+def of_evaluations(root: Path, places: Sequence[tuple[str, str, str]]) -> Outputs:
+    """Images in finished scenes whose logits are there, of models on sets."""
+    made, files = 0, []
+    for model, dataset, cond in places:
+        for path in SceneResults(root, model, dataset, cond, "*").folder.parent.glob("*/metrics.json"):
+            if (path.parent / "logits.safetensors").exists():
+                values = read_json(path)
+                made += values["images"] + len(values["skipped"])
+                files.append(path)
+    return Outputs(made, newest(*files))
+
+
+def of_correlation(path: Path, domains: Sequence[str], models: str) -> Outputs:
+    """The comparison, if it is of these domains and models, as flags name them."""
+    try:
+        settings = json.loads(path.read_bytes())["settings"]
+        same = (settings["domains"], settings["models"]) == (list(domains), models)
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or another format's: it is made again
+        same = False
+    return Outputs(int(same), newest(path))

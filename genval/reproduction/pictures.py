@@ -1,0 +1,103 @@
+"""The steps that make pictures: rendered, generated and corrupted streets, and streets with objects."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import path_dicts
+from genval.datasets.ood_objects import read_objects
+from genval.reproduction.outputs import of_manifest
+from genval.reproduction.protocol import CLEAR, CLEAR_COND, Protocol
+from genval.reproduction.sources import captions_are_there, count_images, count_ood_images, find_weights, option
+from genval.reproduction.steps import Lack, Outputs, Step, newest
+from genval.runtime.paths import resolve
+
+
+def picture_steps(protocol: Protocol, lacking: dict[str, Lack]) -> list[Step]:
+    """Streets in every domain; `lacking` has the data sets that are not there."""
+    steps = []
+    rendered: tuple[str, ...] = ()
+    if protocol.render:
+        rendered = ("render",)
+        domains = ",".join(["clear", *protocol.domains, "objects"])
+        numbers = ("--num_train", "0", "--num_val", str(protocol.num_samples))
+        command = ("mini/render.py", *numbers, "--domains", domains, *protocol.again())
+        size = protocol.num_samples * (len(protocol.domains) + 2)
+        made = partial(_rendered, protocol)
+        steps.append(Step("render", "render", (command,), size, made))
+    frames = (lacking[CLEAR],) if CLEAR in lacking else ()
+    captioned: tuple[str, ...] = ()
+    data_dir = resolve(protocol.datasets_dir) / Path(path_dicts.DATASET_ROOTS[CLEAR]).name
+    if not protocol.render and not captions_are_there(data_dir):
+        captioned = ("caption",)
+        inputs, lacks = find_weights("ControlNet/clip_int", protocol.preset)
+        command = protocol.command("ControlNet/clip_int", "--dataset", "cityscapes", "--split", "val", device=True)
+        made = partial(of_manifest, resolve("captions/cityscapes"))
+        frames_there = protocol.images_of(CLEAR, CLEAR_COND)
+        steps.append(Step("caption", "caption", (command,), frames_there, made, inputs=inputs, lacks=lacks + frames))
+    inputs, lacks = find_weights("ControlNet/style_transfer", protocol.preset)
+    folder = resolve(protocol.option("ControlNet/style_transfer", "output_dir", path_dicts.GENERATED_ROOT))
+    for domain in protocol.domains:
+        flags = ("--domain", domain, "--num_samples", str(protocol.num_samples))
+        steps.append(
+            Step(
+                f"generate {domain}",
+                "generate",
+                (protocol.command("ControlNet/style_transfer", *flags, device=True),),
+                protocol.num_samples,
+                partial(of_manifest, folder / domain),
+                needs=rendered + captioned,
+                inputs=inputs,
+                lacks=lacks + frames,
+            )
+        )
+    folder = resolve(protocol.option("relis/corrupt", "output_dir", "images/corrupted"))
+    for domain in protocol.corruptible:
+        steps.append(
+            Step(
+                f"corrupt {domain}",
+                "corrupt",
+                (protocol.command("relis/corrupt", "--domain", domain, *protocol.again()),),
+                protocol.images_of(CLEAR, CLEAR_COND),
+                partial(of_manifest, folder / domain),
+                needs=rendered,
+                lacks=frames,
+            )
+        )
+    return steps
+
+
+def object_steps(protocol: Protocol, lacking: dict[str, Lack]) -> list[Step]:
+    """Pictures with objects, and the objects' outlines."""
+    script = "ood_objects/sd_inpaint"
+    names = option(protocol.preset, script, "objects", None)
+    file = resolve(protocol.option(script, "objects_file", "ood_objects/objects.txt"))
+    number = protocol.num_object_images or int(protocol.option(script, "num_images", "512"))
+    size = number * len(names.split(",") if names else read_objects(file))
+    scripts = {
+        "inpaint": (script, "images/ood_objects/with_positions"),
+        "refine": ("ood_objects/refine_gen_images", "images/ood_objects/refined"),
+        "outline": ("ood_objects/get_masks", "images/ood_objects/masks"),
+    }
+    needs: tuple[str, ...] = ("render",) if protocol.render else ()
+    frames = (lacking[CLEAR],) if CLEAR in lacking else ()
+    flags: tuple[str, ...] = ("--num_images", str(number))
+    steps = []
+    for stage, (script, folder) in scripts.items():
+        inputs, lacks = find_weights(script, protocol.preset)
+        command = protocol.command(script, *flags, device=True)
+        made = partial(of_manifest, resolve(protocol.option(script, "output_dir", folder)))
+        steps.append(Step(stage, stage, (command,), size, made, needs, inputs=inputs, lacks=lacks + frames))
+        needs, frames, flags = (stage,), (), ()
+    return steps
+
+
+def _rendered(protocol: Protocol) -> Outputs:
+    root, made, time = resolve(protocol.datasets_dir), 0, 0.0
+    for dataset, conds in protocol.real_sets().items():
+        made += sum(min(count_images(dataset, c, protocol.datasets_dir) or 0, protocol.num_samples) for c in conds)
+        time = max(time, newest(root / Path(path_dicts.DATASET_ROOTS[dataset]).name))
+    objects = count_ood_images("RoadAnomaly21", protocol.datasets_dir)
+    folder = root / Path(path_dicts.OOD_ROOTS["RoadAnomaly21"]).name
+    return Outputs(made + min(objects, protocol.num_samples), max(time, newest(folder)))

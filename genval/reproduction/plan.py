@@ -1,0 +1,45 @@
+"""All steps of the paper's protocol, in the order in which they need each other."""
+
+from __future__ import annotations
+
+import path_dicts
+from genval.reproduction.outputs import nothing
+from genval.reproduction.pictures import object_steps, picture_steps
+from genval.reproduction.protocol import Protocol, group_models
+from genval.reproduction.results import (
+    calibration_steps,
+    detection_steps,
+    evaluation_steps,
+    report_steps,
+    true_object_sets,
+)
+from genval.reproduction.sources import PAGES, find_data, find_models
+from genval.reproduction.steps import Lack, Step
+
+
+def build_steps(protocol: Protocol) -> list[Step]:
+    """Every step of the protocol, each after those that it needs."""
+    lacking = {} if protocol.render else find_data(list(protocol.real_sets()), protocol.datasets_dir)
+    models, without_weights = find_models(list(protocol.models))
+    groups = group_models(protocol, list(models))
+    steps = picture_steps(protocol, lacking)
+    for group in groups:
+        inputs = tuple(path for model in group if (path := models[model]))
+        steps += evaluation_steps(protocol, group, groups, inputs, lacking)
+        steps += calibration_steps(protocol, group, groups, lacking)
+    for name, lack in lacking.items():
+        steps.append(Step(f"evaluate on {name}", "evaluate", (), None, nothing, lacks=(lack,)))
+    if without_weights:
+        lacks = tuple(without_weights.values())
+        name = f"evaluate {len(lacks)} more model{'' if len(lacks) == 1 else 's'}"
+        steps.append(Step(name, "evaluate", (), None, nothing, lacks=lacks))
+    objects = object_steps(protocol, lacking)
+    steps += objects
+    for group in groups:
+        inputs = tuple(path for model in group if (path := models[model]))
+        steps += detection_steps(protocol, group, groups, inputs, objects[-1].size or 0)
+    if not true_object_sets(protocol):
+        place = path_dicts.OOD_ROOTS["RoadAnomaly21"]
+        lack = Lack(f"data set RoadAnomaly21 in {place}", f"{PAGES['RoadAnomaly21']}; ln -s PATH {place}")
+        steps.append(Step("detect true objects", "detect", (), None, nothing, lacks=(lack,)))
+    return [*steps, *report_steps(protocol, list(models), steps)]

@@ -1,0 +1,134 @@
+"""The paper's protocol: what is reproduced, and what its stages are called."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import path_dicts
+from genval.datasets.corruptions import CORRUPTIONS
+from genval.metrics.results import model_list
+from genval.reproduction.sources import count_images, option
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import resolve
+
+STAGES = (
+    *("render", "caption", "generate", "corrupt", "evaluate", "calibrate"),
+    *("inpaint", "refine", "outline", "detect", "correlate", "tables", "report"),
+)
+DOMAINS = ("fog", "night", "rain", "snow", "india")
+CLEAR, CLEAR_COND = "Cityscapes", "clean"
+# The scenes of Cityscapes val that calibrate, as published.
+CALIBRATION_SCENES = "lindau,munster"
+GENERATED, CORRUPTED, REAL = "generated", "corrupted", "real"
+# With fewer images than this, starting a process and loading its libraries takes longer than a model's work in it.
+FEW_IMAGES = 100
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is reproduced.
+
+    Attributes:
+        preset: `--preset` of every stage.
+        domains: some of `DOMAINS`.
+        models: as given to relis/eval.py.
+        num_samples: generated images a domain; with `render`, also rendered ones a set.
+        num_object_images: generated images an object; None is the stage's own number.
+        render: the embedded world's data sets are rendered first.
+        jobs: steps at a time; with several, models are evaluated by processes of their own.
+        logit_pixels: pixels an image that calibration is done on.
+        device: flags of every stage that computes on a device.
+        batch_size: of these stages; None is the stage's own.
+        overwrite: every stage makes its files again.
+    """
+
+    preset: str | None
+    domains: tuple[str, ...]
+    models: tuple[str, ...]
+    num_samples: int
+    num_object_images: int | None
+    render: bool
+    jobs: int
+    logit_pixels: int
+    device: tuple[str, ...]
+    batch_size: int | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [domain for domain in self.domains if domain not in DOMAINS]
+        if unknown:
+            raise GenValError(f"--domains: {', '.join(unknown)} is none of {', '.join(DOMAINS)}.")
+
+    def option(self, script: str, flag: str, default: str) -> str:
+        """What a stage takes for a flag."""
+        return str(option(self.preset, script, flag, default))
+
+    def command(self, script: str, *flags: str, device: bool = False) -> tuple[str, ...]:
+        """A stage's command, without the interpreter."""
+        preset = ("--preset", self.preset) if self.preset else ()
+        return (f"{script}.py", *preset, *flags, *(self.on_device() if device else ()))
+
+    def again(self) -> tuple[str, ...]:
+        """The flag of stages that keep what they find, if they shall not."""
+        return ("--overwrite",) if self.overwrite else ()
+
+    def on_device(self) -> tuple[str, ...]:
+        """The flags of stages that compute on a device."""
+        batch = ("--batch_size", str(self.batch_size)) if self.batch_size else ()
+        return (*self.device, *batch, *self.again())
+
+    @property
+    def datasets_dir(self) -> str:
+        return self.option("relis/eval", "datasets_dir", "datasets")
+
+    @property
+    def root(self) -> Path:
+        """What relis/eval.py writes."""
+        return resolve(self.option("relis/eval", "root_exp_dir", "results/eval"))
+
+    @property
+    def report_dir(self) -> Path:
+        """What report/ writes."""
+        return resolve(self.option("report/correlate", "results_dir", "results/report"))
+
+    @property
+    def corruptible(self) -> tuple[str, ...]:
+        """The domains that a corruption stands for."""
+        return tuple(domain for domain in self.domains if domain in CORRUPTIONS)
+
+    def real_sets(self) -> dict[str, tuple[str, ...]]:
+        """The conditions needed of each real data set."""
+        sets: dict[str, tuple[str, ...]] = {CLEAR: (CLEAR_COND,)}
+        for domain in self.domains:
+            dataset, cond = path_dicts.REAL_SETS[domain]
+            sets[dataset] = (*sets.get(dataset, ()), cond)
+        return sets
+
+    def images_of(self, dataset: str, cond: str) -> int | None:
+        """How many images a real set has, or will have once it is rendered; counted once a plan."""
+        found = _count_once(dataset, cond, self.datasets_dir)
+        return max(found or 0, self.num_samples) if self.render else found
+
+
+# Every model's steps ask, and counting lists folders of thousands of files.
+_count_once = functools.cache(count_images)
+
+
+def group_models(protocol: Protocol, models: Sequence[str]) -> list[tuple[str, ...]]:
+    """Which models share a process: all of them where the start of one would take longer than its work."""
+    together = protocol.jobs == 1 and protocol.num_samples < FEW_IMAGES
+    together = together or protocol.num_samples < FEW_IMAGES // 2
+    return [tuple(models)] if together and models else [(model,) for model in models]
+
+
+def list_models(protocol: Protocol, models: Sequence[str]) -> str:
+    """Models as a flag takes them."""
+    return "all" if list(models) == model_list("all", protocol.preset) else ",".join(models)
+
+
+def step_name(verb: str, kind: str, group: Sequence[str], groups: Sequence[Sequence[str]]) -> str:
+    """A step's name; where models have steps of their own, with the model."""
+    return f"{verb} {kind}" if len(groups) == 1 else f"{verb} {kind}: {', '.join(group)}"

@@ -1,0 +1,181 @@
+"""Run the steps of a plan, several at a time; a step that fails stops only those that need it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from genval.reproduction.record import Record, count_cores, list_gpus
+from genval.reproduction.state import BLOCKED, TO_DO, Standing
+from genval.reproduction.steps import Step
+from genval.runtime.files import write_bytes
+from genval.runtime.paths import REPO_ROOT
+
+# How often running steps are looked at, seconds.
+_LOOK = 0.1
+
+
+@dataclass
+class _Running:
+    step: Step
+    slot: int
+    log: Path | None
+    process: subprocess.Popen[bytes]
+    command: int
+    start: float
+
+
+@dataclass
+class Runner:
+    """Runs the steps that are to do, each as soon as what it waits for has ended.
+
+    Attributes:
+        steps: each after those that it needs.
+        standings: from `state.survey`.
+        record: takes down what ends well.
+        logs: folder of the logs, one a step; with one job the steps write to the terminal.
+        jobs: steps at a time.
+        uses_gpu: with several jobs, each takes one GPU of this machine in turn.
+        failed: names of steps, with the last line that they wrote.
+        left_out: steps that were not run because one that they need failed.
+        seconds: that the whole took.
+    """
+
+    steps: Sequence[Step]
+    standings: Mapping[str, Standing]
+    record: Record
+    logs: Path
+    jobs: int = 1
+    uses_gpu: bool = False
+    failed: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def run(self) -> None:
+        """Run them all; return when none runs and none can."""
+        self._begin = time.perf_counter()
+        to_do = [step for step in self.steps if self.standings[step.name].kind == TO_DO]
+        # First those that the longest chains of others wait for.
+        self._waiting = sorted(to_do, key=lambda step: -chain_length(step.name, to_do))
+        self._total = len(self._waiting)
+        self._gpus = self._visible_gpus() if self.jobs > 1 and self.uses_gpu else []
+        self._running: list[_Running] = []
+        self._started = 0
+        try:
+            while self._waiting or self._running:
+                self._start_ready()
+                if not self._running:
+                    break
+                time.sleep(_LOOK)
+                for running in list(self._running):
+                    if running.process.poll() is not None:
+                        self._go_on(running)
+        finally:
+            for running in self._running:  # interrupted: nothing is left running behind
+                running.process.terminate()
+                running.process.wait()
+            self.seconds = time.perf_counter() - self._begin
+
+    def _start_ready(self) -> None:
+        pending = {step.name for step in self._waiting} | {running.step.name for running in self._running}
+        stopped = {*self.failed, *self.left_out}
+        for step in list(self._waiting):
+            if len(self._running) == self.jobs:
+                return
+            if any(name in pending for name in step.before):
+                continue
+            self._waiting.remove(step)
+            without = [name for name in step.needs if name in stopped]
+            useless = step.any_of and all(
+                name in stopped or (name in self.standings and self.standings[name].kind == BLOCKED)
+                for name in step.any_of
+            )
+            if without or useless:
+                self.left_out.append(step.name)
+                stopped.add(step.name)
+                self._say(f"{step.name}: not run, it needs {', '.join(without or step.any_of[:1])}")
+                continue
+            self._start(step)
+
+    def _start(self, step: Step) -> None:
+        taken = {running.slot for running in self._running}
+        slot = next(number for number in range(self.jobs) if number not in taken)
+        self._started += 1
+        log = None
+        if self.jobs > 1:
+            log = self.logs / f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', step.name)}.log"
+            write_bytes(log, b"")
+            self._say(f"[{self._started}/{self._total}] {step.name}: started, {log}")
+        self._running.append(_Running(step, slot, log, self._launch(step, 0, slot, log), 0, time.perf_counter()))
+
+    def _launch(self, step: Step, number: int, slot: int, log: Path | None) -> subprocess.Popen[bytes]:
+        command = step.commands[number]
+        shown = f"$ python {shlex.join(command)}"
+        if log is None:
+            print(f"\n[{self._started}/{self._total}, {self._elapsed()}] {shown}", flush=True)
+            return self._open(command, slot, None)
+        with open(log, "ab") as stream:
+            stream.write(f"{shown}\n".encode())
+            stream.flush()
+            return self._open(command, slot, stream)
+
+    def _open(self, command: Sequence[str], slot: int, stream: IO[bytes] | None) -> subprocess.Popen[bytes]:
+        # More threads than cores make every step many times slower; a library's own default may be the host's cores.
+        environment = {"OMP_NUM_THREADS": str(max(1, count_cores() // self.jobs)), **os.environ}
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
+        errors = None if stream is None else subprocess.STDOUT
+        return subprocess.Popen(
+            [sys.executable, *command], cwd=REPO_ROOT, env=environment, stdout=stream, stderr=errors
+        )
+
+    def _go_on(self, running: _Running) -> None:
+        """The step's next command, or its end."""
+        step = running.step
+        if running.process.returncode == 0 and running.command + 1 < len(step.commands):
+            running.command += 1
+            running.process = self._launch(step, running.command, running.slot, running.log)
+            return
+        self._running.remove(running)
+        seconds = time.perf_counter() - running.start
+        if running.process.returncode == 0:
+            new = step.outputs().made - self.standings[step.name].made
+            self.record.add(step, new, seconds, time.time())
+            if running.log is not None:
+                self._say(f"{step.name}: done in {seconds:.0f} s")
+            return
+        last = _last_line(running.log) if running.log is not None else "see above"
+        self.failed[step.name] = f"{shlex.join(step.commands[running.command][:1])}: {last}"
+        self._say(f"{step.name}: FAILED after {seconds:.0f} s: {last}")
+
+    def _say(self, text: str) -> None:
+        print(f"{self._elapsed():>6}  {text}", flush=True)
+
+    def _elapsed(self) -> str:
+        return f"{time.perf_counter() - self._begin:.0f} s"
+
+    def _visible_gpus(self) -> list[str]:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return visible.split(",") if visible else [str(number) for number in range(len(list_gpus()))]
+
+
+def chain_length(name: str, steps: Sequence[Step]) -> int:
+    """How many steps follow a step one after the other, itself included; `steps` are each after those they need."""
+    lengths: dict[str, int] = {}
+    for step in reversed(steps):
+        following = [lengths[later.name] for later in steps if step.name in later.before and later.name in lengths]
+        lengths[step.name] = 1 + max(following, default=0)
+    return lengths[name]
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")

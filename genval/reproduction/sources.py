@@ -1,0 +1,163 @@
+"""Data sets and weights that a plan needs from outside: where they are looked for, and where to get them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import path_dicts
+from genval.datasets import find_items
+from genval.datasets.layouts import find_root
+from genval.datasets.ood_sets import find_ood_items
+from genval.reproduction.steps import Lack
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import REPO_ROOT, find_below, resolve
+
+# The sets' own pages.
+PAGES: dict[str, str] = {
+    "Cityscapes": "https://www.cityscapes-dataset.com (leftImg8bit and gtFine)",
+    "ACDC": "https://acdc.vision.ee.ethz.ch (rgb_anon and gt)",
+    "IDD": "https://idd.insaan.iiit.ac.in (IDD Segmentation, masks made with its level3Ids)",
+    "CamVid": "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid",
+    "RoadAnomaly21": "https://segmentmeifyoucan.com/datasets",
+    "RoadObstacle21": "https://segmentmeifyoucan.com/datasets",
+}
+MODEL_ZOO = "https://github.com/open-mmlab/mmsegmentation/blob/v0.30.0/docs/en/model_zoo.md"
+
+# The weights a script takes without a preset, by its flag, and how one comes by those that no hub has.
+WEIGHTS: dict[str, dict[str, str]] = {
+    "ControlNet/clip_int": {"blip": "Salesforce/blip-image-captioning-large", "clip": "ViT-L-14/openai"},
+    "ControlNet/style_transfer": {
+        "base": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "controlnet": "checkpoints/controlnet_cs",
+    },
+    "ood_objects/sd_inpaint": {"model": "stable-diffusion-v1-5/stable-diffusion-inpainting"},
+    "ood_objects/refine_gen_images": {"model": "stable-diffusion-v1-5/stable-diffusion-inpainting"},
+    "ood_objects/get_masks": {
+        "detector": "IDEA-Research/grounding-dino-tiny",
+        "sam": "facebook/sam-vit-huge",
+        "clip": "ViT-L-14/openai",
+    },
+}
+_SUFFIXES = ("", ".ckpt", ".safetensors")
+# open_clip's names are of packages' own downloads, in no folder of ours.
+_OPEN_CLIP = re.compile(r"[^/]+/(openai|laion.*|datacomp.*)")
+
+
+def weights_of(script: str, preset: str | None) -> dict[str, str]:
+    """The weights a script takes, by its flag."""
+    given = path_dicts.PRESETS.get(preset or "", {}).get(script, {})
+    return {flag: str(given.get(flag, name)) for flag, name in WEIGHTS.get(script, {}).items()}
+
+
+def find_weights(script: str, preset: str | None) -> tuple[tuple[Path, ...], tuple[Lack, ...]]:
+    """Where a script's weights are, and those that are nowhere."""
+    found: list[Path] = []
+    lacks: list[Lack] = []
+    for flag, name in weights_of(script, preset).items():
+        if name == "none" or _OPEN_CLIP.fullmatch(name):
+            continue
+        path = _find(name)
+        if path is not None:
+            found.append(path)
+        else:
+            lacks.append(Lack(f"{name} (--{flag} of {script}.py)", _remedy(name)))
+    return tuple(found), tuple(lacks)
+
+
+def _find(name: str) -> Path | None:
+    parts = Path(name).parts
+    for suffix in _SUFFIXES:
+        path = resolve(f"{name}{suffix}")
+        below = (
+            find_below("checkpoints", Path(*parts[1:])) if parts[:1] == ("checkpoints",) and len(parts) > 1 else None
+        )
+        for place in (path, below):
+            if place is not None and place.exists():
+                return place
+    # A download of an earlier run, in the folders that huggingface_hub keeps: looked at without importing it.
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    snapshots = cache / f"models--{name.replace('/', '--')}" / "snapshots"
+    return snapshots if len(parts) == 2 and snapshots.is_dir() else None
+
+
+def _remedy(name: str) -> str:
+    if name.startswith("checkpoints/mini/"):
+        return "it comes with the repository (git pull), or train it: docs/mini.md"
+    if name.startswith("checkpoints/"):
+        return f"train it (python ControlNet/train.py), or link one: ln -s PATH {name}"
+    return f"hf download {name}"
+
+
+def find_models(models: list[str]) -> tuple[dict[str, Path | None], dict[str, Lack]]:
+    """The segmenters whose weights are here, with the file or folder, and those whose weights are not.
+
+    What `path_dicts.py` does not name (`hf:NAME`, say) is left to relis/eval.py, which says what it misses.
+    """
+    found: dict[str, Path | None] = {}
+    lacks: dict[str, Lack] = {}
+    for model in models:
+        if model in path_dicts.ZOO:
+            file = path_dicts.ZOO[model]["checkpoint"]
+            path = find_below(path_dicts.CHECKPOINT_ROOT, file)
+            expected = f"{path_dicts.CHECKPOINT_ROOT}/{file}"
+            # As in the zoo's own names: date, time and eight digits of the hash.
+            in_zoo = re.search(r"_\d{8}_\d{6}-[0-9a-f]{8}\.pth$", file)
+            remedy = MODEL_ZOO if in_zoo else f"train {path_dicts.ZOO[model]['config']} with mmsegmentation"
+        elif model in path_dicts.MINI_SEGMENTERS:
+            expected = re.split("[:,]", path_dicts.MINI_SEGMENTERS[model])[-1]
+            path = resolve(expected) if resolve(expected).exists() else find_below(path_dicts.CHECKPOINT_ROOT, expected)
+            remedy = _remedy(expected)
+        else:
+            found[model] = None
+            continue
+        if path is None:
+            lacks[model] = Lack(f"{model}: {expected}", remedy)
+        else:
+            found[model] = path
+    return found, lacks
+
+
+def find_data(datasets: list[str], datasets_dir: str) -> dict[str, Lack]:
+    """The data sets that are not there."""
+    lacks: dict[str, Lack] = {}
+    for dataset in datasets:
+        try:
+            find_root(dataset, datasets_dir=datasets_dir)
+        except GenValError as error:
+            page = f"{PAGES[dataset]}; " if dataset in PAGES else ""
+            expected = f"{datasets_dir}/{Path(path_dicts.DATASET_ROOTS.get(dataset, dataset)).name}"
+            lacks[dataset] = Lack(
+                f"data set {dataset} in {expected}", f"{page}ln -s PATH {expected}" if page else str(error)
+            )
+    return lacks
+
+
+def count_images(dataset: str, cond: str, datasets_dir: str) -> int | None:
+    """How many images a set has; None where it is not there or not whole."""
+    try:
+        return len(find_items(dataset, cond, datasets_dir=datasets_dir))
+    except GenValError:
+        return None
+
+
+def count_ood_images(dataset: str, datasets_dir: str) -> int:
+    try:
+        return len(find_ood_items(dataset, datasets_dir).items)
+    except GenValError:
+        return 0
+
+
+def captions_are_there(data_dir: Path) -> bool:
+    """Whether ControlNet/style_transfer.py finds captions of Cityscapes val at the usual places."""
+    names = ("training/val.jsonl", "captions/captions_cityscapes.json")
+    roots = (data_dir, data_dir.parent, REPO_ROOT / "ControlNet", REPO_ROOT)
+    return any((root / name).is_file() for root in roots for name in names)
+
+
+def option(preset: str | None, script: str, flag: str, default: Any) -> Any:
+    """What a script takes for a flag: the preset's value, else the script's own default."""
+    return path_dicts.PRESETS.get(preset or "", {}).get(script, {}).get(flag, default)

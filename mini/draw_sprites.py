@@ -1,0 +1,89 @@
+"""Draw the sheet of objects that the embedded world puts on its streets, from an emoji font. For maintainers: the sheet
+is in git, and nothing else needs the font.
+
+Reads:  --font, Noto Color Emoji as Debian's package fonts-noto-color-emoji installs it; ood_objects/objects.txt
+Writes: mini/world/sprites/sheet.png (RGBA); index.json: where each object's sprite is, which glyph it was, and the
+        names for which the font has none; objects.txt: the names that have one, as the stages read them
+
+    python mini/draw_sprites.py --font /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from genval.runtime.cli import parse, positive_int, run, script_parser
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import resolve
+
+GLYPH_SIZE = 109  # the one size the font's bitmaps have
+# The glyph of a name, or of its nearest relative: a cheetah is drawn as a leopard.
+GLYPHS = {
+    "chair": "\U0001fa91", "sofa": "\U0001f6cb", "mirror": "\U0001fa9e", "lamp": "\U0001fa94",
+    "bathtub": "\U0001f6c1", "box": "\U0001f4e6", "toilet": "\U0001f6bd", "book": "\U0001f4d5",
+    "computer": "\U0001f5a5", "arcade machine": "\U0001f3b0", "bottle": "\U0001f37e", "bag": "\U0001f45c",
+    "vase": "\U0001f3fa", "plate": "\U0001f37d", "clock": "\U0001f570", "baby": "\U0001f476",
+    "billboard": "\U0001faa7", "lion": "\U0001f981", "elephant": "\U0001f418", "giraffe": "\U0001f992",
+    "tiger": "\U0001f405", "penguin": "\U0001f427", "dolphin": "\U0001f42c", "kangaroo": "\U0001f998",
+    "gorilla": "\U0001f98d", "cheetah": "\U0001f406", "polar bear": "\U0001f43b\u200d\u2744\ufe0f",
+    "koala": "\U0001f428", "zebra": "\U0001f993", "hippopotamus": "\U0001f99b", "chimpanzee": "\U0001f412",
+    "flamingo": "\U0001f9a9", "panda": "\U0001f43c",
+}  # fmt: skip
+
+
+def parse_args() -> argparse.Namespace:
+    parser = script_parser(__doc__, "mini/draw_sprites")
+    parser.add_argument("--font", type=Path, required=True, help="NotoColorEmoji.ttf")
+    parser.add_argument("--objects", type=Path, default=Path("ood_objects/objects.txt"), help="a name a line")
+    parser.add_argument("--out", type=Path, default=Path("mini/world/sprites"), help="folder of the sheet")
+    parser.add_argument("--cell", type=positive_int, default=96, help="pixels of the longer side of a sprite")
+    parser.add_argument("--columns", type=positive_int, default=7, help="sprites a row")
+    return parse(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    from unicodedata import name
+
+    from PIL import Image, ImageDraw, ImageFont, features
+
+    from genval.runtime.files import replace_file, write_bytes, write_json
+
+    path = resolve(args.font)
+    if not path.is_file():
+        raise GenValError(f"{path} does not exist. Install Debian's fonts-noto-color-emoji, or give its file.")
+    if not features.check("raqm"):
+        raise GenValError("Pillow lacks Raqm, which joins the code points of the polar bear. Use Pillow's own wheels.")
+    font = ImageFont.truetype(str(path), GLYPH_SIZE)
+    rows = -(-len(GLYPHS) // args.columns)
+    sheet = Image.new("RGBA", (args.columns * args.cell, rows * args.cell))
+    objects = {}
+    for number, (thing, glyph) in enumerate(GLYPHS.items()):
+        drawn = Image.new("RGBA", (2 * GLYPH_SIZE, 2 * GLYPH_SIZE))
+        ImageDraw.Draw(drawn).text((GLYPH_SIZE // 4, GLYPH_SIZE // 4), glyph, font=font, embedded_color=True)
+        box = drawn.getchannel("A").point(lambda alpha: 255 * (alpha > 16)).getbbox()
+        if box is None:
+            raise GenValError(f"{path} has no glyph for {thing}: expected Noto Color Emoji 2.042 or newer.")
+        sprite = drawn.crop(box)
+        scale = args.cell / max(sprite.size)
+        # "RGBa" has its colours times alpha: what is transparent does not bleed into the edge.
+        size = (round(sprite.width * scale), round(sprite.height * scale))
+        sprite = sprite.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+        left, top = number % args.columns * args.cell, number // args.columns * args.cell
+        sheet.paste(sprite, (left, top))
+        objects[thing] = {
+            "glyph": " ".join(f"U+{ord(point):04X}" for point in glyph) + f", {name(glyph[0]).lower()}",
+            "top": top, "left": left, "height": sprite.height, "width": sprite.width,
+        }  # fmt: skip
+    out = resolve(args.out)
+    with replace_file(out / "sheet.png") as temporary:
+        sheet.save(temporary, format="PNG", optimize=True)
+    names = resolve(args.objects).read_text(encoding="utf-8").splitlines()
+    left_out = [thing for thing in names if thing and thing not in GLYPHS]
+    write_json(out / "index.json", {"font": font.getname()[0], "objects": objects, "left_out": left_out})
+    write_bytes(out / "objects.txt", "".join(f"{thing}\n" for thing in objects).encode())
+    print(f"Drew {len(objects)} sprites, {len(left_out)} names have no glyph: {out / 'sheet.png'}")
+
+
+if __name__ == "__main__":
+    run(main, parse_args)

@@ -1,0 +1,353 @@
+"""The small GroundingDINO, in the folder format that transformers reads: a ConvNeXt, a BERT and two-stage queries."""
+
+from __future__ import annotations
+
+import copy
+import string
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genval.grounding.detector import Detection, as_caption, load_detector, mend_text_positions
+from mini.recipe.diffusion import update_average
+from mini.recipe.object_crops import CropDraws, MeasuredCrop, ObjectPictures
+from mini.recipe.views import progress
+
+# transformers knows these tokens by their numbers, which are those of BERT's uncased vocabulary, as are the letters'.
+_SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
+_FIRST_SIGN, _FIRST_LETTER = 999, 1037
+_LEAST_QUALITY = 0.5  # overlap from which a box counts as the object's, and what the nearest ones are held to
+_NAMES_WEIGHT = 4.0
+THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
+
+
+@dataclass(frozen=True)
+class DetectorRecipe:
+    """Size and schedule of the detector."""
+
+    image_size: int = 96
+    vision_widths: tuple[int, ...] = (32, 64, 96, 128)
+    vision_depths: tuple[int, ...] = (1, 2, 3, 1)
+    text_width: int = 64
+    text_layers: int = 2
+    width: int = 128  # of the encoder and the decoder
+    layers: int = 2  # of each
+    feed_forward: int = 256
+    attention_heads: int = 4
+    queries: int = 20
+    text_tokens: int = 64  # at most
+    steps: int = 4000
+    seconds: float | None = None  # end after this time even if steps remain
+    batch_size: int = 256
+    learning_rate: float = 8e-4
+    warmup: float = 0.05  # share of the schedule
+    weight_decay: float = 0.02
+    ema: float = 0.997  # of the weights that are saved
+    empty_share: float = 0.3  # of the squares show the street without the object
+    wrong_share: float = 0.25  # of the squares show another object than the one asked for
+    finders: int = 5  # predictions that are to find an object, of the encoder and of each decoder layer
+    seed: int = 0
+
+
+def train_detector(
+    pictures: ObjectPictures,
+    recipe: DetectorRecipe,
+    output: Path,
+    device: torch.device,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train on squares around objects and save a folder that `GroundingDinoForObjectDetection` reads, in fp16.
+
+    A square shows the object that is asked for, another one, or none at all: the same street without it.
+
+    Args:
+        pictures: streets with an object, of many names.
+        recipe: size and schedule.
+        output: folder to write: model, tokenizer and preprocessing.
+        device: where to train.
+        log: takes a line of text.
+
+    Returns:
+        Figures: last smoothed losses, parameters, bytes, steps, seconds.
+    """
+    from transformers import GroundingDinoImageProcessor
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(recipe.seed)
+    torch.set_float32_matmul_precision("high")
+    known = sorted(set(pictures.names))
+    tokenizer = build_tokenizer(known)
+    names = _Names(tokenizer, known, device)
+    model = build_detector(recipe, len(tokenizer)).to(device)
+    mend_text_positions(model)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=0.0, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=device.type == "cuda"
+    )
+    draws = CropDraws(pictures.to(device), recipe.image_size, recipe.seed)
+    shown = torch.tensor([known.index(name) for name in pictures.names], device=device)
+    smoothed = torch.zeros(4, device=device)
+    start, step = time.perf_counter(), 0
+    model.train()
+    while (done := progress(step, recipe.steps, start, recipe.seconds)) < 1:
+        warm = min(1.0, done / recipe.warmup)
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * warm * (0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * done)).item())
+        index = draws.indices(recipe.batch_size)
+        lot = torch.rand(recipe.batch_size, generator=draws.generator, device=device)
+        empty = lot < recipe.empty_share
+        wrong = (lot > 1 - recipe.wrong_share) & (len(known) > 1)
+        other = torch.randint(1, max(2, len(known)), lot.shape, generator=draws.generator, device=device)
+        asked = (shown[index] + wrong * other) % len(known)
+        crops = draws.draw(index, empty)
+        tokens = names.tokens(asked)
+        guesses = predictions(model, model(pixel_values=crops.pixels, **tokens), tokens["attention_mask"])
+        target = names.wanted[asked], crops.boxes, ~(empty | wrong), recipe.finders
+        first, *layers = (detection_losses(*guess, *target) for guess in guesses)
+        parts = torch.cat([first, torch.stack(layers).mean(0)])
+        optimiser.zero_grad(set_to_none=True)
+        parts.sum().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        update_average(average, model, min(recipe.ema, (step + 1) / (step + 10)))
+        smoothed = smoothed.lerp(parts.detach(), max(0.02, 1 / (step + 1)))
+        if step % 100 == 0:
+            shares, seconds = " ".join(f"{value:.3f}" for value in smoothed.tolist()), time.perf_counter() - start
+            log(f"detector step {step} names and boxes of proposals, of queries {shares} {seconds:.0f} s")
+        step += 1
+
+    average.half().eval().save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    size = {"shortest_edge": recipe.image_size, "longest_edge": 2 * recipe.image_size}
+    GroundingDinoImageProcessor(size=size).save_pretrained(output)
+    keys = ("loss_proposal_names", "loss_proposal_boxes", "loss_names", "loss_boxes")
+    return {
+        **{key: round(value, 4) for key, value in zip(keys, smoothed.tolist(), strict=True)},
+        "parameters": sum(parameter.numel() for parameter in average.parameters()),
+        "bytes": (output / "model.safetensors").stat().st_size,
+        "steps": step,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def build_detector(recipe: DetectorRecipe, vocabulary: int) -> Any:
+    """A GroundingDINO of the recipe's size with random weights of a spread that suits small widths.
+
+    transformers draws all weights with a deviation of 0.02 and starts the fusion of text and picture at 1e-4, for
+    training that begins at large pretrained backbones; with both, small layers hardly pass on a signal.
+    """
+    from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
+
+    model = GroundingDinoForObjectDetection(
+        GroundingDinoConfig(
+            backbone_config={
+                "model_type": "convnext",
+                "hidden_sizes": list(recipe.vision_widths),
+                "depths": list(recipe.vision_depths),
+                "layer_scale_init_value": 0.3,
+                "image_size": recipe.image_size,
+                "out_features": ["stage2", "stage3", "stage4"],
+            },
+            text_config={
+                "model_type": "bert",
+                "vocab_size": vocabulary,
+                "hidden_size": recipe.text_width,
+                "num_hidden_layers": recipe.text_layers,
+                "num_attention_heads": 2,
+                "intermediate_size": 2 * recipe.text_width,
+                "max_position_embeddings": recipe.text_tokens,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+            },
+            d_model=recipe.width,
+            num_queries=recipe.queries,
+            num_feature_levels=3,
+            encoder_layers=recipe.layers,
+            decoder_layers=recipe.layers,
+            encoder_ffn_dim=recipe.feed_forward,
+            decoder_ffn_dim=recipe.feed_forward,
+            encoder_attention_heads=recipe.attention_heads,
+            decoder_attention_heads=recipe.attention_heads,
+            max_text_len=recipe.text_tokens,
+            dropout=0.0,
+            fusion_droppath=0.0,
+        )
+    )
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            # Those that set where attention looks, and the last ones of the boxes, start at zero.
+            if isinstance(module, nn.Linear) and module.weight.any() and "attention_weights" not in name:
+                nn.init.xavier_uniform_(module.weight)
+        for layer in model.model.encoder.layers:
+            layer.fusion_layer.vision_param.fill_(0.5)
+            layer.fusion_layer.text_param.fill_(0.5)
+        # A score is the product of two layer-normalised vectors: one of them starts short, so that scores start near 0.
+        norm = model.model.encoder.layers[-1].text_enhancer_layer.layer_norm_after
+        norm.weight.fill_(recipe.width**-0.5)
+    return model
+
+
+def predictions(model: Any, result: Any, attends: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Token logits (B, n, tokens) and boxes (B, n, 4), centre and size 0..1: the encoder's, then each decoder layer's.
+
+    Args:
+        model: GroundingDinoForObjectDetection, two-stage.
+        result: of the model; it gives the last layer's only.
+        attends: (B, tokens), 0 where a text is filled up; logits are minus infinity there.
+    """
+    count = attends.shape[1]
+    guesses = [(result.enc_outputs_class[..., :count], result.enc_outputs_coord_logits.sigmoid())]
+    references = [result.init_reference_points, *result.intermediate_reference_points.unbind(1)]
+    for layer, hidden in enumerate(result.intermediate_hidden_states.unbind(1)):
+        logits = model.class_embed[layer](hidden, result.encoder_last_hidden_state_text, attends.bool())
+        boxes = (model.bbox_embed[layer](hidden) + references[layer].logit(eps=1e-5)).sigmoid()
+        guesses.append((logits[..., :count], boxes))
+    return guesses
+
+
+def detection_losses(
+    logits: Tensor, guessed: Tensor, wanted: Tensor, boxes: Tensor, present: Tensor, count: int
+) -> Tensor:
+    """Losses of predictions in pictures with one object or none.
+
+    The `count` predictions nearest to an object, by DETR's matching cost (Carion et al., 2020), are to give its box (L1
+    and generalised IoU). They, and all whose box overlaps it by half, are to give the tokens of its name with a
+    probability equal to that overlap, and all others no token (quality focal loss: Li et al., 2020): twins of a right
+    box are right too, since detections are thinned out by their overlap later. Weights are GroundingDINO's.
+
+    Args:
+        logits: (B, n, tokens), minus infinity behind a text's end.
+        guessed: (B, n, 4) boxes, centre and size 0..1.
+        wanted: (B, tokens) bool, which tokens are the name's.
+        boxes: (B, 4) true ones: left, top, right, bottom 0..1.
+        present: (B,) bool, whether the picture shows what is asked for.
+        count: of the predictions that are to find it.
+
+    Returns:
+        (2,) of names and of boxes, the mean of those that are to find something.
+    """
+    from torchvision.ops import box_convert, generalized_box_iou_loss
+
+    logits = logits.float().clamp(min=-30)
+    guessed = guessed.float()
+    corners = box_convert(guessed, "cxcywh", "xyxy")
+    true = boxes.unsqueeze(1).expand_as(corners)
+    distance = (guessed - box_convert(true, "xyxy", "cxcywh")).abs().sum(-1)
+    overlap_loss = generalized_box_iou_loss(corners, true, reduction="none")
+    probabilities = logits.sigmoid()
+    share = (wanted / wanted.sum(1, keepdim=True)).unsqueeze(1)
+    cost = 5 * distance + 2 * overlap_loss - (probabilities * share).sum(-1)
+    nearest = torch.zeros_like(cost).scatter_(1, cost.detach().topk(count, 1, largest=False).indices, 1)
+    nearest = nearest * present.unsqueeze(1)
+    overlap = pairwise_overlap(corners, true).detach()
+    quality = torch.where(nearest > 0, overlap.clamp(min=_LEAST_QUALITY), overlap * (overlap >= _LEAST_QUALITY))
+    quality = (quality * present.unsqueeze(1)).unsqueeze(-1) * wanted.unsqueeze(1)
+    entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    names = ((quality - probabilities).square() * entropy).sum() / (quality > 0).sum().clamp(min=1)
+    places = ((5 * distance + 2 * overlap_loss) * nearest).sum() / nearest.sum().clamp(min=1)
+    return torch.stack([_NAMES_WEIGHT * names, places])
+
+
+def pairwise_overlap(one: Tensor, other: Tensor) -> Tensor:
+    """Intersection over union of boxes (..., 4), each with its counterpart: left, top, right, bottom."""
+    inner = (torch.minimum(one, other)[..., 2:] - torch.maximum(one, other)[..., :2]).clamp(min=0).prod(-1)
+    areas = [(boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1) for boxes in (one, other)]
+    return inner / (areas[0] + areas[1] - inner).clamp(min=1e-6)
+
+
+def build_tokenizer(names: Sequence[str]) -> Any:
+    """BERT's, with the names' words; any other is spelled in letters."""
+    from transformers import BertTokenizer
+
+    taken = dict(_SPECIAL)
+    taken |= {sign: _FIRST_SIGN + i for i, sign in enumerate("!\"#$%&'()*+,-./0123456789:;<=>?@[\\]^_`")}
+    letters = string.ascii_lowercase
+    words = sorted({word for name in names for word in name.lower().split()} - set(letters))
+    others = [*letters, *(f"##{letter}" for letter in letters + string.digits), *words]
+    taken |= {token: _FIRST_LETTER + i for i, token in enumerate(others)}
+    of_number = {number: token for token, number in taken.items()}
+    return BertTokenizer(
+        vocab={of_number.get(number, f"[unused{number}]"): number for number in range(max(of_number) + 1)}
+    )
+
+
+class _Names:
+    """What the detector is asked, as tokens.
+
+    Args:
+        tokenizer: of `build_tokenizer`.
+        names: of objects.
+        device: where the tokens lie.
+
+    Attributes:
+        wanted: (names, tokens) bool, which tokens are the name's own.
+    """
+
+    def __init__(self, tokenizer: Any, names: Sequence[str], device: torch.device) -> None:
+        encoded = tokenizer([as_caption(name) for name in names], padding=True, return_tensors="pt")
+        self._tokens = {key: value.to(device) for key, value in encoded.items()}
+        marks = torch.tensor([tokenizer.convert_tokens_to_ids(token) for token in ("[PAD]", "[CLS]", "[SEP]", ".")])
+        self.wanted = ~torch.isin(self._tokens["input_ids"], marks.to(device))
+
+    def tokens(self, index: Tensor) -> dict[str, Tensor]:
+        """The model's text inputs for names given by their number."""
+        return {key: value[index] for key, value in self._tokens.items()}
+
+
+def measure_detector(folder: Path, crops: Sequence[MeasuredCrop], device: torch.device) -> dict[str, Any]:
+    """How well the saved detector does on squares it was not trained on, through the code that uses it.
+
+    Args:
+        folder: written by `train_detector`.
+        crops: with and without an object.
+        device: where to run.
+
+    Returns:
+        `held_out`, the number of squares; `box_iou`, the mean overlap of the surest box with the true one; and by
+        threshold, 0..1: `recall`, squares where something is found that overlaps the object by half; `false_alarms`,
+        those where something is found in the street without the object; `wrong_names`, those where the object is taken
+        for the next name in the alphabet.
+    """
+    detector = load_detector(str(folder)).to(device)
+    names = sorted({crop.name for crop in crops})
+
+    def best(name: str, images: list[np.ndarray]) -> list[Detection | None]:
+        inputs = [detector.prepare(image) for image in images]
+        found = detector.detect(inputs, [image.shape[:2] for image in images], name, 0.0, min(THRESHOLDS), 1.0)
+        return [max(each, key=lambda one: one.score if one.phrase else 0.0, default=None) for each in found]
+
+    overlaps, scores, alarms, mistakes = [], [], [], []
+    for number, name in enumerate(names):
+        mine = [crop for crop in crops if crop.name == name]
+        for crop, detection in zip(mine, best(name, [crop.image for crop in mine]), strict=True):
+            overlaps.append(
+                float(pairwise_overlap(torch.tensor(detection.box), torch.tensor(crop.box))) if detection else 0.0
+            )
+            scores.append(named_score(detection))
+        alarms += map(named_score, best(name, [crop.empty for crop in mine]))
+        mistakes += map(named_score, best(names[(number + 1) % len(names)], [crop.image for crop in mine]))
+    found = np.array(scores) * (np.array(overlaps) >= 0.5)
+
+    def above(values: Any) -> dict[str, float]:
+        return {str(limit): round(float((np.array(values) > limit).mean()), 4) for limit in THRESHOLDS}
+
+    return {
+        "held_out": len(crops),
+        "box_iou": round(float(np.mean(overlaps)), 4),
+        "recall": above(found),
+        "false_alarms": above(alarms),
+        "wrong_names": above(mistakes) if len(names) > 1 else {},
+    }
+
+
+def named_score(detection: Detection | None) -> float:
+    """The score of a detection that names the object; 0 where there is none."""
+    return detection.score if detection and detection.phrase else 0.0

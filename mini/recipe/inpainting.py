@@ -1,0 +1,331 @@
+"""The small inpainting model: the small Stable Diffusion's UNet, taught to draw a named object into a box."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genval.diffusion.inpainting import save_inpainting
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_image, read_jsonl
+from genval.runtime.progress import progress_bar
+from genval.runtime.seeds import item_seed
+from mini.recipe.autoencoder import to_model_range
+from mini.recipe.diffusion import update_average
+from mini.recipe.views import held_out, progress
+
+CONTEXT = 1.5  # a crop's side over its box's, as ood_objects/sd_inpaint.py cuts it
+
+
+@dataclass(frozen=True)
+class InpaintingRecipe:
+    """Crops and schedule."""
+
+    size: int = 128  # pixels a side of a crop
+    variants: int = 4  # crops of each picture
+    least_side: float = 0.15  # of the frame's height: smaller objects would be a blur in the crop
+    most_room: float = 1.5  # the box's side over the object's, at most
+    steps: int = 6000
+    seconds: float | None = None  # end after this time even if steps remain
+    batch_size: int = 128
+    learning_rate: float = 4e-4
+    warmup: float = 0.03  # share of the schedule
+    ema: float = 0.998
+    bare_names: float = 0.4  # share of prompts that are the object's name alone, as in refining
+    prompt_dropout: float = 0.12  # trains the unconditional branch that classifier-free guidance needs
+    kept_weight: float = 0.2  # of the loss outside the box, where the answer is in the input
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ObjectCrops:
+    """Squares of streets around an object.
+
+    Attributes:
+        images: (N, 3, S, S) uint8 RGB.
+        boxes: (N, 4) int64 top, left, bottom, right of the box to be drawn in, pixels of the crop.
+        texts: N prompts, "a photo of a lion".
+        names: N names, "lion".
+        apart: (N,) bool, those to measure on.
+    """
+
+    images: Tensor
+    boxes: Tensor
+    texts: list[str]
+    names: list[str]
+    apart: Tensor
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def load_object_crops(data_dir: Path, recipe: InpaintingRecipe, limit: int | None, workers: int) -> ObjectCrops:
+    """Cut squares around the objects of `data_dir/training/objects.jsonl`, some of them mirrored.
+
+    The box is up to `most_room` times as large as the object and lies around it anyhow; the square is `CONTEXT` times
+    as large as the box, with the box in its middle unless the frame ends before.
+
+    Raises:
+        GenValError: the list is missing or has no object that is large enough, or a file cannot be read.
+    """
+    path = data_dir / "training/objects.jsonl"
+    records: list[dict[str, Any]] = read_jsonl(path) if path.is_file() else []
+    records = [line for line in records if line["object"]][:limit]
+    heights = {read_image(data_dir / line["image"]).shape[0] for line in records[:1]}
+    records = [line for line in records if line["box"][2] >= recipe.least_side * max(heights)]
+    if not records:
+        raise GenValError(
+            f"{path} is missing or lists no object of at least {recipe.least_side:.0%} of the picture's height. "
+            f"Make the data first: python mini/render.py --out {data_dir} --training_objects 8000"
+        )
+    images = np.empty((len(records), recipe.variants, 3, recipe.size, recipe.size), np.uint8)
+    boxes = np.empty((len(records), recipe.variants, 4), np.int64)
+
+    def load(index: int) -> None:
+        record = records[index]
+        frame = read_image(data_dir / record["image"])
+        rng = random.Random(item_seed(recipe.seed, record["image"]))
+        for variant in range(recipe.variants):
+            crop, boxes[index, variant] = cut_crop(frame, record["box"], recipe, rng)
+            images[index, variant] = crop.transpose(2, 0, 1)
+
+    with ThreadPoolExecutor(workers) as pool, progress_bar(len(records), f"read {path.name}") as bar:
+        for _ in pool.map(load, range(len(records))):
+            bar.update()
+    return ObjectCrops(
+        torch.from_numpy(images).flatten(0, 1),
+        torch.from_numpy(boxes).flatten(0, 1),
+        [line["text"] for line in records for _ in range(recipe.variants)],
+        [line["object"] for line in records for _ in range(recipe.variants)],
+        held_out(len(records)).repeat_interleave(recipe.variants),
+    )
+
+
+def cut_crop(
+    frame: np.ndarray, square: Sequence[int], recipe: InpaintingRecipe, rng: random.Random
+) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """A crop around an object and the box in it.
+
+    Args:
+        frame: (H, W, 3) uint8.
+        square: top, left, side around the object, pixels of the frame.
+        recipe: the crop's size, and how much room the box leaves.
+        rng: of the draw.
+
+    Returns:
+        (size, size, 3) uint8, and top, left, bottom, right of the box in it.
+    """
+    height, width = frame.shape[:2]
+    top, left, side = square
+    box = min(round(side * rng.uniform(1, recipe.most_room)), int(height / CONTEXT))
+    crop = round(CONTEXT * box)
+    box_top, box_left = (
+        min(max(start - rng.randint(0, max(box - side, 0)), 0), end - box)
+        for start, end in ((top, height), (left, width))
+    )
+    crop_top, crop_left = (
+        min(max(start - (crop - box) // 2, 0), end - crop) for start, end in ((box_top, height), (box_left, width))
+    )
+    pixels = frame[crop_top : crop_top + crop, crop_left : crop_left + crop]
+    shrinks = crop > recipe.size
+    pixels = cv2.resize(
+        pixels, (recipe.size, recipe.size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    )
+    scale = recipe.size / crop
+    y0, x0 = round((box_top - crop_top) * scale), round((box_left - crop_left) * scale)
+    y1, x1 = (min(start + round(box * scale), recipe.size) for start in (y0, x0))
+    if rng.random() < 0.5:
+        return pixels[:, ::-1], (y0, recipe.size - x1, y1, recipe.size - x0)
+    return pixels, (y0, x0, y1, x1)
+
+
+def train_inpainting(
+    crops: ObjectCrops,
+    base: Path,
+    recipe: InpaintingRecipe,
+    output: Path,
+    device: torch.device,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Go on from the UNet and text encoder in `base`; save a folder that borrows the rest from there, in fp16.
+
+    The UNet's first convolution gets five channels more, the mask and the latents of the picture without the box, at
+    first with zero weights (Rombach et al., 2022, section 4.5). The text encoder is trained along, for the base has
+    never read an object's name.
+
+    Args:
+        crops: from `load_object_crops`.
+        base: a Stable Diffusion folder.
+        recipe: size and schedule.
+        output: folder to write, as `genval.diffusion.inpainting.save_inpainting` does.
+        device: where to train.
+        log: takes a line of text.
+
+    Returns:
+        Figures: last smoothed loss, and inside the box of held-out crops with the right name, with another and with
+        none; parameters, steps, images a second, seconds.
+    """
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(recipe.seed)
+    vae = AutoencoderKL.from_pretrained(base / "vae").float().to(device).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder").float().to(device)
+    unet = widened(UNet2DConditionModel.from_pretrained(base / "unet").float())
+    unet = unet.to(device, memory_format=torch.channels_last)
+    scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
+    prompts = [*sorted({*crops.texts, *crops.names}), ""]
+    limit = tokenizer.model_max_length
+    ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
+    trained = torch.nn.ModuleDict({"unet": unet, "text": text_encoder}).train()
+    average = copy.deepcopy(trained).requires_grad_(False).eval()
+    task = _Task(vae, crops, prompts, ids["input_ids"].to(device), scheduler.alphas_cumprod.to(device), recipe)
+    optimiser = torch.optim.AdamW(trained.parameters(), lr=0.0, weight_decay=1e-2, fused=device.type == "cuda")
+    inside = (~crops.apart).nonzero()[:, 0].to(device)
+    generator = torch.Generator(device).manual_seed(recipe.seed)
+    smoothed = torch.zeros((), device=device)
+    start, step = time.perf_counter(), 0
+    while (done := progress(step, recipe.steps, start, recipe.seconds)) < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = (
+                recipe.learning_rate * min(1.0, done / recipe.warmup) * (0.5 + 0.5 * float(np.cos(np.pi * done)))
+            )
+        chosen = inside[torch.randint(len(inside), (recipe.batch_size,), generator=generator, device=device)]
+        errors, masks = task.errors(trained, chosen, task.draw_prompts(chosen, generator), generator)
+        loss = (errors * (masks + recipe.kept_weight * (1 - masks))).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0, foreach=True)
+        optimiser.step()
+        update_average(average, trained, min(recipe.ema, (step + 1) / (step + 10)))
+        smoothed = smoothed.lerp(loss.detach(), max(0.02, 1 / (step + 1)))
+        if step % 250 == 0:
+            log(f"inpainting step {step} loss {smoothed.item():.4f} {time.perf_counter() - start:.0f} s")
+        step += 1
+    seconds = time.perf_counter() - start
+
+    figures = {"loss": round(smoothed.item(), 4)} | task.measure(average, crops.apart.nonzero()[:, 0].to(device))
+    shared = Path(os.path.relpath(base, output)).as_posix()
+    save_inpainting(average["unet"], output, shared, text_encoder=average["text"])
+    return figures | {
+        "unet_parameters": sum(p.numel() for p in unet.parameters()),
+        "text_parameters": sum(p.numel() for p in text_encoder.parameters()),
+        "crops": len(inside),
+        "steps": step,
+        "images_per_second": round(step * recipe.batch_size / seconds, 1),
+        "seconds": round(seconds, 1),
+    }
+
+
+def widened(unet: Any) -> Any:
+    """The UNet for 4 noisy latents, 1 mask and 4 latents of the masked picture: the new inputs have zero weights."""
+    from diffusers import UNet2DConditionModel
+
+    channels = unet.config.in_channels
+    # Entries with an underscore are diffusers' own notes, one of which would put the default number back.
+    config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    wide = UNet2DConditionModel.from_config({**config, "in_channels": 2 * channels + 1})
+    state = unet.state_dict()
+    weight = torch.zeros_like(wide.conv_in.weight)
+    weight[:, :channels] = state["conv_in.weight"]
+    wide.load_state_dict(state | {"conv_in.weight": weight})
+    return wide
+
+
+class _Task:
+    """What the model is asked and what it should answer; all crops are encoded once.
+
+    Args:
+        vae: encodes the crops.
+        crops: the data.
+        prompts: what can be asked, the empty prompt last.
+        ids: (P, tokens) of the prompts.
+        alphas: the schedule's cumulative products.
+        recipe: shares of the prompts.
+    """
+
+    def __init__(
+        self, vae: Any, crops: ObjectCrops, prompts: list[str], ids: Tensor, alphas: Tensor, recipe: InpaintingRecipe
+    ) -> None:
+        self._ids, self._alphas, self._recipe = ids, alphas, recipe
+        device = ids.device
+        row = {prompt: number for number, prompt in enumerate(prompts)}
+        self._texts, self._names = (
+            torch.tensor([row[text] for text in texts], device=device) for texts in (crops.texts, crops.names)
+        )
+        self._none = row[""]
+        clean, masks, masked = [], [], []
+        for at in range(0, len(crops), 256):
+            part = slice(at, at + 256)
+            pixels = to_model_range(crops.images[part].to(device))
+            hidden = box_masks(crops.boxes[part].to(device), recipe.size)
+            clean.append(_encode(vae, pixels))
+            masked.append(_encode(vae, pixels * (1 - hidden)))
+            masks.append(F.interpolate(hidden, clean[-1].shape[-2:]).half())
+        self._clean, self._masks, self._masked = (torch.cat(parts) for parts in (clean, masks, masked))
+
+    def draw_prompts(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows of the prompts for crops (B,): a sentence, a name alone, or nothing."""
+        draw = torch.rand(2, len(chosen), generator=generator, device=chosen.device)
+        rows = torch.where(draw[0] < self._recipe.bare_names, self._names[chosen], self._texts[chosen])
+        return torch.where(draw[1] < self._recipe.prompt_dropout, self._none, rows)
+
+    def errors(self, models: Any, chosen: Tensor, prompts: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Squared errors of the velocity (B, C, h, w) at random times, and the masks (B, 1, h, w), float32."""
+        device = chosen.device
+        clean, masks, masked = (part[chosen].float() for part in (self._clean, self._masks, self._masked))
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        times = torch.randint(len(self._alphas), (len(chosen),), generator=generator, device=device)
+        signal, sigma = (part[times].sqrt().view(-1, 1, 1, 1) for part in (self._alphas, 1 - self._alphas))
+        given = torch.cat([signal * clean + sigma * noise, masks, masked], 1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            states = models["text"](self._ids).last_hidden_state[prompts]  # fewer prompts than crops: all of them
+            predicted = models["unet"](given, times, states).sample
+        return (predicted.float() - (signal * noise - sigma * clean)).square(), masks
+
+    @torch.no_grad()
+    def measure(self, models: Any, chosen: Tensor) -> dict[str, float]:
+        """Mean squared error inside the box with the right name, another one and none, with the same noise."""
+        if not len(chosen):
+            return {}
+        other = self._texts[chosen.roll(self._recipe.variants * max(1, len(chosen) // 2 // self._recipe.variants))]
+        asked = {"right": self._texts[chosen], "other": other, "none": torch.full_like(chosen, self._none)}
+        figures = {}
+        for name, prompts in asked.items():
+            generator = torch.Generator(chosen.device).manual_seed(0)
+            total, count = 0.0, 0.0
+            for part, rows in zip(chosen.split(256), prompts.split(256), strict=True):
+                errors, masks = self.errors(models, part, rows, generator)
+                total += float((errors * masks).sum())
+                count += float(masks.sum()) * errors.shape[1]
+            figures[f"box_loss_{name}_name"] = round(total / count, 4)
+        return figures
+
+
+def box_masks(boxes: Tensor, size: int) -> Tensor:
+    """(B, 1, size, size) float32, 1 inside boxes (B, 4) of top, left, bottom, right."""
+    line = torch.arange(size, device=boxes.device)
+    top, left, bottom, right = boxes.unsqueeze(-1).unbind(1)
+    rows, columns = (line >= top) & (line < bottom), (line >= left) & (line < right)
+    return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1).float()
+
+
+@torch.no_grad()
+def _encode(vae: Any, pixels: Tensor) -> Tensor:
+    """Posterior means (B, C, h, w) float16 of pixels (B, 3, H, W) float32, -1..1."""
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.is_cuda):
+        return (vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor).half()

@@ -1,0 +1,284 @@
+"""What the detector and the outliner train on: squares cut around objects on streets, as ood_objects/ cuts them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_image, read_jsonl, read_mask
+from genval.runtime.progress import progress_bar
+
+# The normalisation of GroundingDINO and Segment Anything, on the scale 0..1.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+# The longer side of an object as a share of the square it is cut out with, and the least square as one of the picture.
+_SMALLEST, _LARGEST = 0.3, 1.0
+_LEAST = 0.18
+_CUT = 0.06  # of the object's side may be outside the square
+_GAIN, _SHIFT = 0.2, 0.1  # of the contrast and the brightness, and half of it for each colour
+_NOISE = 0.03  # deviation of the pixels' noise, at most
+
+
+@dataclass(frozen=True)
+class ObjectPictures:
+    """Streets with one object each, as high as they are and as wide, around the object.
+
+    Attributes:
+        images: (N, 3, S, S) uint8 RGB.
+        clean: the same without the object.
+        masks: (N, 1, S, S) uint8, 255 where the object is seen.
+        boxes: (N, 4) float32, its left, top, right and bottom.
+        names: N names of objects.
+    """
+
+    images: Tensor
+    clean: Tensor
+    masks: Tensor
+    boxes: Tensor
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def part(self, chosen: Tensor) -> ObjectPictures:
+        """Those that a bool (N,) chooses."""
+        names = [name for name, keep in zip(self.names, chosen.tolist(), strict=True) if keep]
+        return ObjectPictures(self.images[chosen], self.clean[chosen], self.masks[chosen], self.boxes[chosen], names)
+
+    def to(self, device: torch.device) -> ObjectPictures:
+        moved = (tensor.to(device) for tensor in (self.images, self.clean, self.masks, self.boxes))
+        return ObjectPictures(*moved, self.names)
+
+
+def load_object_pictures(data_dir: Path, limit: int | None = None, workers: int = 8) -> ObjectPictures:
+    """Read what `data_dir/training/objects.jsonl` lists; lines without an object are passed over.
+
+    Each line is `{"image", "clean", "mask", "object"}`: a street with an object, the same street without it, where the
+    object is seen (0 and 255), and its name; paths start at `data_dir`.
+
+    Raises:
+        GenValError: the list is missing or names no object, a line lacks a field, a file cannot be read, sizes differ,
+            or a mask is empty.
+    """
+    listed = data_dir / "training/objects.jsonl"
+    records = [line for line in read_jsonl(listed) if line.get("object")][:limit] if listed.is_file() else []
+    if not records:
+        raise GenValError(f"{listed} is missing or lists no object. Make the data first: python mini/render.py --help")
+    lacking = [f"{field!r}: {line}" for line in records for field in ("image", "clean", "mask") if not line.get(field)]
+    if lacking:
+        raise GenValError(f"{listed}: a line has no field {lacking[0][:300]}")
+    height, width = read_image(data_dir / records[0]["image"]).shape[:2]
+    side = min(height, width)
+    images, clean = (np.empty((len(records), 3, side, side), np.uint8) for _ in range(2))
+    masks = np.empty((len(records), 1, side, side), np.uint8)
+    boxes = np.empty((len(records), 4), np.float32)
+
+    def load(index: int) -> None:
+        record = records[index]
+        mask = read_mask(data_dir / record["mask"])
+        pictures = [read_image(data_dir / record[field]) for field in ("image", "clean")]
+        for found in (mask, *pictures):
+            if found.shape[:2] != (height, width):
+                raise GenValError(
+                    f"{data_dir / record['image']}: it, its mask and the street without the object are not of one "
+                    f"size; expected {width}x{height} pixels, found {found.shape[1]}x{found.shape[0]}."
+                )
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if not len(rows):
+            raise GenValError(f"{data_dir / record['mask']} is empty: the picture shows no {record['object']}.")
+        box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+        left = int(np.clip((box[0] + box[2] - side) / 2, 0, width - side))
+        top = int(np.clip((box[1] + box[3] - side) / 2, 0, height - side))
+        for stack, picture in zip((images, clean), pictures, strict=True):
+            stack[index] = picture[top : top + side, left : left + side].transpose(2, 0, 1)
+        masks[index, 0] = mask[top : top + side, left : left + side]
+        boxes[index] = (box - (left, top, left, top)).clip(0, side)
+
+    with ThreadPoolExecutor(workers) as pool, progress_bar(len(records), f"read {listed.name}") as bar:
+        for _ in pool.map(load, range(len(records))):
+            bar.update()
+    names = [str(record["object"]) for record in records]
+    return ObjectPictures(*map(torch.from_numpy, (images, clean, masks, boxes)), names)
+
+
+@torch.no_grad()
+def through_autoencoder(pictures: ObjectPictures, folder: Path, device: torch.device, batch_size: int = 16) -> None:
+    """Replace every other picture, with and without its object, by what the autoencoder in `folder` makes of it.
+
+    Generated pictures come out of it; the models meet little else.
+    """
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
+    for images in (pictures.images, pictures.clean):
+        for start in range(0, len(images), 2 * batch_size):
+            chosen = slice(start, start + 2 * batch_size, 2)
+            pixels = images[chosen].to(device).float() / 127.5 - 1
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                again = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+            images[chosen] = ((again.float() + 1) * 127.5).round().clamp(0, 255).to(images.device, torch.uint8)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A batch of squares.
+
+    Attributes:
+        pixels: (B, 3, s, s) float32 RGB, normalised.
+        masks: (B, 1, s, s) float32, 1 on the object and 0 beside it; all 0 where there is none.
+        boxes: (B, 4) float32 of the object's part in the square: left, top, right, bottom, 0..1; 0 where there is none.
+    """
+
+    pixels: Tensor
+    masks: Tensor
+    boxes: Tensor
+
+
+class CropDraws:
+    """Random squares of object pictures, changed in colour and sharpness.
+
+    Args:
+        pictures: on the device where the squares are made.
+        size: of the squares, in pixels.
+        seed: of the draw.
+    """
+
+    def __init__(self, pictures: ObjectPictures, size: int, seed: int) -> None:
+        self._pictures, self._size = pictures, size
+        self._device = pictures.images.device
+        self.generator = torch.Generator(self._device).manual_seed(seed)
+        self._scale = [torch.tensor(values, device=self._device).view(1, 3, 1, 1) for values in (MEAN, STD)]
+
+    def indices(self, count: int) -> Tensor:
+        """Which pictures: int64 (count,)."""
+        return torch.randint(len(self._pictures), (count,), generator=self.generator, device=self._device)
+
+    def draw(self, index: Tensor, empty: Tensor) -> Crops:
+        """A square of each picture, with the object or, where `empty` (B,) says so, of the street without it."""
+        pictures, side = self._pictures, self._pictures.images.shape[-1]
+        squares = draw_squares(pictures.boxes[index], side, self.generator)
+        flips = torch.where(self._uniform(len(index)) < 0.5, 1.0, -1.0)
+        streets = torch.where(empty.view(-1, 1, 1, 1), pictures.clean[index], pictures.images[index])
+        pixels = cut(streets.float() / 255, squares, self._size, flips)
+        masks = (cut(pictures.masks[index].float() / 255, squares, self._size, flips) > 0.5).float()
+        masks = masks * (~empty).view(-1, 1, 1, 1)
+        mean, std = self._scale
+        return Crops((self._changed(pixels) - mean) / std, masks, mask_boxes(masks))
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator, device=self._device)
+
+    def _changed(self, pixels: Tensor) -> Tensor:
+        """Pictures 0..1 of another light, some of them blurred, with noise."""
+        count, size = len(pixels), self._size
+        coarse = F.interpolate(pixels, (size // 2, size // 2), mode="area")
+        coarse = F.interpolate(coarse, (size, size), mode="bilinear", align_corners=False)
+        pixels = pixels.lerp(coarse, (1.5 * self._uniform(count, 1, 1, 1) - 0.5).clamp(min=0))
+        gain = 1 + _GAIN * (2 * self._uniform(count, 1, 1, 1) - 1) + _GAIN / 2 * (2 * self._uniform(count, 3, 1, 1) - 1)
+        level = pixels.mean((1, 2, 3), keepdim=True)
+        pixels = (pixels - level) * gain + level + _SHIFT * (2 * self._uniform(count, 1, 1, 1) - 1)
+        noise = torch.randn(pixels.shape, generator=self.generator, device=self._device)
+        return (pixels + _NOISE * self._uniform(count, 1, 1, 1) * noise).clamp(0, 1)
+
+
+def draw_squares(boxes: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """A square around each object, which fills 30 to 100 % of its side and may stick out by 6 % of its own.
+
+    Around small objects squares stay large: ood_objects/ puts objects in squares of a quarter of the frame and more.
+
+    Args:
+        boxes: (B, 4) left, top, right, bottom in pixels.
+        side: of the picture; squares lie inside it.
+        generator: of the draw.
+
+    Returns:
+        (B, 3) float32: left, top, side.
+    """
+    draw = torch.rand(len(boxes), 3, generator=generator, device=boxes.device)
+    extent = (boxes[:, 2:] - boxes[:, :2]).amax(1)
+    squares = (extent / (_SMALLEST + (_LARGEST - _SMALLEST) * draw[:, 0])).clamp(_LEAST * side, side)
+    slack = _CUT * extent
+    starts = []
+    for axis in (0, 1):
+        low, high = boxes[:, axis + 2] - squares - slack, boxes[:, axis] + slack
+        starts.append((low + (high - low) * draw[:, axis + 1]).clamp(min=0).minimum(side - squares))
+    return torch.stack([*starts, squares], 1)
+
+
+def cut(maps: Tensor, squares: Tensor, size: int, flips: Tensor) -> Tensor:
+    """Squares of float maps (B, C, S, S), resized to `size` bilinearly; mirrored where `flips` (B,) is -1 and not 1.
+
+    Args:
+        maps: pictures.
+        squares: (B, 3) left, top, side in pixels.
+        size: of the result's sides.
+        flips: 1 or -1.
+    """
+    side = maps.shape[-1]
+    left, top, extent = squares.unbind(1)
+    warp = torch.zeros(len(maps), 2, 3, device=maps.device)
+    warp[:, 0, 0], warp[:, 1, 1] = flips * extent / side, extent / side
+    warp[:, 0, 2], warp[:, 1, 2] = (2 * left + extent) / side - 1, (2 * top + extent) / side - 1
+    grid = F.affine_grid(warp, [len(maps), maps.shape[1], size, size], align_corners=False)
+    return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Left, top, right, bottom (B, 4), 0..1 of the side, of masks (B, 1, s, s) of 0 and 1; 0 where a mask is empty."""
+    size = masks.shape[-1]
+    sides = []
+    for axis in (2, 3):  # of the columns, of the rows
+        line = masks[:, 0].amax(axis - 1)
+        first, last = line.argmax(1), size - line.flip(1).argmax(1)
+        sides.append((first, last))
+    (left, right), (top, bottom) = sides
+    boxes = torch.stack([left, top, right, bottom], 1) / size
+    return boxes * masks.amax((1, 2, 3)).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class MeasuredCrop:
+    """A square as ood_objects/get_masks.py sees it: `image` RGB uint8 (s, s, 3), with the object or without.
+
+    Attributes:
+        image: of the street with the object.
+        empty: the same place without it.
+        mask: bool (s, s), where the object is.
+        name: of the object.
+    """
+
+    image: np.ndarray
+    empty: np.ndarray
+    mask: np.ndarray
+    name: str
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of the object in pixels."""
+        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
+        return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def measured_crops(pictures: ObjectPictures, seed: int = 0) -> list[MeasuredCrop]:
+    """A square of each picture to measure on, of whole pixels and not changed."""
+    generator = torch.Generator().manual_seed(seed)
+    squares = draw_squares(pictures.boxes.cpu(), pictures.images.shape[-1], generator).round().int().tolist()
+    crops = []
+    for index, (left, top, side) in enumerate(squares):
+        rows, columns = slice(top, top + side), slice(left, left + side)
+        image, empty = (
+            stack[index, :, rows, columns].cpu().numpy().transpose(1, 2, 0)
+            for stack in (pictures.images, pictures.clean)
+        )
+        mask = pictures.masks[index, 0, rows, columns].cpu().numpy() > 127
+        crops.append(
+            MeasuredCrop(np.ascontiguousarray(image), np.ascontiguousarray(empty), mask, pictures.names[index])
+        )
+    return crops

@@ -1,0 +1,24 @@
+"""The benchmark of OOD detection runs, and both ways agree."""
+
+import subprocess
+import sys
+
+import pytest
+
+from genval.runtime.paths import REPO_ROOT
+
+
+@pytest.mark.slow
+def test_levels_and_single_pixels_agree_with_the_published_procedure():
+    command = [sys.executable, "benchmarks/ood_arithmetic.py", "--height", "64", "--width", "128", "--repeats", "2"]
+    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:5]]
+    assert [row[0].partition(",")[0] for row in rows] == [
+        "figures of 3 scores",
+        "figures of 3 scores",
+        "the same from logits",
+    ]
+    levels, exact, from_logits = (float(row[4]) for row in rows)
+    assert exact < 1e-12 < levels < 1e-2 and from_logits < 1e-2
+    assert all(float(row[3]) > 1 for row in rows)

@@ -1,0 +1,249 @@
+"""Runs that put objects into frames and refine them, on a random model of 0.2 million parameters."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from genval.datasets.items import find_items
+from genval.datasets.ood_objects import Box, find_object_pictures, object_folder
+from genval.datasets.placement import PlacementConfig
+from genval.diffusion import inpainting_run
+from genval.diffusion.inpainting import InpaintingConfig, load_inpainting
+from genval.diffusion.inpainting_run import (
+    ObjectItem,
+    ObjectRun,
+    RefinementRun,
+    check_folder,
+    plan_objects,
+    plan_refinements,
+)
+from genval.diffusion.pieces import Pieces
+from genval.diffusion.pipelines import StableDiffusion
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_image, read_mask
+
+TEMPLATE = "A photo of {article} {object}"
+NAMES = ["lion", "elephant", "../x"]
+RECORD = {"run_seed": 0, "steps": 1}
+
+
+@pytest.fixture(scope="module")
+def model(inpainting_folder: Path) -> StableDiffusion:
+    return load_inpainting(inpainting_folder)
+
+
+def object_run(folder: Path, model: StableDiffusion, city: Path, **settings: Any) -> ObjectRun:
+    frames = find_items("Cityscapes", root=city)
+    config = settings.pop("config", InpaintingConfig(1, 1.0))
+    return ObjectRun(folder, model, config, RECORD, frames, PlacementConfig(**settings), 16)
+
+
+@pytest.fixture(scope="module")
+def drawn(model: StableDiffusion, city_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "with_positions"
+    object_run(folder, model, city_folder).make(plan_objects(NAMES, 3, TEMPLATE, 0), 4, workers=1)
+    return folder
+
+
+def contents(folder: Path, manifest: bool = False) -> dict[str, bytes]:
+    files = [file for file in folder.rglob("*") if file.is_file() and (manifest or file.suffix != ".jsonl")]
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
+def test_items_keep_their_seeds_whatever_is_asked_for_besides() -> None:
+    items = {item.id: item for item in plan_objects(["zebra", *NAMES, "lion"], 5, TEMPLATE, 0)}
+    assert len(items) == 20
+    for item in plan_objects(NAMES, 3, TEMPLATE, 0):
+        assert items[item.id] == item
+    assert items["elephant/0"].prompt == "A photo of an elephant"
+    assert len({item.seed for item in items.values()}) == 20
+    assert plan_objects(["lion"], 1, TEMPLATE, 1)[0].seed != items["lion/0"].seed
+
+
+def test_files_are_the_published_ones(drawn: Path, city_folder: Path) -> None:
+    folders = [object_folder(name) for name in NAMES]
+    expected = {
+        f"{folder}/{i}{end}" for folder in folders for i in range(3) for end in (".png", "_gt.png", "_pos.json")
+    }
+    assert contents(drawn).keys() == expected
+    frames = {item.id: item for item in find_items("Cityscapes", root=city_folder)}
+    for line in lines(drawn):
+        image = read_image(drawn / line["image"])
+        source = frames[line["source"]]
+        assert np.array_equal(read_mask(drawn / line["gt"]), read_mask(source.mask))
+        number = line["id"].rpartition("/")[2]
+        place = json.loads((drawn / line["position"]).read_text())
+        box = Box(**line["box"])
+        assert place == {f"{number}.png": {"pos_mask": [box.top, box.left], "size_mask": box.side}}
+        assert 8 <= box.side <= 16 and line["crop"]["top"] >= 8 and line["placement"] == "published"
+        changed = np.any(image != read_image(source.image), axis=-1)
+        changed[box.top : box.top + box.side, box.left : box.left + box.side] = False
+        assert not changed.any()
+        assert line["frame"] == [32, 64] and line["run_seed"] == 0 and line["retries"] == 0
+    assert {line["object"] for line in lines(drawn)} == set(NAMES)
+    assert {picture.object for picture in find_object_pictures(drawn, drawn)} == set(NAMES)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
+) -> None:
+    folder, items = tmp_path / "again", plan_objects(NAMES, 3, TEMPLATE, 0)
+    object_run(folder, model, city_folder).make(items[:4], 4, workers=1)
+    (folder / "lion/1_pos.json").unlink()
+    (folder / "lion/2.png").unlink()
+    run = object_run(folder, model, city_folder)
+    assert run.make(items, 4, workers=2) == 7
+    assert contents(folder) == contents(drawn)
+    assert run.make(items, 4) == 0
+    assert run.make(items[:2], 4, overwrite=True) == 2
+    assert contents(folder).keys() == contents(drawn).keys()
+
+
+def test_processes_share_all_batches(drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path) -> None:
+    """Three objects of three over two processes: none is dropped."""
+    items = plan_objects(NAMES, 3, TEMPLATE, 0)
+    made = [object_run(tmp_path, model, city_folder).make(items, 4, 1, rank, 2) for rank in range(2)]
+    assert made == [5, 4] and contents(tmp_path) == contents(drawn)
+
+
+def test_another_batch_size_changes_rounding_alone(
+    drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
+) -> None:
+    object_run(tmp_path, model, city_folder).make(plan_objects(NAMES, 3, TEMPLATE, 0), 2)
+    for name in contents(drawn):
+        if name.endswith("_gt.png") or name.endswith(".json"):
+            assert (tmp_path / name).read_bytes() == (drawn / name).read_bytes()
+        else:
+            difference = read_image(tmp_path / name).astype(int) - read_image(drawn / name)
+            assert np.abs(difference).max() <= 1
+
+
+def test_memory_that_is_full_makes_batches_smaller(
+    drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = inpainting_run.inpaint
+
+    def small(denoiser: Any, batch: Any, *others: Any) -> Any:
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError
+        return real(denoiser, batch, *others)
+
+    monkeypatch.setattr(inpainting_run, "inpaint", small)
+    run = object_run(tmp_path, model, city_folder)
+    assert run.make(plan_objects(["lion"], 3, TEMPLATE, 0), 3) == 3
+    assert run._pieces is not None and run._pieces.rows == 1
+    with pytest.raises(GenValError, match="does not fit into the device's memory"):
+        Pieces(2).compute(2, lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()), lambda: None)
+
+
+def refinement(folder: Path, model: StableDiffusion, **settings: Any) -> RefinementRun:
+    return RefinementRun(folder, model, InpaintingConfig(3, 1.0, 0.65), RECORD, 16, **settings)
+
+
+def refinements(drawn: Path) -> list[ObjectItem]:
+    return plan_refinements(find_object_pictures(drawn, drawn), "{object}", 0)
+
+
+def test_refinement_touches_the_crop_alone(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
+    items = refinements(drawn)
+    assert items[0].prompt == "elephant" and not {item.seed for item in items} & {line["seed"] for line in lines(drawn)}
+    assert refinement(tmp_path, model).make(items, 4, workers=1) == 9
+    for line in lines(tmp_path):
+        before, after = read_image(drawn / line["image"]), read_image(tmp_path / line["image"])
+        changed = np.any(before != after, axis=-1)
+        assert changed.any()
+        crop, box = line["crop"], line["box"]
+        assert crop["height"] == crop["width"] == min(32, int(1.5 * box["side"]))
+        changed[crop["top"] : crop["top"] + crop["height"], crop["left"] : crop["left"] + crop["width"]] = False
+        assert not changed.any()
+    assert refinement(tmp_path, model).make(items, 4) == 0
+
+
+def test_a_picture_that_was_drawn_anew_is_refined_anew(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
+    shutil.copytree(drawn, tmp_path / "drawn")
+    items = refinements(tmp_path / "drawn")
+    refinement(tmp_path / "refined", model).make(items, 4)
+    file = tmp_path / "drawn" / f"{items[0].id}.png"
+    cv2.imwrite(str(file), 255 - cv2.imread(str(file)))
+    assert refinement(tmp_path / "refined", model).make(items, 4) == 1
+
+
+def test_the_published_refinement_draws_the_whole_frame(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
+    refinement(tmp_path, model, whole_frame=True).make(refinements(drawn)[:2], 2)
+    for line in lines(tmp_path):
+        before, after = read_image(drawn / line["image"]), read_image(tmp_path / line["image"])
+        assert after.shape == before.shape and np.any(before != after, axis=-1).mean() > 0.9
+        assert line["crop"] == {"top": 0, "left": 0, "height": 32, "width": 64}
+
+
+def test_whole_frames_of_other_sizes_are_refused(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
+    shutil.copytree(drawn, tmp_path / "drawn")
+    items = refinements(tmp_path / "drawn")[:2]
+    file = tmp_path / "drawn" / f"{items[0].id}.png"
+    cv2.imwrite(str(file), cv2.resize(cv2.imread(str(file)), (80, 48)))
+    with pytest.raises(GenValError, match=r"several sizes .*64x32, 80x48.*--whole_frame"):
+        refinement(tmp_path / "refined", model, whole_frame=True).make(items, 2)
+    cv2.imwrite(str(file), cv2.resize(cv2.imread(str(file)), (66, 34)))
+    with pytest.raises(GenValError, match=r"0\.png: .*multiples of 8, found 34x66.*--whole_frame"):
+        refinement(tmp_path / "refined", model, whole_frame=True).make(items, 2)
+
+
+@pytest.mark.parametrize("settings", [{"context": 0.5}, {"feather": -1.0}, {"feather": float("nan")}])
+def test_settings_of_a_crop_that_make_no_sense_are_refused(
+    settings: dict[str, float], model: StableDiffusion, tmp_path: Path
+) -> None:
+    with pytest.raises(GenValError, match=f"--{next(iter(settings))}"):
+        refinement(tmp_path, model, **settings)
+
+
+def test_bad_input_is_an_error_and_writes_nothing(
+    drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(city_folder, tmp_path / "city")
+    mask = next((tmp_path / "city/gtFine/val").rglob("*.png"))
+    for file in (tmp_path / "city/gtFine/val").rglob("*.png"):
+        cv2.imwrite(str(file), np.zeros((8, 8), np.uint8))
+    with pytest.raises(GenValError, match=r"is 64x32 but its mask .* is 8x8"):
+        object_run(tmp_path / "out", model, tmp_path / "city").make(plan_objects(NAMES, 1, TEMPLATE, 0), 2)
+    for file in (tmp_path / "city").rglob("*/val/*/*.png"):
+        cv2.imwrite(str(file), np.zeros((32, 20) if file.parts[-4] == "gtFine" else (32, 20, 3), np.uint8))
+    with pytest.raises(GenValError, match="too small for a crop of 24 pixels"):
+        object_run(tmp_path / "out", model, tmp_path / "city").make(plan_objects(NAMES, 1, TEMPLATE, 0), 2)
+    mask.write_bytes(b"no mask")
+    assert not list((tmp_path / "out").rglob("*.png"))
+    shutil.copytree(drawn, tmp_path / "drawn")
+    items = refinements(tmp_path / "drawn")
+    assert items[0].picture is not None
+    place = {f"{items[0].picture.number}.png": {"pos_mask": [30, 0], "size_mask": 8}}
+    items[0].picture.position.write_text(json.dumps(place))
+    with pytest.raises(GenValError, match="is not inside"):
+        refinement(tmp_path / "refined", model).make(items, 4)
+    assert not list((tmp_path / "refined").rglob("*.png"))
+
+
+def test_pictures_of_other_settings_are_not_gone_on_with(drawn: Path, tmp_path: Path) -> None:
+    shutil.copytree(drawn, tmp_path / "drawn")
+    folder, items = tmp_path / "drawn", plan_objects(NAMES, 4, TEMPLATE, 0)
+    with pytest.raises(GenValError, match=r"holds pictures but no settings\.json: it was not made by sd_inpaint\.py"):
+        check_folder(folder, items, RECORD, "sd_inpaint.py", False)
+    (folder / "settings.json").write_text("{}")
+    check_folder(folder, items, RECORD, "sd_inpaint.py", False)
+    with pytest.raises(GenValError, match=r"lion/0\.png was made with steps 1 \(now 2\)\. Give --overwrite"):
+        check_folder(folder, items, {**RECORD, "steps": 2}, "sd_inpaint.py", False)
+    other = plan_objects(["lion"], 1, "{object} at night", 0)
+    with pytest.raises(GenValError, match="prompt A photo of a lion"):
+        check_folder(folder, other, RECORD, "sd_inpaint.py", False)
+    check_folder(folder, other, {"steps": 3}, "sd_inpaint.py", True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GenValError, match="is a file"):
+        check_folder(tmp_path / "file", items, RECORD, "sd_inpaint.py", False)

@@ -1,0 +1,435 @@
+"""The report's page: what is chosen, how it is encoded, what is said of what lacks, and the whole in a browser."""
+
+import base64
+import dataclasses
+import doctest
+import importlib
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from browser import Browser, find_chromium
+from page_world import example_correlation, write_world
+from PIL import Image
+
+from genval.datasets import find_items
+from genval.metrics.calibration import ece_of_bins
+from genval.report.page import PageSources, collect, render_page, write_page
+from genval.report.page.encoding import OUTLINE, TINT, WRONG, class_map, error_map, object_map, photograph, shrink
+from genval.report.page.gallery import GalleryLimits, collect_gallery
+from genval.report.page.provenance import collect_provenance, command_of
+from genval.report.page.reliability import collect_diagrams, diagram_of_bins
+from genval.report.page.render import model_labels
+from genval.runtime.errors import GenValError
+from genval.runtime.files import write_json, write_png
+from genval.runtime.paths import REPO_ROOT
+
+MODELS = ("good", "hf:some/folder/poor")
+LIMITS = GalleryLimits(pictures=4, models=2, width=32)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    sources = write_world(tmp_path_factory.mktemp("page"))
+    write_json(sources.report / "correlation.json", example_correlation(MODELS, ("night", "fog")))
+    return sources
+
+
+@pytest.fixture(scope="module")
+def page(sources):
+    return write_page(sources.report / "index.html", collect(sources, None, LIMITS))
+
+
+def decode(uri):
+    header, data = uri.split(",", 1)
+    return header, Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def data_of(html):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
+
+
+def test_maps_keep_their_classes_and_photographs_their_colours():
+    train_ids = np.array([[0, 13, 255, 18]], np.uint8).repeat(8, 0).repeat(8, 1)
+    header, picture = decode(class_map(train_ids, 16))
+    assert header == "data:image/png;base64" and picture.size == (16, 4)
+    assert np.array_equal(np.asarray(picture), shrink(train_ids, 16))
+    assert np.asarray(picture.convert("RGB"))[0, 5].tolist() == [0, 0, 142]  # Cityscapes' colour of cars
+    image = np.full((20, 40, 3), (200, 60, 20), np.uint8)
+    header, picture = decode(photograph(image, 10))
+    assert header == "data:image/jpeg;base64" and picture.size == (10, 5)
+    assert np.abs(np.asarray(picture).astype(int) - (200, 60, 20)).max() < 8
+    assert decode(photograph(image, 400))[1].size == (40, 20)
+
+
+def test_the_error_map_shows_wrong_pixels_and_not_unlabelled_ones():
+    labels, predicted = np.array([[0, 1, 255, 255]], np.uint8), np.array([[0, 2, 0, 255]], np.uint8)
+    pixels = np.asarray(decode(error_map(labels, predicted, 8))[1].convert("RGBA"))[0]
+    assert pixels[0, 3] == 0 and tuple(pixels[1]) == WRONG
+    assert tuple(pixels[2]) == tuple(pixels[3]) and tuple(pixels[2]) not in (tuple(pixels[0]), WRONG)
+
+
+def test_an_object_has_an_outline_and_a_tint():
+    mask = np.zeros((20, 20), bool)
+    mask[5:15, 5:15] = True
+    pixels = np.asarray(decode(object_map(mask, 20))[1].convert("RGBA"))
+    assert tuple(pixels[5, 5]) == OUTLINE and tuple(pixels[10, 10]) == TINT and pixels[4, 4, 3] == 0
+    assert (pixels[..., 3] > 0).sum() == 100
+
+
+def test_half_of_the_gallery_is_the_worst_and_half_an_even_spread(tmp_path):
+    write_world(tmp_path, images=8, domains=("fog",))
+    limits = dataclasses.replace(LIMITS, pictures=4)
+    gallery = collect_gallery(tmp_path / "generated", ["fog"], tmp_path / "eval", limits)
+    everything = dataclasses.replace(LIMITS, pictures=8)
+    scores = {
+        picture["id"]: np.mean([of_model["miou"] for of_model in picture["models"].values()])
+        for picture in collect_gallery(tmp_path / "generated", ["fog"], tmp_path / "eval", everything)["pictures"]
+    }
+    shown = [picture["id"] for picture in gallery["pictures"]]
+    assert gallery["domains"] == [{"name": "fog", "images": 8, "shown": 4}]
+    assert set(sorted(scores, key=scores.get)[:2]) <= set(shown)
+    items = [item.id for item in find_items("Cityscapes_fog", generated_dir=tmp_path / "generated")]
+    assert {items[0], items[2]} <= set(shown)  # 8 items, 4 places: every second
+    assert gallery["models"] == ["good", "hf:some/folder/poor"]  # the better one first
+
+
+def test_the_gallery_stays_within_its_budget_and_takes_from_every_domain(sources):
+    whole = collect_gallery(sources.generated, ["fog", "night"], sources.evaluated, LIMITS)
+    size = len(json.dumps(whole["pictures"]))
+    small = dataclasses.replace(LIMITS, characters=size // 2)
+    half = collect_gallery(sources.generated, ["fog", "night"], sources.evaluated, small)
+    assert len(json.dumps(half["pictures"])) <= 1.1 * size / 2
+    counts = [entry["shown"] for entry in half["domains"]]
+    assert sum(counts) == len(half["pictures"]) < 8 and max(counts) - min(counts) <= 1 and min(counts) > 0
+
+
+def test_a_prediction_of_another_size_is_named(tmp_path):
+    write_world(tmp_path, images=1, models=("good",), domains=("fog",))
+    path = next((tmp_path / "eval").rglob("predictions/*.png"))
+    write_png(path, np.zeros((8, 16), np.uint8))
+    with pytest.raises(GenValError, match=r"expected one size.*relis/eval\.py"):
+        collect_gallery(tmp_path / "generated", ["fog"], tmp_path / "eval", LIMITS)
+
+
+def test_a_diagram_holds_what_the_ece_is_made_of():
+    generator = np.random.default_rng(1)
+    pixels = generator.integers(1, 1000, 15)
+    pixels[3] = 0
+    right = (pixels * generator.random(15)).astype(int)
+    confidence = pixels * generator.random(15)
+    lists = {"pixels": pixels.tolist(), "right": right.tolist(), "confidence": confidence.tolist()}
+    diagram = diagram_of_bins(lists)
+    assert diagram["accuracy"][3] is None and diagram["confidence"][3] is None
+    gaps = [
+        share * abs(accuracy - sure)
+        for share, accuracy, sure in zip(*(diagram[key] for key in ("pixels", "accuracy", "confidence")), strict=True)
+        if share
+    ]
+    assert sum(gaps) == pytest.approx(float(ece_of_bins(right, pixels, confidence)), abs=1e-12)
+
+
+def test_a_scaling_file_of_something_else_is_refused(tmp_path):
+    write_json(tmp_path / "m/ACDC_fog/from_x/vanilla_ece.json", {"model": "m"})
+    with pytest.raises(GenValError, match=r"vanilla_ece\.json is not what relis/eval_calibration_clustering"):
+        collect_diagrams(tmp_path / "none", tmp_path)
+    write_json(tmp_path / "errors/m/ACDC_fog.json", [])
+    with pytest.raises(GenValError, match=r"ACDC_fog\.json is not what relis/eval_calibration\.py"):
+        collect_diagrams(tmp_path / "errors", tmp_path / "none")
+
+
+def test_a_command_leaves_out_what_its_preset_gives():
+    settings = {"script": "ControlNet/style_transfer", "preset": "mini", "domain": "a dust storm", "strength": 1.5}
+    settings |= {"seed": 3, "skip_bad": True, "lora": None, "base_hash": "12", "domain_text": "in dust", "limit": 8}
+    expected = "python ControlNet/style_transfer.py --preset mini --domain 'a dust storm' --seed 3 --skip_bad"
+    assert command_of(settings) == expected
+    assert "--strength 1.5" in command_of(settings | {"preset": None})
+
+
+def test_runs_with_other_weights_or_versions_are_warned_of(tmp_path):
+    for domain, weights, version in (("fog", "aa", "1"), ("night", "bb", "2")):
+        settings = {"script": "ControlNet/style_transfer", "domain": domain, "controlnet_hash": weights}
+        write_json(tmp_path / domain / "settings.json", {"settings": settings, "versions": {"torch": version}})
+    provenance = collect_provenance(tmp_path, tmp_path / "none")
+    assert [run["command"].split()[-1] for run in provenance["runs"]] == ["fog", "night"]
+    assert len(provenance["warnings"]) == 2
+    assert "torch" in provenance["warnings"][0] and "aa, bb" in provenance["warnings"][1]
+
+
+@pytest.mark.parametrize("name", ["provenance", "reliability", "render"])
+def test_examples_in_docstrings_hold(name):
+    outcome = doctest.testmod(importlib.import_module(f"genval.report.page.{name}"))
+    assert outcome.attempted and not outcome.failed
+
+
+def test_short_names_tell_models_apart():
+    models = ["hf:a/upernet", "mmseg:x.py,b/upernet.pth", "SwinLarge", "hf:a/segformer"]
+    assert model_labels(models) == {
+        "hf:a/upernet": "hf:a/upernet",
+        "mmseg:x.py,b/upernet.pth": "mmseg:x.py,b/upernet.pth",
+        "SwinLarge": "SwinLarge",
+        "hf:a/segformer": "segformer",
+    }
+
+
+def test_nothing_to_show_is_an_error_with_a_command(tmp_path):
+    nothing = PageSources(
+        **dict.fromkeys(("report", "generated", "evaluated", "errors", "scaling", "objects", "ood"), tmp_path)
+    )
+    with pytest.raises(GenValError, match=r"nothing to report.*Run: python report/correlate\.py"):
+        collect(nothing, None, LIMITS)
+
+
+def test_what_lacks_is_listed_with_its_command(tmp_path, sources):
+    bare = PageSources(
+        **dict.fromkeys(("report", "evaluated", "errors", "scaling", "objects", "ood"), tmp_path),
+        generated=sources.generated,
+    )
+    content = collect(bare, ["fog"], LIMITS)
+    commands = [lack.command for lack in content.missing]
+    assert [command.split()[1] for command in commands] == [
+        "report/correlate.py",
+        "relis/eval.py",
+        "relis/eval_calibration_clustering.py",
+        "ood_objects/get_masks.py",
+    ]
+    html = render_page(content)
+    assert all(command in html for command in commands)
+    assert 'id="agreement"' not in html and 'id="pictures"' in html
+    assert all(picture["models"] == {} for picture in data_of(html)["gallery"]["pictures"])
+
+
+def test_objects_that_nobody_wants_are_no_pictures(tmp_path):
+    sources = write_world(tmp_path, images=1, models=("good",), domains=("fog",))
+    write_json(sources.objects / "masks/curated.json", {"lion": {"0": False}, "rubber_duck": {"0": True}})
+    content = collect(sources, None, LIMITS)
+    assert [picture["object"] for picture in content.objects["pictures"]] == ["rubber_duck"]
+    assert content.objects["pictures"][0]["models"] == {"good": {"entropy": 90.0}}
+    write_json(sources.objects / "masks/curated.json", {"lion": {"0": False}, "rubber_duck": {"0": False}})
+    content = collect(sources, None, LIMITS)
+    assert content.objects is None and content.missing[-1].command.endswith("get_masks.py --preset mini")
+
+
+def test_a_domain_that_is_not_there_and_another_format_are_refused(tmp_path, sources):
+    with pytest.raises(GenValError, match=r"No generated pictures of snow.*found fog, night"):
+        collect(sources, ["snow"], LIMITS)
+    write_json(tmp_path / "correlation.json", {"format": 99})
+    with pytest.raises(GenValError, match="is of format 99, expected 1"):
+        collect(dataclasses.replace(sources, report=tmp_path), None, LIMITS)
+
+
+def test_a_page_over_twenty_megabytes_is_not_written(tmp_path, sources, monkeypatch):
+    monkeypatch.setattr("genval.report.page.render.MAX_BYTES", 1_000_000)
+    with pytest.raises(GenValError, match="--max_gallery"):
+        write_page(tmp_path / "index.html", collect(sources, None, LIMITS))
+    assert not (tmp_path / "index.html").exists()
+
+
+class Tags(HTMLParser):
+    """Opened tags with their attributes; tags that are not closed in order are an error."""
+
+    VOID = ("meta", "link", "img", "input", "br")
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.open = [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, (tag, self.getpos())
+
+
+def test_the_page_is_one_well_formed_file_that_asks_for_nothing(page, sources):
+    html = page.read_text(encoding="utf-8")
+    assert len(html) < 20_000_000
+    tags = Tags(html).tags
+    linked = [value for _, by in tags for key, value in by.items() if key in ("src", "href")]
+    assert linked and all(value.startswith(("#", "data:")) for value in linked)
+    policy = next(by["content"] for tag, by in tags if by.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'") and "http" not in policy
+    ids = [by["id"] for _, by in tags if "id" in by]
+    assert len(ids) == len(set(ids))
+    assert all(by["aria-labelledby"] in ids for _, by in tags if "aria-labelledby" in by)
+    own = html.replace(re.search(r"<script>/\*\*.*?</script>", html, re.S)[0], "")
+    assert not re.search(r"url\(|@import|fetch\(|https?://", own)
+    again = write_page(page.with_name("again.html"), collect(sources, None, LIMITS))
+    assert again.read_bytes() == page.read_bytes()
+
+
+def test_texts_cannot_break_out_of_the_page(page):
+    html = page.read_text(encoding="utf-8")
+    assert "</script> & <b>" not in html
+    picture = data_of(html)["gallery"]["pictures"][0]
+    assert "</script> & <b>in</b>" in picture["prompt"]
+    assert int(picture["seed"]) >= 2**62  # as text: a browser's numbers have 53 bits
+
+
+def test_the_domains_are_in_the_order_of_the_comparison(page):
+    html = page.read_text(encoding="utf-8")
+    assert [entry["name"] for entry in data_of(html)["gallery"]["domains"]] == ["night", "fog"]
+    assert "python report/correlate.py --preset mini" in html
+    assert "<p>Yes for night (r\u00a00.90, clear −0.28).</p><p>Not shown for others.</p>" in html
+
+
+@pytest.mark.slow
+def test_the_script_writes_the_page_and_prints_the_verdict(sources, tmp_path):
+    folder = tmp_path / "report"
+    write_json(folder / "correlation.json", example_correlation(MODELS, ("night", "fog"), objects=False))
+    flags = {
+        "--generated_dir": sources.generated,
+        "--root_exp_dir": sources.evaluated,
+        "--errors_dir": tmp_path / "none",
+        "--scaling_dir": tmp_path / "none",
+        "--objects_dir": tmp_path / "none",
+        "--ood_dir": tmp_path / "none",
+        "--results_dir": folder,
+        "--max_gallery": 2,
+    }
+    command = [
+        sys.executable,
+        "report/make_report.py",
+        "--preset",
+        "mini",
+        *(str(x) for pair in flags.items() for x in pair),
+    ]
+    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Can the synthetic verdict be trusted? Yes for night" in done.stdout
+    assert "missing: pictures with objects" in done.stdout
+    assert done.stdout.rstrip().splitlines()[-1].startswith(f"wrote {folder}/index.html")
+    failed = subprocess.run([*command, "--domains", "hail"], cwd=REPO_ROOT, capture_output=True, text=True)
+    assert failed.returncode == 2 and failed.stderr.startswith("error: No generated pictures of hail")
+
+
+@pytest.fixture(scope="module")
+def open_page(page, tmp_path_factory):
+    """Opens the page at a width; every browser is closed at the end."""
+    if find_chromium() is None:
+        pytest.skip("no Chromium on the PATH (Debian: apt-get install chromium)")
+    browsers = []
+
+    def open_at(width, dark=False):
+        browser = Browser(tmp_path_factory.mktemp("profile"), width, dark=dark)
+        browsers.append(browser)
+        browser.open(page.as_uri())
+        browser.wait("document.querySelector('#object-gallery .view')")  # what is drawn last
+        return browser
+
+    yield open_at
+    for browser in browsers:
+        browser.close()
+
+
+def texts(browser, selector, what="textContent"):
+    return browser.run(f"[...document.querySelectorAll({json.dumps(selector)})].map((element) => element.{what})")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_the_page_opens_without_complaint_at_every_width(open_page, width, dark):
+    browser = open_page(width, dark)
+    assert browser.run("document.documentElement.scrollWidth") == width
+    broken = "[...document.images].filter((image) => image.complete && !image.naturalWidth).length"
+    assert browser.run("document.images.length") >= 5 * 6 and browser.run(broken) == 0
+    assert browser.run("[...document.images].every((image) => image.hasAttribute('alt'))")
+    assert browser.run("[...document.querySelectorAll('select, input')].every((field) => field.labels.length === 1)")
+    controls = "[...document.querySelectorAll('select, .more:not([hidden]), .check')]"
+    assert min(browser.run(f"{controls}.map((control) => control.getBoundingClientRect().height)")) >= 40
+    assert browser.run("[...document.querySelectorAll('.plot')].every((plot) => plot.getAttribute('aria-label'))")
+    assert len(texts(browser, "#scatter .facet h3")) == 2
+    assert browser.complaints == []
+
+
+@pytest.mark.slow
+def test_filters_order_and_charts_follow_their_controls(open_page):
+    browser = open_page(1280)
+    assert texts(browser, "#gallery-count") == ["6 of 8 pictures"]
+    browser.run("document.getElementById('gallery-more').click()")
+    worst = [float(value) for value in texts(browser, "#gallery .shot", "dataset.miou")]
+    assert len(worst) == 8 and worst == sorted(worst)
+    browser.choose("gallery-order", "best")
+    best = [float(value) for value in texts(browser, "#gallery .shot", "dataset.miou")]
+    assert len(best) == 6 and best == sorted(worst, reverse=True)[:6]
+    browser.choose("gallery-domain", "fog")
+    assert set(texts(browser, "#gallery .shot", "dataset.domain")) == {"fog"}
+    assert texts(browser, "#gallery-count") == ["4 of 4 pictures"] and browser.run(
+        "document.getElementById('gallery-more').hidden"
+    )
+    browser.choose("gallery-model", "hf:some/folder/poor")
+    poor = [float(value) for value in texts(browser, "#gallery .shot", "dataset.miou")]
+    assert max(poor) < min(best)
+
+    assert texts(browser, "#object-gallery .view", "dataset.object") == ["lion", "rubber_duck"]  # least noticed first
+    browser.choose("object-order", "best")
+    assert texts(browser, "#object-gallery .view", "dataset.object") == ["rubber_duck", "lion"]
+    browser.choose("object-name", "lion")
+    assert texts(browser, "#object-count") == ["1 of 1 pictures"]
+    browser.run("document.getElementById('object-mask').click()")
+    assert browser.run("document.querySelectorAll('#object-gallery img').length") == 1
+
+    label = "document.querySelector('#scatter .plot').getAttribute('aria-label')"
+    assert "generated against true" in browser.run(label)
+    browser.choose("scatter-side", "clear")
+    assert "clear weather against true" in browser.run(label)
+    browser.choose("scatter-figure", "ece")
+    assert "ECE of 2 models" in browser.run(label)
+    browser.choose("scatter-model", "hf:some/folder/poor")
+    assert "poor" in "".join(texts(browser, "#scatter .annotation-text"))
+    browser.choose("size-figure", "tau")
+    assert "tau" in browser.run("document.getElementById('sample-size').getAttribute('aria-label')")
+    browser.choose("diagram-set", "ACDC_night")
+    browser.choose("diagram-model", "hf:some/folder/poor")
+    assert browser.run("document.querySelectorAll('#diagrams .facet').length") == 2
+    assert "poor on ACDC night" in browser.run("document.querySelector('#diagrams .plot').getAttribute('aria-label')")
+    browser.choose("diagram-set", "Cityscapes_fog_all")
+    assert texts(browser, "#diagrams h3") == ["Before"] and texts(browser, "#diagrams .small") == ["ECE 30.00 %"]
+    browser.choose("class-domain", "fog")
+    assert browser.run("[...document.querySelectorAll('.classes')].filter((e) => !e.hidden)[0].dataset.domain") == "fog"
+    assert browser.complaints == []
+
+
+@pytest.mark.slow
+def test_the_keyboard_sorts_the_table_and_opens_and_closes_a_picture(open_page):
+    browser = open_page(1280)
+    browser.press("Tab", 9)
+    assert browser.run("document.activeElement.className") == "skip"
+    browser.run("document.querySelector('#models button[data-column=\"2\"]').focus()")
+    column = "[...document.querySelectorAll('#models tbody tr')].map((row) => parseFloat(row.cells[2].textContent))"
+    browser.press("Enter", 13, "\r")
+    down = browser.run(column)
+    browser.press("Enter", 13, "\r")
+    assert down == sorted(down, reverse=True) and browser.run(column) == sorted(down)
+    assert browser.run("document.querySelector('#models [aria-sort]').getAttribute('aria-sort')") == "ascending"
+    browser.run("document.querySelector('#gallery .view').focus()")
+    browser.press("Enter", 13, "\r")
+    assert browser.run("document.getElementById('viewer').open") and browser.run(
+        "document.querySelector('#viewer img').naturalWidth"
+    )
+    browser.press("Escape", 27)
+    browser.wait("!document.getElementById('viewer').open")
+    assert browser.run("document.activeElement.matches('#gallery .view')")
+    assert browser.complaints == []
+
+
+@pytest.mark.slow
+def test_a_page_without_a_comparison_works_too(sources, tmp_path, open_page):
+    bare = dataclasses.replace(
+        sources, report=tmp_path, errors=tmp_path, scaling=tmp_path, objects=tmp_path, ood=tmp_path
+    )
+    path = write_page(tmp_path / "index.html", collect(bare, ["fog"], LIMITS))
+    browser = open_page(1280)
+    browser.open(path.as_uri())
+    browser.wait("document.querySelectorAll('#gallery .shot').length === 4")
+    assert texts(browser, ".contents a") == ["Pictures", "Provenance"]
+    assert browser.complaints == []

@@ -1,0 +1,128 @@
+"""Comparisons against the definitions, draw by draw."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from genval.report.comparison import compare, compare_classes, regret
+from genval.report.figures import Figure
+from genval.report.resampling import draw_models
+
+MODELS = [f"model{index}" for index in range(6)]
+DRAWS, SEED = 200, 5
+
+
+def figure(generator, centre, noise=1.0):
+    return Figure(centre, centre + noise * generator.normal(size=(DRAWS, len(centre))))
+
+
+@pytest.fixture
+def sides():
+    generator = np.random.default_rng(1)
+    truth = np.array([10.0, 30.0, 20.0, 50.0, 40.0, 35.0])
+    return {
+        "true": figure(generator, truth),
+        "synthetic": figure(generator, truth + np.array([1, -1, 2, 0, -2, 1])),
+        "clear": figure(generator, np.array([60.0, 61.0, 65.0, 62.0, 59.0, 64.0])),
+    }
+
+
+def test_intervals_are_those_of_a_plain_loop(sides):
+    result = compare(MODELS, sides, True, DRAWS, SEED)
+    chosen = draw_models(len(MODELS), DRAWS, SEED)
+    x, y, baseline = (sides[name] for name in ("synthetic", "true", "clear"))
+    both, differences = [], []
+    for draw, indices in enumerate(chosen):
+        true = y.drawn[draw][indices]
+        both.append(scipy.stats.pearsonr(x.drawn[draw][indices], true)[0])
+        differences.append(both[-1] - scipy.stats.pearsonr(baseline.drawn[draw][indices], true)[0])
+    pearson = result["correlation"]["synthetic"]["pearson"]
+    assert pearson["value"] == pytest.approx(scipy.stats.pearsonr(x.value, y.value)[0])
+    assert pearson["over_both"] == pytest.approx(np.nanpercentile(both, [2.5, 97.5]).tolist())
+    images = [scipy.stats.pearsonr(a, b)[0] for a, b in zip(x.drawn, y.drawn, strict=True)]
+    assert pearson["over_images"] == pytest.approx(np.percentile(images, [2.5, 97.5]).tolist())
+    less = result["difference"]["clear"]
+    assert less["pearson"]["over_both"] == pytest.approx(np.nanpercentile(differences, [2.5, 97.5]).tolist())
+    defined = np.array(differences)[~np.isnan(differences)]  # a draw may hold one model alone, or two
+    assert less["share_above"] == pytest.approx(np.mean(defined > 1e-9))
+    kendall = result["correlation"]["synthetic"]["kendall"]["value"]
+    assert kendall == pytest.approx(scipy.stats.kendalltau(x.value, y.value)[0])
+
+
+def test_a_good_predictor_beats_a_bad_one_and_not_the_other_way(sides):
+    result = compare(MODELS, sides, True, DRAWS, SEED)
+    assert result["beats"] == {"clear": "yes", "corrupted": None}
+    swapped = {"true": sides["true"], "synthetic": sides["clear"], "clear": sides["synthetic"]}
+    assert compare(MODELS, swapped, True, DRAWS, SEED)["beats"]["clear"] == "no"
+    same = {**sides, "clear": sides["synthetic"]}
+    assert compare(MODELS, same, True, DRAWS, SEED)["beats"]["clear"] == "undecided"
+    assert compare(MODELS, same, True, DRAWS, SEED)["difference"]["clear"]["pearson"]["over_both"] == [0, 0]
+
+
+def test_a_baseline_that_lacks_models_is_compared_over_those_it_has(sides):
+    corrupted = sides["synthetic"].value.copy()
+    corrupted[3] = np.nan
+    drawn = np.repeat(corrupted[None], DRAWS, 0)
+    result = compare(MODELS, {**sides, "corrupted": Figure(corrupted, drawn)}, True, DRAWS, SEED)
+    assert result["correlation"]["corrupted"]["models"] == 5
+    assert result["correlation"]["synthetic"]["models"] == 6
+    # On the same models the two are the same predictor.
+    assert result["difference"]["corrupted"]["pearson"]["value"] == pytest.approx(0)
+    assert result["ranking"]["corrupted"]["best"] == "model4"
+    assert result["models"][3]["corrupted"] is None
+
+
+def test_three_models_have_values_and_no_interval_over_models(sides):
+    few = {side: of_side.of(np.arange(3)) for side, of_side in sides.items()}
+    pearson = compare(MODELS[:3], few, True, DRAWS, SEED)["correlation"]["synthetic"]["pearson"]
+    assert pearson["over_models"] is None and pearson["over_both"] is None
+    assert pearson["over_images"] is not None
+
+
+@pytest.mark.slow
+def test_the_interval_over_both_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    models, images, covered = 20, 64, []
+    for _ in range(150):
+        true = 5 * generator.normal(size=models)
+        synthetic = 0.85 * true + np.sqrt(1 - 0.85**2) * 5 * generator.normal(size=models)
+        sides = {}
+        for side, centre in (("true", true), ("synthetic", synthetic)):
+            of_images = centre + 5 * generator.normal(size=(images, 1)) + 5 * generator.normal(size=(images, models))
+            weights = generator.multinomial(images, np.full(images, 1 / images), DRAWS) / images
+            sides[side] = Figure(of_images.mean(0), weights @ of_images)
+        names = [str(index) for index in range(models)]
+        pearson = compare(names, sides, True, DRAWS, int(generator.integers(1000)))["correlation"]["synthetic"][
+            "pearson"
+        ]
+        covered.append(pearson["over_both"][0] < 0.85 < pearson["over_both"][1])
+    assert 0.88 < np.mean(covered) < 0.99
+
+
+def test_ranking_agreement():
+    value = np.array([50.0, 52.0, 40.0, 10.0, 20.0, 30.0])
+    sides = {"true": Figure(value, None), "synthetic": Figure(np.array([60.0, 59, 58, 57, 1, 2]), None)}
+    ranking = compare(MODELS, sides, True, DRAWS, SEED)["ranking"]["synthetic"]
+    assert ranking["chosen"] == "model0" and ranking["best"] == "model1" and not ranking["top_1"]
+    assert ranking["regret"] == {"value": 2.0, "low": None, "high": None}
+    assert ranking["top_5"] == pytest.approx(4 / 5)
+    lower = compare(MODELS, sides, False, DRAWS, SEED)["ranking"]["synthetic"]
+    assert lower["chosen"] == "model4" and lower["best"] == "model3" and lower["regret"]["value"] == 10.0
+
+
+def test_regret_is_what_the_choice_loses():
+    x, y = np.array([[1.0, 2.0], [2.0, 1.0]]), np.array([[5.0, 9.0], [5.0, 9.0]])
+    assert regret(x, y).tolist() == [0.0, 4.0]
+    assert np.isnan(regret(np.array([np.nan, 1.0]), np.array([1.0, 2.0])))
+
+
+def test_each_class_is_compared_on_its_own(sides):
+    by_class = {side: [of_side, of_side] for side, of_side in sides.items()}
+    by_class["synthetic"][1] = Figure(-sides["synthetic"].value, -sides["synthetic"].drawn)
+    values = compare_classes(["road", "sky"], by_class, DRAWS, SEED)
+    whole = compare(MODELS, sides, True, DRAWS, SEED)
+    expected = whole["correlation"]["synthetic"]["pearson"]
+    assert values["road"]["synthetic"]["pearson"]["value"] == pytest.approx(expected["value"])
+    assert [values["road"]["synthetic"]["pearson"][end] for end in ("low", "high")] == expected["over_both"]
+    assert values["sky"]["synthetic"]["pearson"]["value"] == pytest.approx(-expected["value"])
+    assert values["road"]["difference"]["low"] == whole["difference"]["clear"]["pearson"]["over_both"][0]

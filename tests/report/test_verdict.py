@@ -1,0 +1,61 @@
+from genval.report.verdict import NOTHING, answer, verdict
+
+
+def comparison(value, ends, beats_clear, beats_corrupted=None, regret=0.0):
+    estimate = {"value": value, "over_models": ends, "over_images": None, "over_both": ends}
+    correlation = {"synthetic": {"pearson": estimate}, "clear": {"pearson": {**estimate, "value": 0.1}}}
+    return {
+        "correlation": {**correlation, "corrupted": {"pearson": estimate} if beats_corrupted else None},
+        "beats": {"clear": beats_clear, "corrupted": beats_corrupted},
+        "ranking": {"synthetic": {"chosen": "hf:a", "best": "b", "regret": {"value": regret}}},
+    }
+
+
+def values_of(robustness, curves=None):
+    curve = {"settles_ranking": None, "settles_choice": 32, "total": 512}
+    return {
+        "robustness": robustness,
+        "sample_size": curves or dict.fromkeys(robustness, curve),
+        "short_names": {"hf:a": "a", "b": "b"},
+    }
+
+
+def test_trust_follows_the_intervals():
+    values = values_of(
+        {
+            "fog": comparison(0.9, [0.6, 0.95], "yes", "yes"),
+            "night": comparison(0.9, [0.6, 0.95], "undecided", "undecided"),
+            "rain": comparison(0.9, [0.1, 0.95], "yes"),
+            "snow": comparison(0.9, [-0.1, 0.95], "yes"),
+            "india": comparison(0.9, None, "undecided"),
+        }
+    )
+    assert answer(values)["trust"] == {"fog": "better", "night": "yes", "rain": "weak", "snow": "no", "india": "no"}
+
+
+def test_three_sentences_group_what_is_the_same():
+    values = values_of(
+        {
+            "fog": comparison(0.9, [0.6, 0.95], "yes", "yes"),
+            "rain": comparison(0.8, [0.55, 0.9], "yes", "undecided", regret=1.25),
+        },
+        {
+            "fog": {"settles_ranking": 128, "settles_choice": 16, "total": 512},
+            "rain": {"settles_ranking": None, "settles_choice": 16, "total": 512},
+        },
+    )
+    assert verdict(values, answer(values)) == [
+        "Can the synthetic verdict be trusted? Yes, better than clear weather for fog (r 0.90, 0.60 to 0.95, clear "
+        "0.10, corrupted 0.90) and rain (r 0.80, 0.55 to 0.90, clear 0.10, corrupted 0.80). Against classic "
+        "corruptions: better for fog; no clear difference for rain.",
+        "Which model to trust? a, the best on true pictures too, for fog. a, on true pictures 1.2 points of mIoU below "
+        "b, for rain.",
+        "How many generated images? 16 choose a model for fog and rain. 128 settle the ranking for fog. More than 512 "
+        "settle the ranking for rain.",
+    ]
+
+
+def test_without_a_comparison_nothing_is_said():
+    values = values_of({})
+    assert all(line.endswith(NOTHING) for line in verdict(values, answer(values)))
+    assert len(verdict(values, answer(values))) == 3

@@ -1,0 +1,122 @@
+"""The plan of the paper's protocol: its commands, what blocks a step, and what is done."""
+
+import importlib
+import re
+import sys
+
+import pytest
+
+import path_dicts
+from genval.evaluation.calibrating import CITYSCAPES_CALIBRATION, ImageSet
+from genval.reproduction import protocol as protocol_module
+from genval.reproduction.plan import build_steps
+from genval.reproduction.protocol import STAGES, Protocol
+from genval.reproduction.results import set_name
+from genval.reproduction.sources import WEIGHTS
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import REPO_ROOT
+
+MODELS = tuple(path_dicts.MINI_SEGMENTERS)
+
+
+def mini(**changes):
+    values = {
+        "preset": "mini",
+        "domains": ("fog", "night"),
+        "models": MODELS,
+        "num_samples": 16,
+        "num_object_images": None,
+        "render": True,
+        "jobs": 1,
+        "logit_pixels": 100,
+        "device": ("--accelerator", "cpu", "--devices", "1"),
+    }
+    return Protocol(**(values | changes))
+
+
+def published(**changes):
+    values = {"preset": None, "domains": protocol_module.DOMAINS, "models": tuple(path_dicts.ZOO), "num_samples": 512}
+    return mini(**(values | {"render": False} | changes))
+
+
+def parsed(command, monkeypatch):
+    """A command's flags, by the script's own parser, which ends the process where it does not know one."""
+    script = importlib.import_module(command[0].removesuffix(".py").replace("/", "."))
+    monkeypatch.setattr(sys, "argv", list(command))
+    return script.parse_args()
+
+
+@pytest.mark.parametrize("plan", [mini(), mini(num_samples=512, jobs=8, batch_size=8, overwrite=True), published()])
+def test_every_command_is_one_that_its_script_takes(plan, monkeypatch):
+    commands = {command for step in build_steps(plan) for command in step.commands}
+    assert commands
+    for command in commands:
+        assert parsed(command, monkeypatch).preset == (None if command[0] == "mini/render.py" else plan.preset)
+
+
+@pytest.mark.parametrize("plan", [mini(), mini(num_samples=512, jobs=8), published()])
+def test_a_step_comes_after_those_that_it_waits_for(plan):
+    before = set()
+    steps = build_steps(plan)
+    for step in steps:
+        assert set(step.before) <= before, step.name
+        assert step.stage in STAGES
+        before.add(step.name)
+    assert len(before) == len(steps), "two steps of one name"
+
+
+def test_the_demo_has_every_stage_but_captioning_which_rendering_does():
+    assert {step.stage for step in build_steps(mini())} == {*STAGES} - {"caption"}
+
+
+def test_with_few_images_all_models_share_a_process_and_with_many_each_has_its_own():
+    few = [step.name for step in build_steps(mini(jobs=2)) if step.stage == "evaluate"]
+    assert few == ["evaluate real", "evaluate generated", "evaluate corrupted"]
+    many = [step.name for step in build_steps(mini(num_samples=512)) if step.stage == "evaluate"]
+    assert many == [f"evaluate {kind}: {model}" for model in MODELS for kind in ("real", "generated", "corrupted")]
+
+
+def test_there_is_no_corruption_of_india_and_india_is_tried_on_idd():
+    steps = {step.name: step for step in build_steps(mini(domains=("india", "snow")))}
+    assert "corrupt snow" in steps and "corrupt india" not in steps
+    flags = [command for command in steps["calibrate on clear"].commands if "eval_calibration_clustering" in command[0]]
+    assert [command[-4:] for command in flags] == [
+        ("--trg_dataset", "IDD", "--cond", "all"),
+        ("--trg_dataset", "ACDC", "--cond", "snow"),
+    ]
+
+
+def test_sets_have_the_names_that_calibration_gives_them():
+    assert set_name("Cityscapes_corrupt_fog") == ImageSet("Cityscapes_corrupt_fog").name
+    assert set_name("ACDC", "fog") == ImageSet("ACDC", ("fog",)).name
+    assert set_name("Cityscapes", "clean", protocol_module.CALIBRATION_SCENES) == CITYSCAPES_CALIBRATION.name
+
+
+def test_the_weights_named_are_those_that_the_scripts_take():
+    for script, weights in WEIGHTS.items():
+        source = (REPO_ROOT / f"{script}.py").read_text()
+        for flag, name in weights.items():
+            default = re.search(rf'"--{flag}"[^)]*?default="([^"]*)"', source)
+            if default:  # others are chosen later, by what else is given
+                assert default[1] == name
+
+
+def test_what_is_missing_is_said_with_where_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(path_dicts, "CHECKPOINT_ROOT", str(tmp_path))
+    monkeypatch.setitem(path_dicts.ZOO["SegFormer-B0"], "checkpoint", "SegFormer/here.pth")
+    (tmp_path / "SegFormer").mkdir()
+    (tmp_path / "SegFormer" / "here.pth").touch()
+    protocol_module._count_once.cache_clear()
+    monkeypatch.setattr(Protocol, "datasets_dir", property(lambda self: str(tmp_path / "nothing")))
+    steps = {step.name: step for step in build_steps(published(models=("SegFormer-B0", "SETR-PUP", "SwinLarge")))}
+    setr, swin = steps["evaluate 2 more models"].lacks
+    assert "SETR-PUP" in setr.what and "model_zoo.md" in setr.remedy
+    assert "SwinLarge" in swin.what and "train swin/" in swin.remedy
+    assert "acdc.vision.ee.ethz.ch" in steps["evaluate on ACDC"].lacks[0].remedy
+    assert any("Cityscapes" in lack.what for lack in steps["generate fog"].lacks)
+    assert "SegFormer-B0" in steps["evaluate generated"].commands[0]
+
+
+def test_an_unknown_domain_is_refused():
+    with pytest.raises(GenValError, match="smoke is none of fog"):
+        mini(domains=("smoke",))

@@ -1,0 +1,113 @@
+"""Results of made-up models as relis/eval.py leaves them, without running anything, for the tests of report/."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from relis_world import load_script
+
+from genval.metrics.results import SceneResults, write_counts, write_statistics
+from genval.metrics.statistics import PixelStatistics
+from genval.runtime.cli import run
+from genval.runtime.files import write_json, write_jsonl
+
+CITY = [f"frankfurt_000000_{number:06d}" for number in range(6)]
+FOG = [f"fog_{number}_{name}" for number, name in enumerate(CITY)]
+TRUE_FOG = [f"GOPR0475_frame_{number:06d}" for number in range(5)]
+# Share of the pixels that a model gets right in clear weather and in fog: the order differs.
+MODELS = {"alpha": (0.9, 0.5), "beta": (0.85, 0.6), "gamma": (0.8, 0.7), "delta": (0.75, 0.65)}
+CLASSES = 19
+
+
+def matrix_of(item, right, absent=()):
+    """A confusion matrix with the labels of an image and a share of about `right` on the diagonal."""
+    labels = np.random.default_rng(abs(hash_of(item))).integers(200, 400, CLASSES)
+    labels[list(absent)] = 0
+    noise = np.random.default_rng(abs(hash_of(f"{item}{right}"))).integers(-15, 15, CLASSES)
+    hits = np.clip((labels * right).astype(int) + noise, 0, labels)
+    matrix = np.diag(hits)
+    matrix[np.arange(CLASSES), (np.arange(CLASSES) + 1) % CLASSES] += labels - hits
+    return matrix
+
+
+def hash_of(text):
+    return int.from_bytes(text.encode()[-8:], "big")
+
+
+def write_set(root, model, dataset, cond, ids, right, scene="frankfurt", confidence=0.8, absent=()):
+    """An evaluated set; every pixel is in the confidence bin of `confidence`, or with None in none."""
+    results = SceneResults(root, model, dataset, cond, scene)
+    for item in ids:
+        matrix = matrix_of(item, right, absent)
+        write_statistics(results.statistics(item), {"id": item}, matrix)
+        if confidence is not None:
+            statistics = PixelStatistics.empty()
+            hits = np.trace(matrix)
+            statistics.bins[:, int(confidence * 15)] = matrix.sum() - hits, hits
+            statistics.bin_confidence[int(confidence * 15)] = confidence * matrix.sum()
+            write_counts(results.counts(item), statistics)
+    write_jsonl(results.folder / "manifest.jsonl", [{"id": item} for item in ids])
+    write_json(results.metrics, {"model": model})
+
+
+def write_results(root):
+    """Every model on clear streets, generated fog and true fog."""
+    for model, (clear, fog) in MODELS.items():
+        write_set(root, model, "Cityscapes", "clean", CITY, clear)
+        write_set(root, model, "Cityscapes_fog", "fog", FOG, fog - 0.05)
+        write_set(root, model, "ACDC", "fog", TRUE_FOG, fog, scene="GOPR0475")
+
+
+class Report:
+    """The scripts of report/ on these results, in this process."""
+
+    def __init__(self, root, monkeypatch, capsys):
+        self.root, self.results = root, root / "results"
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, script, *flags):
+        """Run a script; returns exit code, standard output and standard error."""
+        module = load_script(f"report/{script}")
+        self.monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+        self.capsys.readouterr()
+        code = 0
+        try:
+            run(module.main, module.parse_args)
+        except SystemExit as exit_:
+            code = exit_.code
+        output = self.capsys.readouterr()
+        return code, output.out, output.err
+
+    def correlate(self, *flags, domains="fog"):
+        """Run report/correlate.py, which has to succeed; returns its output and what it wrote."""
+        code, out, err = self(
+            "correlate", "--root_exp_dir", self.results, "--domains", domains, "--draws", "50",
+            "--scaling_dir", self.root / "scaling", "--ood_dir", self.root / "ood",
+            "--results_dir", self.root / "report", *flags,
+        )  # fmt: skip
+        assert code == 0, err
+        return out, json.loads((self.root / "report/correlation.json").read_text())
+
+    def refused(self, *said, code_out_err):
+        """Check that a call ended with one line on standard error that says all of `said`."""
+        code, _, err = code_out_err
+        lines = [line for line in err.strip().splitlines() if line.startswith("error:")]
+        assert code == 2 and len(lines) == 1, err
+        for text in said:
+            assert str(text) in lines[0], lines[0]
+
+
+@pytest.fixture(scope="session")
+def report_files(tmp_path_factory):
+    """The results, made once."""
+    root = tmp_path_factory.mktemp("report")
+    write_results(root)
+    return root
+
+
+@pytest.fixture
+def report(report_files, tmp_path, monkeypatch, capsys):
+    shutil.copytree(report_files, tmp_path / "results")
+    return Report(tmp_path, monkeypatch, capsys)

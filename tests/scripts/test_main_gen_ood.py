@@ -1,0 +1,372 @@
+"""ood_detection/main_gen_ood.py on small pictures with objects, with segmenters made of arithmetic."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from relis_world import fake_segmenters, load_script
+
+from genval.runtime.cli import run
+from genval.runtime.files import write_png
+from genval.runtime.paths import REPO_ROOT
+
+SIZE = (24, 40)
+PUBLISHED = ("entropy", "confidence", "logits")
+
+
+class UnsureSegmenter(torch.nn.Module):
+    """Less sure where red is bright, by an amount that depends on its name."""
+
+    def __init__(self, name, slope=0.02):
+        super().__init__()
+        self.name = name
+        self.register_buffer("slope", torch.tensor(slope))
+
+    def forward(self, images, size=None):
+        classes = torch.nn.functional.one_hot(images[:, 1].long() % 19, 19).permute(0, 3, 1, 2)
+        # Blue makes scores of two pixels differ by more than rounding.
+        blue = images[:, 2:] + images[:, 1:2] / 256
+        return classes * (8 - self.slope * (images[:, :1] + blue / 300)) + 1e-4 * blue * torch.arange(19)[:, None, None]
+
+
+def slow_segmenter(device):
+    """For processes of their own, as `test_main_gen_ood:slow_segmenter`; `DELAY` is its time for a batch."""
+
+    def infer(images):
+        time.sleep(float(os.environ.get("DELAY", 0)))
+        return UnsureSegmenter("slow")(images)
+
+    return infer
+
+
+def make_pictures(root, numbers=range(4), objects=("lion", "bear")):
+    """The generated set's three folders, and RoadAnomaly21's, below `root`."""
+    for index, name in enumerate(objects):
+        for number in numbers:
+            generator = np.random.default_rng(100 * index + number)
+            image = generator.integers(0, 180, (*SIZE, 3)).astype(np.uint8)
+            mask = np.zeros(SIZE, np.uint8)
+            mask[8:16, 5 + number : 20] = 1
+            image[..., 0] += (mask * generator.integers(30, 75, SIZE)).astype(np.uint8)
+            write_png(root / f"refined/{name}/{number}.png", image)
+            write_png(root / f"masks/{name}/{number}_mask.png", mask * 255)
+            write_png(root / f"with_positions/{name}/{number}_gt.png", mask)
+            box = {f"{number}.png": {"pos_mask": [8, 5], "size_mask": 15}}
+            (root / f"with_positions/{name}/{number}_pos.json").write_text(json.dumps(box))
+            track = root / "dataset_AnomalyTrack"
+            write_png(track / f"images/{name}{number}.png", image)
+            mask[0] = 255
+            write_png(track / f"labels_masks/{name}{number}_labels_semantic.png", mask)
+
+
+class Ood:
+    """The script on the pictures below `root`, in this process."""
+
+    def __init__(self, root, monkeypatch, capsys):
+        self.root, self.monkeypatch, self.capsys = root, monkeypatch, capsys
+        make_pictures(root)
+        module = fake_segmenters()
+        self.asked = []
+
+        def load_segmenter(name, device, precision="32-true", **options):
+            self.asked.append(name)
+            segmenter = UnsureSegmenter(name, {"flat": 0.005}.get(name, 0.02))
+            if name == "nan":
+                segmenter.forward = lambda images, size=None: torch.full((len(images), 19, *SIZE), float("nan"))
+            return segmenter
+
+        module.load_segmenter = load_segmenter
+        monkeypatch.setitem(sys.modules, "genval.segmenters", module)
+
+    def flags(self, results="results"):
+        folders = [f"--{kind}_dir={self.root}/{folder}" for kind, folder in FOLDERS.items()]
+        return [*folders, f"--results_dir={self.root}/{results}", "--accelerator=cpu", "--devices=1", "--draws=50"]
+
+    def __call__(self, *flags, model="steep", results="results"):
+        """Run; returns exit code, standard output and standard error."""
+        module = load_script("ood_detection/main_gen_ood")
+        self.monkeypatch.setattr(
+            sys, "argv", ["main_gen_ood", "--model", model, *self.flags(results), *map(str, flags)]
+        )
+        self.capsys.readouterr()
+        code = 0
+        try:
+            run(module.main, module.parse_args)
+        except SystemExit as exit_:
+            code = exit_.code
+        output = self.capsys.readouterr()
+        return code, output.out, output.err
+
+    def json(self, dataset="generated", model="steep", results="results"):
+        return json.loads((self.root / results / dataset / f"{model}.json").read_text())
+
+    def rows(self, dataset="generated", model="steep", results="results"):
+        with open(self.root / results / dataset / f"{model}.csv") as stream:
+            return {row["score"]: row for row in csv.DictReader(stream)}
+
+
+FOLDERS = {"images": "refined", "masks": "masks", "positions": "with_positions", "datasets": ""}
+
+
+@pytest.fixture
+def ood(tmp_path, monkeypatch, capsys):
+    return Ood(tmp_path, monkeypatch, capsys)
+
+
+def read(root, name, number):
+    from genval.runtime.files import read_image, read_mask
+
+    return read_image(root / f"refined/{name}/{number}.png"), read_mask(root / f"masks/{name}/{number}_mask.png") == 255
+
+
+def test_figures_are_those_of_the_published_procedure(ood):
+    from sklearn.metrics import auc, precision_recall_curve, roc_curve
+
+    assert ood("--exact")[0] == 0
+    content = ood.json()
+    pixels = {name: ([], []) for name in PUBLISHED}
+    for name in ("lion", "bear"):
+        for number in range(4):
+            image, mask = read(ood.root, name, number)
+            logits = UnsureSegmenter("steep")(torch.from_numpy(image).permute(2, 0, 1)[None])[0]
+            probabilities = logits.softmax(0).numpy()
+            entropy = -(probabilities * np.log(probabilities + 1e-15)).sum(0)
+            of_image = content[str(ood.root / f"refined/{name}/{number}.png")]
+            assert of_image["raw_entropy"] == pytest.approx(entropy[mask].mean(), abs=1e-5)
+            assert of_image["rel_entropy"] == pytest.approx(entropy[mask].mean() / entropy[~mask].mean(), abs=1e-4)
+            for score, values in zip(PUBLISHED, (entropy, -probabilities.max(0), -logits.amax(0).numpy()), strict=True):
+                pixels[score][0].append(values.ravel())
+                pixels[score][1].append(mask.ravel())
+                check(of_image[score], values.ravel(), mask.ravel(), 1e-5)
+    for score, (values, masks) in pixels.items():
+        check(content["pooled"][score], np.concatenate(values), np.concatenate(masks), 1e-5)
+        fpr, tpr, _ = roc_curve(np.concatenate(masks), np.concatenate(values))
+        row = ood.rows()[score]
+        assert float(row["auroc"]) == pytest.approx(auc(fpr, tpr), abs=1e-5)
+        assert float(row["auroc_low"]) < float(row["auroc"]) < float(row["auroc_high"])
+        precision, recall, _ = precision_recall_curve(np.concatenate(masks), np.concatenate(values))
+        assert float(row["aupr_object"]) == pytest.approx(auc(recall, precision), abs=1e-5)
+        assert (row["set"], row["model"], row["images"], row["objects"]) == ("generated", "steep", "8", "2")
+
+
+def check(found, scores, objects, tolerance):
+    from sklearn.metrics import auc, precision_recall_curve, roc_curve
+
+    fpr, tpr, _ = roc_curve(objects, scores)
+    assert found["auroc"] == pytest.approx(auc(fpr, tpr), abs=tolerance)
+    for key, curve in (
+        ("aupr_in", precision_recall_curve(objects, scores)),
+        ("aupr_out", precision_recall_curve(~objects, -scores)),
+    ):
+        assert found[key] == pytest.approx(auc(curve[1], curve[0]), abs=tolerance)
+
+
+@pytest.mark.slow
+def test_levels_agree_with_single_pixels_within_their_bounds(ood):
+    ood("--exact", results="exact")
+    ood()
+    levels, exact = ood.json()["pooled"], ood.json(results="exact")["pooled"]
+    assert not levels["exact"] and exact["exact"]
+    for score in (*PUBLISHED, "energy"):
+        for key in ("auroc", "fpr", "aupr_in", "aupr_out"):
+            assert abs(levels[score][key] - exact[score][key]) <= levels[score]["bounds"][key] + 1e-9 < 0.3
+
+
+def test_running_again_measures_nothing_and_changes_nothing(ood):
+    ood()
+    before = (
+        (ood.root / "results/generated/steep.json").read_bytes(),
+        (ood.root / "results/generated/steep.csv").read_bytes(),
+    )
+    blocks = {path: path.stat().st_mtime_ns for path in (ood.root / "results").rglob("blocks/*")}
+    assert len(blocks) == 4
+    assert ood()[0] == 0
+    after = (
+        (ood.root / "results/generated/steep.json").read_bytes(),
+        (ood.root / "results/generated/steep.csv").read_bytes(),
+    )
+    assert after == before
+    assert {path: path.stat().st_mtime_ns for path in blocks} == blocks
+    ood("--overwrite")
+    assert all(path.stat().st_mtime_ns > stamp for path, stamp in blocks.items())
+
+
+def test_only_what_has_changed_is_measured_again(ood):
+    ood()
+    blocks = {path: path.stat().st_mtime_ns for path in (ood.root / "results").rglob("blocks/*")}
+    mask = np.zeros(SIZE, np.uint8)
+    mask[2:6, 3:9] = 255
+    write_png(ood.root / "masks/lion/2_mask.png", mask)
+    (ood.root / "masks/lion/3_mask.png").unlink()
+    (ood.root / "masks/lion/3_mask.txt").write_text("nothing found")
+    code, out, _ = ood()
+    assert code == 0 and "left out: 1 no object found" in out
+    assert {path.name for path, stamp in blocks.items() if path.stat().st_mtime_ns > stamp} == {
+        *("lion-00000.jsonl", "lion-00000.npz"),
+    }
+    ood(results="fresh")
+    assert ood.json()["pooled"] == ood.json(results="fresh")["pooled"]
+
+
+@pytest.mark.slow
+def test_sets_models_and_parts_have_results_of_their_own(ood):
+    (ood.root / "masks/curated.json").write_text(json.dumps({"lion": {"0": False}}))
+    code, out, _ = ood("--trg_dataset", "generated,RoadAnomaly21", model="steep,flat")
+    assert code == 0 and "1 not chosen in curated.json" in out
+    assert ood.asked == ["steep", "flat"]
+    assert ood.json()["pooled"]["images"] == 7 and ood.json("RoadAnomaly21", "flat")["pooled"]["images"] == 8
+    assert ood.json("RoadAnomaly21")["pooled"]["pixels"]["void"] == 8 * SIZE[1]
+    assert float(ood.rows(model="flat")["entropy"]["auroc"]) < float(ood.rows()["entropy"]["auroc"])
+    ood("--uncurated")
+    ood("--objects", "bear")
+    assert (
+        ood.json("generated-uncurated")["pooled"]["images"] == 8 and ood.json("generated-bear")["pooled"]["images"] == 4
+    )
+    pair = f"pair:{ood.root}/dataset_AnomalyTrack/images,{ood.root}/masks_of_pair"
+    for path in (ood.root / "dataset_AnomalyTrack/labels_masks").iterdir():
+        (ood.root / "masks_of_pair").mkdir(exist_ok=True)
+        (ood.root / "masks_of_pair" / path.name.replace("_labels_semantic", "")).write_bytes(path.read_bytes())
+    assert ood("--trg_dataset", pair)[0] == 0
+    (place,) = (ood.root / "results").glob("pair_*")
+    assert json.loads((place / "steep.json").read_text())["pooled"]["entropy"]["auroc"] == pytest.approx(
+        ood.json("RoadAnomaly21")["pooled"]["entropy"]["auroc"]
+    )
+
+
+def test_pictures_without_object_pixels_are_pooled_but_have_no_figures(ood):
+    write_png(ood.root / "masks/lion/0_mask.png", np.zeros(SIZE, np.uint8))
+    write_png(ood.root / "masks/lion/1_mask.png", np.full(SIZE, 255, np.uint8))
+    assert ood()[0] == 0
+    pooled = ood.json()["pooled"]
+    assert len(pooled["images_without_both"]) == 2 and pooled["images"] == 8
+    assert pooled["pixels"]["object"] + pooled["pixels"]["background"] == 8 * SIZE[0] * SIZE[1]
+    assert ood.json()[str(ood.root / "refined/lion/0.png")]["entropy"]["auroc"] is None
+    assert ood.rows()["entropy"]["images_with_both"] == "6"
+
+
+@pytest.mark.slow
+def test_whole_objects_void_and_standardised_scores(ood):
+    from relis_world import write_pair
+
+    for number in range(3):
+        write_pair(ood.root / "cityscapes", "munster", f"munster_{number:06d}_000019", number)
+    flags = ("--components", "entropy,standardised", "--component_sizes", "5,5", "--void", "1")
+    code, _, err = ood(*flags, "--standardise", "Cityscapes", "--standardise_images", "2")
+    assert code == 0, err
+    rows = ood.rows()
+    assert set(rows) == {*PUBLISHED, "energy", "standardised"}
+    assert 0 < float(rows["entropy"]["siou"]) <= 1 and rows["logits"]["siou"] == ""
+    assert 0 < float(rows["entropy"]["ppv"]) <= 1 and 0 <= float(rows["entropy"]["f1"]) <= 1
+    about = json.loads((ood.root / "results/max_logits/steep.json").read_text())
+    assert sum(about["pixels"]) == 2 * SIZE[0] * SIZE[1]
+    assert len(list((ood.root / "results/generated/steep/levels/entropy").rglob("*.png"))) == 8
+
+
+@pytest.mark.parametrize(
+    ("prepare", "flags", "said"),
+    [
+        (lambda root: None, ["--model", "nan"], "bear/0.png: Logits must be finite"),
+        (lambda root: write_png(root / "masks/lion/0_mask.png", np.zeros((9, 9), np.uint8)), [], "differ in size"),
+        (lambda root: (root / "masks/lion/0_mask.png").write_bytes(b"x"), [], "lion/0_mask.png cannot be decoded"),
+        (lambda root: (root / "masks/lion/0_mask.png").unlink(), [], "Run: python ood_objects/get_masks.py"),
+        (lambda root: None, ["--trg_dataset", "RoadObstacle21"], "No images with masks of RoadObstacle21"),
+        (lambda root: None, ["--trg_dataset", "nothing"], "Unknown set 'nothing'"),
+        (lambda root: None, ["--components", "sharpness"], "sharpness"),
+        (lambda root: None, ["--components", "standardised"], "--standardise"),
+        (lambda root: None, ["--void", "300"], "0..255"),
+        (lambda root: None, ["--objects", "zebra"], "No pictures of zebra"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(ood, prepare, flags, said):
+    prepare(ood.root)
+    code, _, err = ood(*flags)
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 2 and len(lines) == 1 and said in lines[0] and "Traceback" not in err
+    assert not list((ood.root / "results").glob("*/*.csv"))
+
+
+def test_figures_of_an_earlier_run_never_stand_for_pictures_that_have_gone_bad(ood):
+    ood()
+    for number in range(4):
+        (ood.root / f"refined/lion/{number}.png").write_bytes(b"x")
+    code, _, _ = ood("--skip_bad")
+    assert code == 0 and ood.json()["pooled"]["images"] == 4
+    assert not any("lion" in key for key in ood.json())
+
+
+def test_the_streets_labels_are_part_of_what_a_figure_is_made_from(ood):
+    ood("--void", "0")
+    before = ood.json()["pooled"]["pixels"]
+    write_png(ood.root / "with_positions/lion/0_gt.png", np.ones(SIZE, np.uint8))
+    ood("--void", "0")
+    assert ood.json()["pooled"]["pixels"]["void"] < before["void"]
+
+
+def test_bad_pictures_may_be_set_aside(ood):
+    (ood.root / "refined/lion/0.png").write_bytes(b"x")
+    code, out, _ = ood("--skip_bad")
+    assert code == 0 and "skipped" in out and "1 set aside (--skip_bad)" in out
+    assert ood.json()["pooled"]["images"] == 7
+    assert ood.json()["pooled"]["skipped"][0]["file"].endswith("lion/0.png")
+
+
+def test_a_dry_run_and_a_limit(ood):
+    code, out, _ = ood("--dry_run", model="steep,flat")
+    assert code == 0 and "generated: 8 pictures for each of 2 models" in out
+    assert not (ood.root / "results").exists() and not ood.asked
+    ood("--limit", "5")
+    assert ood.json()["pooled"]["images"] == 5 and ood.json()["pooled"]["limit"] == 5
+
+
+def command(root, results, *flags):
+    folders = [f"--{kind}_dir={root}/{folder}" for kind, folder in FOLDERS.items()]
+    model = "test_main_gen_ood:slow_segmenter"
+    return [
+        *(sys.executable, "ood_detection/main_gen_ood.py", "--model", model, f"--results_dir={root}/{results}"),
+        *(*folders, "--accelerator=cpu", "--draws=50", *flags),
+    ]
+
+
+def start(root, results, *flags, delay=0.0):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPO_ROOT / "tests/scripts"),
+        "DELAY": str(delay),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        command(root, results, *flags), cwd=REPO_ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.mark.slow
+def test_neither_a_kill_nor_the_number_of_processes_changes_a_byte(tmp_path):
+    make_pictures(tmp_path, range(40), ("bear", "lion", "owl"))
+    whole = start(tmp_path, "whole", "--devices=1")
+    assert whole.wait(120) == 0, whole.stderr.read()
+    two = start(tmp_path, "two", "--devices=2")
+    assert two.wait(180) == 0, two.stderr.read()
+    killed = start(tmp_path, "killed", "--devices=1", delay=0.1)
+    for _ in range(600):
+        if list((tmp_path / "killed").rglob("*.jsonl")):
+            break
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    done = len(list((tmp_path / "killed").rglob("blocks/*.jsonl")))
+    assert 0 < done < 6 and not list((tmp_path / "killed").rglob("*.csv"))
+    again = start(tmp_path, "killed", "--devices=1")
+    assert again.wait(120) == 0, again.stderr.read()
+    results = [sorted((tmp_path / name / "generated").glob("*.*")) for name in ("whole", "two", "killed")]
+    assert (
+        [path.name for path in results[0]] == [path.name for path in results[1]] == [path.name for path in results[2]]
+    )
+    for one, other, third in zip(*results, strict=True):
+        assert one.read_bytes() == other.read_bytes() == third.read_bytes()

@@ -1,0 +1,294 @@
+"""report/correlate.py and report/tables.py on made-up results, and once on those of the scripts of relis/."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from report_world import CITY, FOG, MODELS, TRUE_FOG, matrix_of, write_set
+
+from genval.datasets import CLASSES
+from genval.metrics import segmentation
+from genval.metrics.ood import LEVELS
+from genval.metrics.ood_pooling import coarse_levels
+from genval.metrics.ood_results import OodResults
+from genval.metrics.results import SceneResults
+from genval.runtime.files import write_csv, write_json, write_jsonl
+
+PLACES = {"clear": (CITY, 0, 0.0), "synthetic": (FOG, 1, -0.05), "true": (TRUE_FOG, 1, 0.0)}
+
+
+def test_figures_are_those_of_the_results(report):
+    out, values = report.correlate()
+    comparison = values["robustness"]["fog"]
+    assert comparison["sets"]["synthetic"] == {"dataset": "Cityscapes_fog", "cond": "fog", "images": 6}
+    assert comparison["sets"]["corrupted"] is None and comparison["beats"]["corrupted"] is None
+    assert comparison["classes"] == list(CLASSES) and comparison["classes_flag"] is None
+    for entry in comparison["models"]:
+        for side, (ids, which, less) in PLACES.items():
+            matrix = np.sum([matrix_of(item, MODELS[entry["model"]][which] + less) for item in ids], 0)
+            assert entry[side]["value"] == pytest.approx(100 * segmentation.mean_iou(matrix)), side
+            assert entry[side]["low"] <= entry[side]["value"] <= entry[side]["high"]
+    correlation = comparison["correlation"]
+    assert correlation["synthetic"]["pearson"]["value"] > 0.9 > 0 > correlation["clear"]["pearson"]["value"]
+    assert comparison["ranking"]["synthetic"]["chosen"] == comparison["ranking"]["synthetic"]["best"] == "gamma"
+    assert comparison["ranking"]["clear"]["chosen"] == "alpha"
+    assert comparison["bias"]["value"] < 0  # generated fog is harder
+    assert set(comparison["per_class"]) == set(CLASSES)
+    assert out.strip().splitlines()[-3:] == values["verdict"]
+    assert "gamma" in values["verdict"][1]
+
+
+def test_calibration_is_compared_from_the_counted_confidences(report):
+    _, values = report.correlate()
+    comparison = values["calibration"]["fog"]["ece"]
+    for entry in comparison["models"]:
+        matrix = np.sum([matrix_of(item, MODELS[entry["model"]][1]) for item in TRUE_FOG], 0)
+        assert entry["true"]["value"] == pytest.approx(100 * abs(0.8 - np.trace(matrix) / matrix.sum()))
+    assert comparison["better"] == "lower" and comparison["ranking"]["synthetic"]["best"] == "gamma"
+    assert values["calibration"]["fog"]["scaling"] is None
+
+
+def test_results_without_confidences_are_compared_in_miou_alone(report):
+    write_set(report.results, "alpha", "ACDC", "fog", TRUE_FOG, 0.5, scene="GOPR0475", confidence=None)
+    for item in TRUE_FOG:
+        SceneResults(report.results, "alpha", "ACDC", "fog", "GOPR0475").counts(item).unlink()
+    _, values = report.correlate()
+    assert values["robustness"]["fog"]["correlation"]["synthetic"]["models"] == 4
+    assert values["calibration"]["fog"]["ece"]["correlation"]["synthetic"]["models"] == 3
+    missing = {lack["what"]: lack["command"] for lack in values["missing"]}
+    assert "--model_arch alpha" in missing["no counts of confidences of alpha on ACDC (fog)"]
+
+
+def test_the_same_seed_gives_the_same_files(report):
+    report.correlate()
+    first = {path.name: path.read_bytes() for path in (report.root / "report").iterdir()}
+    report.correlate()
+    assert {path.name: path.read_bytes() for path in (report.root / "report").iterdir()} == first
+    assert set(first) == {"correlation.json", "correlation.csv", "correlation.md"}
+
+
+def test_the_one_class_set_is_what_both_sides_label(report):
+    for model, (_, fog) in MODELS.items():
+        write_set(report.results, model, "ACDC", "fog", TRUE_FOG, fog, scene="GOPR0475", absent=[9])
+        write_set(report.results, model, "IDD", "india", ["a", "b"], fog, scene="201", absent=[9, 16])
+        write_set(report.results, model, "Cityscapes_india", "india", ["india_0_c", "india_1_d"], fog)
+    _, values = report.correlate(domains="fog,india")
+    assert len(values["robustness"]["fog"]["classes"]) == 18
+    assert values["robustness"]["fog"]["classes_flag"] == "not labelled in both sets: terrain"
+    assert len(values["robustness"]["india"]["classes"]) == 17
+    assert not {"terrain", "train"} & set(values["robustness"]["india"]["classes"])
+
+
+def test_what_is_missing_is_listed_with_its_command_and_the_rest_is_computed(report):
+    out, values = report.correlate(domains="fog,night,india")
+    assert list(values["robustness"]) == ["fog"]
+    missing = {lack["what"]: lack["command"] for lack in values["missing"]}
+    night = missing["no results of any model on Cityscapes_night (night)"]
+    assert night.startswith("python ControlNet/style_transfer.py --domain night && python relis/eval.py")
+    assert "--model_arch alpha,beta,delta,gamma --trg_dataset Cityscapes_night --cond night" in night
+    assert "no results of any model on ACDC (night)" in missing
+    assert "no results of any model on IDD (india)" in missing
+    assert not any("corrupt_india" in what for what in missing)
+    assert "relis/corrupt.py --domain fog &&" in missing["no results of any model on Cityscapes_corrupt_fog (fog)"]
+    assert night in out
+
+
+def test_models_without_or_with_other_images_are_named_and_left_out(report):
+    shutil.rmtree(report.results / "alpha/Cityscapes_fog")
+    write_set(report.results, "beta", "Cityscapes_fog", "fog", FOG[:4], 0.5)
+    _, values = report.correlate()
+    assert values["robustness"] == {}  # two models are left
+    assert "Nothing can be said" in values["verdict"][0]
+    missing = [lack["what"] for lack in values["missing"]]
+    assert "no results of alpha on Cityscapes_fog (fog)" in missing
+    assert "results on other images of beta on Cityscapes_fog (fog)" in missing
+
+
+def test_a_set_generated_again_is_another_set(report):
+    """The names are the same; the marks of the files are not."""
+    for model in MODELS:
+        scene = SceneResults(report.results, model, "Cityscapes_fog", "fog", "frankfurt")
+        mark = "new" if model == "delta" else "old"
+        write_jsonl(scene.folder / "manifest.jsonl", [{"id": item, "image_mark": mark} for item in FOG])
+    _, values = report.correlate()
+    assert [entry["model"] for entry in values["robustness"]["fog"]["models"]] == ["alpha", "beta", "gamma"]
+    assert "results on other images of delta on Cityscapes_fog (fog)" in [lack["what"] for lack in values["missing"]]
+
+
+def test_corruptions_are_the_second_baseline(report):
+    for model in ("alpha", "beta", "gamma"):
+        write_set(report.results, model, "Cityscapes_corrupt_fog", "fog", CITY, MODELS[model][1])
+    _, values = report.correlate()
+    comparison = values["robustness"]["fog"]
+    assert comparison["correlation"]["corrupted"]["models"] == 3
+    assert comparison["correlation"]["synthetic"]["models"] == 4
+    assert comparison["difference"]["corrupted"]["models"] == 3
+    assert [entry["corrupted"] is None for entry in comparison["models"]] == [False, False, True, False]
+
+
+def scaling_file(root, model, before, after, source="Cityscapes_fog_all", tested="ACDC_fog"):
+    values = {"before": {"ece": before}, "after_mean": {"ece": after}}
+    write_json(root / "scaling" / model / tested / f"from_{source}" / "vanilla_ece.json", values)
+
+
+def test_temperatures_enter_where_they_were_tried(report):
+    tries = {"alpha": (0.2, 0.1), "beta": (0.3, 0.1), "gamma": (0.1, 0.15), "delta": (0.2, 0.19)}
+    for model, (before, after) in tries.items():
+        scaling_file(report.root, model, before, after)
+        scaling_file(report.root, model, before, before + 0.01, "Cityscapes_clean_lindau+munster")
+        scaling_file(report.root, model, before, after / 2, tested="Cityscapes_fog_all")
+    _, values = report.correlate()
+    scaling = values["calibration"]["fog"]["scaling"]
+    assert scaling["improved"]["synthetic"]["share"] == pytest.approx(3 / 4)
+    assert scaling["improved"]["clear"]["share"] == 0
+    assert scaling["improved"]["corrupted"] == {"models": 0, "share": None, "low": None, "high": None}
+    assert scaling["mean"]["before"]["value"] == pytest.approx(20)
+    assert scaling["less_than_clear"]["value"] == pytest.approx(100 * (0.54 - 0.84) / 4)
+    assert scaling["after"]["pearson"]["value"] == pytest.approx(1)
+    assert report("tables", "--results_dir", report.root / "report")[0] == 0
+    text = (report.root / "report/tables/calibration_improvement.md").read_text()
+    assert "secondary source" in text and "over 90" in text and "75.00" in text
+
+
+def ood_file(root, place, model, auroc, images=5):
+    header = ["set", "model", "score", "images", "auroc", "auroc_low", "fpr95", "aupr_object", "aupr_background"]
+    of_score = (("msp", auroc), ("energy", auroc - 0.1))
+    rows = [[place, model, score, images, value, "", 1 - value, 0.5, value] for score, value in of_score]
+    write_csv(root / "ood" / place / f"{model}.csv", header, rows)
+
+
+def test_objects_enter_where_they_were_detected(report):
+    for model, (_, fog) in MODELS.items():
+        ood_file(report.root, "generated", model, fog)
+        ood_file(report.root, "RoadAnomaly21", model, fog - 0.05)
+    _, values = report.correlate()
+    of_score = values["ood_detection"]["RoadAnomaly21"]["msp"]
+    assert of_score["auroc"]["correlation"]["synthetic"]["pearson"]["value"] == pytest.approx(1)
+    assert of_score["auroc"]["bias"]["value"] == pytest.approx(5)
+    assert of_score["auroc"]["correlation"]["synthetic"]["pearson"]["over_images"] is None
+    assert of_score["fpr95"]["ranking"]["synthetic"]["chosen"] == "gamma"
+    # More mIoU should go with fewer false alarms: the baseline's sign is turned, so that its r can be set beside.
+    clear = [of_score[metric]["correlation"]["clear"]["pearson"]["value"] for metric in ("auroc", "fpr95")]
+    assert clear[0] == pytest.approx(clear[1])
+    assert "aupr_object" in of_score and of_score["aupr_object"]["correlation"]["synthetic"]["pearson"]["value"] is None
+    expected = 100 * (np.mean([fog for _, fog in MODELS.values()]) - 0.1)
+    assert values["ood_figures"]["generated"]["energy"]["auroc"] == pytest.approx(expected)
+
+
+def ood_counts(root, place, model, images, shift):
+    """Counts of single images as main_gen_ood.py keeps them: background spread out, objects `shift` levels above it."""
+    results = OodResults(root / "ood", place, model)
+    levels = np.zeros((images, 2, 2, LEVELS), np.int64)
+    generator = np.random.default_rng(images)
+    for image in range(images):
+        of_background, of_object = generator.integers(20000, 60000, 500), generator.integers(20000, 60000, 100) - shift
+        for score in range(2):
+            np.add.at(levels[image, score, 0], of_background, 1)
+            np.add.at(levels[image, score, 1], np.maximum(of_object, 0), 1)
+    lines = [{"made_from": {"id": f"{place}{image}"}} for image in range(images)]
+    results.write_block("00000", lines, levels.sum(0), coarse_levels(levels))
+
+
+def test_images_with_objects_are_drawn_alike_for_all_models(report):
+    for place in ("generated", "RoadAnomaly21"):
+        for rank, model in enumerate(MODELS):
+            ood_file(report.root, place, model, 0.5 + 0.1 * rank)
+            ood_counts(report.root, place, model, 5, 4000 * max(rank, 1))  # the first two are one
+    _, values = report.correlate()
+    of_models = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["models"]
+    ends = {entry["model"]: (entry["true"]["low"], entry["true"]["high"]) for entry in of_models}
+    assert ends["alpha"] == ends["beta"] != ends["gamma"]
+    assert ends["gamma"][0] < ends["gamma"][1] < ends["delta"][1]
+    pearson = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["correlation"]["synthetic"]["pearson"]
+    assert pearson["over_images"] is not None and pearson["over_both"] is not None
+
+    ood_counts(report.root, "generated", "gamma", 4, 0)  # not those of the table, which has five images
+    _, values = report.correlate()
+    estimate = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["correlation"]["synthetic"]["pearson"]
+    assert estimate["over_images"] is None and estimate["over_models"] is not None
+
+
+def test_detectors_of_other_images_are_named_and_left_out(report):
+    for place in ("generated", "RoadAnomaly21"):
+        for rank, model in enumerate(MODELS):
+            ood_file(
+                report.root, place, model, 0.5 + 0.1 * rank, images=4 if (place, model) == ("generated", "beta") else 5
+            )
+    _, values = report.correlate()
+    models = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["models"]
+    assert [entry["model"] for entry in models] == ["alpha", "delta", "gamma"]
+    missing = {lack["what"]: lack["command"] for lack in values["missing"]}
+    assert missing["detection by beta on the same images of generated as the others"].endswith("--model beta")
+
+
+def test_tables_have_the_figures_and_the_published_ones_marked(report):
+    for model in MODELS:
+        ood_file(report.root, "generated", model, 0.8)
+    _, values = report.correlate()
+    code, out, err = report("tables", "--results_dir", report.root / "report")
+    assert code == 0, err
+    folder = report.root / "report/tables"
+    names = {"correlation_by_domain", "correlation_by_class", "ood_by_score", "miou_by_model"}
+    assert {path.name for path in folder.iterdir()} == {f"{n}.{end}" for n in names for end in ("csv", "md", "tex")}
+    with open(folder / "correlation_by_domain.csv", newline="") as stream:
+        row = next(csv.DictReader(stream))
+    pearson = values["robustness"]["fog"]["correlation"]["synthetic"]["pearson"]
+    assert float(row["r"]) == pearson["value"]
+    assert [float(row["95 % low"]), float(row["95 % high"])] == pearson["over_both"]
+    assert (row["published SD 1.5*"], row["published SDXL*"]) == ("0.77", "0.89")
+    with open(folder / "correlation_by_class.csv", newline="") as stream:
+        by_class = {row["class"]: float(row["r (fog)"]) for row in csv.DictReader(stream)}
+    of_class = values["robustness"]["fog"]["per_class"]
+    assert by_class == {name: entry["synthetic"]["pearson"]["value"] for name, entry in of_class.items()}
+    assert "* Reported for the published system" in (folder / "correlation_by_domain.md").read_text()
+    latex = (folder / "correlation_by_domain.tex").read_text()
+    assert latex.count(r" \\") == 2 and r"95 \%" in latex and r"\toprule" in latex
+    assert out.count("**") == 8
+
+
+def test_damaged_and_absent_files_are_refused_by_name(report):
+    report.refused(
+        "No results", "relis/eval.py", code_out_err=report("correlate", "--root_exp_dir", report.root / "no")
+    )
+    absent = report("tables", "--results_dir", report.root / "no")
+    report.refused("correlation.json", "report/correlate.py", code_out_err=absent)
+    write_json(report.root / "old/correlation.json", {"format": 0})
+    report.refused("format 1", code_out_err=report("tables", "--results_dir", report.root / "old"))
+    unknown = report("correlate", "--root_exp_dir", report.results, "--domains", "mars")
+    report.refused("'mars'", "REAL_SETS", code_out_err=unknown)
+    counts = SceneResults(report.results, "alpha", "Cityscapes", "clean", "frankfurt").counts(CITY[0])
+    counts.write_bytes(b"")
+    damaged = report("correlate", "--root_exp_dir", report.results, "--domains", "fog")
+    report.refused(counts.name, "relis/eval.py", code_out_err=damaged)
+    write_json(report.root / "scaling/alpha/ACDC_fog/from_Cityscapes_fog_all/vanilla_ece.json", {"before": {}})
+    flags = ("--root_exp_dir", report.results, "--domains", "fog", "--scaling_dir", report.root / "scaling")
+    counts.unlink()
+    report.refused("vanilla_ece.json", "no ECE before", code_out_err=report("correlate", *flags))
+
+
+@pytest.mark.slow
+def test_what_the_scripts_of_relis_write_is_read(relis):
+    """From streets to tables: corruption, evaluation, correlation."""
+    models = "good,fair,poor"
+    folders = ("--datasets_dir", relis.root / "datasets", "--output_dir", relis.root / "corrupted")
+    assert relis("corrupt", "--domain", "fog", *folders)[0] == 0
+    for dataset, *flags in (
+        ("Cityscapes",),
+        ("Cityscapes_fog",),
+        ("Cityscapes_corrupt_fog",),
+        ("ACDC", "--cond", "fog"),
+    ):
+        code, _, err = relis.eval(dataset, models, *flags)
+        assert code == 0, err
+    code, _, err = relis(
+        "report/correlate", "--root_exp_dir", relis.results, "--domains", "fog", "--draws", "50",
+        "--results_dir", relis.root / "report", "--scaling_dir", relis.root, "--ood_dir", relis.root,
+    )  # fmt: skip
+    assert code == 0, err
+    values = json.loads((relis.root / "report/correlation.json").read_text())
+    comparison = values["robustness"]["fog"]
+    assert comparison["correlation"]["corrupted"]["models"] == 3
+    assert comparison["ranking"]["synthetic"]["chosen"] == "good"
+    assert values["calibration"]["fog"]["ece"]["correlation"]["synthetic"]["models"] == 3
