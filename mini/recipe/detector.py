@@ -314,8 +314,10 @@ def measure_detector(folder: Path, crops: Sequence[MeasuredCrop], device: torch.
         `held_out`, the number of squares; `box_iou`, the mean overlap of the surest box with the true one; and by
         threshold, 0..1: `recall`, squares where something is found that overlaps the object by half; `false_alarms`,
         those where something is found in the street without the object; `wrong_names`, those where the object is taken
-        for the next name in the alphabet.
+        for the next name in the alphabet. Without squares, nothing.
     """
+    if not crops:
+        return {}
     detector = load_detector(str(folder)).to(device)
     names = sorted({crop.name for crop in crops})
 

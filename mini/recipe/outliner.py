@@ -20,6 +20,7 @@ from genval.grounding.run import Thresholds, choose
 from mini.recipe.diffusion import update_average
 from mini.recipe.object_crops import CropDraws, MeasuredCrop, ObjectPictures
 from mini.recipe.views import progress
+from path_dicts import PRESETS
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,12 @@ def measure_outliner(
 
     Returns:
         `held_out`, the number of squares; `mask_iou`, the mean overlap of the masks of true boxes with the true masks;
-        with a detector also, at the published thresholds: `masked`, the share of squares that get a mask,
+        with a detector also, at the thresholds of the preset `mini`: `masked`, the share of squares that get a mask,
         `mask_iou_found`, their mean overlap, and `masked_empty`, the share of streets without the object that get one.
+        Without squares, nothing.
     """
+    if not crops:
+        return {}
     outliner = load_outliner(str(folder)).to(device)
 
     def overlaps(images: Sequence[np.ndarray], boxes: Sequence[Any], masks: Sequence[np.ndarray]) -> list[float]:
@@ -220,7 +224,8 @@ def measure_outliner(
     figures = {"held_out": len(crops), "mask_iou": round(float(np.mean(true)), 4)}
     if detector is None:
         return figures
-    finder, limits = load_detector(str(detector)).to(device), Thresholds()
+    finder = load_detector(str(detector)).to(device)
+    limits = Thresholds(box=PRESETS["mini"]["ood_objects/get_masks"]["box_threshold"])
     found: list[tuple[MeasuredCrop, Any]] = []
     alarms = 0
     for name in sorted({crop.name for crop in crops}):

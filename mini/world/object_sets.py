@@ -141,15 +141,16 @@ def _render_training(job: ObjectJob, target: Target, writer: ThreadPoolExecutor)
 def _with_objects(
     job: ObjectJob, target: Target, names: Sequence[str], rng: np.random.Generator, floating: bool = False
 ) -> tuple[Render, Render]:
-    """A street without and with those objects that found a place; where none did, another street is taken."""
-    from .objects import place_object
+    """A street without and with those objects that found a place; where none is to be seen, another street is taken."""
+    from .objects import DYNAMIC, place_object
 
     for attempt in count():
         street = _street(job, target, attempt)
         added = [thing for name in names if (thing := place_object(street, name, rng, floating))]
-        if added:
+        # Once in thousands of streets, what is painted later hides an object that its place had left in view.
+        if added and ((scene := _street(job, target, attempt, added)).label_ids == DYNAMIC).any():
             break
-    return street, _street(job, target, attempt, added)
+    return street, scene
 
 
 def _street(job: ObjectJob, target: Target, attempt: int = 0, added: Sequence[StreetObject] = ()) -> Render:

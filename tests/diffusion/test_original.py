@@ -25,6 +25,8 @@ from genval.diffusion.original_keys import Shapes
 from genval.diffusion.pipelines import StableDiffusion, checkpoint_hash, find_base, load_base
 from genval.runtime.errors import GenValError
 
+pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part
+
 
 @pytest.fixture(scope="module")
 def models(base_folder: Path, controlnet_folder: Path) -> tuple[StableDiffusion, Any]:

@@ -14,6 +14,8 @@ from genval.diffusion.pipelines import StableDiffusionXL, TextStates, checkpoint
 from genval.diffusion.sampling import SamplingConfig, generate, item_noise, make_scheduler, sample_latents
 from genval.runtime.errors import GenValError
 
+pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part
+
 PROMPTS = ["a street, in fog", "trees, in fog"]
 
 

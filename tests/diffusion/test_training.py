@@ -19,6 +19,8 @@ from genval.diffusion.training_data import ControlNetData, EncodedFolder, encode
 from genval.diffusion.training_plan import DrawPlan, TrainingConfig
 from genval.runtime.errors import GenValError
 
+pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part
+
 SMALL: dict[str, Any] = {
     "height": HEIGHT,
     "width": WIDTH,

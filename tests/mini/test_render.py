@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part
+
 SCRIPT = Path(__file__).resolve().parents[2] / "mini" / "render.py"
 
 

@@ -11,6 +11,8 @@ from genval.runtime.errors import GenValError
 from genval.segmenters import load_segmenter
 from genval.segmenters.base import IMAGENET_MEAN, IMAGENET_STD
 
+pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part
+
 MEAN = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
 STD = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
 

@@ -14,6 +14,8 @@ from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network, load_openmmlab, read_config
 
+pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part
+
 CONFIG = "mini/segmenters/pspnet-r18.py"
 
 GOLDEN_KEYS = REPO_ROOT.parent / "shared" / "golden" / "zoo_state_dict_keys.json.gz"

@@ -8,6 +8,8 @@ import torch
 from genval.runtime.errors import GenValError
 from genval.segmenters import load_segmenter
 
+pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part
+
 CPU = torch.device("cpu")
 
 
