@@ -113,7 +113,7 @@ class Runner:
         if self.jobs > 1:
             log = self.logs / f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', step.name)}.log"
             write_bytes(log, b"")
-            self._say(f"[{self._started}/{self._total}] {step.name}: started, {log}")
+            self._say(f"[{self._started}/{self._total}] {step.name}: started, {os.path.relpath(log)}")
         self._running.append(_Running(step, slot, log, self._launch(step, 0, slot, log), 0, time.perf_counter()))
 
     def _launch(self, step: Step, number: int, slot: int, log: Path | None) -> subprocess.Popen[bytes]:
@@ -122,6 +122,7 @@ class Runner:
         if log is None:
             print(f"\n[{self._started}/{self._total}, {self._elapsed()}] {shown}", flush=True)
             return self._open(command, slot, None)
+        self._say(f"{step.name}: {shown}")
         with open(log, "ab") as stream:
             stream.write(f"{shown}\n".encode())
             stream.flush()
