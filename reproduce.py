@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     from genval.reproduction.protocol import STAGES, Protocol
     from genval.reproduction.record import Record, describe_device
     from genval.reproduction.running import Runner
-    from genval.reproduction.state import check_stages, survey
+    from genval.reproduction.state import check_any_runs, check_stages, survey, up_to_date
     from genval.runtime.errors import GenValError
     from genval.runtime.paths import resolve
 
@@ -79,10 +79,11 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         return
 
+    check_any_runs(steps, standings, stages)
     runner = Runner(steps, standings, record, folder / "logs", args.jobs, args.accelerator != "cpu")
     runner.run()
     print_missing(steps, standings)
-    print_end(steps, protocol.report_dir, runner.seconds)
+    print_end(up_to_date(steps, standings, stages, runner.ended), protocol.report_dir, runner.seconds)
     if runner.failed:
         listed = "\n  ".join(f"{name}: {last}" for name, last in runner.failed.items())
         raise GenValError(f"{len(runner.failed)} steps failed:\n  {listed}\nMend the cause and run the same again.")

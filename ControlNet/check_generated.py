@@ -72,6 +72,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"Would judge {len(items)} images of {folder}")
         return
 
+    from genval.artifacts.manifest import Manifest
     from genval.datasets.gate import GATE, write_gate
     from genval.evaluation.generated import ScoringRun
     from genval.metrics.generated import agreement_floor, draw_histograms, judge, summary
@@ -82,6 +83,10 @@ def main(args: argparse.Namespace) -> None:
 
     fabric = launch_fabric(args)
     with same_outcome(fabric):
+        if fabric.is_global_zero:
+            remove_leftovers(folder)
+            Manifest(folder, name="scores").merge()
+    with same_outcome(fabric):
         segmenter = load_segmenter(args.segmenter, fabric.device, args.precision)
         clip = None
         if args.clip:
@@ -91,7 +96,6 @@ def main(args: argparse.Namespace) -> None:
         share = (fabric.global_rank, fabric.world_size, args.overwrite)
         scoring = ScoringRun(folder, items, segmenter, args.precision, clip, phrases, *share)
         if fabric.is_global_zero:
-            remove_leftovers(folder)
             (folder / GATE).unlink(missing_ok=True)  # it would speak of earlier scores until the new one is there
     with same_outcome(fabric):
         made = scoring.score(args.batch_size, args.num_workers, fabric.device, bad)

@@ -73,6 +73,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"Would caption {len(sources)} pictures, such as {sources[0].key}, in mode {args.mode}")
         return
 
+    from genval.artifacts.manifest import Manifest
     from genval.artifacts.settings import write_settings
     from genval.captions.interrogator import InterrogatorConfig, load_interrogator
     from genval.captions.run import CaptionRun, gather, write_training_list
@@ -84,6 +85,8 @@ def main(args: argparse.Namespace) -> None:
     folder = resolve(args.output_dir) / name
     unreadable: dict[str, str] | None = {} if args.skip_bad else None
     with same_outcome(fabric):
+        if fabric.is_global_zero:
+            Manifest(folder).merge()
         interrogator = load_interrogator(config, args.blip, args.clip, args.flavors, args.precision, fabric.device)
         record = interrogator.record
         run = CaptionRun(folder, interrogator, record, unreadable)

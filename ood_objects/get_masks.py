@@ -69,6 +69,7 @@ def main(args: argparse.Namespace) -> None:
     with same_outcome(fabric):
         if fabric.is_global_zero:
             remove_leftovers(folder)
+            Manifest(folder).merge()
         run = load_run(args, fabric.device)
     with same_outcome(fabric):
         made = run.make(

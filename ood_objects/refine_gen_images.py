@@ -89,6 +89,7 @@ def main(args: argparse.Namespace) -> None:
         if fabric.is_global_zero:
             check_folder(folder, items, record, "refine_gen_images.py", args.overwrite)
             remove_leftovers(folder)
+            Manifest(folder).merge()
             write_settings(folder, settings)
     model = load_inpainting(args.model, fabric.device, locked_dtype(args.precision))
     size = frame_size(pictures[0]) if args.whole_frame else (args.size, args.size)

@@ -110,6 +110,7 @@ def main(args: argparse.Namespace) -> None:
         if fabric.is_global_zero:
             check_folder(folder, items, record, "sd_inpaint.py", args.overwrite)
             remove_leftovers(folder)
+            Manifest(folder).merge()
             write_settings(folder, settings)
     model = load_inpainting(args.model, fabric.device, locked_dtype(args.precision))
     batch_size = args.batch_size or default_batch_size(fabric.device, args.size, args.size)

@@ -17,7 +17,8 @@ class Manifest:
 
     A process appends to its own part (`manifest.jsonl` on rank 0, `manifest.rank{r}.jsonl` elsewhere) as items finish,
     flushing to disk, so that a killed run loses no finished item; `finish` merges the parts and puts the lines in a
-    given order. Records hold no times or host names: the same settings give the same bytes.
+    given order. Before a run, `merge` takes in what a killed one left. Records hold no times or host names: the same
+    settings give the same bytes.
 
     Args:
         folder: the output folder the manifest describes.
@@ -59,6 +60,14 @@ class Manifest:
                 f"Cannot write {self.path}: {error.strerror or error}. Free disk space, or choose another folder."
             ) from error
         self.records.update((record["id"], dict(record)) for record in records)
+
+    def merge(self) -> None:
+        """Take in the parts that a killed run left: they would be read after, and so overrule, lines to come.
+
+        For the first process, before any process makes its own `Manifest` of the folder.
+        """
+        if any(part != self.path for part in self._parts()):
+            self.finish([])
 
     def finish(self, order: Sequence[str]) -> None:
         """Merge every process's part into one file, with `order`'s ids first and in that order."""

@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from genval.artifacts.fingerprint import file_mark
+from genval.artifacts.manifest import Manifest
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_jsonl
 
 CURATED = "curated.json"
 # A name that is a folder as it stands: small letters, because some disks take no notice of capitals. What looks like
-# the end of a made-up folder's name is not, so that two names never share a folder.
-_SAFE = re.compile(r"(?!.*-[0-9a-f]{8}$)[a-z0-9](?:[a-z0-9 _.-]{0,62}[a-z0-9_-])?")
+# the end of a made-up folder's name is not, so that two names never share a folder; nor is what looks like a file that
+# a stage keeps beside the folders.
+_SAFE = re.compile(r"(?!.*(?:-[0-9a-f]{8}|\.jsonl?)$)[a-z0-9](?:[a-z0-9 _.-]{0,62}[a-z0-9_-])?")
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ def find_object_pictures(
         maker: the script that makes the pictures, for the error's advice.
 
     Raises:
-        GenValError: there are no pictures, an object is not there, or a picture has no box.
+        GenValError: there are no pictures, an object is not there, a picture has no box, or it was made of another
+            picture than is beside the box now.
     """
     manifest = positions / "manifest.jsonl"
     names = {
@@ -125,6 +129,12 @@ def find_object_pictures(
             f"{lost[0].position} does not exist ({len(lost)} of {len(pictures)} pictures have no box). Make it again "
             f"with ood_objects/sd_inpaint.py, or remove {lost[0].image}."
         )
+    # A line of sd_inpaint.py has a position, and its source is a street.
+    refined = {key: line for key, line in Manifest(images).records.items() if "position" not in line}
+    for picture in pictures:
+        mark, drawn = refined.get(picture.id, {}).get("source"), positions / f"{picture.id}.png"
+        if mark is not None and drawn.exists() and mark != file_mark(drawn):
+            raise GenValError(f"{picture.image} is made of another {drawn} than is there now. Run: python {maker}")
     return pictures
 
 

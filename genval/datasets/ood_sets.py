@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 
 import path_dicts
+from genval.artifacts.fingerprint import file_mark
+from genval.artifacts.manifest import Manifest
 from genval.datasets.items import IMAGE_EXTENSIONS, BadFile, Item
 from genval.datasets.labels import IGNORE
 from genval.datasets.layouts import DERIVED, suggestion
@@ -228,21 +230,25 @@ def _find_generated(
 ) -> OodSet:
     images, masks, positions = (resolve(path) for path in (folders.images, folders.masks, folders.positions))
     chosen = read_curated(masks) if curated else {}
+    outlined = Manifest(masks).records
     left_out = {"no object found": 0, "not chosen in curated.json": 0}
     items: list[OodItem] = []
     place: dict[str, int] = {}
     for picture in find_object_pictures(images, positions, objects):
         # Blocks do not move when a person changes curated.json: only those that lose or gain a picture are new.
         number = place[picture.folder] = place.get(picture.folder, -1) + 1
-        mask = mask_path(masks, picture.id)
-        if not mask.exists():
-            if absence_path(masks, picture.id).exists():
-                left_out["no object found"] += 1
-                continue
-            reason = f"{picture.image} has neither {mask} nor a {absence_path(masks, picture.id).name}"
+        mask, absence = mask_path(masks, picture.id), absence_path(masks, picture.id)
+        line, reason = outlined.get(picture.id, {}), None
+        if not (mask.exists() or absence.exists()):
+            reason = f"{picture.image} has neither {mask} nor a {absence.name}"
+        elif "source" in line and line["source"] != file_mark(picture.image):
+            reason = f"{picture.image} was made again since it was outlined"
+        if reason is not None:
             if set_aside is None:
                 raise GenValError(f"{reason}. Run: python ood_objects/get_masks.py")
             set_aside.append(BadFile(picture.id, GENERATED, picture.folder, str(picture.image), reason))
+        elif not mask.exists():
+            left_out["no object found"] += 1
         elif not chosen.get(picture.id, True):
             left_out["not chosen in curated.json"] += 1
         else:

@@ -30,16 +30,19 @@ def box_mask(box: Box, crop: Window, height: int, width: int, blurred: bool = Fa
 
     Args:
         blurred: as the published `sd_inpaint.py`, which blurs the mask by a quarter of its side, while the pipeline
-            takes what is above one half: the edges stay, the corners are cut off.
+            takes what is above one half: the edges stay, the corners are cut off. No wider than the box.
     """
     down, across = height / crop.height, width / crop.width
     top, bottom = (round((row - crop.top) * down) for row in (box.top, box.top + box.side))
     left, right = (round((column - crop.left) * across) for column in (box.left, box.left + box.side))
     mask: np.ndarray = np.zeros((height, width), np.float32)
-    mask[top : max(bottom, top + 1), left : max(right, left + 1)] = 1
+    bottom, right = max(bottom, top + 1), max(right, left + 1)
+    mask[top:bottom, left:right] = 1
     if blurred:
-        # Odd sides have a middle: even ones would move the mask by half a pixel.
-        mask = cv2.blur(mask, (round(width * _BLUR) | 1, round(height * _BLUR) | 1))
+        # Wider than the box, the blur would leave less than a half everywhere: nothing would be drawn. Odd sides have a
+        # middle: even ones would move the mask by half a pixel.
+        sides = (min(round(width * _BLUR), right - left - 1) | 1, min(round(height * _BLUR), bottom - top - 1) | 1)
+        mask = cv2.blur(mask, sides)
     return mask >= 0.5
 
 

@@ -7,9 +7,10 @@ import string
 
 from genval.runtime.errors import GenValError
 
-_VOWEL = re.compile(r"[aeiou]|hour|hono|heir|honest", re.IGNORECASE)
+# Also words that are spelled out, and begin with a letter whose name begins with a vowel: SUV, X-ray.
+_VOWEL = re.compile(r"(?i:[aeiou]|hour|hono|heir|honest|x-?ray)|[FHLMNRSX](?=[A-Z0-9]+\b)")
 # Words that begin with a vowel's letter but sound like "you" or "won".
-_CONSONANT = re.compile(r"uni(?!n|m)|u[bst][aeiou]|ukulele|ufo|eu|ewe|one\b|once", re.IGNORECASE)
+_CONSONANT = re.compile(r"uni(?!n|m|dent)|u[bst][aeiou]|uri|ura|ukulele|ufo|eu|ewe|one(?:sie)?\b|once", re.IGNORECASE)
 
 
 def article(name: str) -> str:

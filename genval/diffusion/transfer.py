@@ -222,6 +222,7 @@ def prepare_folder(folder: Path, settings: Mapping[str, Any], same: Sequence[str
     # A killed process leaves the temporary name of the file it was writing.
     for leftover in folder.rglob(".*.part"):
         leftover.unlink(missing_ok=True)
+    Manifest(folder).merge()
     write_settings(folder, settings)
 
 

@@ -9,6 +9,7 @@ for a line of figures a picture.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -204,6 +205,9 @@ def detect(
                 write_settings(results.folder, args)
             for name in open_blocks:  # what is there now is of other pictures, or of another model
                 results.lines(name).unlink(missing_ok=True)
+                # Levels say nothing of what they are of: what this run does not write again would outlast its picture.
+                for score, item in itertools.product((*SCORES, STANDARDISED), run.blocks[name]):
+                    results.levels(score, item.id).unlink(missing_ok=True)
             for path in (results.json, results.csv, results.objects_csv) if open_blocks else ():
                 path.unlink(missing_ok=True)
 
@@ -216,7 +220,9 @@ def detect(
             bar.update(items)
             if kept is not None:
                 writer.submit(run.write, kept)
-    skipped = unpaired + [bad for rank in range(fabric.world_size) for bad in fabric.broadcast(unreadable or [], rank)]
+    unread = [bad for rank in range(fabric.world_size) for bad in fabric.broadcast(unreadable or [], rank)]
+    # Not in the order of the processes that found them.
+    skipped = sorted(unpaired + unread, key=lambda bad: bad.file)
     detected: Detected | None = None
     with same_outcome(fabric):
         if fabric.is_global_zero:

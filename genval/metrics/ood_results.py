@@ -31,7 +31,7 @@ import numpy as np
 
 from genval.metrics.ood import FIGURES, ExactFigures, OodCounts, bounds, exact_counts, level_figures
 from genval.metrics.ood_components import COMPONENT_FIGURES
-from genval.metrics.ood_pooling import PoissonBootstrap
+from genval.metrics.ood_pooling import PoissonBootstrap, SumBootstrap
 from genval.metrics.results import folder_name
 from genval.metrics.segmentation import plain
 from genval.runtime.errors import GenValError
@@ -40,7 +40,6 @@ from genval.runtime.files import read_jsonl, write_bytes, write_csv, write_json,
 PUBLISHED_KEYS = {"auroc": "auroc", "fpr95": "fpr", "aupr_object": "aupr_in", "aupr_background": "aupr_out"}
 """The published name of each of `ood.FIGURES`."""
 _MEANS = tuple(f"image_{name}" for name in FIGURES)
-_ENTROPIES = ("raw_entropy", "rel_entropy")
 
 
 @dataclass(frozen=True)
@@ -146,15 +145,13 @@ def image_line(
         exact: the figures of single pixels by score; None is those of levels.
     """
     figures = exact or [level_figures(levels) for levels in counts.levels]
-    background, of_object = _means(counts)
     return {
         "made_from": dict(record),
         "image": record["image"],
         "object": name,
         "pixels": dict(zip(("background", "object", "void"), counts.pixels.tolist(), strict=True)),
         "entropy_sums": counts.entropy.tolist(),
-        "raw_entropy": plain(of_object),
-        "rel_entropy": plain(of_object / background if background > 0 else math.nan),
+        **_plain_entropies(np.array([*counts.entropy, *counts.pixels[:2]], np.float64)),
         "figures": {
             score: {PUBLISHED_KEYS[key]: plain(value) for key, value in of_score.items()}
             for score, of_score in zip(scores, figures, strict=True)
@@ -170,6 +167,7 @@ class Pooled:
     levels: np.ndarray  # int64 (S, 2, LEVELS)
     intervals: list[dict[str, tuple[float, float]]]  # by score and figure, of all pixels
     mean_intervals: list[dict[str, tuple[float, float]]]  # by score and figure, of the mean over images
+    entropies: dict[str, float | None]
     entropy_intervals: dict[str, tuple[float, float]]
 
 
@@ -177,19 +175,23 @@ def pool_blocks(results: OodResults, blocks: Iterable[str], scores: int, draws: 
     """Add up blocks, one at a time."""
     lines: list[dict[str, Any]] = []
     total: np.ndarray | None = None
-    bootstrap = PoissonBootstrap(scores, scores * len(FIGURES) + len(_ENTROPIES), draws, seed)
+    bootstrap, entropies = PoissonBootstrap(scores, scores * len(FIGURES), draws, seed), SumBootstrap(draws, seed)
     for block in blocks:
         of_block, levels, coarse = results.read_block(block)
         lines += of_block
         total = levels if total is None else total + levels
         values = np.array([_image_values(line) for line in of_block], np.float64)
         bootstrap.add([line["made_from"]["id"] for line in of_block], coarse, values)
+        for line in of_block:
+            pixels = (line["pixels"]["background"], line["pixels"]["object"])
+            entropies.add(line["made_from"]["id"], np.array([*line["entropy_sums"], *pixels], np.float64))
     if total is None:
         raise GenValError("There is no image to sum up.")
     intervals, ends = bootstrap.intervals()
     pairs = [(float(low), float(high)) for low, high in ends]
     means = [dict(zip(FIGURES, pairs[i * 4 : i * 4 + 4], strict=True)) for i in range(scores)]
-    return Pooled(lines, total, intervals, means, dict(zip(_ENTROPIES, pairs[scores * 4 :], strict=True)))
+    of_entropies = entropies.intervals(_entropies)
+    return Pooled(lines, total, intervals, means, _plain_entropies(entropies.total), of_entropies)
 
 
 def write_scores(folder: Path, scores: Mapping[str, Sequence[np.ndarray]]) -> None:
@@ -216,23 +218,25 @@ def pool_scores(folders: Sequence[Path], score: str, piece: int = 1 << 23) -> di
     Raises:
         GenValError: a file is missing or damaged.
     """
-    kinds: list[list[np.ndarray]] = [[], []]
-    for path, kind in zip((path for f in folders for path in _score_files(f, [score])), itertools.cycle(kinds)):
-        try:
-            kind.append(np.load(path, mmap_mode="r"))
-        except (OSError, ValueError) as error:
-            raise GenValError(f"{path} is missing or damaged ({error}). Delete it and run again.") from error
-    totals = [sum(map(len, arrays)) for arrays in kinds]
+    paths = [[_score_files(folder, [score])[kind] for folder in folders] for kind in (0, 1)]
     # Every so-many-th score of each image: any value between two cuts belongs to one piece, with all its ties.
     stride = max(1, piece // (4 * len(folders)))
-    marks = np.sort(np.concatenate([np.asarray(array[::stride]) for arrays in kinds for array in arrays]))
+    totals, samples = [0, 0], []
+    for kind, path in ((kind, path) for kind, of_kind in enumerate(paths) for path in of_kind):
+        array = _mapped(path)
+        totals[kind] += len(array)
+        samples.append(np.array(array[::stride]))
+    marks = np.sort(np.concatenate(samples))
     cuts = np.unique(marks[:: max(1, piece // (2 * stride))])
     figures = ExactFigures(*totals)
     for low, high in reversed(list(itertools.pairwise([*cuts, np.float32(np.inf)]))):
         parts = []
-        for arrays in kinds:
-            ranges = [(array, np.searchsorted(array, low), np.searchsorted(array, high)) for array in arrays]
-            parts.append(np.sort(np.concatenate([np.asarray(array[start:end]) for array, start, end in ranges])))
+        for of_kind in paths:
+            found = []
+            for path in of_kind:  # one file is open at a time: a process may often have no more than 1,024
+                array = _mapped(path)
+                found.append(np.array(array[np.searchsorted(array, low) : np.searchsorted(array, high)]))
+            parts.append(np.sort(np.concatenate(found)))
         figures.add(*exact_counts(*parts))
     return figures.figures()
 
@@ -285,9 +289,7 @@ def write_results(
     lines = pooled.lines
     figures = list(exact) if exact is not None else [level_figures(levels) for levels in pooled.levels]
     means = mean_figures(lines, scores)
-    sums = np.sum([line["entropy_sums"] for line in lines], axis=0)
     pixels = {kind: sum(line["pixels"][kind] for line in lines) for kind in ("background", "object", "void")}
-    background, of_object = _means(OodCounts(pooled.levels, sums, np.array(list(pixels.values()))))
     rows: list[dict[str, Any]] = []
     for index, score in enumerate(scores):
         row: dict[str, Any] = {
@@ -313,8 +315,7 @@ def write_results(
         "images": len(lines),
         "images_without_both": [line["image"] for line in lines if not has_both(line)],
         "pixels": pixels,
-        "raw_entropy": plain(of_object),
-        "rel_entropy": plain(of_object / background if background > 0 else math.nan),
+        **pooled.entropies,
         "exact": exact is not None,
     }
     for index, score in enumerate(scores):
@@ -353,6 +354,15 @@ def _score_files(folder: Path, scores: Iterable[str]) -> list[Path]:
     return [folder / f"{score}_{kind}.npy" for score in scores for kind in ("background", "object")]
 
 
+def _mapped(path: Path) -> np.ndarray:
+    """The scores of a file, read where they are asked for."""
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise GenValError(f"{path} is missing or damaged ({error}). Delete it and run again.") from error
+    return array
+
+
 def _public(line: Mapping[str, Any]) -> dict[str, Any]:
     """What the JSON says of an image."""
     head = {key: line[key] for key in ("raw_entropy", "rel_entropy", "object", "pixels")}
@@ -360,17 +370,28 @@ def _public(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _image_values(line: Mapping[str, Any]) -> list[float]:
-    """An image's figures, score by score in the order of `ood.FIGURES`, then its entropies; NaN where it has none."""
+    """An image's figures, score by score in the order of `ood.FIGURES`; NaN where it has none."""
     values = [of_score[PUBLISHED_KEYS[name]] for of_score in line["figures"].values() for name in FIGURES]
-    values += [line[name] for name in _ENTROPIES]
     return [math.nan if value is None else value for value in values]
 
 
-def _means(counts: OodCounts) -> tuple[float, float]:
-    """The mean entropy of background and object, NaN of no pixel."""
-    pixels = counts.pixels[:2]
-    background, of_object = np.divide(counts.entropy, pixels, out=np.full(2, math.nan), where=pixels > 0)
-    return float(background), float(of_object)
+def _entropies(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """The mean entropy of the object's pixels in nats, and its ratio to the background's; NaN where there is none.
+
+    Args:
+        sums: (..., 4), of the entropies of background and object, and of their pixels.
+    """
+    means = np.divide(
+        sums[..., :2], sums[..., 2:], out=np.full((*sums.shape[:-1], 2), math.nan), where=sums[..., 2:] > 0
+    )
+    background, of_object = means[..., 0], means[..., 1]
+    ratio = np.divide(of_object, background, out=np.full(background.shape, math.nan), where=background > 0)
+    return {"raw_entropy": of_object, "rel_entropy": ratio}
+
+
+def _plain_entropies(sums: np.ndarray) -> dict[str, float | None]:
+    """`_entropies` of sums (4,), as JSON has them."""
+    return {name: plain(float(value)) for name, value in _entropies(sums).items()}
 
 
 def _triples(

@@ -2,13 +2,14 @@
 
 `report/correlate.py` writes `correlation.json`, which the tables and the page are made from. Its parts:
 
-    format            1
+    format            2
     settings          the flags
     models            names of all models, as given to relis/eval.py
     short_names       {model: a name for a reader}
     domains           conditions, in the order given
     verdict           three sentences for one reader
-    answers           what the sentences say, for programs: `trust` and `images` by domain, `model` by domain
+    answers           what the sentences say, for programs (`genval.report.verdict.answer`): `trust`, `model` and
+                      `images`, each by domain
     robustness        {domain: a comparison of mIoU, percent}, with `per_class`
     calibration       {domain: {"ece": a comparison of ECE, percent, or null; "scaling": temperature scaling, or null}}
     ood_detection     {real set: {score: {metric: a comparison}}}, percent, the generated set against each real one
@@ -34,20 +35,22 @@ A comparison (`genval.report.comparison.compare`):
     beats             {baseline: "yes", "no", "undecided" or null}: whether the interval of Pearson's difference, over
                       both, is above 0, below 0, or neither
     ranking           {predictor: {"chosen", "best": model names, "top_1": true or false, "top_5": share of the five
-                      (or fewer) best in common, "regret": {"value", "low", "high"}}}; regret in points of the true
-                      figure, 0 is best, interval over images
+                      best in common, null with five models or fewer, "regret": {"value", "low", "high"}}}; regret in
+                      points of the true figure, 0 is best, interval over images
     bias              {"value", "low", "high"}: mean of synthetic less true, interval over images
-    per_class         {class: {"synthetic" and "clear": {coefficient: estimate over both as {"value", "low", "high"}},
-                      "difference": {"value", "low", "high"} of Pearson's}} (mIoU only)
+    per_class         {class: {"synthetic" and "clear": {coefficient: estimate over both (or over models) as {"value",
+                      "low", "high"}}, "difference": {"value", "low", "high"} of Pearson's}} (mIoU only)
 
 Temperature scaling (`genval.report.scaling`), on the true set, percent:
 
     method            "vanilla_ece"
     models            [{"model", "before", "synthetic", "clear", "corrupted"}]: ECE before, and after scaling with
                       temperatures found on that set, null where not computed
-    improved          {source: {"models", "share", "low", "high"}}: share of the models whose ECE is lower after scaling
-                      with temperatures of that source; Wilson's interval
-    mean              {"before" and source: {"value", "low", "high"}}: mean ECE, interval over models
+    improved          {source: {"models", "share", "low", "high", "before"}}: share of the models whose ECE is lower
+                      after scaling with temperatures of that source, with Wilson's interval, and their mean ECE before
+                      scaling: `mean` of that source is over the same models
+    mean              {"before" and source: {"value", "low", "high"}}: mean ECE, interval over models; "before" over all
+                      of `models`, a source over those tried with it
     after             correlation across models of ECE after scaling, synthetic set against true set, as in
                       `correlation.synthetic`, or null
     less_than_clear   {"value", "low", "high"}: ECE after synthetic scaling less ECE after clear scaling, or null
@@ -64,4 +67,4 @@ A sample-size curve (`genval.report.sample_size`):
     settled_tau, settled_regret, total     the definitions' constants, and the number of generated images there are
 """
 
-FORMAT = 1
+FORMAT = 2

@@ -106,7 +106,7 @@ _Drawn = dict[str, np.ndarray | None]
 def _drawn_correlations(x: Figure, y: Figure, draws: int, seed: int, widest: bool = False) -> dict[str, _Drawn]:
     """Each coefficient's value, and its values over draws of models, of images, and of both at once.
 
-    `widest` leaves those over models or images alone out, where there are those over both.
+    `widest` leaves those over images alone out, and those over models alone where there are those over both.
     """
     count = len(x.value)
     chosen = draw_models(count, draws, seed) if count >= FEWEST_MODELS else None
@@ -119,8 +119,10 @@ def _drawn_correlations(x: Figure, y: Figure, draws: int, seed: int, widest: boo
         if chosen is None or images is None
         else (np.take_along_axis(images[0], chosen, 1), np.take_along_axis(images[1], chosen, 1)),
     }
+    if widest:
+        pairs["over_images"] = None
     if widest and pairs["over_both"] is not None:
-        pairs |= {"over_models": None, "over_images": None}
+        pairs["over_models"] = None
     return {
         name: {way: None if pair is None else coefficient(*pair) for way, pair in pairs.items()}
         for name, coefficient in CORRELATIONS.items()
@@ -168,8 +170,7 @@ def _ranking(models: Sequence[str], predictor: Figure, true: Figure, higher_is_b
     sign = 1 if higher_is_better else -1
     kept = np.flatnonzero(~np.isnan(predictor.value))
     x, y = sign * predictor.value[kept], sign * true.value[kept]
-    best = min(TOP, len(kept))
-    common = set(np.argsort(-x, kind="stable")[:best]) & set(np.argsort(-y, kind="stable")[:best])
+    common = set(np.argsort(-x, kind="stable")[:TOP]) & set(np.argsort(-y, kind="stable")[:TOP])
     ends = None
     if predictor.drawn is not None and true.drawn is not None:
         ends = interval(regret(sign * predictor.drawn[:, kept], sign * true.drawn[:, kept]))
@@ -178,7 +179,7 @@ def _ranking(models: Sequence[str], predictor: Figure, true: Figure, higher_is_b
         "chosen": models[kept[int(x.argmax())]],
         "best": models[kept[int(y.argmax())]],
         "top_1": bool(y[x.argmax()] == y.max()),
-        "top_5": len(common) / best,
+        "top_5": len(common) / TOP if len(kept) > TOP else None,  # of no more models all are in common
         "regret": {"value": float(regret(x, y)), "low": low, "high": high},
     }
 
@@ -203,6 +204,6 @@ def _bias(synthetic: Figure, true: Figure) -> dict[str, float | None]:
 
 
 def _narrow(estimate: dict[str, Any]) -> dict[str, float | None]:
-    """An estimate with the widest interval there is alone."""
-    ends = estimate["over_both"] or estimate["over_models"] or estimate["over_images"] or (None, None)
+    """An estimate with one interval: over both, or over models; none where models were not drawn."""
+    ends = estimate["over_both"] or estimate["over_models"] or (None, None)
     return {"value": estimate["value"], "low": ends[0], "high": ends[1]}

@@ -60,6 +60,9 @@ def correlate(args: argparse.Namespace) -> dict[str, Any]:
         calibration[domain] = {"ece": None, "scaling": measure_scaling(args, domain, models, lacks)}
         if kept is None:
             continue
+        # A baseline that too few of the compared models have is none.
+        if CORRUPTED in sides and sides[CORRUPTED].has()[kept].sum() < FEWEST_COMPARED:
+            del sides[CORRUPTED]
         seed = item_seed(args.seed, domain)
         drawn = draw_images({side: evidence.sources for side, evidence in sides.items()}, args.draws, seed)
         names = [models[index] for index in kept]
@@ -209,6 +212,8 @@ def _calibration(
     kept = _compared(with_bins, [evidence.has_bins() for evidence in with_bins.values()])
     if kept is None:
         return None
+    if CORRUPTED in with_bins and with_bins[CORRUPTED].has_bins()[kept].sum() < FEWEST_COMPARED:
+        del with_bins[CORRUPTED]
     figures = {side: ece_figure(evidence, drawn[side]).of(kept) for side, evidence in with_bins.items()}
     seed = item_seed(args.seed, f"{domain} models")
     return {

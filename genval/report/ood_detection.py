@@ -182,7 +182,7 @@ def _compare_set(
             if len(kept) < FEWEST_COMPARED:
                 continue
             sides = {side: figure.of(kept) for side, figure in pair.items()}
-            if clear_miou is not None and not np.isnan(clear_miou.value[kept]).any():
+            if clear_miou is not None and np.isfinite(clear_miou.value[kept]).sum() >= FEWEST_COMPARED:
                 # More mIoU should go with fewer false alarms: turned round, so that r has one sign.
                 sign = 1 if higher else -1
                 of_kept = clear_miou.of(kept)

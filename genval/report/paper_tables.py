@@ -118,8 +118,8 @@ def _row(cells: Sequence[Any], digits: int) -> str:
 
 
 def _ends(estimate: Mapping[str, Any] | None) -> tuple[float, float] | None:
-    """The widest interval there is."""
-    ends = estimate and (estimate["over_both"] or estimate["over_models"] or estimate["over_images"])
+    """Over both, or over models; none where models were not drawn."""
+    ends = estimate and (estimate["over_both"] or estimate["over_models"])
     return (ends[0], ends[1]) if ends else None
 
 
@@ -171,7 +171,7 @@ def _calibration(values: Mapping[str, Any]) -> Table:
             if improved["models"] and after:
                 shares = [percent(improved["share"]), (100 * improved["low"], 100 * improved["high"])]
                 published = values["published"]["ece_improved_percent"].get(domain) if source == SYNTHETIC else None
-                means = [scaling["mean"]["before"]["value"], after["value"]]
+                means = [improved["before"], after["value"]]
                 own = scaling["after"] if source == SYNTHETIC else None
                 less = scaling["less_than_clear"] if source == SYNTHETIC else None
                 row = [domain, source, improved["models"], *shares, *means, _pair(less)]

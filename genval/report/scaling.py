@@ -61,8 +61,9 @@ def measure_scaling(
     if not kept:
         return None
     before = {model: 100 * _figure(tries[SYNTHETIC][model], "before") for model in kept}
+    # Every source is of models in `before`: means before and after are over the same ones.
     after = {
-        source: {model: 100 * _figure(values, "after_mean") for model, values in of_source.items() if values}
+        source: {model: 100 * _figure(of_source[model], "after_mean") for model in kept if of_source[model]}
         for source, of_source in tries.items()
     }
     own = _generated(args, domain)
@@ -119,8 +120,11 @@ def _improved(before: Mapping[str, float], after: Mapping[str, float]) -> dict[s
     both = [model for model in before if model in after]
     better = sum(after[model] < before[model] for model in both)
     low, high = wilson_interval(better, len(both))
-    share = better / len(both) if both else float("nan")
-    return {"models": len(both), "share": number(share), "low": number(low), "high": number(high)}
+    ends = {"low": number(low), "high": number(high)}
+    if not both:
+        return {"models": 0, "share": None, **ends, "before": None}
+    mean = sum(before[model] for model in both) / len(both)
+    return {"models": len(both), "share": better / len(both), **ends, "before": mean}
 
 
 def _mean(values: np.ndarray, draws: int, seed: int) -> dict[str, float | None] | None:

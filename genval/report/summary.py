@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from genval.metrics.correlation import CORRELATIONS
-from genval.metrics.tables import markdown_table
+from genval.metrics.tables import markdown_table, percent
 from genval.report.comparison import BASELINES, PREDICTORS, SYNTHETIC
 
 _HEADER = ["part", "domain", "score", "figure", "quantity", "models", "coefficient", "value"]
@@ -79,7 +79,8 @@ def _name(domain: str, score: str, comparison: Mapping[str, Any]) -> str:
 
 
 def _widest(estimate: Mapping[str, Any]) -> str | None:
-    ends = estimate["over_both"] or estimate["over_models"] or estimate["over_images"]
+    # Over images alone it would look surer than it is: it says nothing of other models.
+    ends = estimate["over_both"] or estimate["over_models"]
     return f"{ends[0]:.2f} to {ends[1]:.2f}" if ends else None
 
 
@@ -106,8 +107,8 @@ def _rankings(found: Sequence[tuple[str, str, str, Mapping[str, Any]]], short: M
         for predictor in PREDICTORS:
             ranking = comparison["ranking"][predictor]
             if ranking:
-                row = [_name(domain, score, comparison), predictor, short[ranking["chosen"]]]
-                row += ["yes" if ranking["top_1"] else "no", 100 * ranking["top_5"], *ranking["regret"].values()]
+                row: list[Any] = [_name(domain, score, comparison), predictor, short[ranking["chosen"]]]
+                row += ["yes" if ranking["top_1"] else "no", percent(ranking["top_5"]), *ranking["regret"].values()]
                 rows.append(row)
     return markdown_table(header, rows)
 
@@ -119,7 +120,7 @@ def _scaling(scaling: Mapping[str, Any]) -> str:
         for source, improved in of_domain["improved"].items():
             if improved["models"]:
                 shares = [100 * improved[key] for key in ("share", "low", "high")]
-                means = [of_domain["mean"][key]["value"] for key in ("before", source)]
+                means = [improved["before"], of_domain["mean"][source]["value"]]
                 rows.append([domain, source, improved["models"], *shares, *means])
     return markdown_table(header, rows)
 

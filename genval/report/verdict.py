@@ -12,9 +12,13 @@ TRUSTED_R = 0.5
 TRUST_WORDS = {
     "better": "Yes, better than clear weather",
     "yes": "Yes, though clear weather may say as much",
+    "worse": "Yes, though clear weather says more",
+    "alone": "Yes, not compared with clear weather",
     "weak": "Only roughly",
     "no": "Not shown",
 }
+# What is trusted, by whether it beats clear weather; None where that was not measured.
+TRUSTED = {"yes": "better", "undecided": "yes", "no": "worse", None: "alone"}
 BEATS_WORDS = {"yes": "better", "undecided": "no clear difference", "no": "worse"}
 NOTHING = "Nothing can be said yet: three models with results on the clear, a generated and its true set are needed."
 
@@ -22,22 +26,22 @@ NOTHING = "Nothing can be said yet: three models with results on the clear, a ge
 def answer(values: Mapping[str, Any]) -> dict[str, Any]:
     """What the sentences say, by domain.
 
-    `trust`: "better" when the interval of Pearson's r (over models and images) lies above 0.5 and that of the
-    difference to clear weather above 0; "yes" when only the first holds; "weak" when r's interval lies above 0; "no"
-    otherwise. `model`: what the synthetic figures choose. `images`: a sample-size curve's `settles_ranking`,
-    `settles_choice` and `total`.
+    `trust`: where the interval of Pearson's r (over models and images) lies above 0.5, "better" when that of the
+    difference to clear weather lies above 0, "worse" when it lies below, "yes" when it holds 0, "alone" without results
+    in clear weather; else "weak" when r's interval lies above 0, and "no" otherwise. `model`: what the synthetic
+    figures choose, with the regret in points and the upper end of its interval, `regret_high`, or None. `images`: a
+    sample-size curve's `settles_ranking`, `settles_choice` and `total`.
     """
     trust: dict[str, str] = {}
     model: dict[str, Any] = {}
     for domain, comparison in values["robustness"].items():
         ends = _interval(comparison["correlation"][SYNTHETIC]["pearson"])
         low = ends[0] if ends else -1.0
-        better = comparison["beats"][CLEAR] == "yes"
-        trust[domain] = (
-            "better" if low > TRUSTED_R and better else "yes" if low > TRUSTED_R else "weak" if low > 0 else "no"
-        )
+        trusted = TRUSTED[comparison["beats"][CLEAR]]
+        trust[domain] = trusted if low > TRUSTED_R else "weak" if low > 0 else "no"
         ranking = comparison["ranking"][SYNTHETIC]
-        model[domain] = {"chosen": ranking["chosen"], "best": ranking["best"], "regret": ranking["regret"]["value"]}
+        model[domain] = {key: ranking[key] for key in ("chosen", "best")}
+        model[domain] |= {"regret": ranking["regret"]["value"], "regret_high": ranking["regret"]["high"]}
     images = {
         domain: {key: curve[key] for key in ("settles_ranking", "settles_choice", "total")}
         for domain, curve in values["sample_size"].items()
@@ -83,8 +87,12 @@ def _models(values: Mapping[str, Any], answers: Mapping[str, Any]) -> list[str]:
             f"{short[model['best']]},"
         )
 
+    def within(domain: str) -> str:
+        high = answers["model"][domain]["regret_high"]
+        return domain if high is None else f"{domain} (95 % interval: up to {high:.1f} points lost)"
+
     groups = _group(answers["model"], shown)
-    return [f"{said} for {_listed(domains)}" for said, domains in groups.items()]
+    return [f"{said} for {_listed(map(within, domains))}" for said, domains in groups.items()]
 
 
 def _images(answers: Mapping[str, Any]) -> list[str]:

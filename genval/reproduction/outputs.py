@@ -8,6 +8,7 @@ from pathlib import Path
 
 from genval.artifacts.manifest import Manifest
 from genval.metrics.results import SceneResults
+from genval.report import FORMAT
 from genval.reproduction.steps import Outputs, newest
 from genval.runtime.files import read_json
 
@@ -24,7 +25,7 @@ def of_manifest(folder: Path) -> Outputs:
 
 def of_files(files: Sequence[Path]) -> Outputs:
     there = [file for file in files if file.exists()]
-    return Outputs(len(there), newest(*there))
+    return Outputs(len(there), newest(*there), min(map(newest, there), default=None))
 
 
 def of_evaluations(root: Path, places: Sequence[tuple[str, str, str]]) -> Outputs:
@@ -36,14 +37,15 @@ def of_evaluations(root: Path, places: Sequence[tuple[str, str, str]]) -> Output
                 values = read_json(path)
                 made += values["images"] + len(values["skipped"])
                 files.append(path)
-    return Outputs(made, newest(*files))
+    return Outputs(made, newest(*files), min(map(newest, files), default=None))
 
 
 def of_correlation(path: Path, domains: Sequence[str], models: str) -> Outputs:
     """The comparison, if it is of these domains and models, as flags name them."""
     try:
-        settings = json.loads(path.read_bytes())["settings"]
-        same = (settings["domains"], settings["models"]) == (list(domains), models)
+        content = json.loads(path.read_bytes())
+        found = content["format"], content["settings"]["domains"], content["settings"]["models"]
+        same = found == (FORMAT, list(domains), models)
     except (OSError, ValueError, KeyError, TypeError):  # absent, or another format's: it is made again
         same = False
     return Outputs(int(same), newest(path))

@@ -67,12 +67,19 @@ def print_missing(steps: Sequence[Step], standings: Mapping[str, Standing]) -> N
         print(f"      get: {remedy}")
 
 
-def print_end(steps: Sequence[Step], report: Path, seconds: float) -> None:
-    """The verdict, if it is of what this plan compares, and where the page is."""
+def print_end(current: Sequence[Step], report: Path, seconds: float) -> None:
+    """The verdict and where the page is, each if it is of this plan's results and not left from earlier ones.
+
+    Args:
+        current: from `state.up_to_date`.
+        report: the report's folder.
+        seconds: that the plan ran.
+    """
     print(f"\nfinished in {duration(seconds)}")
-    if all(step.outputs().made for step in steps if step.stage == "correlate"):
+    made = {step.stage for step in current if step.stage in ("correlate", "report") and step.outputs().made}
+    if "correlate" in made:
         print("\n".join(read_json(report / "correlation.json")["verdict"]))
-    if (report / "index.html").exists():
+    if "report" in made:
         print(f"report: {report / 'index.html'}")
 
 

@@ -37,7 +37,7 @@ class Estimate:
 
 
 class Record:
-    """`steps.json` of a plan's folder: when steps ended well, and what they took.
+    """`steps.json` of a plan's folder: when steps ended well, by `Step.run_name`, and what they took.
 
     Args:
         path: of the file; it may not exist yet.
@@ -60,7 +60,7 @@ class Record:
             seconds: it took.
             ended: since the epoch.
         """
-        self.finished[step.name] = ended
+        self.finished[step.run_name] = ended
         if items > 0:
             runs = self.runs.setdefault(self.device, {}).setdefault(step.stage, [])
             runs.append({"images": step.images(items), "commands": len(step.commands), "seconds": round(seconds, 2)})

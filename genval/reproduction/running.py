@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +45,7 @@ class Runner:
         logs: folder of the logs, one a step; with one job the steps write to the terminal.
         jobs: steps at a time.
         uses_gpu: with several jobs, each takes one GPU of this machine in turn.
+        ended: names of the steps that ended well.
         failed: names of steps, with the last line that they wrote.
         left_out: steps that were not run because one that they need failed.
         seconds: that the whole took.
@@ -55,12 +57,17 @@ class Runner:
     logs: Path
     jobs: int = 1
     uses_gpu: bool = False
+    ended: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def run(self) -> None:
-        """Run them all; return when none runs and none can."""
+        """Run them all; return when none runs and none can.
+
+        Raises:
+            KeyboardInterrupt: interrupted, or told to end (SIGTERM, by a scheduler, say); the steps are ended too.
+        """
         self._begin = time.perf_counter()
         to_do = [step for step in self.steps if self.standings[step.name].kind == TO_DO]
         # First those that the longest chains of others wait for.
@@ -69,20 +76,30 @@ class Runner:
         self._gpus = self._visible_gpus() if self.jobs > 1 and self.uses_gpu else []
         self._running: list[_Running] = []
         self._started = 0
+        self._told_to_end = False
+        # Noted and acted on in the loop: raised just as a process starts, it would leave that one behind.
+        handler = signal.signal(signal.SIGTERM, self._note_signal)
         try:
             while self._waiting or self._running:
                 self._start_ready()
                 if not self._running:
                     break
                 time.sleep(_LOOK)
+                if self._told_to_end:
+                    raise KeyboardInterrupt
                 for running in list(self._running):
                     if running.process.poll() is not None:
                         self._go_on(running)
         finally:
             for running in self._running:  # interrupted: nothing is left running behind
                 running.process.terminate()
+            for running in self._running:
                 running.process.wait()
+            signal.signal(signal.SIGTERM, handler)
             self.seconds = time.perf_counter() - self._begin
+
+    def _note_signal(self, *_: object) -> None:
+        self._told_to_end = True
 
     def _start_ready(self) -> None:
         pending = {step.name for step in self._waiting} | {running.step.name for running in self._running}
@@ -150,6 +167,7 @@ class Runner:
         if running.process.returncode == 0:
             new = step.outputs().made - self.standings[step.name].made
             self.record.add(step, new, seconds, time.time())
+            self.ended.append(step.name)
             if running.log is not None:
                 self._say(f"{step.name}: done in {seconds:.0f} s")
             return

@@ -62,9 +62,20 @@ def find_weights(script: str, preset: str | None) -> tuple[tuple[Path, ...], tup
         path = _find(name)
         if path is not None:
             found.append(path)
-        else:
+        elif flag != "base" or not _brings_base(script, preset):
             lacks.append(Lack(f"{name} (--{flag} of {script}.py)", _remedy(name)))
     return tuple(found), tuple(lacks)
+
+
+def _brings_base(script: str, preset: str | None) -> bool:
+    """Whether the script takes the base in its ControlNet's own file, as it does where no other is given."""
+    path = _find(weights_of(script, preset)["controlnet"])
+    if path is None or not path.is_file() or option(preset, script, "base", None) is not None:
+        return False
+    # Only here: importing torch takes seconds, and most plans do not come by.
+    from genval.diffusion.controlnet import DEFAULT_BASE, default_base
+
+    return default_base(path) != DEFAULT_BASE
 
 
 def _find(name: str) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from genval.reproduction.steps import Lack, Step, newest
+from genval.reproduction.steps import Lack, Outputs, Step, newest
 from genval.runtime.errors import GenValError
 
 DONE, TO_DO, BLOCKED = "done", "to do", "blocked"
@@ -43,12 +43,13 @@ def survey(
 ) -> dict[str, Standing]:
     """Every step's standing, by name.
 
-    A step is done when all its items are there and none of what it reads is newer than they are, or than the end of
-    its last run; so it runs again after a step before it has run again.
+    A step is done when all its items are there and none of what it reads is newer than the oldest of them, or than the
+    end of the last run of its commands; so it runs again after a step before it has run again. A stage that goes on
+    where it was leaves files alone that still hold: that its commands ran since is then what says so.
 
     Args:
         steps: each after those that it needs.
-        finished: when a step last ended well, in seconds since the epoch, by name.
+        finished: when a step last ended well, in seconds since the epoch, by `Step.run_name`.
         chosen: stages that may run. A step of another stage is as good as its files.
         again: what is done is to do.
     """
@@ -58,25 +59,27 @@ def survey(
         outputs = step.outputs()
         times[step.name] = outputs.time
         whole = step.size is not None and outputs.made >= step.size and not (again and step.stage in chosen)
-        standings[step.name] = _standing(step, outputs.made, whole, standings, times, finished, chosen)
+        standings[step.name] = _standing(step, outputs, whole, standings, times, finished, chosen)
     return standings
 
 
 def _standing(
     step: Step,
-    made: int,
+    outputs: Outputs,
     whole: bool,
     standings: Mapping[str, Standing],
     times: Mapping[str, float],
     finished: Mapping[str, float],
     chosen: Sequence[str],
 ) -> Standing:
+    made = outputs.made
     before = [name for name in step.before if name in standings]
     if step.stage not in chosen:
         return Standing(DONE, made) if whole else Standing(BLOCKED, made, f"{step.stage} is not among --stages")
     waiting = any(standings[name].kind == TO_DO for name in before)
     read = max([newest(*step.inputs), *(times[name] for name in before)], default=0.0)
-    if whole and not waiting and read <= max(times[step.name], finished.get(step.name, 0.0)):
+    written = outputs.time if outputs.oldest is None else outputs.oldest
+    if whole and not waiting and read <= max(written, finished.get(step.run_name, 0.0)):
         return Standing(DONE, made)
     if step.lacks:
         more = f", and {len(step.lacks) - 1} more" if len(step.lacks) > 1 else ""
@@ -87,6 +90,28 @@ def _standing(
     if blocked:
         return Standing(BLOCKED, made, f"needs: {', '.join(blocked)}")
     return Standing(TO_DO, made)
+
+
+def check_any_runs(steps: Sequence[Step], standings: Mapping[str, Standing], chosen: Sequence[str]) -> None:
+    """Refuse a plan of which nothing is done and nothing can run.
+
+    Raises:
+        GenValError: every step of the chosen stages is blocked.
+    """
+    if all(standings[step.name].kind == BLOCKED for step in steps if step.stage in chosen):
+        raise GenValError(
+            "None of these steps can run. The plan says what each is blocked by: get what is missing, or give other "
+            "--stages or --models."
+        )
+
+
+def up_to_date(
+    steps: Sequence[Step], standings: Mapping[str, Standing], chosen: Sequence[str], ended: Sequence[str]
+) -> list[Step]:
+    """The steps of the chosen stages whose files are of this plan: done before it, or `ended` well in it."""
+    return [
+        step for step in steps if step.name in ended or (step.stage in chosen and standings[step.name].kind == DONE)
+    ]
 
 
 def missing(steps: Sequence[Step], standings: Mapping[str, Standing]) -> list[Lack]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+# Flags that say where and how a command runs, not what it makes.
+_MANNER = re.compile(r" --(?:(?:accelerator|devices|batch_size) \S+|overwrite\b)")
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,12 @@ class Outputs:
     Attributes:
         made: how many of its items.
         time: when the newest was written, in seconds since the epoch; 0 where there is none.
+        oldest: when the oldest was; None where there is none, or where items have no files of their own.
     """
 
     made: int
     time: float = 0.0
+    oldest: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,11 @@ class Step:
     def images(self, items: int) -> float:
         """What the time of so many items is proportional to."""
         return items * self.work / self.size if self.work and self.size else items
+
+    @property
+    def run_name(self) -> str:
+        """Its commands, by which runs are recorded: of fewer domains or models, a step's name may be the same."""
+        return " && ".join(_MANNER.sub("", shlex.join(command)) for command in self.commands)
 
     @property
     def before(self) -> tuple[str, ...]:

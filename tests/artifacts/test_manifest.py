@@ -49,6 +49,24 @@ def test_a_rewritten_item_replaces_its_line(tmp_path):
     assert Manifest(tmp_path).records == {"fog_0": {"id": "fog_0", "seed": 99}}
 
 
+def test_parts_that_a_killed_run_left_do_not_overrule_later_lines(tmp_path):
+    Manifest(tmp_path, rank=1).append([record(0), record(1)])
+    Manifest(tmp_path).merge()
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]
+    Manifest(tmp_path).append([{"id": "fog_0", "seed": 99}])
+    Manifest(tmp_path).finish(["fog_0", "fog_1"])
+    assert Manifest(tmp_path).records == {"fog_0": {"id": "fog_0", "seed": 99}, "fog_1": record(1)}
+
+
+def test_a_manifest_without_parts_keeps_its_bytes_and_none_is_made(tmp_path):
+    Manifest(tmp_path / "none").merge()
+    assert not (tmp_path / "none").exists()
+    Manifest(tmp_path).append([record(1), record(0)])
+    before = (tmp_path / "manifest.jsonl").read_bytes()
+    Manifest(tmp_path).merge()
+    assert (tmp_path / "manifest.jsonl").read_bytes() == before
+
+
 def test_settings_are_plain_json(tmp_path):
     path = write_settings(tmp_path, argparse.Namespace(out=Path("a/b"), domains=["fog"], seed=3))
     written = json.loads(path.read_text())

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genval.artifacts.fingerprint import file_mark
 from genval.datasets.ood_objects import (
     Box,
     find_object_pictures,
@@ -71,6 +72,25 @@ def test_missing_pictures_objects_and_boxes_are_errors(object_pictures, tmp_path
         find(object_pictures)
 
 
+def test_a_picture_made_of_another_than_is_there_is_an_error(object_pictures):
+    drawn, refined = (object_pictures / stage / "lion/0.png" for stage in ("with_positions", "refined"))
+    drawn.write_bytes(b"first")
+    line = json.dumps({"id": "lion/0", "source": file_mark(drawn)})
+    (object_pictures / "refined/manifest.jsonl").write_text(line + "\n")
+    assert len(find(object_pictures)) == 6
+    drawn.write_bytes(b"second")
+    with pytest.raises(GenValError, match=r"refined/lion/0\.png is made of another .*refine_gen_images\.py"):
+        find(object_pictures)
+    assert len(find(object_pictures, ["polar bear"])) == 3
+    # What sd_inpaint.py drew names a street there.
+    line = json.dumps({"id": "lion/0", "source": "munster_000001", "position": "lion/0_pos.json"})
+    (object_pictures / "refined/manifest.jsonl").write_text(line + "\n")
+    assert len(find(object_pictures)) == 6
+    refined.unlink()
+    drawn.unlink()
+    assert len(find(object_pictures)) == 5
+
+
 def test_numbers_are_counted():
     assert sorted(["10", "9", "a2", "a10", "2"], key=natural) == ["2", "9", "10", "a2", "a10"]
 
@@ -81,13 +101,17 @@ def test_the_list_of_objects_has_the_published_number():
     assert all(name == name.strip() and name for name in names)
 
 
-@pytest.mark.parametrize("name", ["lion", "polar bear", "arcade machine", "x.y", "a_b-c"])
+@pytest.mark.parametrize("name", ["lion", "polar bear", "x.y", "a_b-c", "json", "x.json5"])
 def test_a_safe_name_is_its_folder(name):
     assert object_folder(name) == name
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "/etc", "a/b", "a\\b", "x.", " x", "\x00", "Lion", "狮子", "Löwe"]
+    "name",
+    [
+        *("", ".", "..", "../x", "/etc", "a/b", "a\\b", "x.", " x", "\x00", "Lion", "狮子", "Löwe"),
+        *("settings.json", "curated.json", "manifest.jsonl"),  # the stages' own files
+    ],
 )
 def test_any_other_name_gets_a_safe_one(name):
     folder = object_folder(name)

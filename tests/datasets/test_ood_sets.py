@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from genval.artifacts.fingerprint import file_mark
 from genval.datasets.items import BadFile
 from genval.datasets.ood_sets import BLOCK, GeneratedFolders, blocks_of, find_ood_items, read_kinds, read_ood_pair
 from genval.runtime.errors import GenValError
@@ -144,6 +145,25 @@ def test_a_picture_without_mask_or_reason_is_an_error(tmp_path):
         find_ood_items("generated", generated=folders)
     bad: list[BadFile] = []
     assert len(find_ood_items("generated", generated=folders, set_aside=bad).items) == 7 and len(bad) == 1
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_picture_that_was_made_again_since_it_was_outlined_is_an_error(tmp_path, found):
+    folders = make_generated(tmp_path)
+    pictures = {item.id: item.image for item in find_ood_items("generated", generated=folders).items}
+    # Lines without a mark, and pictures without a line, are somebody's own.
+    lines = [{"id": "lion/0", "source": file_mark(pictures["lion/0"])}, {"id": "lion/2"}]
+    lines.append({"id": "lion/1", "source": file_mark(pictures["lion/1"])})
+    (tmp_path / "masks/manifest.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    if not found:
+        (tmp_path / "masks/lion/1_mask.png").rename(tmp_path / "masks/lion/1_mask.txt")
+    assert len(find_ood_items("generated", generated=folders).items) == 7 + found
+    write_png(pictures["lion/1"], np.full((*SIZE, 3), 91, np.uint8))
+    with pytest.raises(GenValError, match=r"lion/1\.png was made again .*Run: python ood_objects/get_masks\.py"):
+        find_ood_items("generated", generated=folders)
+    bad: list[BadFile] = []
+    assert len(find_ood_items("generated", generated=folders, set_aside=bad).items) == 7
+    assert [file.id for file in bad] == ["lion/1"]
 
 
 def test_curating_moves_no_picture_to_another_block(tmp_path):

@@ -39,6 +39,13 @@ def test_a_blurred_mask_loses_its_corners_alone():
     assert not ((rows > 160) & (rows < 350) | (columns > 160) & (columns < 350)).any()
 
 
+@pytest.mark.parametrize("side", [1, 2, 3, 20, 60, 128, 200])
+def test_a_blurred_mask_is_never_empty_however_small_the_box(side):
+    box = Box(200, 100, side)
+    plain, blurred = (box_mask(box, Window(0, 0, 512, 512), 512, 512, blurred) for blurred in (False, True))
+    assert 0.5 < (plain & blurred).sum() / plain.sum() <= 1 and not (blurred & ~plain).any()
+
+
 def test_outside_the_box_a_frame_keeps_its_bytes(frame):
     pasted = paste_box(frame, np.full((32, 32, 3), 200, np.uint8), CROP, BOX)
     changed = np.any(pasted != frame, axis=-1)

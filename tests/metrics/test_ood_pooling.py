@@ -2,13 +2,15 @@
 
 import itertools
 import math
+import os
+import resource
 
 import numpy as np
 import pytest
 
 from genval.metrics.ood import FIGURES, LEVELS, figures_of
 from genval.metrics.ood_pooling import COARSE, PoissonBootstrap, SumBootstrap, coarse_levels, poisson_weights
-from genval.metrics.ood_results import has_scores, pool_scores, write_scores
+from genval.metrics.ood_results import PUBLISHED_KEYS, OodResults, has_scores, pool_blocks, pool_scores, write_scores
 from genval.runtime.errors import GenValError
 
 IDS = [f"lion/{number}" for number in range(6)]
@@ -107,6 +109,41 @@ def test_exact_pooled_figures_are_those_of_all_pixels_however_few_are_in_memory(
     objects = np.concatenate([np.full(len(part), kind, bool) for image in images for kind, part in enumerate(image)])
     found = pool_scores([tmp_path / str(image) for image in range(5)], "entropy", piece)
     assert found == pytest.approx(sklearn_figures(scores, objects), abs=1e-12)
+
+
+def test_exact_pooled_figures_need_few_open_files(tmp_path):
+    folders = [tmp_path / str(image) for image in range(40)]
+    for image, folder in enumerate(folders):
+        write_scores(folder, {"entropy": [np.arange(4, dtype=np.float32) + kind + image for kind in range(2)]})
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
+    try:
+        found = pool_scores(folders, "entropy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert 0.5 < found["auroc"] < 0.6
+
+
+def test_intervals_of_entropies_are_of_pixels_as_the_entropies_are(tmp_path):
+    results = OodResults(tmp_path, "set", "model")
+    generator = np.random.default_rng(0)
+    sums, pixels = generator.random((6, 2)) * 90, generator.integers(1, 400, (6, 2))
+    lines = [
+        {
+            "made_from": {"id": name},
+            "entropy_sums": sums[index].tolist(),
+            "pixels": dict(zip(("background", "object", "void"), [*pixels[index].tolist(), 0], strict=True)),
+            "figures": {"entropy": dict.fromkeys(PUBLISHED_KEYS.values(), 0.5)},
+        }
+        for index, name in enumerate(IDS)
+    ]
+    coarse = draw_images(scores=1)[0]
+    results.write_block("0", lines, np.zeros((1, 2, LEVELS), np.int64), coarse)
+    found = pool_blocks(results, ["0"], 1, draws=60, seed=1).entropy_intervals
+    weights = np.stack([poisson_weights(name, 60, 1) for name in IDS], 1)
+    background, of_object = ((weights @ sums) / (weights @ pixels)).T
+    assert found["raw_entropy"] == pytest.approx(tuple(np.percentile(of_object, [2.5, 97.5])))
+    assert found["rel_entropy"] == pytest.approx(tuple(np.percentile(of_object / background, [2.5, 97.5])))
 
 
 def test_damaged_scores_are_an_error(tmp_path):

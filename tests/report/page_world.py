@@ -7,6 +7,7 @@ from genval.datasets import find_items, read_pair
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.results import SceneResults, folder_name, image_record
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
+from genval.report import FORMAT
 from genval.report.page import PageSources
 from genval.runtime.files import write_csv, write_json, write_jsonl, write_png
 
@@ -97,6 +98,7 @@ def comparison(generator, models, domain, figure="miou", corrupted=True, per_cla
 
 def scaling(generator, models):
     before = generator.uniform(5, 25, len(models))
+    improved = {"models": len(models), "share": 0.89, "low": 0.57, "high": 0.98, "before": float(before.mean())}
     rows = [
         {"model": m, "before": float(b), "synthetic": float(b * 0.4), "clear": float(b * 0.9), "corrupted": None}
         for m, b in zip(models, before, strict=True)
@@ -104,7 +106,10 @@ def scaling(generator, models):
     return {
         "method": "vanilla_ece",
         "models": rows,
-        "improved": {"synthetic": {"models": len(models), "share": 0.89, "low": 0.57, "high": 0.98}},
+        "improved": {
+            "synthetic": improved,
+            "clear": improved | {"share": 0.57, "low": 0.3, "high": 0.8, "before": 9.4},
+        },
         "mean": {name: {"value": 10.0, "low": 8.0, "high": 12.0} for name in ("before", "synthetic", "clear")},
         "after": None,
         "less_than_clear": {"value": -4.0, "low": -6.0, "high": -2.0},
@@ -135,7 +140,7 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
         domain: comparison(generator, models, domain, corrupted=domain != "india", per_class=True) for domain in domains
     }
     return {
-        "format": 1,
+        "format": FORMAT,
         "settings": {"preset": "mini", "script": "report/correlate"},
         "models": list(models),
         "domains": list(domains),

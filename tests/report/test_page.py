@@ -18,13 +18,15 @@ from page_world import example_correlation, write_world
 from PIL import Image
 
 from genval.datasets import find_items
-from genval.metrics.calibration import ece_of_bins
+from genval.metrics.calibration import BINS, ece_of_bins
+from genval.report.ood_detection import METRICS
 from genval.report.page import PageSources, collect, render_page, write_page
+from genval.report.page.content import PageContent
 from genval.report.page.encoding import OUTLINE, TINT, WRONG, class_map, error_map, object_map, photograph, shrink
 from genval.report.page.gallery import GalleryLimits, collect_gallery
 from genval.report.page.provenance import collect_provenance, command_of
 from genval.report.page.reliability import collect_diagrams, diagram_of_bins
-from genval.report.page.render import model_labels
+from genval.report.page.render import MAX_BYTES, model_labels
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_json, write_png
 from genval.runtime.paths import REPO_ROOT
@@ -219,7 +221,7 @@ def test_a_domain_that_is_not_there_and_another_format_are_refused(tmp_path, sou
     with pytest.raises(GenValError, match=r"No generated pictures of snow.*found fog, night"):
         collect(sources, ["snow"], LIMITS)
     write_json(tmp_path / "correlation.json", {"format": 99})
-    with pytest.raises(GenValError, match="is of format 99, expected 1"):
+    with pytest.raises(GenValError, match="is of format 99, expected 2"):
         collect(dataclasses.replace(sources, report=tmp_path), None, LIMITS)
 
 
@@ -228,6 +230,41 @@ def test_a_page_over_twenty_megabytes_is_not_written(tmp_path, sources, monkeypa
     with pytest.raises(GenValError, match="--max_gallery"):
         write_page(tmp_path / "index.html", collect(sources, None, LIMITS))
     assert not (tmp_path / "index.html").exists()
+
+
+def test_the_pictures_leave_room_for_the_figures_of_every_model():
+    models = [f"hf:checkpoints/segmenters/architecture-{number}" for number in range(42)]
+    domains = ("fog", "night", "rain", "snow", "india")
+    correlation = example_correlation(models, domains)
+    by_metric = correlation["ood_detection"]["RoadAnomaly21"]["entropy"]
+    of_set = {score: dict.fromkeys(METRICS, by_metric["auroc"]) for score in ("msp", "max_logit", "entropy", "energy")}
+    correlation["ood_detection"] = dict.fromkeys(("RoadAnomaly21", "RoadObstacle21"), of_set)
+    bins = {"pixels": [300007] * BINS, "right": [100003] * BINS, "confidence": [100000 / 7] * BINS}
+    panel = {"ece": 100 / 7, **diagram_of_bins(bins)}
+    diagrams = [
+        {"model": model, "tested_on": f"ACDC_{pair}", "calibrated_on": "Cityscapes_fog_all", "method": "vanilla_ece"}
+        | {"panels": {"before": panel, "after scaling": panel}}
+        for model in models
+        for pair in range(4 * len(domains))
+    ]
+    provenance = {"runs": [], "weights": {}, "versions": {}, "warnings": []}
+    figures = len(render_page(PageContent(correlation, None, None, diagrams, provenance)).encode())
+    characters = GalleryLimits().characters
+    assert figures > 5_000_000  # the plotting library is among it
+    # A megabyte is left for the pictures' names and scores, and the provenance.
+    assert figures + characters + characters // 3 < MAX_BYTES - 1_000_000
+
+
+def test_means_before_and_after_scaling_are_of_the_same_models(page):
+    text = page.read_text(encoding="utf-8")
+    assert "→ 10.0 (clear weather’s temperature: 9.4 → 10.0)" in text
+
+
+def test_the_five_best_are_left_out_where_there_are_no_more(tmp_path, sources):
+    correlation = example_correlation(MODELS, ("fog",))
+    correlation["robustness"]["fog"]["ranking"]["synthetic"]["top_5"] = None
+    html = render_page(dataclasses.replace(collect(sources, None, LIMITS), correlation=correlation))
+    assert "Regret 1.2" in html and "five best in common" not in html
 
 
 class Tags(HTMLParser):

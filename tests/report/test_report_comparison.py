@@ -79,6 +79,20 @@ def test_three_models_have_values_and_no_interval_over_models(sides):
     assert pearson["over_images"] is not None
 
 
+def test_an_interval_over_images_alone_is_not_shown_as_that_of_r(sides):
+    few = {side: of_side.of(np.arange(3)) for side, of_side in sides.items()}
+    by_class = compare_classes(["road"], {side: [of_side] for side, of_side in few.items()}, DRAWS, SEED)
+    value = by_class["road"]["synthetic"]["pearson"]
+    assert value["value"] is not None and value["low"] is None and value["high"] is None
+    assert by_class["road"]["difference"]["low"] is None
+
+
+def test_the_five_best_of_five_models_are_not_counted(sides):
+    five = {side: of_side.of(np.arange(5)) for side, of_side in sides.items()}
+    assert compare(MODELS[:5], five, True, DRAWS, SEED)["ranking"]["synthetic"]["top_5"] is None
+    assert compare(MODELS, sides, True, DRAWS, SEED)["ranking"]["synthetic"]["top_5"] == 1
+
+
 @pytest.mark.slow
 def test_the_interval_over_both_covers_the_truth_as_often_as_it_says():
     generator = np.random.default_rng(0)

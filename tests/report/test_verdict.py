@@ -1,13 +1,13 @@
 from genval.report.verdict import NOTHING, answer, verdict
 
 
-def comparison(value, ends, beats_clear, beats_corrupted=None, regret=0.0):
+def comparison(value, ends, beats_clear, beats_corrupted=None, regret=0.0, high=None):
     estimate = {"value": value, "over_models": ends, "over_images": None, "over_both": ends}
     correlation = {"synthetic": {"pearson": estimate}, "clear": {"pearson": {**estimate, "value": 0.1}}}
     return {
         "correlation": {**correlation, "corrupted": {"pearson": estimate} if beats_corrupted else None},
         "beats": {"clear": beats_clear, "corrupted": beats_corrupted},
-        "ranking": {"synthetic": {"chosen": "hf:a", "best": "b", "regret": {"value": regret}}},
+        "ranking": {"synthetic": {"chosen": "hf:a", "best": "b", "regret": {"value": regret, "high": high}}},
     }
 
 
@@ -25,12 +25,31 @@ def test_trust_follows_the_intervals():
         {
             "fog": comparison(0.9, [0.6, 0.95], "yes", "yes"),
             "night": comparison(0.9, [0.6, 0.95], "undecided", "undecided"),
+            "dusk": comparison(0.9, [0.6, 0.95], "no"),
+            "dust": comparison(0.9, [0.6, 0.95], None),
             "rain": comparison(0.9, [0.1, 0.95], "yes"),
             "snow": comparison(0.9, [-0.1, 0.95], "yes"),
             "india": comparison(0.9, None, "undecided"),
         }
     )
-    assert answer(values)["trust"] == {"fog": "better", "night": "yes", "rain": "weak", "snow": "no", "india": "no"}
+    trust = {"fog": "better", "night": "yes", "dusk": "worse", "dust": "alone", "rain": "weak", "snow": "no"}
+    assert answer(values)["trust"] == trust | {"india": "no"}
+    said = verdict(values, answer(values))[0]
+    assert "Yes, though clear weather says more for dusk" in said
+    assert "Yes, not compared with clear weather for dust" in said
+
+
+def test_the_choice_stands_with_what_it_may_lose():
+    values = values_of(
+        {
+            "fog": comparison(0.5, [-0.1, 0.9], "undecided", high=3.44),
+            "night": comparison(0.5, [-0.1, 0.9], "undecided", high=0.0),
+        }
+    )
+    assert verdict(values, answer(values))[1] == (
+        "Which model to trust? a, the best on true pictures too, for fog (95 % interval: up to 3.4 points lost) and "
+        "night (95 % interval: up to 0.0 points lost)."
+    )
 
 
 def test_three_sentences_group_what_is_the_same():

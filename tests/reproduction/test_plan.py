@@ -5,14 +5,16 @@ import re
 import sys
 
 import pytest
+import torch
 
 import path_dicts
+from genval.diffusion.original_keys import TEXT
 from genval.evaluation.calibrating import CITYSCAPES_CALIBRATION, ImageSet
 from genval.reproduction import protocol as protocol_module
 from genval.reproduction.plan import build_steps
 from genval.reproduction.protocol import STAGES, Protocol
 from genval.reproduction.results import set_name
-from genval.reproduction.sources import WEIGHTS
+from genval.reproduction.sources import WEIGHTS, find_weights
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 
@@ -115,6 +117,23 @@ def test_what_is_missing_is_said_with_where_to_get_it(tmp_path, monkeypatch):
     assert "acdc.vision.ee.ethz.ch" in steps["evaluate on ACDC"].lacks[0].remedy
     assert any("Cityscapes" in lack.what for lack in steps["generate fog"].lacks)
     assert "SegFormer-B0" in steps["evaluate generated"].commands[0]
+
+
+def test_a_controlnet_with_a_base_in_its_file_needs_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "controlnet_cs.ckpt"
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setitem(WEIGHTS["ControlNet/style_transfer"], "controlnet", str(path.with_suffix("")))
+    control = {"control_model.a": torch.zeros(1)}
+    base = {"model.diffusion_model.a": torch.zeros(1), f"{TEXT}a": torch.zeros(1)}
+
+    torch.save({"state_dict": control}, path)
+    inputs, lacks = find_weights("ControlNet/style_transfer", None)
+    assert inputs == (path,) and ["--base" in lack.what for lack in lacks] == [True]
+    torch.save({"state_dict": control | base}, path)
+    assert find_weights("ControlNet/style_transfer", None) == ((path,), ())
+    # Given by a preset, another base is what the script takes.
+    monkeypatch.setitem(path_dicts.PRESETS, "mine", {"ControlNet/style_transfer": {"base": str(tmp_path / "absent")}})
+    assert len(find_weights("ControlNet/style_transfer", "mine")[1]) == 1
 
 
 def test_an_unknown_domain_is_refused():

@@ -111,6 +111,16 @@ def test_scores_gate_and_histograms(check, folder, monkeypatch):
     assert (folder / "scores.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_scores_of_a_killed_run_do_not_overrule_new_ones(check, folder):
+    assert check()[0] == 0
+    lines = list(read_jsonl(folder / "scores.jsonl"))
+    for line in lines:
+        line["scores"]["segmenter_hash"] = "another"
+    write_jsonl(folder / "scores.rank1.jsonl", lines)
+    assert "3 kept, 2 dropped" in check()[1]
+    assert not (folder / "scores.rank1.jsonl").exists()
+
+
 def test_other_thresholds_need_no_new_scores(check, folder):
     assert check()[0] == 0
     before = (folder / "scores.jsonl").read_bytes()

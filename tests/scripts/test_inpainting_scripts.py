@@ -83,12 +83,18 @@ def test_from_streets_to_refined_objects_and_masks(
     assert "(3 new" in succeed(inpaint("--objects", "lion,zebra", "--num_images", 3))
     assert before.items() - contents(drawn).items() == {("manifest.jsonl", before["manifest.jsonl"])}
     refused(inpaint("--steps", 3), "lion/0.png was made with steps 2 (now 3)", "--overwrite")
+    # The second of two processes was killed: what it left is older than what comes.
+    (drawn / "manifest.jsonl").rename(drawn / "manifest.rank1.jsonl")
     succeed(inpaint("--objects", "zebra", "--steps", 3, "--overwrite"))
+    assert [line["steps"] for line in lines(drawn) if line["object"] == "zebra"] == [3] * 3
 
     assert "Wrote 15 pictures (15 new" in succeed(refine())
     assert lines(refined)[0]["prompt"] == NAMES[-1] and lines(refined)[-1]["prompt"] == "zebra"
     before = contents(refined)
     assert "(0 new" in succeed(refine()) and contents(refined) == before
+    (refined / "manifest.jsonl").rename(refined / "manifest.rank1.jsonl")
+    succeed(refine("--objects", "zebra", "--seed", 5, "--overwrite"))
+    assert [line["run_seed"] for line in lines(refined) if line["object"] == "zebra"] == [5] * 3
     command = ["ood_objects/get_masks.py", "--images_dir", refined, "--positions_dir", drawn, *grounding_models.flags]
     assert "pictures new" in succeed([*command, "--output_dir", tmp_path / "masks", "--objects", "lion,../x"])
     assert {line["object"] for line in lines(tmp_path / "masks")} == {"lion", "../x"}

@@ -301,6 +301,19 @@ def test_figures_of_an_earlier_run_never_stand_for_pictures_that_have_gone_bad(o
     assert not any("lion" in key for key in ood.json())
 
 
+def test_levels_of_an_earlier_picture_never_become_component_figures(ood):
+    part = ("--objects", "lion", "--limit", "2")
+    flags = (*part, "--components", "entropy", "--component_sizes", "5,5")
+    ood(*flags)
+    image, _ = read(ood.root, "lion", 0)
+    write_png(ood.root / "refined/lion/0.png", image[:, ::-1].copy())
+    ood(*part)  # measures the block again, and writes no levels
+    ood(*flags)
+    ood(*flags, results="fresh")
+    found = [ood.json("generated-lion", results=name)["pooled"]["entropy"] for name in ("results", "fresh")]
+    assert found[0]["components"] == found[1]["components"]
+
+
 def test_the_streets_labels_are_part_of_what_a_figure_is_made_from(ood):
     ood("--void", "0")
     before = ood.json()["pooled"]["pixels"]
@@ -315,6 +328,11 @@ def test_bad_pictures_may_be_set_aside(ood):
     assert code == 0 and "skipped" in out and "1 set aside (--skip_bad)" in out
     assert ood.json()["pooled"]["images"] == 7
     assert ood.json()["pooled"]["skipped"][0]["file"].endswith("lion/0.png")
+    (ood.root / "masks/lion/1_mask.png").unlink()
+    (ood.root / "refined/bear/0.png").write_bytes(b"x")
+    ood("--skip_bad")
+    files = [entry["file"] for entry in ood.json()["pooled"]["skipped"]]
+    assert len(files) == 3 and files == sorted(files)  # whoever found them
 
 
 def test_a_dry_run_and_a_limit(ood):

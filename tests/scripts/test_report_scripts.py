@@ -128,6 +128,41 @@ def test_corruptions_are_the_second_baseline(report):
     assert [entry["corrupted"] is None for entry in comparison["models"]] == [False, False, True, False]
 
 
+@pytest.mark.parametrize("corrupted", [("gamma",), ("alpha", "beta")])
+def test_corruptions_of_too_few_compared_models_are_no_baseline(report, corrupted):
+    write_set(report.results, "gamma", "Cityscapes_fog", "fog", FOG[:4], 0.5)  # on other images: not compared
+    for model in corrupted:
+        write_set(report.results, model, "Cityscapes_corrupt_fog", "fog", CITY, MODELS[model][1])
+    _, values = report.correlate()
+    for comparison in (values["robustness"]["fog"], values["calibration"]["fog"]["ece"]):
+        assert comparison["correlation"]["synthetic"]["models"] == 3
+        assert comparison["correlation"]["corrupted"] is None and comparison["sets"]["corrupted"] is None
+    assert "corrupt" not in values["verdict"][0]
+
+
+def test_corruptions_without_confidences_are_a_baseline_of_miou_alone(report):
+    for model, (_, fog) in MODELS.items():
+        confidence = 0.8 if model in ("alpha", "beta") else None
+        write_set(report.results, model, "Cityscapes_corrupt_fog", "fog", CITY, fog, confidence=confidence)
+    _, values = report.correlate()
+    assert values["robustness"]["fog"]["correlation"]["corrupted"]["models"] == 4
+    assert values["calibration"]["fog"]["ece"]["correlation"]["corrupted"] is None
+
+
+def test_three_models_have_no_interval_in_any_table(report):
+    shutil.rmtree(report.results / "delta/ACDC")
+    report.correlate()
+    assert report("tables", "--results_dir", report.root / "report")[0] == 0
+    for table, row in (("correlation_by_domain", "fog"), ("correlation_by_class", "road")):
+        text = (report.root / "report/tables" / f"{table}.md").read_text()
+        assert f"| {row} " in text and " to " not in text
+    summary = (report.root / "report/correlation.md").read_text()
+    assert not any(" to " in line for line in summary.splitlines() if line.startswith("| fog"))
+    rows = [line for line in summary.splitlines() if line.startswith("| fog    | synthetic")]
+    assert "top 5 in common %" in summary and len(rows) == 2  # by mIoU and by ECE
+    assert all(row.split("|")[5].strip() == "-" for row in rows)
+
+
 def scaling_file(root, model, before, after, source="Cityscapes_fog_all", tested="ACDC_fog"):
     values = {"before": {"ece": before}, "after_mean": {"ece": after}}
     write_json(root / "scaling" / model / tested / f"from_{source}" / "vanilla_ece.json", values)
@@ -143,13 +178,38 @@ def test_temperatures_enter_where_they_were_tried(report):
     scaling = values["calibration"]["fog"]["scaling"]
     assert scaling["improved"]["synthetic"]["share"] == pytest.approx(3 / 4)
     assert scaling["improved"]["clear"]["share"] == 0
-    assert scaling["improved"]["corrupted"] == {"models": 0, "share": None, "low": None, "high": None}
+    assert scaling["improved"]["corrupted"] == dict.fromkeys(("share", "low", "high", "before")) | {"models": 0}
     assert scaling["mean"]["before"]["value"] == pytest.approx(20)
     assert scaling["less_than_clear"]["value"] == pytest.approx(100 * (0.54 - 0.84) / 4)
     assert scaling["after"]["pearson"]["value"] == pytest.approx(1)
     assert report("tables", "--results_dir", report.root / "report")[0] == 0
     text = (report.root / "report/tables/calibration_improvement.md").read_text()
     assert "secondary source" in text and "over 90" in text and "75.00" in text
+
+
+def test_means_before_and_after_are_of_the_same_models(report):
+    before = {"alpha": 0.1, "beta": 0.2, "gamma": 0.3, "delta": 0.4}
+    for model, value in before.items():
+        if model != "alpha":
+            scaling_file(report.root, model, value, value / 2, "Cityscapes_clean_lindau+munster")
+        if model in ("alpha", "beta"):
+            scaling_file(report.root, model, value, value / 4)
+    _, values = report.correlate()
+    scaling = values["calibration"]["fog"]["scaling"]
+    assert [scaling["improved"][source]["models"] for source in ("synthetic", "clear")] == [2, 1]
+    assert scaling["improved"]["synthetic"]["before"] == pytest.approx(15)
+    assert scaling["improved"]["clear"]["before"] == pytest.approx(20)  # beta's alone
+    assert scaling["mean"]["clear"]["value"] == pytest.approx(10)
+    assert report("tables", "--results_dir", report.root / "report")[0] == 0
+    with open(report.root / "report/tables/calibration_improvement.csv", newline="") as stream:
+        rows = {row["temperatures of"]: (row["mean ECE % before"], row["after"]) for row in csv.DictReader(stream)}
+    assert {source: tuple(map(float, means)) for source, means in rows.items()} == {
+        "synthetic": pytest.approx((15, 3.75)),
+        "clear": pytest.approx((20, 10)),
+    }
+    summary = (report.root / "report/correlation.md").read_text()
+    row = next(line for line in summary.splitlines() if line.startswith("| fog    | clear ") and "20.0" in line)
+    assert [cell.strip() for cell in row.split("|")][-3:-1] == ["20.0", "10.0"]
 
 
 def ood_file(root, place, model, auroc, images=5):
@@ -175,6 +235,18 @@ def test_objects_enter_where_they_were_detected(report):
     assert "aupr_object" in of_score and of_score["aupr_object"]["correlation"]["synthetic"]["pearson"]["value"] is None
     expected = 100 * (np.mean([fog for _, fog in MODELS.values()]) - 0.1)
     assert values["ood_figures"]["generated"]["energy"]["auroc"] == pytest.approx(expected)
+
+
+def test_detectors_without_a_clear_evaluation_leave_the_baseline_to_the_others(report):
+    for model, (_, fog) in MODELS.items():
+        ood_file(report.root, "generated", model, fog)
+        ood_file(report.root, "RoadAnomaly21", model, fog - 0.05)
+    for model, models in (("alpha", 3), ("beta", None)):
+        shutil.rmtree(report.results / model / "Cityscapes")
+        _, values = report.correlate()
+        correlation = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["correlation"]
+        assert correlation["synthetic"]["models"] == 4
+        assert (correlation["clear"] and correlation["clear"]["models"]) == models
 
 
 def ood_counts(root, place, model, images, shift):
@@ -255,7 +327,7 @@ def test_damaged_and_absent_files_are_refused_by_name(report):
     absent = report("tables", "--results_dir", report.root / "no")
     report.refused("correlation.json", "report/correlate.py", code_out_err=absent)
     write_json(report.root / "old/correlation.json", {"format": 0})
-    report.refused("format 1", code_out_err=report("tables", "--results_dir", report.root / "old"))
+    report.refused("format 2", code_out_err=report("tables", "--results_dir", report.root / "old"))
     unknown = report("correlate", "--root_exp_dir", report.results, "--domains", "mars")
     report.refused("'mars'", "REAL_SETS", code_out_err=unknown)
     counts = SceneResults(report.results, "alpha", "Cityscapes", "clean", "frankfurt").counts(CITY[0])

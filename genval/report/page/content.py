@@ -15,7 +15,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 
 # Version of correlation.json that the page is drawn from.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
