@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     from genval.metrics.confusion import confusion_matrix
     from genval.metrics.reliability import reliability_figures
     from genval.metrics.segmentation import mean_iou, pixel_accuracy
-    from genval.metrics.statistics import measure
+    from genval.metrics.statistics import PixelStatistics, measure
     from genval.metrics.tables import markdown_table
     from genval.metrics.temperature import Pixels, search_ece
 
@@ -62,6 +62,15 @@ def main(args: argparse.Namespace) -> None:
     def published(function: Callable[[], Any]) -> tuple[float, Any]:
         return least_time(function, 1, torch.device("cpu"))
 
+    def statistics() -> PixelStatistics:
+        if device.type == "cpu":
+            return measure(*there)[1]
+        from genval.metrics.fused_statistics import launch
+
+        read = launch(*(tensor[None] for tensor in there))
+        torch.cuda.synchronize()
+        return next(read())[1]
+
     def of_matrix() -> tuple[float, float]:
         matrix = confusion_matrix(*(tensor.to(device) for tensor in (labels, predictions)))
         return mean_iou(matrix), pixel_accuracy(matrix) / 100
@@ -80,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
     errors = published(lambda: published_ranking(confidence, wrong))
     compare("AUROC, 2 AUPR, FPR95 from confidences", errors, ours(lambda: from_counts(totals, hits)[3:]))
     softmax = published(lambda: (logits.softmax(0).max(0), 0)[1])
-    everything = ours(lambda: reliability_figures(measure(*there)[1]))
+    everything = ours(lambda: reliability_figures(statistics()))
     names = ("ece", "adaptive_ece", "ks", "auroc", "aupr_wrong", "aupr_right")
     figures = [everything[1][name] for name in names]
     together = scores[0] + calibration[0] + errors[0] + softmax[0], [*calibration[1], *errors[1][:3]]

@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda: where this library's passes run")
     parser.add_argument("--segmenter", help="a name of path_dicts.ZOO: time both ways from the image on")
     parser.add_argument("--precision", default="bf16-true", help="of this library's forward pass with --segmenter")
+    parser.add_argument("--channels_last", action="store_true", help="likewise")
     return parse(parser)
 
 
@@ -61,7 +62,15 @@ def main(args: argparse.Namespace) -> None:
         return [list(exact_figures(*part).values()) for part in parts]
 
     def from_logits() -> list[list[float]]:
-        return [list(level_figures(counts).values()) for counts in measure_ood(*there)[0].levels[: len(PUBLISHED)]]
+        if device.type == "cpu":
+            counts = measure_ood(*there)[0]
+        else:
+            from genval.metrics.fused_ood import launch
+
+            read = launch(*(tensor[None] for tensor in there))[0]
+            torch.cuda.synchronize()
+            counts = next(read())
+        return [list(level_figures(levels).values()) for levels in counts.levels[: len(PUBLISHED)]]
 
     rows = []
 
@@ -90,8 +99,8 @@ def end_to_end(args: argparse.Namespace, device: torch.device) -> list[Any]:
     import torch
 
     import path_dicts
-    from genval.metrics.inference import infer
-    from genval.metrics.ood import PUBLISHED, level_figures, measure_ood
+    from genval.metrics.inference import infer, launch_ood_batch
+    from genval.metrics.ood import PUBLISHED, level_figures
     from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network
 
     entry = path_dicts.ZOO[args.segmenter]
@@ -101,7 +110,9 @@ def end_to_end(args: argparse.Namespace, device: torch.device) -> list[Any]:
     )
     image = np.random.default_rng(0).integers(0, 256, (1, args.height, args.width, 3), np.uint8)
     kinds = draw(args.height, args.width)[1]
-    is_object, there = kinds.numpy().ravel() == 1, kinds.to(device)
+    if args.channels_last:
+        fast.use_channels_last()
+    is_object, masks = kinds.numpy().ravel() == 1, kinds[None].numpy()
 
     def published() -> list[list[float]]:
         with torch.inference_mode():
@@ -111,8 +122,7 @@ def end_to_end(args: argparse.Namespace, device: torch.device) -> list[Any]:
         return [published_figures(score, is_object) for score in scores]
 
     def ours() -> list[list[float]]:
-        with torch.inference_mode():
-            counts = measure_ood(infer(fast, image, device)[0], there)[0]
+        ((counts, _),) = launch_ood_batch(fast, image, masks, ["image"], device)()
         return [list(level_figures(levels).values()) for levels in counts.levels[: len(PUBLISHED)]]
 
     theirs, here = (least_time(way, number, device)[0] / 1000 for way, number in ((published, 2), (ours, args.repeats)))

@@ -1,4 +1,4 @@
-"""Images a second of the zoo's models, against mmsegmentation's own inference in the same run, with random weights.
+"""Images a second of the zoo's models and of their evaluation, against mmsegmentation's own inference, random weights.
 
 Reads:  the configs that ship with mmsegmentation
 Writes: {output}/zoo_speed.json, after every row, and {output}/zoo_speed.md
@@ -6,8 +6,10 @@ Writes: {output}/zoo_speed.json, after every row, and {output}/zoo_speed.md
     python benchmarks/zoo_speed.py --models SegFormer-B0,SegFormer-B5,DLV3+ResNet101 --precisions 32-true,bf16-true
 
 The reference is `EncoderDecoder.predict` in float32 on one image, one window at a time, as mmsegmentation's runner
-calls it; both ways start from uint8 images on the device and end with the logits at the image's size. Rows that are in
-the JSON already, of the same settings and device, are kept.
+calls it; both ways start from uint8 images on the device and end with the logits at the image's size. "Fed" images
+start in the host's memory, batch behind batch; "evaluated" ones end there too, as predictions and the statistics of all
+metrics: what relis/eval.py does between reading and writing files. Rows that are in the JSON already, of the same
+settings and device, are kept.
 """
 
 from __future__ import annotations
@@ -102,6 +104,7 @@ def measure(model: str, wanted: list[dict[str, Any]], device: torch.device, seco
         if settings["compile"]:
             segmenter.compile_network()
         ours = timed(lambda segmenter=segmenter: segmenter(images), device, seconds)
+        forward, evaluated = evaluate(segmenter, images, ours["logits"], device, seconds)
         alike = reference and (ours["logits"][:1].argmax(1) == reference["logits"].argmax(1)).float().mean().item()
         rows.append(
             {
@@ -109,6 +112,8 @@ def measure(model: str, wanted: list[dict[str, Any]], device: torch.device, seco
                 "mode": segmenter.test_mode,
                 "reference_images_per_s": reference and reference["passes_per_s"],
                 "images_per_s": ours["passes_per_s"] * len(images),
+                "fed_images_per_s": forward,
+                "evaluated_images_per_s": evaluated,
                 "first_pass_s": ours["first_pass_s"],
                 "peak_gib": ours["peak_gib"],
                 "pixels_alike": alike,
@@ -156,6 +161,47 @@ def timed(run: Callable[[], Tensor], device: torch.device, seconds: float) -> di
     return {"passes_per_s": 1 / statistics.median(times), "first_pass_s": first, "peak_gib": peak, "logits": logits}
 
 
+def evaluate(
+    segmenter: Any, images: Tensor, logits: Tensor, device: torch.device, seconds: float
+) -> tuple[float, float]:
+    """Images a second from the host's memory to logits on the device, and to statistics in the host's memory."""
+    import torch
+
+    from genval.metrics.inference import infer, launch_batch
+
+    batch, names = images.permute(0, 2, 3, 1).cpu().numpy(), [str(index) for index in range(len(images))]
+    # Labels that the model is right about in most places, in patches, and a tenth void.
+    labels = logits[:, :, ::32, ::32].argmax(1).repeat_interleave(32, 1).repeat_interleave(32, 2)
+    labels[:, : labels.shape[1] // 10] = 255
+    train_ids = labels.byte().cpu().numpy()
+
+    def forward() -> Callable[[], Any]:
+        with torch.inference_mode():
+            infer(segmenter, batch, device)
+        return torch.cuda.current_stream(device).record_event().synchronize if device.type == "cuda" else lambda: None
+
+    def everything() -> Callable[[], Any]:
+        return launch_batch(segmenter, batch, train_ids, names, device)
+
+    return batches_per_s(forward, seconds) * len(images), batches_per_s(everything, seconds) * len(images)
+
+
+def batches_per_s(launch: Callable[[], Callable[[], Any]], seconds: float) -> float:
+    """Batches a second, each launched before the one before it is waited for; two go before, then at least six."""
+    import itertools
+    import time
+
+    from genval.runtime.background import one_behind
+
+    finished = (wait() for wait in one_behind(launch() for _ in itertools.count()))
+    next(finished), next(finished)
+    start, done = time.perf_counter(), 0
+    while done < 6 or time.perf_counter() - start < seconds:
+        next(finished)
+        done += 1
+    return done / (time.perf_counter() - start)
+
+
 def smooth_images(count: int, size: tuple[int, int]) -> Tensor:
     """Random blotches, uint8 (count, 3, *size): noise alone would leave no structure after the first layers."""
     import torch
@@ -178,10 +224,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         table.append(
             [row["model"], row["mode"], row["size"], row["precision"], row["batch_size"], " ".join(extras),
              reference, row["images_per_s"], reference and row["images_per_s"] / reference, alike and 100 * alike,
+             fed := row["fed_images_per_s"], evaluated := row["evaluated_images_per_s"], 100 * (fed / evaluated - 1),
              row["peak_gib"], "yes" if row["finite"] else "no"]
         )  # fmt: skip
     header = ["model", "test mode", "size", "precision", "batch", "with", "mmseg images/s", "images/s", "ratio",
-              "alike %", "GiB", "finite"]  # fmt: skip
+              "alike %", "fed images/s", "evaluated images/s", "added time %", "GiB", "finite"]  # fmt: skip
     return markdown_table(header, table, digits=3) + "\n"
 
 

@@ -7,17 +7,21 @@ Writes: {calibration_dir}/{model_arch}/{set}/{method}/seed{S}/: cluster_model.np
     python relis/compute_clusters_temp_scaling.py --protocol cityscapes --model_arch SegFormer-B0 --n_clusters 8
 
 --calib_metric ece takes the published grid's best (0.5 to 9.99 in steps of 0.01), nll the exact minimum.
---per_class_temperature gives each predicted class its own. relis/eval_calibration_clustering.py tries them on other
-sets.
+--per_class_temperature gives each predicted class its own. --hardest 0.5 takes only that share of the images, for each
+model those with the smallest shares of right pixels; it is named {set}_hardest50 and lies beside that of all images.
+relis/eval_calibration_clustering.py tries temperatures on other sets.
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genval.evaluation.arguments import add_calibration_arguments
 from genval.runtime import cli
+
+if TYPE_CHECKING:
+    from genval.evaluation.calibrating import ImageSet
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,25 +34,40 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from genval.evaluation.calibrating import calibrate, calibration_folder, protocol_sets, save_calibration
+    from genval.evaluation.calibrating import protocol_sets
     from genval.metrics.results import model_list
     from genval.metrics.tables import markdown_table
 
-    rows: list[list[Any]] = []
-    for model in model_list(args.model_arch, args.preset):
-        for image_set, _ in protocol_sets(args):
-            scenes = image_set.find(args, model)
-            for seed in args.seeds:
-                how = (args.n_clusters, args.cluster_method, args.calib_metric, args.per_class_temperature)
-                calibration, about = calibrate(scenes, *how, args.subsamples, seed)
-                about |= {"model": model, "set": image_set.name, "metric": args.calib_metric, "seed": seed}
-                save_calibration(calibration_folder(args, model, image_set, seed), calibration, about)
-                temperatures = calibration.temperatures
-                ends = [float(temperatures.min()), float(temperatures.mean()), float(temperatures.max())]
-                rows.append([model, image_set.name, about["images"], seed, *ends])
+    rows = [
+        row
+        for model in model_list(args.model_arch, args.preset)
+        for image_set, _ in protocol_sets(args)
+        for row in calibrate_on(args, model, image_set)
+    ]
     header = ["model", "calibrated on", "images", "seed", "lowest temperature", "mean", "highest"]
     print(markdown_table(header, rows, digits=3))
     print(f"wrote {args.calibration_dir}/{{model}}/{{set}}/{{method}}/seed{{S}}/best_temperatures.json")
+
+
+def calibrate_on(args: argparse.Namespace, model: str, image_set: ImageSet) -> list[list[Any]]:
+    """One model and one set: read its logits once, write the files of each share and seed, return their rows."""
+    import dataclasses
+
+    from genval.evaluation.calibrating import calibrate, calibration_folder, read_images, save_calibration
+
+    images = list(read_images(image_set.find(args, model)))
+    how = (args.n_clusters, args.cluster_method, args.calib_metric, args.per_class_temperature, args.subsamples)
+    rows: list[list[Any]] = []
+    for share in args.hardest:
+        chosen = dataclasses.replace(image_set, hardest=share)
+        for seed in args.seeds:
+            calibration, about = calibrate(images, *how, seed, share)
+            about |= {"model": model, "set": chosen.name, "metric": args.calib_metric, "seed": seed}
+            save_calibration(calibration_folder(args, model, chosen, seed), calibration, about)
+            temperatures = calibration.temperatures
+            ends = [float(temperatures.min()), float(temperatures.mean()), float(temperatures.max())]
+            rows.append([model, chosen.name, about["images"], seed, *ends])
+    return rows
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Writes: {results_dir}/{model_arch}/{tested set}/from_{calibrating set}/{method}.
     python relis/eval_calibration_clustering.py --protocol synthetic --domains fog,night --model_arch SegFormer-B0
 
 An image takes its cluster's temperature, or with --soft the clusters' average weighted by inverse distance (k-means) or
-posterior (gmm).
+posterior (gmm). Temperatures of --hardest 0.5 are those of {calibrating set}_hardest50.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from genval.evaluation.arguments import add_calibration_arguments, add_saved_set
 from genval.runtime import cli
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from genval.evaluation.calibrating import ImageSet
+    from genval.metrics.results import SceneResults, Summary
 
 ERRORS = ("ece", "adaptive_ece", "ks")
 
@@ -41,19 +44,42 @@ def main(args: argparse.Namespace) -> None:
 
     if args.protocol == "none" and not args.trg_dataset:
         raise GenValError("What is tested? Give --trg_dataset (and --cond, --scene), or a --protocol.")
-    rows = [
-        try_model(args, model, calibrating, tested)
+    tries = [
+        (share, row)
         for model in model_list(args.model_arch, args.preset)
         for calibrating, tested in protocol_sets(args)
+        for share, row in zip(args.hardest, try_model(args, model, calibrating, tested), strict=True)
     ]
     header = ["model", "tested on", "calibrated on", "ECE % before", "after", "± over seeds"]
-    print(markdown_table([*header, "adaptive before", "after", "KS before", "after"], rows, digits=2))
-    better = sum(row[4] < row[3] for row in rows)
-    print(f"ECE is better after scaling in {better} of {len(rows)}; wrote {args.results_dir}")
+    header += ["adaptive before", "after", "KS before", "after"]
+    print(markdown_table(header, [row for _, row in tries], digits=2))
+    for share in args.hardest:
+        better = [row[4] < row[3] for of, row in tries if of == share]
+        of_share = f" with the hardest {100 * share:g} % of the images" if share < 1 else ""
+        print(f"ECE is better after scaling in {sum(better)} of {len(better)}{of_share}; wrote {args.results_dir}")
 
 
-def try_model(args: argparse.Namespace, model: str, calibrating: ImageSet, tested: ImageSet) -> list[Any]:
-    """One model and one pair of sets: write its files, return its row of the table."""
+def try_model(args: argparse.Namespace, model: str, calibrating: ImageSet, tested: ImageSet) -> list[list[Any]]:
+    """One model and one pair of sets: a row of the table for each share of the calibrating images."""
+    import dataclasses
+
+    from genval.evaluation.calibrating import try_on
+
+    scenes = tested.find(args, model)
+    before = try_on(scenes)
+    sets = [dataclasses.replace(calibrating, hardest=share) for share in args.hardest]
+    return [try_temperatures(args, model, chosen, tested, scenes, before) for chosen in sets]
+
+
+def try_temperatures(
+    args: argparse.Namespace,
+    model: str,
+    calibrating: ImageSet,
+    tested: ImageSet,
+    scenes: Sequence[SceneResults],
+    unscaled: tuple[Summary, dict[str, float]],
+) -> list[Any]:
+    """Temperatures of one set tried on the scenes of another: write the files, return the row of the table."""
     import numpy as np
 
     from genval.evaluation.calibrating import calibration_folder, load_calibration, try_on
@@ -62,8 +88,7 @@ def try_model(args: argparse.Namespace, model: str, calibrating: ImageSet, teste
     from genval.runtime.files import write_json
     from genval.runtime.paths import resolve
 
-    scenes = tested.find(args, model)
-    before, exact_before = try_on(scenes)
+    before, exact_before = unscaled
     runs = []
     for seed in args.seeds:
         folder = calibration_folder(args, model, calibrating, seed)
@@ -76,6 +101,7 @@ def try_model(args: argparse.Namespace, model: str, calibrating: ImageSet, teste
         "model": model,
         "tested_on": tested.name,
         "calibrated_on": calibrating.name,
+        **({"hardest": calibrating.hardest} if calibrating.hardest < 1 else {}),
         "seeds": args.seeds,
         "before": before.figures | exact_before,
         "after": [summary.figures | exact for summary, exact in runs],

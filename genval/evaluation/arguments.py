@@ -112,6 +112,24 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cluster_method", choices=["kmeans", "gmm"], default="kmeans")
     group.add_argument("--calib_metric", choices=["ece", "nll"], default="ece", help="what a temperature minimises")
     group.add_argument("--per_class_temperature", action="store_true", help="one for each predicted class")
+    group.add_argument(
+        "--hardest",
+        type=share_list,
+        default="1",
+        help="calibrate on this share of the images, those with the smallest shares of right pixels; of several, e.g. "
+        "1,0.5, on each; 1 is all, as published",
+    )
+
+
+def share_list(text: str) -> list[float]:
+    """An argparse type: `1,0.5` to `[1.0, 0.5]`, each above 0 and at most 1."""
+    try:
+        shares = [float(part) for part in cli.comma_list(text)]
+    except ValueError:
+        shares = [0.0]
+    if not all(0 < share <= 1 for share in shares):
+        raise argparse.ArgumentTypeError(f"expected shares above 0 and at most 1, found {text!r}")
+    return list(dict.fromkeys(shares))
 
 
 def seed_list(text: str) -> list[int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,17 @@ class ImageSet:
     dataset: str
     conds: tuple[str, ...] = ("all",)
     scenes: tuple[str, ...] = ("all",)
+    hardest: float = 1.0  # share of the images that it is made on, see `hardest_images`
 
     @property
     def name(self) -> str:
-        """A folder's name for it."""
+        """A folder's name for it.
+
+        >>> ImageSet("ACDC", ("fog", "night")).name, ImageSet("Cityscapes_fog", hardest=0.5).name
+        ('ACDC_fog+night', 'Cityscapes_fog_all_hardest50')
+        """
         parts = ["+".join(self.conds), *(["+".join(self.scenes)] if self.scenes != ("all",) else [])]
+        parts += [f"hardest{100 * self.hardest:g}"] if self.hardest < 1 else []
         return "_".join([folder_name(self.dataset), *parts])
 
     def find(self, args: argparse.Namespace, model: str) -> list[SceneResults]:
@@ -77,6 +85,20 @@ class SavedImage:
     logits: np.ndarray  # float32 (pixels, C)
     labels: np.ndarray  # uint8 (pixels,)
 
+    def accuracy(self) -> float:
+        """Share of its labelled pixels that are predicted right, 0 to 1; NaN where it has none.
+
+        Raises:
+            GenValError: a logit of a labelled pixel is not finite.
+        """
+        counted = self.labels != 255
+        if not counted.any():
+            return math.nan
+        logits = self.logits[counted]
+        if not np.isfinite(logits).all():
+            raise GenValError(f"Logits must be finite, found NaN or infinity in {self.id}.")
+        return float((logits.argmax(1) == self.labels[counted]).mean())
+
 
 def read_images(scenes: Sequence[SceneResults]) -> Iterator[SavedImage]:
     """The saved logits of a set, an image at a time, in the order of scenes and ids.
@@ -89,6 +111,32 @@ def read_images(scenes: Sequence[SceneResults]) -> Iterator[SavedImage]:
         for item_id in tensors.ids:
             logits, labels = tensors.read(item_id, "logits", "labels")
             yield SavedImage(results, item_id, logits.astype(np.float32), labels)
+
+
+def hardest_images(images: Sequence[SavedImage], share: float) -> np.ndarray:
+    """The images with the lowest shares of right pixels among the labelled ones that were saved.
+
+    Temperatures of easy pictures are too low for hard ones: where the pictures that calibrate are easier than those of
+    the set tested, the hardest of them come closer. Which these are differs by model.
+
+    Args:
+        images: at least one.
+        share: above 0, at most 1.
+
+    Returns:
+        Their indices, int64 (M,), ascending: the share of the N images with a labelled pixel, rounded up; of equally
+        hard images those that come first. Images without a labelled pixel are never among them.
+
+    Raises:
+        GenValError: no image has a labelled pixel, or a logit is not finite.
+    """
+    accuracies = np.array([image.accuracy() for image in images])
+    labelled = np.flatnonzero(~np.isnan(accuracies))
+    if not len(labelled):
+        raise GenValError("No pixel has a label: there is nothing to calibrate on. Give other scenes or conditions.")
+    # As written: 0.1 of 30 images are 3, and in binary a little more.
+    count = math.ceil(Fraction(str(share)) * len(labelled))
+    return np.sort(labelled[np.argsort(accuracies[labelled], kind="stable")[:count]])
 
 
 def read_features(scenes: Sequence[SceneResults]) -> tuple[list[tuple[SceneResults, str]], np.ndarray]:
@@ -132,44 +180,51 @@ class Calibration:
 
 
 def calibrate(
-    scenes: Sequence[SceneResults],
+    images: Sequence[SavedImage],
     clusters: int,
     method: str,
     metric: str,
     per_class: bool = False,
     subsamples: int | None = None,
     seed: int = 0,
+    hardest: float = 1.0,
 ) -> tuple[Calibration, dict[str, Any]]:
     """Cluster a set's images and find each cluster's temperature.
 
     Args:
-        scenes: the set.
+        images: those of the set, from `read_images`.
         clusters: how many; 1 needs no features.
         method: see `clusters.fit_clusters`.
         metric: see `temperature.search`.
         per_class: a temperature for each predicted class.
         subsamples: so many images, drawn at random; None is all.
         seed: of the drawing and of the clustering.
+        hardest: of the images, drawn or all, the share that `hardest_images` chooses; 1 is each of them.
 
     Returns:
-        The calibration; the images and pixels of each cluster and the metric before and after, fit for JSON.
+        The calibration; the number of images, and the images and pixels of each cluster, fit for JSON. With `hardest`
+        below 1 also the share, of how many images it was taken, and the accuracy of the easiest image chosen.
 
     Raises:
         GenValError: logits or features are missing, or a cluster has no labelled pixel.
     """
-    images = list(read_images(scenes))
     chosen = np.arange(len(images))
     if subsamples is not None and subsamples < len(images):
         generator = np.random.default_rng(item_seed(seed, "subsamples"))
         chosen = np.sort(generator.choice(len(images), subsamples, replace=False))
+    about: dict[str, Any] = {}
+    if hardest < 1:
+        about["hardest"] = {"share": hardest, "of_images": len(chosen)}
+        chosen = chosen[hardest_images([images[i] for i in chosen.tolist()], hardest)]
+        about["hardest"]["highest_accuracy"] = max(images[i].accuracy() for i in chosen.tolist())
     if clusters == 1:
         model = fit_clusters(np.zeros((len(chosen), 1)), 1, method, seed)
         assigned = np.zeros(len(chosen), np.int64)
     else:
-        keys, features = read_features(scenes)
+        keys, features = read_features(list(dict.fromkeys(image.scene for image in images)))
         if keys != [(image.scene, image.id) for image in images]:
             raise GenValError(
-                f"Logits and features of {scenes[0].model} are of different images. Run relis/eval.py --save "
+                f"Logits and features of {images[0].scene.model} are of different images. Run relis/eval.py --save "
                 "predictions,logits,features with the same --scene, --split and --limit."
             )
         model = fit_clusters(features[chosen], clusters, method, seed)
@@ -177,7 +232,7 @@ def calibrate(
     temperatures: list[Any] = []
     parts: list[dict[str, Any]] = []
     for index in range(clusters):
-        members = [images[i] for i, cluster in zip(chosen, assigned, strict=True) if cluster == index]
+        members = [images[i] for i, cluster in zip(chosen.tolist(), assigned, strict=True) if cluster == index]
         if not members:
             raise GenValError(
                 f"Cluster {index} of {clusters} has no image. Give fewer --n_clusters or another --seeds."
@@ -186,7 +241,7 @@ def calibrate(
         pixels = Pixels.of(logits, labels)
         temperatures.append(search_per_class(pixels, metric) if per_class else search(pixels, metric).temperature)
         parts.append({"images": len(members), "pixels": len(pixels)})
-    return Calibration(model, np.array(temperatures)), {"images": len(chosen), "clusters": parts}
+    return Calibration(model, np.array(temperatures)), {"images": len(chosen), "clusters": parts, **about}
 
 
 def try_on(

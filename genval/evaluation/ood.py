@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 
 from genval.artifacts.fingerprint import file_mark, weights_hash
 from genval.artifacts.settings import write_settings
-from genval.datasets import BadFile, Batch, find_items, load_batches, partition
+from genval.datasets import BadFile, Batch, Item, find_items, load_batches, partition
 from genval.datasets.items import ALL
 from genval.datasets.ood_sets import (
     GENERATED,
@@ -33,7 +33,7 @@ from genval.datasets.ood_sets import (
     read_kinds,
     read_ood_pair,
 )
-from genval.metrics.inference import infer
+from genval.metrics.inference import infer, launch_ood_batch
 from genval.metrics.ood import (
     BACKGROUND,
     LEVELS,
@@ -45,7 +45,6 @@ from genval.metrics.ood import (
     exact_figures,
     level_edge,
     level_of,
-    measure_ood,
 )
 from genval.metrics.ood_components import Sizes, best_level, component_figures, measure_components
 from genval.metrics.ood_pooling import SumBootstrap, coarse_levels
@@ -60,7 +59,7 @@ from genval.metrics.ood_results import (
     write_scores,
 )
 from genval.metrics.results import folder_name, image_record, model_list
-from genval.runtime.background import BackgroundWriter
+from genval.runtime.background import BackgroundWriter, one_behind
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, remove_leftovers, write_json, write_png
@@ -285,38 +284,34 @@ class _Run:
         """Measure blocks; gives the number of pictures just measured, and a block when it is complete."""
         chunks = [chunk for name in names for chunk in partition(self.blocks[name], self.args.batch_size)]
         block: _Block | None = None
-        for batch in load_batches(chunks, self.args.num_workers, unreadable, read_ood_pair):
+        batches = load_batches(chunks, self.args.num_workers, unreadable, read_ood_pair)
+        for batch, wait in one_behind((batch, self._launch(batch)) for batch in batches):
             complete = None
             name = cast(OodItem, batch.items[0]).block
             if block is None or block.name != name:
                 complete, block = block, _Block(name, [], [], [])
-            self._measure_batch(batch, block)
+            for item, kinds, (counts, scores) in zip(batch.items, batch.train_ids, wait(), strict=True):
+                # What waits for the rest of its block takes half the memory.
+                counts.levels = counts.levels.astype(np.uint32)
+                block.items.append(cast(OodItem, item))
+                block.counts.append(counts)
+                if scores is not None:
+                    self._keep(item, scores, kinds, block)
             yield len(batch.items), complete
         yield 0, block
 
-    def _measure_batch(self, batch: Batch, block: _Block) -> None:
-        with torch.inference_mode():
-            logits = infer(self.segmenter, batch.images, self.device)
-            for index, item in enumerate(cast(tuple[OodItem, ...], batch.items)):
-                kinds = torch.from_numpy(batch.train_ids[index]).to(self.device)
-                try:
-                    counts, scores = measure_ood(logits[index], kinds, self.standard)
-                except GenValError as error:
-                    advice = "Use --precision 32-true, or check the checkpoint."
-                    raise GenValError(f"{self.segmenter.name}, {item.image}: {error} {advice}") from error
-                # What waits for the rest of its block takes half the memory.
-                counts.levels = counts.levels.astype(np.uint32)
-                block.items.append(item)
-                block.counts.append(counts)
-                self._keep(item, scores, kinds, block)
+    def _launch(self, batch: Batch) -> Callable[[], list[tuple[OodCounts, torch.Tensor | None]]]:
+        names = [str(item.image) for item in batch.items]
+        keep = bool(self.args.components) or self.args.exact
+        return launch_ood_batch(self.segmenter, batch.images, batch.train_ids, names, self.device, self.standard, keep)
 
-    def _keep(self, item: OodItem, scores: torch.Tensor, kinds: torch.Tensor, block: _Block) -> None:
+    def _keep(self, item: Item, scores: torch.Tensor, kinds: np.ndarray, block: _Block) -> None:
         """Write what is asked for of each pixel."""
         for score in self.args.components:
             level = level_of(scores[self.scores.index(score)], score).reshape(kinds.shape)
             write_png(self.results.levels(score, item.id), level.cpu().numpy().astype(np.uint16))
         if self.args.exact:
-            flat = kinds.flatten().cpu().numpy()
+            flat = kinds.ravel()
             parts = [[np.sort(row[flat == kind]) for kind in (BACKGROUND, OBJECT)] for row in scores.cpu().numpy()]
             write_scores(self.results.scores(item.id), dict(zip(self.scores, parts, strict=True)))
             block.exact.append([exact_figures(*part) for part in parts])

@@ -26,7 +26,7 @@ from genval.datasets import (
 )
 from genval.datasets.gate import GATE, GATED, apply_gate
 from genval.datasets.layouts import find_root, is_generated
-from genval.metrics.inference import Measured, measure_batch, sample_pixels
+from genval.metrics.inference import Measured, launch_batch, sample_pixels
 from genval.metrics.results import (
     GATED_SUFFIX,
     SceneResults,
@@ -37,7 +37,7 @@ from genval.metrics.results import (
     save_image,
 )
 from genval.metrics.statistics import PixelStatistics
-from genval.runtime.background import BackgroundWriter
+from genval.runtime.background import BackgroundWriter, one_behind
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import remove_leftovers
@@ -158,9 +158,10 @@ def evaluate(
     unreadable: list[BadFile] | None = [] if args.skip_bad else None
     bar = progress_bar(sum(map(len, mine)), f"{model} on {dataset}", rank=fabric.global_rank)
     with same_outcome(fabric), bar, BackgroundWriter(threads=4) as writer:
-        for batch in load_batches(mine, args.num_workers, unreadable):
-            run.measure(batch, fabric.device, writer.submit)
-            bar.update(len(batch.items))
+        for submit in one_behind(
+            run.launch(batch, fabric.device) for batch in load_batches(mine, args.num_workers, unreadable)
+        ):
+            bar.update(submit(writer))
     skipped = unpaired + [bad for rank in range(fabric.world_size) for bad in fabric.broadcast(unreadable or [], rank)]
     evaluated: Evaluated | None = None
     with same_outcome(fabric):
@@ -207,8 +208,8 @@ class _Run:
             for kind, about in self.tensors.items()
         )
 
-    def measure(self, batch: Batch, device: Any, submit: Callable[..., None]) -> None:
-        """Run the model on a batch and have what it gives written."""
+    def launch(self, batch: Batch, device: Any) -> Callable[[BackgroundWriter], int]:
+        """Start a batch; the function given back waits for it, has it written and returns its number of images."""
         args, ids = self.args, [item.id for item in batch.items]
         pixels = batch.train_ids[0].size
         samples = None if args.sample == -1 else [sample_pixels(pixels, args.sample, args.seed, name) for name in ids]
@@ -220,13 +221,16 @@ class _Run:
             features = None
             if "features" in self.tensors:
                 features = stack.enter_context(ImageFeatures(self.segmenter, args.layer))
-            results = measure_batch(
-                self.segmenter, batch.images, batch.train_ids, names, device, samples, kept, args.fp16
-            )
+            wait = launch_batch(self.segmenter, batch.images, batch.train_ids, names, device, samples, kept, args.fp16)
         vector = None if features is None else features.vector()
-        for index, (item, measured) in enumerate(zip(batch.items, results, strict=True)):
-            indices = None if kept is None else kept[index]
-            submit(self._save, item, measured, batch.train_ids[index], indices, vector)
+
+        def submit(writer: BackgroundWriter) -> int:
+            for index, (item, measured) in enumerate(zip(batch.items, wait(), strict=True)):
+                indices = None if kept is None else kept[index]
+                writer.submit(self._save, item, measured, batch.train_ids[index], indices, vector)
+            return len(batch.items)
+
+        return submit
 
     def _save(
         self,

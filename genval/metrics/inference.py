@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from genval.metrics.confusion import confusion_matrix
-from genval.metrics.statistics import PixelStatistics, measure
+from genval.metrics.statistics import LogitsNotFiniteError, PixelStatistics, measure
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
+
+    from genval.metrics.ood import OodCounts
 
 
 def predict(segmenter: nn.Module, images: np.ndarray, names: Sequence[str], device: torch.device) -> np.ndarray:
@@ -38,7 +43,10 @@ def predict(segmenter: nn.Module, images: np.ndarray, names: Sequence[str], devi
     with torch.inference_mode():
         # The maximum is NaN where any class is, so that checking it costs a 19th of checking the logits.
         largest, classes = infer(segmenter, images, device).max(dim=1)
-        _check(torch.isfinite(largest).flatten(1).all(1).tolist(), segmenter, names)
+        for name, sound in zip(names, torch.isfinite(largest).flatten(1).all(1).tolist(), strict=True):
+            with _naming(segmenter, name):
+                if not sound:
+                    raise LogitsNotFiniteError("Logits must be finite, found NaN or infinity.")
         return classes.to(torch.uint8).cpu().numpy()
 
 
@@ -51,17 +59,19 @@ class Measured:
     logits: np.ndarray | None  # float32 or float16 (pixels, C)
 
 
-def measure_batch(
+def launch_batch(
     segmenter: nn.Module,
     images: np.ndarray,
     train_ids: np.ndarray,
     names: Sequence[str],
     device: torch.device,
-    samples: Sequence[np.ndarray | None] | None = None,
-    kept: Sequence[np.ndarray | None] | None = None,
+    samples: Sequence[np.ndarray] | None = None,
+    kept: Sequence[np.ndarray] | None = None,
     half: bool = False,
-) -> list[Measured]:
-    """Predict and measure a batch in one pass, on the device.
+) -> Callable[[], list[Measured]]:
+    """Start to predict and measure a batch in one pass, on the device.
+
+    A GPU is still at work when this returns, so that the host can meanwhile write the batch before and load the next.
 
     Args:
         segmenter: `segmenter(images, size)` gives logits (B, C, *size) from RGB uint8 (B, 3, H, W); has a `name`.
@@ -74,38 +84,141 @@ def measure_batch(
         kept: of each image, the flat indices of the pixels whose logits are given back; None is no pixel.
         half: give logits back as float16.
 
+    Returns:
+        A function that waits for the device and gives what is kept of each image. It raises GenValError if the logits
+        of an image hold NaN or infinity.
+
     Raises:
-        GenValError: the logits of an image hold NaN or infinity, or the device's memory is full.
+        GenValError: the device's memory is full, or, on a CPU, what the function raises.
     """
     import torch
 
     with torch.inference_mode():
         logits = infer(segmenter, images, device)
-        labels = torch.from_numpy(train_ids).to(device)
-        results = []
+        labels = _to(train_ids, device)
+        if samples is None and device.type == "cuda" and find_spec("triton"):
+            from genval.metrics.fused_statistics import launch
+
+            measured = launch(logits, labels)
+        else:
+            each = [None] * len(names) if samples is None else samples
+            of_images = []
+            for name, image, known, sample in zip(names, logits, labels, each, strict=True):
+                with _naming(segmenter, name):
+                    of_images.append(_measure(image, known, sample))
+            measured = partial(iter, of_images)
+        values = [
+            # Pinned memory, to which a GPU copies while the host goes on.
+            image.flatten(1)[:, _to(pixels, device)]
+            .T.to(torch.float16 if half else torch.float32)
+            .to("cpu", non_blocking=True)
+            for image, pixels in zip(logits, kept or [], strict=kept is not None)
+        ]
+        copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+    def wait() -> list[Measured]:
+        if copied is not None:
+            copied.synchronize()
+        of_images, results = measured(), []
         for index, name in enumerate(names):
-            sample, keep = (None if rows is None else rows[index] for rows in (samples, kept))
-            flat, flat_labels = logits[index].flatten(1), labels[index].flatten()
-            try:
-                if sample is None:
-                    prediction, statistics = measure(flat, flat_labels)
-                else:
-                    chosen = torch.from_numpy(sample).to(device)
-                    largest, classes = flat.max(0)
-                    _check([bool(torch.isfinite(largest).all())], segmenter, [name])  # all pixels are predicted
-                    prediction = classes.to(torch.uint8)
-                    statistics = measure(flat[:, chosen], flat_labels[chosen])[1]
-                    statistics.confusion[:] = confusion_matrix(flat_labels, prediction, len(flat))
-            except GenValError as error:
-                if not bool(torch.isfinite(flat).all()):
-                    _check([False], segmenter, [name])
-                raise GenValError(f"{segmenter.name}, {name}: {error}") from error
-            values = None
-            if keep is not None:
-                dtype = torch.float16 if half else torch.float32
-                values = flat[:, torch.from_numpy(keep).to(device)].T.to(dtype).cpu().numpy()
-            results.append(Measured(prediction.cpu().numpy().reshape(train_ids.shape[1:]), statistics, values))
+            with _naming(segmenter, name):
+                prediction, statistics = next(of_images)
+            results.append(Measured(prediction, statistics, values[index].numpy() if kept is not None else None))
         return results
+
+    return wait
+
+
+def _measure(logits: Tensor, labels: Tensor, sample: np.ndarray | None) -> tuple[np.ndarray, PixelStatistics]:
+    """The classes and the statistics of one image; with `sample`, the confidences of these pixels alone."""
+    if sample is None:
+        predicted, statistics = measure(logits, labels)
+        return predicted.cpu().numpy(), statistics
+    chosen = _to(sample, logits.device)
+    largest, classes = logits.max(0)
+    if not bool(largest.isfinite().all()):  # all pixels are predicted
+        raise LogitsNotFiniteError("Logits must be finite, found NaN or infinity.")
+    predicted = classes.byte()
+    statistics = measure(logits.flatten(1)[:, chosen], labels.flatten()[chosen])[1]
+    statistics.confusion[:] = confusion_matrix(labels, predicted, len(logits))
+    return predicted.cpu().numpy(), statistics
+
+
+@contextlib.contextmanager
+def _naming(segmenter: nn.Module, name: str) -> Iterator[None]:
+    """Say in errors whose logits, and what to do about those that are not finite."""
+    try:
+        yield
+    except LogitsNotFiniteError as error:
+        raise GenValError(
+            f"{segmenter.name} gives NaN or infinite logits for {name}. "
+            "Use --precision 32-true, or check the checkpoint."
+        ) from error
+    except GenValError as error:
+        raise GenValError(f"{segmenter.name}, {name}: {error}") from error
+
+
+def launch_ood_batch(
+    segmenter: nn.Module,
+    images: np.ndarray,
+    kinds: np.ndarray,
+    names: Sequence[str],
+    device: torch.device,
+    standard: tuple[Tensor, Tensor] | None = None,
+    keep: bool = False,
+) -> Callable[[], list[tuple[OodCounts, Tensor | None]]]:
+    """Start to score a batch's pixels and to count them by score, in one pass, on the device.
+
+    Args:
+        segmenter: as for `launch_batch`.
+        images: RGB uint8 (B, H, W, 3).
+        kinds: `BACKGROUND`, `OBJECT` or `VOID`, uint8 (B, H, W).
+        names: what errors call each image.
+        device: where the segmenter is.
+        standard: as for `ood.measure_ood`.
+        keep: give the scores as well, float32 (S, H * W), on the device.
+
+    Returns:
+        A function that waits for the device and gives the counts of each image, and its scores or None. It raises
+        GenValError if the logits of an image hold NaN or infinity, or its mask holds something else.
+
+    Raises:
+        GenValError: the device's memory is full, or, on a CPU, what the function raises.
+    """
+    import torch
+
+    from genval.metrics.ood import measure_ood
+
+    with torch.inference_mode():
+        logits = infer(segmenter, images, device)
+        masks = _to(kinds, device)
+        counted: Callable[[], Iterator[OodCounts]]
+        scores: Sequence[Tensor | None]
+        if device.type == "cuda" and find_spec("triton"):
+            from genval.metrics.fused_ood import launch
+
+            counted, kept = launch(logits, masks, standard, keep)
+            scores = [None] * len(names) if kept is None else list(kept)
+        else:
+            of_images, scores = [], []
+            for name, image, mask in zip(names, logits, masks, strict=True):
+                with _naming(segmenter, name):
+                    counts, of_pixels = measure_ood(image, mask, standard)
+                of_images.append(counts)
+                scores.append(of_pixels if keep else None)
+            counted = partial(iter, of_images)
+        copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+    def wait() -> list[tuple[OodCounts, Tensor | None]]:
+        if copied is not None:
+            copied.synchronize()
+        of_images, results = counted(), []
+        for name, of_pixels in zip(names, scores, strict=True):
+            with _naming(segmenter, name):
+                results.append((next(of_images), of_pixels))
+        return results
+
+    return wait
 
 
 def sample_pixels(pixels: int, number: int, seed: int, item_id: str) -> np.ndarray:
@@ -122,7 +235,7 @@ def sample_pixels(pixels: int, number: int, seed: int, item_id: str) -> np.ndarr
     return np.sort(generator.choice(pixels, number, replace=False, shuffle=False))
 
 
-def infer(segmenter: nn.Module, images: np.ndarray, device: torch.device) -> torch.Tensor:
+def infer(segmenter: nn.Module, images: np.ndarray, device: torch.device) -> Tensor:
     """Logits (B, C, H, W) of RGB uint8 images (B, H, W, 3), on the device.
 
     Raises:
@@ -130,9 +243,9 @@ def infer(segmenter: nn.Module, images: np.ndarray, device: torch.device) -> tor
     """
     import torch
 
-    tensor = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
+    tensor = _to(images, device).permute(0, 3, 1, 2).contiguous()
     try:
-        logits: torch.Tensor = segmenter(tensor, images.shape[1:3])
+        logits: Tensor = segmenter(tensor, images.shape[1:3])
     except torch.OutOfMemoryError as error:
         raise GenValError(
             f"{segmenter.name} with {len(images)} images of {images.shape[2]}x{images.shape[1]} at a time does not "
@@ -141,9 +254,9 @@ def infer(segmenter: nn.Module, images: np.ndarray, device: torch.device) -> tor
     return logits
 
 
-def _check(sound: Sequence[bool], segmenter: nn.Module, names: Sequence[str]) -> None:
-    if not all(sound):
-        raise GenValError(
-            f"{segmenter.name} gives NaN or infinite logits for {names[list(sound).index(False)]}. "
-            "Use --precision 32-true, or check the checkpoint."
-        )
+def _to(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on the device; a GPU fetches it from pinned memory when it gets there, and the host goes on."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

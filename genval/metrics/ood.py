@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genval.metrics import ranking
+from genval.metrics.statistics import LogitsNotFiniteError
 from genval.runtime.errors import GenValError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ _SIGNED = ("logits", "energy", STANDARDISED)
 # Pixels at a time on a CPU: what is made of them, 19 float32 logits each for one, stays in the second-level cache.
 _CPU_CHUNK = 16384
 # Logits further below the largest count as this far below it: exp(-80) is still a normal float32 number.
-_LOWEST = -80.0
+LOWEST = -80.0
 
 
 @dataclass
@@ -124,7 +125,7 @@ def anomaly_scores(logits: Tensor, standard: tuple[Tensor, Tensor] | None = None
     import torch
 
     largest, classes = logits.max(0)
-    below = (logits - largest).clamp_(min=_LOWEST)
+    below = (logits - largest).clamp_(min=LOWEST)
     probabilities = below.exp()
     totals = probabilities.sum(0)
     log_totals = totals.log()
@@ -139,7 +140,7 @@ def level_of(score: Tensor, name: str) -> Tensor:
     """The level of an anomaly score (float32, finite), int32 in 0..LEVELS-1, the highest scores at 0."""
     import torch
 
-    first, count, shift = _scale(name)
+    first, count, shift = scale(name)
     value = score.reciprocal().neg_().sub_(1) if name == "confidence" else score
     bits = value.contiguous().view(torch.int32)
     if name not in _SIGNED:
@@ -156,7 +157,7 @@ def level_edge(level: int, name: str) -> float:
     >>> level_edge(0, "entropy"), level_edge(0, "logits")
     (8.0, 512.0)
     """
-    first, count, shift = _scale(name)
+    first, count, shift = scale(name)
     step = count - level
     # The lowest number of a level below 0 is the end of it that is away from 0.
     magnitude = step if step >= 0 else 1 - step
@@ -166,7 +167,7 @@ def level_edge(level: int, name: str) -> float:
     return -value if step < 0 else value
 
 
-def _scale(name: str) -> tuple[int, int, int]:
+def scale(name: str) -> tuple[int, int, int]:
     """Of a score's levels on one side of 0: the key before the first, their number, the bits that a key leaves out."""
     lowest, highest, mantissa_bits = _SCALES[name]
     return ((127 + lowest) << mantissa_bits) - 1, (highest - lowest) << mantissa_bits, 23 - mantissa_bits
@@ -237,7 +238,7 @@ def measure_ood(
     entropy = [scores[0][flat_kinds == kind].sum(dtype=torch.float64) for kind in (BACKGROUND, OBJECT)]
     sound, *numbers = torch.stack([torch.isfinite(scores).all().long(), *pixels]).tolist()
     if not sound:
-        raise GenValError("Logits must be finite, found NaN or infinity.")
+        raise LogitsNotFiniteError("Logits must be finite, found NaN or infinity.")
     if sum(numbers) != len(flat_kinds):
         raise GenValError(f"A mask holds {BACKGROUND}, {OBJECT} and {VOID}, found other values.")
     counts = OodCounts(
@@ -256,6 +257,7 @@ def figures_of(background: np.ndarray, objects: np.ndarray) -> dict[str, np.ndar
     highest threshold that 95 % of the object's pixels reach.
     """
     both = (background.sum(-1) > 0) & (objects.sum(-1) > 0)
+    background, objects = np.asarray(background, np.float64), np.asarray(objects, np.float64)  # once for all of them
     values = (
         ranking.auroc(objects, background),
         ranking.fpr_at_tpr(objects, background, interpolate=True),

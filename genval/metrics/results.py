@@ -330,11 +330,16 @@ def save_image(
 
 
 def write_counts(path: Path, statistics: PixelStatistics) -> None:
-    """Write what an image's statistics hold beside the confusion matrix, compressed: about 60 KB for 1024x2048."""
+    """Write what an image's statistics hold beside the confusion matrix, compressed: about 70 KB for 1024x2048."""
     stream = io.BytesIO()
-    arrays = {name: getattr(statistics, name) for name in _SAVED}
-    # An image has less than 2^32 pixels.
-    np.savez_compressed(stream, **{k: v.astype(np.uint32) if v.dtype == np.int64 else v for k, v in arrays.items()})
+    # As `numpy.savez_compressed`, which has no flag for the level: a fourth of its time for a fifth more bytes.
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=2) as archive:
+        for name in _SAVED:
+            values = getattr(statistics, name)
+            # An image has less than 2^32 pixels.
+            saved = values.astype(np.uint32) if values.dtype == np.int64 else values
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(saved), allow_pickle=False)
     write_bytes(path, stream.getvalue())
 
 

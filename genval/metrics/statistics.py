@@ -31,17 +31,21 @@ from genval.runtime.errors import GenValError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MANTISSA_BITS = 11
+MANTISSA_BITS = 11
 # The smallest odds above 0 that float32 softmax gives are 2^-23, the largest below 2^5 for up to 32 classes.
 _SMALLEST, _LARGEST = -23, 5
-LEVELS = ((_LARGEST - _SMALLEST) << _MANTISSA_BITS) + 1
-_FIRST_KEY = (127 + _SMALLEST) << _MANTISSA_BITS
+LEVELS = ((_LARGEST - _SMALLEST) << MANTISSA_BITS) + 1
+FIRST_KEY = (127 + _SMALLEST) << MANTISSA_BITS
 MAX_CLASSES = 32
 # Logits further below the largest count as this far below it.
-_LOWEST = -40.0
+LOWEST = -40.0
 # Pixels at a time on a CPU: 19 float32 logits each, and what is made of them, stay in the second-level cache.
 _CPU_CHUNK = 16384
 SUMS = ("nll", "brier", "entropy_right", "entropy_wrong", "squared_entropy")
+
+
+class LogitsNotFiniteError(GenValError):
+    """A logit is NaN or infinite where it must not be."""
 
 
 @dataclass
@@ -83,7 +87,7 @@ class PixelStatistics:
 @lru_cache
 def level_confidence() -> np.ndarray:
     """The confidence in the middle of each level, float64 (LEVELS,), descending from 1."""
-    keys = np.arange(_FIRST_KEY, _FIRST_KEY + LEVELS, dtype=np.int64) << (23 - _MANTISSA_BITS)
+    keys = np.arange(FIRST_KEY, FIRST_KEY + LEVELS, dtype=np.int64) << (23 - MANTISSA_BITS)
     edges = keys.astype(np.int32).view(np.float32).astype(np.float64)
     return 1 / (1 + np.concatenate([[0.0], (edges[:-1] + edges[1:]) / 2]))
 
@@ -92,13 +96,14 @@ def level_of(odds: Tensor) -> Tensor:
     """The level of odds against, 1/p - 1 (float32, 0 or 2^-23 up to below 2^5), as int32."""
     import torch
 
-    return ((odds.view(torch.int32) >> (23 - _MANTISSA_BITS)) - (_FIRST_KEY - 1)).clamp_(0, LEVELS - 1)
+    return ((odds.view(torch.int32) >> (23 - MANTISSA_BITS)) - (FIRST_KEY - 1)).clamp_(0, LEVELS - 1)
 
 
 def measure(logits: Tensor, labels: Tensor, ignore: int = 255) -> tuple[Tensor, PixelStatistics]:
     """Predict and measure one image, on the device of its logits.
 
-    On a CPU pixels go through in pieces that fit the cache; on a GPU all at once.
+    On a CPU pixels go through in pieces that fit the cache; on a GPU all at once, which
+    `genval.metrics.fused_statistics` does faster, for batches.
 
     Args:
         logits: (C, ...), not soft-maxed, C at most 32; finite, but for minus infinity at classes that are ruled out.
@@ -109,8 +114,8 @@ def measure(logits: Tensor, labels: Tensor, ignore: int = 255) -> tuple[Tensor, 
         The predicted classes, uint8, of the shape of `labels`; the statistics.
 
     Raises:
-        GenValError: shapes do not fit, a label does not exist, or a logit is NaN or infinite, or minus infinity at
-            the label.
+        LogitsNotFiniteError: a logit is NaN or infinite, or minus infinity at the label.
+        GenValError: shapes do not fit, or a label does not exist.
     """
     import torch
 
@@ -136,13 +141,13 @@ def measure(logits: Tensor, labels: Tensor, ignore: int = 255) -> tuple[Tensor, 
         return predictions.reshape(labels.shape), statistics
     sums, *counts = (torch.stack(parts).sum(0).cpu().numpy() for parts in zip(*tallies, strict=True))
     if not np.isfinite(sums).all():
-        raise GenValError("Logits must be finite, found NaN or infinity.")
+        raise LogitsNotFiniteError("Logits must be finite, found NaN or infinity.")
     statistics.confusion[:] = confusion_matrix(flat_labels, predictions, classes, ignore)
     statistics.sums[:] = sums[:-1]
     statistics.levels[:] = _count_levels(keys)
     bins, statistics.bin_confidence[:], of_label, high, high_sum, total = counts
     statistics.bins[:] = bins.reshape(BINS, 2).T
-    _fill_classes(statistics, of_label, high, high_sum, total)
+    fill_classes(statistics, of_label, high, high_sum, total)
     return predictions.reshape(labels.shape), statistics
 
 
@@ -207,7 +212,7 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
     below = logits - largest
     of_known = below.gather(0, known[None])[0]
     # exp(-40) is nothing beside 1, and its square still a normal number: with denormal ones a pass takes twice as long.
-    probabilities = below.clamp_(min=_LOWEST).exp()
+    probabilities = below.clamp_(min=LOWEST).exp()
     totals = probabilities.sum(0)
     probabilities /= totals
     log_totals = totals.log()
@@ -275,10 +280,18 @@ def _above(probabilities: Tensor, threshold: np.float32, counted: Tensor) -> Ten
     return torch.from_numpy(np.flatnonzero((probabilities.numpy() > threshold) & counted.numpy()))
 
 
-def _fill_classes(
+def fill_classes(
     statistics: PixelStatistics, of_label: np.ndarray, high: np.ndarray, high_sum: np.ndarray, total: np.ndarray
 ) -> None:
-    """Fill in the bins of each class's probability from what `_tally` gives."""
+    """Fill in the bins of each class's probability, the first from what the others leave of all pixels.
+
+    Args:
+        statistics: whose confusion matrix is there.
+        of_label: pixels of each class by bin of its probability, C * BINS integers.
+        high: all counted pixels likewise, from the second bin on.
+        high_sum: the sum of these probabilities.
+        total: the sum of all probabilities of each class (C,).
+    """
     shape = statistics.class_confidence.shape
     pixels, confidence = high.reshape(shape), high_sum.reshape(shape)
     pixels[:, 0] = statistics.confusion.sum() - pixels.sum(1)

@@ -41,11 +41,13 @@ A comparison (`genval.report.comparison.compare`):
     per_class         {class: {"synthetic" and "clear": {coefficient: estimate over both (or over models) as {"value",
                       "low", "high"}}, "difference": {"value", "low", "high"} of Pearson's}} (mIoU only)
 
-Temperature scaling (`genval.report.scaling`), on the true set, percent:
+Temperature scaling (`genval.report.scaling`), on the true set, percent. Sources of temperatures are synthetic (all
+generated images, as published), "synthetic, hardest half" and whatever other shares of the hardest images were tried
+("synthetic, hardest 25 %"), clear and corrupted:
 
     method            "vanilla_ece"
-    models            [{"model", "before", "synthetic", "clear", "corrupted"}]: ECE before, and after scaling with
-                      temperatures found on that set, null where not computed
+    models            [{"model", "before", source: value}]: ECE before, and after scaling with temperatures of that
+                      source, null where not computed
     improved          {source: {"models", "share", "low", "high", "before"}}: share of the models whose ECE is lower
                       after scaling with temperatures of that source, with Wilson's interval, and their mean ECE before
                       scaling: `mean` of that source is over the same models
@@ -68,3 +70,5 @@ A sample-size curve (`genval.report.sample_size`):
 """
 
 FORMAT = 2
+# The share of the generated images that a second temperature is found on: see `calibrating.hardest_images`.
+HARDEST_SHARE = 0.5

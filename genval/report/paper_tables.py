@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genval.metrics.tables import markdown_table, percent
-from genval.report.comparison import CLEAR, CORRUPTED, PREDICTORS, SYNTHETIC, TRUE
+from genval.report.comparison import CLEAR, CORRUPTED, SYNTHETIC, TRUE
 from genval.report.ood_detection import GENERATED, METRICS
 from genval.runtime.files import write_bytes, write_csv
 
@@ -166,8 +166,8 @@ def _calibration(values: Mapping[str, Any]) -> Table:
     rows: list[list[Any]] = []
     for domain, of_domain in values["calibration"].items():
         scaling = of_domain["scaling"]
-        for source in PREDICTORS if scaling else ():
-            improved, after = scaling["improved"][source], scaling["mean"][source]
+        for source, improved in scaling["improved"].items() if scaling else ():
+            after = scaling["mean"][source]
             if improved["models"] and after:
                 shares = [percent(improved["share"]), (100 * improved["low"], 100 * improved["high"])]
                 published = values["published"]["ece_improved_percent"].get(domain) if source == SYNTHETIC else None

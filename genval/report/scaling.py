@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
 from genval.evaluation.calibrating import CITYSCAPES_CALIBRATION, ImageSet
 from genval.metrics.correlation import CORRELATIONS
 from genval.metrics.results import ALL, GATED_SUFFIX, folder_name
+from genval.report import HARDEST_SHARE
 from genval.report.comparison import CLEAR, CORRUPTED, FEWEST_MODELS, SYNTHETIC, number
 from genval.report.evidence import Lack, architectures
 from genval.report.resampling import draw_models, interval, wilson_interval
@@ -24,7 +27,14 @@ from genval.runtime.files import read_json
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
 
-SOURCES = (SYNTHETIC, CLEAR, CORRUPTED)
+
+def hardest_source(share: float) -> str:
+    """What temperatures of the hardest generated images are called.
+
+    >>> hardest_source(0.5), hardest_source(0.25)
+    ('synthetic, hardest half', 'synthetic, hardest 25 %')
+    """
+    return f"{SYNTHETIC}, hardest {'half' if share == 0.5 else f'{100 * share:g} %'}"
 
 
 def measure_scaling(
@@ -39,15 +49,19 @@ def measure_scaling(
         lacks: what is missing is added to it.
 
     Returns:
-        None when no model was tried with synthetic temperatures.
+        None when no model was tried with temperatures of all synthetic images.
 
     Raises:
         GenValError: a file is not one of relis/eval_calibration_clustering.py.
     """
     root, method = resolve(args.scaling_dir), args.scaling_method
     tested = _tested(domain, args.true_dataset)
+    own = _generated(args, domain)
+    shares = sorted({HARDEST_SHARE, *_tried_shares(root, models, tested, own, method)}, reverse=True)
+    hardest = {hardest_source(share): dataclasses.replace(own, hardest=share) for share in shares}
     places = {
-        SYNTHETIC: [_generated(args, domain)],
+        SYNTHETIC: [own],
+        **{source: [image_set] for source, image_set in hardest.items()},
         # Calibrated as in the papers, or on the whole set.
         CLEAR: [CITYSCAPES_CALIBRATION, ImageSet("Cityscapes"), ImageSet("Cityscapes", ("clean",))],
         CORRUPTED: [ImageSet(f"{CORRUPTED_PREFIX}{domain}")] if domain in CORRUPTIONS else [],
@@ -56,7 +70,7 @@ def measure_scaling(
         source: {model: _read(root, model, tested, from_sets, method) for model in models}
         for source, from_sets in places.items()
     }
-    _list_lacks(args, domain, tested, tries, lacks)
+    _list_lacks(args, domain, tested, hardest, tries, lacks)
     kept = [model for model in models if tries[SYNTHETIC][model] is not None]
     if not kept:
         return None
@@ -66,7 +80,6 @@ def measure_scaling(
         source: {model: 100 * _figure(of_source[model], "after_mean") for model in kept if of_source[model]}
         for source, of_source in tries.items()
     }
-    own = _generated(args, domain)
     if not any(_read(root, model, [own], [own], method) for model in kept):
         lacks.append(Lack(f"temperatures of {own.name} tried on itself", _trial(args, kept, own, own.dataset, ALL)))
     seed = item_seed(args.seed, f"{domain} scaling")
@@ -75,11 +88,11 @@ def measure_scaling(
     return {
         "method": method,
         "models": [
-            {"model": m, "before": before[m], **{source: after[source].get(m) for source in SOURCES}} for m in kept
+            {"model": m, "before": before[m], **{source: after[source].get(m) for source in places}} for m in kept
         ],
-        "improved": {source: _improved(before, after[source]) for source in SOURCES},
+        "improved": {source: _improved(before, after[source]) for source in places},
         "mean": {"before": _mean(np.array(list(before.values())), args.draws, seed)}
-        | {source: _mean(np.array(list(after[source].values())), args.draws, seed) for source in SOURCES},
+        | {source: _mean(np.array(list(after[source].values())), args.draws, seed) for source in places},
         "after": _after(root, own, kept, after[SYNTHETIC], method, args.draws, seed),
         "less_than_clear": _mean(less, args.draws, seed),
     }
@@ -87,6 +100,20 @@ def measure_scaling(
 
 def _generated(args: argparse.Namespace, domain: str) -> ImageSet:
     return ImageSet(f"{GENERATED_PREFIX}{domain}{GATED_SUFFIX if args.gate else ''}")
+
+
+def _tried_shares(
+    root: Path, models: Sequence[str], tested: Sequence[ImageSet], own: ImageSet, method: str
+) -> set[float]:
+    """The shares of the hardest images of a generated set whose temperatures some model was tried with."""
+    shares = set()
+    for model in models:
+        for test in tested:
+            for path in (root / folder_name(model) / test.name).glob(f"from_{own.name}_hardest*/{method}.json"):
+                percent = re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", path.parent.name.partition("_hardest")[2])
+                if percent and 0 < float(percent[0]) < 100:
+                    shares.add(float(percent[0]) / 100)
+    return shares
 
 
 def _tested(domain: str, true_dataset: str | None) -> list[ImageSet]:
@@ -166,12 +193,14 @@ def _list_lacks(
     args: argparse.Namespace,
     domain: str,
     tested: Sequence[ImageSet],
+    hardest: Mapping[str, ImageSet],
     tries: Mapping[str, Mapping[str, Any]],
     lacks: list[Lack],
 ) -> None:
     place = tested[0]
     calibrating = {
         SYNTHETIC: _generated(args, domain),
+        **hardest,
         CLEAR: CITYSCAPES_CALIBRATION,
         CORRUPTED: ImageSet(f"{CORRUPTED_PREFIX}{domain}"),
     }
@@ -194,6 +223,7 @@ def _trial(args: argparse.Namespace, models: Sequence[str], calibrating: ImageSe
         "--calib_dataset": calibrating.dataset,
         "--calib_cond": ",".join(calibrating.conds),
         "--calib_scene": ",".join(calibrating.scenes),
+        "--hardest": f"{calibrating.hardest:g}" if calibrating.hardest < 1 else "",
         "--trg_dataset": dataset,
         "--cond": cond,
         "--results_dir": args.scaling_dir,

@@ -11,6 +11,7 @@ import path_dicts
 from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
 from genval.metrics.ood_results import OodResults
 from genval.metrics.results import folder_name
+from genval.report import HARDEST_SHARE
 from genval.reproduction.outputs import of_correlation, of_evaluations, of_files
 from genval.reproduction.protocol import (
     CALIBRATION_SCENES,
@@ -84,7 +85,10 @@ def _evaluation(
 def calibration_steps(
     protocol: Protocol, group: tuple[str, ...], groups: Sequence[tuple[str, ...]], lacking: dict[str, Lack]
 ) -> list[Step]:
-    """Temperatures found on generated, clear and corrupted pictures, tried on the real domains."""
+    """Temperatures found on generated, clear and corrupted pictures, tried on the real domains.
+
+    Those of generated ones are found twice: on all of them, as published, and on the hardest.
+    """
     domains = [domain for domain in protocol.domains if path_dicts.REAL_SETS[domain][0] not in lacking]
     who = ("--model_arch", list_models(protocol, group))
     tests = {domain: _tested(domain) for domain in domains}
@@ -96,12 +100,13 @@ def calibration_steps(
 
     plans: dict[str, tuple[list[tuple[str, ...]], list[tuple[str, str]], tuple[str, ...]]] = {}
     if domains:
-        commands = pair(("--protocol", "synthetic", "--domains", ",".join(domains)), ())
+        shares = ("--hardest", f"1,{HARDEST_SHARE:g}")
+        commands = pair(("--protocol", "synthetic", "--domains", ",".join(domains), *shares), ())
         files = []
         for domain in domains:
-            own = set_name(f"{GENERATED_PREFIX}{domain}")
-            files += [(set_name(*tests[domain]), own), (own, own)]
             dataset = f"{GENERATED_PREFIX}{domain}"
+            own, hardest = set_name(dataset), set_name(dataset, hardest=HARDEST_SHARE)
+            files += [(set_name(*tests[domain]), own), (set_name(*tests[domain]), hardest), (own, own)]
             commands += pair(("--calib_dataset", dataset), ("--trg_dataset", dataset), found=True)
         plans[GENERATED] = (commands, files, (GENERATED, REAL))
     if domains and CLEAR not in lacking:
@@ -152,13 +157,14 @@ def _test_flags(domain: str) -> tuple[str, ...]:
     return ("--trg_dataset", dataset, "--cond", cond)
 
 
-def set_name(dataset: str, cond: str = "all", scenes: str = "") -> str:
+def set_name(dataset: str, cond: str = "all", scenes: str = "", hardest: float = 1.0) -> str:
     """The folder that calibration names a set by, as `genval.evaluation.calibrating.ImageSet` does (that needs torch).
 
     >>> set_name("ACDC", "fog"), set_name("Cityscapes", "clean", "lindau,munster")
     ('ACDC_fog', 'Cityscapes_clean_lindau+munster')
     """
-    return "_".join([folder_name(dataset), cond, *([scenes.replace(",", "+")] if scenes else [])])
+    parts = [*([scenes.replace(",", "+")] if scenes else []), *([f"hardest{100 * hardest:g}"] if hardest < 1 else [])]
+    return "_".join([folder_name(dataset), cond, *parts])
 
 
 def detection_steps(

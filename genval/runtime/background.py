@@ -1,12 +1,30 @@
-"""Writing while the next batch is computed."""
+"""Reading and writing while a batch is computed."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def one_behind(begun: Iterable[T]) -> Iterator[T]:
+    """Give each item when the next has been made.
+
+    Where making one starts work on a device, and using one waits for it, the device is never without work.
+
+    >>> list(one_behind("abc"))
+    ['a', 'b', 'c']
+    """
+    items = iter(begun)
+    for last in items:
+        for item in items:
+            yield last
+            last = item
+        yield last
 
 
 class BackgroundWriter:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genval.metrics.calibration import BINS, adaptive_ece, bin_index, classwise_ece, gap_curve, top1_figures
-from genval.metrics.inference import measure_batch, sample_pixels
+from genval.metrics.inference import launch_batch, sample_pixels
 from genval.metrics.ranking import aupr, auroc, counts_by_score, fpr_at_tpr, prediction_rejection_ratio
 from genval.metrics.reliability import bounds, pool, reliability_figures
 from genval.metrics.statistics import LEVELS, PixelStatistics, level_confidence, level_of, measure
@@ -333,15 +333,15 @@ def test_a_sample_is_seeded_and_leaves_the_confusion_matrix_whole():
     segmenter = type("Fake", (), {"name": "fake", "__call__": staticmethod(lambda images, size: logits)})()
     labels = np.random.default_rng(0).integers(0, 19, (1, 6, 8)).astype(np.uint8)
     images = np.zeros((1, 6, 8, 3), np.uint8)
-    (whole,) = measure_batch(segmenter, images, labels, ["a"], torch.device("cpu"))
-    (part,) = measure_batch(segmenter, images, labels, ["a"], torch.device("cpu"), [sample], [sample], half=True)
+    (whole,) = launch_batch(segmenter, images, labels, ["a"], torch.device("cpu"))()
+    (part,) = launch_batch(segmenter, images, labels, ["a"], torch.device("cpu"), [sample], [sample], half=True)()
     assert (part.statistics.confusion == whole.statistics.confusion).all() and whole.logits is None
     assert part.statistics.bins.sum() == 10 and whole.statistics.bins.sum() == 48
     assert part.logits.dtype == np.float16 and (part.logits == logits[0].flatten(1).T[sample].half().numpy()).all()
     assert (part.prediction == whole.prediction).all()
     logits[0, 3, 0, next(i for i in range(8) if i not in sample)] = math.nan  # predicted, though not measured
     with pytest.raises(GenValError, match="fake gives NaN or infinite logits for a"):
-        measure_batch(segmenter, images, labels, ["a"], torch.device("cpu"), [sample])
+        launch_batch(segmenter, images, labels, ["a"], torch.device("cpu"), [sample])()
 
 
 @pytest.mark.slow

@@ -101,6 +101,7 @@ def scaling(generator, models):
     improved = {"models": len(models), "share": 0.89, "low": 0.57, "high": 0.98, "before": float(before.mean())}
     rows = [
         {"model": m, "before": float(b), "synthetic": float(b * 0.4), "clear": float(b * 0.9), "corrupted": None}
+        | {"synthetic, hardest half": float(b * 0.3), "synthetic, hardest 25 %": None}
         for m, b in zip(models, before, strict=True)
     ]
     return {
@@ -108,9 +109,12 @@ def scaling(generator, models):
         "models": rows,
         "improved": {
             "synthetic": improved,
+            "synthetic, hardest half": improved | {"share": 0.93, "low": 0.66, "high": 0.99},
+            "synthetic, hardest 25 %": {"models": 0, "share": None, "low": None, "high": None, "before": None},
             "clear": improved | {"share": 0.57, "low": 0.3, "high": 0.8, "before": 9.4},
         },
-        "mean": {name: {"value": 10.0, "low": 8.0, "high": 12.0} for name in ("before", "synthetic", "clear")},
+        "mean": {name: {"value": 10.0, "low": 8.0, "high": 12.0} for name in ("before", "synthetic", "clear")}
+        | {"synthetic, hardest half": {"value": 7.3, "low": 5.0, "high": 9.0}, "synthetic, hardest 25 %": None},
         "after": None,
         "less_than_clear": {"value": -4.0, "low": -6.0, "high": -2.0},
     }

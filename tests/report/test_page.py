@@ -260,6 +260,13 @@ def test_means_before_and_after_scaling_are_of_the_same_models(page):
     assert "→ 10.0 (clear weather’s temperature: 9.4 → 10.0)" in text
 
 
+def test_a_card_says_what_the_hardest_pictures_mend_where_they_were_tried(page):
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    said = re.findall(r"from the hardest [^<]+ of the pictures: [^<]+ → [^<]+</p>", text)
+    assert said and all(f"hardest half of the pictures: 93&nbsp;% [66, 99] of {len(MODELS)}" in one for one in said)
+    assert all(one.endswith("→ 7.3</p>") for one in said)
+
+
 def test_the_five_best_are_left_out_where_there_are_no_more(tmp_path, sources):
     correlation = example_correlation(MODELS, ("fog",))
     correlation["robustness"]["fog"]["ranking"]["synthetic"]["top_5"] = None
@@ -425,6 +432,10 @@ def test_filters_order_and_charts_follow_their_controls(open_page):
     assert "poor" in "".join(texts(browser, "#scatter .annotation-text"))
     browser.choose("size-figure", "tau")
     assert "tau" in browser.run("document.getElementById('sample-size').getAttribute('aria-label')")
+    said = ["before", "after, temperature of generated pictures", "◆after, temperature of the hardest half"]
+    assert texts(browser, "#dumbbell-key span") == said
+    assert browser.run("document.getElementById('dumbbell').data.map((trace) => trace.x.length)") == [6, 2, 2, 2]
+    assert browser.run("setName('Cityscapes_fog_all_hardest12.5')") == "generated fog, hardest 12.5 %"
     browser.choose("diagram-set", "ACDC_night")
     browser.choose("diagram-model", "hf:some/folder/poor")
     assert browser.run("document.querySelectorAll('#diagrams .facet').length") == 2

@@ -88,9 +88,19 @@ def test_there_is_no_corruption_of_india_and_india_is_tried_on_idd():
     ]
 
 
+@pytest.mark.parametrize("plan", [mini(), mini(num_samples=512, domains=("india", "snow"))])
+def test_temperatures_are_found_on_all_generated_images_and_on_the_hardest_half(plan, monkeypatch):
+    step = next(step for step in build_steps(plan) if step.name.startswith("calibrate on generated"))
+    find, try_on, *itself = [parsed(command, monkeypatch) for command in step.commands]
+    assert find.hardest == try_on.hardest == [1.0, 0.5]  # by one command: the logits are read once
+    assert find.protocol == try_on.protocol == "synthetic" and find.domains == list(plan.domains)
+    assert len(itself) == len(plan.domains) and all(one.hardest == [1.0] for one in itself)
+
+
 def test_sets_have_the_names_that_calibration_gives_them():
     assert set_name("Cityscapes_corrupt_fog") == ImageSet("Cityscapes_corrupt_fog").name
     assert set_name("ACDC", "fog") == ImageSet("ACDC", ("fog",)).name
+    assert set_name("Cityscapes_fog", hardest=0.5) == ImageSet("Cityscapes_fog", hardest=0.5).name
     assert set_name("Cityscapes", "clean", protocol_module.CALIBRATION_SCENES) == CITYSCAPES_CALIBRATION.name
 
 

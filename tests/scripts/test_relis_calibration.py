@@ -174,9 +174,47 @@ def test_a_vanilla_temperature_is_the_best_of_the_grid_and_helps(saved):
     assert stem.with_name("vanilla_ece_reliability.png").exists()
 
 
+def test_temperatures_of_the_hardest_images_lie_beside_those_of_all(saved):
+    flags = ("--protocol", "synthetic", "--domains", "fog")
+    published = []
+    for more in ((), ("--hardest", "1,0.4")):
+        assert scale(saved, "compute_clusters_temp_scaling", *flags, *more)[0] == 0
+        code, out, err = scale(saved, "eval_calibration_clustering", *flags, *more)
+        assert code == 0, err
+        files = [path for name in ("temperatures", "scaled") for path in sorted((saved.root / name).rglob("*.*"))]
+        published.append({path: path.read_bytes() for path in files if path.is_file() and "_hardest" not in str(path)})
+    assert published[0] == published[1] and len(published[0]) == 4
+    assert "Cityscapes_fog_all_hardest40" in out and "in 1 of 1 with the hardest 40 % of the images" in out
+
+    folder = saved.root / "temperatures/good/Cityscapes_fog_all_hardest40/vanilla_ece/seed0"
+    found = json.loads((folder / "best_temperatures.json").read_text())
+    assert (found["images"], found["set"]) == (2, "Cityscapes_fog_all_hardest40")
+    tensors = [
+        PackedTensors(path) for path in sorted(saved.results.glob("good/Cityscapes_fog/fog/*/logits.safetensors"))
+    ]
+    pairs = [one.read(name, "logits", "labels") for one in tensors for name in one.ids]
+    accuracies = [(logits.argmax(1) == labels)[labels != 255].mean() for logits, labels in pairs]
+    hardest = [pairs[place] for place in np.argsort(accuracies)[:2]]
+    pixels = Pixels.of(*(np.concatenate(arrays) for arrays in zip(*hardest, strict=True)))
+    assert found["temperatures"] == [GRID[np.argmin([ece_at(pixels, float(t))[0] for t in GRID])]]
+    assert found["hardest"]["highest_accuracy"] == sorted(accuracies)[1] and found["hardest"]["of_images"] == 5
+
+    tried = saved.root / "scaled/good/ACDC_fog/from_Cityscapes_fog_all_hardest40/vanilla_ece.json"
+    values = json.loads(tried.read_text())
+    assert (values["calibrated_on"], values["hardest"]) == ("Cityscapes_fog_all_hardest40", 0.4)
+    plain = json.loads((saved.root / "scaled/good/ACDC_fog/from_Cityscapes_fog_all/vanilla_ece.json").read_text())
+    assert values["before"] == plain["before"] and values["after_mean"] != plain["after_mean"]
+    absent = scale(saved, "eval_calibration_clustering", *flags, "--hardest", "0.2")
+    saved.refused("No temperatures in", "_hardest20", code_out_err=absent)
+    for wrong in ("0", "1.5", "nan", "half", "1,-0.5"):
+        refused = scale(saved, "compute_clusters_temp_scaling", *flags, "--hardest", wrong)
+        saved.refused("--hardest", "above 0 and at most 1", wrong, code_out_err=refused)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [["--n_clusters", "2"], ["--n_clusters", "2", "--cluster_method", "gmm"],
-                                 ["--per_class_temperature", "--calib_metric", "nll"]], ids=" ".join)  # fmt: skip
+                                 ["--per_class_temperature", "--calib_metric", "nll"],
+                                 ["--n_clusters", "2", "--hardest", "0.8"]], ids=" ".join)  # fmt: skip
 def test_clusters_classes_seeds_and_soft_assignment(saved, how):
     flags = ("--calib_dataset", "Cityscapes", "--trg_dataset", "ACDC", "--cond", "fog,night", "--seeds", "0,1", *how)
     test = scale(saved, "eval_calibration_clustering", *flags)
@@ -187,7 +225,8 @@ def test_clusters_classes_seeds_and_soft_assignment(saved, how):
     for soft in ((), ("--soft",)):
         code, _, err = scale(saved, "eval_calibration_clustering", *flags, *drawn, *soft)
         assert code == 0, err
-    files = sorted((saved.root / "scaled/good/ACDC_fog+night/from_Cityscapes_all").glob("*.json"))
+    source = "Cityscapes_all_hardest80" if "--hardest" in how else "Cityscapes_all"
+    files = sorted((saved.root / f"scaled/good/ACDC_fog+night/from_{source}").glob("*.json"))
     assert len(files) == 2
     values = json.loads(files[0].read_text())
     assert len(values["after"]) == 2 and values["after_std_over_seeds"]["ece"] >= 0

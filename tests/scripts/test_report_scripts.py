@@ -187,6 +187,43 @@ def test_temperatures_enter_where_they_were_tried(report):
     assert "secondary source" in text and "over 90" in text and "75.00" in text
 
 
+def test_temperatures_of_the_hardest_images_stand_beside_those_of_all(report):
+    unscaled = {"alpha": 0.2, "beta": 0.3, "gamma": 0.1, "delta": 0.2}
+    for model, before in unscaled.items():
+        scaling_file(report.root, model, before, before + (0.02 if model == "gamma" else -0.01))
+    _, values = report.correlate()
+    missing = {lack["what"]: lack["command"] for lack in values["missing"]}
+    nobody = dict.fromkeys(("share", "low", "high", "before")) | {"models": 0}
+    assert values["calibration"]["fog"]["scaling"]["improved"]["synthetic, hardest half"] == nobody
+    lack = missing["temperatures of synthetic, hardest half pictures tried on ACDC_fog"]
+    find, _, tried = lack.partition(" && ")
+    assert find.startswith("python relis/compute_clusters_temp_scaling.py") and find.endswith("--hardest 0.5")
+    assert "--calib_dataset Cityscapes_fog --hardest 0.5 --trg_dataset ACDC --cond fog" in tried
+
+    for model, before in unscaled.items():
+        scaling_file(report.root, model, before, before - 0.05, "Cityscapes_fog_all_hardest50")
+    scaling_file(report.root, "beta", 0.3, 0.4, "Cityscapes_fog_all_hardest12.5")
+    scaling_file(report.root, "beta", 0.3, 0.1, "Cityscapes_fog_all_hardest_old")  # another's folder
+    scaling_file(report.root, "beta", 0.3, 0.1, "Cityscapes_foggy_all_hardest30")
+    _, values = report.correlate()
+    assert not any("hardest" in lack["what"] for lack in values["missing"])
+    scaling = values["calibration"]["fog"]["scaling"]
+    sources = ["synthetic", "synthetic, hardest half", "synthetic, hardest 12.5 %", "clear", "corrupted"]
+    assert list(scaling["improved"]) == sources
+    assert [scaling["improved"][source]["share"] for source in sources] == [0.75, 1, 0, None, None]
+    assert scaling["mean"]["synthetic, hardest half"]["value"] == pytest.approx(15)
+    of_beta = next(entry for entry in scaling["models"] if entry["model"] == "beta")
+    assert [of_beta[source] for source in sources] == [*map(pytest.approx, (29, 25, 40)), None, None]
+    assert report("tables", "--results_dir", report.root / "report")[0] == 0
+    with open(report.root / "report/tables/calibration_improvement.csv", newline="") as stream:
+        rows = {row["temperatures of"]: row for row in csv.DictReader(stream)}
+    assert list(rows) == sources[:3]
+    assert [rows[source]["published %*"] for source in rows] == ["over 90", "", ""]
+    assert float(rows["synthetic, hardest half"]["improved %"]) == 100
+    summary = (report.root / "report/correlation.md").read_text()
+    assert any(line.startswith("| fog    | synthetic, hardest half ") for line in summary.splitlines())
+
+
 def test_means_before_and_after_are_of_the_same_models(report):
     before = {"alpha": 0.1, "beta": 0.2, "gamma": 0.3, "delta": 0.4}
     for model, value in before.items():

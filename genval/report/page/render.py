@@ -143,6 +143,11 @@ def _view(content: PageContent) -> dict[str, Any]:
         "sample_size": sample_size,
         "size_chart": any(len(curve["images"]) > 1 for curve in sample_size.values()),
         "scaled": scaled,
+        "hardest_tried": any(
+            source.startswith("synthetic, ") and of_source["models"]
+            for value in scaled.values()
+            for source, of_source in value["improved"].items()
+        ),
         "diagrams": content.diagrams,
         "gallery": gallery,
         "palette": [(name, f"#{bytes(PALETTE[index]).hex()}") for index, name in enumerate(CLASSES)],

@@ -170,9 +170,18 @@ function drawSampleSize() {
   byId("sample-size").setAttribute("aria-label", `${text} against the number of generated pictures, a line a condition`);
 }
 
+// A temperature of the hardest pictures: a chart's symbol, and the same as a character.
+const HARDEST = [["diamond", "◆"], ["square", "■"], ["triangle-up", "▲"]];
+
 /** ECE of each model before and after: one line a model, sorted by the ECE before. */
 function drawDumbbell() {
-  const rows = [...DATA.scaling[valueOf("dumbbell-domain")].models].filter((row) => row.before != null && row.synthetic != null).sort((a, b) => a.before - b.before);
+  const { models, improved } = DATA.scaling[valueOf("dumbbell-domain")];
+  const rows = models.filter((row) => row.before != null && row.synthetic != null).sort((a, b) => a.before - b.before);
+  const hardest = Object.keys(improved).filter((source) => source.startsWith("synthetic, ") && improved[source].models);
+  const ends = (row) => {
+    const values = ["before", "synthetic", ...hardest].map((source) => row[source]).filter((value) => value != null);
+    return [Math.min(...values), Math.max(...values), null];
+  };
   const names = rows.map((row) => DATA.labels[row.model]);
   const dots = (key, text, marker) => ({
     x: rows.map((row) => row[key]), y: names, name: text, mode: "markers", marker: { size: 11, ...marker },
@@ -180,15 +189,19 @@ function drawDumbbell() {
   });
   const element = byId("dumbbell");
   element.style.height = `${56 + 28 * rows.length}px`;
-  const key = [["before", "clear"], ["after, temperature of generated pictures", "synthetic"]];
-  byId("dumbbell-key").replaceChildren(...key.map(([text, side]) => make("span", { className: side }, make("i"), text)));
+  const key = [["before", "clear"], ["after, temperature of generated pictures", "synthetic"]].map(([text, side]) => make("span", { className: side }, make("i"), text));
+  const symbol = (index) => HARDEST[index % HARDEST.length];
+  const ofHardest = (source) => source.replace("synthetic, ", "after, temperature of the ");
+  key.push(...hardest.map((source, index) => make("span", {}, make("b", { className: "symbol", textContent: symbol(index)[1] }), ofHardest(source))));
+  byId("dumbbell-key").replaceChildren(...key);
   draw(element, [
     {
-      x: rows.flatMap((row) => [row.before, row.synthetic, null]), y: names.flatMap((name) => [name, name, null]), mode: "lines",
+      x: rows.flatMap(ends), y: names.flatMap((name) => [name, name, null]), mode: "lines",
       line: { color: colour("rule"), width: 3 }, hoverinfo: "skip", showlegend: false,
     },
     dots("before", "before", { symbol: "circle-open", color: colour("clear"), line: { width: 2.5 } }),
     dots("synthetic", "after", { color: colour("synthetic") }),
+    ...hardest.map((source, index) => dots(source, ofHardest(source), { symbol: symbol(index)[0], color: colour("bright") })),
   ], {
     margin: { l: 8, r: 16, t: 4, b: 44 },
     xaxis: axis("ECE on true pictures, %", { rangemode: "tozero" }), yaxis: axis("", { gridcolor: "rgba(0,0,0,0)", type: "category" }),
@@ -198,7 +211,7 @@ function drawDumbbell() {
 
 /** What a folder of results is called in a sentence: `Cityscapes_{domain}` is a generated set. */
 function setName(name) {
-  const text = words(name).replace(/ all$/, "");
+  const text = words(name).replace(/ all(?=$| hardest)/, "").replace(/ hardest([\d.]+)$/, ", hardest $1 %");
   return text.replace(/^Cityscapes corrupt /, "corrupted ").replace(/^Cityscapes clean/, "clear").replace(/^Cityscapes /, "generated ");
 }
 

@@ -1,0 +1,96 @@
+"""The kernel against `measure_ood`: on a GPU where there is one, else in its interpreter (see tests/conftest.py)."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from genval.metrics.ood import (
+    BACKGROUND,
+    OBJECT,
+    SCORES,
+    STANDARDISED,
+    MaxLogits,
+    count_scores,
+    level_figures,
+    measure_ood,
+)
+from genval.metrics.statistics import LogitsNotFiniteError
+from genval.runtime.errors import GenValError
+
+pytest.importorskip("triton", reason="Triton is not made for this system")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run(logits, kinds, standard=None, keep=False):
+    """`launch`, waited for: counts of each image, and scores or None."""
+    from genval.metrics.fused_ood import launch
+
+    standard = standard and tuple(part.to(DEVICE) for part in standard)
+    read, scores = launch(logits.to(DEVICE), kinds.to(DEVICE), standard, keep)
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return list(read()), scores if scores is None else scores.cpu()
+
+
+def draw(classes, *shape):
+    generator = torch.Generator().manual_seed(classes)
+    kinds = torch.tensor([0, 0, 0, 1, 255])[torch.randint(0, 5, shape, generator=generator)]
+    logits = 2 * torch.randn(shape[0], classes, *shape[1:], generator=generator)
+    strength = torch.randn(shape, generator=generator).mul(1.2).add(1 - 0.8 * (kinds == 1)).exp()
+    likely = torch.randint(0, classes, shape, generator=generator)
+    return logits.scatter_add_(1, likely[:, None], strength[:, None]), kinds.to(torch.uint8)
+
+
+@pytest.mark.parametrize("classes, shape", [(19, (2, 33, 40)), (3, (1, 1024)), (1, (1, 7)), (150, (1, 5))])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_same_as_measuring_one_image_after_the_other(classes, shape, standardise):
+    logits, kinds = draw(classes, *shape)
+    standard = None
+    if standardise:
+        moments = MaxLogits.measure(logits.transpose(0, 1).flatten(1)).moments()
+        standard = tuple(torch.from_numpy(part).float() for part in moments)
+    images, kept = run(logits, kinds, standard, keep=True)
+    for counts, scores, image, kind in zip(images, kept, logits, kinds, strict=True):
+        expected, plain = measure_ood(image, kind, standard)
+        assert counts.levels.dtype == expected.levels.dtype and counts.levels.shape == expected.levels.shape
+        assert (counts.pixels == expected.pixels).all() and counts.pixels.dtype == expected.pixels.dtype
+        np.testing.assert_allclose(counts.entropy, expected.entropy, rtol=1e-6, atol=1e-5)
+        np.testing.assert_allclose(scores, plain, rtol=2e-6, atol=2e-6)
+        names = [*SCORES, STANDARDISED][: len(scores)]
+        assert (counts.levels == count_scores(scores, kind.flatten(), names)).all()
+        for ours, theirs in zip(counts.levels, expected.levels, strict=True):
+            assert level_figures(ours) == pytest.approx(level_figures(theirs), abs=2e-3, nan_ok=True)
+
+
+def test_without_keeping_no_scores_are_given():
+    logits, kinds = draw(5, 1, 9)
+    assert run(logits, kinds)[1] is None
+
+
+def test_certain_pixels_and_classes_that_are_ruled_out():
+    logits, kinds = draw(19, 1, 50)
+    logits[:, 3, :20] = 200.0
+    logits[:, 7, 30:] = -math.inf
+    (counts,), scores = run(logits, kinds, keep=True)
+    np.testing.assert_allclose(scores[0], measure_ood(logits[0], kinds[0])[1], rtol=2e-6, atol=2e-6)
+    assert (counts.levels == count_scores(scores[0], kinds[0], SCORES)).all()
+    certain = [int((kinds[0, :20] == kind).sum()) for kind in (BACKGROUND, OBJECT)]
+    assert counts.levels[SCORES.index("entropy")].max(-1).tolist() == certain
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_finite(bad):
+    logits, kinds = draw(19, 2, 30)
+    logits[1, 4, 5] = bad
+    with pytest.raises(LogitsNotFiniteError):
+        run(logits, kinds)
+
+
+def test_masks_of_other_values_and_images_without_pixels():
+    logits, kinds = draw(19, 1, 30)
+    with pytest.raises(GenValError, match="other values"):
+        run(logits, kinds + 6)
+    ((counts,), _) = run(torch.zeros(1, 19, 0), torch.zeros(1, 0, dtype=torch.uint8))
+    assert not counts.levels.any() and not counts.pixels.any()

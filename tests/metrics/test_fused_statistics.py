@@ -1,0 +1,111 @@
+"""The kernel against `measure`: on a GPU where there is one, else in its interpreter (see tests/conftest.py)."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from genval.metrics.reliability import reliability_figures
+from genval.metrics.statistics import LogitsNotFiniteError, level_confidence, measure
+from genval.runtime.errors import GenValError
+
+pytest.importorskip("triton", reason="Triton is not made for this system")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run(logits, labels):
+    """`launch`, waited for."""
+    from genval.metrics.fused_statistics import launch
+
+    read = launch(logits.to(DEVICE), labels.to(DEVICE))
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return list(read())
+
+
+def draw(classes, *shape, spread=2.0):
+    generator = torch.Generator().manual_seed(classes)
+    labels = torch.randint(0, classes, shape, generator=generator)
+    logits = spread * torch.randn(shape[0], classes, *shape[1:], generator=generator)
+    strength = torch.randn(shape, generator=generator).mul(1.2).add(1).exp()
+    return logits.scatter_add_(1, labels[:, None], strength[:, None]), labels.to(torch.uint8)
+
+
+def same_statistics(fused, plain):
+    for field in dataclasses.fields(plain):
+        ours, theirs = getattr(fused, field.name), getattr(plain, field.name)
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        if field.name == "levels":
+            # The last bit of an exponential may move a pixel near certainty to another level, of nearly the same
+            # confidence: what counts is how far confidences move.
+            distance = np.abs(np.subtract(ours.cumsum(-1), theirs.cumsum(-1), dtype=float))[:, :-1]
+            assert (distance * np.abs(np.diff(level_confidence()))).sum() <= 1.3e-4 * theirs.sum()
+            assert ours.sum() == theirs.sum()
+        elif ours.dtype.kind == "i":
+            assert np.abs(ours - theirs).sum() <= 2e-4 * theirs.sum()
+            assert ours.sum() == theirs.sum()
+        else:
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=2e-4)
+    ours, theirs = reliability_figures(fused), reliability_figures(plain)
+    for name, value in theirs.items():
+        assert ours[name] == pytest.approx(value, rel=1e-5, abs=2e-6, nan_ok=True), name
+
+
+@pytest.mark.parametrize(
+    "classes, shape", [(19, (2, 33, 40)), (32, (1, 7, 100)), (15, (1, 1024)), (2, (3, 5)), (1, (1, 1, 1))]
+)
+def test_same_as_measuring_one_image_after_the_other(classes, shape):
+    logits, labels = draw(classes, *shape)
+    labels[0, : shape[1] // 3] = 255
+    for (predicted, fused), image, known in zip(run(logits, labels), logits, labels, strict=True):
+        expected, plain = measure(image, known)
+        assert predicted.dtype == np.uint8 and (predicted == expected.numpy()).all()
+        assert (fused.confusion == plain.confusion).all()
+        same_statistics(fused, plain)
+
+
+def test_certain_pixels_ties_and_classes_that_are_ruled_out():
+    logits, labels = draw(19, 1, 50)
+    logits[:, 3, :20] = 200.0  # odds of 0: confidence 1 to the last bit
+    logits[:, :, 20:30] = 0.0  # the first of equal classes is predicted
+    logits[:, 7, 30:] = -math.inf
+    labels[labels == 7] = 8
+    ((predicted, fused),) = run(logits, labels)
+    expected, plain = measure(logits[0], labels[0])
+    assert (predicted == expected.numpy()).all() and (predicted[20:30] == 0).all()
+    assert fused.levels[:, 0].sum() >= 20
+    same_statistics(fused, plain)
+
+
+def test_images_without_labels_and_without_pixels():
+    logits, labels = draw(19, 2, 30)
+    labels[1] = 255
+    (_, first), (predicted, second) = run(logits, labels)
+    assert first.bins.sum() == 30 and all(not array.any() for array in second.arrays())
+    assert (predicted == logits[1].argmax(0).numpy()).all()
+    ((predicted, empty),) = run(torch.zeros(1, 19, 0), torch.zeros(1, 0, dtype=torch.uint8))
+    assert predicted.shape == (0,) and not empty.confusion.any()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_image_whose_logits_are_not_finite_is_the_one_that_fails(bad):
+    logits, labels = draw(19, 2, 30)
+    logits[1, 4, 5] = bad
+    labels[1, 5] = 255  # also where no label is
+    first = iter(run(logits[:1], labels[:1]))
+    assert next(first)[1].bins.sum() == 30
+    with pytest.raises(LogitsNotFiniteError):
+        run(logits, labels)
+
+
+def test_labels_that_do_not_exist_and_labels_that_are_ruled_out():
+    logits, labels = draw(19, 1, 30)
+    ruled_out = logits.clone()
+    ruled_out[0, labels[0, 0].long(), 0] = -math.inf
+    with pytest.raises(LogitsNotFiniteError):
+        run(ruled_out, labels)
+    labels[0, 3] = 19
+    with pytest.raises(GenValError, match=r"do not exist \(1 pixels\): expected 0..18"):
+        run(logits, labels)
