@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     size.add_argument("--hint_encoding", default="label_id", help="of the ControlNet: label_id, colour or one_hot")
     size.add_argument("--segmenter_steps", type=positive_int, default=2000)
     size.add_argument("--segmenters", type=comma_list, help="recipes of mini/recipe/segmentation.py (default: all)")
-    size.add_argument("--captioner_steps", type=positive_int, default=3500)
+    size.add_argument("--captioner_steps", type=positive_int, default=9000)
     size.add_argument("--clip_steps", type=positive_int, default=1500)
     size.add_argument("--captioner_seconds", type=positive_int, help="end both of them after this time at the latest")
     size.add_argument("--inpainting_steps", type=positive_int, default=6000)
@@ -181,7 +181,7 @@ def captioner_stage(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from genval.runtime.files import read_image, read_jsonl
-    from mini.recipe.captioner import CaptionerRecipe, load_patch_classes, measure_captioner, train_captioner
+    from mini.recipe.captioner import CaptionerRecipe, load_class_cells, measure_captioner, train_captioner
     from mini.recipe.contrastive import ContrastiveRecipe, measure_contrastive, train_contrastive
     from mini.recipe.views import held_out
 
@@ -209,8 +209,8 @@ def captioner_stage(args: argparse.Namespace) -> dict[str, Any]:
     figures = {}
     if "captioner/tokenizer.json" in left:
         folder, side = args.output / "captioner", captioner.image_size
-        patches = side // captioner.patch_size
-        classes = load_patch_classes(args.data_dir, trained, patches, args.workers)
+        cells = side // captioner.patch_size * captioner.cells
+        classes = load_class_cells(args.data_dir, trained, cells, args.workers)
         figures["blip"] = train_captioner(pictures(side), texts, captioner, folder, device, classes)
         figures["blip"] |= measure_captioner(folder, frames, truth, device)
         record(args.output, "captioner", {"blip": figures["blip"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from genval.artifacts.fingerprint import weights_hash
 from genval.runtime.errors import GenValError
@@ -103,6 +105,7 @@ def load_blip(name: str, precision: str = "32-true") -> Blip:
             "preprocessor_config.json) and the tokenizer's files."
         ) from error
     model, report = loaded
+    fuse_attention(model)
     faults = [
         f"{kind.removesuffix('_keys')}: {', '.join(sorted(map(str, report[kind]))[:8])}"
         for kind in ("missing_keys", "mismatched_keys")
@@ -111,6 +114,27 @@ def load_blip(name: str, precision: str = "32-true") -> Blip:
     if faults:
         raise GenValError(f"The weights in {location} do not fit its config.json: {'; '.join(faults)}.")
     return Blip(name, model, processor, precision)
+
+
+def fuse_attention(model: Any) -> None:
+    """Let the vision transformer of a BLIP model attend without the matrix of all pairs of tokens in memory.
+
+    The same up to rounding. transformers (5.23) has only the plain product, with which the vision transformer of the
+    embedded world's captioner, 1,025 tokens, takes 2.3 times as long on a CPU.
+
+    Args:
+        model: transformers' BlipForConditionalGeneration, its attention without dropout.
+    """
+    for layer in model.vision_model.encoder.layers:
+        layer.self_attn.forward = functools.partial(_fused_attention, layer.self_attn)
+
+
+def _fused_attention(attention: Any, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+    """`BlipAttention.forward` of states (B, T, width), with None in place of the probabilities."""
+    heads = (3, attention.num_heads, attention.head_dim)
+    query, key, value = attention.qkv(hidden_states).unflatten(-1, heads).permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
+    return attention.projection(mixed.transpose(1, 2).flatten(2)), None
 
 
 def _sentence(text: str) -> str:

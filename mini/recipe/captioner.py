@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import time
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genval.captions.blip import load_blip
+from genval.captions.blip import fuse_attention, load_blip
 from genval.datasets.labels import CITYSCAPES, CLASSES, IDD
 from genval.runtime.files import read_mask
 from mini.recipe.views import Views, caption_parts, moved, named_domains, names, progress
-from mini.world.captions import DOMAIN_PHRASES
+from mini.world.captions import COUNTED, DOMAIN_PHRASES
 
 NUM_CLASSES = len(CLASSES)
 
@@ -31,23 +32,25 @@ NUM_CLASSES = len(CLASSES)
 class CaptionerRecipe:
     """Size and schedule of the captioner."""
 
-    image_size: int = 224  # pixels a side: frames are twice as wide as high, and squeezed
-    patch_size: int = 14
-    vision_width: int = 160
+    image_size: int = 256  # pixels a side: frames are twice as wide as high, and squeezed
+    patch_size: int = 8  # 192 numbers a patch, no more than a token holds: larger ones lose what is small
+    vision_width: int = 192
     vision_layers: int = 6
-    text_width: int = 96
+    text_width: int = 128
     text_layers: int = 2
     attention_heads: int = 4
     text_tokens: int = 72  # the longest caption of the world has 58, its weather at the end
-    steps: int = 3500
-    seconds: float | None = None  # end after this time even if steps remain
+    steps: int = 9000
+    seconds: float | None = None  # end so long after the first step even if steps remain
     batch_size: int = 128
-    learning_rate: float = 8e-4
+    matrix_rate: float = 3e-3  # Muon's learning rate
+    learning_rate: float = 8e-4  # AdamW's
     warmup: float = 0.06  # share of the schedule
     weight_decay: float = 0.05
     parts_weight: float = 5.0  # of the second task, see `train_captioner`
-    classes_weight: float = 10.0  # of the third
-    rare_weight: float = 30.0  # at most so much more of it for a patch that shows a rare class
+    classes_weight: float = 3.0  # of the third
+    cells: int = 4  # a side of a patch, of the third
+    rare_weight: float = 30.0  # at most so much more of it for a cell of a rare class
     seed: int = 0
 
 
@@ -62,22 +65,23 @@ def train_captioner(
 ) -> dict[str, Any]:
     """Train on captioned pictures and save a folder that `BlipForConditionalGeneration.from_pretrained` reads, in fp16.
 
-    Beside the next word, the vision transformer predicts from the mean and the maximum of its tokens which parts the
-    caption has ("two cars", "trees", the weather), and from each token which classes its patch shows, where rare
-    classes weigh more. A vision transformer finds small things in far fewer steps so, a person of a few pixels above
-    all; the two layers that do it are not saved.
+    Beside the next word, the vision transformer predicts which parts the caption has ("two cars", "cars", "trees", the
+    weather), and from each token the class of each cell of its patch, where rare classes weigh more: small things are
+    found in far fewer steps so. The parts are read from the mean and the maximum of all tokens, where they are learned
+    soonest, and from the first token alone, where the text decoder need not search for them. The three layers that do
+    it are not saved. The matrices of the layers are trained with Muon (Jordan et al., 2024), all else with AdamW.
 
     Args:
         images: (N, 3, S, S) uint8 RGB, S the recipe's `image_size`.
         texts: N captions.
-        classes: (N, S / patch, S / patch) int32 from `load_patch_classes`, or None: without the third task.
+        classes: (N, C, C) uint8 from `load_class_cells`, C = S / patch * cells, or None: without the third task.
         recipe: size and schedule.
         output: folder to write.
         device: where to train.
         log: takes a line of text.
 
     Returns:
-        Figures: last smoothed losses (nats a token, a part, a patch's class), parameters, steps, seconds.
+        Figures: last smoothed losses (nats a token, a part, a cell), parameters, steps, seconds.
     """
     from transformers import BlipConfig, BlipForConditionalGeneration
     from transformers.utils import logging
@@ -119,49 +123,72 @@ def train_captioner(
             },
         )
     ).to(device)
+    fuse_attention(model)
+    if device.type == "cuda":
+        for layer in model.vision_model.encoder.layers:
+            layer.compile()
     part_head = nn.Linear(2 * recipe.vision_width, len(parts)).to(device)
-    class_head = nn.Linear(recipe.vision_width, NUM_CLASSES).to(device)
-    bits = 2 ** torch.arange(NUM_CLASSES, device=device).view(1, -1, 1, 1)
+    first_head = nn.Linear(recipe.vision_width, len(parts)).to(device)
+    class_head = nn.Linear(recipe.vision_width, NUM_CLASSES * recipe.cells**2).to(device)
     if classes is not None:
-        classes = classes.to(device)
-        seen = torch.stack([(classes & (1 << c) > 0).float().mean() for c in range(NUM_CLASSES)])
+        seen = torch.bincount(classes.flatten(), minlength=256)[:NUM_CLASSES].to(device) / classes.numel()
         rare = (1 / seen.clamp(min=1e-6)).sqrt().clamp(max=recipe.rare_weight)
-    trained = [*model.parameters(), *part_head.parameters(), *class_head.parameters()]
-    optimiser = torch.optim.AdamW(
-        trained, lr=0.0, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=device.type == "cuda"
+        classes = classes.to(device)
+    heads = nn.ModuleList([part_head, first_head, class_head])
+    trained = [*model.parameters(), *heads.parameters()]
+    layers = (model.vision_model.encoder, model.text_decoder.bert.encoder)
+    matrices = [weight for part in layers for weight in part.parameters() if weight.ndim == 2]
+    known = set(map(id, matrices))
+    others = [weight for weight in trained if id(weight) not in known]
+    decay = recipe.weight_decay
+    optimisers = (
+        torch.optim.Muon(matrices, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=0.0, weight_decay=decay, betas=(0.9, 0.98), fused=device.type == "cuda"),
     )
+    rates = (recipe.matrix_rate, recipe.learning_rate)
     views = Views(images, recipe.batch_size, device, recipe.seed)
     smoothed = torch.zeros(3, device=device)
     start, step = time.perf_counter(), 0
     model.train()
     while (done := progress(step, recipe.steps, start, recipe.seconds)) < 1:
         warm = min(1.0, done / recipe.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * warm * (0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * done)).item())
+        for optimiser, rate in zip(optimisers, rates, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * warm * (0.5 + 0.5 * math.cos(math.pi * done))
         index, pixels, warp = views.draw()
         ids, mask = tokens["input_ids"][index], tokens["attention_mask"][index]
         labels = ids.masked_fill(mask == 0, -100)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             result = model(pixel_values=pixels, input_ids=ids, attention_mask=mask, labels=labels)
             tokens_seen = result.image_embeds[:, 1:]
-            part_logits = part_head(torch.cat([tokens_seen.mean(1), tokens_seen.amax(1)], 1))
+            part_logits = torch.stack(
+                [
+                    part_head(torch.cat([tokens_seen.mean(1), tokens_seen.amax(1)], 1)),
+                    first_head(result.image_embeds[:, 0]),
+                ]
+            )
             class_logits = class_head(tokens_seen)
-        part_loss = F.binary_cross_entropy_with_logits(part_logits.float(), wanted[index])
+        part_loss = F.binary_cross_entropy_with_logits(part_logits.float(), wanted[index].expand_as(part_logits))
         class_loss = torch.zeros((), device=device)
         if classes is not None:
-            shown = moved(((classes[index].unsqueeze(1) & bits) > 0).float(), warp).flatten(2).transpose(1, 2)
-            class_loss = F.binary_cross_entropy_with_logits(class_logits.float(), shown, pos_weight=rare)
+            shown = moved(classes[index].unsqueeze(1).float(), warp, "nearest")[:, 0].long()
+            class_loss = F.cross_entropy(
+                of_cells(class_logits.float(), recipe.cells), shown, weight=rare, ignore_index=255
+            )
         loss = result.loss.float() + recipe.parts_weight * part_loss + recipe.classes_weight * class_loss
-        optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         losses = torch.stack([result.loss.float(), part_loss, class_loss]).detach()
         smoothed = smoothed.lerp(losses, max(0.02, 1 / (step + 1)))
         if step % 100 == 0:
-            word, part, patch = smoothed.tolist()
+            word, part, cell = smoothed.tolist()
             seconds = time.perf_counter() - start
-            log(f"captioner step {step} words {word:.4f} parts {part:.4f} classes {patch:.4f} {seconds:.0f} s")
+            log(f"captioner step {step} words {word:.4f} parts {part:.4f} classes {cell:.4f} {seconds:.0f} s")
+        if step == 0:
+            start = time.perf_counter()  # compiling is no part of the schedule
         step += 1
 
     model.half().eval().save_pretrained(output)
@@ -183,8 +210,8 @@ def measure_captioner(
     """How often the saved captioner is right on pictures it was not trained on.
 
     A caption names the right weather where its phrases are those of the true domain and of no other. A thing is there
-    where the true caption names it, which it does from a share of the picture on: 4e-4 for a car (20 of the 224x224
-    pixels the network sees), 2.5e-4 for a person (13 pixels).
+    where the true caption names it, which it does from a share of the picture on: 4e-4 for a car (26 of the 256x256
+    pixels the network sees), 2.5e-4 for a person (16 pixels).
 
     Args:
         folder: written by `train_captioner`.
@@ -216,17 +243,23 @@ def measure_captioner(
     return figures
 
 
-def load_patch_classes(data_dir: Path, records: Sequence[dict[str, Any]], patches: int, workers: int) -> Tensor | None:
-    """Which classes each patch of each picture shows.
+def of_cells(logits: Tensor, cells: int) -> Tensor:
+    """Logits (B, N * N, classes * cells^2) of N x N tokens as a map (B, classes, N * cells, N * cells)."""
+    side = math.isqrt(logits.shape[1])
+    return F.pixel_shuffle(logits.transpose(1, 2).unflatten(2, (side, side)), cells)
+
+
+def load_class_cells(data_dir: Path, records: Sequence[dict[str, Any]], side: int, workers: int) -> Tensor | None:
+    """The class in the middle of each of `side` x `side` cells of each picture.
 
     Args:
         data_dir: where the paths of the records start.
         records: lines of a list; `conditioning_image` names the mask, level3Ids where its name says so.
-        patches: a side.
+        side: cells.
         workers: threads.
 
     Returns:
-        (N, patches, patches) int32, bit c set where trainId c is seen; None where a record names no mask.
+        (N, side, side) uint8 trainIds, 255 where there is none; None where a record names no mask.
 
     Raises:
         GenValError: a mask is missing or damaged.
@@ -237,11 +270,7 @@ def load_patch_classes(data_dir: Path, records: Sequence[dict[str, Any]], patche
     def load(record: dict[str, Any]) -> np.ndarray:
         path = record["conditioning_image"]
         train_ids = (IDD if "labellevel3Ids" in path else CITYSCAPES).table[read_mask(data_dir / path)]
-        # Sixteen samples a side of a patch: nothing that counts as seen slips between them.
-        rows = cv2.resize(train_ids, (16 * patches, 16 * patches), interpolation=cv2.INTER_NEAREST)
-        bits = np.where(rows < NUM_CLASSES, 1 << rows.astype(np.int32) % 32, 0)
-        tiles = bits.reshape(patches, 16, patches, 16)
-        return np.bitwise_or.reduce(np.bitwise_or.reduce(tiles, axis=3), axis=1).astype(np.int32)
+        return cv2.resize(train_ids, (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
 
     with ThreadPoolExecutor(workers) as pool:
         return torch.from_numpy(np.stack(list(pool.map(load, records))))
@@ -261,8 +290,11 @@ def build_processor(texts: Sequence[str], image_size: int) -> Any:
 
 
 def part_table(texts: Sequence[str], at_least: int = 20) -> tuple[list[str], Tensor]:
-    """The parts that `at_least` captions have, and which caption has which: float32 (N, parts), 0 or 1."""
-    of_text = [caption_parts(text) for text in texts]
+    """The parts that `at_least` captions have, and which caption has which: float32 (N, parts), 0 or 1.
+
+    What is counted is a part with its number and one without: "a person" is also "people".
+    """
+    of_text = [[*(parts := caption_parts(text)), *kinds(parts)] for text in texts]
     counts = Counter(part for parts in of_text for part in set(parts))
     common = sorted(
         part for part, count in counts.items() if count >= min(at_least, len(texts)) or part in DOMAIN_PHRASES
@@ -272,3 +304,12 @@ def part_table(texts: Sequence[str], at_least: int = 20) -> tuple[list[str], Ten
     for row, parts in enumerate(of_text):
         table[row, [number[part] for part in parts if part in number]] = 1
     return common, table
+
+
+def kinds(parts: Sequence[str]) -> list[str]:
+    """The plurals of the counted things among a caption's parts.
+
+    >>> kinds(["a wide street", "a person", "two parked bicycles", "trees"])
+    ['people', 'parked bicycles']
+    """
+    return [many for _, one, many, _ in COUNTED if any(part == one or part.endswith(f" {many}") for part in parts)]

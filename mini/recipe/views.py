@@ -58,10 +58,10 @@ class Views:
         return index, (pixels - mean) / std, warp
 
 
-def moved(maps: Tensor, warp: Tensor) -> Tensor:
-    """Float maps (B, C, h, w) moved as `Views.draw` says, bilinear, mirrored at the edges."""
+def moved(maps: Tensor, warp: Tensor, mode: str = "bilinear") -> Tensor:
+    """Float maps (B, C, h, w) moved as `Views.draw` says, mirrored at the edges; `mode` nearest keeps their values."""
     grid = F.affine_grid(warp, list(maps.shape), align_corners=False)
-    return F.grid_sample(maps, grid, padding_mode="reflection", align_corners=False)
+    return F.grid_sample(maps, grid, mode=mode, padding_mode="reflection", align_corners=False)
 
 
 def held_out(count: int) -> Tensor:

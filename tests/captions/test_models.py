@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from genval.captions.blip import load_blip
+from genval.captions.blip import fuse_attention, load_blip
 from genval.captions.clip import load_clip
 from genval.runtime.errors import GenValError
 
@@ -106,6 +106,22 @@ def test_words_are_spaced_as_people_write(caption_models):
 
     blip._model = Reads()
     assert blip.caption_images([np.zeros((8, 8, 3), np.uint8)]) == [sentence]
+
+
+def test_fused_attention_is_blip_s_own(caption_models):
+    from transformers import BlipForConditionalGeneration
+
+    model = BlipForConditionalGeneration.from_pretrained(caption_models.blip, dtype=torch.float32).eval()
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = model.vision_model(pixels).last_hidden_state
+        for layer in model.vision_model.encoder.layers:  # random weights hardly attend: sharpen them
+            layer.self_attn.qkv.weight *= 20
+        sharp = model.vision_model(pixels).last_hidden_state
+        fuse_attention(model)
+        fused = model.vision_model(pixels).last_hidden_state
+    assert not torch.allclose(plain, sharp, atol=1e-3)
+    assert torch.allclose(fused, sharp, atol=1e-5)
 
 
 def test_bad_blip_folders_are_refused(caption_models, tmp_path):
