@@ -1,7 +1,7 @@
 """`genval.metrics.statistics.measure` of whole batches on an NVIDIA GPU, in one kernel.
 
 Logits are read where they are, and nothing of their size is written: at 1024x2048 with 19 classes that is what the
-time goes into. A program measures 1,024 pixels of an image. Counts are added to the image's by atomic operations, which
+time goes into. A program measures 512 pixels of an image. Counts are added to the image's by atomic operations, which
 are exact in any order; sums of floating-point numbers are kept for each program and added in their order, so that a
 result does not depend on which program was first.
 
@@ -31,7 +31,7 @@ from genval.metrics.statistics import (
 )
 from genval.runtime.errors import GenValError
 
-PIXELS = 1024  # of a program
+PIXELS = 512  # of a program
 # Bins in memory: a histogram's length must be a power of two.
 _BINS = 16
 # An image's counts: labels that do not exist; and behind them, of (C, _BINS), bins of the label's probability; (C, C).
