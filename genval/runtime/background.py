@@ -14,17 +14,22 @@ T = TypeVar("T")
 def one_behind(begun: Iterable[T]) -> Iterator[T]:
     """Give each item when the next has been made.
 
-    Where making one starts work on a device, and using one waits for it, the device is never without work.
+    Where making one starts work on a device, and using one waits for it, the device is never without work. Where making
+    one fails, the one before it is given first.
 
     >>> list(one_behind("abc"))
     ['a', 'b', 'c']
     """
     items = iter(begun)
-    for last in items:
+    last: list[T] = []
+    try:
         for item in items:
-            yield last
-            last = item
-        yield last
+            yield from last
+            last = [item]
+    except Exception:
+        yield from last
+        raise
+    yield from last
 
 
 class BackgroundWriter:

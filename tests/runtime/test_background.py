@@ -6,13 +6,32 @@ import time
 
 import pytest
 
-from genval.runtime.background import BackgroundWriter
+from genval.runtime.background import BackgroundWriter, one_behind
 from genval.runtime.errors import GenValError
 from genval.runtime.files import remove_leftovers
 
 
 def fail():
     raise GenValError("disk full")
+
+
+def test_each_item_is_given_when_the_next_has_been_made():
+    made = []
+
+    def make(number):
+        made.append(number)
+        return number
+
+    assert [(item, len(made)) for item in one_behind(map(make, range(3)))] == [(0, 2), (1, 3), (2, 3)]
+    assert list(one_behind([])) == []
+
+
+def test_what_was_made_before_a_failure_is_given():
+    given = []
+    with pytest.raises(ZeroDivisionError):
+        for item in one_behind(1 / (2 - number) for number in range(4)):
+            given.append(item)
+    assert given == [0.5, 1.0]
 
 
 def test_every_job_has_ended_on_leaving():
