@@ -120,21 +120,35 @@ def fuse_attention(model: Any) -> None:
     """Let the vision transformer of a BLIP model attend without the matrix of all pairs of tokens in memory.
 
     The same up to rounding. transformers (5.23) has only the plain product, with which the vision transformer of the
-    embedded world's captioner, 1,025 tokens, takes 2.3 times as long on a CPU.
+    embedded world's captioner, 1,025 tokens, takes 2.3 times as long on a CPU. Where the matrix is asked for, or
+    dropped out, it is made.
 
     Args:
-        model: transformers' BlipForConditionalGeneration, its attention without dropout.
+        model: transformers' BlipForConditionalGeneration.
     """
+    fused = _fused_attention()
     for layer in model.vision_model.encoder.layers:
-        layer.self_attn.forward = functools.partial(_fused_attention, layer.self_attn)
+        layer.self_attn.__class__ = fused
 
 
-def _fused_attention(attention: Any, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
-    """`BlipAttention.forward` of states (B, T, width), with None in place of the probabilities."""
-    heads = (3, attention.num_heads, attention.head_dim)
-    query, key, value = attention.qkv(hidden_states).unflatten(-1, heads).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
-    return attention.projection(mixed.transpose(1, 2).flatten(2)), None
+@functools.cache
+def _fused_attention() -> type:
+    """`BlipAttention`, fused; transformers' module takes seconds to import."""
+    from transformers.models.blip.modeling_blip import BlipAttention
+
+    class FusedBlipAttention(BlipAttention):
+        def forward(  # type: ignore[override]
+            self, hidden_states: Tensor, **kwargs: Any
+        ) -> tuple[Tensor, Tensor | None]:
+            dropped = self.training and self.dropout.p > 0
+            if dropped or kwargs.get("output_attentions", self.config.output_attentions):
+                return super().forward(hidden_states, **kwargs)
+            heads = (3, self.num_heads, self.head_dim)
+            query, key, value = self.qkv(hidden_states).unflatten(-1, heads).permute(2, 0, 3, 1, 4)
+            mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
+            return self.projection(mixed.transpose(1, 2).flatten(2)), None
+
+    return FusedBlipAttention
 
 
 def _sentence(text: str) -> str:

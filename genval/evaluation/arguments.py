@@ -122,13 +122,13 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def share_list(text: str) -> list[float]:
-    """An argparse type: `1,0.5` to `[1.0, 0.5]`, each above 0 and at most 1."""
+    """An argparse type: `1,0.5` to `[1.0, 0.5]`, each above 0 and at most 1, in percent of at most six digits."""
     try:
         shares = [float(part) for part in cli.comma_list(text)]
     except ValueError:
         shares = [0.0]
-    if not all(0 < share <= 1 for share in shares):
-        raise argparse.ArgumentTypeError(f"expected shares above 0 and at most 1, found {text!r}")
+    if not all(0 < share <= 1 and abs(float(f"{100 * share:g}") / 100 - share) < 1e-12 for share in shares):
+        raise argparse.ArgumentTypeError(f"expected shares above 0 and at most 1, of six digits, found {text!r}")
     return list(dict.fromkeys(shares))
 
 

@@ -281,15 +281,20 @@ class _Run:
         )
 
     def measure(self, names: Sequence[str], unreadable: list[BadFile] | None) -> Iterator[tuple[int, _Block | None]]:
-        """Measure blocks; gives the number of pictures just measured, and a block when it is complete."""
+        """Measure blocks; gives the number of pictures just measured, and a block when it is complete.
+
+        A failure loses at most the block in which it is: the one before it is given first.
+        """
         chunks = [chunk for name in names for chunk in partition(self.blocks[name], self.args.batch_size)]
         block: _Block | None = None
         batches = load_batches(chunks, self.args.num_workers, unreadable, read_ood_pair)
+        left = {name: len(self.blocks[name]) for name in names}
         for batch, wait in one_behind((batch, self._launch(batch)) for batch in batches):
-            complete = None
             name = cast(OodItem, batch.items[0]).block
-            if block is None or block.name != name:
-                complete, block = block, _Block(name, [], [], [])
+            if block is not None and block.name != name:  # pictures of it were set aside
+                yield 0, block
+                block = None
+            block = block or _Block(name, [], [], [])
             for item, kinds, (counts, scores) in zip(batch.items, batch.train_ids, wait(), strict=True):
                 # What waits for the rest of its block takes half the memory.
                 counts.levels = counts.levels.astype(np.uint32)
@@ -297,8 +302,11 @@ class _Run:
                 block.counts.append(counts)
                 if scores is not None:
                     self._keep(item, scores, kinds, block)
+            left[name] -= len(batch.items)
+            complete, block = (None, block) if left[name] else (block, None)
             yield len(batch.items), complete
-        yield 0, block
+        if block is not None:
+            yield 0, block
 
     def _launch(self, batch: Batch) -> Callable[[], list[tuple[OodCounts, torch.Tensor | None]]]:
         names = [str(item.image) for item in batch.items]

@@ -222,10 +222,11 @@ class _Run:
             if "features" in self.tensors:
                 features = stack.enter_context(ImageFeatures(self.segmenter, args.layer))
             wait = launch_batch(self.segmenter, batch.images, batch.train_ids, names, device, samples, kept, args.fp16)
-        vector = None if features is None else features.vector()
 
         def submit(writer: BackgroundWriter) -> int:
-            for index, (item, measured) in enumerate(zip(batch.items, wait(), strict=True)):
+            results = wait()
+            vector = None if features is None else features.vector()
+            for index, (item, measured) in enumerate(zip(batch.items, results, strict=True)):
                 indices = None if kept is None else kept[index]
                 writer.submit(self._save, item, measured, batch.train_ids[index], indices, vector)
             return len(batch.items)

@@ -1,8 +1,8 @@
-"""`genval.metrics.ood.measure_ood` of whole batches on an NVIDIA GPU, in one kernel.
+"""`genval.metrics.ood.measure_ood` of whole batches on an NVIDIA GPU: one kernel, and small sums of what it leaves.
 
-As `genval.metrics.fused_statistics`: logits are read where they are, counts are added by atomic operations, sums are
-kept for each program and added in their order. The counts are those of `measure_ood` but for the last bits of the
-exponentials, which may move a pixel to the next level.
+As in `genval.metrics.fused_statistics`, logits are read where they are if they are contiguous, counts are added by
+atomic operations, and sums are kept for each program and added in their order. The counts are those of `measure_ood`
+but for the last bits of the exponentials, which may move a pixel to the next level.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from genval.runtime.errors import GenValError
 
 PIXELS = 1024  # of a program
 # An image's numbers: pixels of the background, of the object, void, others; the two sums of entropies; one that is
-# finite if all logits are.
+# finite if all logits and scores are.
 _NUMBERS = 7
 
 
@@ -39,22 +39,30 @@ def launch(
     Returns:
         A function to call when the device has done all that, which gives image by image the counts, with the errors of
         `measure_ood`; and the scores, float32 (B, S, N) on the device, or None.
+
+    Raises:
+        GenValError: shapes do not fit, or an image is too large for 32-bit offsets.
     """
+    if (len(logits), *logits.shape[2:]) != kinds.shape:
+        raise GenValError(f"Logits {tuple(logits.shape)} and masks {tuple(kinds.shape)} do not fit.")
     images, classes = logits.shape[:2]
     flat, flat_kinds = logits.reshape(images, classes, -1).contiguous(), kinds.reshape(images, -1).contiguous()
     pixels, device = flat_kinds.shape[1], logits.device
+    if max(classes, len(SCORES) + 1) * pixels >= 1 << 31:
+        raise GenValError(f"Images of at most 2^31 logits can be scored, found {classes} classes of {pixels} pixels.")
     names = SCORES if standard is None else (*SCORES, STANDARDISED)
     programs = triton.cdiv(pixels, PIXELS)
     levels = torch.zeros((images, len(names), 2, LEVELS), dtype=torch.int32, device=device)
     parts = torch.zeros((images, programs, _NUMBERS), dtype=torch.float64, device=device)
     scores = torch.empty((images, len(names), pixels), device=device) if keep else None
-    mean, deviation = (flat, flat) if standard is None else standard
-    if pixels:
-        _count[(programs, images)](
-            flat, flat_kinds, mean, deviation, flat if scores is None else scores, levels, parts, pixels, classes,
-            *(number for name in names[:3] for number in scale(name)),
-            LOWEST, LEVELS, len(names), standard is not None, keep, _NUMBERS, PIXELS,
-        )  # fmt: skip
+    mean, deviation = (flat, flat) if standard is None else (moment.float().contiguous() for moment in standard)
+    with torch.cuda.device_of(logits):  # where Triton launches
+        if pixels:
+            _count[(programs, images)](
+                flat, flat_kinds, mean, deviation, flat if scores is None else scores, levels, parts, pixels, classes,
+                *(number for name in names[:3] for number in scale(name)),
+                LOWEST, LEVELS, len(names), standard is not None, keep, _NUMBERS, PIXELS,
+            )  # fmt: skip
     on_host = [values.to("cpu", non_blocking=True) for values in (levels, parts.sum(1))]
 
     def read() -> Iterator[OodCounts]:
@@ -149,9 +157,11 @@ def _count(  # type: ignore[no-untyped-def]
     level = _signed_level(energy, LOGIT_FIRST, LOGIT_COUNT, LOGIT_SHIFT)
     _add(levels + 6 * LEVELS, level, background, is_object, LOGIT_COUNT, LEVELS)
     scores += image * SCORES * pixels + here
+    finite = totals + largest
     if STANDARDISED:
         away = tl.load(mean + predicted) - largest
         standardised = tl.div_rn(away, tl.load(deviation + predicted))
+        finite += standardised
         level = _signed_level(standardised, LOGIT_FIRST, LOGIT_COUNT, LOGIT_SHIFT)
         _add(levels + 8 * LEVELS, level, background, is_object, LOGIT_COUNT, LEVELS)
         if KEEP:
@@ -169,4 +179,4 @@ def _count(  # type: ignore[no-untyped-def]
     tl.store(parts + 3, tl.sum((inside & ~(background | is_object | void)).to(tl.float64)))
     tl.store(parts + 4, tl.sum(tl.where(background, entropy, 0.0).to(tl.float64)))
     tl.store(parts + 5, tl.sum(tl.where(is_object, entropy, 0.0).to(tl.float64)))
-    tl.store(parts + 6, tl.sum(tl.where(inside, totals + largest, 0.0).to(tl.float64)))
+    tl.store(parts + 6, tl.sum(tl.where(inside, finite, 0.0).to(tl.float64)))

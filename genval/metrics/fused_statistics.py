@@ -1,9 +1,9 @@
-"""`genval.metrics.statistics.measure` of whole batches on an NVIDIA GPU, in one kernel.
+"""`genval.metrics.statistics.measure` of whole batches on an NVIDIA GPU: one kernel, and small sums of what it leaves.
 
 Logits are read where they are, and nothing of their size is written: at 1024x2048 with 19 classes that is what the
-time goes into. A program measures 512 pixels of an image. Counts are added to the image's by atomic operations, which
-are exact in any order; sums of floating-point numbers are kept for each program and added in their order, so that a
-result does not depend on which program was first.
+time goes into. (Logits that are not contiguous are copied first.) A program measures 512 pixels of an image. Counts are
+added to the image's by atomic operations, which are exact in any order; sums of floating-point numbers are kept for
+each program and added in their order, so that a result does not depend on which program was first.
 
 The figures are those of `measure` but for the last bits of the exponentials.
 """
@@ -27,6 +27,7 @@ from genval.metrics.statistics import (
     SUMS,
     LogitsNotFiniteError,
     PixelStatistics,
+    check_shapes,
     fill_classes,
 )
 from genval.runtime.errors import GenValError
@@ -57,10 +58,16 @@ def launch(
     Returns:
         A function to call when the device has done all that; it gives image by image what `measure` does: the
         predicted classes, a uint8 array of the labels' shape, and the statistics; with its errors.
+
+    Raises:
+        GenValError: shapes do not fit, or an image is too large for 32-bit offsets.
     """
+    check_shapes(logits, labels)
     images, classes = logits.shape[:2]
     flat, flat_labels = logits.reshape(images, classes, -1).contiguous(), labels.reshape(images, -1).contiguous()
     pixels = flat_labels.shape[1]
+    if classes * pixels >= 1 << 31:
+        raise GenValError(f"Images of at most 2^31 logits can be measured, found {classes} classes of {pixels} pixels.")
     programs = triton.cdiv(pixels, PIXELS)
     device = logits.device
     predictions = torch.empty((images, pixels), dtype=torch.uint8, device=device)
@@ -68,13 +75,15 @@ def launch(
     counts = torch.zeros((images, _CELLS + classes * _BINS + classes**2), dtype=torch.int32, device=device)
     parts = torch.empty((images, programs, _CLASS_SUMS + classes), dtype=torch.float64, device=device)
     packed = torch.zeros((images, programs, (2 + classes) * _BINS), dtype=torch.int64, device=device)
-    if pixels:
-        _tally[(programs, images)](
-            flat, flat_labels, predictions, levels, counts, parts, packed, pixels, ignore,
-            counts.shape[1], parts.shape[2], packed.shape[2], classes, max(_BINS, triton.next_power_of_2(classes**2)),
-            triton.next_power_of_2(classes * _BINS), LEVELS, FIRST_KEY, 23 - MANTISSA_BITS, LOWEST,
-            BINS, float(np.float32(1) / np.float32(BINS)), _BINS, _CELLS, _CLASS_SUMS, 1 / _UNIT, _NUMBER_BIT, PIXELS,
-        )  # fmt: skip
+    with torch.cuda.device_of(logits):  # where Triton launches
+        if pixels:
+            _tally[(programs, images)](
+                flat, flat_labels, predictions, levels, counts, parts, packed, pixels, ignore,
+                counts.shape[1], parts.shape[2], packed.shape[2], classes,
+                max(_BINS, triton.next_power_of_2(classes**2)), triton.next_power_of_2(classes * _BINS),
+                LEVELS, FIRST_KEY, 23 - MANTISSA_BITS, LOWEST, BINS, float(np.float32(1) / np.float32(BINS)),
+                _BINS, _CELLS, _CLASS_SUMS, 1 / _UNIT, _NUMBER_BIT, PIXELS,
+            )  # fmt: skip
     numbers = (packed >> _NUMBER_BIT).sum(1)
     units = (packed & ((1 << _NUMBER_BIT) - 1)).sum(1)
     made = (predictions, levels, counts, parts.sum(1), numbers, units)

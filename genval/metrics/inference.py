@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -93,10 +94,10 @@ def launch_batch(
     """
     import torch
 
-    with torch.inference_mode():
+    with torch.inference_mode(), _memory_of(segmenter, images):
         logits = infer(segmenter, images, device)
         labels = _to(train_ids, device)
-        if samples is None and device.type == "cuda" and find_spec("triton"):
+        if samples is None and can_fuse(device):
             from genval.metrics.fused_statistics import launch
 
             measured = launch(logits, labels)
@@ -123,7 +124,9 @@ def launch_batch(
         for index, name in enumerate(names):
             with _naming(segmenter, name):
                 prediction, statistics = next(of_images)
-            results.append(Measured(prediction, statistics, values[index].numpy() if kept is not None else None))
+            # Out of pinned memory, of which there should not be more than the two batches at work need.
+            logits_kept = values[index].numpy().copy() if kept is not None else None
+            results.append(Measured(prediction, statistics, logits_kept))
         return results
 
     return wait
@@ -189,12 +192,12 @@ def launch_ood_batch(
 
     from genval.metrics.ood import measure_ood
 
-    with torch.inference_mode():
+    with torch.inference_mode(), _memory_of(segmenter, images):
         logits = infer(segmenter, images, device)
         masks = _to(kinds, device)
         counted: Callable[[], Iterator[OodCounts]]
         scores: Sequence[Tensor | None]
-        if device.type == "cuda" and find_spec("triton"):
+        if can_fuse(device):
             from genval.metrics.fused_ood import launch
 
             counted, kept = launch(logits, masks, standard, keep)
@@ -241,17 +244,50 @@ def infer(segmenter: nn.Module, images: np.ndarray, device: torch.device) -> Ten
     Raises:
         GenValError: the device's memory is full.
     """
-    import torch
 
     tensor = _to(images, device).permute(0, 3, 1, 2).contiguous()
-    try:
+    with _memory_of(segmenter, images):
         logits: Tensor = segmenter(tensor, images.shape[1:3])
+    return logits
+
+
+@contextlib.contextmanager
+def _memory_of(segmenter: nn.Module, images: np.ndarray) -> Iterator[None]:
+    """Say what to do where a batch does not fit into the device's memory."""
+    import torch
+
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise GenValError(
             f"{segmenter.name} with {len(images)} images of {images.shape[2]}x{images.shape[1]} at a time does not "
             "fit into the device's memory. Give a smaller --batch_size, or --precision 16-true or bf16-true."
         ) from error
-    return logits
+
+
+@cache
+def can_fuse(device: torch.device) -> bool:
+    """Whether `fused_statistics` and `fused_ood` run on a device: on a GPU, once Triton has shown that it works there.
+
+    Triton compiles with the system's C compiler at first use, which a slim image may not have.
+    """
+    import torch
+
+    if device.type != "cuda" or not find_spec("triton"):
+        return False
+    from genval.metrics.fused_statistics import launch
+
+    try:
+        launch(torch.zeros(1, 1, 1, device=device), torch.zeros(1, 1, dtype=torch.uint8, device=device))
+        torch.cuda.synchronize(device)
+    except Exception as error:  # of many kinds, from the search for a compiler to the driver
+        warnings.warn(
+            f"Triton does not work here ({type(error).__name__}: {error}), so that metrics take ten times as long. "
+            "It needs a C compiler and Python's headers: apt install gcc python3-dev",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _to(array: np.ndarray, device: torch.device) -> Tensor:

@@ -120,11 +120,7 @@ def measure(logits: Tensor, labels: Tensor, ignore: int = 255) -> tuple[Tensor, 
     import torch
 
     classes = len(logits)
-    if logits.shape[1:] != labels.shape or not 1 <= classes <= MAX_CLASSES:
-        raise GenValError(
-            f"Expected logits (C, ...) of 1 to {MAX_CLASSES} classes and labels of the shape of the rest, found "
-            f"{tuple(logits.shape)} and {tuple(labels.shape)}."
-        )
+    check_shapes(logits[None], labels[None])
     flat, flat_labels = logits.detach().float().reshape(classes, -1), labels.reshape(-1)
     statistics = PixelStatistics.empty(classes)
     counted = flat_labels != ignore
@@ -149,6 +145,15 @@ def measure(logits: Tensor, labels: Tensor, ignore: int = 255) -> tuple[Tensor, 
     statistics.bins[:] = bins.reshape(BINS, 2).T
     fill_classes(statistics, of_label, high, high_sum, total)
     return predictions.reshape(labels.shape), statistics
+
+
+def check_shapes(logits: Tensor, labels: Tensor) -> None:
+    """Raise GenValError unless logits (B, C, ...) of 1 to `MAX_CLASSES` classes and labels (B, ...) fit."""
+    if (len(logits), *logits.shape[2:]) != labels.shape or not 1 <= logits.shape[1] <= MAX_CLASSES:
+        raise GenValError(
+            f"Expected logits (C, ...) of 1 to {MAX_CLASSES} classes and labels of the shape of the rest, found "
+            f"{tuple(logits.shape[1:])} and {tuple(labels.shape[1:])}, of {len(logits)} and {len(labels)} images."
+        )
 
 
 def count_confidences(totals: Tensor, right: Tensor, counted: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ def one_behind(begun: Iterable[T]) -> Iterator[T]:
     """Give each item when the next has been made.
 
     Where making one starts work on a device, and using one waits for it, the device is never without work. Where making
-    one fails, the one before it is given first.
+    one fails (but not where Ctrl-C ends it), the one before it is given first.
 
     >>> list(one_behind("abc"))
     ['a', 'b', 'c']

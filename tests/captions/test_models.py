@@ -120,8 +120,11 @@ def test_fused_attention_is_blip_s_own(caption_models):
         sharp = model.vision_model(pixels).last_hidden_state
         fuse_attention(model)
         fused = model.vision_model(pixels).last_hidden_state
+        with_matrices = model.vision_model(pixels, output_attentions=True)
     assert not torch.allclose(plain, sharp, atol=1e-3)
     assert torch.allclose(fused, sharp, atol=1e-5)
+    assert len(with_matrices.attentions) == len(model.vision_model.encoder.layers)
+    assert torch.allclose(with_matrices.last_hidden_state, sharp, atol=1e-5)
 
 
 def test_bad_blip_folders_are_refused(caption_models, tmp_path):

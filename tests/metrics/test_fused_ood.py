@@ -64,6 +64,23 @@ def test_same_as_measuring_one_image_after_the_other(classes, shape, standardise
             assert level_figures(ours) == pytest.approx(level_figures(theirs), abs=2e-3, nan_ok=True)
 
 
+def test_moments_of_any_layout_and_scores_that_are_not_finite():
+    logits, kinds = draw(5, 1, 40)
+    moments = torch.stack([torch.linspace(-1, 3, 5), torch.linspace(1, 2, 5)], 1).double()
+    _, scores = run(logits, kinds, (moments[:, 0], moments[:, 1]), keep=True)
+    plain = measure_ood(logits[0], kinds[0], (moments[:, 0].float(), moments[:, 1].float()))[1]
+    np.testing.assert_allclose(scores[0], plain, rtol=2e-6, atol=2e-6)
+    with pytest.raises(LogitsNotFiniteError):
+        run(logits * 1e30, kinds, (moments[:, 0], moments[:, 1] * 1e-30))
+
+
+def test_what_does_not_fit_is_refused():
+    logits, kinds = draw(5, 2, 9)
+    for z, y in ((logits, kinds[:, :4]), (logits, kinds[:1])):
+        with pytest.raises(GenValError, match="do not fit"):
+            run(z, y)
+
+
 def test_without_keeping_no_scores_are_given():
     logits, kinds = draw(5, 1, 9)
     assert run(logits, kinds)[1] is None

@@ -15,11 +15,11 @@ pytest.importorskip("triton", reason="Triton is not made for this system")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def run(logits, labels):
+def run(logits, labels, ignore=255):
     """`launch`, waited for."""
     from genval.metrics.fused_statistics import launch
 
-    read = launch(logits.to(DEVICE), labels.to(DEVICE))
+    read = launch(logits.to(DEVICE), labels.to(DEVICE), ignore)
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return list(read())
@@ -64,6 +64,24 @@ def test_same_as_measuring_one_image_after_the_other(classes, shape):
         assert predicted.dtype == np.uint8 and (predicted == expected.numpy()).all()
         assert (fused.confusion == plain.confusion).all()
         same_statistics(fused, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_logits_of_any_layout_and_type_and_any_value_to_ignore(dtype):
+    logits, labels = draw(19, 2, 8, 9)
+    logits = logits.to(dtype).to(memory_format=torch.channels_last)
+    labels[:, :2] = 3
+    for (predicted, fused), image, known in zip(run(logits, labels, ignore=3), logits, labels, strict=True):
+        expected, plain = measure(image, known, ignore=3)
+        assert (predicted == expected.numpy()).all() and fused.confusion[3].sum() == 0
+        same_statistics(fused, plain)
+
+
+def test_what_does_not_fit_is_refused():
+    logits, labels = draw(19, 2, 8, 8)
+    for z, y in ((logits, labels[:, :4]), (logits, labels[:1]), (torch.zeros(1, 33, 4), labels[:1, 0, :4])):
+        with pytest.raises(GenValError, match="Expected logits"):
+            run(z, y)
 
 
 def test_certain_pixels_ties_and_classes_that_are_ruled_out():

@@ -322,6 +322,14 @@ def test_the_streets_labels_are_part_of_what_a_figure_is_made_from(ood):
     assert ood.json()["pooled"]["pixels"]["void"] < before["void"]
 
 
+@pytest.mark.parametrize("bad", ["0", "1"])
+def test_a_failure_loses_no_block_that_was_measured_before(ood, bad):
+    (ood.root / f"refined/lion/{bad}.png").write_bytes(b"x")
+    code, _, err = ood("--batch_size", "1")
+    assert code == 2 and f"lion/{bad}.png" in err
+    assert [path.stem for path in ood.root.glob("results/*/*/blocks/*.jsonl")] == ["bear-00000"]
+
+
 def test_bad_pictures_may_be_set_aside(ood):
     (ood.root / "refined/lion/0.png").write_bytes(b"x")
     code, out, _ = ood("--skip_bad")
