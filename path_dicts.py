@@ -325,6 +325,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             # The world's CLIP knows the captioner's words alone: of the phrase lists it likes wrong ones too.
             "mode": "caption",
             "max_tokens": 72,
+            "datasets_dir": "datasets/mini",
+            "output_dir": "captions/world",
         },
         "ControlNet/tool_add_control": {"hint_init": "hinges"},
         "ControlNet/train": {
@@ -400,6 +402,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "relis/check_dataset": {
             "datasets_dir": "datasets/mini",
             "generated_dir": "images/mini/style_transfer",
+            "results_dir": "results/mini/check",
         },
         "relis/compute_final_metrics": {
             "model_arch": "all",
