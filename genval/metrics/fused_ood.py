@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from genval.metrics.fused_statistics import largest_logit
 from genval.metrics.ood import LEVELS, LOWEST, SCORES, STANDARDISED, OodCounts, scale
 from genval.metrics.statistics import LogitsNotFiniteError
 from genval.runtime.errors import GenValError
@@ -124,12 +125,7 @@ def _count(  # type: ignore[no-untyped-def]
     void = inside & (kind == 255)
     logits += image * classes * pixels + here
 
-    largest = tl.load(logits, mask=inside, other=0.0).to(tl.float32)
-    predicted = tl.zeros_like(kind)
-    for index in range(1, classes):
-        logit = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32)
-        predicted = tl.where(logit > largest, index, predicted)
-        largest = tl.where(logit > largest, logit, largest)
+    largest, predicted = largest_logit(logits, inside, pixels, classes)
     # NaN must stay NaN: comparisons choose it, where `tl.maximum` would not.
     totals = tl.zeros_like(largest)
     product = tl.zeros_like(largest)

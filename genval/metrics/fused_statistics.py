@@ -121,6 +121,22 @@ def _statistics(
 
 
 @triton.jit
+def largest_logit(logits, inside, pixels, classes):  # type: ignore[no-untyped-def]
+    """The largest of the classes' logits, float32, and the first class that has it, int32: for kernels.
+
+    `logits` points to a block of pixels of the first class, of which those `inside` are read; the next class is
+    `pixels` further.
+    """
+    largest = tl.load(logits, mask=inside, other=0.0).to(tl.float32)
+    first = tl.zeros_like(inside.to(tl.int32))
+    for index in range(1, classes):
+        logit = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32)
+        first = tl.where(logit > largest, index, first)
+        largest = tl.where(logit > largest, logit, largest)
+    return largest, first
+
+
+@triton.jit
 def _bin(probability, bins: tl.constexpr):  # type: ignore[no-untyped-def]
     above = tl.ceil(probability * bins).to(tl.int32) - 1
     return tl.minimum(tl.maximum(above, 0), bins - 1)
@@ -157,12 +173,7 @@ def _tally(  # type: ignore[no-untyped-def]
     counted = counted & (known < CLASSES)
     logits += image * CLASSES * pixels + here
 
-    largest = tl.load(logits, mask=inside, other=0.0).to(tl.float32)
-    predicted = tl.zeros_like(known)
-    for index in range(1, CLASSES):
-        logit = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32)
-        predicted = tl.where(logit > largest, index, predicted)
-        largest = tl.where(logit > largest, logit, largest)
+    largest, predicted = largest_logit(logits, inside, pixels, CLASSES)
     tl.store(predictions + image * pixels + here, predicted.to(tl.uint8), mask=inside)
 
     # NaN must stay NaN: comparisons choose it, where `tl.maximum` would not.
