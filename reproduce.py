@@ -45,13 +45,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from genval.metrics.results import model_list
     from genval.reproduction.plan import build_steps
     from genval.reproduction.printing import print_end, print_missing, print_plan
     from genval.reproduction.protocol import STAGES, Protocol
     from genval.reproduction.record import Record, describe_device
     from genval.reproduction.running import Runner
     from genval.reproduction.state import check_any_runs, check_stages, survey, up_to_date
+    from genval.results.scenes import model_list
     from genval.runtime.errors import GenValError
     from genval.runtime.paths import resolve
 

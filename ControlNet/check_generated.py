@@ -22,7 +22,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 
 if TYPE_CHECKING:
-    from genval.evaluation.generated import Phrases
+    from genval.evaluation.scoring import Phrases
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     from genval.datasets import BadFile, find_items
-    from genval.metrics.generated import Thresholds
+    from genval.evaluation.image_scores import Thresholds
 
     folder = resolve(args.folder) if args.folder else resolve(args.generated_dir) / args.domain
     thresholds = Thresholds(args.min_of_median, args.min_agreement, args.min_domain, args.min_bits)
@@ -74,11 +74,11 @@ def main(args: argparse.Namespace) -> None:
 
     from genval.artifacts.manifest import Manifest
     from genval.datasets.gate import GATE, write_gate
-    from genval.evaluation.generated import ScoringRun
-    from genval.metrics.generated import agreement_floor, draw_histograms, judge, summary
-    from genval.metrics.tables import markdown_table
+    from genval.evaluation.image_scores import agreement_floor, draw_histograms, judge, summary
+    from genval.evaluation.scoring import ScoringRun
     from genval.runtime.devices import launch_fabric, same_outcome
     from genval.runtime.files import remove_leftovers
+    from genval.runtime.tables import markdown_table
     from genval.segmenters import load_segmenter
 
     fabric = launch_fabric(args)
@@ -119,7 +119,7 @@ def main(args: argparse.Namespace) -> None:
 def find_phrases(args: argparse.Namespace, folder: Path) -> Phrases:
     """The two texts CLIP compares an image with."""
     from genval.artifacts.manifest import Manifest
-    from genval.evaluation.generated import Phrases
+    from genval.evaluation.scoring import Phrases
 
     recorded = (record["domain_text"] for record in Manifest(folder).records.values() if "domain_text" in record)
     domain = args.domain_phrase or next(recorded, path_dicts.DOMAINS.get(folder.name))

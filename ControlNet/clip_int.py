@@ -75,8 +75,8 @@ def main(args: argparse.Namespace) -> None:
 
     from genval.artifacts.manifest import Manifest
     from genval.artifacts.settings import write_settings
+    from genval.captions.captioning import CaptionRun, gather, write_training_list
     from genval.captions.interrogator import InterrogatorConfig, load_interrogator
-    from genval.captions.run import CaptionRun, gather, write_training_list
     from genval.datasets.captions import write_captions
     from genval.runtime.devices import launch_fabric, same_outcome
 
@@ -115,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
 def filter_existing(args: argparse.Namespace, caption_filter: Any) -> None:
     """Filter a file of captions into the output folder, under its own name."""
     from genval.artifacts.settings import write_settings
-    from genval.captions.run import refilter
+    from genval.captions.captioning import refilter
 
     source = resolve(args.from_captions)
     output = resolve(args.output_dir) / (f"{args.name}{source.suffix}" if args.name else source.name)

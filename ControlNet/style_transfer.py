@@ -86,13 +86,13 @@ def main(args: argparse.Namespace) -> None:
     from genval.datasets.items import BadFile, find_items
     from genval.datasets.layouts import find_root
     from genval.datasets.reading import readable
-    from genval.diffusion.controlnet import default_base, find_controlnet, load_controlnet
-    from genval.diffusion.hints import check_labels, read_encoding
-    from genval.diffusion.lora import find_lora, fuse_lora
-    from genval.diffusion.pipelines import checkpoint_hash, find_base, load_base, locked_dtype, move
+    from genval.diffusion.models.controlnet import default_base, find_controlnet, load_controlnet
+    from genval.diffusion.models.hints import check_labels, read_encoding
+    from genval.diffusion.models.lora import find_lora, fuse_lora
+    from genval.diffusion.models.pipelines import checkpoint_hash, find_base, load_base, locked_dtype, move
     from genval.diffusion.prompts import find_captions, find_domain
-    from genval.diffusion.sampling import SamplingConfig
-    from genval.diffusion.transfer import (
+    from genval.diffusion.sampling.generation import SamplingConfig
+    from genval.diffusion.style_transfer import (
         TransferRun,
         caption_frames,
         choose_compiling,

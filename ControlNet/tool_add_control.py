@@ -52,10 +52,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from genval.diffusion.controlnet import add_control, load_controlnet, save_controlnet
-    from genval.diffusion.hints import make_encoding
-    from genval.diffusion.original import is_original, save_original
-    from genval.diffusion.pipelines import load_base
+    from genval.diffusion.models.controlnet import add_control, load_controlnet, save_controlnet
+    from genval.diffusion.models.hints import make_encoding
+    from genval.diffusion.models.pipelines import load_base
+    from genval.diffusion.original.checkpoints import is_original, save_original
 
     output = resolve(args.output)
     if args.export_original and not is_original(output):

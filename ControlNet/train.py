@@ -98,17 +98,17 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from genval.artifacts.settings import write_settings
-    from genval.diffusion.controlnet import check_writable, default_base, load_controlnet, save_controlnet
-    from genval.diffusion.hints import read_encoding
-    from genval.diffusion.original import save_original
+    from genval.diffusion.models.controlnet import check_writable, default_base, load_controlnet, save_controlnet
+    from genval.diffusion.models.hints import read_encoding
+    from genval.diffusion.models.pipelines import load_base
+    from genval.diffusion.original.checkpoints import save_original
     from genval.diffusion.pairs import find_jsonl, read_pairs, readable_pairs
-    from genval.diffusion.pipelines import load_base
-    from genval.diffusion.runs import check_output, choose_precision, choose_run, make_trainer
-    from genval.diffusion.sampling import SamplingConfig
-    from genval.diffusion.training import ControlNetModule, check_optimizer
-    from genval.diffusion.training_data import ControlNetData, EncodedFolder
-    from genval.diffusion.training_log import ImageLog
-    from genval.diffusion.training_plan import TrainingConfig
+    from genval.diffusion.sampling.generation import SamplingConfig
+    from genval.diffusion.training.config import TrainingConfig
+    from genval.diffusion.training.data import ControlNetData, EncodedFolder
+    from genval.diffusion.training.log import ImageLog
+    from genval.diffusion.training.module import ControlNetModule, check_optimizer
+    from genval.diffusion.training.runs import check_output, choose_precision, choose_run, make_trainer
     from genval.segmenters.registry import load_segmenter
 
     args.height, args.width = args.height or args.resolution, args.width or args.resolution

@@ -48,9 +48,9 @@ def published_shapes() -> dict[str, list[int]]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from genval.diffusion.controlnet import add_control
-    from genval.diffusion.original import original_state
-    from genval.diffusion.pipelines import StableDiffusion
+    from genval.diffusion.models.controlnet import add_control
+    from genval.diffusion.models.pipelines import StableDiffusion
+    from genval.diffusion.original.checkpoints import original_state
 
     with init_empty_weights():
         vae, unet = AutoencoderKL(**PUBLISHED["vae"]), UNet2DConditionModel(**PUBLISHED["unet"])
@@ -82,8 +82,8 @@ def convert(path: Path) -> str:
     import resource
     import time
 
-    from genval.diffusion.controlnet import load_controlnet, save_controlnet
-    from genval.diffusion.pipelines import load_base
+    from genval.diffusion.models.controlnet import load_controlnet, save_controlnet
+    from genval.diffusion.models.pipelines import load_base
 
     begin = time.perf_counter()
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel  # noqa: F401

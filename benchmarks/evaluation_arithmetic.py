@@ -43,8 +43,8 @@ def main(args: argparse.Namespace) -> None:
     from genval.metrics.reliability import reliability_figures
     from genval.metrics.segmentation import mean_iou, pixel_accuracy
     from genval.metrics.statistics import PixelStatistics, measure
-    from genval.metrics.tables import markdown_table
     from genval.metrics.temperature import Pixels, search_ece
+    from genval.runtime.tables import markdown_table
 
     torch.set_num_threads(args.threads)
     logits, labels = draw(args.height, args.width)
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     def statistics() -> PixelStatistics:
         if device.type == "cpu":
             return measure(*there)[1]
-        from genval.metrics.fused_statistics import launch
+        from genval.kernels.statistics import launch
 
         read = launch(*(tensor[None] for tensor in there))
         torch.cuda.synchronize()

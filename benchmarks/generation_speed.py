@@ -6,7 +6,7 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
     python benchmarks/generation_speed.py --output results/generation_speed.json
 
 `proxy` is diffusers in float32, one picture at a time, 25 DDIM steps: the published code took 1.56 times as long beside
-it on an H100 (docs/speed.md). All other rows run `genval.diffusion.sampling.generate`, as ControlNet/style_transfer.py
+it on an H100 (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.generate`, as ControlNet/style_transfer.py
 does, text encoding, decoding and the way back to the CPU included. Warm-up (compiling, recording) is given apart.
 `psnr_dB` compares a row's first picture with the proxy's: same noise, prompt and mask, other precision.
 """
@@ -111,8 +111,8 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from genval.metrics.tables import markdown_table
     from genval.runtime.files import write_json
+    from genval.runtime.tables import markdown_table
 
     unknown = [name for name in args.rows if name not in ROWS]
     if unknown:
@@ -143,7 +143,7 @@ def configure(args: argparse.Namespace) -> None:
     """Set what is tried for this run alone."""
     import torch._inductor.config
 
-    from genval.diffusion import denoiser
+    from genval.diffusion.sampling import denoiser
 
     for setting in args.inductor:
         name, _, value = setting.partition("=")
@@ -202,8 +202,8 @@ class Benchmark:
         """A call that draws a batch as style_transfer.py does."""
         import torch
 
-        from genval.diffusion.pipelines import move
-        from genval.diffusion.sampling import SamplingConfig, generate, make_denoiser
+        from genval.diffusion.models.pipelines import move
+        from genval.diffusion.sampling.generation import SamplingConfig, generate, make_denoiser
 
         self.base.to(self.device, torch.bfloat16)
         move(self.controlnet, self.device, torch.bfloat16)
@@ -233,8 +233,8 @@ class Benchmark:
         import torch
         from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 
-        from genval.diffusion.hints import encode_hint
-        from genval.diffusion.sampling import item_noise, make_scheduler
+        from genval.diffusion.models.hints import encode_hint
+        from genval.diffusion.sampling.generation import item_noise, make_scheduler
 
         base, is_xl = self.base, self.args.size == "sdxl"
         parts = {
@@ -296,8 +296,8 @@ def build(size: str, device: Any) -> tuple[Any, Any]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from genval.diffusion.controlnet import add_control
-    from genval.diffusion.pipelines import StableDiffusion, StableDiffusionXL
+    from genval.diffusion.models.controlnet import add_control
+    from genval.diffusion.models.pipelines import StableDiffusion, StableDiffusionXL
 
     config = SIZES[size]
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 
 The published code is diffusers' StableDiffusionInpaintPipeline in float16, one picture at a time: 512x512, 50 steps for
 `inpaint`; the whole frame of 1024x2048, 32 of 50 steps for `refine`. The rows named published run exactly that. All
-other rows run `genval.diffusion.inpainting.inpaint` as the scripts do, text, encoding, decoding and the way back to the
+other rows run `genval.diffusion.inpainting.model.inpaint` as the scripts do, text, encoding, decoding and the way back to the
 CPU included; those named stage run a script's whole stage, PNG files of 1024x2048 included. Warm-up (compiling) is
 given apart. `psnr_dB` compares a row's first picture with the published row's: same noise and picture, other precision.
 """
@@ -110,8 +110,8 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from genval.metrics.tables import markdown_table
     from genval.runtime.files import write_json
+    from genval.runtime.tables import markdown_table
 
     unknown = [name for name in args.rows if name not in ROWS]
     if unknown:
@@ -180,7 +180,7 @@ class Benchmark:
         }
 
     def config(self, row: Row) -> Any:
-        from genval.diffusion.inpainting import InpaintingConfig
+        from genval.diffusion.inpainting.model import InpaintingConfig
 
         guidance, strength = SETTINGS[row.stage]
         return InpaintingConfig(self.args.steps or row.steps, guidance, strength, row.sampler)
@@ -213,7 +213,7 @@ class Benchmark:
         """A call that draws a batch as the scripts do."""
         import torch
 
-        from genval.diffusion.inpainting import inpaint, make_inpainter
+        from genval.diffusion.inpainting.model import inpaint, make_inpainter
 
         model, config = self.prepare(row), self.config(row)
         denoiser = make_inpainter(model, config, row.compiled and not self.args.eager, graphed=True)
@@ -231,8 +231,8 @@ class Benchmark:
         import torch
         from diffusers import StableDiffusionInpaintPipeline
 
-        from genval.diffusion.inpainting import beside_latents
-        from genval.diffusion.sampling import item_noise, make_scheduler
+        from genval.diffusion.inpainting.model import beside_latents
+        from genval.diffusion.sampling.generation import item_noise, make_scheduler
 
         model, config = self.prepare(row), self.config(row)
         pipeline = StableDiffusionInpaintPipeline(
@@ -282,7 +282,7 @@ class Benchmark:
         from genval.datasets.items import Item
         from genval.datasets.ood_objects import find_object_pictures
         from genval.datasets.placement import PlacementConfig
-        from genval.diffusion.inpainting_run import ObjectRun, RefinementRun, plan_objects, plan_refinements
+        from genval.diffusion.inpainting.stages import ObjectRun, RefinementRun, plan_objects, plan_refinements
 
         model, config = self.prepare(row), self.config(row)
         size, count = row.side // self.scale, row.batch * (self.args.stage_batches + 1)
@@ -347,7 +347,7 @@ def inputs(batch: int, height: int, width: int) -> Any:
     import cv2
     import numpy as np
 
-    from genval.diffusion.inpainting import InpaintingBatch
+    from genval.diffusion.inpainting.model import InpaintingBatch
 
     rng = np.random.default_rng(0)
     images = np.stack(
@@ -364,7 +364,7 @@ def build(size: str, device: Any) -> Any:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from genval.diffusion.pipelines import StableDiffusion
+    from genval.diffusion.models.pipelines import StableDiffusion
 
     config = SIZES[size]
     torch.manual_seed(0)

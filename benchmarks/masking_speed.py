@@ -64,8 +64,8 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from genval.metrics.tables import markdown_table
     from genval.runtime.files import write_json
+    from genval.runtime.tables import markdown_table
 
     plans = [parse_row(text) for text in args.rows]
     device = torch.device(args.device)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from genval.datasets import Item
-    from genval.diffusion.pipelines import StableDiffusion
+    from genval.diffusion.models.pipelines import StableDiffusion
 
 BASE = "checkpoints/mini/stable-diffusion"
 DOMAINS = ("clear", "fog", "night", "rain", "snow", "india")
@@ -68,9 +68,9 @@ def main(args: argparse.Namespace) -> None:
 
     from genval.datasets import find_items
     from genval.datasets.items import find_original
-    from genval.diffusion.pipelines import load_base
-    from genval.metrics.tables import markdown_table
+    from genval.diffusion.models.pipelines import load_base
     from genval.runtime.files import read_image, read_json, write_json
+    from genval.runtime.tables import markdown_table
     from genval.segmenters import load_segmenter
 
     gpu = args.accelerator != "cpu" and torch.cuda.is_available()
@@ -143,7 +143,7 @@ def reconstruct(base: StableDiffusion, images: np.ndarray, batch_size: int = 16)
     import numpy as np
     import torch
 
-    from genval.diffusion.pipelines import to_uint8
+    from genval.diffusion.models.pipelines import to_uint8
 
     batches = [torch.from_numpy(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
     latents = (base.encode_images(batch.permute(0, 3, 1, 2)) for batch in batches)
@@ -155,8 +155,8 @@ def mask_figures(segmenter: Any, images: np.ndarray, items: list[Item], batch_si
     import numpy as np
 
     from genval.datasets import CLASSES, read_pair
+    from genval.evaluation.inference import predict
     from genval.metrics.confusion import confusion_matrix
-    from genval.metrics.inference import predict
     from genval.metrics.segmentation import mean_iou, pixel_accuracy
 
     matrices = []

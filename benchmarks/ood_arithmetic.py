@@ -43,8 +43,8 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from genval.metrics.ood import PUBLISHED, count_scores, exact_figures, level_figures, measure_ood
-    from genval.metrics.tables import markdown_table
+    from genval.metrics.ood_scores import PUBLISHED, count_scores, exact_figures, level_figures, measure_ood
+    from genval.runtime.tables import markdown_table
 
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
         if device.type == "cpu":
             counts = measure_ood(*there)[0]
         else:
-            from genval.metrics.fused_ood import launch
+            from genval.kernels.ood_scores import launch
 
             read = launch(*(tensor[None] for tensor in there))[0]
             torch.cuda.synchronize()
@@ -99,8 +99,8 @@ def end_to_end(args: argparse.Namespace, device: torch.device) -> list[Any]:
     import torch
 
     import path_dicts
-    from genval.metrics.inference import infer, launch_ood_batch
-    from genval.metrics.ood import PUBLISHED, level_figures
+    from genval.evaluation.inference import infer, launch_ood_batch
+    from genval.metrics.ood_scores import PUBLISHED, level_figures
     from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network
 
     entry = path_dicts.ZOO[args.segmenter]

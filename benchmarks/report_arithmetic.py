@@ -31,11 +31,11 @@ def main(args: argparse.Namespace) -> None:
     import numpy as np
     import scipy.stats
 
-    from genval.metrics.tables import markdown_table
     from genval.report.comparison import compare
     from genval.report.figures import mean_iou, miou_figure
     from genval.report.resampling import draw_images, draw_models
     from genval.report.sample_size import sample_size_curve
+    from genval.runtime.tables import markdown_table
 
     sides = {
         name: made_up(name, args.images, args.models, seed) for seed, name in enumerate(("true", "synthetic", "clear"))

@@ -30,8 +30,8 @@ from genval.runtime.paths import resolve
 if TYPE_CHECKING:
     import torch
 
-    from genval.diffusion.pipelines import StableDiffusion, TextStates
-    from genval.diffusion.training_plan import TrainingConfig
+    from genval.diffusion.models.pipelines import StableDiffusion, TextStates
+    from genval.diffusion.training.config import TrainingConfig
 
 # Published code, images/s as a share of the proxy's, both measured on one H100 on 2026-11-22.
 PUBLISHED_SHARE = 1 / 3.5
@@ -153,9 +153,9 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from genval.diffusion.runs import choose_precision
-    from genval.metrics.tables import markdown_table
+    from genval.diffusion.training.runs import choose_precision
     from genval.runtime.files import write_json
+    from genval.runtime.tables import markdown_table
 
     rows = [parse_row(text, args.size) for text in args.rows]
     args.precision = choose_precision(args.precision, args.accelerator)
@@ -223,7 +223,7 @@ def random_base(size: Size, device: torch.device) -> StableDiffusion:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from genval.diffusion.pipelines import StableDiffusion, StableDiffusionXL
+    from genval.diffusion.models.pipelines import StableDiffusion, StableDiffusionXL
 
     letters = [*string.ascii_lowercase, *(letter + "</w>" for letter in string.ascii_lowercase)]
     tokens = [*letters, "<|startoftext|>", "<|endoftext|>"]
@@ -251,7 +251,7 @@ def random_text(base: StableDiffusion, size: Size, count: int, device: torch.dev
     """Text states of `count` prompts, float16."""
     import torch
 
-    from genval.diffusion.pipelines import TextStates
+    from genval.diffusion.models.pipelines import TextStates
 
     shape = (count, 77, base.unet.config.cross_attention_dim)
     pooled = torch.randn(count, size.pooled, device=device).half() if size.pooled else None
@@ -262,11 +262,11 @@ def time_ours(row: Row, base: StableDiffusion, args: argparse.Namespace, device:
     """Train as ControlNet/train.py does, on a cache of random latents."""
     import torch
 
-    from genval.diffusion.controlnet import add_control
+    from genval.diffusion.models.controlnet import add_control
     from genval.diffusion.pairs import Pair
-    from genval.diffusion.runs import make_trainer
-    from genval.diffusion.training import ControlNetModule
-    from genval.diffusion.training_data import ControlNetData, LatentCache
+    from genval.diffusion.training.data import ControlNetData, LatentCache
+    from genval.diffusion.training.module import ControlNetModule
+    from genval.diffusion.training.runs import make_trainer
 
     size, pairs = SIZES[row.size], 256
     config = training_config(row, size)
@@ -299,7 +299,7 @@ def time_ours(row: Row, base: StableDiffusion, args: argparse.Namespace, device:
 
 
 def training_config(row: Row, size: Size) -> TrainingConfig:
-    from genval.diffusion.training_plan import TrainingConfig
+    from genval.diffusion.training.config import TrainingConfig
 
     return TrainingConfig(
         height=size.side,
@@ -397,8 +397,8 @@ def flops_an_image(base: StableDiffusion, size: Size, device: torch.device) -> f
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from genval.diffusion.controlnet import add_control
-    from genval.diffusion.training import ControlNetModule
+    from genval.diffusion.models.controlnet import add_control
+    from genval.diffusion.training.module import ControlNetModule
 
     with device:
         controlnet = add_control(base)

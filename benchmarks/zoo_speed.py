@@ -167,7 +167,7 @@ def evaluate(
     """Images a second from the host's memory to logits on the device, and to statistics in the host's memory."""
     import torch
 
-    from genval.metrics.inference import infer, launch_batch
+    from genval.evaluation.inference import infer, launch_batch
 
     batch, names = images.permute(0, 2, 3, 1).cpu().numpy(), [str(index) for index in range(len(images))]
     # Labels that the model is right about in most places, in patches, and a tenth void.
@@ -213,7 +213,7 @@ def smooth_images(count: int, size: tuple[int, int]) -> Tensor:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows as a table, in the zoo's order."""
-    from genval.metrics.tables import markdown_table
+    from genval.runtime.tables import markdown_table
 
     order = list(path_dicts.ZOO)
     ordered = sorted(rows, key=lambda row: (row["device"], row["size"], order.index(row["model"]), row["precision"]))

@@ -80,8 +80,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from genval.evaluation.ood import detect_all
-    from genval.metrics.tables import markdown_table
+    from genval.evaluation.ood_detection import detect_all
+    from genval.runtime.tables import markdown_table
 
     detected = detect_all(args)
     if detected:

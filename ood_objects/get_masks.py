@@ -94,8 +94,8 @@ def load_run(args: argparse.Namespace, device: Any) -> Any:
     """The models on a device, and what every line says of them."""
     from genval.captions.clip import load_clip
     from genval.grounding.detector import load_detector
+    from genval.grounding.masks import MaskRun, Thresholds
     from genval.grounding.outliner import load_outliner
-    from genval.grounding.run import MaskRun, Thresholds
     from genval.grounding.similarity import Similarity
 
     thresholds = Thresholds(args.box_threshold, args.text_threshold, args.nms_threshold)

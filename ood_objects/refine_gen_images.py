@@ -60,11 +60,11 @@ def main(args: argparse.Namespace) -> None:
     from genval.artifacts.manifest import Manifest
     from genval.artifacts.settings import write_settings
     from genval.datasets.ood_objects import find_object_pictures, frame_size
-    from genval.diffusion.inpainting import DEFAULT_MODEL, InpaintingConfig, load_inpainting
-    from genval.diffusion.inpainting_prompts import check_object_template
-    from genval.diffusion.inpainting_run import RefinementRun, check_folder, plan_refinements
-    from genval.diffusion.pipelines import checkpoint_hash, find_base, locked_dtype
-    from genval.diffusion.transfer import choose_compiling, default_batch_size
+    from genval.diffusion.inpainting.model import DEFAULT_MODEL, InpaintingConfig, load_inpainting
+    from genval.diffusion.inpainting.prompts import check_object_template
+    from genval.diffusion.inpainting.stages import RefinementRun, check_folder, plan_refinements
+    from genval.diffusion.models.pipelines import checkpoint_hash, find_base, locked_dtype
+    from genval.diffusion.style_transfer import choose_compiling, default_batch_size
     from genval.runtime.devices import choose_precision, launch_fabric, same_outcome
     from genval.runtime.files import remove_leftovers
 

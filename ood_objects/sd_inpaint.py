@@ -74,11 +74,11 @@ def main(args: argparse.Namespace) -> None:
     from genval.datasets.ood_objects import read_objects
     from genval.datasets.placement import PlacementConfig
     from genval.datasets.reading import readable
-    from genval.diffusion.inpainting import DEFAULT_MODEL, InpaintingConfig, load_inpainting
-    from genval.diffusion.inpainting_prompts import check_object_template
-    from genval.diffusion.inpainting_run import ObjectRun, check_folder, plan_objects
-    from genval.diffusion.pipelines import checkpoint_hash, find_base, locked_dtype
-    from genval.diffusion.transfer import choose_compiling, default_batch_size, frames_hash
+    from genval.diffusion.inpainting.model import DEFAULT_MODEL, InpaintingConfig, load_inpainting
+    from genval.diffusion.inpainting.prompts import check_object_template
+    from genval.diffusion.inpainting.stages import ObjectRun, check_folder, plan_objects
+    from genval.diffusion.models.pipelines import checkpoint_hash, find_base, locked_dtype
+    from genval.diffusion.style_transfer import choose_compiling, default_batch_size, frames_hash
     from genval.runtime.devices import choose_precision, launch_fabric, same_outcome
     from genval.runtime.files import remove_leftovers
 

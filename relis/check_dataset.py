@@ -44,7 +44,7 @@ def check(args: argparse.Namespace, dataset: str) -> int:
     """Check one data set, write its report and print what is in it. Returns the number of faults."""
     from genval.datasets import CLASSES, BadFile, classes_of, find_items
     from genval.datasets.checking import check_items
-    from genval.metrics.results import folder_name
+    from genval.results.scenes import folder_name
     from genval.runtime.files import write_json
     from genval.runtime.paths import resolve
     from genval.runtime.progress import progress_bar

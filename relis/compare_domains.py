@@ -41,12 +41,12 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     from genval.datasets import CLASS_SETS, CLASSES
     from genval.metrics.correlation import agreement
-    from genval.metrics.results import list_models, model_list
     from genval.metrics.segmentation import labelled_classes, mean_iou, plain
-    from genval.metrics.tables import markdown_table
+    from genval.results.scenes import list_models, model_list
     from genval.runtime.errors import GenValError
     from genval.runtime.files import write_bytes, write_csv, write_json
     from genval.runtime.paths import resolve
+    from genval.runtime.tables import markdown_table
 
     root = resolve(args.root_exp_dir)
     models = list_models(root) if args.models == "all" else model_list(args.models, args.preset)
@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
 
 def list_columns(domains: list[str], true_dataset: str, gate: bool = False) -> dict[str, tuple[str, str]]:
     """The sets to compare: title to (data set, condition)."""
-    from genval.metrics.results import GATED_SUFFIX
+    from genval.results.scenes import GATED_SUFFIX
 
     columns = {"clear": ("Cityscapes", "clean")}
     for domain in domains:
@@ -110,7 +110,7 @@ def read(root: Path, model: str, dataset: str, cond: str, preset: str | None) ->
     """The confusion matrix of all scenes of a set together."""
     import numpy as np
 
-    from genval.metrics.results import list_scenes
+    from genval.results.scenes import list_scenes
 
     scenes = list_scenes(root, model, dataset, [(cond, "all")], preset)
     return np.sum([results.read_matrix() for results in scenes], axis=0)

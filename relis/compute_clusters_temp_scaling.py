@@ -21,7 +21,7 @@ from genval.evaluation.arguments import add_calibration_arguments
 from genval.runtime import cli
 
 if TYPE_CHECKING:
-    from genval.evaluation.calibrating import ImageSet
+    from genval.evaluation.calibration import ImageSet
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,9 +34,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from genval.evaluation.calibrating import protocol_sets
-    from genval.metrics.results import model_list
-    from genval.metrics.tables import markdown_table
+    from genval.evaluation.calibration import protocol_sets
+    from genval.results.scenes import model_list
+    from genval.runtime.tables import markdown_table
 
     rows = [
         row
@@ -53,7 +53,7 @@ def calibrate_on(args: argparse.Namespace, model: str, image_set: ImageSet) -> l
     """One model and one set: read its logits once, write the files of each share and seed, return their rows."""
     import dataclasses
 
-    from genval.evaluation.calibrating import calibrate, calibration_folder, read_images, save_calibration
+    from genval.evaluation.calibration import calibrate, calibration_folder, read_images, save_calibration
 
     images = list(read_images(image_set.find(args, model)))
     how = (args.n_clusters, args.cluster_method, args.calib_metric, args.per_class_temperature, args.subsamples)

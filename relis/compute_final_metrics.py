@@ -42,9 +42,9 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     from genval.datasets.layouts import find_layout
-    from genval.metrics.results import list_scenes, model_list, pair
-    from genval.metrics.tables import markdown_table
+    from genval.results.scenes import list_scenes, model_list, pair
     from genval.runtime.paths import resolve
+    from genval.runtime.tables import markdown_table
 
     for dataset in args.trg_dataset:
         find_layout(dataset)  # refuses an unknown name before its results are looked for
@@ -63,11 +63,11 @@ def main(args: argparse.Namespace) -> None:
 def pool(args: argparse.Namespace, model: str, dataset: str, scenes: list[Any]) -> list[Any]:
     """One model on one data set: write its files, return its row of the table."""
     from genval.datasets import CLASS_SETS, CLASSES, classes_of
-    from genval.metrics.results import folder_name, summarise
     from genval.metrics.segmentation import miou_standard_error, plain
-    from genval.metrics.tables import percent
+    from genval.results.scenes import folder_name, summarise
     from genval.runtime.files import write_csv, write_json
     from genval.runtime.paths import resolve
+    from genval.runtime.tables import percent
 
     fixed = args.classes != "present"
     classes = CLASS_SETS[args.classes] if fixed else classes_of(dataset)

@@ -75,7 +75,7 @@ def find_predictions(
     root: Path, model: str | None, items: list[Item], preset: str | None
 ) -> tuple[str | None, list[Path]]:
     """The predicted trainIds of every item by one model: the one named, or the first that has them all."""
-    from genval.metrics.results import SceneResults, list_models
+    from genval.results.scenes import SceneResults, list_models
     from genval.runtime.errors import GenValError
 
     for name in [model] if model else list_models(root):

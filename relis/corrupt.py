@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     from genval.datasets import find_items
     from genval.datasets.corruptions import check
-    from genval.evaluation.corrupting import corrupt_set
+    from genval.evaluation.corruptions import corrupt_set
     from genval.runtime.paths import resolve
 
     for domain in args.domain:

@@ -19,7 +19,7 @@ from genval.evaluation.arguments import add_evaluation_arguments, pixel_number, 
 from genval.runtime import cli
 
 if TYPE_CHECKING:
-    from genval.evaluation.run import Evaluated
+    from genval.evaluation.segmentation import Evaluated
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,8 +36,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from genval.evaluation.run import evaluate_all
-    from genval.metrics.tables import markdown_table
+    from genval.evaluation.segmentation import evaluate_all
+    from genval.runtime.tables import markdown_table
 
     evaluated = evaluate_all(args)
     if evaluated:

@@ -28,8 +28,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from genval.metrics.results import model_list
-    from genval.metrics.tables import markdown_table
+    from genval.results.scenes import model_list
+    from genval.runtime.tables import markdown_table
 
     rows = [measure_model(args, model) for model in model_list(args.model_arch, args.preset)]
     header = ["model", "images", "accuracy %", "confidence %", "ECE %", "from", "to", "adaptive ECE %", "KS %", "NLL"]
@@ -40,12 +40,12 @@ def main(args: argparse.Namespace) -> None:
 def measure_model(args: argparse.Namespace, model: str) -> list[Any]:
     """One model: write its files, return its row of the table."""
     from genval.datasets import CLASS_SETS, CLASSES, classes_of
-    from genval.evaluation.calibrating import ImageSet, try_on
-    from genval.metrics.diagrams import reliability_bins, write_reliability_diagram
-    from genval.metrics.results import folder_name, summarise
-    from genval.metrics.tables import percent
+    from genval.evaluation.calibration import ImageSet, try_on
+    from genval.evaluation.diagrams import reliability_bins, write_reliability_diagram
+    from genval.results.scenes import folder_name, summarise
     from genval.runtime.files import write_csv, write_json
     from genval.runtime.paths import resolve
+    from genval.runtime.tables import percent
 
     images = ImageSet(args.trg_dataset, tuple(args.cond), tuple(args.scene))
     scenes = images.find(args, model)

@@ -21,8 +21,8 @@ from genval.runtime import cli
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from genval.evaluation.calibrating import ImageSet
-    from genval.metrics.results import SceneResults, Summary
+    from genval.evaluation.calibration import ImageSet
+    from genval.results.scenes import SceneResults, Summary
 
 ERRORS = ("ece", "adaptive_ece", "ks")
 
@@ -37,10 +37,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from genval.evaluation.calibrating import protocol_sets
-    from genval.metrics.results import model_list
-    from genval.metrics.tables import markdown_table
+    from genval.evaluation.calibration import protocol_sets
+    from genval.results.scenes import model_list
     from genval.runtime.errors import GenValError
+    from genval.runtime.tables import markdown_table
 
     if args.protocol == "none" and not args.trg_dataset:
         raise GenValError("What is tested? Give --trg_dataset (and --cond, --scene), or a --protocol.")
@@ -63,7 +63,7 @@ def try_model(args: argparse.Namespace, model: str, calibrating: ImageSet, teste
     """One model and one pair of sets: a row of the table for each share of the calibrating images."""
     import dataclasses
 
-    from genval.evaluation.calibrating import try_on
+    from genval.evaluation.calibration import try_on
 
     scenes = tested.find(args, model)
     before = try_on(scenes)
@@ -82,9 +82,9 @@ def try_temperatures(
     """Temperatures of one set tried on the scenes of another: write the files, return the row of the table."""
     import numpy as np
 
-    from genval.evaluation.calibrating import calibration_folder, load_calibration, try_on
-    from genval.metrics.diagrams import reliability_bins, write_reliability_diagram
-    from genval.metrics.results import folder_name
+    from genval.evaluation.calibration import calibration_folder, load_calibration, try_on
+    from genval.evaluation.diagrams import reliability_bins, write_reliability_diagram
+    from genval.results.scenes import folder_name
     from genval.runtime.files import write_json
     from genval.runtime.paths import resolve
 

@@ -21,7 +21,7 @@ from genval.runtime import cli
 if TYPE_CHECKING:
     import torch
 
-    from genval.evaluation.calibrating import ImageSet
+    from genval.evaluation.calibration import ImageSet
 
 ERRORS = ("ece", "nll", "brier", "adaptive_ece", "ks", "classwise_ece")
 
@@ -38,10 +38,10 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from genval.evaluation.calibrating import protocol_sets
-    from genval.metrics.results import model_list
-    from genval.metrics.tables import markdown_table
+    from genval.evaluation.calibration import protocol_sets
+    from genval.results.scenes import model_list
     from genval.runtime.errors import GenValError
+    from genval.runtime.tables import markdown_table
 
     if args.protocol == "none" and not args.trg_dataset:
         raise GenValError("What is tested? Give --trg_dataset (and --cond, --scene), or a --protocol.")
@@ -76,9 +76,9 @@ def try_model(
     import numpy as np
     import torch
 
-    from genval.evaluation.local_scaling import list_saved, load_network, local_folder, measure_scaled
-    from genval.metrics.diagrams import write_reliability_diagram
-    from genval.metrics.results import folder_name
+    from genval.evaluation.diagrams import write_reliability_diagram
+    from genval.evaluation.local_temperature import list_saved, load_network, local_folder, measure_scaled
+    from genval.results.scenes import folder_name
     from genval.runtime.files import write_json
     from genval.runtime.paths import resolve
 

@@ -31,8 +31,8 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     from genval.datasets import find_unknown_ids
-    from genval.metrics.results import model_list
-    from genval.metrics.tables import markdown_table
+    from genval.results.scenes import model_list
+    from genval.runtime.tables import markdown_table
 
     unknown = find_unknown_ids(args.trg_dataset, args.unknown)
     rows = [measure_model(args, model, unknown) for model in model_list(args.model_arch, args.preset)]
@@ -45,10 +45,10 @@ def measure_model(args: argparse.Namespace, model: str, unknown: dict[str, int])
     """One model: write its files, return its row of the table."""
     import numpy as np
 
-    from genval.evaluation.calibrating import ImageSet
-    from genval.evaluation.local_ood import FIGURES, measure_unknown
-    from genval.metrics.results import folder_name
+    from genval.evaluation.calibration import ImageSet
+    from genval.evaluation.unknown_classes import FIGURES, measure_unknown
     from genval.metrics.segmentation import plain
+    from genval.results.scenes import folder_name
     from genval.runtime.files import write_csv, write_json
     from genval.runtime.paths import resolve
 

@@ -18,7 +18,7 @@ from genval.evaluation.arguments import add_saved_set_arguments
 from genval.runtime import cli
 
 if TYPE_CHECKING:
-    from genval.metrics.results import SceneResults
+    from genval.results.scenes import SceneResults
 
 SCORES = {"confidence": -1, "entropy": 1}  # whether more of it speaks for another distribution
 
@@ -35,8 +35,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from genval.metrics.results import model_list
-    from genval.metrics.tables import markdown_table
+    from genval.results.scenes import model_list
+    from genval.runtime.tables import markdown_table
 
     rows = [measure_model(args, model) for model in model_list(args.model_arch, args.preset)]
     header = ["model", "images", "known", "AUROC % by confidence", "FPR95 %", "AUROC % by entropy", "FPR95 %"]
@@ -48,9 +48,9 @@ def measure_model(args: argparse.Namespace, model: str) -> list[Any]:
     """One model: write its file, return its row of the table."""
     import numpy as np
 
-    from genval.evaluation.calibrating import ImageSet
+    from genval.evaluation.calibration import ImageSet
     from genval.metrics.ranking import auroc, counts_by_score, fpr_at_tpr
-    from genval.metrics.results import folder_name
+    from genval.results.scenes import folder_name
     from genval.runtime.errors import GenValError
     from genval.runtime.files import write_json
     from genval.runtime.paths import resolve

@@ -27,8 +27,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from genval.metrics.results import model_list
-    from genval.metrics.tables import markdown_table
+    from genval.results.scenes import model_list
+    from genval.runtime.tables import markdown_table
 
     rows = [measure_model(args, model) for model in model_list(args.model_arch, args.preset)]
     header = ["model", "images", "PRR %", "from", "to", "AUROC %", "AUPR right %", "AUPR wrong %", "FPR95 %"]
@@ -38,13 +38,13 @@ def main(args: argparse.Namespace) -> None:
 
 def measure_model(args: argparse.Namespace, model: str) -> list[Any]:
     """One model: write its file, return its row of the table."""
-    from genval.evaluation.calibrating import ImageSet
+    from genval.evaluation.calibration import ImageSet
     from genval.metrics.reliability import bounds, pool, reliability_figures
-    from genval.metrics.results import folder_name
     from genval.metrics.segmentation import plain
-    from genval.metrics.tables import percent
+    from genval.results.scenes import folder_name
     from genval.runtime.files import write_json
     from genval.runtime.paths import resolve
+    from genval.runtime.tables import percent
 
     images = ImageSet(args.trg_dataset, tuple(args.cond), tuple(args.scene))
     scenes = images.find(args, model)

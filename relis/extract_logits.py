@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from genval.evaluation.run import evaluate_all
+    from genval.evaluation.segmentation import evaluate_all
 
     evaluated = evaluate_all(args)
     if evaluated:

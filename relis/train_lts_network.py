@@ -41,11 +41,11 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     from genval.artifacts.settings import write_settings
-    from genval.evaluation.calibrating import protocol_sets
-    from genval.evaluation.local_scaling import LocalTraining, list_saved, local_folder, train
-    from genval.metrics.results import model_list
-    from genval.metrics.tables import markdown_table
+    from genval.evaluation.calibration import protocol_sets
+    from genval.evaluation.local_temperature import LocalTraining, list_saved, local_folder, train
+    from genval.results.scenes import model_list
     from genval.runtime.devices import launch_fabric, same_outcome
+    from genval.runtime.tables import markdown_table
 
     jobs = [
         (model, image_set, seed)

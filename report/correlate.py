@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from genval.report.correlation import correlate
+    from genval.report.study import correlate
     from genval.report.summary import csv_table, markdown_summary
     from genval.runtime.files import write_bytes, write_csv, write_json
     from genval.runtime.paths import resolve

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from genval.diffusion.pipelines import StableDiffusion
+    from genval.diffusion.models.pipelines import StableDiffusion
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 32, 64
@@ -184,7 +184,7 @@ def write_cityscapes(folder: Path, height: int = HEIGHT, width: int = WIDTH) -> 
 
 @functools.cache
 def _loaded(folder: Path) -> StableDiffusion:
-    from genval.diffusion.pipelines import load_base
+    from genval.diffusion.models.pipelines import load_base
 
     return load_base(folder)
 
@@ -239,8 +239,8 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def controlnet_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ControlNet for it whose zero convolutions are not zero, so that masks matter."""
-    from genval.diffusion.controlnet import add_control, save_controlnet
-    from genval.diffusion.pipelines import load_base
+    from genval.diffusion.models.controlnet import add_control, save_controlnet
+    from genval.diffusion.models.pipelines import load_base
 
     folder = tmp_path_factory.mktemp("controlnet") / "controlnet"
     controlnet = add_control(load_base(base_folder), hint_init="hinges")

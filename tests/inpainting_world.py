@@ -26,8 +26,8 @@ def widened(unet: Any, channels: int = 9) -> Any:
 @pytest.fixture(scope="session")
 def inpainting_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the UNet alone and names the base's for the rest."""
-    from genval.diffusion.inpainting import save_inpainting
-    from genval.diffusion.pipelines import load_base
+    from genval.diffusion.inpainting.model import save_inpainting
+    from genval.diffusion.models.pipelines import load_base
 
     folder = tmp_path_factory.mktemp("inpainting") / "inpainting"
     unet = widened(load_base(base_folder).unet)

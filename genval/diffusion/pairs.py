@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from genval.diffusion.framing import Box, check_pair, crop_box, fit_image, fit_mask
-from genval.diffusion.hints import CITYSCAPES_IDS, LabelSet
+from genval.diffusion.models.hints import CITYSCAPES_IDS, LabelSet
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_jsonl, read_mask
 from genval.runtime.paths import REPO_ROOT, resolve

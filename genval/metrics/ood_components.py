@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genval.metrics.ood import OBJECT, VOID
+from genval.metrics.ood_scores import OBJECT, VOID
 
 THRESHOLDS = tuple(round(0.25 + 0.05 * step, 2) for step in range(11))
 COMPONENT_FIGURES = ("siou", "ppv", "f1")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from genval.metrics.ood import FIGURES, LEVELS, figures_of
+from genval.metrics.ood_scores import FIGURES, LEVELS, figures_of
 from genval.runtime.seeds import item_seed
 
 # Levels that are one level in the draws: what that costs is far below an interval's width.

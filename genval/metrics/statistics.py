@@ -103,7 +103,7 @@ def measure(logits: Tensor, labels: Tensor, ignore: int = 255) -> tuple[Tensor, 
     """Predict and measure one image, on the device of its logits.
 
     On a CPU pixels go through in pieces that fit the cache; on a GPU all at once, which
-    `genval.metrics.fused_statistics` does faster, for batches.
+    `genval.kernels.statistics` does faster, for batches.
 
     Args:
         logits: (C, ...), not soft-maxed, C at most 32; finite, but for minus infinity at classes that are ruled out.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from genval.metrics.results import ALL, GATED_SUFFIX, SceneResults, list_scenes, model_list, read_statistics
+from genval.results.scenes import ALL, GATED_SUFFIX, SceneResults, list_scenes, model_list, read_statistics
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl
 from genval.runtime.progress import progress_bar

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genval.metrics.tables import markdown_table, percent
 from genval.report.comparison import CLEAR, CORRUPTED, SYNTHETIC, TRUE
-from genval.report.ood_detection import GENERATED, METRICS
+from genval.report.ood_comparison import GENERATED, METRICS
 from genval.runtime.files import write_bytes, write_csv
+from genval.runtime.tables import markdown_table, percent
 
 SECONDARY = "*"
 _NOTE = f"{SECONDARY} Reported for the published system with 40 models; a secondary source, not the paper's own table."

@@ -15,13 +15,13 @@ import numpy as np
 import path_dicts
 from genval.datasets.corruptions import CORRUPTIONS
 from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
-from genval.evaluation.calibrating import CITYSCAPES_CALIBRATION, ImageSet
+from genval.evaluation.calibration import CITYSCAPES_CALIBRATION, ImageSet
 from genval.metrics.correlation import CORRELATIONS
-from genval.metrics.results import ALL, GATED_SUFFIX, folder_name
 from genval.report import HARDEST_SHARE
 from genval.report.comparison import CLEAR, CORRUPTED, FEWEST_MODELS, SYNTHETIC, number
 from genval.report.evidence import Lack, architectures
 from genval.report.resampling import draw_models, interval, wilson_interval
+from genval.results.scenes import ALL, GATED_SUFFIX, folder_name
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.paths import resolve

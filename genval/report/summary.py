@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from genval.metrics.correlation import CORRELATIONS
-from genval.metrics.tables import markdown_table, percent
 from genval.report.comparison import BASELINES, PREDICTORS, SYNTHETIC
+from genval.runtime.tables import markdown_table, percent
 
 _HEADER = ["part", "domain", "score", "figure", "quantity", "models", "coefficient", "value"]
 _WAYS = ("over_models", "over_images", "over_both")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genval.artifacts.manifest import Manifest
-from genval.metrics.results import SceneResults
 from genval.report import FORMAT
 from genval.reproduction.steps import Outputs, newest
+from genval.results.scenes import SceneResults
 from genval.runtime.files import read_json
 
 

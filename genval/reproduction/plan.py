@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import path_dicts
-from genval.reproduction.outputs import nothing
-from genval.reproduction.pictures import object_steps, picture_steps
-from genval.reproduction.protocol import Protocol, group_models
-from genval.reproduction.results import (
+from genval.reproduction.evaluation_steps import (
     calibration_steps,
     detection_steps,
     evaluation_steps,
     report_steps,
     true_object_sets,
 )
+from genval.reproduction.image_steps import object_steps, picture_steps
+from genval.reproduction.outputs import nothing
+from genval.reproduction.protocol import Protocol, group_models
 from genval.reproduction.sources import PAGES, find_data, find_models
 from genval.reproduction.steps import Lack, Step
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import path_dicts
 from genval.datasets.corruptions import CORRUPTIONS
-from genval.metrics.results import model_list
 from genval.reproduction.sources import count_images, option
+from genval.results.scenes import model_list
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 

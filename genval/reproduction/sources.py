@@ -73,7 +73,7 @@ def _brings_base(script: str, preset: str | None) -> bool:
     if path is None or not path.is_file() or option(preset, script, "base", None) is not None:
         return False
     # Only here: importing torch takes seconds, and most plans do not come by.
-    from genval.diffusion.controlnet import DEFAULT_BASE, default_base
+    from genval.diffusion.models.controlnet import DEFAULT_BASE, default_base
 
     return default_base(path) != DEFAULT_BASE
 

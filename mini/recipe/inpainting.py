@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genval.diffusion.inpainting import save_inpainting
+from genval.diffusion.inpainting.model import save_inpainting
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_jsonl
 from genval.runtime.progress import progress_bar
@@ -170,7 +170,7 @@ def train_inpainting(
         crops: from `load_object_crops`.
         base: a Stable Diffusion folder.
         recipe: size and schedule.
-        output: folder to write, as `genval.diffusion.inpainting.save_inpainting` does.
+        output: folder to write, as `genval.diffusion.inpainting.model.save_inpainting` does.
         device: where to train.
         log: takes a line of text.
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genval.grounding.detector import load_detector
+from genval.grounding.masks import Thresholds, choose
 from genval.grounding.outliner import load_outliner
-from genval.grounding.run import Thresholds, choose
 from mini.recipe.diffusion import update_average
 from mini.recipe.object_crops import CropDraws, MeasuredCrop, ObjectPictures
 from mini.recipe.views import progress

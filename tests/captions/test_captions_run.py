@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from genval.captions.captioning import CaptionRun, gather, refilter, write_training_list
 from genval.captions.filter import CaptionFilter
 from genval.captions.interrogator import Description
-from genval.captions.run import CaptionRun, gather, refilter, write_training_list
 from genval.captions.sources import Source, match_sources
 from genval.runtime.errors import GenValError
 

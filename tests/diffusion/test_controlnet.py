@@ -7,9 +7,9 @@ import torch
 from diffusion_world import copy_of_base, write_base
 from safetensors.torch import load_file, save_file
 
-from genval.diffusion.controlnet import add_control, load_controlnet, save_controlnet
-from genval.diffusion.hints import make_encoding, read_encoding
-from genval.diffusion.pipelines import checkpoint_hash, find_file, find_model, load_base
+from genval.diffusion.models.controlnet import add_control, load_controlnet, save_controlnet
+from genval.diffusion.models.hints import make_encoding, read_encoding
+from genval.diffusion.models.pipelines import checkpoint_hash, find_file, find_model, load_base
 from genval.runtime.errors import GenValError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -159,7 +159,7 @@ def test_old_files_position_ids_are_not_a_wrong_key(base_folder: Path, tmp_path:
 
 def test_published_places_are_looked_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published commands run in ControlNet/; `ln -s FOLDER checkpoints` makes a link inside checkpoints/."""
-    for module in ("genval.runtime.paths", "genval.diffusion.pipelines"):
+    for module in ("genval.runtime.paths", "genval.diffusion.models.pipelines"):
         monkeypatch.setattr(f"{module}.REPO_ROOT", tmp_path)
     for name in ("ControlNet/models/v1-5-pruned.ckpt", "checkpoints/mine/controlnet_cs.ckpt"):
         (tmp_path / name).parent.mkdir(parents=True)

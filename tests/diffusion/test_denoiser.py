@@ -10,11 +10,11 @@ import pytest
 import torch
 from diffusion_world import HEIGHT, WIDTH
 
-from genval.diffusion import denoiser as denoiser_module
-from genval.diffusion.controlnet import load_controlnet
-from genval.diffusion.denoiser import Denoiser, check_network, group_norm
-from genval.diffusion.pipelines import StableDiffusion, TextStates, load_base
-from genval.diffusion.sampling import SamplingConfig, generate
+from genval.diffusion.models.controlnet import load_controlnet
+from genval.diffusion.models.pipelines import StableDiffusion, TextStates, load_base
+from genval.diffusion.sampling import denoiser as denoiser_module
+from genval.diffusion.sampling.denoiser import Denoiser, check_network, group_norm
+from genval.diffusion.sampling.generation import SamplingConfig, generate
 from genval.runtime.errors import GenValError
 
 ROWS = 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genval.datasets.labels import CITYSCAPES, IGNORE, PALETTE
-from genval.diffusion.hints import (
+from genval.diffusion.models.hints import (
     CITYSCAPES_IDS,
     HINT_ENCODINGS,
     check_labels,

@@ -7,8 +7,7 @@ import torch
 from diffusion_world import SCHEDULES, write_base, write_xl_base
 from inpainting_world import widened
 
-from genval.diffusion import sampling
-from genval.diffusion.inpainting import (
+from genval.diffusion.inpainting.model import (
     InpaintingBatch,
     InpaintingConfig,
     beside_latents,
@@ -18,9 +17,10 @@ from genval.diffusion.inpainting import (
     make_inpainter,
     save_inpainting,
 )
-from genval.diffusion.original import save_original
-from genval.diffusion.pipelines import StableDiffusion, checkpoint_hash, load_base
-from genval.diffusion.sampling import item_noise, make_scheduler
+from genval.diffusion.models.pipelines import StableDiffusion, checkpoint_hash, load_base
+from genval.diffusion.original.checkpoints import save_original
+from genval.diffusion.sampling import generation as sampling
+from genval.diffusion.sampling.generation import item_noise, make_scheduler
 from genval.runtime.errors import GenValError
 
 PROMPTS = ["a photo of a lion", "a photo of an owl", "lion"]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from genval.datasets.ood_objects import Box
-from genval.diffusion.inpainting_frames import box_mask, cut, paste_box, paste_feathered, seam, square
-from genval.diffusion.windows import Window
+from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_feathered, seam, square
+from genval.diffusion.sampling.windows import Window
 
 BOX, CROP = Box(20, 50, 40), Window(10, 40, 60, 60)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from genval.diffusion.inpainting_prompts import article, check_object_template, object_prompt
+from genval.diffusion.inpainting.prompts import article, check_object_template, object_prompt
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 

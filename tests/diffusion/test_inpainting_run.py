@@ -13,9 +13,9 @@ import torch
 from genval.datasets.items import find_items
 from genval.datasets.ood_objects import Box, find_object_pictures, object_folder
 from genval.datasets.placement import PlacementConfig
-from genval.diffusion import inpainting_run
-from genval.diffusion.inpainting import InpaintingConfig, load_inpainting
-from genval.diffusion.inpainting_run import (
+from genval.diffusion.inpainting import stages as inpainting_run
+from genval.diffusion.inpainting.model import InpaintingConfig, load_inpainting
+from genval.diffusion.inpainting.stages import (
     ObjectItem,
     ObjectRun,
     RefinementRun,
@@ -23,8 +23,8 @@ from genval.diffusion.inpainting_run import (
     plan_objects,
     plan_refinements,
 )
-from genval.diffusion.pieces import Pieces
-from genval.diffusion.pipelines import StableDiffusion
+from genval.diffusion.models.pipelines import StableDiffusion
+from genval.diffusion.sampling.pieces import Pieces
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_mask
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from genval.diffusion.lora import find_lora, fuse_lora
-from genval.diffusion.pipelines import load_base
+from genval.diffusion.models.lora import find_lora, fuse_lora
+from genval.diffusion.models.pipelines import load_base
 from genval.runtime.errors import GenValError
 
 # A linear layer, a layer of a list, and a convolution.

@@ -11,8 +11,7 @@ import torch
 from diffusion_world import write_base, write_xl_base
 from safetensors.torch import load_file, save_file
 
-from genval.diffusion import original_keys
-from genval.diffusion.controlnet import (
+from genval.diffusion.models.controlnet import (
     DEFAULT_BASE,
     add_control,
     default_base,
@@ -20,9 +19,10 @@ from genval.diffusion.controlnet import (
     load_controlnet,
     save_controlnet,
 )
-from genval.diffusion.original import clip_tokenizer, original_state, part_sources, save_original
-from genval.diffusion.original_keys import Shapes
-from genval.diffusion.pipelines import StableDiffusion, checkpoint_hash, find_base, load_base
+from genval.diffusion.models.pipelines import StableDiffusion, checkpoint_hash, find_base, load_base
+from genval.diffusion.original import keys as original_keys
+from genval.diffusion.original.checkpoints import clip_tokenizer, original_state, part_sources, save_original
+from genval.diffusion.original.keys import Shapes
 from genval.runtime.errors import GenValError
 
 pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from genval.diffusion import sampling
-from genval.diffusion.controlnet import default_base, load_controlnet
-from genval.diffusion.hints import encode_hint
-from genval.diffusion.original import OriginalFile, original_state
-from genval.diffusion.pipelines import StableDiffusion, TextStates, load_base
-from genval.diffusion.sampling import SamplingConfig, sample_latents
+from genval.diffusion.models.controlnet import default_base, load_controlnet
+from genval.diffusion.models.hints import encode_hint
+from genval.diffusion.models.pipelines import StableDiffusion, TextStates, load_base
+from genval.diffusion.original.checkpoints import OriginalFile, original_state
+from genval.diffusion.sampling import generation as sampling
+from genval.diffusion.sampling.generation import SamplingConfig, sample_latents
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from diffusion_world import HEIGHT, WIDTH, write_cityscapes
 
-from genval.diffusion.hints import CITYSCAPES_IDS
+from genval.diffusion.models.hints import CITYSCAPES_IDS
 from genval.diffusion.pairs import find_jsonl, load_framed, read_pairs, readable_pairs
 from genval.runtime.errors import GenValError
 

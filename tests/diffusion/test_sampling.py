@@ -6,11 +6,11 @@ import pytest
 import torch
 from diffusion_world import HEIGHT, SCHEDULES, WIDTH, write_base
 
-from genval.diffusion import sampling
-from genval.diffusion.controlnet import load_controlnet
-from genval.diffusion.hints import encode_hint
-from genval.diffusion.pipelines import StableDiffusion, load_base
-from genval.diffusion.sampling import SamplingConfig, generate, item_noise, make_scheduler, sample_latents
+from genval.diffusion.models.controlnet import load_controlnet
+from genval.diffusion.models.hints import encode_hint
+from genval.diffusion.models.pipelines import StableDiffusion, load_base
+from genval.diffusion.sampling import generation as sampling
+from genval.diffusion.sampling.generation import SamplingConfig, generate, item_noise, make_scheduler, sample_latents
 from genval.runtime.errors import GenValError
 
 PROMPTS = ["a street, in fog", "trees, in fog", "a car"]

@@ -8,10 +8,10 @@ import torch
 from diffusion_world import HEIGHT, WIDTH, write_xl_base
 from safetensors.torch import load_file, save_file
 
-from genval.diffusion.controlnet import add_control, load_controlnet, save_controlnet
-from genval.diffusion.hints import encode_hint
-from genval.diffusion.pipelines import StableDiffusionXL, TextStates, checkpoint_hash, load_base
-from genval.diffusion.sampling import SamplingConfig, generate, item_noise, make_scheduler, sample_latents
+from genval.diffusion.models.controlnet import add_control, load_controlnet, save_controlnet
+from genval.diffusion.models.hints import encode_hint
+from genval.diffusion.models.pipelines import StableDiffusionXL, TextStates, checkpoint_hash, load_base
+from genval.diffusion.sampling.generation import SamplingConfig, generate, item_noise, make_scheduler, sample_latents
 from genval.runtime.errors import GenValError
 
 pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part

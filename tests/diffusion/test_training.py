@@ -9,14 +9,14 @@ import pytest
 import torch
 from diffusion_world import HEIGHT, WIDTH, copy_of_base, write_xl_base
 
-from genval.diffusion.controlnet import add_control, load_controlnet
-from genval.diffusion.hints import CITYSCAPES_IDS, HintEncoding, encode_hint, make_encoding
+from genval.diffusion.models.controlnet import add_control, load_controlnet
+from genval.diffusion.models.hints import CITYSCAPES_IDS, HintEncoding, encode_hint, make_encoding
+from genval.diffusion.models.pipelines import TextStates, load_base
 from genval.diffusion.pairs import read_pairs
-from genval.diffusion.pipelines import TextStates, load_base
-from genval.diffusion.runs import check_output, choose_precision, choose_run, latest_checkpoint, make_trainer
-from genval.diffusion.training import ControlNetModule, check_optimizer
-from genval.diffusion.training_data import ControlNetData, EncodedFolder, encode_pairs
-from genval.diffusion.training_plan import DrawPlan, TrainingConfig
+from genval.diffusion.training.config import DrawPlan, TrainingConfig
+from genval.diffusion.training.data import ControlNetData, EncodedFolder, encode_pairs
+from genval.diffusion.training.module import ControlNetModule, check_optimizer
+from genval.diffusion.training.runs import check_output, choose_precision, choose_run, latest_checkpoint, make_trainer
 from genval.runtime.errors import GenValError
 
 pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part

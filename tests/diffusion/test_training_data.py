@@ -5,10 +5,10 @@ import pytest
 import torch
 from diffusion_world import HEIGHT, WIDTH, write_cityscapes
 
+from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.pairs import read_pairs
-from genval.diffusion.pipelines import load_base
-from genval.diffusion.training_data import DrawnIndices, DrawnLatents, DrawnPairs, EncodedFolder, encode_pairs
-from genval.diffusion.training_plan import DrawPlan, TrainingConfig
+from genval.diffusion.training.config import DrawPlan, TrainingConfig
+from genval.diffusion.training.data import DrawnIndices, DrawnLatents, DrawnPairs, EncodedFolder, encode_pairs
 from genval.runtime.errors import GenValError
 
 SMALL: dict[str, Any] = {"height": HEIGHT, "width": WIDTH, "batch_size": 6, "caption_dropout": 0.5}
@@ -33,8 +33,8 @@ def test_cache_holds_what_the_loader_gives(base_folder: Path, city_folder: Path)
 def test_folder_gives_what_the_cache_gives(
     base_folder: Path, city_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genval.diffusion.training_data._SHARD", 4)
-    monkeypatch.setattr("genval.diffusion.training_data._ENCODED_AT_ONCE", 3)
+    monkeypatch.setattr("genval.diffusion.training.data._SHARD", 4)
+    monkeypatch.setattr("genval.diffusion.training.data._ENCODED_AT_ONCE", 3)
     # Square crops of a wide frame, three a frame.
     config = TrainingConfig(**{**SMALL, "width": HEIGHT, "crops": 3})
     pairs = read_pairs(city_folder / "training/train.jsonl", city_folder)
@@ -62,7 +62,7 @@ def test_folder_gives_what_the_cache_gives(
 def test_folder_goes_on_where_it_stopped(
     base_folder: Path, city_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genval.diffusion.training_data._SHARD", 2)
+    monkeypatch.setattr("genval.diffusion.training.data._SHARD", 2)
     config = TrainingConfig(**SMALL)
     pairs = read_pairs(city_folder / "training/train.jsonl", city_folder)
     base = load_base(base_folder)

@@ -9,13 +9,13 @@ import torch
 from diffusion_world import HEIGHT, WIDTH
 
 from genval.datasets.labels import IGNORE, PALETTE
-from genval.diffusion.controlnet import load_controlnet
+from genval.diffusion.models.controlnet import load_controlnet
+from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.pairs import read_pairs
-from genval.diffusion.pipelines import load_base
-from genval.diffusion.sampling import SamplingConfig
-from genval.diffusion.training import ControlNetModule
-from genval.diffusion.training_log import ImageLog, mask_agreement
-from genval.diffusion.training_plan import TrainingConfig
+from genval.diffusion.sampling.generation import SamplingConfig
+from genval.diffusion.training.config import TrainingConfig
+from genval.diffusion.training.log import ImageLog, mask_agreement
+from genval.diffusion.training.module import ControlNetModule
 
 
 class ColourReader(torch.nn.Module):

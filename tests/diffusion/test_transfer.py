@@ -10,12 +10,12 @@ from diffusion_world import HEIGHT, WIDTH
 from genval.artifacts.manifest import Manifest
 from genval.datasets.captions import read_captions
 from genval.datasets.items import BadFile, Item, find_items
-from genval.diffusion import transfer as transfer_module
-from genval.diffusion.controlnet import load_controlnet
-from genval.diffusion.pipelines import load_base
+from genval.diffusion import style_transfer as transfer_module
+from genval.diffusion.models.controlnet import load_controlnet
+from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.prompts import find_domain
-from genval.diffusion.sampling import SamplingConfig
-from genval.diffusion.transfer import (
+from genval.diffusion.sampling.generation import SamplingConfig
+from genval.diffusion.style_transfer import (
     Transfer,
     TransferRun,
     caption_frames,

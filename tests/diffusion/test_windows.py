@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from genval.diffusion.windows import Window, blend_weights, windows
+from genval.diffusion.sampling.windows import Window, blend_weights, windows
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genval.evaluation import calibrating
-from genval.evaluation.calibrating import ImageSet, SavedImage, calibrate, hardest_images
+from genval.evaluation import calibration as calibrating
+from genval.evaluation.calibration import ImageSet, SavedImage, calibrate, hardest_images
 from genval.metrics.clusters import fit_clusters
-from genval.metrics.results import SceneResults
 from genval.metrics.temperature import Pixels, search
+from genval.results.scenes import SceneResults
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 

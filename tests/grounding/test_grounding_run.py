@@ -5,8 +5,8 @@ import pytest
 
 from genval.datasets.ood_objects import Box, find_object_pictures
 from genval.grounding.detector import Detection, load_detector
+from genval.grounding.masks import MaskRun, Thresholds, choose, quality
 from genval.grounding.outliner import load_outliner
-from genval.grounding.run import MaskRun, Thresholds, choose, quality
 from genval.grounding.similarity import Similarity
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
@@ -134,7 +134,7 @@ def test_any_other_failure_is_an_error_and_no_text(make, models, object_pictures
     def fail(*_):
         raise GenValError("No space left on device")
 
-    place = {"write": "genval.grounding.run.write_png", "outline": "genval.grounding.outliner.Outliner.outline"}
+    place = {"write": "genval.grounding.masks.write_png", "outline": "genval.grounding.outliner.Outliner.outline"}
     monkeypatch.setattr(place[failure], fail)
     with pytest.raises(GenValError, match="No space left"):
         make(text=0.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genval.metrics.ood import (
+from genval.metrics.ood_scores import (
     BACKGROUND,
     OBJECT,
     SCORES,
@@ -25,7 +25,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def run(logits, kinds, standard=None, keep=False):
     """`launch`, waited for: counts of each image, and scores or None."""
-    from genval.metrics.fused_ood import launch
+    from genval.kernels.ood_scores import launch
 
     standard = standard and tuple(part.to(DEVICE) for part in standard)
     read, scores = launch(logits.to(DEVICE), kinds.to(DEVICE), standard, keep)

@@ -17,7 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def run(logits, labels, ignore=255):
     """`launch`, waited for."""
-    from genval.metrics.fused_statistics import launch
+    from genval.kernels.statistics import launch
 
     read = launch(logits.to(DEVICE), labels.to(DEVICE), ignore)
     if DEVICE == "cuda":

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from genval.metrics.generated import (
+from genval.evaluation.image_scores import (
     HASH_BITS,
     Thresholds,
     add_neighbours,

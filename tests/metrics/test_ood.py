@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genval.metrics.ood import (
+from genval.metrics.ood_scores import (
     FIGURES,
     LEVELS,
     PUBLISHED,
@@ -27,7 +27,7 @@ from genval.metrics.ood import (
     level_of,
     measure_ood,
 )
-from genval.metrics.ood_results import PUBLISHED_KEYS
+from genval.results.ood_blocks import PUBLISHED_KEYS
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 

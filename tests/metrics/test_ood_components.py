@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from genval.metrics.ood import LEVELS
 from genval.metrics.ood_components import THRESHOLDS, Sizes, best_level, component_figures, measure_components
+from genval.metrics.ood_scores import LEVELS
 
 
 def components_of(mask, fewest):

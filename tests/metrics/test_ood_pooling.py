@@ -8,9 +8,9 @@ import resource
 import numpy as np
 import pytest
 
-from genval.metrics.ood import FIGURES, LEVELS, figures_of
 from genval.metrics.ood_pooling import COARSE, PoissonBootstrap, SumBootstrap, coarse_levels, poisson_weights
-from genval.metrics.ood_results import PUBLISHED_KEYS, OodResults, has_scores, pool_blocks, pool_scores, write_scores
+from genval.metrics.ood_scores import FIGURES, LEVELS, figures_of
+from genval.results.ood_blocks import PUBLISHED_KEYS, OodResults, has_scores, pool_blocks, pool_scores, write_scores
 from genval.runtime.errors import GenValError
 
 IDS = [f"lion/{number}" for number in range(6)]

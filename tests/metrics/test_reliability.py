@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genval.evaluation.inference import launch_batch, sample_pixels
 from genval.metrics.calibration import BINS, adaptive_ece, bin_index, classwise_ece, gap_curve, top1_figures
-from genval.metrics.inference import launch_batch, sample_pixels
 from genval.metrics.ranking import aupr, auroc, counts_by_score, fpr_at_tpr, prediction_rejection_ratio
 from genval.metrics.reliability import bounds, pool, reliability_figures
 from genval.metrics.statistics import LEVELS, PixelStatistics, level_confidence, level_of, measure

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from genval.metrics import results as results_module
-from genval.metrics.inference import predict
-from genval.metrics.results import (
+from genval.evaluation.inference import predict
+from genval.metrics.statistics import measure
+from genval.results import scenes as results_module
+from genval.results.scenes import (
     SceneResults,
     finish_scene,
     folder_name,
@@ -17,7 +18,6 @@ from genval.metrics.results import (
     model_list,
     save_image,
 )
-from genval.metrics.statistics import measure
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_mask
 

@@ -101,7 +101,7 @@ def test_prompts_are_sentences_names_or_nothing_in_the_shares_asked():
 
 @pytest.mark.slow
 def test_a_trained_folder_is_what_the_stage_loads(tmp_path):
-    from genval.diffusion.inpainting import load_inpainting
+    from genval.diffusion.inpainting.model import load_inpainting
 
     base = write_base(tmp_path / "base")
     crops = load_object_crops(write_pictures(tmp_path), SMALL, None, 1)

@@ -5,10 +5,10 @@ import numpy as np
 from genval.artifacts.settings import write_settings
 from genval.datasets import find_items, read_pair
 from genval.metrics.confusion import confusion_matrix
-from genval.metrics.results import SceneResults, folder_name, image_record
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
 from genval.report import FORMAT
 from genval.report.page import PageSources
+from genval.results.scenes import SceneResults, folder_name, image_record
 from genval.runtime.files import write_csv, write_json, write_jsonl, write_png
 
 SIDES = ("synthetic", "clear", "corrupted")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from genval.datasets import find_items
 from genval.metrics.calibration import BINS, ece_of_bins
-from genval.report.ood_detection import METRICS
+from genval.report.ood_comparison import METRICS
 from genval.report.page import PageSources, collect, render_page, write_page
 from genval.report.page.content import PageContent
 from genval.report.page.encoding import OUTLINE, TINT, WRONG, class_map, error_map, object_map, photograph, shrink

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import path_dicts
-from genval.diffusion.original_keys import TEXT
-from genval.evaluation.calibrating import CITYSCAPES_CALIBRATION, ImageSet
+from genval.diffusion.original.keys import TEXT
+from genval.evaluation.calibration import CITYSCAPES_CALIBRATION, ImageSet
 from genval.reproduction import protocol as protocol_module
+from genval.reproduction.evaluation_steps import set_name
 from genval.reproduction.plan import build_steps
 from genval.reproduction.protocol import STAGES, Protocol
-from genval.reproduction.results import set_name
 from genval.reproduction.sources import WEIGHTS, find_weights
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from genval.metrics.results import SceneResults
 from genval.reproduction.outputs import of_evaluations, of_files
 from genval.reproduction.printing import duration, print_end, print_missing
 from genval.reproduction.record import START, Record, total_seconds
 from genval.reproduction.running import Runner
 from genval.reproduction.state import BLOCKED, DONE, TO_DO, check_any_runs, check_stages, survey, up_to_date
 from genval.reproduction.steps import Lack, Outputs, Step
+from genval.results.scenes import SceneResults
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 

@@ -120,7 +120,8 @@ def load_script(name):
 
 def draw_fewer_sets(monkeypatch, draws=40):
     """Intervals from few bootstrap draws: a thousand are most of what evaluating a tiny set costs."""
-    from genval.metrics import reliability, results
+    from genval.metrics import reliability
+    from genval.results import scenes as results
 
     monkeypatch.setattr(results, "pool", functools.partial(reliability.pool, draws=draws))
 

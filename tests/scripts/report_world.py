@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from relis_world import load_script
 
-from genval.metrics.results import SceneResults, write_counts, write_statistics
 from genval.metrics.statistics import PixelStatistics
+from genval.results.scenes import SceneResults, write_counts, write_statistics
 from genval.runtime.cli import run
 from genval.runtime.files import write_json, write_jsonl
 

@@ -13,9 +13,9 @@ import pytest
 from relis_world import draw_fewer_sets, fake_segmenters, labelled, load_script
 
 from genval.datasets.labels import CITYSCAPES, CLASSES
-from genval.metrics import generated
+from genval.evaluation import image_scores as generated
+from genval.evaluation.image_scores import agreement
 from genval.metrics.confusion import confusion_matrix
-from genval.metrics.generated import agreement
 from genval.runtime.cli import run
 from genval.runtime.files import read_jsonl, write_jsonl, write_png
 from genval.runtime.paths import REPO_ROOT

@@ -10,10 +10,10 @@ from report_world import CITY, FOG, MODELS, TRUE_FOG, matrix_of, write_set
 
 from genval.datasets import CLASSES
 from genval.metrics import segmentation
-from genval.metrics.ood import LEVELS
 from genval.metrics.ood_pooling import coarse_levels
-from genval.metrics.ood_results import OodResults
-from genval.metrics.results import SceneResults
+from genval.metrics.ood_scores import LEVELS
+from genval.results.ood_blocks import OodResults
+from genval.results.scenes import SceneResults
 from genval.runtime.files import write_csv, write_json, write_jsonl
 
 PLACES = {"clear": (CITY, 0, 0.0), "synthetic": (FOG, 1, -0.05), "true": (TRUE_FOG, 1, 0.0)}

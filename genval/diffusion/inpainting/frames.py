@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from genval.datasets.ood_objects import Box
-from genval.diffusion.windows import Window
+from genval.diffusion.sampling.windows import Window
 
 # The published code blurs a mask of 512 pixels with a box of 128.
 _BLUR = 1 / 4

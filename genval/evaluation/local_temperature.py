@@ -18,12 +18,12 @@ from torch import Tensor
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.tensors import PackedTensors, read_about, write_part
 from genval.datasets import CLASS_SETS, CLASSES, IGNORE, classes_of
-from genval.evaluation.calibrating import ImageSet
-from genval.metrics.inference import sample_pixels
+from genval.evaluation.calibration import ImageSet
+from genval.evaluation.inference import sample_pixels
 from genval.metrics.local_temperature import LocalTemperature, scaled_nll
-from genval.metrics.results import SceneResults, Summary, folder_name, summarise
 from genval.metrics.statistics import measure
 from genval.metrics.temperature import Pixels, search_ece, search_nll
+from genval.results.scenes import SceneResults, Summary, folder_name, summarise
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_jsonl
 from genval.runtime.paths import resolve

@@ -13,8 +13,8 @@ from genval.artifacts.tensors import PackedTensors
 from genval.datasets import IGNORE
 from genval.metrics.ranking import aupr, auroc, fpr_at_tpr
 from genval.metrics.reliability import pool
-from genval.metrics.results import SceneResults
 from genval.metrics.statistics import PixelStatistics, count_confidences
+from genval.results.scenes import SceneResults
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl, read_mask
 from genval.runtime.paths import resolve

@@ -11,9 +11,15 @@ from genval.artifacts.fingerprint import file_mark, weights_hash
 from genval.artifacts.manifest import Manifest
 from genval.datasets import CLASSES, BadFile, Batch, Item, load_batches, partition
 from genval.datasets.items import find_original
+from genval.evaluation.image_scores import (
+    add_neighbours,
+    agreement,
+    domain_probability,
+    picture_hash,
+    relative_agreement,
+)
+from genval.evaluation.inference import predict
 from genval.metrics.confusion import confusion_matrix
-from genval.metrics.generated import add_neighbours, agreement, domain_probability, picture_hash, relative_agreement
-from genval.metrics.inference import predict
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_jsonl
 from genval.runtime.progress import progress_bar

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from genval.metrics.ood import OodCounts
+    from genval.metrics.ood_scores import OodCounts
 
 
 def predict(segmenter: nn.Module, images: np.ndarray, names: Sequence[str], device: torch.device) -> np.ndarray:
@@ -98,7 +98,7 @@ def launch_batch(
         logits = infer(segmenter, images, device)
         labels = _to(train_ids, device)
         if samples is None and can_fuse(device):
-            from genval.metrics.fused_statistics import launch
+            from genval.kernels.statistics import launch
 
             measured = launch(logits, labels)
         else:
@@ -190,7 +190,7 @@ def launch_ood_batch(
     """
     import torch
 
-    from genval.metrics.ood import measure_ood
+    from genval.metrics.ood_scores import measure_ood
 
     with torch.inference_mode(), _memory_of(segmenter, images):
         logits = infer(segmenter, images, device)
@@ -198,7 +198,7 @@ def launch_ood_batch(
         counted: Callable[[], Iterator[OodCounts]]
         scores: Sequence[Tensor | None]
         if can_fuse(device):
-            from genval.metrics.fused_ood import launch
+            from genval.kernels.ood_scores import launch
 
             counted, kept = launch(logits, masks, standard, keep)
             scores = [None] * len(names) if kept is None else list(kept)
@@ -275,7 +275,7 @@ def can_fuse(device: torch.device) -> bool:
 
     if device.type != "cuda" or not find_spec("triton"):
         return False
-    from genval.metrics.fused_statistics import launch
+    from genval.kernels.statistics import launch
 
     try:
         launch(torch.zeros(1, 1, 1, device=device), torch.zeros(1, 1, dtype=torch.uint8, device=device))

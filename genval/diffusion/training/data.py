@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 
-from genval.diffusion.hints import CITYSCAPES_IDS, LabelSet
+from genval.diffusion.models.hints import CITYSCAPES_IDS, LabelSet
+from genval.diffusion.models.pipelines import StableDiffusion, TextStates, checkpoint_hash
 from genval.diffusion.pairs import Pair, load_framed
-from genval.diffusion.pipelines import StableDiffusion, TextStates, checkpoint_hash
-from genval.diffusion.training_plan import Draw, DrawPlan, TrainingConfig
+from genval.diffusion.training.config import Draw, DrawPlan, TrainingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, remove_leftovers, replace_file, write_json
 from genval.runtime.progress import progress_bar

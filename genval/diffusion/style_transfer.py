@@ -19,13 +19,12 @@ from genval.artifacts.manifest import Manifest
 from genval.artifacts.settings import write_settings
 from genval.datasets.captions import read_captions
 from genval.datasets.items import BadFile, Item
-from genval.diffusion.denoiser import Denoiser
-from genval.diffusion.hints import read_encoding
+from genval.diffusion.models.hints import read_encoding
+from genval.diffusion.models.pipelines import StableDiffusion
 from genval.diffusion.pairs import FramedPair, Pair, load_framed
-from genval.diffusion.pieces import Pieces
-from genval.diffusion.pipelines import StableDiffusion
 from genval.diffusion.prompts import Domain, check_template, fit_prompt, make_prompt
-from genval.diffusion.sampling import (
+from genval.diffusion.sampling.denoiser import Denoiser
+from genval.diffusion.sampling.generation import (
     Generated,
     SamplingConfig,
     check_size,
@@ -33,6 +32,7 @@ from genval.diffusion.sampling import (
     join_generated,
     make_denoiser,
 )
+from genval.diffusion.sampling.pieces import Pieces
 from genval.runtime.background import BackgroundWriter
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_mask, write_png

@@ -1,6 +1,6 @@
-"""`genval.metrics.ood.measure_ood` of whole batches on an NVIDIA GPU: one kernel, and small sums of what it leaves.
+"""`genval.metrics.ood_scores.measure_ood` of whole batches on an NVIDIA GPU: one kernel, and small sums of what it leaves.
 
-As in `genval.metrics.fused_statistics`, logits are read where they are if they are contiguous, counts are added by
+As in `genval.kernels.statistics`, logits are read where they are if they are contiguous, counts are added by
 atomic operations, and sums are kept for each program and added in their order. The counts are those of `measure_ood`
 but for the last bits of the exponentials, which may move a pixel to the next level.
 """
@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from genval.metrics.fused_statistics import largest_logit
-from genval.metrics.ood import LEVELS, LOWEST, SCORES, STANDARDISED, OodCounts, scale
+from genval.kernels.statistics import largest_logit
+from genval.metrics.ood_scores import LEVELS, LOWEST, SCORES, STANDARDISED, OodCounts, scale
 from genval.metrics.statistics import LogitsNotFiniteError
 from genval.runtime.errors import GenValError
 
@@ -88,7 +88,7 @@ def _add(levels, level, background, is_object, certain, LEVELS: tl.constexpr):  
 
 @triton.jit
 def _level(score, first, count, shift):  # type: ignore[no-untyped-def]
-    """The level of a score that is not negative, as `genval.metrics.ood.level_of`."""
+    """The level of a score that is not negative, as `genval.metrics.ood_scores.level_of`."""
     key = score.to(tl.int32, bitcast=True) >> shift
     return first + count - tl.minimum(tl.maximum(key, first), first + count)
 

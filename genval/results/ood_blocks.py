@@ -29,11 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from genval.metrics.ood import FIGURES, ExactFigures, OodCounts, bounds, exact_counts, level_figures
 from genval.metrics.ood_components import COMPONENT_FIGURES
 from genval.metrics.ood_pooling import PoissonBootstrap, SumBootstrap
-from genval.metrics.results import folder_name
+from genval.metrics.ood_scores import FIGURES, ExactFigures, OodCounts, bounds, exact_counts, level_figures
 from genval.metrics.segmentation import plain
+from genval.results.scenes import folder_name
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl, write_bytes, write_csv, write_json, write_jsonl
 

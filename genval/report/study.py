@@ -14,17 +14,17 @@ import path_dicts
 from genval.datasets import CLASS_SETS, CLASSES
 from genval.datasets.corruptions import CORRUPTIONS
 from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
-from genval.metrics.results import GATED_SUFFIX, list_models, model_list
 from genval.report import FORMAT
 from genval.report.comparison import CLEAR, CORRUPTED, SYNTHETIC, TRUE, compare, compare_classes
 from genval.report.evidence import Evidence, Lack, Place, read_evidence, short_names, with_street_sources
 from genval.report.figures import Figure, class_figures, ece_figure, mean_iou, miou_figure
-from genval.report.ood_detection import compare_ood_detection
+from genval.report.ood_comparison import compare_ood_detection
 from genval.report.published import PUBLISHED
 from genval.report.resampling import draw_images
 from genval.report.sample_size import sample_size_curve
 from genval.report.scaling import measure_scaling
 from genval.report.verdict import answer, verdict
+from genval.results.scenes import GATED_SUFFIX, list_models, model_list
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed

@@ -10,8 +10,8 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from genval.diffusion.training_log import StepCheckpoints, StepProgress
-from genval.diffusion.training_plan import TrainingConfig
+from genval.diffusion.training.config import TrainingConfig
+from genval.diffusion.training.log import StepCheckpoints, StepProgress
 from genval.runtime.errors import GenValError
 
 # Where Lightning's first version puts them, as in the published system; a resumed run's go there too.

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from genval.diffusion import original_keys as keys
-from genval.diffusion.messages import first_words, listed, quiet
-from genval.diffusion.original_keys import Shapes, Source
+from genval.diffusion.models.messages import first_words, listed, quiet
+from genval.diffusion.original import keys as keys
+from genval.diffusion.original.keys import Shapes, Source
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, replace_file
 
 if TYPE_CHECKING:
-    from genval.diffusion.pipelines import StableDiffusion
+    from genval.diffusion.models.pipelines import StableDiffusion
 
 SUFFIXES = (".ckpt", ".pth", ".safetensors")
 # What files written here carry beside the published content: configs and tokenizers.

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genval.diffusion.pipelines import StableDiffusion, TextStates
+from genval.diffusion.models.pipelines import StableDiffusion, TextStates
 from genval.runtime.errors import GenValError
 
 # In order of speed on an H100; a backend that does not know a head's size passes it on.

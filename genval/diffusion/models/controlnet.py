@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from genval.diffusion.hints import (
+from genval.diffusion.models.hints import (
     CITYSCAPES_IDS,
     ENCODING_KEY,
     HintEncoding,
@@ -21,8 +21,8 @@ from genval.diffusion.hints import (
     read_encoding,
     record_encoding,
 )
-from genval.diffusion.original import OriginalFile
-from genval.diffusion.pipelines import StableDiffusion, find_file, find_model, load_strictly, move
+from genval.diffusion.models.pipelines import StableDiffusion, find_file, find_model, load_strictly, move
+from genval.diffusion.original.checkpoints import OriginalFile
 from genval.runtime.errors import GenValError
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -52,7 +52,7 @@ def add_control(
 
     Args:
         encoding: how masks become hints; it gives the hint's channels and is kept in the config.
-        hint_init: "default" (the published random initialisation) or "hinges" (`genval.diffusion.hints.init_hinges`).
+        hint_init: "default" (the published random initialisation) or "hinges" (`genval.diffusion.models.hints.init_hinges`).
         seed: of the random initialisation.
 
     Returns:

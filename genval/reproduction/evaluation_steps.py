@@ -9,8 +9,6 @@ from pathlib import Path
 
 import path_dicts
 from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
-from genval.metrics.ood_results import OodResults
-from genval.metrics.results import folder_name
 from genval.report import HARDEST_SHARE
 from genval.reproduction.outputs import of_correlation, of_evaluations, of_files
 from genval.reproduction.protocol import (
@@ -26,6 +24,8 @@ from genval.reproduction.protocol import (
 )
 from genval.reproduction.sources import count_ood_images
 from genval.reproduction.steps import Lack, Step
+from genval.results.ood_blocks import OodResults
+from genval.results.scenes import folder_name
 from genval.runtime.paths import resolve
 
 
@@ -158,7 +158,7 @@ def _test_flags(domain: str) -> tuple[str, ...]:
 
 
 def set_name(dataset: str, cond: str = "all", scenes: str = "", hardest: float = 1.0) -> str:
-    """The folder that calibration names a set by, as `genval.evaluation.calibrating.ImageSet` does (that needs torch).
+    """The folder that calibration names a set by, as `genval.evaluation.calibration.ImageSet` does (that needs torch).
 
     >>> set_name("ACDC", "fog"), set_name("Cityscapes", "clean", "lindau,munster")
     ('ACDC_fog', 'Cityscapes_clean_lindau+munster')

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from genval.diffusion.messages import first_words, listed, quiet
-from genval.diffusion.original import SUFFIXES, OriginalFile, is_original
+from genval.diffusion.models.messages import first_words, listed, quiet
+from genval.diffusion.original.checkpoints import SUFFIXES, OriginalFile, is_original
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.paths import REPO_ROOT, find_below, resolve

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from genval.diffusion.controlnet import save_controlnet
+from genval.diffusion.models.controlnet import save_controlnet
+from genval.diffusion.models.pipelines import move
 from genval.diffusion.pairs import FramedPair, Pair, load_framed
-from genval.diffusion.pipelines import move
-from genval.diffusion.sampling import SamplingConfig, generate
+from genval.diffusion.sampling.generation import SamplingConfig, generate
+from genval.evaluation.inference import predict
 from genval.metrics.confusion import confusion_matrix
-from genval.metrics.inference import predict
 from genval.metrics.segmentation import labelled_classes, mean_iou, plain
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, write_json, write_png

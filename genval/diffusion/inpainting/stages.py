@@ -18,15 +18,15 @@ from genval.artifacts.manifest import Manifest
 from genval.datasets.items import Item
 from genval.datasets.ood_objects import Box, ObjectPicture, object_folder, read_box
 from genval.datasets.placement import PlacementConfig, crop_around, place
-from genval.diffusion.denoiser import Denoiser
 from genval.diffusion.framing import check_pair
-from genval.diffusion.inpainting import InpaintingBatch, InpaintingConfig, inpaint, make_inpainter
-from genval.diffusion.inpainting_frames import box_mask, cut, paste_box, paste_feathered, square
-from genval.diffusion.inpainting_prompts import object_prompt
-from genval.diffusion.pieces import Pieces
-from genval.diffusion.pipelines import StableDiffusion
-from genval.diffusion.sampling import Generated, join_generated
-from genval.diffusion.windows import Window
+from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_feathered, square
+from genval.diffusion.inpainting.model import InpaintingBatch, InpaintingConfig, inpaint, make_inpainter
+from genval.diffusion.inpainting.prompts import object_prompt
+from genval.diffusion.models.pipelines import StableDiffusion
+from genval.diffusion.sampling.denoiser import Denoiser
+from genval.diffusion.sampling.generation import Generated, join_generated
+from genval.diffusion.sampling.pieces import Pieces
+from genval.diffusion.sampling.windows import Window
 from genval.runtime.background import BackgroundWriter
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_mask, write_bytes, write_json, write_png

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from genval.diffusion.hints import encode_hint, read_encoding
+from genval.diffusion.models.hints import encode_hint, read_encoding
+from genval.diffusion.models.pipelines import StableDiffusion, TextStates, locked_dtype
 from genval.diffusion.pairs import Pair
-from genval.diffusion.pipelines import StableDiffusion, TextStates, locked_dtype
-from genval.diffusion.training_data import EncodedFolder, LatentCache, encode_pairs
-from genval.diffusion.training_plan import TrainingConfig
+from genval.diffusion.training.config import TrainingConfig
+from genval.diffusion.training.data import EncodedFolder, LatentCache, encode_pairs
 from genval.runtime.errors import GenValError
 
 # The 1x1 convolutions at every joint are matrix products in channels-last memory.

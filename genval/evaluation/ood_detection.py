@@ -33,8 +33,10 @@ from genval.datasets.ood_sets import (
     read_kinds,
     read_ood_pair,
 )
-from genval.metrics.inference import infer, launch_ood_batch
-from genval.metrics.ood import (
+from genval.evaluation.inference import infer, launch_ood_batch
+from genval.metrics.ood_components import Sizes, best_level, component_figures, measure_components
+from genval.metrics.ood_pooling import SumBootstrap, coarse_levels
+from genval.metrics.ood_scores import (
     BACKGROUND,
     LEVELS,
     OBJECT,
@@ -46,9 +48,7 @@ from genval.metrics.ood import (
     level_edge,
     level_of,
 )
-from genval.metrics.ood_components import Sizes, best_level, component_figures, measure_components
-from genval.metrics.ood_pooling import SumBootstrap, coarse_levels
-from genval.metrics.ood_results import (
+from genval.results.ood_blocks import (
     OodResults,
     has_scores,
     image_line,
@@ -58,7 +58,7 @@ from genval.metrics.ood_results import (
     write_results,
     write_scores,
 )
-from genval.metrics.results import folder_name, image_record, model_list
+from genval.results.scenes import folder_name, image_record, model_list
 from genval.runtime.background import BackgroundWriter, one_behind
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError

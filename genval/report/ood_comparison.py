@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from genval.metrics.ood import figures_of
 from genval.metrics.ood_pooling import PoissonBootstrap
-from genval.metrics.ood_results import OodResults
+from genval.metrics.ood_scores import figures_of
 from genval.report.comparison import CLEAR, SYNTHETIC, TRUE, compare, number
 from genval.report.evidence import Lack, architectures, short_names
 from genval.report.figures import Figure
+from genval.results.ood_blocks import OodResults
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed

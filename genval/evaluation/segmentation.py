@@ -26,8 +26,9 @@ from genval.datasets import (
 )
 from genval.datasets.gate import GATE, GATED, apply_gate
 from genval.datasets.layouts import find_root, is_generated
-from genval.metrics.inference import Measured, launch_batch, sample_pixels
-from genval.metrics.results import (
+from genval.evaluation.inference import Measured, launch_batch, sample_pixels
+from genval.metrics.statistics import PixelStatistics
+from genval.results.scenes import (
     GATED_SUFFIX,
     SceneResults,
     finish_scene,
@@ -36,7 +37,6 @@ from genval.metrics.results import (
     pair,
     save_image,
 )
-from genval.metrics.statistics import PixelStatistics
 from genval.runtime.background import BackgroundWriter, one_behind
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError

@@ -2,7 +2,7 @@
 
 The loop is the one of diffusers' StableDiffusionControlNetPipeline (tests hold the two together) with two differences:
 an item's noise comes from its own seed wherever it lies in a batch, and latents stay in float32 between steps. What a
-step computes is in `genval.diffusion.denoiser`.
+step computes is in `genval.diffusion.sampling.denoiser`.
 
 Pictures larger than a model was trained for are made of overlapping windows (Bar-Tal et al., "MultiDiffusion", ICML
 2023: at each step the predictions of all windows are averaged), or drawn small first and then drawn over enlarged.
@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 import torch
 
-from genval.diffusion.denoiser import Denoiser
-from genval.diffusion.hints import encode_hint, read_encoding
-from genval.diffusion.pipelines import StableDiffusion, to_uint8
-from genval.diffusion.windows import Window, blend_weights, windows
+from genval.diffusion.models.hints import encode_hint, read_encoding
+from genval.diffusion.models.pipelines import StableDiffusion, to_uint8
+from genval.diffusion.sampling.denoiser import Denoiser
+from genval.diffusion.sampling.windows import Window, blend_weights, windows
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 

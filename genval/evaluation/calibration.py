@@ -17,9 +17,9 @@ from genval.artifacts.tensors import PackedTensors
 from genval.datasets import CLASS_SETS, CLASSES, classes_of
 from genval.metrics.calibration import top1_figures
 from genval.metrics.clusters import ClusterModel, fit_clusters, load_clusters, save_clusters
-from genval.metrics.results import SceneResults, Summary, folder_name, list_scenes, pair, summarise
 from genval.metrics.statistics import measure
 from genval.metrics.temperature import Pixels, scale_logits, search, search_per_class
+from genval.results.scenes import SceneResults, Summary, folder_name, list_scenes, pair, summarise
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, write_json
 from genval.runtime.paths import resolve

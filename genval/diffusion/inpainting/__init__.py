@@ -1,0 +1,1 @@
+"""Inpainting objects into street images, and refining them."""

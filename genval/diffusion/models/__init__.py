@@ -1,0 +1,1 @@
+"""The parts of Stable Diffusion and the ControlNet: loading, conversion of label hints, LoRA."""

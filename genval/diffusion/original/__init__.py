@@ -1,0 +1,1 @@
+"""Checkpoints in the original formats of Stable Diffusion and ControlNet."""

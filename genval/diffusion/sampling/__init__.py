@@ -1,0 +1,1 @@
+"""From label masks and prompts to images."""

@@ -1,0 +1,1 @@
+"""Training a ControlNet: settings, data, logs and runs."""
