@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from genval.runtime.files import write_json
+from genval.runtime.flags import flatten
 
 _PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "mmsegmentation", "numpy")
 
@@ -22,7 +23,7 @@ def write_settings(folder: str | Path, settings: Any) -> Path:
     """
     values: Mapping[str, Any]
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
-        values = dataclasses.asdict(settings)
+        values = flatten(settings)
     elif isinstance(settings, argparse.Namespace):
         values = vars(settings)
     else:

@@ -1,14 +1,61 @@
-"""Flags that mean the same in every script, and the frame a script runs in."""
+"""The frame a script runs in: flags become settings, and a user's error becomes one line and exit code 2."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import path_dicts
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import parse_settings
+
+Settings = TypeVar("Settings")
+
+
+def run(
+    main: Callable[[Any], None],
+    settings: Any,
+    script: str = "",
+    description: str | None = None,
+    shows: Mapping[str, tuple[Callable[[], str], str]] | None = None,
+) -> None:
+    """Run a script's `main` on the settings that its command line gives.
+
+    Args:
+        main: what the script does.
+        settings: its settings dataclass, see `genval.runtime.flags`.
+        script: its path from the repository's root without `.py`, e.g. `relis/eval`.
+        description: its docstring, for `--help`.
+        shows: flags that print a text and end the script, by name: what gives the text, and the help.
+    """
+    try:
+        main(parse_settings(settings, None, script, description, shows) if script else settings())
+    except GenValError as error:
+        _exit(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        _exit("interrupted: run the same command again to resume.", 130)
+    except ModuleNotFoundError as error:
+        if (error.name or "genval").partition(".")[0] in ("genval", "mini"):
+            raise
+        _exit(f"error: the package {error.name} is not installed in the environment of {sys.executable}. "
+              "Run: make install", 2)  # fmt: skip
+    except Exception as error:
+        # Compared by name: importing torch here would make --help slow.
+        if type(error).__name__ not in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):
+            raise
+        _exit(
+            "error: the device's memory is full. Give a smaller --batch_size or image size, or another --precision.", 2
+        )
+
+
+def _exit(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+# Legacy parsers, until every script has settings.
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -150,24 +197,3 @@ class Show(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         print(self.show())
         parser.exit()
-
-
-def run(main: Callable[[argparse.Namespace], None], args: Callable[[], argparse.Namespace]) -> None:
-    """Run a script's `main` on its parsed arguments; a user's error becomes one line and exit code 2."""
-    try:
-        main(args())
-    except GenValError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        # By its name: torch is not imported here, `--help` has to be quick.
-        if type(error).__name__ not in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):
-            raise
-        print(
-            "error: the device's memory is full. Give a smaller --batch_size or image size, or another --precision.",
-            file=sys.stderr,
-        )
-        sys.exit(2)

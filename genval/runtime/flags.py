@@ -1,0 +1,286 @@
+"""Settings as frozen dataclasses, and the command line as a view of them: one field is one flag.
+
+    @dataclass(frozen=True, kw_only=True)
+    class CorruptSettings:
+        domains: tuple[str, ...] = flag(("fog",), "domains to corrupt", type=comma_list)
+        run: RunSettings = group(RunSettings, "run")
+
+`parse_settings(CorruptSettings, argv, "relis/corrupt", __doc__)` reads `--domains`, `--overwrite`, ... into it. A
+field `preset: str | None = None` receives the name of the preset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import path_dicts
+from genval.runtime.errors import GenValError
+
+# Other names of a flag, accepted in every script that has the flag: published names, and names of earlier versions.
+# docs/flags.md describes each flag; a test fails where two names of one concept are both canonical.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "segmenters": ("model_arch", "models", "model"),
+    "inpainting_model": ("model",),
+    "domains": ("domain",),
+    "num_workers": ("workers",),
+    "output_dir": ("out", "results_dir"),  # the folder that a script writes
+    "eval_dir": ("root_exp_dir",),  # results of relis/eval.py: written by it, read by the others
+    "steps": ("ddim_steps",),
+    "control_scale": ("strength",),
+    "denoising_strength": ("strength",),
+    "upscale_denoising_strength": ("upscale_strength",),
+    "reference_dataset": ("true_dataset",),
+    "class_set": ("classes",),
+    "bootstrap_draws": ("draws",),
+    "accelerator": ("device",),
+    "image_width": ("picture_width",),
+}
+
+Settings = TypeVar("Settings")
+
+
+def flag(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    type: Callable[[str], Any] | None = None,
+    choices: Sequence[Any] | None = None,
+    title: str | None = None,
+    exclusive: str | None = None,
+    positional: bool = False,
+    bare: Any = None,
+) -> Any:
+    """A dataclass field that is also a command-line flag of the same name.
+
+    Args:
+        default: the value without the flag; without a default the flag is required.
+        help: one line for `--help`.
+        type: from the flag's text to its value; by default taken from the field's annotation (`int`, `float`, `str`,
+            `bool`, `Literal[...]` and optional ones).
+        choices: the accepted values; by default those of a `Literal` annotation.
+        title: the group that `--help` lists the flag under; later fields without one stay in the same group.
+        exclusive: flags with the same name here exclude each other.
+        positional: whether the flag is a positional argument.
+        bare: the value where the flag is given without one, e.g. `--compile`.
+    """
+    metadata = {
+        "help": help,
+        "type": type,
+        "choices": choices,
+        "title": title,
+        "exclusive": exclusive,
+        "positional": positional,
+        "bare": bare,
+    }
+    return dataclasses.field(default=default, metadata={"flag": metadata})
+
+
+def group(cls: type[Any], title: str, **defaults: Any) -> Any:
+    """A dataclass field that holds another settings dataclass, whose fields become flags of one group.
+
+    Args:
+        cls: the dataclass.
+        title: of the group in `--help`.
+        defaults: values that differ from the dataclass's own defaults.
+    """
+    return dataclasses.field(default_factory=lambda: cls(**defaults), metadata={"group": title, "defaults": defaults})
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the docstring's lines, and show a flag's default where it is worth reading."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, (), argparse.SUPPRESS) or not action.help:
+            return action.help
+        if action.default is dataclasses.MISSING:
+            return f"{action.help} (required)"
+        if isinstance(action.default, (tuple, list)):
+            return f"{action.help} (default: {','.join(map(str, action.default))})"
+        return super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors of a script are, instead of its whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}. See: python {self.prog} --help\n")
+
+
+class Show(argparse.Action):
+    """A flag that prints what its `show` returns and ends the script, as `--help` does."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, show: Callable[[], str], help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+        self.show = show
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(self.show())
+        parser.exit()
+
+
+def settings_parser(
+    cls: type[Any],
+    script: str,
+    description: str | None,
+    shows: Mapping[str, tuple[Callable[[], str], str]] | None = None,
+) -> argparse.ArgumentParser:
+    """Build the argument parser of a settings dataclass.
+
+    Args:
+        cls: the dataclass.
+        script: path of the script from the repository's root without `.py`, e.g. `relis/eval`.
+        description: the script's docstring.
+        shows: flags that print a text and end the script, by name: what gives the text, and the help.
+    """
+    parser = _Parser(prog=f"{script}.py", description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    parser.add_argument(
+        "--preset",
+        choices=sorted(path_dicts.PRESETS),
+        help="a table of defaults from path_dicts.py; 'mini' selects the embedded world's data and checkpoints",
+    )
+    for name, (show, text) in (shows or {}).items():
+        parser.add_argument(f"--{name}", action=Show, show=show, help=text)
+    _add_fields(parser, cls, {})
+    return parser
+
+
+def parse_settings(
+    cls: type[Settings],
+    argv: Sequence[str] | None,
+    script: str,
+    description: str | None = None,
+    shows: Mapping[str, tuple[Callable[[], str], str]] | None = None,
+) -> Settings:
+    """Read a script's flags into its settings dataclass.
+
+    The defaults of `--preset` (`path_dicts.PRESETS[preset][script]`) take the place of the dataclass's own.
+
+    Raises:
+        GenValError: the preset has an unknown flag, or the dataclass refuses a value.
+    """
+    parser = settings_parser(cls, script, description, shows)
+    preset_parser = _Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    preset_parser.add_argument("--preset")
+    preset = preset_parser.parse_known_args(argv)[0].preset
+    if preset in path_dicts.PRESETS:
+        parser.set_defaults(**_preset_defaults(parser, path_dicts.PRESETS[preset].get(script, {}), preset, script))
+    values, unrecognised = parser.parse_known_args(argv)
+    if unrecognised:
+        parser.error(f"unrecognized arguments: {' '.join(unrecognised)}{_suggestion(parser, unrecognised[0])}")
+    missing = [f"--{name}" for name, value in vars(values).items() if value is dataclasses.MISSING]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    return _build(cls, vars(values))
+
+
+def flatten(settings: Any) -> dict[str, Any]:
+    """The flags of a settings dataclass by name, those of nested groups included."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if "group" in field.metadata:
+            values |= flatten(value)
+        else:
+            values[field.name] = value
+    return values
+
+
+def _add_fields(parser: argparse.ArgumentParser, cls: type[Any], overrides: Mapping[str, Any]) -> None:
+    hints = typing.get_type_hints(cls)
+    target: Any = parser
+    exclusive: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if "group" in field.metadata:
+            _add_fields_of_group(parser, hints[field.name], field)
+            continue
+        flag_of = field.metadata.get("flag")
+        if flag_of is None:
+            continue
+        if flag_of["title"]:
+            target = parser.add_argument_group(flag_of["title"])
+        holder = target
+        if flag_of["exclusive"]:
+            holder = exclusive.setdefault(flag_of["exclusive"], target.add_mutually_exclusive_group())
+        _add_flag(holder, field, hints[field.name], overrides)
+
+
+def _add_fields_of_group(parser: argparse.ArgumentParser, cls: type[Any], field: dataclasses.Field[Any]) -> None:
+    target: Any = parser.add_argument_group(field.metadata["group"])
+    _add_fields(target, cls, field.metadata["defaults"])
+
+
+def _add_flag(holder: Any, field: dataclasses.Field[Any], hint: Any, overrides: Mapping[str, Any]) -> None:
+    flag_of = field.metadata["flag"]
+    default = overrides.get(field.name, field.default)
+    options: dict[str, Any] = {"help": flag_of["help"], "default": default}
+    kind, choices = _kind(hint)
+    if kind is bool:
+        options["action"] = "store_true"
+    else:
+        options["type"] = flag_of["type"] or (_plain(choices) if choices else kind)
+        if flag_of["choices"] or choices:
+            options["choices"] = list(flag_of["choices"] or choices)
+        if flag_of["bare"] is not None:
+            options |= {"nargs": "?", "const": flag_of["bare"]}
+    if flag_of["positional"]:
+        if default is dataclasses.MISSING:
+            options.pop("default")
+        holder.add_argument(field.name, **options)
+        return
+    holder.add_argument(f"--{field.name}", **options)
+    aliases = [f"--{alias}" for alias in ALIASES.get(field.name, ())]
+    taken = holder._option_string_actions
+    aliases = [alias for alias in aliases if alias not in taken]
+    if aliases:
+        options |= {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+        holder.add_argument(*aliases, dest=field.name, **options)
+
+
+def _kind(hint: Any) -> tuple[Callable[[str], Any], tuple[Any, ...]]:
+    """The type of a field's values, and the values of a `Literal`."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is typing.Literal:
+        return str, typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return str, ()
+    return hint, ()
+
+
+def _plain(choices: Sequence[Any]) -> Callable[[str], Any]:
+    return type(choices[0])
+
+
+def _build(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if "group" in field.metadata:
+            arguments[field.name] = _build(hints[field.name], values)
+        elif field.name in values:
+            value = values[field.name]
+            arguments[field.name] = tuple(value) if isinstance(value, list) else value
+    return cls(**arguments)
+
+
+def _preset_defaults(
+    parser: argparse.ArgumentParser, defaults: Mapping[str, Any], preset: str, script: str
+) -> dict[str, Any]:
+    names = {name.lstrip("-"): action.dest for action in parser._actions for name in action.option_strings}
+    names |= {action.dest: action.dest for action in parser._actions}
+    unknown = sorted(set(defaults) - set(names))
+    if unknown:
+        raise GenValError(f"path_dicts.PRESETS[{preset!r}][{script!r}] has unknown flags: {', '.join(unknown)}.")
+    return {names[name]: value for name, value in defaults.items()}
+
+
+def _suggestion(parser: argparse.ArgumentParser, text: str) -> str:
+    known = [name for action in parser._actions for name in action.option_strings]
+    close = difflib.get_close_matches(text.partition("=")[0], known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
