@@ -31,7 +31,7 @@ def launch_fabric(args: argparse.Namespace) -> Fabric:
     except (RuntimeError, ValueError, TypeError) as error:  # Lightning's MisconfigurationException is a RuntimeError
         reason = " ".join(str(error).split())
         raise GenValError(
-            f"--accelerator {args.accelerator} --devices {args.devices} cannot be had: {reason} "
+            f"--accelerator {args.accelerator} --devices {args.devices} are not available: {reason} "
             "Use --accelerator cpu --devices 1, or auto."
         ) from error
     fabric.launch()
@@ -49,15 +49,18 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 @contextlib.contextmanager
-def same_outcome(fabric: Fabric) -> Iterator[None]:
-    """A step that ends well in every process or in none; all processes wait for each other at its end.
+def same_outcome(fabric: Fabric | None) -> Iterator[None]:
+    """A step that succeeds in every process or in none; all processes wait for each other at its end.
 
-    Without it one process's bad file would leave the others in a broken connection, with a page of traceback each.
-    There must be no other communication inside the step.
+    Without it, a bad file in one process leaves the others with a broken connection and a traceback each. The step must
+    not communicate otherwise. With `fabric` None there is one process, and the step is its own.
 
     Raises:
         GenValError: the first process's error of this kind, on the first process; the others leave silently.
     """
+    if fabric is None or fabric.world_size == 1:
+        yield
+        return
     message = None
     try:
         yield
