@@ -180,7 +180,7 @@ class Benchmark:
         }
 
     def config(self, row: Row) -> Any:
-        from genval.diffusion.inpainting.model import InpaintingConfig
+        from genval.diffusion.settings import InpaintingConfig
 
         guidance, strength = SETTINGS[row.stage]
         return InpaintingConfig(self.args.steps or row.steps, guidance, strength, row.sampler)

@@ -14,7 +14,7 @@ from genval.diffusion import style_transfer as transfer_module
 from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.prompts import find_domain
-from genval.diffusion.sampling.generation import SamplingConfig
+from genval.diffusion.settings import SamplingConfig
 from genval.diffusion.style_transfer import (
     Transfer,
     TransferRun,
