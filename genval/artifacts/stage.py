@@ -188,6 +188,7 @@ class ManifestStage(Stage[Item, Loaded, Output]):
 
     def finish(self, items: Sequence[Item], report: StageReport[Item]) -> None:
         Manifest(self.folder).finish([self.key(item) for item in items])
+        self.manifest = Manifest(self.folder)
 
     def _refuse(self, items: Sequence[Item]) -> None:
         lines = Manifest(self.folder).records
