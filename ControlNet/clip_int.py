@@ -56,4 +56,4 @@ def print_report(done: Captioned) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, CaptionSettings, "ControlNet/clip_int", __doc__)
+    cli.run(main, CaptionSettings, __doc__)

@@ -41,4 +41,4 @@ def main(settings: StyleTransferSettings) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, StyleTransferSettings, "ControlNet/style_transfer", __doc__)
+    cli.run(main, StyleTransferSettings, __doc__)

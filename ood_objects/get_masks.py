@@ -41,4 +41,4 @@ def main(settings: MaskSettings) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, MaskSettings, "ood_objects/get_masks", __doc__)
+    cli.run(main, MaskSettings, __doc__)

@@ -38,4 +38,4 @@ def main(settings: RefinementSettings) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, RefinementSettings, "ood_objects/refine_gen_images", __doc__)
+    cli.run(main, RefinementSettings, __doc__)

@@ -43,4 +43,4 @@ def main(settings: ObjectSettings) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, ObjectSettings, "ood_objects/sd_inpaint", __doc__)
+    cli.run(main, ObjectSettings, __doc__)

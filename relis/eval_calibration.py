@@ -1,44 +1,39 @@
-"""Calibration errors of evaluated sets: ECE, adaptive ECE, KS error and more, with 95 % intervals and diagrams.
+"""Measure calibration errors of evaluated sets: ECE, adaptive ECE, KS error and more, with 95 % intervals and diagrams.
 
-Reads:  what relis/eval.py --save logits or relis/extract_logits.py wrote below --root_exp_dir; or, with --source
+Reads:  the logits that relis/eval.py --save logits or relis/extract_logits.py wrote in --eval_dir; with --source
         statistics, the counts of all pixels that relis/eval.py always writes
-Writes: {results_dir}/{model_arch}/{trg_dataset}_{conditions}.json, .csv and _reliability.png
+Writes: {output_dir}/{segmenter}/{trg_dataset}_{conditions}.json, .csv and _reliability.png
 
-    python relis/eval_calibration.py --trg_dataset ACDC --cond fog --model_arch SegFormer-B0
+    python relis/eval_calibration.py --trg_dataset ACDC --cond fog --segmenters SegFormer-B0
 
-ECE: 15 bins of equal width, (lower, upper]. Adaptive ECE: 15 bins of equal population. KS: the largest gap of cumulated
-confidence and accuracy. From logits the three are exact; from counts the last two are within 1e-4 on full-size images.
+ECE: 15 bins of equal width, (lower, upper]. Adaptive ECE: 15 bins of equal population. KS: the largest gap between
+cumulated confidence and accuracy. From logits the three are exact; from counts the last two are within 1e-4 on full-size images.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from typing import Any
 
-from genval.evaluation.arguments import add_saved_set_arguments
-from genval.runtime import cli
+try:
+    from genval.evaluation.settings import CalibrationErrorSettings
+    from genval.runtime import cli
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
 
-def parse_args() -> argparse.Namespace:
-    parser = cli.script_parser(__doc__, "relis/eval_calibration")
-    add_saved_set_arguments(parser)
-    parser.add_argument("--source", choices=["logits", "statistics"], default="logits", help="what is read")
-    parser.add_argument("--results_dir", default="results/calibration_errors", help="where the figures are saved")
-    return cli.parse(parser)
-
-
-def main(args: argparse.Namespace) -> None:
+def main(settings: CalibrationErrorSettings) -> None:
     from genval.results.scenes import model_list
     from genval.runtime.tables import markdown_table
 
-    rows = [measure_model(args, model) for model in model_list(args.model_arch, args.preset)]
+    rows = [measure_model(settings, model) for model in model_list(settings.segmenters, settings.preset)]
     header = ["model", "images", "accuracy %", "confidence %", "ECE %", "from", "to", "adaptive ECE %", "KS %", "NLL"]
     print(markdown_table([*header, "Brier"], rows, digits=2))
-    print(f"wrote {args.results_dir}/{{model}}/{args.trg_dataset}_... .json, .csv and _reliability.png")
+    print(f"wrote {settings.output_dir}/{{model}}/{settings.trg_dataset}_... .json, .csv and _reliability.png")
 
 
-def measure_model(args: argparse.Namespace, model: str) -> list[Any]:
-    """One model: write its files, return its row of the table."""
+def measure_model(settings: CalibrationErrorSettings, model: str) -> list[Any]:
+    """Measure one segmenter: write its files, and return its row of the table."""
     from genval.datasets import CLASS_SETS, CLASSES, classes_of
     from genval.evaluation.calibration import ImageSet, try_on
     from genval.evaluation.diagrams import reliability_bins, write_reliability_diagram
@@ -47,26 +42,26 @@ def measure_model(args: argparse.Namespace, model: str) -> list[Any]:
     from genval.runtime.paths import resolve
     from genval.runtime.tables import percent
 
-    images = ImageSet(args.trg_dataset, tuple(args.cond), tuple(args.scene))
-    scenes = images.find(args, model)
-    if args.source == "logits":
+    images = ImageSet(str(settings.trg_dataset), tuple(settings.cond), tuple(settings.scene))
+    scenes = images.find(settings.eval_dir, model, settings.preset)
+    if settings.source == "logits":
         summary, exact = try_on(scenes)
     else:
         each = ((record["id"], statistics) for results in scenes for record, statistics in results.read_pixels())
-        summary, exact = summarise(each, CLASSES, classes_of(args.trg_dataset), CLASS_SETS), {}
+        summary, exact = summarise(each, CLASSES, classes_of(str(settings.trg_dataset)), CLASS_SETS), {}
     figures = summary.figures | exact
-    stem = resolve(args.results_dir) / folder_name(model) / images.name
-    about = {"model": model, "src_dataset": args.src_dataset, "set": images.name, "source": args.source}
+    stem = resolve(settings.output_dir) / folder_name(model) / images.name
+    head = {"model": model, "src_dataset": settings.src_dataset, "set": images.name, "source": settings.source}
     bins = {"reliability_bins": {"before": reliability_bins(summary.total)}}
-    write_json(stem.with_name(f"{stem.name}.json"), about | {"images": len(summary.table[1])} | figures | bins)
-    single = {key: value for key, value in (about | figures).items() if not isinstance(value, (dict, list))}
+    write_json(stem.with_name(f"{stem.name}.json"), head | {"images": len(summary.table[1])} | figures | bins)
+    single = {key: value for key, value in (head | figures).items() if not isinstance(value, (dict, list))}
     write_csv(stem.with_name(f"{stem.name}.csv"), list(single), [list(single.values())])
     write_reliability_diagram(stem.with_name(f"{stem.name}_reliability.png"), {model: summary.total})
     ends = map(percent, figures["intervals"]["ece"])
     errors = [percent(figures[name]) for name in ("adaptive_ece", "ks")]
-    head = [model, len(summary.table[1]), figures["pixel_accuracy_percent"], percent(figures["mean_confidence"])]
-    return [*head, percent(figures["ece"]), *ends, *errors, figures["nll"], figures["brier"]]
+    row = [model, len(summary.table[1]), figures["pixel_accuracy_percent"], percent(figures["mean_confidence"])]
+    return [*row, percent(figures["ece"]), *ends, *errors, figures["nll"], figures["brier"]]
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    cli.run(main, CalibrationErrorSettings, __doc__)

@@ -1,51 +1,43 @@
-"""How well an image's mean confidence or entropy tells that it is of another distribution than the training images.
+"""Measure how well an image's mean confidence or entropy tells that it is not of the training distribution.
 
-Reads:  the counts that relis/eval.py wrote below --root_exp_dir for both sets (labelled pixels)
-Writes: {results_dir}/{model_arch}/{trg_dataset}_{conditions}_against_{in_dataset}_{conditions}.json
+Reads:  the counts that relis/eval.py wrote in --eval_dir for both sets (labelled pixels)
+Writes: {output_dir}/{segmenter}/{trg_dataset}_{conditions}_against_{in_dataset}_{conditions}.json
 
-    python relis/eval_ood.py --in_dataset Cityscapes --trg_dataset ACDC --cond night --model_arch SegFormer-B0
+    python relis/eval_ood.py --in_dataset Cityscapes --trg_dataset ACDC --cond night --segmenters SegFormer-B0
 
-The images of --trg_dataset are the positives. AUROC 0.5 is chance; FPR95 is the share of --in_dataset's images that a
-threshold which 95 % of the others pass lets through.
+The images of --trg_dataset are the positives. AUROC 0.5 is chance; FPR95 is the fraction of
+--in_dataset's images above the threshold that 95 % of the positives are above.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
-from genval.evaluation.arguments import add_saved_set_arguments
-from genval.runtime import cli
+try:
+    from genval.evaluation.settings import ImageOodSettings
+    from genval.runtime import cli
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
 if TYPE_CHECKING:
     from genval.results.scenes import SceneResults
 
-SCORES = {"confidence": -1, "entropy": 1}  # whether more of it speaks for another distribution
+SCORES = {"confidence": -1, "entropy": 1}  # 1 where a higher score means another distribution
 
 
-def parse_args() -> argparse.Namespace:
-    parser = cli.script_parser(__doc__, "relis/eval_ood")
-    add_saved_set_arguments(parser)
-    known = parser.add_argument_group("what is known")
-    known.add_argument("--in_dataset", default="Cityscapes", help="the data set of the training distribution")
-    known.add_argument("--in_cond", type=cli.comma_list, default="all", help="its conditions")
-    known.add_argument("--in_scene", type=cli.comma_list, default="all", help="its scenes")
-    parser.add_argument("--results_dir", default="results/image_ood", help="where the figures are saved")
-    return cli.parse(parser)
-
-
-def main(args: argparse.Namespace) -> None:
+def main(settings: ImageOodSettings) -> None:
     from genval.results.scenes import model_list
     from genval.runtime.tables import markdown_table
 
-    rows = [measure_model(args, model) for model in model_list(args.model_arch, args.preset)]
+    rows = [measure_model(settings, model) for model in model_list(settings.segmenters, settings.preset)]
     header = ["model", "images", "known", "AUROC % by confidence", "FPR95 %", "AUROC % by entropy", "FPR95 %"]
     print(markdown_table(header, rows, digits=2))
-    print(f"wrote {args.results_dir}/{{model}}/{args.trg_dataset}_..._against_{args.in_dataset}_... .json")
+    print(f"wrote {settings.output_dir}/{{model}}/{settings.trg_dataset}_..._against_{settings.in_dataset}_... .json")
 
 
-def measure_model(args: argparse.Namespace, model: str) -> list[Any]:
-    """One model: write its file, return its row of the table."""
+def measure_model(settings: ImageOodSettings, model: str) -> list[Any]:
+    """Measure one segmenter: write its file, and return its row of the table."""
     import numpy as np
 
     from genval.evaluation.calibration import ImageSet
@@ -55,11 +47,11 @@ def measure_model(args: argparse.Namespace, model: str) -> list[Any]:
     from genval.runtime.files import write_json
     from genval.runtime.paths import resolve
 
-    other = ImageSet(args.trg_dataset, tuple(args.cond), tuple(args.scene))
-    known = ImageSet(args.in_dataset, tuple(args.in_cond), tuple(args.in_scene))
-    scenes = [images.find(args, model) for images in (other, known)]
+    other = ImageSet(str(settings.trg_dataset), tuple(settings.cond), tuple(settings.scene))
+    known = ImageSet(settings.in_dataset, tuple(settings.in_cond), tuple(settings.in_scene))
+    scenes = [images.find(settings.eval_dir, model, settings.preset) for images in (other, known)]
     if set(scenes[0]) & set(scenes[1]):
-        raise GenValError(f"{other.name} and {known.name} are in part the same images: give two sets apart.")
+        raise GenValError(f"{other.name} and {known.name} share images: give two disjoint sets.")
     scores = [image_scores(of_set) for of_set in scenes]
     is_other = np.repeat([True, False], [len(rows) for rows in scores])
     values: dict[str, Any] = {"model": model, "images": len(scores[0]), "in_images": len(scores[1])}
@@ -67,13 +59,13 @@ def measure_model(args: argparse.Namespace, model: str) -> list[Any]:
         counts = counts_by_score(sign * np.concatenate(scores)[:, column], is_other)
         values[name] = {"auroc": float(auroc(*counts)), "fpr95": float(fpr_at_tpr(*counts))}
     file = f"{other.name}_against_{known.name}.json"
-    write_json(resolve(args.results_dir) / folder_name(model) / file, values)
+    write_json(resolve(settings.output_dir) / folder_name(model) / file, values)
     figures = [100 * values[name][figure] for name in SCORES for figure in ("auroc", "fpr95")]
     return [model, len(scores[0]), len(scores[1]), *figures]
 
 
 def image_scores(scenes: list[SceneResults]) -> Any:
-    """Mean confidence and mean entropy of each image that has a labelled pixel, float64 (N, 2)."""
+    """Return mean confidence and mean entropy of each image with a labelled pixel, float64 (N, 2)."""
     import numpy as np
 
     from genval.metrics.reliability import reliability_figures
@@ -84,4 +76,4 @@ def image_scores(scenes: list[SceneResults]) -> Any:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    cli.run(main, ImageOodSettings, __doc__)

@@ -1,37 +1,33 @@
-"""A feature vector of each image: the backbone's last feature map, summed over space, divided by its maximum.
+"""Save a feature vector of each image: the backbone's last feature map, summed over space, divided by its maximum.
 
 Reads:  datasets/ or images/style_transfer/, and the segmenters' checkpoints
-Writes: {root_exp_dir}/{model_arch}/{trg_dataset}/{cond}/{scene}/features.safetensors: {id}/features (channels,); and
+Writes: {eval_dir}/{segmenter}/{trg_dataset}/{cond}/{scene}/features.safetensors: {id}/features (channels,); and
         the statistics that relis/eval.py writes, from the same pass
 
-    python relis/extract_features.py --trg_dataset Cityscapes --model_arch SegFormer-B0
+    python relis/extract_features.py --trg_dataset Cityscapes --segmenters SegFormer-B0
 
-The images are run one at a time. Run again, it goes on where it was.
+Images are processed one at a time. Run the same command again to resume.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 
-from genval.evaluation.arguments import add_evaluation_arguments
-from genval.runtime import cli
-
-
-def parse_args() -> argparse.Namespace:
-    parser = cli.script_parser(__doc__, "relis/extract_features")
-    add_evaluation_arguments(parser)
-    parser.set_defaults(save=["features"], sample=-1)
-    return cli.parse(parser)
+try:
+    from genval.evaluation.settings import LIST_MODELS, FeatureSettings
+    from genval.runtime import cli
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: FeatureSettings) -> None:
     from genval.evaluation.segmentation import evaluate_all
 
-    evaluated = evaluate_all(args)
+    evaluated = evaluate_all(settings)
     if evaluated:
         files = [results.packed("features") for one in evaluated for results in one.scenes.values()]
         print(f"wrote {len(files)} files: {files[0]}, ...")
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    cli.run(main, FeatureSettings, __doc__, LIST_MODELS)

@@ -1,38 +1,34 @@
-"""Logits of random pixels of each image, with the pixels' labels and places: what calibration is done on.
+"""Save the logits of random pixels of each image, with the pixels' labels and positions, for calibration.
 
 Reads:  datasets/ or images/style_transfer/, and the segmenters' checkpoints
-Writes: {root_exp_dir}/{model_arch}/{trg_dataset}/{cond}/{scene}/logits.safetensors: {id}/logits (pixels, 19) before the
+Writes: {eval_dir}/{segmenter}/{trg_dataset}/{cond}/{scene}/logits.safetensors: {id}/logits (pixels, 19) before the
         softmax, {id}/labels uint8 (trainIds, 255 is void), {id}/indices int32 (row * width + column); and the
         statistics that relis/eval.py writes, from the same pass
 
-    python relis/extract_logits.py --trg_dataset Cityscapes --model_arch SegFormer-B0
+    python relis/extract_logits.py --trg_dataset Cityscapes --segmenters SegFormer-B0
 
-20,000 pixels an image, as published; --logit_pixels -1 keeps all. Run again, it goes on where it was.
+The default is 20,000 pixels per image, as published; --logit_pixels -1 saves all. Run the same command again to resume.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 
-from genval.evaluation.arguments import add_evaluation_arguments
-from genval.runtime import cli
-
-
-def parse_args() -> argparse.Namespace:
-    parser = cli.script_parser(__doc__, "relis/extract_logits")
-    add_evaluation_arguments(parser)
-    parser.set_defaults(save=["logits"], sample=-1)
-    return cli.parse(parser)
+try:
+    from genval.evaluation.settings import LIST_MODELS, LogitSettings
+    from genval.runtime import cli
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: LogitSettings) -> None:
     from genval.evaluation.segmentation import evaluate_all
 
-    evaluated = evaluate_all(args)
+    evaluated = evaluate_all(settings)
     if evaluated:
         files = [results.packed("logits") for one in evaluated for results in one.scenes.values()]
         print(f"wrote {len(files)} files: {files[0]}, ...")
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    cli.run(main, LogitSettings, __doc__, LIST_MODELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag, group
@@ -39,6 +40,8 @@ class InterrogatorConfig:
 @dataclass(frozen=True, kw_only=True)
 class CaptionSettings:
     """Settings of ControlNet/clip_int.py."""
+
+    SCRIPT: ClassVar[str] = "ControlNet/clip_int"
 
     dataset: str | None = flag(
         None, "cityscapes, idd, acdc_{fog,night,rain,snow}, camvid, mini (path_dicts.py)", title="images"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag, group
@@ -108,6 +108,8 @@ class InpaintingConfig:
 @dataclass(frozen=True, kw_only=True)
 class StyleTransferSettings:
     """Settings of ControlNet/style_transfer.py."""
+
+    SCRIPT: ClassVar[str] = "ControlNet/style_transfer"
 
     domain: str | None = flag(
         None,
@@ -219,6 +221,8 @@ class InpaintingStageSettings:
 class ObjectSettings(InpaintingStageSettings):
     """Settings of ood_objects/sd_inpaint.py. Sizes of boxes are for frames of 1024 rows, and scale with the frame."""
 
+    SCRIPT: ClassVar[str] = "ood_objects/sd_inpaint"
+
     objects: tuple[str, ...] | None = flag(
         None, "names of objects, instead of the list", type=comma_list, title="objects"
     )
@@ -245,6 +249,8 @@ class ObjectSettings(InpaintingStageSettings):
 @dataclass(frozen=True, kw_only=True)
 class RefinementSettings(InpaintingStageSettings):
     """Settings of ood_objects/refine_gen_images.py."""
+
+    SCRIPT: ClassVar[str] = "ood_objects/refine_gen_images"
 
     sampling: InpaintingConfig = group(InpaintingConfig, "sampling", guidance_scale=7.5, denoising_strength=0.65)
     images_dir: str = flag("images/ood_objects/with_positions", "images and boxes to refine", title="images")

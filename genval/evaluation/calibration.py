@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import torch
 
 from genval.artifacts.tensors import PackedTensors
 from genval.datasets import CLASS_SETS, CLASSES, classes_of
+from genval.evaluation.diagrams import reliability_bins, write_reliability_diagram
+from genval.evaluation.settings import ALL, CalibrationMethod, CalibrationSets, TemperatureTestSettings
 from genval.metrics.calibration import top1_figures
 from genval.metrics.clusters import ClusterModel, fit_clusters, load_clusters, save_clusters
 from genval.metrics.statistics import measure
@@ -49,31 +50,43 @@ class ImageSet:
         parts += [f"hardest{100 * self.hardest:g}"] if self.hardest < 1 else []
         return "_".join([folder_name(self.dataset), *parts])
 
-    def find(self, args: argparse.Namespace, model: str) -> list[SceneResults]:
-        """Its scenes, each with a finished evaluation, below `args.root_exp_dir`."""
-        pairs = pair(self.conds, self.scenes)
-        return list_scenes(resolve(args.root_exp_dir), model, self.dataset, pairs, args.preset)
+    def find(self, eval_dir: str | Path, model: str, preset: str | None = None) -> list[SceneResults]:
+        """Return its scenes, each with a finished evaluation, in the folder of evaluation results.
+
+        Raises:
+            GenValError: a scene was not evaluated; the message gives the command, with `preset`.
+        """
+        return list_scenes(resolve(eval_dir), model, self.dataset, pair(self.conds, self.scenes), preset)
 
 
 CITYSCAPES_CALIBRATION = ImageSet("Cityscapes", ("clean",), ("lindau", "munster"))
 CITYSCAPES_TEST = ImageSet("Cityscapes", ("clean",), ("frankfurt",))
 
 
-def protocol_sets(args: argparse.Namespace) -> list[tuple[ImageSet, ImageSet]]:
-    """What calibrates and what tests, by `--protocol`.
+def protocol_sets(
+    settings: CalibrationSets,
+    trg_dataset: str | None = None,
+    cond: Sequence[str] = ALL,
+    scene: Sequence[str] = ALL,
+) -> list[tuple[ImageSet, ImageSet]]:
+    """Return pairs of the set that calibrates and the set that tests, by the protocol.
 
     `cityscapes`: lindau and munster calibrate, frankfurt tests. `synthetic`: each generated domain calibrates, the real
-    one tests (IDD for India). `none`: the sets that the flags name.
+    one tests (IDD for India). `none`: the sets that the settings name.
+
+    Args:
+        settings: protocol, domains and the set that calibrates.
+        trg_dataset, cond, scene: the set that tests, without a protocol; by default the set that calibrates.
     """
-    if args.protocol == "cityscapes":
+    if settings.protocol == "cityscapes":
         return [(CITYSCAPES_CALIBRATION, CITYSCAPES_TEST)]
-    if args.protocol == "synthetic":
+    if settings.protocol == "synthetic":
         return [
             (ImageSet(f"Cityscapes_{domain}"), ImageSet("IDD") if domain == "india" else ImageSet("ACDC", (domain,)))
-            for domain in args.domains
+            for domain in settings.domains
         ]
-    test = ImageSet(args.trg_dataset or args.calib_dataset, tuple(args.cond), tuple(args.scene))
-    return [(ImageSet(args.calib_dataset, tuple(args.calib_cond), tuple(args.calib_scene)), test)]
+    test = ImageSet(trg_dataset or settings.calib_dataset, tuple(cond), tuple(scene))
+    return [(ImageSet(settings.calib_dataset, settings.calib_cond, settings.calib_scene), test)]
 
 
 @dataclass(frozen=True)
@@ -181,10 +194,7 @@ class Calibration:
 
 def calibrate(
     images: Sequence[SavedImage],
-    clusters: int,
-    method: str,
-    metric: str,
-    per_class: bool = False,
+    method: CalibrationMethod,
     subsamples: int | None = None,
     seed: int = 0,
     hardest: float = 1.0,
@@ -193,13 +203,11 @@ def calibrate(
 
     Args:
         images: those of the set, from `read_images`.
-        clusters: how many; 1 needs no features.
-        method: see `clusters.fit_clusters`.
-        metric: see `temperature.search`.
-        per_class: a temperature for each predicted class.
-        subsamples: so many images, drawn at random; None is all.
-        seed: of the drawing and of the clustering.
-        hardest: of the images, drawn or all, the share that `hardest_images` chooses; 1 is each of them.
+        method: number of clusters (1 needs no features), clustering method, metric, and whether each predicted class has
+            a temperature of its own.
+        subsamples: number of images chosen at random; None for all.
+        seed: of the choice and of the clustering.
+        hardest: fraction of these images that `hardest_images` chooses; 1 is all.
 
     Returns:
         The calibration; the number of images, and the images and pixels of each cluster, fit for JSON. With `hardest`
@@ -212,13 +220,14 @@ def calibrate(
     if subsamples is not None and subsamples < len(images):
         generator = np.random.default_rng(item_seed(seed, "subsamples"))
         chosen = np.sort(generator.choice(len(images), subsamples, replace=False))
-    about: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     if hardest < 1:
-        about["hardest"] = {"share": hardest, "of_images": len(chosen)}
+        metadata["hardest"] = {"share": hardest, "of_images": len(chosen)}
         chosen = chosen[hardest_images([images[i] for i in chosen.tolist()], hardest)]
-        about["hardest"]["highest_accuracy"] = max(images[i].accuracy() for i in chosen.tolist())
+        metadata["hardest"]["highest_accuracy"] = max(images[i].accuracy() for i in chosen.tolist())
+    clusters = method.n_clusters
     if clusters == 1:
-        model = fit_clusters(np.zeros((len(chosen), 1)), 1, method, seed)
+        model = fit_clusters(np.zeros((len(chosen), 1)), 1, method.cluster_method, seed)
         assigned = np.zeros(len(chosen), np.int64)
     else:
         keys, features = read_features(list(dict.fromkeys(image.scene for image in images)))
@@ -227,8 +236,9 @@ def calibrate(
                 f"Logits and features of {images[0].scene.model} are of different images. Run relis/eval.py --save "
                 "predictions,logits,features with the same --scene, --split and --limit."
             )
-        model = fit_clusters(features[chosen], clusters, method, seed)
+        model = fit_clusters(features[chosen], clusters, method.cluster_method, seed)
         assigned = model.assign(features[chosen])
+    metric = method.calib_metric
     temperatures: list[Any] = []
     parts: list[dict[str, Any]] = []
     for index in range(clusters):
@@ -239,9 +249,11 @@ def calibrate(
             )
         logits, labels = (np.concatenate([getattr(m, name) for m in members]) for name in ("logits", "labels"))
         pixels = Pixels.of(logits, labels)
-        temperatures.append(search_per_class(pixels, metric) if per_class else search(pixels, metric).temperature)
+        temperatures.append(
+            search_per_class(pixels, metric) if method.per_class_temperature else search(pixels, metric).temperature
+        )
         parts.append({"images": len(members), "pixels": len(pixels)})
-    return Calibration(model, np.array(temperatures)), {"images": len(chosen), "clusters": parts, **about}
+    return Calibration(model, np.array(temperatures)), {"images": len(chosen), "clusters": parts, **metadata}
 
 
 def try_on(
@@ -277,12 +289,14 @@ def try_on(
     return summary, top1_figures(np.concatenate(confidences), np.concatenate(hits))
 
 
-def calibration_folder(args: argparse.Namespace, model: str, image_set: ImageSet, seed: int) -> Path:
-    """Where a calibration with the flags of `arguments.add_calibration_arguments` is."""
-    method = "vanilla" if args.n_clusters == 1 else f"{args.cluster_method}{args.n_clusters}"
-    how = [method, args.calib_metric, *(["per_class"] if args.per_class_temperature else [])]
-    how += [f"{args.subsamples}images"] if args.subsamples else []
-    return resolve(args.calibration_dir) / folder_name(model) / image_set.name / "_".join(how) / f"seed{seed}"
+def calibration_folder(
+    sets: CalibrationSets, method: CalibrationMethod, model: str, image_set: ImageSet, seed: int
+) -> Path:
+    """Return the folder of a calibration."""
+    clusters = "vanilla" if method.n_clusters == 1 else f"{method.cluster_method}{method.n_clusters}"
+    parts = [clusters, method.calib_metric, *(["per_class"] if method.per_class_temperature else [])]
+    parts += [f"{sets.subsamples}images"] if sets.subsamples else []
+    return resolve(sets.calibration_dir) / folder_name(model) / image_set.name / "_".join(parts) / f"seed{seed}"
 
 
 def save_calibration(folder: Path, calibration: Calibration, about: dict[str, Any]) -> None:
@@ -317,3 +331,60 @@ def _packed(results: SceneResults, kind: str) -> PackedTensors:
         command = results.command().replace("relis/eval.py", f"relis/{script}.py")
         raise GenValError(f"No {kind} in {path}. Run: {command}")
     return PackedTensors(path)
+
+
+ERRORS = ("ece", "adaptive_ece", "ks")
+
+
+def try_temperatures(
+    settings: TemperatureTestSettings, model: str, calibrating: ImageSet, tested: ImageSet
+) -> list[list[Any]]:
+    """Test temperatures of one set on another, for one segmenter: write the files, one pair per fraction of the images.
+
+    Returns:
+        A row of the table per fraction in `hardest`: segmenter, tested set, calibrating set, ECE before and after in
+        percent, its standard deviation over seeds, adaptive ECE before and after, KS before and after.
+
+    Raises:
+        GenValError: temperatures, logits or features are missing.
+    """
+    scenes = tested.find(settings.eval_dir, model, settings.preset)
+    before = try_on(scenes)
+    sets = [replace(calibrating, hardest=fraction) for fraction in settings.method.hardest]
+    return [_try_fraction(settings, model, chosen, tested, scenes, before) for chosen in sets]
+
+
+def _try_fraction(
+    settings: TemperatureTestSettings,
+    model: str,
+    calibrating: ImageSet,
+    tested: ImageSet,
+    scenes: Sequence[SceneResults],
+    unscaled: tuple[Summary, dict[str, float]],
+) -> list[Any]:
+    before, exact_before = unscaled
+    folders = [
+        calibration_folder(settings.sets, settings.method, model, calibrating, seed) for seed in settings.sets.seeds
+    ]
+    runs = [try_on(scenes, load_calibration(folder)[0], settings.soft) for folder in folders]
+    exact_after = {name: float(np.mean([exact[name] for _, exact in runs])) for name in ERRORS}
+    spread = {name: float(np.std([exact[name] for _, exact in runs])) for name in ERRORS}
+    place = resolve(settings.output_dir) / folder_name(model) / tested.name / f"from_{calibrating.name}"
+    stem = place / f"{folders[0].parent.name}{'_soft' if settings.soft else ''}"
+    values = {
+        "model": model,
+        "tested_on": tested.name,
+        "calibrated_on": calibrating.name,
+        **({"hardest": calibrating.hardest} if calibrating.hardest < 1 else {}),
+        "seeds": list(settings.sets.seeds),
+        "before": before.figures | exact_before,
+        "after": [summary.figures | exact for summary, exact in runs],
+        "after_mean": exact_after,
+        "after_std_over_seeds": spread,
+    }
+    panels = {"before": before.total, "after scaling": runs[0][0].total}
+    values["reliability_bins"] = {title: reliability_bins(total) for title, total in panels.items()}
+    write_json(stem.with_name(f"{stem.name}.json"), values)
+    write_reliability_diagram(stem.with_name(f"{stem.name}_reliability.png"), panels)
+    pairs = [100 * value for name in ERRORS for value in (exact_before[name], exact_after[name])]
+    return [model, tested.name, calibrating.name, *pairs[:2], 100 * spread["ece"], *pairs[2:]]

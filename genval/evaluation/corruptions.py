@@ -1,8 +1,7 @@
-"""The work of relis/corrupt.py: a corrupted set in the layout of the generated ones, resumable."""
+"""Corrupted sets, in the layout of the generated ones, on the engine for resumable work."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,83 +10,111 @@ import numpy as np
 
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.manifest import Manifest
-from genval.artifacts.settings import write_settings
+from genval.artifacts.stage import ManifestStage, run_stage
 from genval.datasets import Item
 from genval.datasets.corruptions import corrupt
-from genval.runtime.background import BackgroundWriter
+from genval.evaluation.settings import CorruptionSettings
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, remove_leftovers, write_bytes, write_png
-from genval.runtime.progress import progress_bar
+from genval.runtime.files import read_image, write_bytes, write_png
 from genval.runtime.seeds import item_seed
 
-# Only masks of these ids may be passed on as labelIds.
+# Masks are copied as labelIds, so they must hold these ids.
 _LABEL_SPACE = "cityscapes"
-# Finished images are noted in the manifest so many at a time.
-_AT_ONCE = 32
+_BATCH = 32
 
 
-def corrupt_set(args: argparse.Namespace, items: Sequence[Item], domain: str, folder: Path) -> int:
-    """Corrupt every image that is not there yet; masks are copied.
+class CorruptionStage(ManifestStage[Item, np.ndarray, np.ndarray]):
+    """Corrupts images and copies their masks; items of another record are made again.
 
     Args:
-        args: the flags of relis/corrupt.py.
+        folder: of the corrupted set.
+        domain: a name of `genval.datasets.corruptions.CORRUPTIONS`.
+        items: the clear images.
+        settings: severity and seed.
+
+    Raises:
+        GenValError: masks do not hold labelIds, or a file cannot be read.
+    """
+
+    def __init__(self, folder: Path, domain: str, items: Sequence[Item], settings: CorruptionSettings) -> None:
+        super().__init__(folder, {}, settings, "relis/corrupt.py")
+        unsupported = next((item for item in items if item.label_space != _LABEL_SPACE), None)
+        if unsupported:
+            raise GenValError(
+                f"{unsupported.mask} does not hold Cityscapes' labelIds: expected --src_dataset Cityscapes."
+            )
+        self.title = domain
+        self.whole = settings.run.limit is None
+        self.records: dict[str, dict[str, Any]] = {
+            item.id: {
+                "id": item.id,
+                **self.files(item),
+                "source_mark": file_mark(item.image),
+                "mask_mark": file_mark(item.mask),
+                "corruption": domain,
+                "severity": settings.severity,
+                "seed": item_seed(settings.seed, f"{domain} {item.id}"),
+            }
+            for item in items
+        }
+
+    def files(self, item: Item) -> dict[str, str]:
+        split = item.image.parents[1].name
+        return {
+            "image": f"leftImg8bit/{split}/{item.scene}/{item.id}_leftImg8bit.png",
+            "mask": f"gtFine/{split}/{item.scene}/{item.id}_gtFine_labelIds.png",
+        }
+
+    def item_record(self, item: Item) -> dict[str, Any]:
+        return self.records[item.id]
+
+    def begin(self, items: Sequence[Item], overwrite: bool) -> None:
+        super().begin(items, overwrite)
+        others = sorted(Manifest(self.folder).records.keys() - self.records.keys())
+        if others and self.whole:
+            raise GenValError(
+                f"{self.folder} also holds {len(others)} images of other streets, such as {others[0]}. Delete the "
+                "folder, or give another --output_dir."
+            )
+
+    def prepare(self, missing: Sequence[Item]) -> None:
+        if missing:
+            super().prepare(missing)
+
+    def load(self, item: Item) -> np.ndarray:
+        record = self.records[item.id]
+        return corrupt(read_image(item.image), record["corruption"], record["severity"], record["seed"])
+
+    def compute(self, items: Sequence[Item], loaded: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        return loaded
+
+    def write(self, item: Item, loaded: np.ndarray, output: np.ndarray) -> dict[str, Any]:
+        record = self.records[item.id]
+        write_bytes(self.folder / record["mask"], item.mask.read_bytes())
+        write_png(self.folder / record["image"], output, noisy=record["corruption"] == "night")
+        return record
+
+
+def corrupt_set(settings: CorruptionSettings, items: Sequence[Item], domain: str, folder: Path) -> int:
+    """Corrupt every image that is missing; masks are copied.
+
+    Args:
+        settings: of the stage.
         items: the clear images.
         domain: one of `corruptions.CORRUPTIONS`.
         folder: of the corrupted set.
 
     Returns:
-        How many images were made.
+        The number of images that were corrupted.
 
     Raises:
-        GenValError: masks are not of labelIds, an image cannot be read, or images of other streets are in the folder.
+        GenValError: masks do not hold labelIds, an image cannot be read, or the folder holds images of other streets.
     """
-    strange = next((item for item in items if item.label_space != _LABEL_SPACE), None)
-    if strange:
-        raise GenValError(f"{strange.mask} does not hold Cityscapes' labelIds: expected --src_dataset Cityscapes.")
-    remove_leftovers(folder)
-    manifest = Manifest(folder)
-    others = sorted(set(manifest.records) - {item.id for item in items})
-    if others and args.limit is None:
-        raise GenValError(
-            f"{folder} also holds {len(others)} images of other streets, such as {others[0]}. Delete the folder, or "
-            "give another --output_dir."
-        )
-    records = {item: _record(args, item, domain) for item in items}
-    open_items = [
-        item
-        for item, record in records.items()
-        if args.overwrite or manifest.records.get(item.id) != record or not (folder / record["image"]).exists()
-    ]
-    if open_items:
-        write_settings(folder, args)
-    with progress_bar(len(items), domain, initial=len(items) - len(open_items)) as bar:
-        for start in range(0, len(open_items), _AT_ONCE):
-            chunk = open_items[start : start + _AT_ONCE]
-            with BackgroundWriter(threads=2) as writer:  # on leaving it the files are on the disk
-                for item in chunk:
-                    record = records[item]
-                    image = corrupt(read_image(item.image), domain, args.severity, record["seed"])
-                    writer.submit(_write, folder, record, image, item.mask)
-                    bar.update()
-            manifest.append([records[item] for item in chunk])
-    manifest.finish([item.id for item in items])
-    return len(open_items)
-
-
-def _record(args: argparse.Namespace, item: Item, domain: str) -> dict[str, Any]:
-    split = item.image.parents[1].name
-    return {
-        "id": item.id,
-        "image": f"leftImg8bit/{split}/{item.scene}/{item.id}_leftImg8bit.png",
-        "mask": f"gtFine/{split}/{item.scene}/{item.id}_gtFine_labelIds.png",
-        "source_mark": file_mark(item.image),
-        "mask_mark": file_mark(item.mask),
-        "corruption": domain,
-        "severity": args.severity,
-        "seed": item_seed(args.seed, f"{domain} {item.id}"),
-    }
-
-
-def _write(folder: Path, record: dict[str, Any], image: np.ndarray, mask: Path) -> None:
-    write_bytes(folder / record["mask"], mask.read_bytes())
-    write_png(folder / record["image"], image, noisy=record["corruption"] == "night")
+    stage = CorruptionStage(folder, domain, items, settings)
+    return run_stage(
+        stage,
+        items,
+        batch_size=_BATCH,
+        num_workers=settings.num_workers,
+        overwrite=settings.run.overwrite,
+    ).written

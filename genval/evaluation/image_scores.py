@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from genval.evaluation.settings import GateThresholds
 from genval.metrics.segmentation import iou_per_class, pixel_accuracy, plain
-from genval.runtime.errors import GenValError
 from genval.runtime.files import replace_file
 
 # Of the picture hash: side of the grey thumbnail, and of the square of its lowest frequencies.
@@ -28,30 +27,6 @@ _HISTOGRAMS = {
     "domain_probability": "probability of the domain's phrase",
     "nearest_bits": f"bits to the nearest picture, of {HASH_BITS}",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Thresholds:
-    """What a generated picture must reach to be kept."""
-
-    # The reference segmenter fails in bad weather on real streets too: a fixed share would drop a whole night. What has
-    # lost its mask stands out from its own set.
-    min_of_median: float = 0.6  # agreement, as a share of the set's median agreement
-    min_agreement: float = 0.0  # agreement: mIoU with the mask, as a share of the segmenter's mIoU on the original
-    min_domain: float = 0.5  # probability of the domain's phrase against the clear phrase
-    # Seen on the embedded world: one seed at other settings differs in up to 12 bits, another seed of one mask in 32 or
-    # more, another mask in 90 or more.
-    min_bits: int = 16  # bits of `picture_hash` in which it differs from every picture kept before it
-
-    def __post_init__(self) -> None:
-        for name, largest in (
-            ("min_of_median", 1.0),
-            ("min_agreement", math.inf),
-            ("min_domain", 1.0),
-            ("min_bits", HASH_BITS),
-        ):
-            if not 0 <= getattr(self, name) <= largest:
-                raise GenValError(f"--{name}: expected a number from 0 to {largest}, found {getattr(self, name)}.")
 
 
 def agreement(matrix: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
@@ -182,7 +157,7 @@ def add_neighbours(scores: Mapping[str, dict[str, Any]]) -> None:
             scores[item_id]["original_bits"] = distance
 
 
-def agreement_floor(scores: Iterable[Mapping[str, Any]], thresholds: Thresholds) -> tuple[str, float]:
+def agreement_floor(scores: Iterable[Mapping[str, Any]], thresholds: GateThresholds) -> tuple[str, float]:
     """The score that agreement is judged by, and the least that is kept.
 
     It is `relative_miou`, or `miou` in a set without originals.
@@ -194,7 +169,7 @@ def agreement_floor(scores: Iterable[Mapping[str, Any]], thresholds: Thresholds)
     return key, max(thresholds.min_agreement if key == "relative_miou" else 0.0, thresholds.min_of_median * typical)
 
 
-def judge(scores: Mapping[str, Mapping[str, Any]], thresholds: Thresholds) -> dict[str, list[str]]:
+def judge(scores: Mapping[str, Mapping[str, Any]], thresholds: GateThresholds) -> dict[str, list[str]]:
     """Why each picture is dropped: reasons by id, in order; no reason keeps it.
 
     Agreement is judged against the set's own median (and a fixed share of the original's, where that is asked for).
@@ -221,7 +196,7 @@ def judge(scores: Mapping[str, Mapping[str, Any]], thresholds: Thresholds) -> di
     return reasons
 
 
-def _faults(scores: Mapping[str, Any], thresholds: Thresholds, key: str, floor: float) -> list[str]:
+def _faults(scores: Mapping[str, Any], thresholds: GateThresholds, key: str, floor: float) -> list[str]:
     """What speaks against a picture by itself."""
     faults = []
     agreed, domain, bits = (scores.get(name, math.inf) for name in (key, "domain_probability", "original_bits"))
@@ -249,7 +224,7 @@ def summary(scores: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[A
     return ["score", "images", "least", "10 %", "median", "90 %", "mean"], rows
 
 
-def draw_histograms(path: Path, scores: Iterable[Mapping[str, Any]], thresholds: Thresholds, title: str) -> None:
+def draw_histograms(path: Path, scores: Iterable[Mapping[str, Any]], thresholds: GateThresholds, title: str) -> None:
     """Write a PNG with a histogram of every score that was computed, each with its threshold."""
     from matplotlib.figure import Figure
 

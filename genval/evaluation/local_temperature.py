@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -19,13 +18,15 @@ from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.tensors import PackedTensors, read_about, write_part
 from genval.datasets import CLASS_SETS, CLASSES, IGNORE, classes_of
 from genval.evaluation.calibration import ImageSet
+from genval.evaluation.diagrams import write_reliability_diagram
 from genval.evaluation.inference import sample_pixels
+from genval.evaluation.settings import CalibrationSets, LocalTestSettings
 from genval.metrics.local_temperature import LocalTemperature, scaled_nll
 from genval.metrics.statistics import measure
 from genval.metrics.temperature import Pixels, search_ece, search_nll
 from genval.results.scenes import SceneResults, Summary, folder_name, summarise
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_jsonl
+from genval.runtime.files import read_image, read_jsonl, write_json
 from genval.runtime.paths import resolve
 from genval.runtime.progress import progress_bar
 from genval.runtime.seeds import item_seed
@@ -40,15 +41,11 @@ _SEARCHED = 1_000_000
 class LocalTraining:
     """How the network is trained."""
 
-    epochs: int  # times that each image is seen
-    crop_size: int  # side of the square that is cut from an image each time, in pixels
-    batch_size: int  # squares a step
-    lr: float  # of Adam at the first step; falls to zero along a cosine
-    seed: int  # of the order, the squares and the initial weights
-
-    def __post_init__(self) -> None:
-        if not 0 < self.lr < 1:
-            raise GenValError(f"--lr must be above 0 and below 1, found {self.lr}.")
+    epochs: int  # passes over the images
+    crop_size: int  # side of the crop that is cut from an image each time, in pixels
+    batch_size: int  # crops per step
+    lr: float  # of Adam at the first step; it decays to zero along a cosine
+    seed: int  # of the order, the crops and the initial weights
 
 
 @dataclass(frozen=True)
@@ -149,13 +146,13 @@ def single_temperatures(images: Sequence[SavedLogits], seed: int) -> dict[str, f
 
 
 def train(
-    images: Sequence[SavedLogits], how: LocalTraining, folder: Path, device: torch.device, overwrite: bool = False
+    images: Sequence[SavedLogits], training: LocalTraining, folder: Path, device: torch.device, overwrite: bool = False
 ) -> dict[str, Any]:
     """Train a network, or go on where an interrupted run left off; what is there already is kept.
 
     Args:
         images: the calibration set.
-        how: settings.
+        training: settings.
         folder: where network and state are kept.
         device: where it is trained.
         overwrite: start anew.
@@ -164,31 +161,31 @@ def train(
         What the network's file says about it: settings, `temperatures` from `single_temperatures`, and the mean `nll`
         of the set's labelled pixels without scaling, with the single temperature and with the network.
     """
-    made_from = {"settings": asdict(how), "images": len(images), "logits": _digest(images)}
+    made_from = {"settings": asdict(training), "images": len(images), "logits": _digest(images)}
     about = read_about(folder / NETWORK_FILE)
     if not overwrite and about is not None and all(about.get(key) == value for key, value in made_from.items()):
         return about
     state = None if overwrite else read_about(folder / STATE_FILE)
     if state is None or any(state.get(key) != value for key, value in made_from.items()):
-        state = {**made_from, "epoch": 0, "temperatures": single_temperatures(images, how.seed)}
-    generator = torch.Generator().manual_seed(item_seed(how.seed, "initial weights"))
+        state = {**made_from, "epoch": 0, "temperatures": single_temperatures(images, training.seed)}
+    generator = torch.Generator().manual_seed(item_seed(training.seed, "initial weights"))
     network = LocalTemperature(len(CLASSES), state["temperatures"]["nll"], generator).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), how.lr)
+    optimizer = torch.optim.Adam(network.parameters(), training.lr)
     if state["epoch"]:
         _restore(folder / STATE_FILE, network, optimizer)
-    steps = math.ceil(len(images) / how.batch_size)
+    steps = math.ceil(len(images) / training.batch_size)
     bar = progress_bar(
-        how.epochs * len(images), f"training on {len(images)} images", initial=state["epoch"] * len(images)
+        training.epochs * len(images), f"training on {len(images)} images", initial=state["epoch"] * len(images)
     )
     with bar:
-        for epoch in range(state["epoch"], how.epochs):
-            order = np.random.default_rng(item_seed(how.seed, f"epoch {epoch}")).permutation(len(images))
+        for epoch in range(state["epoch"], training.epochs):
+            order = np.random.default_rng(item_seed(training.seed, f"epoch {epoch}")).permutation(len(images))
             for step in range(steps):
-                share = (epoch * steps + step) / (how.epochs * steps)
+                share = (epoch * steps + step) / (training.epochs * steps)
                 for group in optimizer.param_groups:
-                    group["lr"] = how.lr * (1 + math.cos(math.pi * share)) / 2
-                chosen = order[step * how.batch_size : (step + 1) * how.batch_size]
-                _step(network, optimizer, [images[row] for row in chosen], how, epoch, device)
+                    group["lr"] = training.lr * (1 + math.cos(math.pi * share)) / 2
+                chosen = order[step * training.batch_size : (step + 1) * training.batch_size]
+                _step(network, optimizer, [images[row] for row in chosen], training, epoch, device)
                 bar.update(len(chosen))
             _save_state(folder / STATE_FILE, network, optimizer, {**state, "epoch": epoch + 1})
     finished = {**made_from, "temperatures": state["temperatures"], "nll": _mean_nll(images, network, device)}
@@ -232,17 +229,76 @@ def measure_scaled(
     return summarise(each(), CLASSES, classes_of(images[0].scene.dataset), CLASS_SETS)
 
 
-def local_folder(args: argparse.Namespace, model: str, image_set: ImageSet, seed: int) -> Path:
-    """Where the network is, by the flags of `arguments.add_calibrating_set_arguments`."""
-    method = "local" if args.subsamples is None else f"local_{args.subsamples}images"
-    return resolve(args.calibration_dir) / folder_name(model) / image_set.name / method / f"seed{seed}"
+def local_folder(sets: CalibrationSets, model: str, image_set: ImageSet, seed: int) -> Path:
+    """Return the folder of a network."""
+    method = "local" if sets.subsamples is None else f"local_{sets.subsamples}images"
+    return resolve(sets.calibration_dir) / folder_name(model) / image_set.name / method / f"seed{seed}"
+
+
+ERRORS = ("ece", "nll", "brier", "adaptive_ece", "ks", "classwise_ece")
+
+
+def try_networks(
+    settings: LocalTestSettings, model: str, calibrating: ImageSet, tested: ImageSet, device: torch.device
+) -> list[Any]:
+    """Test the networks of one segmenter, trained on one set, on another: write the files.
+
+    Returns:
+        A row of the table: segmenter, tested set, calibrating set, ECE in percent (unscaled, single temperature of
+        least ECE, of least NLL, local), its standard deviation over seeds, NLL (unscaled, single, local).
+
+    Raises:
+        GenValError: a network or logits are missing.
+    """
+
+    loaded = [
+        load_network(local_folder(settings.sets, model, calibrating, seed), device) for seed in settings.sets.seeds
+    ]
+    images = list_saved(tested.find(settings.eval_dir, model, settings.preset))
+    single = {name: torch.full((1, 1, 1), value, device=device) for name, value in loaded[0][1]["temperatures"].items()}
+    one = torch.ones(1, 1, 1, device=device)
+
+    def constant(value: Tensor) -> Callable[[WholeImage], Tensor]:
+        return lambda _: value
+
+    def by(network: LocalTemperature) -> Callable[[WholeImage], Tensor]:
+        return lambda image: network(image.logits, image.image)
+
+    unscaled = measure_scaled(images, constant(one), device)
+    singles = {name: measure_scaled(images, constant(value), device) for name, value in single.items()}
+    local = [measure_scaled(images, by(network), device) for network, _ in loaded]
+    mean = {name: float(np.mean([summary.figures[name] for summary in local])) for name in ERRORS}
+    spread = {name: float(np.std([summary.figures[name] for summary in local])) for name in ERRORS}
+    values = {
+        "model": model,
+        "tested_on": tested.name,
+        "calibrated_on": calibrating.name,
+        "images": len(images),
+        "seeds": list(settings.sets.seeds),
+        "temperatures": loaded[0][1]["temperatures"],
+        "unscaled": unscaled.figures,
+        "single": {name: summary.figures for name, summary in singles.items()},
+        "local": [summary.figures for summary in local],
+        "local_mean": mean,
+        "local_std_over_seeds": spread,
+    }
+    place = resolve(settings.output_dir) / folder_name(model) / tested.name / f"from_{calibrating.name}"
+    stem = local_folder(settings.sets, model, calibrating, settings.sets.seeds[0]).parent.name
+    write_json(place / f"{stem}.json", values)
+    panels = {"unscaled": unscaled.total, "single temperature": singles["nll"].total, "local": local[0].total}
+    write_reliability_diagram(place / f"{stem}_reliability.png", panels)
+    errors = [
+        100 * figures["ece"] for figures in (unscaled.figures, *(singles[n].figures for n in ("ece", "nll")), mean)
+    ]
+    likelihoods = [unscaled.figures["nll"], singles["nll"].figures["nll"], mean["nll"]]
+    return [model, tested.name, calibrating.name, *errors, 100 * spread["ece"], *likelihoods]
 
 
 def _step(
     network: LocalTemperature,
     optimizer: torch.optim.Adam,
     images: Sequence[SavedLogits],
-    how: LocalTraining,
+    training: LocalTraining,
     epoch: int,
     device: torch.device,
 ) -> None:
@@ -250,7 +306,7 @@ def _step(
     # A square is the image's own: neither the order nor the batch size changes it.
     crops = [
         image.read().crop(
-            how.crop_size, item_seed(how.seed, f"{epoch}/{image.scene.cond}/{image.scene.scene}/{image.id}")
+            training.crop_size, item_seed(training.seed, f"{epoch}/{image.scene.cond}/{image.scene.scene}/{image.id}")
         )
         for image in images
     ]

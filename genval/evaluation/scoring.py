@@ -1,28 +1,39 @@
-"""Scores for every picture of a generated set, in one pass, resumable: see `metrics.generated` for what they mean."""
+"""Scores of every image of a generated set, on the engine for resumable work: see `image_scores` for what they mean."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+import path_dicts
 from genval.artifacts.fingerprint import file_mark, weights_hash
 from genval.artifacts.manifest import Manifest
-from genval.datasets import CLASSES, BadFile, Batch, Item, load_batches, partition
+from genval.artifacts.stage import Stage, StageReport, run_stage
+from genval.datasets import CLASSES, BadFile, Item, find_items, read_pair
+from genval.datasets.gate import GATE, write_gate
 from genval.datasets.items import find_original
 from genval.evaluation.image_scores import (
     add_neighbours,
     agreement,
+    agreement_floor,
     domain_probability,
+    draw_histograms,
+    judge,
     picture_hash,
     relative_agreement,
 )
 from genval.evaluation.inference import predict
+from genval.evaluation.settings import ScoringSettings
 from genval.metrics.confusion import confusion_matrix
+from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
-from genval.runtime.files import write_jsonl
-from genval.runtime.progress import progress_bar
+from genval.runtime.files import remove_leftovers, write_jsonl
+from genval.runtime.paths import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -33,30 +44,44 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Phrases:
-    """What CLIP compares a picture with: a phrase of its domain, and one of clear weather."""
+    """The texts that CLIP compares an image with: one of its domain, and one of clear weather."""
 
     domain: str
     clear: str
 
 
-class ScoringRun:
-    """Scores the pictures of a generated set, batch by batch.
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    """An image with its mask and, where the generator saved it, the original."""
 
-    A picture's scores are appended to `scores.jsonl` as they are computed and at the end moved into the line of the
-    set's manifest, where it has one. Scores made from the same files with the same models are kept.
+    image: np.ndarray
+    train_ids: np.ndarray
+    original: np.ndarray | None
+
+
+_Values = dict[str, Any]
+
+
+class ScoringStage(Stage[Item, _Loaded, _Values]):
+    """Scores the images of a generated set.
+
+    An image's scores are appended to `scores.jsonl` as they are computed, and at the end moved into the line of the set's
+    manifest, where it has one. Scores made from the same files with the same models are kept.
 
     Args:
         folder: of the set.
-        items: its pictures, with their masks.
-        segmenter: the reference, on its device.
+        items: its images, with their masks.
+        segmenter: the reference segmenter, on `device`.
+        device: of the models.
         precision: of the segmenter.
-        clip: on its device; without one there are no domain probabilities.
+        clip: on its device; without it there are no domain probabilities.
         phrases: for CLIP.
-        rank, world_size: this process's number, and how many share the work.
-        overwrite: score everything again.
+
+    Attributes:
+        scores: by id in the order of the items, in the first process, when the stage is finished.
 
     Raises:
-        GenValError: the manifest lacks a picture, or a file cannot be read.
+        GenValError: the manifest does not list an image, or a file cannot be read.
     """
 
     def __init__(
@@ -64,88 +89,104 @@ class ScoringRun:
         folder: Path,
         items: Sequence[Item],
         segmenter: Segmenter,
+        device: torch.device,
         precision: str,
         clip: Clip | None = None,
         phrases: Phrases | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        overwrite: bool = False,
     ) -> None:
+        self.title = f"Scoring {folder.name}"
         self.folder = folder
-        self.rank, self.world_size = rank, world_size
-        self.items = list(items)
-        self.segmenter = segmenter
+        self.segmenter, self.device = segmenter, device
         self.clip = clip
+        self.scores: dict[str, _Values] = {}
         self.manifest = Manifest(folder)
-        lacking = [item.id for item in items if item.id not in self.manifest] if self.manifest.records else []
-        if lacking:
+        missing = [item.id for item in items if item.id not in self.manifest] if self.manifest.records else []
+        if missing:
             raise GenValError(
-                f"{folder} holds {len(lacking)} pictures that its manifest.jsonl lacks, such as {lacking[0]}. "
+                f"{folder} holds {len(missing)} images that are missing in its manifest.jsonl, such as {missing[0]}. "
                 "Run ControlNet/style_transfer.py again with the flags that made it, or delete them."
             )
         self.originals = {item.id: find_original(item) for item in items}
-        self.about: dict[str, Any] = {
+        self.record: _Values = {
             "segmenter": segmenter.name,
             "segmenter_hash": weights_hash(segmenter),
             "precision": precision,
         }
         if clip is not None and phrases is not None:
-            self.about |= {"clip": clip.name, "clip_hash": clip.hash, "phrases": [phrases.domain, phrases.clear]}
+            self.record |= {"clip": clip.name, "clip_hash": clip.hash, "phrases": [phrases.domain, phrases.clear]}
             self._phrases = clip.encode_texts([phrases.domain, phrases.clear]).numpy()
-        # All processes look before one of them writes: each takes its share of the same list.
-        self._journal = Manifest(folder, rank, "scores")
         self._marks = {item.id: self._made_from(item) for item in items}
-        known = {} if overwrite else self._known(self._journal)
-        self._done = {item_id for item_id, marks in self._marks.items() if _made_with(known.get(item_id), marks)}
+        self._journal = Manifest(folder, name="scores")
+        self._known: dict[str, _Values] = {}
 
-    def score(self, batch_size: int, workers: int, device: torch.device, set_aside: list[BadFile] | None = None) -> int:
-        """Score what is missing; process `rank` takes every `world_size`-th batch.
+    def begin(self, items: Sequence[Item], overwrite: bool) -> None:
+        remove_leftovers(self.folder)
+        Manifest(self.folder, name="scores").merge()
 
-        Args:
-            batch_size: pictures at a time, each with its original.
-            workers: threads that decode images.
-            device: of the models.
-            set_aside: bad files are added to it instead of being an error.
+    def open(self, rank: int) -> None:
+        self._journal = Manifest(self.folder, rank, "scores")
+        self._known = self._read(self._journal)
 
-        Returns:
-            The number of pictures scored by this process.
+    def is_done(self, item: Item) -> bool:
+        return _has_record(self._known.get(item.id), self._marks[item.id])
 
-        Raises:
-            GenValError: a file is damaged, or a model's result is not finite.
-        """
-        todo = [chunk for chunk in partition(self.items, batch_size) if any(i.id not in self._done for i in chunk)]
-        mine = todo[self.rank :: self.world_size]
-        pairs = [(*chunk, *(original for item in chunk if (original := self._original(item)))) for chunk in mine]
-        waiting: dict[str, dict[str, dict[str, Any]]] = {}
-        scored = 0
-        with progress_bar(sum(map(len, mine)), f"Scoring {self.folder.name}", rank=self.rank) as bar:
-            for batch in load_batches(pairs, workers, set_aside):
-                complete = []
-                for item, values in zip(batch.items, self._measure(batch, device), strict=True):
-                    parts = waiting.setdefault(item.id, {})
-                    real = self.originals[item.id]
-                    parts["original" if item.image == real else "picture"] = values
-                    if len(parts) == 1 + (real is not None):
-                        complete.append(
-                            {"id": item.id, "scores": {**self._marks[item.id], **_joined(waiting.pop(item.id))}}
-                        )
-                self._journal.append(complete)
-                scored += len(complete)
-                bar.update(len(complete))
-        return scored
+    def prepare(self, missing: Sequence[Item]) -> None:
+        (self.folder / GATE).unlink(missing_ok=True)  # it is of earlier scores until the new one is written
 
-    def finish(self) -> dict[str, dict[str, Any]]:
-        """Add each picture's neighbours, write all scores, and return them by id in the items' order.
+    def load(self, item: Item) -> _Loaded:
+        image, train_ids = read_pair(item)
+        original = self.originals[item.id]
+        if original is None:
+            return _Loaded(image, train_ids, None)
+        return _Loaded(image, train_ids, read_pair(dataclasses.replace(item, image=original))[0])
 
-        For the first process, when the others are done.
+    def compute(self, items: Sequence[Item], loaded: Sequence[_Loaded]) -> list[_Values]:
+        names = [str(item.image) for item in items]
+        values = self._agreements(names, [one.image for one in loaded], loaded)
+        with_original = [row for row, one in enumerate(loaded) if one.original is not None]
+        originals = [loaded[row] for row in with_original]
+        names = [str(self.originals[items[row].id]) for row in with_original]
+        of_originals = self._agreements(names, [one.original for one in originals], originals)
+        if self.clip is not None:
+            vectors = self.clip.encode_images([one.image for one in loaded]).numpy()
+            probabilities = domain_probability(vectors, self._phrases, self.clip.logit_scale)
+            for one, probability in zip(values, probabilities.tolist(), strict=True):
+                one["domain_probability"] = probability
+        for row, original in zip(with_original, of_originals, strict=True):
+            values[row] = _joined(values[row], original)
+        return values
 
-        Raises:
-            GenValError: nothing was scored.
-        """
-        known = self._known(Manifest(self.folder, name="scores"))
-        scores = {key: known[key] for key, marks in self._marks.items() if _made_with(known.get(key), marks)}
+    def _agreements(
+        self, names: Sequence[str], images: Sequence[np.ndarray | None], loaded: Sequence[_Loaded]
+    ) -> list[_Values]:
+        """Compare the prediction of each image with its mask, and hash the image."""
+        values: list[_Values] = []
+        pairs = list(zip(names, images, loaded, strict=True))
+        for _, group in itertools.groupby(pairs, key=lambda pair: pair[2].train_ids.shape):
+            of_group = list(group)
+            stack = np.stack([image for _, image, _ in of_group if image is not None])
+            predictions = predict(self.segmenter, stack, [name for name, _, _ in of_group], self.device)
+            values += [
+                {
+                    **agreement(confusion_matrix(one.train_ids, prediction), CLASSES),
+                    "hash": picture_hash(image).tobytes().hex(),
+                }
+                for image, (_, _, one), prediction in zip(stack, of_group, predictions, strict=True)
+            ]
+        return values
+
+    def write(self, item: Item, loaded: _Loaded, output: _Values) -> _Values:
+        return {"id": item.id, "scores": {**self._marks[item.id], **output}}
+
+    def commit(self, lines: Sequence[_Values]) -> None:
+        self._journal.append(lines)
+
+    def finish(self, items: Sequence[Item], report: StageReport[Item]) -> None:
+        """Add each image's neighbours and write all scores."""
+        known = self._read(Manifest(self.folder, name="scores"))
+        scores = {key: known[key] for key, marks in self._marks.items() if _has_record(known.get(key), marks)}
         if not scores:
-            raise GenValError(f"Every picture of {self.folder} was set aside: there is nothing to judge.")
+            raise GenValError(f"Every image of {self.folder} was skipped: no image is left to judge.")
         add_neighbours(scores)
         if self.manifest.records:
             records = self.manifest.records.items()
@@ -157,53 +198,128 @@ class ScoringRun:
         for part in self.folder.glob("scores*.jsonl"):
             if self.manifest.records or part.name != "scores.jsonl":
                 part.unlink()
-        return scores
+        self.scores = scores
 
-    def _known(self, journal: Manifest) -> dict[str, dict[str, Any]]:
-        """Scores of earlier runs, by id; the journal's are newer than the manifest's."""
+    def _read(self, journal: Manifest) -> dict[str, _Values]:
+        """Return the scores of earlier runs by id; the journal's are newer than the manifest's."""
         records = {**self.manifest.records, **journal.records}
         return {item_id: record["scores"] for item_id, record in records.items() if "scores" in record}
 
-    def _made_from(self, item: Item) -> dict[str, Any]:
-        """What the scores of a picture are made from."""
+    def _made_from(self, item: Item) -> _Values:
+        """Return the record of an image's scores: the models and the marks of its files."""
         files = {"image_mark": item.image, "mask_mark": item.mask, "original_mark": self.originals[item.id]}
-        return self.about | {key: file_mark(path) for key, path in files.items() if path is not None}
-
-    def _original(self, item: Item) -> Item | None:
-        original = self.originals[item.id]
-        return None if original is None else dataclasses.replace(item, image=original)
-
-    def _measure(self, batch: Batch, device: torch.device) -> list[dict[str, Any]]:
-        """Scores of each image of a batch by itself, originals included."""
-        names = [str(item.image) for item in batch.items]
-        predictions = predict(self.segmenter, batch.images, names, device)
-        values = [
-            {**agreement(confusion_matrix(labels, prediction), CLASSES), "hash": picture_hash(image).tobytes().hex()}
-            for image, labels, prediction in zip(batch.images, batch.train_ids, predictions, strict=True)
-        ]
-        pictures = [row for row, item in enumerate(batch.items) if item.image != self.originals[item.id]]
-        if self.clip is not None and pictures:
-            vectors = self.clip.encode_images([batch.images[row] for row in pictures]).numpy()
-            found = domain_probability(vectors, self._phrases, self.clip.logit_scale)
-            for row, probability in zip(pictures, found.tolist(), strict=True):
-                values[row]["domain_probability"] = probability
-        return values
+        return self.record | {key: file_mark(path) for key, path in files.items() if path is not None}
 
 
-def _made_with(scores: Mapping[str, Any] | None, marks: Mapping[str, Any]) -> bool:
-    """Whether scores were made from these files with these models, and no more was asked of them then."""
-    return scores is not None and all(scores.get(key) == value for key, value in marks.items())
+def _has_record(scores: Mapping[str, Any] | None, record: Mapping[str, Any]) -> bool:
+    """Whether scores were made from these files with these models, with all that is asked of them now."""
+    return scores is not None and all(scores.get(key) == value for key, value in record.items())
 
 
-def _joined(parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """A picture's scores beside those of its original."""
-    values = dict(parts["picture"])
-    if "original" in parts:
-        original = parts["original"]
-        values |= {
-            "original_miou": original["miou"],
-            "original_pixel_accuracy_percent": original["pixel_accuracy_percent"],
-            "original_hash": original["hash"],
-            "relative_miou": relative_agreement(values["miou"], original["miou"]),
-        }
-    return values
+def _joined(values: Mapping[str, Any], original: Mapping[str, Any]) -> _Values:
+    """An image's scores with those of its original."""
+    return {
+        **values,
+        "original_miou": original["miou"],
+        "original_pixel_accuracy_percent": original["pixel_accuracy_percent"],
+        "original_hash": original["hash"],
+        "relative_miou": relative_agreement(values["miou"], original["miou"]),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """The verdict on a generated set.
+
+    Attributes:
+        folder: of the set.
+        scores: of each image, by id.
+        reasons: why each image is dropped, by id; empty for those that are kept.
+        kept, dropped: number of images.
+        written: images that this run scored.
+    """
+
+    folder: Path
+    scores: dict[str, _Values]
+    reasons: dict[str, list[str]]
+    kept: int
+    dropped: int
+    written: int
+
+
+def find_set(settings: ScoringSettings, skipped: list[BadFile] | None = None) -> tuple[Path, list[Item]]:
+    """Find a generated set.
+
+    Returns:
+        Its folder and its images.
+
+    Raises:
+        GenValError: the set is missing, or as `genval.datasets.find_items`.
+    """
+    folder = resolve(settings.folder) if settings.folder else resolve(settings.generated_dir) / str(settings.domain)
+    items = find_items(f"Cityscapes_{folder.name}", split="all", root=folder, set_aside=skipped)
+    return folder, items[: settings.run.limit]
+
+
+def judge_set(settings: ScoringSettings) -> Judged | None:
+    """Score the images of a generated set, and write which of them are kept.
+
+    Returns:
+        In the first process the verdict; None in the others.
+
+    Raises:
+        GenValError: an input is missing or bad, or no image is left.
+    """
+    from genval.segmenters import load_segmenter
+
+    bad: list[BadFile] | None = [] if settings.skip_bad else None
+    folder, items = find_set(settings, bad)
+    phrases = find_phrases(settings, folder) if settings.clip else None
+    fabric, precision = launch_fabric(settings.device), settings.device.precision
+    with same_outcome(fabric):
+        segmenter = load_segmenter(settings.segmenter, fabric.device, precision)
+        clip = None
+        if settings.clip:
+            from genval.captions.clip import load_clip
+
+            clip = load_clip(settings.clip, precision).to(fabric.device)
+        stage = ScoringStage(folder, items, segmenter, fabric.device, precision, clip, phrases)
+    report = run_stage(
+        stage,
+        items,
+        fabric=fabric,
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        overwrite=settings.run.overwrite,
+        skip_bad=settings.skip_bad,
+    )
+    if not fabric.is_global_zero:
+        return None
+    faults = {one.item.id: [one.reason] for one in report.skipped}
+    for file in bad or []:
+        faults.setdefault(file.id, []).append(file.reason)
+    known = {item.id for item in items}
+    faults = {item_id: why for item_id, why in faults.items() if item_id in known}
+    reasons = judge(stage.scores, settings.thresholds) | faults
+    floor = dict([agreement_floor(stage.scores.values(), settings.thresholds)])
+    head = {"thresholds": vars(settings.thresholds), "floor": floor, "scored_with": stage.record}
+    kept, dropped = write_gate(folder, [item for item in items if item.id in reasons], reasons, head)
+    title = f"{folder.name}: {kept} kept, {dropped} dropped"
+    draw_histograms(folder / "scores.png", stage.scores.values(), settings.thresholds, title)
+    return Judged(folder, stage.scores, reasons, kept, dropped, report.written)
+
+
+def find_phrases(settings: ScoringSettings, folder: Path) -> Phrases:
+    """Return the two texts that CLIP compares an image with.
+
+    Raises:
+        GenValError: the domain's phrase is unknown.
+    """
+    recorded = (record["domain_text"] for record in Manifest(folder).records.values() if "domain_text" in record)
+    domain = settings.domain_phrase or next(recorded, path_dicts.DOMAINS.get(folder.name))
+    if domain is None:
+        raise GenValError(
+            f"The phrase of {folder.name} is unknown: its manifest has no domain_text. Give --domain_phrase."
+        )
+    texts = (settings.clip_template.replace("{phrase}", text) for text in (domain, settings.clear_phrase))
+    return Phrases(*texts)

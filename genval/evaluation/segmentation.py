@@ -1,10 +1,10 @@
-"""The work of relis/eval.py and its relatives: one model on one data set, image by image, resumable."""
+"""Evaluation of segmenters on labelled images: one forward pass per image, on the engine for resumable work."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +12,13 @@ import numpy as np
 
 from genval.artifacts.fingerprint import weights_hash
 from genval.artifacts.settings import write_settings
+from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.artifacts.tensors import pack, packed_ids, read_about, write_part
-from genval.datasets import (
-    CLASS_SETS,
-    CLASSES,
-    BadFile,
-    Batch,
-    Item,
-    classes_of,
-    find_items,
-    load_batches,
-    partition,
-)
+from genval.datasets import CLASS_SETS, CLASSES, BadFile, Item, classes_of, find_items, partition, read_pair
 from genval.datasets.gate import GATE, GATED, apply_gate
 from genval.datasets.layouts import find_root, is_generated
 from genval.evaluation.inference import Measured, launch_batch, sample_pixels
+from genval.evaluation.settings import EvaluationSettings, SegmenterSettings
 from genval.metrics.statistics import PixelStatistics
 from genval.results.scenes import (
     GATED_SUFFIX,
@@ -37,253 +29,326 @@ from genval.results.scenes import (
     pair,
     save_image,
 )
-from genval.runtime.background import BackgroundWriter, one_behind
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import remove_leftovers
 from genval.runtime.paths import resolve
-from genval.runtime.progress import progress_bar
 from genval.segmenters.features import ImageFeatures
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    import torch
     from torch import nn
-
-
-def evaluate_all(args: argparse.Namespace) -> list[Evaluated]:
-    """Every model of `args.model_arch` on every data set of `args.trg_dataset`.
-
-    Args:
-        args: the flags of `arguments.add_evaluation_arguments`, `save` (some of `arguments.SAVED`) and `sample`, the
-            number of pixels an image whose confidences are measured, -1 for all.
-
-    Returns:
-        On the first process what there is now; nothing on the others, and nothing with `--dry_run`, which prints what
-        would be done.
-    """
-    models = model_list(args.model_arch, args.preset)
-    jobs = {results_name(args, dataset): find(args, dataset) for dataset in args.trg_dataset}
-    if args.dry_run:
-        for dataset, (items, bad) in jobs.items():
-            print(f"{dataset}: {len(items)} images, {len(bad)} bad files, for each of {len(models)} models")
-        return []
-
-    from genval.segmenters import load_segmenter  # a model's library takes seconds to import
-
-    fabric = launch_fabric(args)
-    done: list[Evaluated] = []
-    for model in models:
-        with same_outcome(fabric):
-            segmenter = load_segmenter(
-                model,
-                fabric.device,
-                args.precision,
-                class_map=args.class_map,
-                compiled=args.compile,
-                channels_last=args.channels_last,
-            )
-        for dataset, (items, bad) in jobs.items():
-            evaluated = evaluate(args, fabric, segmenter, model, dataset, items, bad)
-            done += [evaluated] if evaluated else []
-    return done
-
-
-def find(args: argparse.Namespace, dataset: str) -> tuple[list[Item], list[BadFile]]:
-    """The images that the flags name, sorted, and the files set aside."""
-    places = (args.split, args.trg_root, args.datasets_dir, args.generated_dir)
-    items: set[Item] = set()
-    bad: list[BadFile] = []
-    for cond, scene in pair(args.cond, args.scene):
-        items.update(find_items(dataset, cond, scene, *places, bad if args.skip_bad else None))
-    ordered = sorted(items, key=lambda item: (item.cond, item.scene, item.id))
-    if args.gate and is_generated(dataset):
-        ordered, dropped = apply_gate(ordered, find_root(dataset, *places[1:]))
-        bad += dropped
-    return ordered[: args.limit], list(dict.fromkeys(bad))
-
-
-def results_name(args: argparse.Namespace, dataset: str) -> str:
-    """The name that a data set's results have: a gated one is another set, `Cityscapes_fog-gated`."""
-    return f"{dataset}{GATED_SUFFIX}" if args.gate and is_generated(dataset) else dataset
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a run of one model over one data set did."""
+    """The results of one segmenter on one data set.
+
+    Attributes:
+        model: the segmenter's name, as given.
+        dataset: the data set's name; that of a gated set ends in "-gated".
+        scenes: the results by condition and scene, of scenes with an image left.
+        images: number of evaluated images by condition.
+        skipped: number of skipped images by condition.
+        totals: statistics of all scenes together, by condition.
+    """
 
     model: str
     dataset: str
-    scenes: dict[tuple[str, str], SceneResults]  # by condition and scene, those with an image left
-    images: dict[str, int]  # evaluated, by condition
-    skipped: dict[str, int]  # set aside, by condition
-    totals: dict[str, PixelStatistics]  # of all scenes together, by condition
+    scenes: dict[tuple[str, str], SceneResults]
+    images: dict[str, int]
+    skipped: dict[str, int]
+    totals: dict[str, PixelStatistics]
 
 
-def evaluate(
-    args: argparse.Namespace,
-    fabric: Fabric,
-    segmenter: nn.Module,
-    model: str,
-    dataset: str,
-    items: list[Item],
-    unpaired: list[BadFile],
-) -> Evaluated | None:
-    """One model on one data set: compute what is missing, then sum up each scene.
+def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = None) -> list[Evaluated]:
+    """Evaluate every segmenter of the settings on every data set of the settings; resume where a run stopped.
 
     Args:
-        args: as for `evaluate_all`.
-        fabric: the processes that share the work.
-        segmenter: on its device.
-        model: as the user spelled it.
-        dataset: from `results_name`.
-        items: from `find`.
-        unpaired: from `find`.
+        settings: of the evaluation.
+        segmenter: a loaded segmenter, see `genval.segmenters.base`, instead of those that the settings name; they then
+            give its name.
 
     Returns:
-        On the first process what there is now; None on the others.
+        The results, in the first process; an empty list in the others, and with `dry_run`, which prints what would be
+        done.
+
+    Raises:
+        GenValError: a data set or a checkpoint is missing, an image is bad, or a result cannot be written.
     """
-    run = _Run(args, segmenter, model, dataset, items)
-    # A feature vector is what a pass over one image leaves in the backbone: that image has to be alone in it.
-    chunks = partition(items, 1 if "features" in args.save else args.batch_size)
-    open_chunks = [chunk for chunk in chunks if args.overwrite or not all(map(run.is_done, chunk))]
-    with same_outcome(fabric):  # no process writes before all have looked
-        unfinished = {run.where[item] for chunk in open_chunks for item in chunk}
-        for results in run.scenes.values() if fabric.is_global_zero else ():
-            remove_leftovers(results.folder)
-            if results in unfinished:
-                write_settings(results.folder, args)
-                results.metrics.unlink(missing_ok=True)
+    names = model_list(settings.model.segmenters, settings.preset) if segmenter is None else [settings.model.segmenters]
+    jobs = {results_name(settings, dataset): find_images(settings, dataset) for dataset in settings.trg_dataset}
+    if settings.run.dry_run:
+        for dataset, (items, bad) in jobs.items():
+            print(f"{dataset}: {len(items)} images, {len(bad)} bad files, for each of {len(names)} segmenters")
+        return []
+    fabric = launch_fabric(settings.device)
+    done: list[Evaluated] = []
+    for name in names:
+        with same_outcome(fabric):
+            if segmenter is None:
+                loaded = load(settings.model, name, fabric.device, settings.device.precision)
+            else:
+                loaded = segmenter.to(fabric.device)
+        for dataset, (items, bad) in jobs.items():
+            stage = EvaluationStage(settings, loaded, fabric.device, name, dataset, items, bad)
+            run_stage(
+                stage,
+                items,
+                fabric=fabric,
+                # A feature vector is what a pass over one image leaves in the backbone: one image per batch.
+                batch_size=1 if "features" in settings.save else settings.model.batch_size,
+                num_workers=settings.model.num_workers,
+                overwrite=settings.run.overwrite,
+                skip_bad=settings.skip_bad,
+            )
+            done += [stage.evaluated] if stage.evaluated else []
+    return done
 
-    mine = open_chunks[fabric.global_rank :: fabric.world_size]
-    unreadable: list[BadFile] | None = [] if args.skip_bad else None
-    bar = progress_bar(sum(map(len, mine)), f"{model} on {dataset}", rank=fabric.global_rank)
-    with same_outcome(fabric), bar, BackgroundWriter(threads=4) as writer:
-        for submit in one_behind(
-            run.launch(batch, fabric.device) for batch in load_batches(mine, args.num_workers, unreadable)
-        ):
-            bar.update(submit(writer))
-    skipped = unpaired + [bad for rank in range(fabric.world_size) for bad in fabric.broadcast(unreadable or [], rank)]
-    evaluated: Evaluated | None = None
-    with same_outcome(fabric):
-        if fabric.is_global_zero:
-            evaluated = run.finish(skipped)
-    return evaluated
+
+def load(settings: SegmenterSettings, name: str, device: torch.device, precision: str) -> nn.Module:
+    """Load a segmenter onto a device, as the settings say."""
+    from genval.segmenters import load_segmenter  # a model's library takes seconds to import
+
+    return load_segmenter(
+        name,
+        device,
+        precision,
+        class_map=settings.class_map,
+        compiled=settings.compile == "on",
+        channels_last=settings.channels_last,
+    )
 
 
-class _Run:
-    """One model on one data set."""
+def find_images(settings: EvaluationSettings, dataset: str) -> tuple[list[Item], list[BadFile]]:
+    """Find the images of a data set that the settings name, sorted, and the bad files that were skipped.
+
+    Raises:
+        GenValError: as `genval.datasets.find_items`.
+    """
+    items: set[Item] = set()
+    bad: list[BadFile] = []
+    for cond, scene in pair(settings.cond, settings.scene):
+        items.update(
+            find_items(
+                dataset,
+                cond,
+                scene,
+                split=settings.split,
+                root=settings.trg_root,
+                datasets_dir=settings.datasets_dir,
+                generated_dir=settings.generated_dir,
+                set_aside=bad if settings.skip_bad else None,
+            )
+        )
+    ordered = sorted(items, key=lambda item: (item.cond, item.scene, item.id))
+    if settings.gate and is_generated(dataset):
+        root = find_root(dataset, settings.trg_root, settings.datasets_dir, settings.generated_dir)
+        ordered, dropped = apply_gate(ordered, root)
+        bad += dropped
+    return ordered[: settings.run.limit], list(dict.fromkeys(bad))
+
+
+def results_name(settings: EvaluationSettings, dataset: str) -> str:
+    """Return the name of a data set's results: a gated set is another set, `Cityscapes_fog-gated`."""
+    return f"{dataset}{GATED_SUFFIX}" if settings.gate and is_generated(dataset) else dataset
+
+
+_Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What a forward pass gives of one image."""
+
+    measured: Measured
+    kept: np.ndarray | None  # flat indices of the pixels whose logits are saved
+    features: np.ndarray | None
+
+
+class EvaluationStage(Stage[Item, _Pair, _Output]):
+    """One segmenter on one data set: an item is an image with its mask, its outputs are the files of its scene.
+
+    Args:
+        settings: of the evaluation.
+        segmenter: on `device`.
+        device: where the segmenter runs.
+        model: the segmenter's name, as given.
+        dataset: from `results_name`.
+        items: from `find_images`.
+        unpaired: bad files, from `find_images`.
+
+    Attributes:
+        evaluated: the results, in the first process, when the stage is finished.
+    """
+
+    asynchronous = True
 
     def __init__(
-        self, args: argparse.Namespace, segmenter: nn.Module, model: str, dataset: str, items: list[Item]
+        self,
+        settings: EvaluationSettings,
+        segmenter: nn.Module,
+        device: torch.device,
+        model: str,
+        dataset: str,
+        items: Sequence[Item],
+        unpaired: Sequence[BadFile] = (),
     ) -> None:
-        self.args, self.segmenter, self.model, self.dataset = args, segmenter, model, dataset
-        root = resolve(args.root_exp_dir)
+        self.settings, self.segmenter, self.device = settings, segmenter, device
+        self.model, self.dataset = model, dataset
+        self.title = f"{model} on {dataset}"
+        self.unpaired = list(unpaired)
+        self.evaluated: Evaluated | None = None
+        root = resolve(settings.eval_dir)
         self.scenes = {
             (item.cond, item.scene): SceneResults(root, model, dataset, item.cond, item.scene) for item in items
         }
-        self.where = {item: self.scenes[item.cond, item.scene] for item in items}
-        sample = None if args.sample == -1 else {"number": args.sample, "seed": args.seed}
-        made_with = (model, weights_hash(segmenter), args.precision, sample)
-        self.records = {item: image_record(item.id, item.image, item.mask, *made_with) for item in items}
-        dtype = "float16" if args.fp16 else "float32"
-        of_kind = {
-            "logits": {"pixels": args.logit_pixels, "seed": args.seed, "dtype": dtype},
-            "features": {"layer": args.layer or "backbone", "dtype": dtype},
+        sample = None if settings.sample == -1 else {"number": settings.sample, "seed": settings.seed}
+        weights = weights_hash(segmenter)
+        self.records = {
+            item: image_record(item.id, item.image, item.mask, model, weights, settings.device.precision, sample)
+            for item in items
         }
-        self.tensors = {kind: about for kind, about in of_kind.items() if kind in args.save}
-        self.keep_prediction = "predictions" in args.save
-        # A packed file is of use as long as it was made in the same way.
+        dtype = "float16" if settings.fp16 else "float32"
+        metadata: dict[str, dict[str, Any]] = {
+            "logits": {"pixels": settings.logit_pixels, "seed": settings.seed, "dtype": dtype},
+            "features": {"layer": settings.layer or "backbone", "dtype": dtype},
+        }
+        self.tensors = {kind: values for kind, values in metadata.items() if kind in settings.save}
+        self.keep_prediction = "predictions" in settings.save
+        self.packed: dict[tuple[str, SceneResults], set[str]] = {}
+
+    def key(self, item: Item) -> str:
+        return f"{item.cond}/{item.scene}/{item.id}"
+
+    def place(self, item: Item) -> SceneResults:
+        """Return the place of an item's results."""
+        return self.scenes[item.cond, item.scene]
+
+    def partition(self, items: Sequence[Item], batch_size: int) -> list[list[Sequence[Item]]]:
+        return [[batch] for batch in partition(items, batch_size)]
+
+    def begin(self, items: Sequence[Item], overwrite: bool) -> None:
+        for results in self.scenes.values():
+            remove_leftovers(results.folder)
+
+    def open(self, rank: int) -> None:
+        # A packed file is of use only if it was made in the same way.
         self.packed = {
-            (kind, results): set(packed_ids(path)) if read_about(path) == about else set()
-            for kind, about in self.tensors.items()
+            (kind, results): set(packed_ids(path)) if read_about(path) == metadata else set()
+            for kind, metadata in self.tensors.items()
             for results in self.scenes.values()
             for path in [results.packed(kind)]
         }
 
     def is_done(self, item: Item) -> bool:
-        """Whether everything that is asked for is there."""
-        results = self.where[item]
+        results = self.place(item)
         return results.is_done(self.records[item], self.keep_prediction) and all(
-            item.id in self.packed[kind, results] or read_about(results.part(kind, item.id)) == about
-            for kind, about in self.tensors.items()
+            item.id in self.packed[kind, results] or read_about(results.part(kind, item.id)) == metadata
+            for kind, metadata in self.tensors.items()
         )
 
-    def launch(self, batch: Batch, device: Any) -> Callable[[BackgroundWriter], int]:
-        """Start a batch; the function given back waits for it, has it written and returns its number of images."""
-        args, ids = self.args, [item.id for item in batch.items]
-        pixels = batch.train_ids[0].size
-        samples = None if args.sample == -1 else [sample_pixels(pixels, args.sample, args.seed, name) for name in ids]
-        kept = None
-        if "logits" in self.tensors:
-            kept = [sample_pixels(pixels, args.logit_pixels, args.seed, name) for name in ids]
-        names = [str(item.image) for item in batch.items]
+    def prepare(self, missing: Sequence[Item]) -> None:
+        for results in {self.place(item) for item in missing}:
+            write_settings(results.folder, self.settings)
+            results.metrics.unlink(missing_ok=True)
+
+    def load(self, item: Item) -> _Pair:
+        return read_pair(item)
+
+    def split(self, batch: list[tuple[Item, _Pair]]) -> Iterable[list[tuple[Item, _Pair]]]:
+        return [list(group) for _, group in itertools.groupby(batch, key=lambda pair: pair[1][1].shape)]
+
+    def compute(self, items: Sequence[Item], loaded: Sequence[_Pair]) -> Callable[[], list[_Output]]:
+        settings, device = self.settings, self.device
+        images, train_ids = (np.stack(arrays) for arrays in zip(*loaded, strict=True))
+        pixels = train_ids[0].size
+
+        def chosen(number: int) -> list[np.ndarray]:
+            return [sample_pixels(pixels, number, settings.seed, item.id) for item in items]
+
+        samples = None if settings.sample == -1 else chosen(settings.sample)
+        kept = chosen(settings.logit_pixels) if "logits" in self.tensors else None
         with contextlib.ExitStack() as stack:
             features = None
             if "features" in self.tensors:
-                features = stack.enter_context(ImageFeatures(self.segmenter, args.layer))
-            wait = launch_batch(self.segmenter, batch.images, batch.train_ids, names, device, samples, kept, args.fp16)
+                features = stack.enter_context(ImageFeatures(self.segmenter, settings.layer))
+            names = [str(item.image) for item in items]
+            wait = launch_batch(self.segmenter, images, train_ids, names, device, samples, kept, settings.fp16)
 
-        def submit(writer: BackgroundWriter) -> int:
-            results = wait()
+        def finish() -> list[_Output]:
+            measured = wait()
             vector = None if features is None else features.vector()
-            for index, (item, measured) in enumerate(zip(batch.items, results, strict=True)):
-                indices = None if kept is None else kept[index]
-                writer.submit(self._save, item, measured, batch.train_ids[index], indices, vector)
-            return len(batch.items)
+            return [_Output(one, kept[i] if kept else None, vector) for i, one in enumerate(measured)]
 
-        return submit
+        return finish
 
-    def _save(
-        self,
-        item: Item,
-        measured: Measured,
-        train_ids: np.ndarray,
-        indices: np.ndarray | None,
-        vector: np.ndarray | None,
-    ) -> None:
-        results, record, overwrite = self.where[item], self.records[item], self.args.overwrite
-        if indices is not None and measured.logits is not None:
-            labels = train_ids.reshape(-1)[indices]
-            arrays = {"indices": indices.astype(np.int32), "labels": labels, "logits": measured.logits}
+    def write(self, item: Item, loaded: _Pair, output: _Output) -> None:
+        results, half = self.place(item), self.settings.fp16
+        if output.kept is not None and output.measured.logits is not None:
+            labels = loaded[1].reshape(-1)[output.kept]
+            arrays = {"indices": output.kept.astype(np.int32), "labels": labels, "logits": output.measured.logits}
             write_part(results.part("logits", item.id), arrays, self.tensors["logits"])
-        if vector is not None:
-            arrays = {"features": vector.astype(np.float16) if self.args.fp16 else vector}
-            write_part(results.part("features", item.id), arrays, self.tensors["features"])
-        save_image(
-            results, record, measured.prediction if self.keep_prediction else None, measured.statistics, overwrite
-        )
+        if output.features is not None:
+            vector = output.features.astype(np.float16) if half else output.features
+            write_part(results.part("features", item.id), {"features": vector}, self.tensors["features"])
+        prediction = output.measured.prediction if self.keep_prediction else None
+        overwrite = self.settings.run.overwrite
+        save_image(results, self.records[item], prediction, output.measured.statistics, overwrite)
 
-    def finish(self, skipped: list[BadFile]) -> Evaluated:
-        """Sum up each scene and name what was set aside."""
-        args = self.args
-        left_out = {(bad.cond, bad.scene, bad.id) for bad in skipped}
-        kept = [item for item in self.records if (item.cond, item.scene, item.id) not in left_out]
+    def finish(self, items: Sequence[Item], report: StageReport[Item]) -> None:
+        bad = [
+            BadFile(one.item.id, one.item.cond, one.item.scene, str(one.item.image), one.reason)
+            for one in report.skipped
+        ]
+        self.evaluated = self._summarise(self.unpaired + bad)
+
+    def _summarise(self, skipped: list[BadFile]) -> Evaluated:
+        """Summarise each scene, and name what was skipped."""
+        without = {(bad.cond, bad.scene, bad.id) for bad in skipped}
+        kept = [item for item in self.records if (item.cond, item.scene, item.id) not in without]
         dropped = [bad for bad in skipped if bad.reason.startswith(GATED)]
         for bad in skipped:
             if bad not in dropped:
                 print(f"skipped {bad.file}: {bad.reason}")
         if dropped:
             print(f"{self.dataset}: {len(dropped)} images dropped by its {GATE}")
-        scenes = {key: results for key, results in self.scenes.items() if any(self.where[i] == results for i in kept)}
+        places = {self.place(item) for item in kept}
+        scenes = {key: results for key, results in self.scenes.items() if results in places}
         for key in {(bad.cond, bad.scene) for bad in dropped} - scenes.keys():
-            # Nothing of it is kept now: figures of an earlier gate must not be pooled with the others.
-            SceneResults(resolve(args.root_exp_dir), self.model, self.dataset, *key).metrics.unlink(missing_ok=True)
+            # No image of it is kept now: metrics of an earlier gate must not be pooled with the others.
+            root = resolve(self.settings.eval_dir)
+            SceneResults(root, self.model, self.dataset, *key).metrics.unlink(missing_ok=True)
         if not kept:
-            raise GenValError(f"Every image of {self.dataset} was set aside (see above): there is nothing to measure.")
-        about: dict[str, Any] = {"src_dataset": args.src_dataset, "split": args.split, "limit": args.limit}
+            raise GenValError(f"Every image of {self.dataset} was skipped (see above): no image is left to evaluate.")
         totals: dict[str, PixelStatistics] = {}
         for (cond, scene), results in scenes.items():
-            of_scene = [item for item in kept if self.where[item] == results]
-            for kind, how in self.tensors.items():
-                pack(results.packed(kind), {item.id: results.part(kind, item.id) for item in of_scene}, how)
-            bad_here = [{"file": b.file, "reason": b.reason} for b in skipped if (b.cond, b.scene) == (cond, scene)]
-            if args.gate:
-                about["dropped_by_gate"] = sum((b.cond, b.scene) == (cond, scene) for b in dropped)
-            records = [self.records[item] for item in of_scene]
-            label_space = classes_of(self.dataset)
-            of_classes = (CLASSES, label_space, CLASS_SETS)
-            total = finish_scene(results, records, *of_classes, about, bad_here).total
+            members = [item for item in kept if self.place(item) == results]
+            total = self._finish_scene(results, members, skipped, dropped)
             totals[cond] = totals[cond] + total if cond in totals else total
         conds = sorted({item.cond for item in kept})
         images, bad_count = ({c: sum(e.cond == c for e in entries) for c in conds} for entries in (kept, skipped))
         return Evaluated(self.model, self.dataset, scenes, images, bad_count, totals)
+
+    def _finish_scene(
+        self, results: SceneResults, items: Sequence[Item], skipped: Sequence[BadFile], dropped: Sequence[BadFile]
+    ) -> PixelStatistics:
+        settings, key = self.settings, (results.cond, results.scene)
+        for kind, metadata in self.tensors.items():
+            pack(results.packed(kind), {item.id: results.part(kind, item.id) for item in items}, metadata)
+        head: dict[str, Any] = {
+            "src_dataset": settings.model.src_dataset,
+            "split": settings.split,
+            "limit": settings.run.limit,
+        }
+        if settings.gate:
+            head["dropped_by_gate"] = sum((bad.cond, bad.scene) == key for bad in dropped)
+        return finish_scene(
+            results,
+            [self.records[item] for item in items],
+            CLASSES,
+            classes_of(self.dataset),
+            CLASS_SETS,
+            head,
+            [{"file": bad.file, "reason": bad.reason} for bad in skipped if (bad.cond, bad.scene) == key],
+        ).total

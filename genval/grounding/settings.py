@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag, group
@@ -12,6 +13,8 @@ from genval.runtime.settings import DeviceSettings, RunSettings, comma_list, num
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings:
     """Settings of ood_objects/get_masks.py; the thresholds' defaults are the published ones."""
+
+    SCRIPT: ClassVar[str] = "ood_objects/get_masks"
 
     images_dir: str = flag("images/ood_objects/refined", "images, {object}/{i}.png", title="input and output")
     positions_dir: str = flag("images/ood_objects/with_positions", "boxes of the objects")

@@ -17,7 +17,6 @@ Settings = TypeVar("Settings")
 def run(
     main: Callable[[Any], None],
     settings: Any,
-    script: str = "",
     description: str | None = None,
     shows: Mapping[str, tuple[Callable[[], str], str]] | None = None,
 ) -> None:
@@ -26,12 +25,11 @@ def run(
     Args:
         main: what the script does.
         settings: its settings dataclass, see `genval.runtime.flags`.
-        script: its path from the repository's root without `.py`, e.g. `relis/eval`.
         description: its docstring, for `--help`.
         shows: flags that print a text and end the script, by name: what gives the text, and the help.
     """
     try:
-        main(parse_settings(settings, None, script, description, shows) if script else settings())
+        main(parse_settings(settings, None, description, shows) if isinstance(settings, type) else settings())
     except GenValError as error:
         _exit(f"error: {error}", 2)
     except KeyboardInterrupt:

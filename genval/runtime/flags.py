@@ -2,10 +2,11 @@
 
     @dataclass(frozen=True, kw_only=True)
     class CorruptSettings:
+        SCRIPT: ClassVar[str] = "relis/corrupt"
         domains: tuple[str, ...] = flag(("fog",), "domains to corrupt", type=comma_list)
         run: RunSettings = group(RunSettings, "run")
 
-`parse_settings(CorruptSettings, argv, "relis/corrupt", __doc__)` reads `--domains`, `--overwrite`, ... into it. A
+`parse_settings(CorruptSettings, argv, __doc__)` reads `--domains`, `--overwrite`, ... into it. A
 field `preset: str | None = None` receives the name of the preset.
 """
 
@@ -25,7 +26,7 @@ from genval.runtime.errors import GenValError
 # Other names of a flag, accepted in every script that has the flag: published names, and names of earlier versions.
 # docs/flags.md describes each flag; a test fails where two names of one concept are both canonical.
 ALIASES: dict[str, tuple[str, ...]] = {
-    "segmenters": ("model_arch", "models", "model"),
+    "segmenters": ("model_arch", "models", "model", "model_name"),
     "inpainting_model": ("model",),
     "domains": ("domain",),
     "num_workers": ("workers",),
@@ -126,19 +127,19 @@ class Show(argparse.Action):
 
 def settings_parser(
     cls: type[Any],
-    script: str,
-    description: str | None,
+    description: str | None = None,
     shows: Mapping[str, tuple[Callable[[], str], str]] | None = None,
 ) -> argparse.ArgumentParser:
     """Build the argument parser of a settings dataclass.
 
     Args:
-        cls: the dataclass.
-        script: path of the script from the repository's root without `.py`, e.g. `relis/eval`.
+        cls: the dataclass; its `SCRIPT` is the script's path from the repository's root without `.py`.
         description: the script's docstring.
         shows: flags that print a text and end the script, by name: what gives the text, and the help.
     """
-    parser = _Parser(prog=f"{script}.py", description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    parser = _Parser(
+        prog=f"{cls.SCRIPT}.py", description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
     parser.add_argument(
         "--preset",
         choices=sorted(path_dicts.PRESETS),
@@ -152,19 +153,19 @@ def settings_parser(
 
 def parse_settings(
     cls: type[Settings],
-    argv: Sequence[str] | None,
-    script: str,
+    argv: Sequence[str] | None = None,
     description: str | None = None,
     shows: Mapping[str, tuple[Callable[[], str], str]] | None = None,
 ) -> Settings:
     """Read a script's flags into its settings dataclass.
 
-    The defaults of `--preset` (`path_dicts.PRESETS[preset][script]`) take the place of the dataclass's own.
+    The defaults of `--preset` (`path_dicts.PRESETS[preset][SCRIPT]`) take the place of the dataclass's own.
 
     Raises:
         GenValError: the preset has an unknown flag, or the dataclass refuses a value.
     """
-    parser = settings_parser(cls, script, description, shows)
+    parser = settings_parser(cls, description, shows)
+    script = cls.SCRIPT  # type: ignore[attr-defined]
     preset_parser = _Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
     preset_parser.add_argument("--preset")
     preset = preset_parser.parse_known_args(argv)[0].preset
@@ -180,8 +181,8 @@ def parse_settings(
 
 
 def flatten(settings: Any) -> dict[str, Any]:
-    """The flags of a settings dataclass by name, those of nested groups included."""
-    values: dict[str, Any] = {}
+    """Return the flags of a settings dataclass by name, those of nested groups included, and its script."""
+    values: dict[str, Any] = {"script": settings.SCRIPT} if hasattr(settings, "SCRIPT") else {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if "group" in field.metadata:

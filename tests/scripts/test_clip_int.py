@@ -126,7 +126,7 @@ def test_existing_captions_are_filtered_without_a_model(
     source.write_text(json.dumps({"cityscapes": {"a.png": "arafed cars in the rain", "b.png": "a street", "c": "fog"}}))
     refilter = [SCRIPT, "--from_captions", source, "--output_dir", datasets / "out"]
     said = run_here(refilter)
-    assert "Dropped from 2 captions: arafed 1, rain 1, fog 1" in said and "1 captions are empty" in said
+    assert "Removed from 2 captions: arafed 1, rain 1, fog 1" in said and "1 captions are empty" in said
     result = json.loads((datasets / "out/captions_cityscapes.json").read_text())
     assert result == {"cityscapes": {"a.png": "cars", "b.png": "a street", "c": ""}}
     settings = json.loads((datasets / "out/captions_cityscapes/settings.json").read_text())["settings"]
