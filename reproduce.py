@@ -1,9 +1,9 @@
-"""The paper's protocol in one command: from data sets and checkpoints on the disk to all tables and one page.
+"""Reproduce the paper's protocol in one command: from data sets and checkpoints on the disk to all tables and one page.
 
-512 images in each of five domains, the 42 models of the zoo, calibration by temperatures found on generated pictures
-and tried on the real domains, generated objects, corruptions as the baseline, correlations, tables, report.
+The protocol has 512 images in each of five domains, the 42 segmenters of the zoo, temperatures found on generated images
+and tested on the real domains, generated objects, corruptions as a baseline, correlations, tables and the report.
 
-Reads:  datasets/ and checkpoints/, whatever of them there is; what is missing is listed with where to get it
+Reads:  datasets/ and checkpoints/, as far as they exist; what is missing is listed with where to get it
 Writes: images/ and results/ by the stages it runs, results/report/index.html by the last of them; and
         results/reproduce/steps.json (what ran, and how fast) and logs/
 
@@ -11,40 +11,21 @@ Writes: images/ and results/ by the stages it runs, results/report/index.html by
     python reproduce.py
     python reproduce.py --preset mini --domains fog,night      # the same stages on the embedded world: make demo
 
-Each step is a command that can be run alone and goes on where it was; so does the whole when it is started again.
+Each step is a command that can also be run alone. Run the same command again to resume.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 
-from genval.runtime import cli
-
-
-def parse_args() -> argparse.Namespace:
-    parser = cli.script_parser(__doc__, "reproduce")
-    what = parser.add_argument_group("what is reproduced")
-    what.add_argument("--domains", type=cli.comma_list, default="fog,night,rain,snow,india", help="some of these")
-    what.add_argument("--models", default="all", help="models as given to relis/eval.py")
-    what.add_argument("--num_samples", type=cli.positive_int, default=512, help="generated images a domain")
-    what.add_argument("--num_object_images", type=cli.positive_int, help="images an object (default: sd_inpaint.py's)")
-    what.add_argument("--logit_pixels", type=cli.positive_int, default=20000, help="pixels an image for calibration")
-    what.add_argument("--render", action="store_true", help="render the embedded world's data sets first")
-    what.add_argument(
-        "--stages", type=cli.comma_list, default="all", help="only these: render, generate, evaluate, ... as printed"
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument("--dry_run", action="store_true", help="print the plan with every command, and stop")
-    how.add_argument("--overwrite", action="store_true", help="have every step make its files again")
-    how.add_argument("--jobs", type=cli.positive_int, default=1, help="steps at a time, each with a log file")
-    how.add_argument("--accelerator", default="auto", help="auto, cpu, gpu")
-    how.add_argument("--devices", help="a step's devices (default: all; with several jobs one, in turn)")
-    how.add_argument("--batch_size", type=cli.positive_int, help="of every stage that has one (default: its own)")
-    how.add_argument("--results_dir", default="results/reproduce", help="where the record and the logs are kept")
-    return cli.parse(parser)
+try:
+    from genval.reproduction.settings import ReproductionSettings
+    from genval.runtime import cli
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: ReproductionSettings) -> None:
     from genval.reproduction.plan import build_steps
     from genval.reproduction.printing import print_end, print_missing, print_plan
     from genval.reproduction.protocol import STAGES, Protocol
@@ -55,39 +36,41 @@ def main(args: argparse.Namespace) -> None:
     from genval.runtime.errors import GenValError
     from genval.runtime.paths import resolve
 
-    devices = args.devices or ("1" if args.jobs > 1 else "auto")
+    devices = settings.devices or ("1" if settings.jobs > 1 else "auto")
     protocol = Protocol(
-        preset=args.preset,
-        domains=tuple(args.domains),
-        models=tuple(model_list(args.models, args.preset)),
-        num_samples=args.num_samples,
-        num_object_images=args.num_object_images,
-        render=args.render,
-        jobs=args.jobs,
-        logit_pixels=args.logit_pixels,
-        device=("--accelerator", args.accelerator, "--devices", devices),
-        batch_size=args.batch_size,
-        overwrite=args.overwrite,
+        preset=settings.preset,
+        domains=settings.domains,
+        models=tuple(model_list(settings.segmenters, settings.preset)),
+        num_samples=settings.num_samples,
+        num_object_images=settings.num_object_images,
+        render=settings.render,
+        jobs=settings.jobs,
+        logit_pixels=settings.logit_pixels,
+        device=("--accelerator", settings.accelerator, "--devices", devices),
+        batch_size=settings.batch_size,
+        overwrite=settings.overwrite,
     )
-    stages = check_stages(args.stages, STAGES)
+    stages = check_stages(settings.stages, STAGES)
     steps = build_steps(protocol)
-    folder = resolve(args.results_dir)
-    record = Record(folder / "steps.json", args.preset, describe_device(args.accelerator))
-    standings = survey(steps, record.finished, stages, args.overwrite)
-    print_plan(steps, standings, record, args.jobs, args.dry_run)
-    print_missing(steps, standings)
-    if args.dry_run:
+    folder = resolve(settings.output_dir)
+    record = Record(folder / "steps.json", settings.preset, describe_device(settings.accelerator))
+    states = survey(steps, record.finished, stages, settings.overwrite)
+    print_plan(steps, states, record, settings.jobs, settings.dry_run)
+    print_missing(steps, states)
+    if settings.dry_run:
         return
 
-    check_any_runs(steps, standings, stages)
-    runner = Runner(steps, standings, record, folder / "logs", args.jobs, args.accelerator != "cpu")
+    check_any_runs(steps, states, stages)
+    runner = Runner(steps, states, record, folder / "logs", settings.jobs, settings.accelerator != "cpu")
     runner.run()
-    print_missing(steps, standings)
-    print_end(up_to_date(steps, standings, stages, runner.ended), protocol.report_dir, runner.seconds)
+    print_missing(steps, states)
+    print_end(up_to_date(steps, states, stages, runner.ended), protocol.report_dir, runner.seconds)
     if runner.failed:
         listed = "\n  ".join(f"{name}: {last}" for name, last in runner.failed.items())
-        raise GenValError(f"{len(runner.failed)} steps failed:\n  {listed}\nMend the cause and run the same again.")
+        raise GenValError(
+            f"{len(runner.failed)} steps failed:\n  {listed}\nFix the cause and run the same command again."
+        )
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    cli.run(main, ReproductionSettings, __doc__)

@@ -1,44 +1,32 @@
-"""Does a synthetic condition rank segmenters as the true one does? mIoU of every model on both, and their correlation.
+"""Compare how a generated and a reference condition rank segmenters: mIoU on both, and their correlation.
 
-Reads:  what relis/eval.py wrote below --root_exp_dir for Cityscapes, Cityscapes_{domain} and the true data set
-Writes: {results_dir}/table.md, table.csv, table.json
+Reads:  what relis/eval.py wrote in --eval_dir for Cityscapes, Cityscapes_{domain} and the reference set
+Writes: {output_dir}/table.md, table.csv, table.json
 
     python relis/compare_domains.py --domains fog,night
 
-All columns are over one set of classes, by default those labelled in every set compared. India is compared with IDD.
+All columns use the same classes, by default those labelled in every compared set. India is compared with IDD.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from typing import TYPE_CHECKING
 
-from genval.runtime import cli
+try:
+    from genval.report.settings import DomainTableSettings
+    from genval.runtime import cli
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
 
 
-def parse_args() -> argparse.Namespace:
-    parser = cli.script_parser(__doc__, "relis/compare_domains")
-    parser.add_argument("--models", default="all", help="models as given to relis/eval.py; all is all with results")
-    parser.add_argument("--domains", type=cli.comma_list, default="fog,night,rain,snow", help="conditions to compare")
-    parser.add_argument("--true_dataset", default="ACDC", help="the real data set with these conditions, or none")
-    parser.add_argument(
-        "--classes",
-        choices=["common", "19", "17"],
-        default="common",
-        help="classes of the mean: labelled in all, or fixed",
-    )
-    parser.add_argument("--gate", action="store_true", help="the generated sets as relis/eval.py --gate evaluated them")
-    parser.add_argument("--root_exp_dir", default="results/eval", help="the results of relis/eval.py")
-    parser.add_argument("--results_dir", default="results/domains", help="where the table is saved")
-    return cli.parse(parser)
-
-
-def main(args: argparse.Namespace) -> None:
+def main(settings: DomainTableSettings) -> None:
     from genval.datasets import CLASS_SETS, CLASSES
     from genval.metrics.correlation import agreement
     from genval.metrics.segmentation import labelled_classes, mean_iou, plain
@@ -48,26 +36,24 @@ def main(args: argparse.Namespace) -> None:
     from genval.runtime.paths import resolve
     from genval.runtime.tables import markdown_table
 
-    root = resolve(args.root_exp_dir)
-    models = list_models(root) if args.models == "all" else model_list(args.models, args.preset)
+    root = resolve(settings.eval_dir)
+    models = list_models(root) if settings.segmenters == "all" else model_list(settings.segmenters, settings.preset)
     if not models:
-        raise GenValError(
-            f"No results in {root}. Run: python relis/eval.py --trg_dataset Cityscapes --model_arch MODEL"
-        )
-    columns = list_columns(args.domains, args.true_dataset, args.gate)
+        raise GenValError(f"No results in {root}. Run: python relis/eval.py --trg_dataset Cityscapes --segmenters NAME")
+    columns = list_columns(settings.domains, settings.reference_dataset, settings.gate)
     matrices = {
-        column: [read(root, model, *place, args.preset) for model in models] for column, place in columns.items()
+        column: [read(root, model, *place, settings.preset) for model in models] for column, place in columns.items()
     }
     check_same_images(matrices, models)
 
     of_first_model = [by_model[0] for by_model in matrices.values()]
-    common = args.classes == "common"
-    classes = labelled_classes(of_first_model) if common else CLASS_SETS[args.classes]
+    common = settings.class_set == "common"
+    classes = labelled_classes(of_first_model) if common else CLASS_SETS[settings.class_set]
     miou = {
         column: [100 * mean_iou(matrix, classes, complete=not common) for matrix in by_model]
         for column, by_model in matrices.items()
     }
-    pairs = {d: agreement(miou[f"synthetic {d}"], miou[f"true {d}"]) for d in args.domains if f"true {d}" in miou}
+    pairs = {d: agreement(miou[f"synthetic {d}"], miou[f"true {d}"]) for d in settings.domains if f"true {d}" in miou}
 
     rows = [[model, *(plain(miou[column][index]) for column in columns)] for index, model in enumerate(models)]
     agreements = [[domain, *values.values()] for domain, values in pairs.items()]
@@ -80,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
         )
         text += markdown_table(["domain", "models", "r", "from", "to", "difference"], agreements, digits=2)
     print(text)
-    folder = resolve(args.results_dir)
+    folder = resolve(settings.output_dir)
     write_csv(folder / "table.csv", ["model", *columns], rows)
     write_json(
         folder / "table.json",
@@ -91,11 +77,11 @@ def main(args: argparse.Namespace) -> None:
         },
     )
     write_bytes(folder / "table.md", (text + "\n").encode())
-    print(f"wrote {args.results_dir}/table.md, table.csv, table.json")
+    print(f"wrote {settings.output_dir}/table.md, table.csv, table.json")
 
 
-def list_columns(domains: list[str], true_dataset: str, gate: bool = False) -> dict[str, tuple[str, str]]:
-    """The sets to compare: title to (data set, condition)."""
+def list_columns(domains: Sequence[str], true_dataset: str, gate: bool = False) -> dict[str, tuple[str, str]]:
+    """Return the sets to compare: title to (data set, condition)."""
     from genval.results.scenes import GATED_SUFFIX
 
     columns = {"clear": ("Cityscapes", "clean")}
@@ -107,7 +93,7 @@ def list_columns(domains: list[str], true_dataset: str, gate: bool = False) -> d
 
 
 def read(root: Path, model: str, dataset: str, cond: str, preset: str | None) -> np.ndarray:
-    """The confusion matrix of all scenes of a set together."""
+    """Return the confusion matrix of all scenes of a set together."""
     import numpy as np
 
     from genval.results.scenes import list_scenes
@@ -117,7 +103,7 @@ def read(root: Path, model: str, dataset: str, cond: str, preset: str | None) ->
 
 
 def check_same_images(matrices: dict[str, list[np.ndarray]], models: list[str]) -> None:
-    """Models are comparable only on the same images: the labels must agree, class by class."""
+    """Refuse segmenters that were evaluated on different images: the labels of each class must agree."""
     from genval.runtime.errors import GenValError
 
     for column, by_model in matrices.items():
@@ -130,4 +116,4 @@ def check_same_images(matrices: dict[str, list[np.ndarray]], models: list[str]) 
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    cli.run(main, DomainTableSettings, __doc__)

@@ -1,18 +1,21 @@
-"""One picture of generated sets: mask, original, generated image and a model's prediction, column by column.
+"""Write a contact sheet of generated sets: mask, original, generated image and a segmenter's prediction, by column.
 
 Reads:  {generated_dir}/{domain}/{leftImg8bit,gtFine,original}/, and predictions of relis/eval.py
-Writes: {results_dir}/contact_sheet.png
+Writes: {output_dir}/contact_sheet.png
 
-    python relis/contact_sheet.py --domains fog,night --model_arch SegFormer-B0
+    python relis/contact_sheet.py --domains fog,night --segmenters SegFormer-B0
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from typing import TYPE_CHECKING
 
-import path_dicts
-from genval.runtime import cli
+try:
+    from genval.report.settings import ContactSheetSettings
+    from genval.runtime import cli
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,21 +25,7 @@ if TYPE_CHECKING:
     from genval.datasets import Item
 
 
-def parse_args() -> argparse.Namespace:
-    parser = cli.script_parser(__doc__, "relis/contact_sheet")
-    parser.add_argument("--domains", type=cli.comma_list, default="fog,night,rain,snow", help="generated sets to show")
-    parser.add_argument("--columns", type=cli.positive_int, default=3, help="images a domain, spread over the set")
-    parser.add_argument("--tile_width", type=cli.positive_int, default=256, help="pixels an image")
-    parser.add_argument(
-        "--model_arch", help="whose predictions are shown; by default the first model that has all of them"
-    )
-    parser.add_argument("--generated_dir", default=path_dicts.GENERATED_ROOT, help="the folder of the generated sets")
-    parser.add_argument("--root_exp_dir", default="results/eval", help="the results of relis/eval.py")
-    parser.add_argument("--results_dir", default="results/domains", help="where the picture is saved")
-    return cli.parse(parser)
-
-
-def main(args: argparse.Namespace) -> None:
+def main(settings: ContactSheetSettings) -> None:
     from genval.datasets import find_items, read_pair
     from genval.datasets.items import find_original
     from genval.datasets.labels import colourise
@@ -46,11 +35,11 @@ def main(args: argparse.Namespace) -> None:
 
     items: list[Item] = []
     groups: list[tuple[str, int]] = []
-    for domain in args.domains:
-        chosen = spread(find_items(f"Cityscapes_{domain}", generated_dir=args.generated_dir), args.columns)
+    for domain in settings.domains:
+        chosen = spread(find_items(f"Cityscapes_{domain}", generated_dir=settings.generated_dir), settings.columns)
         items += chosen
         groups.append((domain, len(chosen)))
-    model, predictions = find_predictions(resolve(args.root_exp_dir), args.model_arch, items, args.preset)
+    model, predictions = find_predictions(resolve(settings.eval_dir), settings.segmenters, items, settings.preset)
 
     pairs = [read_pair(item) for item in items]
     originals = [find_original(item) for item in items]
@@ -60,13 +49,13 @@ def main(args: argparse.Namespace) -> None:
         ("generated", [image for image, _ in pairs]),
         ("predicted", [colourise(read_mask(path)) for path in predictions]),
     ]
-    path = resolve(args.results_dir) / "contact_sheet.png"
-    write_png(path, contact_sheet([row for row in rows if row[1]], groups, args.tile_width), compression=6)
+    path = resolve(settings.output_dir) / "contact_sheet.png"
+    write_png(path, contact_sheet([row for row in rows if row[1]], groups, settings.tile_width), compression=6)
     print(f"wrote {path}: {len(items)} images" + (f", predictions of {model}" if model else ", no predictions found"))
 
 
 def spread(items: list[Item], count: int) -> list[Item]:
-    """At most `count` items, evenly over the set."""
+    """Choose at most `count` items, evenly over the set."""
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 
@@ -74,7 +63,7 @@ def spread(items: list[Item], count: int) -> list[Item]:
 def find_predictions(
     root: Path, model: str | None, items: list[Item], preset: str | None
 ) -> tuple[str | None, list[Path]]:
-    """The predicted trainIds of every item by one model: the one named, or the first that has them all."""
+    """Find the predictions of every item by one segmenter: the given one, or the first that has all."""
     from genval.results.scenes import SceneResults, list_models
     from genval.runtime.errors import GenValError
 
@@ -90,4 +79,4 @@ def find_predictions(
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    cli.run(main, ContactSheetSettings, __doc__)

@@ -1,38 +1,36 @@
-"""The paper's tables: correlation by domain and by class, calibration improvement, OOD metrics by score, mIoU by model.
+"""Write the paper's tables: correlation by domain and by class, calibration improvement, OOD metrics by score, mIoU by model.
 
-Reads:  {results_dir}/correlation.json, which report/correlate.py wrote from whatever results there are
-Writes: {results_dir}/tables/*.csv, *.md and *.tex
+Reads:  {output_dir}/correlation.json, written by report/correlate.py
+Writes: {output_dir}/tables/*.csv, *.md and *.tex
 
     python report/tables.py
 
-Columns marked * are figures of the published system from a secondary source.
+Columns marked * hold numbers of the published system from a secondary source.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 
-from genval.runtime import cli
-
-
-def parse_args() -> argparse.Namespace:
-    parser = cli.script_parser(__doc__, "report/tables")
-    parser.add_argument("--results_dir", default="results/report", help="the folder of report/correlate.py's results")
-    return cli.parse(parser)
+try:
+    from genval.report.settings import TableSettings
+    from genval.runtime import cli
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: TableSettings) -> None:
     from genval.report.paper_tables import markdown, paper_tables, write_table
     from genval.report.reading import read_correlation
     from genval.runtime.paths import resolve
 
-    folder = resolve(args.results_dir)
-    tables = paper_tables(read_correlation(folder, args.preset))
+    folder = resolve(settings.output_dir)
+    tables = paper_tables(read_correlation(folder, settings.preset))
     for table in tables:
         write_table(folder / "tables", table)
         print(f"{markdown(table)}\n")
-    print(f"wrote {len(tables)} tables to {args.results_dir}/tables: {', '.join(table.name for table in tables)}")
+    print(f"wrote {len(tables)} tables to {settings.output_dir}/tables: {', '.join(table.name for table in tables)}")
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    cli.run(main, TableSettings, __doc__)

@@ -328,7 +328,7 @@ def _packed(results: SceneResults, kind: str) -> PackedTensors:
     path = results.packed(kind)
     if not path.exists():
         script = "extract_logits" if kind == "logits" else "extract_features"
-        command = results.command().replace("relis/eval.py", f"relis/{script}.py")
+        command = results.command().with_script(f"relis/{script}")
         raise GenValError(f"No {kind} in {path}. Run: {command}")
     return PackedTensors(path)
 

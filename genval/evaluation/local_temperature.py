@@ -25,6 +25,7 @@ from genval.metrics.local_temperature import LocalTemperature, scaled_nll
 from genval.metrics.statistics import measure
 from genval.metrics.temperature import Pixels, search_ece, search_nll
 from genval.results.scenes import SceneResults, Summary, folder_name, summarise
+from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_jsonl, write_json
 from genval.runtime.paths import resolve
@@ -118,9 +119,7 @@ def list_saved(scenes: Sequence[SceneResults], subsamples: int | None = None, se
         records = {record["id"]: record for record in read_jsonl(results.folder / "manifest.jsonl")}
         unknown = [item_id for item_id in tensors.ids if item_id not in records]
         if unknown:
-            raise GenValError(
-                f"{path} holds {unknown[0]}, which the manifest beside it lacks. Run: {_command(results)}"
-            )
+            raise GenValError(f"{path} holds {unknown[0]}, which is missing in its manifest. Run: {_command(results)}")
         found += [SavedLogits(results, records[item_id], tensors) for item_id in tensors.ids]
     if subsamples is not None and subsamples < len(found):
         generator = np.random.default_rng(item_seed(seed, "subsamples"))
@@ -378,5 +377,5 @@ def _load(path: Path, network: LocalTemperature) -> dict[str, Tensor]:
     return tensors
 
 
-def _command(results: SceneResults) -> str:
-    return f"{results.command().replace('relis/eval.py', 'relis/extract_logits.py')} --logit_pixels -1"
+def _command(results: SceneResults) -> Command:
+    return results.command().with_script("relis/extract_logits").with_flags(logit_pixels=-1)

@@ -15,6 +15,7 @@ from genval.metrics.ranking import aupr, auroc, fpr_at_tpr
 from genval.metrics.reliability import pool
 from genval.metrics.statistics import PixelStatistics, count_confidences
 from genval.results.scenes import SceneResults
+from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl, read_mask
 from genval.runtime.paths import resolve
@@ -55,7 +56,7 @@ def measure_unknown(scenes: Sequence[SceneResults], unknown: Sequence[int]) -> U
             mask = resolve(records[item_id]["mask"]) if item_id in records else path
             if item_id not in records or file_mark(mask) != records[item_id]["mask_mark"]:
                 raise GenValError(
-                    f"{mask} and the logits of {item_id} do not fit. Run: {_command(results)} --overwrite"
+                    f"{mask} and the logits of {item_id} do not fit. Run: {_command(results).with_flags(overwrite=True)}"
                 )
             logits, labels, indices = tensors.read(item_id, "logits", "labels", "indices")
             is_unknown = np.isin(read_mask(mask).reshape(-1)[indices], unknown)
@@ -100,5 +101,5 @@ def _figures(statistics: PixelStatistics) -> dict[str, float]:
     return figures if known.any() else dict.fromkeys(FIGURES, float("nan"))
 
 
-def _command(results: SceneResults) -> str:
-    return results.command().replace("relis/eval.py", "relis/extract_logits.py")
+def _command(results: SceneResults) -> Command:
+    return results.command().with_script("relis/extract_logits")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from genval.results.scenes import ALL, GATED_SUFFIX, SceneResults, list_scenes, model_list, read_statistics
+from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl
 from genval.runtime.progress import progress_bar
@@ -25,14 +26,6 @@ class Place:
 
     dataset: str
     cond: str
-
-
-@dataclass(frozen=True)
-class Lack:
-    """What is not there, and the command that makes it."""
-
-    what: str
-    command: str
 
 
 @dataclass(frozen=True)
@@ -61,16 +54,16 @@ class Evidence:
 
 
 def read_evidence(
-    root: Path, models: Sequence[str], place: Place, preset: str | None, lacks: list[Lack], made_by: str = ""
+    root: Path, models: Sequence[str], place: Place, preset: str | None, missing: list[Missing], made_by: str = ""
 ) -> Evidence | None:
     """Every model's counts on a set.
 
     Args:
-        root: `--root_exp_dir`.
+        root: folder of the evaluation results.
         models: names as given to relis/eval.py; they are the axis M.
         place: the set.
         preset: for the commands.
-        lacks: models without finished results on this set, or on other images than most, are added to it.
+        missing: models without finished results on this set, or on other images than most, are added to it.
         made_by: the command that makes the set's images, for when no model has results on it.
 
     Returns:
@@ -95,14 +88,14 @@ def read_evidence(
     absent = [model for model in models if model not in found]
     other = [model for model in found if marks[model] != usual]
 
-    def lack(without: Sequence[str], what: str) -> None:
+    def report(without: Sequence[str], what: str) -> None:
         if without:
             command = evaluation(root, without, place, preset)
             command = f"{made_by} && {command}" if made_by and not found else command
-            lacks.append(Lack(_sentence(without, models, place, what), command))
+            missing.append(Missing(_sentence(without, models, place, what), command))
 
-    lack(absent, "no results")
-    lack(other, "results on other images")
+    report(absent, "no results")
+    report(other, "results on other images")
     kept = {
         model: [(scene, record["id"]) for scene, record in of_model]
         for model, of_model in records.items()
@@ -112,7 +105,7 @@ def read_evidence(
         return None
     counts, bins = _read(models, kept, place)
     without = [model for model in kept if bins is None or np.isnan(bins[0, list(models).index(model), 0, 0])]
-    lack(without, "no counts of confidences")
+    report(without, "no counts of confidences")
     images = tuple(name for name, *_ in usual)
     sources = tuple(f"{place.dataset}/{image}" for image in images)
     return Evidence(place, images, sources, counts, bins)
@@ -134,7 +127,7 @@ def with_street_sources(evidence: Evidence) -> Evidence:
 
 def evaluation(root: Path, models: Sequence[str], place: Place, preset: str | None) -> str:
     """The command that evaluates models on a set."""
-    return SceneResults(root, architectures(models, preset), place.dataset, place.cond, ALL).command(preset)
+    return str(SceneResults(root, architectures(models, preset), place.dataset, place.cond, ALL).command(preset))
 
 
 def architectures(models: Sequence[str], preset: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections import Counter
 from collections.abc import Sequence
@@ -15,9 +14,11 @@ import numpy as np
 from genval.metrics.ood_pooling import PoissonBootstrap
 from genval.metrics.ood_scores import figures_of
 from genval.report.comparison import CLEAR, SYNTHETIC, TRUE, compare, number
-from genval.report.evidence import Lack, architectures, short_names
+from genval.report.evidence import architectures, short_names
 from genval.report.figures import Figure
+from genval.report.settings import CorrelationSettings
 from genval.results.ood_blocks import OodResults
+from genval.runtime.commands import Command, Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
@@ -57,47 +58,47 @@ class Detection:
 
 
 def compare_ood_detection(
-    args: argparse.Namespace, models: Sequence[str], clear_miou: Figure | None, lacks: list[Lack]
+    settings: CorrelationSettings, models: Sequence[str], clear_miou: Figure | None, missing: list[Missing]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The generated set against each real one, and the mean figures of every set, as `genval.report` describes them.
 
     Args:
-        args: the flags of report/correlate.py.
+        settings: of report/correlate.py.
         models: names as given to relis/eval.py.
         clear_miou: the baseline: what clear-weather mIoU says of a model.
         lacks: what is missing is added to it.
     """
-    root = resolve(args.ood_dir)
+    root = resolve(settings.ood_dir)
     places = sorted(place.name for place in root.glob("*") if place.is_dir())
-    sets = {name: read_detection(args, root, name, models, lacks) for name in places}
+    sets = {name: read_detection(settings, root, name, models, missing) for name in places}
     sets = {name: detection for name, detection in sets.items() if detection.rows}
     real = [name for name in sets if name != GENERATED]
     if GENERATED not in sets:
-        lacks.append(Lack("detection of generated objects", _command(args, models)))
+        missing.append(Missing("detection of generated objects", _command(settings, models)))
     if not real:
-        lacks.append(Lack("detection of true objects", _command(args, models, "RoadAnomaly21")))
+        missing.append(Missing("detection of true objects", _command(settings, models, "RoadAnomaly21")))
     values: dict[str, Any] = {}
     for name in real if GENERATED in sets else ():
-        of_set = _compare_set(args, models, sets[GENERATED], sets[name], clear_miou)
+        of_set = _compare_set(settings, models, sets[GENERATED], sets[name], clear_miou)
         if of_set:
             values[name] = of_set
         else:
             what = f"at least {FEWEST_COMPARED} models on both {GENERATED} and {name}"
-            lacks.append(Lack(what, f"{_command(args, models)} && {_command(args, models, name)}"))
+            missing.append(Missing(what, f"{_command(settings, models)} && {_command(settings, models, name)}"))
     return values, {name: _means(detection) for name, detection in sets.items()}
 
 
 def read_detection(
-    args: argparse.Namespace, root: Path, name: str, models: Sequence[str], lacks: list[Lack]
+    settings: CorrelationSettings, root: Path, name: str, models: Sequence[str], missing: list[Missing]
 ) -> Detection:
     """The figures of each model on a set, and their draws: images are drawn by their names, for all models alike.
 
     Args:
-        args: the flags of report/correlate.py.
+        settings: of report/correlate.py.
         root: of all sets.
         name: of the set.
         models: names as given to relis/eval.py.
-        lacks: models on other images than most are added to it.
+        missing: models on other images than most are added to it.
 
     Raises:
         GenValError: a file has not the columns, a value is not a number, or counts are damaged.
@@ -113,14 +114,15 @@ def read_detection(
     if other:
         short = short_names(models)
         who = ", ".join(short[model] for model in other)
-        lacks.append(
-            Lack(f"detection by {who} on the same images of {name} as the others", _command(args, other, name))
+        missing.append(
+            Missing(f"detection by {who} on the same images of {name} as the others", _command(settings, other, name))
         )
     rows = {model: of_model for model, of_model in rows.items() if model not in other}
     # The seed is one for all models: an image counts as often for each of them.
-    seed = item_seed(args.seed, f"{name} images")
+    seed = item_seed(settings.seed, f"{name} images")
     drawn = {
-        model: _draw(OodResults(root, name, model), list(rows[model]), int(usual), args.draws, seed) for model in rows
+        model: _draw(OodResults(root, name, model), list(rows[model]), int(usual), settings.bootstrap_draws, seed)
+        for model in rows
     }
     return Detection(name, rows, {model: of_model for model, of_model in drawn.items() if of_model})
 
@@ -168,7 +170,7 @@ def _draw(
 
 
 def _compare_set(
-    args: argparse.Namespace,
+    settings: CorrelationSettings,
     models: Sequence[str],
     generated: Detection,
     real: Detection,
@@ -187,13 +189,13 @@ def _compare_set(
                 sign = 1 if higher else -1
                 of_kept = clear_miou.of(kept)
                 sides[CLEAR] = Figure(sign * of_kept.value, None if of_kept.drawn is None else sign * of_kept.drawn)
-            seed = item_seed(args.seed, f"{real.name} {score} {metric}")
+            seed = item_seed(settings.seed, f"{real.name} {score} {metric}")
             values.setdefault(score, {})[metric] = {
                 "figure": metric,
                 "unit": "percent",
                 "better": "higher" if higher else "lower",
                 "sets": {SYNTHETIC: {"dataset": GENERATED}, TRUE: {"dataset": real.name}},
-                **compare([models[index] for index in kept.tolist()], sides, higher, args.draws, seed),
+                **compare([models[index] for index in kept.tolist()], sides, higher, settings.bootstrap_draws, seed),
             }
     return values
 
@@ -208,7 +210,7 @@ def _means(detection: Detection) -> dict[str, Any]:
     return values
 
 
-def _command(args: argparse.Namespace, models: Sequence[str], dataset: str | None = None) -> str:
-    preset = f" --preset {args.preset}" if args.preset else ""
-    target = f" --trg_dataset {dataset}" if dataset not in (None, GENERATED) else ""
-    return f"python ood_detection/main_gen_ood.py{preset} --model {architectures(models, args.preset)}{target}"
+def _command(settings: CorrelationSettings, models: Sequence[str], dataset: str | None = None) -> str:
+    segmenters = architectures(models, settings.preset)
+    flags = {"preset": settings.preset, "segmenters": segmenters, "trg_dataset": dataset}
+    return str(Command("ood_detection/main_gen_ood", flags))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,11 @@ from genval.evaluation.calibration import CITYSCAPES_CALIBRATION, ImageSet
 from genval.metrics.correlation import CORRELATIONS
 from genval.report import HARDEST_SHARE
 from genval.report.comparison import CLEAR, CORRUPTED, FEWEST_MODELS, SYNTHETIC, number
-from genval.report.evidence import Lack, architectures
+from genval.report.evidence import architectures
 from genval.report.resampling import draw_models, interval, wilson_interval
+from genval.report.settings import CorrelationSettings
 from genval.results.scenes import ALL, GATED_SUFFIX, folder_name
+from genval.runtime.commands import Command, Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.paths import resolve
@@ -38,12 +38,12 @@ def hardest_source(share: float) -> str:
 
 
 def measure_scaling(
-    args: argparse.Namespace, domain: str, models: Sequence[str], lacks: list[Lack]
+    settings: CorrelationSettings, domain: str, models: Sequence[str], missing: list[Missing]
 ) -> dict[str, Any] | None:
     """ECE on the true set before and after scaling, as `genval.report` describes it.
 
     Args:
-        args: the flags of report/correlate.py.
+        settings: of report/correlate.py.
         domain: whose true set is tested.
         models: names as given to relis/eval.py.
         lacks: what is missing is added to it.
@@ -54,9 +54,9 @@ def measure_scaling(
     Raises:
         GenValError: a file is not one of relis/eval_calibration_clustering.py.
     """
-    root, method = resolve(args.scaling_dir), args.scaling_method
-    tested = _tested(domain, args.true_dataset)
-    own = _generated(args, domain)
+    root, method = resolve(settings.scaling_dir), settings.scaling_method
+    tested = _tested(domain, settings.reference_dataset)
+    own = _generated(settings, domain)
     shares = sorted({HARDEST_SHARE, *_tried_shares(root, models, tested, own, method)}, reverse=True)
     hardest = {hardest_source(share): dataclasses.replace(own, hardest=share) for share in shares}
     places = {
@@ -70,7 +70,7 @@ def measure_scaling(
         source: {model: _read(root, model, tested, from_sets, method) for model in models}
         for source, from_sets in places.items()
     }
-    _list_lacks(args, domain, tested, hardest, tries, lacks)
+    _list_missing(settings, domain, tested, hardest, tries, missing)
     kept = [model for model in models if tries[SYNTHETIC][model] is not None]
     if not kept:
         return None
@@ -81,8 +81,10 @@ def measure_scaling(
         for source, of_source in tries.items()
     }
     if not any(_read(root, model, [own], [own], method) for model in kept):
-        lacks.append(Lack(f"temperatures of {own.name} tried on itself", _trial(args, kept, own, own.dataset, ALL)))
-    seed = item_seed(args.seed, f"{domain} scaling")
+        missing.append(
+            Missing(f"temperatures of {own.name} tested on itself", str(_test(settings, kept, own, own.dataset, ALL)))
+        )
+    seed = item_seed(settings.seed, f"{domain} scaling")
     both = [model for model in kept if model in after[CLEAR]]
     less = np.array([after[SYNTHETIC][model] - after[CLEAR][model] for model in both])
     return {
@@ -91,15 +93,15 @@ def measure_scaling(
             {"model": m, "before": before[m], **{source: after[source].get(m) for source in places}} for m in kept
         ],
         "improved": {source: _improved(before, after[source]) for source in places},
-        "mean": {"before": _mean(np.array(list(before.values())), args.draws, seed)}
-        | {source: _mean(np.array(list(after[source].values())), args.draws, seed) for source in places},
-        "after": _after(root, own, kept, after[SYNTHETIC], method, args.draws, seed),
-        "less_than_clear": _mean(less, args.draws, seed),
+        "mean": {"before": _mean(np.array(list(before.values())), settings.bootstrap_draws, seed)}
+        | {source: _mean(np.array(list(after[source].values())), settings.bootstrap_draws, seed) for source in places},
+        "after": _after(root, own, kept, after[SYNTHETIC], method, settings.bootstrap_draws, seed),
+        "less_than_clear": _mean(less, settings.bootstrap_draws, seed),
     }
 
 
-def _generated(args: argparse.Namespace, domain: str) -> ImageSet:
-    return ImageSet(f"{GENERATED_PREFIX}{domain}{GATED_SUFFIX if args.gate else ''}")
+def _generated(settings: CorrelationSettings, domain: str) -> ImageSet:
+    return ImageSet(f"{GENERATED_PREFIX}{domain}{GATED_SUFFIX if settings.gate else ''}")
 
 
 def _tried_shares(
@@ -189,17 +191,17 @@ def _after(
     }
 
 
-def _list_lacks(
-    args: argparse.Namespace,
+def _list_missing(
+    settings: CorrelationSettings,
     domain: str,
     tested: Sequence[ImageSet],
     hardest: Mapping[str, ImageSet],
     tries: Mapping[str, Mapping[str, Any]],
-    lacks: list[Lack],
+    missing: list[Missing],
 ) -> None:
     place = tested[0]
     calibrating = {
-        SYNTHETIC: _generated(args, domain),
+        SYNTHETIC: _generated(settings, domain),
         **hardest,
         CLEAR: CITYSCAPES_CALIBRATION,
         CORRUPTED: ImageSet(f"{CORRUPTED_PREFIX}{domain}"),
@@ -207,30 +209,31 @@ def _list_lacks(
     for source, of_source in tries.items():
         if any(of_source.values()) or (source == CORRUPTED and domain not in CORRUPTIONS):
             continue
-        trial = _trial(args, list(of_source), calibrating[source], place.dataset, place.conds[0])
-        command = trial.partition(" --trg_dataset")[0].replace(
-            "eval_calibration_clustering", "compute_clusters_temp_scaling"
-        )
-        lacks.append(Lack(f"temperatures of {source} pictures tried on {place.name}", f"{command} && {trial}"))
+        test = _test(settings, list(of_source), calibrating[source], place.dataset, place.conds[0])
+        calibrate = test.with_script("relis/compute_clusters_temp_scaling", "trg_dataset", "cond", "output_dir")
+        missing.append(Missing(f"temperatures of {source} images tested on {place.name}", f"{calibrate} && {test}"))
 
 
-def _trial(args: argparse.Namespace, models: Sequence[str], calibrating: ImageSet, dataset: str, cond: str) -> str:
-    """The command that tries one set's temperatures on another; what stands before --trg_dataset finds them."""
-    flags = {
-        "--preset": args.preset or "",
-        "--model_arch": architectures(models, args.preset),
-        "--root_exp_dir": args.root_exp_dir,
-        "--calib_dataset": calibrating.dataset,
-        "--calib_cond": ",".join(calibrating.conds),
-        "--calib_scene": ",".join(calibrating.scenes),
-        "--hardest": f"{calibrating.hardest:g}" if calibrating.hardest < 1 else "",
-        "--trg_dataset": dataset,
-        "--cond": cond,
-        "--results_dir": args.scaling_dir,
-    }
-    given = [
-        f"{flag} {shlex.quote(value)}"
-        for flag, value in flags.items()
-        if value not in ("", ALL) or flag == "--model_arch"
-    ]
-    return " ".join(["python relis/eval_calibration_clustering.py", *given])
+def _test(
+    settings: CorrelationSettings, models: Sequence[str], calibrating: ImageSet, dataset: str, cond: str
+) -> Command:
+    """Return the command that tests one set's temperatures on another."""
+    return Command(
+        "relis/eval_calibration_clustering",
+        {
+            "preset": settings.preset,
+            "segmenters": architectures(models, settings.preset),
+            "eval_dir": settings.eval_dir,
+            "calib_dataset": calibrating.dataset,
+            "calib_cond": _unless_all(",".join(calibrating.conds)),
+            "calib_scene": _unless_all(",".join(calibrating.scenes)),
+            "hardest": f"{calibrating.hardest:g}" if calibrating.hardest < 1 else None,
+            "trg_dataset": dataset,
+            "cond": _unless_all(cond),
+            "output_dir": settings.scaling_dir,
+        },
+    )
+
+
+def _unless_all(text: str) -> str | None:
+    return None if text == ALL else text

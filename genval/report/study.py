@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,15 +15,17 @@ from genval.datasets.corruptions import CORRUPTIONS
 from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
 from genval.report import FORMAT
 from genval.report.comparison import CLEAR, CORRUPTED, SYNTHETIC, TRUE, compare, compare_classes
-from genval.report.evidence import Evidence, Lack, Place, read_evidence, short_names, with_street_sources
+from genval.report.evidence import Evidence, Place, read_evidence, short_names, with_street_sources
 from genval.report.figures import Figure, class_figures, ece_figure, mean_iou, miou_figure
 from genval.report.ood_comparison import compare_ood_detection
 from genval.report.published import PUBLISHED
 from genval.report.resampling import draw_images
 from genval.report.sample_size import sample_size_curve
 from genval.report.scaling import measure_scaling
+from genval.report.settings import CorrelationSettings
 from genval.report.verdict import answer, verdict
 from genval.results.scenes import GATED_SUFFIX, list_models, model_list
+from genval.runtime.commands import Command, Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
@@ -33,57 +34,58 @@ from genval.runtime.seeds import item_seed
 FEWEST_COMPARED = 3
 
 
-def correlate(args: argparse.Namespace) -> dict[str, Any]:
+def correlate(settings: CorrelationSettings) -> dict[str, Any]:
     """Compare the synthetic, the clear and the corrupted figures with the true ones, as far as there are results.
 
     Args:
-        args: the flags of report/correlate.py.
+        settings: of report/correlate.py.
 
     Raises:
         GenValError: there are no results at all, or a file is damaged.
     """
-    root = resolve(args.root_exp_dir)
-    models = list_models(root) if args.models == "all" else model_list(args.models, args.preset)
+    root = resolve(settings.eval_dir)
+    models = list_models(root) if settings.segmenters == "all" else model_list(settings.segmenters, settings.preset)
     if not models:
         raise GenValError(
-            f"No results in {root}. Run: python relis/eval.py --trg_dataset Cityscapes --model_arch all, and the same "
-            "for Cityscapes_fog and ACDC."
+            f"No results in {root}. Run: python relis/eval.py --trg_dataset Cityscapes,Cityscapes_fog,ACDC --segmenters all"
         )
-    lacks: list[Lack] = []
-    clear = read_evidence(root, models, Place(args.clear_dataset, args.clear_cond), args.preset, lacks)
+    missing: list[Missing] = []
+    clear = read_evidence(root, models, Place(settings.clear_dataset, settings.clear_cond), settings.preset, missing)
     robustness: dict[str, Any] = {}
     calibration: dict[str, Any] = {}
     curves: dict[str, Any] = {}
-    for domain in args.domains:
-        sides = _read_sides(args, root, models, domain, clear, lacks)
+    for domain in settings.domains:
+        sides = _read_sides(settings, root, models, domain, clear, missing)
         kept = _compared(sides, [evidence.has() for evidence in sides.values()])
-        calibration[domain] = {"ece": None, "scaling": measure_scaling(args, domain, models, lacks)}
+        calibration[domain] = {"ece": None, "scaling": measure_scaling(settings, domain, models, missing)}
         if kept is None:
             continue
         # A baseline that too few of the compared models have is none.
         if CORRUPTED in sides and sides[CORRUPTED].has()[kept].sum() < FEWEST_COMPARED:
             del sides[CORRUPTED]
-        seed = item_seed(args.seed, domain)
-        drawn = draw_images({side: evidence.sources for side, evidence in sides.items()}, args.draws, seed)
+        seed = item_seed(settings.seed, domain)
+        drawn = draw_images(
+            {side: evidence.sources for side, evidence in sides.items()}, settings.bootstrap_draws, seed
+        )
         names = [models[index] for index in kept]
-        classes, flag = choose_classes(domain, sides, args.classes)
-        robustness[domain] = _robustness(args, domain, names, kept, sides, drawn, classes, flag)
-        curves[domain] = _curve(args, domain, kept, sides, classes)
-        calibration[domain]["ece"] = _calibration(args, domain, models, sides, drawn)
-    ood_detection, ood_figures = compare_ood_detection(args, models, _clear_figure(args, clear), lacks)
+        classes, flag = choose_classes(domain, sides, settings.class_set)
+        robustness[domain] = _robustness(settings, domain, names, kept, sides, drawn, classes, flag)
+        curves[domain] = _curve(settings, domain, kept, sides, classes)
+        calibration[domain]["ece"] = _calibration(settings, domain, models, sides, drawn)
+    ood_detection, ood_figures = compare_ood_detection(settings, models, _clear_figure(settings, clear), missing)
     values: dict[str, Any] = {
         "format": FORMAT,
-        "settings": {key: value for key, value in vars(args).items() if key != "script"},
+        "settings": {key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()},
         "models": models,
         "short_names": short_names(models),
-        "domains": args.domains,
+        "domains": list(settings.domains),
         "robustness": robustness,
         "calibration": calibration,
         "ood_detection": ood_detection,
         "ood_figures": ood_figures,
         "sample_size": curves,
         "published": PUBLISHED,
-        "missing": [dataclasses.asdict(lack) for lack in dict.fromkeys(lacks)],
+        "missing": [{"what": one.what, "command": one.remedy} for one in dict.fromkeys(missing)],
     }
     answers = answer(values)
     return {**values, "answers": answers, "verdict": verdict(values, answers)}
@@ -100,7 +102,7 @@ def true_place(domain: str, true_dataset: str | None) -> Place:
     if domain not in path_dicts.REAL_SETS:
         raise GenValError(
             f"No true set is known for the domain {domain!r}: expected one of {', '.join(path_dicts.REAL_SETS)}. "
-            "Give --true_dataset, or add it to REAL_SETS in path_dicts.py."
+            "Give --reference_dataset, or add it to REAL_SETS in path_dicts.py."
         )
     return Place(*path_dicts.REAL_SETS[domain])
 
@@ -135,17 +137,23 @@ def choose_classes(domain: str, sides: Mapping[str, Evidence], asked: str) -> tu
 
 
 def _read_sides(
-    args: argparse.Namespace, root: Path, models: list[str], domain: str, clear: Evidence | None, lacks: list[Lack]
+    settings: CorrelationSettings,
+    root: Path,
+    models: list[str],
+    domain: str,
+    clear: Evidence | None,
+    missing: list[Missing],
 ) -> dict[str, Evidence]:
     """The evidence on each side that there is; images made from one street share their source."""
-    preset = f" --preset {args.preset}" if args.preset else ""
-    generation = f"python ControlNet/style_transfer.py{preset} --domain {domain}"
-    true = read_evidence(root, models, true_place(domain, args.true_dataset), args.preset, lacks)
-    synthetic = read_evidence(root, models, synthetic_place(domain, args.gate), args.preset, lacks, generation)
+    generation = Command("ControlNet/style_transfer", {"preset": settings.preset, "domain": domain})
+    true = read_evidence(root, models, true_place(domain, settings.reference_dataset), settings.preset, missing)
+    synthetic = read_evidence(
+        root, models, synthetic_place(domain, settings.gate), settings.preset, missing, str(generation)
+    )
     corrupted = None
     if domain in CORRUPTIONS:
-        corruption = f"python relis/corrupt.py{preset} --domain {domain}"
-        corrupted = read_evidence(root, models, corrupted_place(domain), args.preset, lacks, corruption)
+        corruption = Command("relis/corrupt", {"preset": settings.preset, "domains": domain})
+        corrupted = read_evidence(root, models, corrupted_place(domain), settings.preset, missing, str(corruption))
     streets = {SYNTHETIC: synthetic, CLEAR: clear, CORRUPTED: corrupted}
     sides = {side: with_street_sources(evidence) for side, evidence in streets.items() if evidence is not None}
     return {**({TRUE: true} if true is not None else {}), **sides}
@@ -172,7 +180,7 @@ def _sets(sides: Mapping[str, Evidence]) -> dict[str, Any]:
 
 
 def _robustness(
-    args: argparse.Namespace,
+    settings: CorrelationSettings,
     domain: str,
     names: list[str],
     kept: np.ndarray,
@@ -181,7 +189,7 @@ def _robustness(
     classes: list[int],
     flag: str | None,
 ) -> dict[str, Any]:
-    seed = item_seed(args.seed, f"{domain} models")
+    seed = item_seed(settings.seed, f"{domain} models")
     figures = {side: miou_figure(evidence, drawn[side], classes).of(kept) for side, evidence in sides.items()}
     by_class = {
         side: [figure.of(kept) for figure in class_figures(evidence, drawn[side], classes)]
@@ -196,13 +204,13 @@ def _robustness(
         "sets": _sets(sides),
         "classes": class_names,
         "classes_flag": flag,
-        **compare(names, figures, True, args.draws, seed),
-        "per_class": compare_classes(class_names, by_class, args.draws, seed),
+        **compare(names, figures, True, settings.bootstrap_draws, seed),
+        "per_class": compare_classes(class_names, by_class, settings.bootstrap_draws, seed),
     }
 
 
 def _calibration(
-    args: argparse.Namespace,
+    settings: CorrelationSettings,
     domain: str,
     models: list[str],
     sides: Mapping[str, Evidence],
@@ -215,34 +223,34 @@ def _calibration(
     if CORRUPTED in with_bins and with_bins[CORRUPTED].has_bins()[kept].sum() < FEWEST_COMPARED:
         del with_bins[CORRUPTED]
     figures = {side: ece_figure(evidence, drawn[side]).of(kept) for side, evidence in with_bins.items()}
-    seed = item_seed(args.seed, f"{domain} models")
+    seed = item_seed(settings.seed, f"{domain} models")
     return {
         "figure": "ece",
         "unit": "percent",
         "better": "lower",
         "sets": _sets(with_bins),
-        **compare([models[index] for index in kept], figures, False, args.draws, seed),
+        **compare([models[index] for index in kept], figures, False, settings.bootstrap_draws, seed),
     }
 
 
 def _curve(
-    args: argparse.Namespace, domain: str, kept: np.ndarray, sides: Mapping[str, Evidence], classes: list[int]
+    settings: CorrelationSettings, domain: str, kept: np.ndarray, sides: Mapping[str, Evidence], classes: list[int]
 ) -> dict[str, Any]:
     true = mean_iou(sides[TRUE].counts[:, kept].sum(0), classes)
     return sample_size_curve(
         sides[SYNTHETIC].counts[:, kept],
         lambda counts: mean_iou(counts, classes),
         true,
-        args.draws,
-        item_seed(args.seed, f"{domain} sample size"),
-        args.settled_tau,
-        args.settled_regret,
+        settings.bootstrap_draws,
+        item_seed(settings.seed, f"{domain} sample size"),
+        settings.settled_tau,
+        settings.settled_regret,
     )
 
 
-def _clear_figure(args: argparse.Namespace, clear: Evidence | None) -> Figure | None:
+def _clear_figure(settings: CorrelationSettings, clear: Evidence | None) -> Figure | None:
     """Clear-weather mIoU: what one knows of a model without generating anything."""
     if clear is None:
         return None
-    drawn = draw_images({CLEAR: clear.sources}, args.draws, item_seed(args.seed, CLEAR))
+    drawn = draw_images({CLEAR: clear.sources}, settings.bootstrap_draws, item_seed(settings.seed, CLEAR))
     return miou_figure(clear, drawn[CLEAR], np.flatnonzero(clear.labelled()).tolist())

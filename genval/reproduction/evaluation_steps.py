@@ -23,9 +23,10 @@ from genval.reproduction.protocol import (
     step_name,
 )
 from genval.reproduction.sources import count_ood_images
-from genval.reproduction.steps import Lack, Step
+from genval.reproduction.steps import Step
 from genval.results.ood_blocks import OodResults
 from genval.results.scenes import folder_name
+from genval.runtime.commands import Missing
 from genval.runtime.paths import resolve
 
 
@@ -34,17 +35,17 @@ def evaluation_steps(
     group: tuple[str, ...],
     groups: Sequence[tuple[str, ...]],
     inputs: tuple[Path, ...],
-    lacking: dict[str, Lack],
+    missing_data: dict[str, Missing],
 ) -> list[Step]:
     """The segmenters on real, generated and corrupted sets."""
     kept = ("--save", "predictions,logits", "--logit_pixels", str(protocol.logit_pixels))
 
     def command(datasets: Sequence[str], *flags: str) -> tuple[str, ...]:
-        what = ("--model_arch", list_models(protocol, group), "--trg_dataset", ",".join(datasets))
+        what = ("--segmenters", list_models(protocol, group), "--trg_dataset", ",".join(datasets))
         return protocol.command("relis/eval", *what, *flags, *kept, device=True)
 
     steps = []
-    real = {name: conds for name, conds in protocol.real_sets().items() if name not in lacking}
+    real = {name: conds for name, conds in protocol.real_sets().items() if name not in missing_data}
     if real:
         commands = tuple(command([name], "--cond", ",".join(conds)) for name, conds in real.items())
         # Rendered sets have no other conditions: one process does for all.
@@ -83,14 +84,14 @@ def _evaluation(
 
 
 def calibration_steps(
-    protocol: Protocol, group: tuple[str, ...], groups: Sequence[tuple[str, ...]], lacking: dict[str, Lack]
+    protocol: Protocol, group: tuple[str, ...], groups: Sequence[tuple[str, ...]], missing_data: dict[str, Missing]
 ) -> list[Step]:
     """Temperatures found on generated, clear and corrupted pictures, tried on the real domains.
 
     Those of generated ones are found twice: on all of them, as published, and on the hardest.
     """
-    domains = [domain for domain in protocol.domains if path_dicts.REAL_SETS[domain][0] not in lacking]
-    who = ("--model_arch", list_models(protocol, group))
+    domains = [domain for domain in protocol.domains if path_dicts.REAL_SETS[domain][0] not in missing_data]
+    who = ("--segmenters", list_models(protocol, group))
     tests = {domain: _tested(domain) for domain in domains}
 
     def pair(calibrating: Sequence[str], test: Sequence[str], found: bool = False) -> list[tuple[str, ...]]:
@@ -109,7 +110,7 @@ def calibration_steps(
             files += [(set_name(*tests[domain]), own), (set_name(*tests[domain]), hardest), (own, own)]
             commands += pair(("--calib_dataset", dataset), ("--trg_dataset", dataset), found=True)
         plans[GENERATED] = (commands, files, (GENERATED, REAL))
-    if domains and CLEAR not in lacking:
+    if domains and CLEAR not in missing_data:
         scenes = ("--calib_cond", CLEAR_COND, "--calib_scene", CALIBRATION_SCENES)
         commands, files = [], []
         for number, domain in enumerate(domains):
@@ -118,13 +119,13 @@ def calibration_steps(
             files.append((set_name(*tests[domain]), clear))
         plans["clear"] = (commands, files, (REAL,))
     corrupted = [domain for domain in domains if domain in protocol.corruptible]
-    if corrupted and CLEAR not in lacking:
+    if corrupted and CLEAR not in missing_data:
         commands, files = [], []
         for domain in corrupted:
             commands += pair(("--calib_dataset", f"{CORRUPTED_PREFIX}{domain}"), _test_flags(domain))
             files.append((set_name(*tests[domain]), set_name(f"{CORRUPTED_PREFIX}{domain}")))
         plans[CORRUPTED] = (commands, files, (CORRUPTED, REAL))
-    root = resolve(protocol.option("relis/eval_calibration_clustering", "results_dir", "results/temperature_scaling"))
+    root = resolve(protocol.option("relis/eval_calibration_clustering", "output_dir", "results/temperature_scaling"))
     return [
         Step(
             step_name("calibrate on", kind, group, groups),
@@ -175,12 +176,12 @@ def detection_steps(
     generated: int,
 ) -> list[Step]:
     """The segmenters on generated objects, so many pictures, and on true ones."""
-    root = resolve(protocol.option("ood_detection/main_gen_ood", "results_dir", "results/ood_detection"))
+    root = resolve(protocol.option("ood_detection/main_gen_ood", "output_dir", "results/ood_detection"))
     needs = ("render",) if protocol.render else ()
     sets = true_object_sets(protocol)
 
     def step(name: str, datasets: Sequence[str], pictures: int, before: tuple[str, ...]) -> Step:
-        flags = ("--model", list_models(protocol, group), "--trg_dataset", ",".join(datasets))
+        flags = ("--segmenters", list_models(protocol, group), "--trg_dataset", ",".join(datasets))
         command = protocol.command("ood_detection/main_gen_ood", *flags, device=True)
         files = [OodResults(root, one, model).csv for one in datasets for model in group]
         size, made = len(files), partial(of_files, files)
@@ -208,7 +209,7 @@ def report_steps(protocol: Protocol, models: Sequence[str], steps: Sequence[Step
     evaluations = tuple(step.name for step in steps if step.stage == "evaluate")
     others = tuple(step.name for step in steps if step.stage in ("calibrate", "detect", "outline", "generate"))
     listed = list_models(protocol, models)
-    flags = ("--models", listed, "--domains", ",".join(protocol.domains))
+    flags = ("--segmenters", listed, "--domains", ",".join(protocol.domains))
     return [
         Step(
             "correlate",

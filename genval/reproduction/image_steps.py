@@ -10,12 +10,13 @@ from genval.datasets.ood_objects import read_objects
 from genval.reproduction.outputs import of_manifest
 from genval.reproduction.protocol import CLEAR, CLEAR_COND, Protocol
 from genval.reproduction.sources import captions_are_there, count_images, count_ood_images, find_weights, option
-from genval.reproduction.steps import Lack, Outputs, Step, newest
+from genval.reproduction.steps import Outputs, Step, newest
+from genval.runtime.commands import Missing
 from genval.runtime.paths import resolve
 
 
-def picture_steps(protocol: Protocol, lacking: dict[str, Lack]) -> list[Step]:
-    """Streets in every domain; `lacking` has the data sets that are not there."""
+def image_steps_of(protocol: Protocol, missing_data: dict[str, Missing]) -> list[Step]:
+    """Streets in every domain; `missing_data` has the data sets that are not there."""
     steps = []
     rendered: tuple[str, ...] = ()
     if protocol.render:
@@ -26,17 +27,19 @@ def picture_steps(protocol: Protocol, lacking: dict[str, Lack]) -> list[Step]:
         size = protocol.num_samples * (len(protocol.domains) + 2)
         made = partial(_rendered, protocol)
         steps.append(Step("render", "render", (command,), size, made))
-    frames = (lacking[CLEAR],) if CLEAR in lacking else ()
+    frames = (missing_data[CLEAR],) if CLEAR in missing_data else ()
     captioned: tuple[str, ...] = ()
     data_dir = resolve(protocol.datasets_dir) / Path(path_dicts.DATASET_ROOTS[CLEAR]).name
     if not protocol.render and not captions_are_there(data_dir):
         captioned = ("caption",)
-        inputs, lacks = find_weights("ControlNet/clip_int", protocol.preset)
+        inputs, missing = find_weights("ControlNet/clip_int", protocol.preset)
         command = protocol.command("ControlNet/clip_int", "--dataset", "cityscapes", "--split", "val", device=True)
         made = partial(of_manifest, resolve("captions/cityscapes"))
         frames_there = protocol.images_of(CLEAR, CLEAR_COND)
-        steps.append(Step("caption", "caption", (command,), frames_there, made, inputs=inputs, lacks=lacks + frames))
-    inputs, lacks = find_weights("ControlNet/style_transfer", protocol.preset)
+        steps.append(
+            Step("caption", "caption", (command,), frames_there, made, inputs=inputs, missing=missing + frames)
+        )
+    inputs, missing = find_weights("ControlNet/style_transfer", protocol.preset)
     folder = resolve(protocol.option("ControlNet/style_transfer", "output_dir", path_dicts.GENERATED_ROOT))
     for domain in protocol.domains:
         flags = ("--domain", domain, "--num_samples", str(protocol.num_samples))
@@ -49,7 +52,7 @@ def picture_steps(protocol: Protocol, lacking: dict[str, Lack]) -> list[Step]:
                 partial(of_manifest, folder / domain),
                 needs=rendered + captioned,
                 inputs=inputs,
-                lacks=lacks + frames,
+                missing=missing + frames,
             )
         )
     folder = resolve(protocol.option("relis/corrupt", "output_dir", "images/corrupted"))
@@ -58,17 +61,17 @@ def picture_steps(protocol: Protocol, lacking: dict[str, Lack]) -> list[Step]:
             Step(
                 f"corrupt {domain}",
                 "corrupt",
-                (protocol.command("relis/corrupt", "--domain", domain, *protocol.again()),),
+                (protocol.command("relis/corrupt", "--domains", domain, *protocol.again()),),
                 protocol.images_of(CLEAR, CLEAR_COND),
                 partial(of_manifest, folder / domain),
                 needs=rendered,
-                lacks=frames,
+                missing=frames,
             )
         )
     return steps
 
 
-def object_steps(protocol: Protocol, lacking: dict[str, Lack]) -> list[Step]:
+def object_steps(protocol: Protocol, missing_data: dict[str, Missing]) -> list[Step]:
     """Pictures with objects, and the objects' outlines."""
     script = "ood_objects/sd_inpaint"
     names = option(protocol.preset, script, "objects", None)
@@ -81,14 +84,14 @@ def object_steps(protocol: Protocol, lacking: dict[str, Lack]) -> list[Step]:
         "outline": ("ood_objects/get_masks", "images/ood_objects/masks"),
     }
     needs: tuple[str, ...] = ("render",) if protocol.render else ()
-    frames = (lacking[CLEAR],) if CLEAR in lacking else ()
+    frames = (missing_data[CLEAR],) if CLEAR in missing_data else ()
     flags: tuple[str, ...] = ("--num_images", str(number))
     steps = []
     for stage, (script, folder) in scripts.items():
-        inputs, lacks = find_weights(script, protocol.preset)
+        inputs, missing = find_weights(script, protocol.preset)
         command = protocol.command(script, *flags, device=True)
         made = partial(of_manifest, resolve(protocol.option(script, "output_dir", folder)))
-        steps.append(Step(stage, stage, (command,), size, made, needs, inputs=inputs, lacks=lacks + frames))
+        steps.append(Step(stage, stage, (command,), size, made, needs, inputs=inputs, missing=missing + frames))
         needs, frames, flags = (stage,), (), ()
     return steps
 

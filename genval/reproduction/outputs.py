@@ -44,7 +44,7 @@ def of_correlation(path: Path, domains: Sequence[str], models: str) -> Outputs:
     """The comparison, if it is of these domains and models, as flags name them."""
     try:
         content = json.loads(path.read_bytes())
-        found = content["format"], content["settings"]["domains"], content["settings"]["models"]
+        found = content["format"], content["settings"]["domains"], content["settings"]["segmenters"]
         same = found == (FORMAT, list(domains), models)
     except (OSError, ValueError, KeyError, TypeError):  # absent, or another format's: it is made again
         same = False

@@ -10,36 +10,37 @@ from genval.reproduction.evaluation_steps import (
     report_steps,
     true_object_sets,
 )
-from genval.reproduction.image_steps import object_steps, picture_steps
+from genval.reproduction.image_steps import image_steps_of, object_steps
 from genval.reproduction.outputs import nothing
 from genval.reproduction.protocol import Protocol, group_models
 from genval.reproduction.sources import PAGES, find_data, find_models
-from genval.reproduction.steps import Lack, Step
+from genval.reproduction.steps import Step
+from genval.runtime.commands import Missing
 
 
 def build_steps(protocol: Protocol) -> list[Step]:
     """Every step of the protocol, each after those that it needs."""
-    lacking = {} if protocol.render else find_data(list(protocol.real_sets()), protocol.datasets_dir)
+    missing_data = {} if protocol.render else find_data(list(protocol.real_sets()), protocol.datasets_dir)
     models, without_weights = find_models(list(protocol.models))
     groups = group_models(protocol, list(models))
-    steps = picture_steps(protocol, lacking)
+    steps = image_steps_of(protocol, missing_data)
     for group in groups:
         inputs = tuple(path for model in group if (path := models[model]))
-        steps += evaluation_steps(protocol, group, groups, inputs, lacking)
-        steps += calibration_steps(protocol, group, groups, lacking)
-    for name, lack in lacking.items():
-        steps.append(Step(f"evaluate on {name}", "evaluate", (), None, nothing, lacks=(lack,)))
+        steps += evaluation_steps(protocol, group, groups, inputs, missing_data)
+        steps += calibration_steps(protocol, group, groups, missing_data)
+    for name, one in missing_data.items():
+        steps.append(Step(f"evaluate on {name}", "evaluate", (), None, nothing, missing=(one,)))
     if without_weights:
-        lacks = tuple(without_weights.values())
-        name = f"evaluate {len(lacks)} more model{'' if len(lacks) == 1 else 's'}"
-        steps.append(Step(name, "evaluate", (), None, nothing, lacks=lacks))
-    objects = object_steps(protocol, lacking)
+        missing = tuple(without_weights.values())
+        name = f"evaluate {len(missing)} more model{'' if len(missing) == 1 else 's'}"
+        steps.append(Step(name, "evaluate", (), None, nothing, missing=missing))
+    objects = object_steps(protocol, missing_data)
     steps += objects
     for group in groups:
         inputs = tuple(path for model in group if (path := models[model]))
         steps += detection_steps(protocol, group, groups, inputs, objects[-1].size or 0)
     if not true_object_sets(protocol):
         place = path_dicts.OOD_ROOTS["RoadAnomaly21"]
-        lack = Lack(f"data set RoadAnomaly21 in {place}", f"{PAGES['RoadAnomaly21']}; ln -s PATH {place}")
-        steps.append(Step("detect true objects", "detect", (), None, nothing, lacks=(lack,)))
+        one = Missing(f"data set RoadAnomaly21 in {place}", f"{PAGES['RoadAnomaly21']}; ln -s PATH {place}")
+        steps.append(Step("detect true objects", "detect", (), None, nothing, missing=(one,)))
     return [*steps, *report_steps(protocol, list(models), steps)]

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from genval.reproduction.record import Record, total_seconds
-from genval.reproduction.state import DONE, TO_DO, Standing, missing
-from genval.reproduction.steps import Lack, Step
+from genval.reproduction.state import DONE, TO_DO, StepState, list_missing
+from genval.reproduction.steps import Step
+from genval.runtime.commands import Missing
 from genval.runtime.files import read_json
 
 # Lacks of one remedy that are named; the others are counted.
@@ -16,30 +17,30 @@ _NAMED = 3
 
 
 def print_plan(
-    steps: Sequence[Step], standings: Mapping[str, Standing], record: Record, jobs: int, commands: bool
+    steps: Sequence[Step], states: Mapping[str, StepState], record: Record, jobs: int, commands: bool
 ) -> None:
     """A line a step, with `commands` what it runs, and how long all of it takes.
 
     Args:
         steps: each after those that it needs.
-        standings: from `state.survey`.
+        states: from `state.survey`.
         record: what estimates are made from.
         jobs: steps at a time.
         commands: whether to print them.
     """
     width = max(len(step.name) for step in steps)
-    to_do = [step for step in steps if standings[step.name].kind == TO_DO]
-    estimates = {step.name: record.estimate(step, left(step, standings[step.name])) for step in to_do}
+    to_do = [step for step in steps if states[step.name].kind == TO_DO]
+    estimates = {step.name: record.estimate(step, left(step, states[step.name])) for step in to_do}
     for step in steps:
-        standing = standings[step.name]
+        state = states[step.name]
         size = "?" if step.size is None else str(step.size)
-        note = standing.reason
-        if standing.kind == TO_DO:
+        note = state.reason
+        if state.kind == TO_DO:
             note = f"{duration(estimates[step.name].seconds)} ({estimates[step.name].source})"
-        print(f"  {step.name:{width}}  {standing.kind:7}  {f'{standing.made}/{size}':>13}  {note}".rstrip())
-        for command in step.commands if commands and standing.kind != DONE else ():
+        print(f"  {step.name:{width}}  {state.kind:7}  {f'{state.made}/{size}':>13}  {note}".rstrip())
+        for command in step.commands if commands and state.kind != DONE else ():
             print(f"  {'':{width}}    $ python {shlex.join(command)}")
-    kinds = [standing.kind for standing in standings.values()]
+    kinds = [state.kind for state in states.values()]
     unknown = sum(estimate.seconds is None for estimate in estimates.values())
     time = duration(total_seconds(estimates, to_do, jobs)) if unknown < len(to_do) or not to_do else "time unknown"
     more = f" without the {unknown} steps that have no rate" if 0 < unknown < len(to_do) else ""
@@ -47,22 +48,22 @@ def print_plan(
     print(f"{len(steps)} steps: {', '.join(parts)}; about {time}{more} on {record.device}, {jobs} at a time")
 
 
-def left(step: Step, standing: Standing) -> int:
+def left(step: Step, state: StepState) -> int:
     """The items that a step has left; all of them where what it reads has changed."""
     size = step.size or 0
-    return size - standing.made if standing.made < size else size
+    return size - state.made if state.made < size else size
 
 
-def print_missing(steps: Sequence[Step], standings: Mapping[str, Standing]) -> None:
+def print_missing(steps: Sequence[Step], states: Mapping[str, StepState]) -> None:
     """What has to be got, grouped by where it is to be had."""
-    by_remedy: dict[str, list[Lack]] = {}
-    for lack in missing(steps, standings):
-        by_remedy.setdefault(lack.remedy, []).append(lack)
+    by_remedy: dict[str, list[Missing]] = {}
+    for one in list_missing(steps, states):
+        by_remedy.setdefault(one.remedy, []).append(one)
     if by_remedy:
         print("\nmissing:")
-    for remedy, lacks in by_remedy.items():
-        named = [lack.what for lack in lacks[:_NAMED]]
-        more = [f"and {len(lacks) - _NAMED} more"] if len(lacks) > _NAMED else []
+    for remedy, missing in by_remedy.items():
+        named = [one.what for one in missing[:_NAMED]]
+        more = [f"and {len(missing) - _NAMED} more"] if len(missing) > _NAMED else []
         print("  " + "\n  ".join(named + more))
         print(f"      get: {remedy}")
 

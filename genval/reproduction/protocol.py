@@ -87,12 +87,12 @@ class Protocol:
     @property
     def root(self) -> Path:
         """What relis/eval.py writes."""
-        return resolve(self.option("relis/eval", "root_exp_dir", "results/eval"))
+        return resolve(self.option("relis/eval", "eval_dir", "results/eval"))
 
     @property
     def report_dir(self) -> Path:
         """What report/ writes."""
-        return resolve(self.option("report/correlate", "results_dir", "results/report"))
+        return resolve(self.option("report/correlate", "output_dir", "results/report"))
 
     @property
     def corruptible(self) -> tuple[str, ...]:

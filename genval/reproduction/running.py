@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from genval.reproduction.record import Record, count_cores, list_gpus
-from genval.reproduction.state import BLOCKED, TO_DO, Standing
+from genval.reproduction.state import BLOCKED, TO_DO, StepState
 from genval.reproduction.steps import Step
 from genval.runtime.files import write_bytes
 from genval.runtime.paths import REPO_ROOT
@@ -25,7 +25,7 @@ _LOOK = 0.1
 
 
 @dataclass
-class _Running:
+class _RunningStep:
     step: Step
     slot: int
     log: Path | None
@@ -40,26 +40,26 @@ class Runner:
 
     Attributes:
         steps: each after those that it needs.
-        standings: from `state.survey`.
+        states: from `state.survey`.
         record: takes down what ends well.
         logs: folder of the logs, one a step; with one job the steps write to the terminal.
         jobs: steps at a time.
         uses_gpu: with several jobs, each takes one GPU of this machine in turn.
         ended: names of the steps that ended well.
         failed: names of steps, with the last line that they wrote.
-        left_out: steps that were not run because one that they need failed.
+        skipped: steps that were not run because one that they need failed.
         seconds: that the whole took.
     """
 
     steps: Sequence[Step]
-    standings: Mapping[str, Standing]
+    states: Mapping[str, StepState]
     record: Record
     logs: Path
     jobs: int = 1
     uses_gpu: bool = False
     ended: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def run(self) -> None:
@@ -69,14 +69,14 @@ class Runner:
             KeyboardInterrupt: interrupted, or told to end (SIGTERM, by a scheduler, say); the steps are ended too.
         """
         self._begin = time.perf_counter()
-        to_do = [step for step in self.steps if self.standings[step.name].kind == TO_DO]
+        to_do = [step for step in self.steps if self.states[step.name].kind == TO_DO]
         # First those that the longest chains of others wait for.
         self._waiting = sorted(to_do, key=lambda step: -chain_length(step.name, to_do))
         self._total = len(self._waiting)
         self._gpus = self._visible_gpus() if self.jobs > 1 and self.uses_gpu else []
-        self._running: list[_Running] = []
+        self._running: list[_RunningStep] = []
         self._started = 0
-        self._told_to_end = False
+        self._stop_requested = False
         # Noted and acted on in the loop: raised just as a process starts, it would leave that one behind.
         handler = signal.signal(signal.SIGTERM, self._note_signal)
         try:
@@ -85,11 +85,11 @@ class Runner:
                 if not self._running:
                     break
                 time.sleep(_LOOK)
-                if self._told_to_end:
+                if self._stop_requested:
                     raise KeyboardInterrupt
                 for running in list(self._running):
                     if running.process.poll() is not None:
-                        self._go_on(running)
+                        self._advance(running)
         finally:
             for running in self._running:  # interrupted: nothing is left running behind
                 running.process.terminate()
@@ -99,11 +99,11 @@ class Runner:
             self.seconds = time.perf_counter() - self._begin
 
     def _note_signal(self, *_: object) -> None:
-        self._told_to_end = True
+        self._stop_requested = True
 
     def _start_ready(self) -> None:
         pending = {step.name for step in self._waiting} | {running.step.name for running in self._running}
-        stopped = {*self.failed, *self.left_out}
+        stopped = {*self.failed, *self.skipped}
         for step in list(self._waiting):
             if len(self._running) == self.jobs:
                 return
@@ -112,13 +112,12 @@ class Runner:
             self._waiting.remove(step)
             without = [name for name in step.needs if name in stopped]
             useless = step.any_of and all(
-                name in stopped or (name in self.standings and self.standings[name].kind == BLOCKED)
-                for name in step.any_of
+                name in stopped or (name in self.states and self.states[name].kind == BLOCKED) for name in step.any_of
             )
             if without or useless:
-                self.left_out.append(step.name)
+                self.skipped.append(step.name)
                 stopped.add(step.name)
-                self._say(f"{step.name}: not run, it needs {', '.join(without or step.any_of[:1])}")
+                self._log(f"{step.name}: not run, it needs {', '.join(without or step.any_of[:1])}")
                 continue
             self._start(step)
 
@@ -130,8 +129,8 @@ class Runner:
         if self.jobs > 1:
             log = self.logs / f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', step.name)}.log"
             write_bytes(log, b"")
-            self._say(f"[{self._started}/{self._total}] {step.name}: started, {os.path.relpath(log)}")
-        self._running.append(_Running(step, slot, log, self._launch(step, 0, slot, log), 0, time.perf_counter()))
+            self._log(f"[{self._started}/{self._total}] {step.name}: started, {os.path.relpath(log)}")
+        self._running.append(_RunningStep(step, slot, log, self._launch(step, 0, slot, log), 0, time.perf_counter()))
 
     def _launch(self, step: Step, number: int, slot: int, log: Path | None) -> subprocess.Popen[bytes]:
         command = step.commands[number]
@@ -139,7 +138,7 @@ class Runner:
         if log is None:
             print(f"\n[{self._started}/{self._total}, {self._elapsed()}] {shown}", flush=True)
             return self._open(command, slot, None)
-        self._say(f"{step.name}: {shown}")
+        self._log(f"{step.name}: {shown}")
         with open(log, "ab") as stream:
             stream.write(f"{shown}\n".encode())
             stream.flush()
@@ -155,7 +154,7 @@ class Runner:
             [sys.executable, *command], cwd=REPO_ROOT, env=environment, stdout=stream, stderr=errors
         )
 
-    def _go_on(self, running: _Running) -> None:
+    def _advance(self, running: _RunningStep) -> None:
         """The step's next command, or its end."""
         step = running.step
         if running.process.returncode == 0 and running.command + 1 < len(step.commands):
@@ -165,17 +164,17 @@ class Runner:
         self._running.remove(running)
         seconds = time.perf_counter() - running.start
         if running.process.returncode == 0:
-            new = step.outputs().made - self.standings[step.name].made
+            new = step.outputs().made - self.states[step.name].made
             self.record.add(step, new, seconds, time.time())
             self.ended.append(step.name)
             if running.log is not None:
-                self._say(f"{step.name}: done in {seconds:.0f} s")
+                self._log(f"{step.name}: done in {seconds:.0f} s")
             return
         last = _last_line(running.log) if running.log is not None else "see above"
         self.failed[step.name] = f"{shlex.join(step.commands[running.command][:1])}: {last}"
-        self._say(f"{step.name}: FAILED after {seconds:.0f} s: {last}")
+        self._log(f"{step.name}: FAILED after {seconds:.0f} s: {last}")
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         print(f"{self._elapsed():>6}  {text}", flush=True)
 
     def _elapsed(self) -> str:

@@ -11,8 +11,9 @@ import path_dicts
 from genval.datasets import find_items
 from genval.datasets.layouts import find_root
 from genval.datasets.ood_sets import find_ood_items
-from genval.reproduction.steps import Lack
+from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import canonical
 from genval.runtime.paths import REPO_ROOT, find_below, resolve
 
 # The sets' own pages.
@@ -33,8 +34,8 @@ WEIGHTS: dict[str, dict[str, str]] = {
         "base": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "controlnet": "checkpoints/controlnet_cs",
     },
-    "ood_objects/sd_inpaint": {"model": "stable-diffusion-v1-5/stable-diffusion-inpainting"},
-    "ood_objects/refine_gen_images": {"model": "stable-diffusion-v1-5/stable-diffusion-inpainting"},
+    "ood_objects/sd_inpaint": {"inpainting_model": "stable-diffusion-v1-5/stable-diffusion-inpainting"},
+    "ood_objects/refine_gen_images": {"inpainting_model": "stable-diffusion-v1-5/stable-diffusion-inpainting"},
     "ood_objects/get_masks": {
         "detector": "IDEA-Research/grounding-dino-tiny",
         "sam": "facebook/sam-vit-huge",
@@ -48,14 +49,13 @@ _OPEN_CLIP = re.compile(r"[^/]+/(openai|laion.*|datacomp.*)")
 
 def weights_of(script: str, preset: str | None) -> dict[str, str]:
     """The weights a script takes, by its flag."""
-    given = path_dicts.PRESETS.get(preset or "", {}).get(script, {})
-    return {flag: str(given.get(flag, name)) for flag, name in WEIGHTS.get(script, {}).items()}
+    return {flag: str(option(preset, script, flag, name)) for flag, name in WEIGHTS.get(script, {}).items()}
 
 
-def find_weights(script: str, preset: str | None) -> tuple[tuple[Path, ...], tuple[Lack, ...]]:
+def find_weights(script: str, preset: str | None) -> tuple[tuple[Path, ...], tuple[Missing, ...]]:
     """Where a script's weights are, and those that are nowhere."""
     found: list[Path] = []
-    lacks: list[Lack] = []
+    missing: list[Missing] = []
     for flag, name in weights_of(script, preset).items():
         if name == "none" or _OPEN_CLIP.fullmatch(name):
             continue
@@ -63,8 +63,8 @@ def find_weights(script: str, preset: str | None) -> tuple[tuple[Path, ...], tup
         if path is not None:
             found.append(path)
         elif flag != "base" or not _brings_base(script, preset):
-            lacks.append(Lack(f"{name} (--{flag} of {script}.py)", _remedy(name)))
-    return tuple(found), tuple(lacks)
+            missing.append(Missing(f"{name} (--{flag} of {script}.py)", _remedy(name)))
+    return tuple(found), tuple(missing)
 
 
 def _brings_base(script: str, preset: str | None) -> bool:
@@ -103,13 +103,13 @@ def _remedy(name: str) -> str:
     return f"hf download {name}"
 
 
-def find_models(models: list[str]) -> tuple[dict[str, Path | None], dict[str, Lack]]:
+def find_models(models: list[str]) -> tuple[dict[str, Path | None], dict[str, Missing]]:
     """The segmenters whose weights are here, with the file or folder, and those whose weights are not.
 
     What `path_dicts.py` does not name (`hf:NAME`, say) is left to relis/eval.py, which says what it misses.
     """
     found: dict[str, Path | None] = {}
-    lacks: dict[str, Lack] = {}
+    missing: dict[str, Missing] = {}
     for model in models:
         if model in path_dicts.ZOO:
             file = path_dicts.ZOO[model]["checkpoint"]
@@ -126,25 +126,25 @@ def find_models(models: list[str]) -> tuple[dict[str, Path | None], dict[str, La
             found[model] = None
             continue
         if path is None:
-            lacks[model] = Lack(f"{model}: {expected}", remedy)
+            missing[model] = Missing(f"{model}: {expected}", remedy)
         else:
             found[model] = path
-    return found, lacks
+    return found, missing
 
 
-def find_data(datasets: list[str], datasets_dir: str) -> dict[str, Lack]:
+def find_data(datasets: list[str], datasets_dir: str) -> dict[str, Missing]:
     """The data sets that are not there."""
-    lacks: dict[str, Lack] = {}
+    missing: dict[str, Missing] = {}
     for dataset in datasets:
         try:
             find_root(dataset, datasets_dir=datasets_dir)
         except GenValError as error:
             page = f"{PAGES[dataset]}; " if dataset in PAGES else ""
             expected = f"{datasets_dir}/{Path(path_dicts.DATASET_ROOTS.get(dataset, dataset)).name}"
-            lacks[dataset] = Lack(
+            missing[dataset] = Missing(
                 f"data set {dataset} in {expected}", f"{page}ln -s PATH {expected}" if page else str(error)
             )
-    return lacks
+    return missing
 
 
 def count_images(dataset: str, cond: str, datasets_dir: str) -> int | None:
@@ -170,5 +170,6 @@ def captions_are_there(data_dir: Path) -> bool:
 
 
 def option(preset: str | None, script: str, flag: str, default: Any) -> Any:
-    """What a script takes for a flag: the preset's value, else the script's own default."""
-    return path_dicts.PRESETS.get(preset or "", {}).get(script, {}).get(flag, default)
+    """Return what a script takes for a flag: the preset's value, else the script's own default."""
+    given = path_dicts.PRESETS.get(preset or "", {}).get(script, {})
+    return {canonical(name): value for name, value in given.items()}.get(flag, default)

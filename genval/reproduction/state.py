@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from genval.reproduction.steps import Lack, Outputs, Step, newest
+from genval.reproduction.steps import Outputs, Step, newest
+from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
 
 DONE, TO_DO, BLOCKED = "done", "to do", "blocked"
 
 
 @dataclass(frozen=True)
-class Standing:
+class StepState:
     """Where a step stands.
 
     Attributes:
@@ -40,8 +41,8 @@ def check_stages(given: Sequence[str], known: Sequence[str]) -> list[str]:
 
 def survey(
     steps: Sequence[Step], finished: Mapping[str, float], chosen: Sequence[str], again: bool = False
-) -> dict[str, Standing]:
-    """Every step's standing, by name.
+) -> dict[str, StepState]:
+    """Every step's state, by name.
 
     A step is done when all its items are there and none of what it reads is newer than the oldest of them, or than the
     end of the last run of its commands; so it runs again after a step before it has run again. A stage that goes on
@@ -53,52 +54,52 @@ def survey(
         chosen: stages that may run. A step of another stage is as good as its files.
         again: what is done is to do.
     """
-    standings: dict[str, Standing] = {}
+    states: dict[str, StepState] = {}
     times: dict[str, float] = {}
     for step in steps:
         outputs = step.outputs()
         times[step.name] = outputs.time
         whole = step.size is not None and outputs.made >= step.size and not (again and step.stage in chosen)
-        standings[step.name] = _standing(step, outputs, whole, standings, times, finished, chosen)
-    return standings
+        states[step.name] = _state(step, outputs, whole, states, times, finished, chosen)
+    return states
 
 
-def _standing(
+def _state(
     step: Step,
     outputs: Outputs,
     whole: bool,
-    standings: Mapping[str, Standing],
+    states: Mapping[str, StepState],
     times: Mapping[str, float],
     finished: Mapping[str, float],
     chosen: Sequence[str],
-) -> Standing:
+) -> StepState:
     made = outputs.made
-    before = [name for name in step.before if name in standings]
+    before = [name for name in step.before if name in states]
     if step.stage not in chosen:
-        return Standing(DONE, made) if whole else Standing(BLOCKED, made, f"{step.stage} is not among --stages")
-    waiting = any(standings[name].kind == TO_DO for name in before)
+        return StepState(DONE, made) if whole else StepState(BLOCKED, made, f"{step.stage} is not among --stages")
+    waiting = any(states[name].kind == TO_DO for name in before)
     read = max([newest(*step.inputs), *(times[name] for name in before)], default=0.0)
     written = outputs.time if outputs.oldest is None else outputs.oldest
     if whole and not waiting and read <= max(written, finished.get(step.run_name, 0.0)):
-        return Standing(DONE, made)
-    if step.lacks:
-        more = f", and {len(step.lacks) - 1} more" if len(step.lacks) > 1 else ""
-        return Standing(BLOCKED, made, f"missing: {step.lacks[0].what}{more}")
-    blocked = [name for name in step.needs if standings[name].kind == BLOCKED]
-    if step.any_of and all(standings[name].kind == BLOCKED for name in step.any_of):
+        return StepState(DONE, made)
+    if step.missing:
+        more = f", and {len(step.missing) - 1} more" if len(step.missing) > 1 else ""
+        return StepState(BLOCKED, made, f"missing: {step.missing[0].what}{more}")
+    blocked = [name for name in step.needs if states[name].kind == BLOCKED]
+    if step.any_of and all(states[name].kind == BLOCKED for name in step.any_of):
         blocked += step.any_of[:1]
     if blocked:
-        return Standing(BLOCKED, made, f"needs: {', '.join(blocked)}")
-    return Standing(TO_DO, made)
+        return StepState(BLOCKED, made, f"needs: {', '.join(blocked)}")
+    return StepState(TO_DO, made)
 
 
-def check_any_runs(steps: Sequence[Step], standings: Mapping[str, Standing], chosen: Sequence[str]) -> None:
+def check_any_runs(steps: Sequence[Step], states: Mapping[str, StepState], chosen: Sequence[str]) -> None:
     """Refuse a plan of which nothing is done and nothing can run.
 
     Raises:
         GenValError: every step of the chosen stages is blocked.
     """
-    if all(standings[step.name].kind == BLOCKED for step in steps if step.stage in chosen):
+    if all(states[step.name].kind == BLOCKED for step in steps if step.stage in chosen):
         raise GenValError(
             "None of these steps can run. The plan says what each is blocked by: get what is missing, or give other "
             "--stages or --models."
@@ -106,15 +107,13 @@ def check_any_runs(steps: Sequence[Step], standings: Mapping[str, Standing], cho
 
 
 def up_to_date(
-    steps: Sequence[Step], standings: Mapping[str, Standing], chosen: Sequence[str], ended: Sequence[str]
+    steps: Sequence[Step], states: Mapping[str, StepState], chosen: Sequence[str], ended: Sequence[str]
 ) -> list[Step]:
     """The steps of the chosen stages whose files are of this plan: done before it, or `ended` well in it."""
-    return [
-        step for step in steps if step.name in ended or (step.stage in chosen and standings[step.name].kind == DONE)
-    ]
+    return [step for step in steps if step.name in ended or (step.stage in chosen and states[step.name].kind == DONE)]
 
 
-def missing(steps: Sequence[Step], standings: Mapping[str, Standing]) -> list[Lack]:
+def list_missing(steps: Sequence[Step], states: Mapping[str, StepState]) -> list[Missing]:
     """What has to be got for the blocked steps, each once."""
-    lacks = [lack for step in steps if standings[step.name].kind == BLOCKED for lack in step.lacks]
-    return list(dict.fromkeys(lacks))
+    found = [one for step in steps if states[step.name].kind == BLOCKED for one in step.missing]
+    return list(dict.fromkeys(found))

@@ -8,16 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from genval.runtime.commands import Missing
+
 # Flags that say where and how a command runs, not what it makes.
 _MANNER = re.compile(r" --(?:(?:accelerator|devices|batch_size) \S+|overwrite\b)")
-
-
-@dataclass(frozen=True)
-class Lack:
-    """Data or weights that are not on the disk, and how to get them."""
-
-    what: str
-    remedy: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Step:
         any_of: steps of which it needs at least one, and takes all.
         after: steps whose files it takes where there are some.
         inputs: files or folders of weights that it reads.
-        lacks: data and weights that it cannot do without.
+        missing: data and weights that it cannot do without.
         work: images that all of it takes, where an item of it is a file made from many.
     """
 
@@ -62,7 +56,7 @@ class Step:
     any_of: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     inputs: tuple[Path, ...] = ()
-    lacks: tuple[Lack, ...] = ()
+    missing: tuple[Missing, ...] = ()
     work: int | None = None
 
     def images(self, items: int) -> float:

@@ -21,7 +21,6 @@ import hashlib
 import io
 import json
 import re
-import shlex
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +42,7 @@ from genval.metrics.segmentation import (
     plain,
 )
 from genval.metrics.statistics import PixelStatistics
+from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_jsonl, write_bytes, write_csv, write_json, write_jsonl, write_png
 from genval.runtime.paths import REPO_ROOT
@@ -121,7 +121,9 @@ class SceneResults:
         try:
             return np.loadtxt(path, np.int64, delimiter=",", skiprows=1, ndmin=2, converters={0: lambda name: 0})[:, 1:]
         except (OSError, ValueError) as error:
-            raise GenValError(f"{path} cannot be read ({error}). Run: {self.command()} --overwrite") from error
+            raise GenValError(
+                f"{path} cannot be read ({error}). Run: {self.command().with_flags(overwrite=True)}"
+            ) from error
 
     def ids(self) -> list[str]:
         """The images' ids, in the manifest's order."""
@@ -150,18 +152,18 @@ class SceneResults:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise GenValError(f"{path} is missing or damaged. Delete it and run: {self.command()}") from error
 
-    def command(self, preset: str | None = None) -> str:
-        """The command that makes these results."""
+    def command(self, preset: str | None = None) -> Command:
+        """Return the command that computes these results."""
         flags = {
-            "--preset": preset,
-            "--model_arch": self.model,
-            "--trg_dataset": self.dataset.removesuffix(GATED_SUFFIX),
-            "--cond": self.cond,
-            "--scene": self.scene,
-            "--root_exp_dir": _short(self.root),
+            "preset": preset,
+            "segmenters": self.model,
+            "trg_dataset": self.dataset.removesuffix(GATED_SUFFIX),
+            "cond": self.cond,
+            "scene": self.scene,
+            "eval_dir": _short(self.root),
+            "gate": self.dataset.endswith(GATED_SUFFIX),
         }
-        given = [f"{flag} {shlex.quote(value)}" for flag, value in flags.items() if value]
-        return " ".join(["python relis/eval.py", *given, *(["--gate"] if self.dataset.endswith(GATED_SUFFIX) else [])])
+        return Command("relis/eval", flags)
 
 
 def finish_scene(
@@ -420,7 +422,7 @@ def pair(conds: Sequence[str], scenes: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def model_list(text: str, preset: str | None = None) -> list[str]:
-    """The models of `--model_arch`, by commas; "all" is every name of the preset's zoo.
+    """The models of `--segmenters`, by commas; "all" is every name of the preset's zoo.
 
     The commas inside `mmseg:CONFIG,CHECKPOINT` and `smp:ARCHITECTURE,ENCODER,CHECKPOINT` belong to the model, and so
     does a checkpoint after `torchvision:NAME`.
@@ -439,7 +441,7 @@ def model_list(text: str, preset: str | None = None) -> list[str]:
         else:
             models.append(part)
     if not all(models):
-        raise GenValError(f"--model_arch expects names separated by commas, found {text!r}.")
+        raise GenValError(f"--segmenters expects names separated by commas, found {text!r}.")
     return models
 
 

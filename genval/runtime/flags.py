@@ -46,6 +46,16 @@ ALIASES: dict[str, tuple[str, ...]] = {
 Settings = TypeVar("Settings")
 
 
+def canonical(name: str) -> str:
+    """Return a flag's name for one of its aliases; aliases of several flags, and other names, are returned unchanged.
+
+    >>> canonical("root_exp_dir"), canonical("strength"), canonical("seed")
+    ('eval_dir', 'strength', 'seed')
+    """
+    owners = [flag_name for flag_name, aliases in ALIASES.items() if name in aliases]
+    return owners[0] if len(owners) == 1 else name
+
+
 def flag(
     default: Any = dataclasses.MISSING,
     help: str = "",

@@ -12,8 +12,9 @@ from genval.reproduction.printing import duration, print_end, print_missing
 from genval.reproduction.record import START, Record, total_seconds
 from genval.reproduction.running import Runner
 from genval.reproduction.state import BLOCKED, DONE, TO_DO, check_any_runs, check_stages, survey, up_to_date
-from genval.reproduction.steps import Lack, Outputs, Step
+from genval.reproduction.steps import Outputs, Step
 from genval.results.scenes import SceneResults
+from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 
@@ -83,12 +84,12 @@ def test_weights_that_changed_make_a_step_to_do(tmp_path):
 
 
 def test_what_is_missing_blocks_what_needs_it_and_nothing_else():
-    lack = Lack("the weights", "hf download them")
-    a = step("a", lacks=(lack,))
+    lack = Missing("the weights", "hf download them")
+    a = step("a", missing=(lack,))
     b, c = step("b", needs=("a",)), step("c", after=("a",))
     d, e = step("d", any_of=("a", "c")), step("e", any_of=("a", "b"))
     assert kinds(a, b, c, d, e) == {"a": BLOCKED, "b": BLOCKED, "c": TO_DO, "d": TO_DO, "e": BLOCKED}
-    assert kinds(step("a", made=1, lacks=(lack,))) == {"a": DONE}, "what was made elsewhere is as good"
+    assert kinds(step("a", made=1, missing=(lack,))) == {"a": DONE}, "what was made elsewhere is as good"
 
 
 def test_stages_that_are_not_chosen_are_as_good_as_their_files():
@@ -100,7 +101,7 @@ def test_stages_that_are_not_chosen_are_as_good_as_their_files():
 
 
 def test_what_is_missing_is_listed_once_by_where_it_is_to_be_had(capsys):
-    steps = [step(name, lacks=(Lack(f"weights {name}", "the zoo"),)) for name in "abcde"]
+    steps = [step(name, missing=(Missing(f"weights {name}", "the zoo"),)) for name in "abcde"]
     print_missing(steps, survey(steps, {}, STAGES))
     assert capsys.readouterr().out.split("\n") == [
         "",
@@ -135,7 +136,7 @@ def test_a_file_made_from_many_images_takes_as_long_as_they_do(tmp_path):
     assert record.estimate(step("b", size=20, stage="second"), 20).seconds == pytest.approx(1.0 + 10.0)
 
 
-def test_a_stated_rate_says_where_it_is_from(tmp_path):
+def test_a_stated_rate_logs_where_it_is_from(tmp_path):
     estimate = Record(tmp_path / "none.json", None, "1 x NVIDIA H100").estimate(step("a", stage="generate"), 512)
     assert estimate.source == "docs/speed.md, one H100"
     assert estimate.seconds == pytest.approx(START + 512 * 0.137)
@@ -152,8 +153,8 @@ def test_the_whole_takes_its_longest_chain_or_its_share(tmp_path):
 
 
 def run(steps, tmp_path, jobs):
-    standings = survey(steps, {}, STAGES)
-    runner = Runner(steps, standings, Record(tmp_path / "steps.json", None, "cpu"), tmp_path / "logs", jobs)
+    states = survey(steps, {}, STAGES)
+    runner = Runner(steps, states, Record(tmp_path / "steps.json", None, "cpu"), tmp_path / "logs", jobs)
     runner.run()
     return runner
 
@@ -179,7 +180,7 @@ def test_a_failure_stops_only_what_needs_it(tmp_path, jobs, capfd):
     runner = run(steps, tmp_path, jobs)
     assert sorted(path.stem for path in tmp_path.glob("*.txt")) == ["one", "three", "two"]
     assert list(runner.failed) == ["bad"]
-    assert runner.left_out == ["needs bad", "needs that"]
+    assert runner.skipped == ["needs bad", "needs that"]
     assert runner.ended == ["good", "after bad"]
     assert set(runner.record.finished) == {one.run_name for one in steps if one.name in runner.ended}
     if jobs > 1:
@@ -205,7 +206,7 @@ def test_independent_steps_run_side_by_side(tmp_path):
     assert not run(steps, tmp_path, 2).failed
 
 
-def test_what_was_told_to_end_ends_its_steps(tmp_path):
+def test_what_was_stop_requested_ends_its_steps(tmp_path):
     """The step sends the signal to the process that runs it, and would then go on for a while."""
     lines = [
         "import os, signal",
@@ -218,11 +219,11 @@ def test_what_was_told_to_end_ends_its_steps(tmp_path):
         f"sys.path.insert(0, {str(REPO_ROOT)!r})",
         "from genval.reproduction.record import Record",
         "from genval.reproduction.running import Runner",
-        "from genval.reproduction.state import TO_DO, Standing",
+        "from genval.reproduction.state import TO_DO, StepState",
         "from genval.reproduction.steps import Outputs, Step",
         f"folder, commands = pathlib.Path({str(tmp_path)!r}), ({script(tmp_path / 'step.py', *lines)!r},)",
         "step = Step('a', 'first', commands, 1, lambda: Outputs(0))",
-        "Runner([step], {'a': Standing(TO_DO, 0)}, Record(folder / 'steps.json', None, 'cpu'), folder).run()",
+        "Runner([step], {'a': StepState(TO_DO, 0)}, Record(folder / 'steps.json', None, 'cpu'), folder).run()",
     )
     done = subprocess.run([sys.executable, *whole], capture_output=True, text=True, timeout=20)
     assert done.stderr.strip().endswith("KeyboardInterrupt")
@@ -246,11 +247,11 @@ def report_plan(tmp_path, failing=()):
 @pytest.mark.parametrize("failing", [(), ("correlate",), ("report",), ("correlate", "report")])
 def test_verdict_and_page_are_printed_only_where_this_run_made_them(tmp_path, capsys, failing):
     steps, stages = report_plan(tmp_path, failing), ["first", "correlate", "report"]
-    standings = survey(steps, {}, stages)
-    runner = Runner(steps, standings, Record(tmp_path / "steps.json", None, "cpu"), tmp_path)
+    states = survey(steps, {}, stages)
+    runner = Runner(steps, states, Record(tmp_path / "steps.json", None, "cpu"), tmp_path)
     runner.run()
     capsys.readouterr()
-    print_end(up_to_date(steps, standings, stages, runner.ended), tmp_path, runner.seconds)
+    print_end(up_to_date(steps, states, stages, runner.ended), tmp_path, runner.seconds)
     lines = {"correlate": "the verdict", "report": f"report: {tmp_path / 'index.html'}"}
     printed = capsys.readouterr().out.strip().splitlines()[1:]
     assert printed == [line for stage, line in lines.items() if stage not in failing]
@@ -260,14 +261,14 @@ def test_verdict_and_page_are_printed_where_all_is_done_and_their_stages_are_cho
     steps = report_plan(tmp_path)
     finished = {one.run_name: 60.0 for one in steps}
     for stages, lines in ((["first"], 1), (["first", "correlate", "report"], 3)):
-        standings = survey(steps, finished, stages)
-        print_end(up_to_date(steps, standings, stages, []), tmp_path, 0.0)
+        states = survey(steps, finished, stages)
+        print_end(up_to_date(steps, states, stages, []), tmp_path, 0.0)
         assert capsys.readouterr().out.strip().count("\n") + 1 == lines
 
 
 def test_a_plan_of_which_nothing_can_run_is_an_error():
-    blocked, done = step("a", lacks=(Lack("the weights", "hf download them"),)), step("b", made=1, stage="second")
-    standings = survey([blocked, done], {}, STAGES)
+    blocked, done = step("a", missing=(Missing("the weights", "hf download them"),)), step("b", made=1, stage="second")
+    states = survey([blocked, done], {}, STAGES)
     with pytest.raises(GenValError, match="None of these steps can run"):
-        check_any_runs([blocked, done], standings, ["first"])
-    check_any_runs([blocked, done], standings, ["first", "second"])
+        check_any_runs([blocked, done], states, ["first"])
+    check_any_runs([blocked, done], states, ["first", "second"])

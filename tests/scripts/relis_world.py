@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import runpy
 import shutil
 import sys
 import time
@@ -13,7 +14,6 @@ import pytest
 import torch
 
 from genval.datasets.labels import CITYSCAPES
-from genval.runtime.cli import run
 from genval.runtime.files import write_png
 from genval.runtime.paths import REPO_ROOT
 
@@ -138,12 +138,12 @@ class Relis:
 
     def __call__(self, script, *flags):
         """Run a script; returns exit code, standard output and standard error."""
-        module = load_script(script if "/" in script else f"relis/{script}")
+        path = script if "/" in script else f"relis/{script}"
         self.monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
         self.capsys.readouterr()
         code = 0
         try:
-            run(module.main, module.parse_args)
+            runpy.run_path(str(REPO_ROOT / f"{path}.py"), run_name="__main__")
         except SystemExit as exit_:
             code = exit_.code
         output = self.capsys.readouterr()

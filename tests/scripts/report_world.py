@@ -1,17 +1,17 @@
 """Results of made-up models as relis/eval.py leaves them, without running anything, for the tests of report/."""
 
 import json
+import runpy
 import shutil
 import sys
 
 import numpy as np
 import pytest
-from relis_world import load_script
 
 from genval.metrics.statistics import PixelStatistics
 from genval.results.scenes import SceneResults, write_counts, write_statistics
-from genval.runtime.cli import run
 from genval.runtime.files import write_json, write_jsonl
+from genval.runtime.paths import REPO_ROOT
 
 CITY = [f"frankfurt_000000_{number:06d}" for number in range(6)]
 FOG = [f"fog_{number}_{name}" for number, name in enumerate(CITY)]
@@ -69,12 +69,11 @@ class Report:
 
     def __call__(self, script, *flags):
         """Run a script; returns exit code, standard output and standard error."""
-        module = load_script(f"report/{script}")
         self.monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
         self.capsys.readouterr()
         code = 0
         try:
-            run(module.main, module.parse_args)
+            runpy.run_path(str(REPO_ROOT / f"report/{script}.py"), run_name="__main__")
         except SystemExit as exit_:
             code = exit_.code
         output = self.capsys.readouterr()

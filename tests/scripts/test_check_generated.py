@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,13 +11,12 @@ import time
 
 import numpy as np
 import pytest
-from relis_world import draw_fewer_sets, fake_segmenters, labelled, load_script
+from relis_world import draw_fewer_sets, fake_segmenters, labelled
 
 from genval.datasets.labels import CITYSCAPES, CLASSES
 from genval.evaluation import image_scores as generated
 from genval.evaluation.image_scores import agreement
 from genval.metrics.confusion import confusion_matrix
-from genval.runtime.cli import run
 from genval.runtime.files import read_jsonl, write_jsonl, write_png
 from genval.runtime.paths import REPO_ROOT
 
@@ -58,14 +58,13 @@ def check(folder, monkeypatch, capsys):
     monkeypatch.setattr(generated, "draw_histograms", lambda path, *_: path.write_bytes(b""))
 
     def call(*flags, script="ControlNet/check_generated"):
-        module = load_script(script)
         where = ["--folder", folder, "--segmenter", "good"] if script.startswith("ControlNet") else []
         argv = [script, *where, "--accelerator", "cpu", "--devices", "1", *flags]
         monkeypatch.setattr(sys, "argv", list(map(str, argv)))
         capsys.readouterr()
         code = 0
         try:
-            run(module.main, module.parse_args)
+            runpy.run_path(str(REPO_ROOT / f"{script}.py"), run_name="__main__")
         except SystemExit as exit_:
             code = exit_.code
         output = capsys.readouterr()

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,9 +12,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from relis_world import fake_segmenters, load_script
+from relis_world import fake_segmenters
 
-from genval.runtime.cli import run
 from genval.runtime.files import write_png
 from genval.runtime.paths import REPO_ROOT
 
@@ -91,14 +91,13 @@ class Ood:
 
     def __call__(self, *flags, model="steep", results="results"):
         """Run; returns exit code, standard output and standard error."""
-        module = load_script("ood_detection/main_gen_ood")
         self.monkeypatch.setattr(
             sys, "argv", ["main_gen_ood", "--model", model, *self.flags(results), *map(str, flags)]
         )
         self.capsys.readouterr()
         code = 0
         try:
-            run(module.main, module.parse_args)
+            runpy.run_path(str(REPO_ROOT / "ood_detection/main_gen_ood.py"), run_name="__main__")
         except SystemExit as exit_:
             code = exit_.code
         output = self.capsys.readouterr()

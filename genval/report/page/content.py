@@ -1,4 +1,4 @@
-"""What the page says, gathered from the folders of the stages. Each part is optional: what lacks is listed."""
+"""The content of the page, gathered from the folders of the stages. Each part is optional: missing parts are listed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from genval.report.page.gallery import GalleryLimits, collect_gallery
 from genval.report.page.objects import collect_objects
 from genval.report.page.provenance import collect_provenance, command_of
 from genval.report.page.reliability import collect_diagrams
+from genval.runtime.commands import Command, Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 
@@ -30,14 +31,6 @@ class PageSources:
     objects: Path  # of ood_objects/
     ood: Path  # of ood_detection/main_gen_ood.py
     preset: str | None = None  # for the commands
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What is not there, and the command that makes it."""
-
-    what: str
-    command: str
 
 
 @dataclass(frozen=True)
@@ -69,40 +62,44 @@ def collect(sources: PageSources, domains: Sequence[str] | None, limits: Gallery
         GenValError: a file is damaged, a domain that was asked for is not there, or there is nothing at all.
     """
     missing: list[Missing] = []
-    preset = f" --preset {sources.preset}" if sources.preset else ""
 
-    def lacks(what: str, command: str) -> None:
-        missing.append(Missing(what, f"python {command}".replace(".py", f".py{preset}", 1)))
+    def report(what: str, script: str, **flags: Any) -> None:
+        missing.append(Missing(what, str(Command(script, {"preset": sources.preset, **flags}))))
 
     correlation = _read_correlation(sources.report / "correlation.json")
     if correlation is None:
-        lacks("the comparison of synthetic with true figures", "report/correlate.py")
+        report("the comparison of synthetic and reference metrics", "report/correlate")
     else:
-        missing += [Missing(lack["what"], lack["command"]) for lack in correlation["missing"]]
+        missing += [Missing(one["what"], one["command"]) for one in correlation["missing"]]
     there = sorted(path.parent.name for path in sources.generated.glob("*/leftImg8bit") if any(path.iterdir()))
     if domains is None:
         order = correlation["domains"] if correlation else []
         domains = sorted(there, key=lambda name: (order.index(name) if name in order else len(order), name))
     absent = [domain for domain in domains if domain not in there]
     if absent:
+        command = Command("ControlNet/style_transfer", {"preset": sources.preset, "domain": absent[0]})
         raise GenValError(
-            f"No generated pictures of {', '.join(absent)} in {sources.generated}: found {', '.join(there) or 'none'}. "
-            f"Run: python ControlNet/style_transfer.py{preset} --domain {absent[0]}"
+            f"No generated images of {', '.join(absent)} in {sources.generated}: found {', '.join(there) or 'none'}. "
+            f"Run: {command}"
         )
     gallery = collect_gallery(sources.generated, domains, sources.evaluated, limits) if domains else None
     if gallery is None:
-        lacks("generated pictures", "ControlNet/style_transfer.py --domain fog --num_samples 512")
+        report("generated images", "ControlNet/style_transfer", domain="fog", num_samples=512)
     elif not gallery["models"]:
-        lacks(
-            "predictions on the generated pictures",
-            f"relis/eval.py --model_arch all --trg_dataset Cityscapes_{domains[0]}",
+        report(
+            "predictions on the generated images",
+            "relis/eval",
+            segmenters="all",
+            trg_dataset=f"Cityscapes_{domains[0]}",
         )
     diagrams = collect_diagrams(sources.errors, sources.scaling)
     if not any(entry["calibrated_on"] for entry in diagrams):
-        listed = ",".join(domains) or "fog"
-        lacks(
+        report(
             "reliability before and after temperature scaling",
-            f"relis/eval_calibration_clustering.py --model_arch all --protocol synthetic --domains {listed}",
+            "relis/eval_calibration_clustering",
+            segmenters="all",
+            protocol="synthetic",
+            domains=list(domains) or "fog",
         )
     objects = None
     if all(any((sources.objects / stage).glob("*/*.png")) for stage in ("refined", "masks")):
@@ -110,14 +107,14 @@ def collect(sources: PageSources, domains: Sequence[str] | None, limits: Gallery
         objects = collect_objects(sources.objects, sources.ood / "generated", models, limits)
     if objects and objects["pictures"]:
         if not objects["models"]:
-            lacks("OOD scores of the generated objects", "ood_detection/main_gen_ood.py --model all")
+            report("OOD scores of the generated objects", "ood_detection/main_gen_ood", segmenters="all")
     else:
         objects = None
-        lacks("pictures with objects and their masks", "ood_objects/get_masks.py")
+        report("images with objects and their masks", "ood_objects/get_masks")
     if not (correlation or gallery or diagrams or objects):
         raise GenValError(
             f"There is nothing to report: no correlation.json in {sources.report}, no pictures in {sources.generated}, "
-            f"no results in {sources.errors}, {sources.scaling} and {sources.ood}. Run: {missing[0].command}"
+            f"no results in {sources.errors}, {sources.scaling} and {sources.ood}. Run: {missing[0].remedy}"
         )
     provenance = collect_provenance(sources.generated, sources.evaluated, [sources.objects, sources.ood])
     if correlation:

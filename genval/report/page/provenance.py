@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import path_dicts
+from genval.runtime.commands import Command, flag_text
 from genval.runtime.files import read_json
+from genval.runtime.flags import canonical
 
 # What stages add to the flags in settings.json.
 _NOT_FLAGS = {"script", "preset", "domain_text", "overwrite", "limit", "dry_run"}
@@ -74,18 +75,14 @@ def command_of(settings: Mapping[str, Any]) -> str:
     'python relis/eval.py --trg_dataset ACDC --seed 0'
     """
     script, preset = settings.get("script", "unknown"), settings.get("preset")
-    given = path_dicts.PRESETS.get(preset or "", {}).get(script, {})
-    words = ["python", f"{script}.py", *(["--preset", preset] if preset else [])]
-    for key, value in settings.items():
-        unset = value is None or value is False or value in ("", [])
-        if unset or key in _NOT_FLAGS or key.endswith("_hash") or value == given.get(key):
-            continue
-        words += [f"--{key}"] if value is True else [f"--{key}", shlex.quote(_text(value))]
-    return " ".join(words)
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    given = {canonical(key): value for key, value in path_dicts.PRESETS.get(preset or "", {}).get(script, {}).items()}
+    flags = {canonical(key): value for key, value in settings.items() if key not in _NOT_FLAGS}
+    own = {
+        key: value
+        for key, value in flags.items()
+        if not key.endswith("_hash") and (key not in given or flag_text(value) != flag_text(given[key]))
+    }
+    return str(Command(script, {"preset": preset, **own}))
 
 
 def _named(key: str) -> str:

@@ -6,7 +6,6 @@ import pytest
 
 from genval.evaluation.image_scores import (
     HASH_BITS,
-    Thresholds,
     add_neighbours,
     agreement,
     close_pairs,
@@ -18,6 +17,7 @@ from genval.evaluation.image_scores import (
     relative_agreement,
     summary,
 )
+from genval.evaluation.settings import GateThresholds
 from genval.runtime.errors import GenValError
 
 NAMES = ("road", "car", "sky")
@@ -83,9 +83,9 @@ def test_the_hash_stays_near_under_small_changes_and_tells_pictures_apart():
         "half size": cv2.resize(image, (128, 64), interpolation=cv2.INTER_AREA),
     }
     for name, other in changed.items():
-        assert (plain != np.unpackbits(picture_hash(other))).sum() < Thresholds().min_bits, name
+        assert (plain != np.unpackbits(picture_hash(other))).sum() < GateThresholds().min_bits, name
     distances = [(plain != np.unpackbits(picture_hash(street(seed)))).sum() for seed in range(1, 9)]
-    assert min(distances) > 4 * Thresholds().min_bits
+    assert min(distances) > 4 * GateThresholds().min_bits
 
 
 def test_neighbours_in_blocks_are_those_of_all_pairs():
@@ -115,14 +115,14 @@ def test_the_first_of_near_duplicates_stays_that_nothing_else_speaks_against():
     }
     add_neighbours(scores)
     assert scores["bad"]["nearest"] == "first" and scores["bad"]["nearest_bits"] == 2
-    reasons = judge(scores, Thresholds())
+    reasons = judge(scores, GateThresholds())
     assert [key for key, why in reasons.items() if not why] == ["first", "other"]
     assert reasons["bad"] == ["relative_miou 0.200, below 0.540"]
     assert reasons["copy"] == ["near-duplicate of first: 4 bits"]
     assert reasons["copy of the copy"] == ["near-duplicate of first: 15 bits"]
     # What was only near a dropped picture stays.
     scores["copy of the copy"] = scored(range(25))
-    assert judge(scores, Thresholds())["copy of the copy"] == []
+    assert judge(scores, GateThresholds())["copy of the copy"] == []
 
 
 def test_a_copy_of_an_original_is_dropped():
@@ -130,19 +130,19 @@ def test_a_copy_of_an_original_is_dropped():
     add_neighbours(scores)
     # Every original counts, not only the one of its own mask.
     assert scores["a"]["original_bits"] == 1 and scores["b"]["original_bits"] == 51
-    assert judge(scores, Thresholds())["a"] == ["near-duplicate of an original: 1 bits"]
+    assert judge(scores, GateThresholds())["a"] == ["near-duplicate of an original: 1 bits"]
 
 
 def test_what_was_not_computed_is_not_judged_and_what_is_unknown_drops():
     lone = {"a": {"miou": 0.1, "hash": scored()["hash"]}}
     add_neighbours(lone)
-    assert judge(lone, Thresholds()) == {"a": []} and "nearest" not in lone["a"]
+    assert judge(lone, GateThresholds()) == {"a": []} and "nearest" not in lone["a"]
     for values, said in (
         ({"miou": None, "relative_miou": None}, "no labelled pixel"),
         ({"relative_miou": None}, "agreement unknown"),
         ({"domain_probability": 0.4999}, "domain probability 0.500, below 0.5"),
     ):
-        reasons = judge({"a": scored(**values)}, Thresholds())["a"]
+        reasons = judge({"a": scored(**values)}, GateThresholds())["a"]
         assert len(reasons) == 1 and said in reasons[0]
 
 
@@ -158,7 +158,7 @@ def test_what_was_not_computed_is_not_judged_and_what_is_unknown_drops():
 )
 def test_thresholds_out_of_range_are_refused(values):
     with pytest.raises(GenValError, match=f"--{next(iter(values))}: expected"):
-        Thresholds(**values)
+        GateThresholds(**values)
 
 
 def test_summary_and_histograms_have_what_was_computed(tmp_path):
@@ -166,18 +166,18 @@ def test_summary_and_histograms_have_what_was_computed(tmp_path):
     header, rows = summary(scores)
     assert [row[0] for row in rows] == ["miou", "relative_miou", "nearest_bits"]
     assert rows[2] == pytest.approx(["nearest_bits", 3, 10, 12, 20, 28, 20]) and len(header) == 7
-    draw_histograms(tmp_path / "scores.png", scores, Thresholds(), "fog")
+    draw_histograms(tmp_path / "scores.png", scores, GateThresholds(), "fog")
     wide = cv2.imread(str(tmp_path / "scores.png")).shape
-    draw_histograms(tmp_path / "one.png", [{"miou": 0.5}], Thresholds(), "fog")
+    draw_histograms(tmp_path / "one.png", [{"miou": 0.5}], GateThresholds(), "fog")
     assert wide[1] == 3 * cv2.imread(str(tmp_path / "one.png")).shape[1]
 
 
 def test_agreement_is_judged_by_the_set_s_own_median():
     night = {f"n{i}": scored([i * 20], relative_miou=value) for i, value in enumerate([0.2, 0.21, 0.22, 0.11, 0.3])}
-    assert [key for key, why in judge(night, Thresholds(min_bits=0)).items() if why] == ["n3"]
-    strict = judge(night, Thresholds(min_agreement=0.5, min_bits=0))
+    assert [key for key, why in judge(night, GateThresholds(min_bits=0)).items() if why] == ["n3"]
+    strict = judge(night, GateThresholds(min_agreement=0.5, min_bits=0))
     assert all(strict.values()) and strict["n0"] == ["relative_miou 0.200, below 0.500"]
     # Without originals the mIoU itself is judged, and a share of what is not there is not asked for.
     bare = {key: {"miou": values["relative_miou"], "hash": values["hash"]} for key, values in night.items()}
-    reasons = judge(bare, Thresholds(min_agreement=0.5, min_bits=0))
+    reasons = judge(bare, GateThresholds(min_agreement=0.5, min_bits=0))
     assert [key for key, why in reasons.items() if why] == ["n3"] and reasons["n3"][0].startswith("miou 0.110, below")

@@ -1,0 +1,36 @@
+"""Settings of reproduce.py. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from genval.runtime.flags import flag
+from genval.runtime.settings import comma_list, positive_int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproductionSettings:
+    """Settings of reproduce.py."""
+
+    SCRIPT: ClassVar[str] = "reproduce"
+
+    domains: tuple[str, ...] = flag(
+        ("fog", "night", "rain", "snow", "india"), "some of these", type=comma_list, title="what is reproduced"
+    )
+    segmenters: str = flag("all", "segmenters as given to relis/eval.py")
+    num_samples: int = flag(512, "generated images per domain", type=positive_int)
+    num_object_images: int | None = flag(None, "images per object (default: that of sd_inpaint.py)", type=positive_int)
+    logit_pixels: int = flag(20000, "pixels per image for calibration", type=positive_int)
+    render: bool = flag(False, "render the embedded world's data sets first")
+    stages: tuple[str, ...] = flag(
+        ("all",), "only these stages: render, generate, evaluate, ... as printed", type=comma_list
+    )
+    dry_run: bool = flag(False, "print the plan with every command, and stop", title="run")
+    overwrite: bool = flag(False, "let every step compute its files again")
+    jobs: int = flag(1, "steps at a time, each with a log file", type=positive_int)
+    accelerator: str = flag("auto", "auto, cpu or gpu")
+    devices: str | None = flag(None, "devices of a step (default: all; with several jobs one, in turn)")
+    batch_size: int | None = flag(None, "of every stage that has one (default: the stage's own)", type=positive_int)
+    output_dir: str = flag("results/reproduce", "folder of the record and the logs")
+    preset: str | None = None
