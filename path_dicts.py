@@ -314,7 +314,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "lr": 1e-5,
             "caption_dropout": 0.0,
             "ema": 0.0,
-            "flip": False,
+            "no_flip": True,
             "image_resize": "nearest",
         },
     },

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 try:
     from genval.captions.settings import CaptionSettings
     from genval.runtime import cli
-except ModuleNotFoundError:
-    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 if TYPE_CHECKING:
     from genval.captions.captioning import Captioned

@@ -13,69 +13,42 @@ Writes: OUT, to be trained by ControlNet/train.py: a ControlNet in diffusers' fo
 
 from __future__ import annotations
 
-import argparse
+import sys
 
-from genval.runtime.cli import parse, run, script_parser, seed_number
-from genval.runtime.errors import GenValError
-from genval.runtime.paths import resolve
-
-
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "ControlNet/tool_add_control")
-    parser.add_argument("input", metavar="IN", help="the Stable Diffusion model to copy from")
-    parser.add_argument("output", metavar="OUT", help="folder or .ckpt or .safetensors file to write")
-    parser.add_argument(
-        "--hint_encoding",
-        choices=["label_id", "colour", "one_hot"],
-        default="label_id",
-        help="what the ControlNet reads: one channel of ids as published, three of colours, or one a class",
-    )
-    parser.add_argument(
-        "--hint_labels", default="cityscapes", help="the masks' ids: cityscapes, idd, camvid, or a JSON file"
-    )
-    parser.add_argument(
-        "--hint_init",
-        choices=["default", "hinges"],
-        default="default",
-        help="how the hint embedding starts: at random as published, or as steps between the class ids",
-    )
-    parser.add_argument("--seed", type=seed_number, default=0, help="of the random initialisation")
-    parser.add_argument("--controlnet", help="a trained ControlNet of IN, to write in place of a new one")
-    parser.add_argument(
-        "--export_original",
-        action="store_true",
-        help="write the original format, into OUT.ckpt where OUT does not end as such a file",
-    )
-    parser.add_argument("--save_dtype", choices=["fp32", "fp16"], default="fp32", help="of the weights in OUT")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT")
-    return parse(parser)
+try:
+    from genval.diffusion.settings import AddControlSettings
+    from genval.runtime import cli
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: AddControlSettings) -> None:
     from genval.diffusion.models.controlnet import add_control, load_controlnet, save_controlnet
     from genval.diffusion.models.hints import make_encoding
     from genval.diffusion.models.pipelines import load_base
     from genval.diffusion.original.checkpoints import is_original, save_original
+    from genval.runtime.errors import GenValError
+    from genval.runtime.paths import resolve
 
-    output = resolve(args.output)
-    if args.export_original and not is_original(output):
+    output = resolve(settings.output)
+    if settings.export_original and not is_original(output):
         output = output.with_name(f"{output.name}.ckpt")
-    if output.exists() and not args.overwrite:
-        raise GenValError(f"{output} exists. Give another OUT, or --overwrite.")
-    encoding = make_encoding(args.hint_encoding, args.hint_labels)
-    base = load_base(args.input)
-    if args.controlnet:
-        controlnet, kind = load_controlnet(args.controlnet, base), "the"
+    if output.exists() and not settings.overwrite:
+        raise GenValError(f"{output} exists. Give another OUTPUT, or --overwrite.")
+    encoding = make_encoding(settings.hint_encoding, settings.hint_labels)
+    base = load_base(settings.input)
+    if settings.controlnet:
+        controlnet, kind = load_controlnet(settings.controlnet, base), "the"
     else:
-        controlnet, kind = add_control(base, encoding, args.hint_init, args.seed), "an untrained"
+        controlnet, kind = add_control(base, encoding, settings.hint_init, settings.seed), "an untrained"
     if is_original(output):
-        save_original(base, controlnet, output, args.save_dtype)
+        save_original(base, controlnet, output, settings.save_dtype)
         kind = f"the base and {kind}"
     else:
-        save_controlnet(controlnet, output, args.save_dtype)
+        save_controlnet(controlnet, output, settings.save_dtype)
     count = sum(parameter.numel() for parameter in controlnet.parameters())
     print(f"Wrote {kind} ControlNet with {count / 1e6:.1f} million parameters to {output}")
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, AddControlSettings, __doc__)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from genval.diffusion.models.pipelines import StableDiffusion, TextStates
-    from genval.diffusion.training.config import TrainingConfig
+    from genval.diffusion.settings import TrainingConfig
 
 # Published code, images/s as a share of the proxy's, both measured on one H100 on 2026-11-22.
 PUBLISHED_SHARE = 1 / 3.5
@@ -299,7 +299,7 @@ def time_ours(row: Row, base: StableDiffusion, args: argparse.Namespace, device:
 
 
 def training_config(row: Row, size: Size) -> TrainingConfig:
-    from genval.diffusion.training.config import TrainingConfig
+    from genval.diffusion.settings import TrainingConfig
 
     return TrainingConfig(
         height=size.side,

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 try:
     from genval.evaluation.settings import TemperatureSettings
     from genval.runtime import cli
-except ModuleNotFoundError:
-    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 if TYPE_CHECKING:
     from genval.evaluation.calibration import ImageSet

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 try:
     from genval.evaluation.settings import FinalMetricsSettings
     from genval.runtime import cli
-except ModuleNotFoundError:
-    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

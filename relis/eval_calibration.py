@@ -18,8 +18,8 @@ from typing import Any
 try:
     from genval.evaluation.settings import CalibrationErrorSettings
     from genval.runtime import cli
-except ModuleNotFoundError:
-    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 
 def main(settings: CalibrationErrorSettings) -> None:

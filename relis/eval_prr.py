@@ -16,8 +16,8 @@ from typing import Any
 try:
     from genval.evaluation.settings import MisclassificationSettings
     from genval.runtime import cli
-except ModuleNotFoundError:
-    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 FIGURES = ("prr_percent", "auroc", "aupr_right", "aupr_wrong", "fpr95")
 

@@ -17,8 +17,8 @@ import sys
 try:
     from genval.evaluation.settings import LIST_MODELS, LogitSettings
     from genval.runtime import cli
-except ModuleNotFoundError:
-    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 
 def main(settings: LogitSettings) -> None:

@@ -15,8 +15,8 @@ import sys
 try:
     from genval.report.settings import TableSettings
     from genval.runtime import cli
-except ModuleNotFoundError:
-    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 
 def main(settings: TableSettings) -> None:

@@ -13,8 +13,6 @@ from genval.runtime.errors import GenValError
 
 Box = tuple[int, int, int, int]
 
-IMAGE_RESIZES = ("area", "nearest")
-
 
 def crop_box(height: int, width: int, target_height: int, target_width: int, place: float) -> Box:
     """The largest box of the target's shape inside an image, as (top, left, height, width) in pixels.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+import os
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag, group
@@ -16,6 +17,7 @@ from genval.runtime.settings import (
     num_workers_flag,
     positive_int,
     seed_flag,
+    seed_number,
     skip_bad_flag,
 )
 
@@ -262,3 +264,172 @@ class RefinementSettings(InpaintingStageSettings):
     context: float = flag(1.5, "side of the crop that the model sees, as a multiple of the box's side")
     feather: float = flag(0.125, "width of the seam, as a fraction of the box's side")
     output_dir: str = flag("images/ood_objects/refined", "folder of the images")
+
+
+IMAGE_RESIZES = ("area", "nearest")
+OPTIMIZERS = ("adamw", "adamw8bit")
+ATTENTIONS = ("auto", "cudnn")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of a training run; the defaults are the published ones where the published code had such a setting."""
+
+    height: int = 512
+    width: int = 512
+    batch_size: int = 8  # pairs per device
+    accumulate: int = 16  # batches per optimiser step
+    max_epochs: int = 150  # passes over the pairs
+    max_steps: int | None = None  # optimiser steps, instead of max_epochs
+    lr: float = 1e-5
+    hint_lr_scale: float = 1.0  # factor on the learning rate of the hint embedding
+    weight_decay: float = 0.01  # AdamW's default, as published
+    lr_schedule: str = "constant"  # or "cosine", to zero at the last step
+    warmup_steps: int = 0  # linear from zero
+    gradient_clip: float = 0.0  # maximum norm of the gradient; 0 disables it
+    caption_dropout: float = 0.1  # fraction of captions replaced by "", which guidance needs (published: 0)
+    flip: bool = True  # mirror half of the pairs
+    image_resize: str = "area"  # of the crops: area or bilinear; "nearest", as published, aliases
+    crops: int = 1  # crops per frame where pairs are encoded once; otherwise each pass has another crop
+    ema: float = 0.0  # decay of the averaged weights; 0 disables it
+    optimizer: str = "adamw"  # or "adamw8bit": moments in 8 bits, for a fifth less memory
+    gradient_checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
+    compile: bool = False  # of the whole forward and backward pass, for a minute or two at the start
+    attention: str = "auto"  # PyTorch's choice of kernel, or "cudnn" before it
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "batch_size", "accumulate", "max_epochs", "max_steps", "crops"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise GenValError(f"--{name}: expected a number above 0, found {getattr(self, name)}.")
+        for name in ("caption_dropout", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise GenValError(f"--{name}: expected 0 up to below 1, found {getattr(self, name)}.")
+        for name in ("lr", "hint_lr_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise GenValError(f"--{name}: expected a number above 0, found {getattr(self, name)}.")
+        for name in ("warmup_steps", "gradient_clip", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise GenValError(f"--{name}: expected 0 or more, found {getattr(self, name)}.")
+        for name, choices in (
+            ("lr_schedule", ("constant", "cosine")),
+            ("image_resize", IMAGE_RESIZES),
+            ("optimizer", OPTIMIZERS),
+            ("attention", ATTENTIONS),
+        ):
+            if getattr(self, name) not in choices:
+                raise GenValError(f"--{name}: expected {' or '.join(choices)}, found {getattr(self, name)}.")
+
+    def total_steps(self, pairs: int, world_size: int = 1) -> int:
+        """Return the optimiser steps of a run over `pairs` pairs on `world_size` devices."""
+        passes = math.ceil(self.max_epochs * pairs / (self.batch_size * self.accumulate * world_size))
+        return self.max_steps or passes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNetTrainingSettings:
+    """Settings of ControlNet/train.py."""
+
+    SCRIPT: ClassVar[str] = "ControlNet/train"
+
+    base: str | None = flag(
+        None, "Stable Diffusion model (default: the one in the ControlNet's file, else 1.5)", title="models"
+    )
+    controlnet: str = flag("checkpoints/control_seg", "the ControlNet to start from")
+    output: str = flag("checkpoints/controlnet_cs", "folder of the trained ControlNet")
+    save_dtype: Literal["fp32", "fp16"] = flag("fp32", "dtype of the weights in --output")
+    export_original: bool = flag(False, "also write OUTPUT.ckpt, with base and ControlNet in one file")
+
+    data_dir: str = flag("datasets/cityscapes", "folder from which the paths in the lines start", title="data")
+    jsonl: str = flag("training/train.jsonl", "captioned pairs, in DATA_DIR or ControlNet/")
+    val_jsonl: str = flag("training/val.jsonl", "captioned pairs for the image log")
+    resolution: int = flag(512, "side of a square, cropped from the frame, in pixels", type=positive_int)
+    height: int | None = flag(None, "height, instead of --resolution", type=positive_int)
+    width: int | None = flag(None, "width, instead of --resolution", type=positive_int)
+    no_flip: bool = flag(False, "do not mirror half of the pairs")
+    image_resize: str = flag("area", "nearest is the published one", choices=IMAGE_RESIZES)
+    num_workers: int = flag(min(16, os.cpu_count() or 1), "threads that read files", type=positive_int)
+    cache_latents: bool = flag(False, "encode all pairs once and keep them on the device")
+    precompute: str | None = flag(None, "encode all pairs once into this folder, also for other runs")
+    crops: int = flag(1, "encoded crops per frame, with --cache_latents or --precompute", type=positive_int)
+    skip_bad: bool = skip_bad_flag()
+
+    batch_size: int = flag(8, "pairs per device", type=positive_int, title="optimisation")
+    accumulate: int = flag(16, "batches per optimiser step", type=positive_int)
+    max_epochs: int = flag(150, "passes over the pairs", type=positive_int)
+    max_steps: int | None = flag(None, "optimiser steps, instead of --max_epochs", type=positive_int)
+    lr: float = flag(1e-5, "learning rate")
+    hint_lr_scale: float = flag(1.0, "factor on the learning rate of the hint embedding")
+    weight_decay: float = flag(0.01, "weight decay of AdamW")
+    lr_schedule: str = flag("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
+    warmup_steps: int = flag(0, "steps in which the learning rate rises linearly")
+    gradient_clip: float = flag(0.0, "maximum norm of the gradient (0 disables clipping)")
+    caption_dropout: float = flag(0.1, "fraction of captions replaced by an empty one, for guidance")
+    ema: float = flag(0.0, "decay of averaged weights (0 disables averaging)")
+    optimizer: str = flag("adamw", "adamw8bit needs bitsandbytes", choices=OPTIMIZERS)
+    gradient_checkpointing: bool = flag(False, "use less memory; a third slower")
+    compile: Literal["on", "off"] = flag(
+        "off", "compile the training step: 1.5 times as fast after minutes of compiling (GPU)", bare="on"
+    )
+    attention: str = flag("auto", "attention kernels that are tried first", choices=ATTENTIONS)
+    float32_matmul: Literal["highest", "high"] = flag("high", "high allows TF32")
+
+    seed: int = flag(0, "seed of order, crops, dropout, noise and timesteps", type=seed_number, title="run")
+    logs_dir: str = flag("logs", "runs are written to LOGS_DIR/RUN")
+    run: str | None = flag(None, "name of the run's folder (default: the next free number; when resuming, the last)")
+    resume: str | None = flag(None, "a checkpoint, 'last' (the run's newest) or 'auto' (the same, if one exists)")
+    overwrite: bool = flag(False, "replace the ControlNet in --output")
+    dry_run: bool = flag(False, "check the inputs, print what would be done, and stop")
+    checkpoint_every: int = flag(500, "optimiser steps between checkpoints", type=positive_int)
+    log_every: int = flag(10, "optimiser steps between lines of the loss", type=positive_int)
+    images_every: int = flag(500, "optimiser steps between image logs (0 disables them)")
+    num_images: int = flag(4, "validation masks in the image log", type=positive_int)
+    val_segmenter: str | None = flag(None, "a segmenter (see relis/eval.py) that scores the image log")
+    steps: int = flag(25, "sampling steps of the image log", type=positive_int)
+    sampler: str = flag("ddim", "sampler of the image log", choices=("ddim", "dpm++"))
+    guidance_scale: float = flag(8.0, "classifier-free guidance scale of the image log (1 disables it)")
+
+    accelerator: str = flag("auto", "auto, cpu or gpu", title="device")
+    devices: str = flag("auto", "number of devices per machine, or auto")
+    num_nodes: int = flag(1, "number of machines", type=positive_int)
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"] | None = flag(
+        None, "dtype of arithmetic (default: bf16-mixed on a GPU that supports it, else 32-true)"
+    )
+    preset: str | None = None
+
+    @property
+    def config(self) -> TrainingConfig:
+        """The settings of the optimisation."""
+        own: dict[str, Any] = {
+            "height": self.height or self.resolution,
+            "width": self.width or self.resolution,
+            "flip": not self.no_flip,
+            "compile": self.compile == "on",
+        }
+        names = [field.name for field in fields(TrainingConfig) if field.name not in own]
+        return TrainingConfig(**own, **{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddControlSettings:
+    """Settings of ControlNet/tool_add_control.py."""
+
+    SCRIPT: ClassVar[str] = "ControlNet/tool_add_control"
+
+    input: str = flag(help="the Stable Diffusion model to copy from", positional=True)
+    output: str = flag(help="folder, or .ckpt or .safetensors file, to write", positional=True)
+    hint_encoding: Literal["label_id", "colour", "one_hot"] = flag(
+        "label_id", "hint of the ControlNet: one channel of ids as published, three of colours, or one per class"
+    )
+    hint_labels: str = flag("cityscapes", "ids of the masks: cityscapes, idd, camvid, or a JSON file")
+    hint_init: Literal["default", "hinges"] = flag(
+        "default", "start of the hint embedding: random as published, or steps between the class ids"
+    )
+    seed: int = flag(0, "seed of the random initialisation", type=seed_number)
+    controlnet: str | None = flag(None, "a trained ControlNet of INPUT, to write instead of a new one")
+    export_original: bool = flag(
+        False, "write the original format; to OUTPUT.ckpt where OUTPUT does not end in its suffix"
+    )
+    save_dtype: Literal["fp32", "fp16"] = flag("fp32", "dtype of the weights in OUTPUT")
+    overwrite: bool = flag(False, "replace OUTPUT")
+    preset: str | None = None

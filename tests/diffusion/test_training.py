@@ -13,7 +13,8 @@ from genval.diffusion.models.controlnet import add_control, load_controlnet
 from genval.diffusion.models.hints import CITYSCAPES_IDS, HintEncoding, encode_hint, make_encoding
 from genval.diffusion.models.pipelines import TextStates, load_base
 from genval.diffusion.pairs import read_pairs
-from genval.diffusion.training.config import DrawPlan, TrainingConfig
+from genval.diffusion.settings import TrainingConfig
+from genval.diffusion.training.config import DrawPlan
 from genval.diffusion.training.data import ControlNetData, EncodedFolder, encode_pairs
 from genval.diffusion.training.module import ControlNetModule, check_optimizer
 from genval.diffusion.training.runs import check_output, choose_precision, choose_run, latest_checkpoint, make_trainer

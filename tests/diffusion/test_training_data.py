@@ -7,7 +7,8 @@ from diffusion_world import HEIGHT, WIDTH, write_cityscapes
 
 from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.pairs import read_pairs
-from genval.diffusion.training.config import DrawPlan, TrainingConfig
+from genval.diffusion.settings import TrainingConfig
+from genval.diffusion.training.config import DrawPlan
 from genval.diffusion.training.data import DrawnIndices, DrawnLatents, DrawnPairs, EncodedFolder, encode_pairs
 from genval.runtime.errors import GenValError
 

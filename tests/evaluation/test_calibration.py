@@ -7,6 +7,7 @@ import pytest
 
 from genval.evaluation import calibration as calibrating
 from genval.evaluation.calibration import ImageSet, SavedImage, calibrate, hardest_images
+from genval.evaluation.settings import CalibrationMethod
 from genval.metrics.clusters import fit_clusters
 from genval.metrics.temperature import Pixels, search
 from genval.results.scenes import SceneResults
@@ -14,7 +15,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 
 PIXELS = 200
-VANILLA = (1, "kmeans", "ece")
+VANILLA = CalibrationMethod()
 
 
 def saved(name, accuracy, margin=3.0, scene="a", pixels=PIXELS):
@@ -68,7 +69,7 @@ def test_logits_that_are_no_numbers_are_refused_in_images_that_are_not_chosen_to
     images = [saved("hard", 0.1), saved("easy", 0.9)]
     images[1].logits[0, 3] = np.inf
     with pytest.raises(GenValError, match="found NaN or infinity in easy"):
-        calibrate(images, *VANILLA, hardest=0.5)
+        calibrate(images, VANILLA, hardest=0.5)
 
 
 def mixed():
@@ -80,10 +81,10 @@ def mixed():
 @pytest.mark.parametrize("per_class", [False, True])
 def test_the_hardest_half_has_the_temperature_of_its_own_images(metric, per_class):
     images = mixed()
-    how = (1, "kmeans", metric, per_class)
-    of_all, about_all = calibrate(images, *how)
-    of_half, about = calibrate(images, *how, hardest=0.5)
-    alone, about_alone = calibrate(images[::2], *how)
+    method = CalibrationMethod(calib_metric=metric, per_class_temperature=per_class)
+    of_all, about_all = calibrate(images, method)
+    of_half, about = calibrate(images, method, hardest=0.5)
+    alone, about_alone = calibrate(images[::2], method)
     assert (of_half.temperatures == alone.temperatures).all()
     assert of_half.temperatures.mean() > 1.2 * of_all.temperatures.mean()
     assert about_all == {"images": 8, "clusters": [{"images": 8, "pixels": 8 * PIXELS}]}
@@ -92,16 +93,16 @@ def test_the_hardest_half_has_the_temperature_of_its_own_images(metric, per_clas
 
 def test_one_image_is_its_own_hardest():
     images = [saved("alone", 0.5)]
-    calibration, about = calibrate(images, *VANILLA, hardest=0.01)
+    calibration, about = calibrate(images, VANILLA, hardest=0.01)
     assert about["images"] == about["hardest"]["of_images"] == 1
-    assert calibration.temperatures == calibrate(images, *VANILLA)[0].temperatures
+    assert calibration.temperatures == calibrate(images, VANILLA)[0].temperatures
 
 
 def test_of_drawn_images_the_hardest_are_taken():
     images = mixed()
     drawn = np.sort(np.random.default_rng(item_seed(3, "subsamples")).choice(8, 5, replace=False))
     hardest = sorted(drawn, key=lambda place: images[place].accuracy())[:3]
-    calibration, about = calibrate(images, *VANILLA, subsamples=5, seed=3, hardest=0.5)
+    calibration, about = calibrate(images, VANILLA, subsamples=5, seed=3, hardest=0.5)
     pixels = Pixels.of(*(np.concatenate([getattr(images[i], name) for i in hardest]) for name in ("logits", "labels")))
     assert about["images"] == 3 and about["hardest"]["of_images"] == 5
     assert calibration.temperatures == [search(pixels, "ece").temperature]
@@ -113,7 +114,7 @@ def test_clusters_are_those_of_the_hardest_images(method, monkeypatch):
     features = np.random.default_rng(0).random((8, 3))
     keys = [(image.scene, image.id) for image in images]
     monkeypatch.setattr(calibrating, "read_features", lambda scenes: (keys, features))
-    calibration, about = calibrate(images, 2, method, "ece", hardest=0.5)
+    calibration, about = calibrate(images, CalibrationMethod(n_clusters=2, cluster_method=method), hardest=0.5)
     expected = fit_clusters(features[::2], 2, method)
     assert (calibration.clusters.centres == expected.centres).all()
     assert sum(part["images"] for part in about["clusters"]) == 4
@@ -122,7 +123,7 @@ def test_clusters_are_those_of_the_hardest_images(method, monkeypatch):
         pixels = Pixels.of(*(np.concatenate([getattr(m, name) for m in members]) for name in ("logits", "labels")))
         assert temperature == search(pixels, "ece").temperature
     with pytest.raises(GenValError, match="2 clusters need as many images, found 1"):
-        calibrate(images, 2, method, "ece", hardest=0.1)
+        calibrate(images, CalibrationMethod(n_clusters=2, cluster_method=method), hardest=0.1)
 
 
 def test_a_share_of_a_set_has_a_name_of_its_own():

@@ -145,7 +145,7 @@ def test_scores_go_into_the_lines_of_a_manifest(check, folder):
     assert "Scored 0 images" in check()[1] and read_jsonl(folder / "manifest.jsonl") == written
     write_jsonl(folder / "manifest.jsonl", written[1:])
     code, _, err = check()
-    assert code == 2 and "1 pictures that its manifest.jsonl lacks" in err
+    assert code == 2 and "1 images that are missing in its manifest.jsonl" in err
 
 
 def test_without_originals_the_agreement_itself_is_judged(check, folder):
@@ -205,7 +205,7 @@ def test_refusals_are_one_line(check, flags, said):
 def test_an_unknown_domain_needs_words_for_clip(check, folder):
     other = folder.rename(folder.with_name("thick-smoke"))
     code, _, err = check("--folder", other, "--clip", "x")
-    assert code == 2 and "What is thick-smoke in words?" in err
+    assert code == 2 and "The phrase of thick-smoke is unknown" in err
 
 
 def test_dry_run_writes_nothing(check, folder):
@@ -235,7 +235,7 @@ def test_eval_heeds_the_gate(check, folder, tmp_path):
     # A gate that keeps nothing leaves no figures of an earlier one behind, and the whole set's alone.
     assert check("--min_agreement", 9)[0] == 0
     code, _, err = check(*flags, "--gate", script="relis/eval")
-    assert code == 2 and "there is nothing to measure" in err
+    assert code == 2 and "no image is left to evaluate" in err
     left = [path.parts[-4] for path in (tmp_path / "results").rglob("metrics.json")]
     assert left == ["Cityscapes_fog"]
     (folder / "gate.json").unlink()

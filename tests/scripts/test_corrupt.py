@@ -18,7 +18,7 @@ def files(folder):
 def test_a_set_is_one_of_the_evaluator_and_its_masks_are_those_of_the_streets(relis):
     code, out, err = corrupt(relis, "--domain", "fog,night")
     assert code == 0, err
-    assert "made 5 of 5 images" in out
+    assert "corrupted 5 of 5 images" in out
     clear = find_items("Cityscapes", datasets_dir=relis.root / "datasets")
     for domain in ("fog", "night"):
         items = find_items(f"Cityscapes_corrupt_{domain}", generated_dir=relis.root / "images")
@@ -38,10 +38,10 @@ def test_a_run_goes_on_and_gives_the_same_bytes(relis):
     corrupt(relis, "--domain", "rain", "--limit", "2")
     code, out, err = corrupt(relis, "--domain", "rain")
     assert code == 0, err
-    assert "made 3 of 5 images" in out
+    assert "corrupted 3 of 5 images" in out
     assert files(relis.root / "corrupted") == files(relis.root / "whole")
-    assert "made 0 of 5 images" in corrupt(relis, "--domain", "rain")[1]
-    assert "made 5 of 5 images" in corrupt(relis, "--domain", "rain", "--severity", "5")[1]
+    assert "corrupted 0 of 5 images" in corrupt(relis, "--domain", "rain")[1]
+    assert "corrupted 5 of 5 images" in corrupt(relis, "--domain", "rain", "--severity", "5")[1]
     assert files(relis.root / "corrupted") != files(relis.root / "whole")
 
 

@@ -206,7 +206,7 @@ def test_only_what_has_changed_is_measured_again(ood):
     (ood.root / "masks/lion/3_mask.png").unlink()
     (ood.root / "masks/lion/3_mask.txt").write_text("nothing found")
     code, out, _ = ood()
-    assert code == 0 and "left out: 1 no object found" in out
+    assert code == 0 and "skipped: 1 no object found" in out
     assert {path.name for path, stamp in blocks.items() if path.stat().st_mtime_ns > stamp} == {
         *("lion-00000.jsonl", "lion-00000.npz"),
     }
@@ -329,10 +329,10 @@ def test_a_failure_loses_no_block_that_was_measured_before(ood, bad):
     assert [path.stem for path in ood.root.glob("results/*/*/blocks/*.jsonl")] == ["bear-00000"]
 
 
-def test_bad_pictures_may_be_set_aside(ood):
+def test_bad_pictures_may_be_skipped(ood):
     (ood.root / "refined/lion/0.png").write_bytes(b"x")
     code, out, _ = ood("--skip_bad")
-    assert code == 0 and "skipped" in out and "1 set aside (--skip_bad)" in out
+    assert code == 0 and "skipped" in out and "1 skipped (--skip_bad)" in out
     assert ood.json()["pooled"]["images"] == 7
     assert ood.json()["pooled"]["skipped"][0]["file"].endswith("lion/0.png")
     (ood.root / "masks/lion/1_mask.png").unlink()
@@ -344,7 +344,7 @@ def test_bad_pictures_may_be_set_aside(ood):
 
 def test_a_dry_run_and_a_limit(ood):
     code, out, _ = ood("--dry_run", model="steep,flat")
-    assert code == 0 and "generated: 8 pictures for each of 2 models" in out
+    assert code == 0 and "generated: 8 images for each of 2 segmenters" in out
     assert not (ood.root / "results").exists() and not ood.asked
     ood("--limit", "5")
     assert ood.json()["pooled"]["images"] == 5 and ood.json()["pooled"]["limit"] == 5

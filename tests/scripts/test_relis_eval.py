@@ -50,7 +50,7 @@ def test_what_is_written_and_that_it_is_right(relis):
     assert metrics["miou"] == mean_iou(total) and metrics["pixel_accuracy_percent"] == pixel_accuracy(total)
     assert (metrics["images"], metrics["skipped"], metrics["pixels"]) == (3, [], int(total.sum()))
     assert [row["id"] for row in csv.DictReader((folder / "per_image.csv").open())] == names
-    assert json.loads((folder / "settings.json").read_text())["settings"]["model_arch"] == "good,poor"
+    assert json.loads((folder / "settings.json").read_text())["settings"]["segmenters"] == "good,poor"
     assert "| poor  | Cityscapes |" in out and out.strip().splitlines()[-1].startswith("wrote ")
 
 
@@ -135,7 +135,7 @@ def test_other_weights_under_the_same_name_are_evaluated_anew(relis, monkeypatch
 
 def test_limit_and_dry_run(relis):
     code, out, _ = relis.eval("Cityscapes", "good", "--dry_run")
-    assert code == 0 and "Cityscapes: 5 images, 0 bad files, for each of 1 models" in out
+    assert code == 0 and "Cityscapes: 5 images, 0 bad files, for each of 1 segmenters" in out
     assert not relis.results.exists()
     relis.eval("Cityscapes", "good", "--limit", "2")
     assert len(list(relis.results.rglob("*.png"))) == 2
@@ -172,7 +172,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("damage", BAD)
-def test_bad_files_stop_the_run_or_are_set_aside_counted_and_listed(relis, damage):
+def test_bad_files_stop_the_run_or_are_skipped_counted_and_listed(relis, damage):
     do_damage, file_of, said = BAD[damage]
     do_damage(relis)
     relis.refused(file_of(relis).name, said, code_out_err=relis.eval())
@@ -189,7 +189,7 @@ def test_nothing_left_is_no_result(relis):
     for name in CITYSCAPES_NAMES["frankfurt"]:
         truncate(image_of(relis, name))
     result = relis.eval("Cityscapes", "good", "--skip_bad", "--scene", "frankfurt")
-    relis.refused("Every image of Cityscapes was set aside", code_out_err=result)
+    relis.refused("Every image of Cityscapes was skipped", code_out_err=result)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_nothing_left_is_no_result(relis):
         (("IDD",), ["No IDD in", "ln -s"]),
         (("Cityscapes_sand",), ["No Cityscapes_sand in", "style_transfer.py --domain sand"]),
         (("Cityscapes", "nan"), ["nan gives NaN", "frankfurt_000000_000294_leftImg8bit.png"]),
-        (("Cityscapes", "good", "--devices", "x"), ["--devices x cannot be had"]),
+        (("Cityscapes", "good", "--devices", "x"), ["--devices x are not available"]),
         (("Cityscapes", "good", "--accelerator", "warp"), ["--accelerator warp"]),
     ],
     ids=lambda value: "-".join(value)[:40] if isinstance(value, tuple) else "",

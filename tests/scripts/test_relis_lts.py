@@ -108,7 +108,7 @@ def test_what_local_temperatures_cannot_do_is_said(relis):
     places = ("--root_exp_dir", relis.results, "--calibration_dir", relis.root / "temperatures")
     result = relis("eval_calibration_lts", *LOCAL, *places, "--trg_dataset", "Cityscapes")
     relis.refused("No network in", "train_lts_network.py", code_out_err=result)
-    relis.refused("What is tested?", code_out_err=relis("eval_calibration_lts", *LOCAL, *places))
+    relis.refused("No set to test on", code_out_err=relis("eval_calibration_lts", *LOCAL, *places))
     write_png(relis.root / "datasets/cityscapes/leftImg8bit/val/munster/munster_000000_000019_leftImg8bit.png",
               np.zeros((24, 40, 3), np.uint8))  # fmt: skip
     relis.refused("has changed since", code_out_err=train(relis))

@@ -7,72 +7,12 @@ the seed and the number of the batch, never of what was drawn before: a resumed 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from genval.diffusion.framing import IMAGE_RESIZES
-from genval.runtime.errors import GenValError
+from genval.diffusion.settings import TrainingConfig
 from genval.runtime.seeds import item_seed
-
-OPTIMIZERS = ("adamw", "adamw8bit")
-ATTENTIONS = ("auto", "cudnn")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """What a training run is made of; the defaults are the published ones where it had such a setting."""
-
-    height: int = 512
-    width: int = 512
-    batch_size: int = 8  # a device
-    accumulate: int = 16  # batches an optimiser step
-    max_epochs: int = 150  # passes over the pairs
-    max_steps: int | None = None  # optimiser steps, in place of max_epochs
-    lr: float = 1e-5
-    hint_lr_scale: float = 1.0  # the hint embedding learns this many times faster
-    weight_decay: float = 0.01  # AdamW's default, as published
-    lr_schedule: str = "constant"  # or "cosine", to zero at the last step
-    warmup_steps: int = 0  # linear from zero
-    gradient_clip: float = 0.0  # largest norm of the gradient; 0 is off
-    caption_dropout: float = 0.1  # share of captions replaced by "", which guidance needs (published: 0)
-    flip: bool = True  # mirror half of the pairs
-    image_resize: str = "area"  # of the crops: area or bilinear; "nearest", as published, aliases
-    crops: int = 1  # places a frame is cut at where pairs are encoded once; on the fly every crop is another
-    ema: float = 0.0  # decay of the averaged weights; 0 is off
-    optimizer: str = "adamw"  # or "adamw8bit": moments in 8 bits, for a fifth less memory
-    gradient_checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
-    compile: bool = False  # of the whole forward and backward pass, for a minute or two at the start
-    attention: str = "auto"  # PyTorch's choice of kernel, or "cudnn" before it
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("height", "width", "batch_size", "accumulate", "max_epochs", "max_steps", "crops"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise GenValError(f"--{name}: expected a number above 0, found {getattr(self, name)}.")
-        for name in ("caption_dropout", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise GenValError(f"--{name}: expected 0 up to below 1, found {getattr(self, name)}.")
-        for name in ("lr", "hint_lr_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise GenValError(f"--{name}: expected a number above 0, found {getattr(self, name)}.")
-        for name in ("warmup_steps", "gradient_clip", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise GenValError(f"--{name}: expected 0 or more, found {getattr(self, name)}.")
-        for name, choices in (
-            ("lr_schedule", ("constant", "cosine")),
-            ("image_resize", IMAGE_RESIZES),
-            ("optimizer", OPTIMIZERS),
-            ("attention", ATTENTIONS),
-        ):
-            if getattr(self, name) not in choices:
-                raise GenValError(f"--{name}: expected {' or '.join(choices)}, found {getattr(self, name)}.")
-
-    def total_steps(self, pairs: int, world_size: int = 1) -> int:
-        """Optimiser steps of a run over `pairs` pairs on `world_size` devices."""
-        passes = math.ceil(self.max_epochs * pairs / (self.batch_size * self.accumulate * world_size))
-        return self.max_steps or passes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from genval.diffusion.training.config import TrainingConfig
+from genval.diffusion.settings import TrainingConfig
 from genval.diffusion.training.log import StepCheckpoints, StepProgress
 from genval.runtime.errors import GenValError
 

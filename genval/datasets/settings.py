@@ -1,0 +1,29 @@
+"""Settings of relis/check_dataset.py."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+import path_dicts
+from genval.runtime.flags import flag
+from genval.runtime.settings import comma_list, dataset_list, positive_int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings:
+    """Settings of relis/check_dataset.py."""
+
+    SCRIPT: ClassVar[str] = "relis/check_dataset"
+
+    trg_dataset: tuple[str, ...] = flag(help="data sets as given to relis/eval.py", type=dataset_list)
+    cond: tuple[str, ...] = flag(("all",), "conditions, e.g. fog,night", type=comma_list)
+    scene: tuple[str, ...] = flag(("all",), "cities, recordings or folders", type=comma_list)
+    split: str | None = flag(None, "folder of a split, or all (default: the data set's usual split)")
+    datasets_dir: str = flag("datasets", "folder of the data sets")
+    generated_dir: str = flag(path_dicts.GENERATED_ROOT, "folder of the generated sets")
+    trg_root: str | None = flag(None, "folder of the data set, where it is not found")
+    output_dir: str = flag("results/check", "folder of the reports")
+    num_workers: int = flag(min(16, os.cpu_count() or 1), "threads that read files", type=positive_int)
+    preset: str | None = None
