@@ -39,16 +39,12 @@ def main(settings: EvalScriptSettings) -> None:
 
 def table_rows(evaluated: Evaluated) -> list[list[Any]]:
     """Return one segmenter's rows on one data set, one per condition."""
-    from genval.datasets import classes_of
-    from genval.metrics.reliability import reliability_figures
-    from genval.metrics.segmentation import mean_iou, pixel_accuracy
-
     rows: list[list[Any]] = []
-    for cond, total in evaluated.totals.items():
+    for cond in evaluated.totals:
         head = [evaluated.model, evaluated.dataset, cond, evaluated.images[cond], evaluated.skipped[cond]]
-        miou = 100 * mean_iou(total.confusion, classes_of(evaluated.dataset))
-        figures = reliability_figures(total)
-        rows.append([*head, miou, pixel_accuracy(total.confusion), 100 * figures["ece"], 100 * figures["auroc"]])
+        metrics = evaluated.metrics(cond)
+        values = [100 * metrics["miou"], metrics["pixel_accuracy"], 100 * metrics["ece"], 100 * metrics["auroc"]]
+        rows.append([*head, *values])
     return rows
 
 

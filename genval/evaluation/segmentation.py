@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,8 @@ from genval.datasets.gate import GATE, GATED, apply_gate
 from genval.datasets.layouts import find_root, is_generated
 from genval.evaluation.inference import Measured, launch_batch, sample_pixels
 from genval.evaluation.settings import EvaluationSettings, SegmenterSettings
+from genval.metrics.reliability import reliability_figures
+from genval.metrics.segmentation import mean_iou, pixel_accuracy
 from genval.metrics.statistics import PixelStatistics
 from genval.results.scenes import (
     GATED_SUFFIX,
@@ -59,6 +63,17 @@ class Evaluated:
     images: dict[str, int]
     skipped: dict[str, int]
     totals: dict[str, PixelStatistics]
+
+    def metrics(self, cond: str | None = None) -> dict[str, Any]:
+        """Compute the metrics of one condition, or of all images together.
+
+        Returns:
+            `miou` over the data set's classes, `pixel_accuracy` in percent, and the metrics of
+            `genval.metrics.reliability`: `ece`, `auroc`, `nll` and others. Fractions are 0 to 1.
+        """
+        total = self.totals[cond] if cond is not None else functools.reduce(operator.add, self.totals.values())
+        miou = mean_iou(total.confusion, classes_of(self.dataset))
+        return {"miou": miou, "pixel_accuracy": pixel_accuracy(total.confusion), **reliability_figures(total)}
 
 
 def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = None) -> list[Evaluated]:

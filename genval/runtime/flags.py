@@ -53,7 +53,7 @@ def canonical(name: str) -> str:
     ('eval_dir', 'strength', 'seed')
     """
     owners = [flag_name for flag_name, aliases in ALIASES.items() if name in aliases]
-    return owners[0] if len(owners) == 1 else name
+    return owners[0] if len(owners) == 1 and name != "domain" else name  # --domain takes one, --domains several
 
 
 def flag(
@@ -175,12 +175,9 @@ def parse_settings(
         GenValError: the preset has an unknown flag, or the dataclass refuses a value.
     """
     parser = settings_parser(cls, description, shows)
-    script = cls.SCRIPT  # type: ignore[attr-defined]
     preset_parser = _Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
     preset_parser.add_argument("--preset")
-    preset = preset_parser.parse_known_args(argv)[0].preset
-    if preset in path_dicts.PRESETS:
-        parser.set_defaults(**_preset_defaults(parser, path_dicts.PRESETS[preset].get(script, {}), preset, script))
+    _apply_preset(parser, cls, preset_parser.parse_known_args(argv)[0].preset)
     values, unrecognised = parser.parse_known_args(argv)
     if unrecognised:
         parser.error(f"unrecognized arguments: {' '.join(unrecognised)}{_suggestion(parser, unrecognised[0])}")
@@ -188,6 +185,43 @@ def parse_settings(
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     return _build(cls, vars(values))
+
+
+def make_settings(cls: type[Settings], preset: str | None = None, **flags: Any) -> Settings:
+    """Make a settings dataclass from flags given as keywords; their texts, as on the command line, are accepted too.
+
+    Args:
+        cls: the dataclass.
+        preset: a name of `path_dicts.PRESETS`, whose defaults take the place of the dataclass's own.
+        flags: by name or alias.
+
+    Raises:
+        GenValError: the preset is unknown or has an unknown flag, or the dataclass refuses a value.
+        TypeError: a flag is unknown or a required one is missing.
+    """
+    if preset is not None and preset not in path_dicts.PRESETS:
+        raise GenValError(f"Unknown preset {preset!r}: expected one of {', '.join(sorted(path_dicts.PRESETS))}.")
+    parser = settings_parser(cls)
+    _apply_preset(parser, cls, preset)
+    values = {**vars(parser.parse_args([])), "preset": preset}
+    actions = {name.lstrip("-"): action for action in parser._actions for name in action.option_strings}
+    for name, value in flags.items():
+        if name not in actions:
+            raise TypeError(f"{cls.__name__} has no flag {name!r}")
+        action = actions[name]
+        text = isinstance(value, str) and action.type is not None
+        values[action.dest] = action.type(value) if text else value  # type: ignore[operator, misc]
+    missing = [name for name, value in values.items() if value is dataclasses.MISSING]
+    if missing:
+        raise TypeError(f"{cls.__name__} needs {', '.join(missing)}")
+    return _build(cls, values)
+
+
+def _apply_preset(parser: argparse.ArgumentParser, cls: type[Any], preset: str | None) -> None:
+    if preset in path_dicts.PRESETS:
+        script = cls.SCRIPT
+        defaults = path_dicts.PRESETS[preset].get(script, {})
+        parser.set_defaults(**_preset_defaults(parser, defaults, preset, script))
 
 
 def flatten(settings: Any) -> dict[str, Any]:
@@ -286,7 +320,6 @@ def _preset_defaults(
     parser: argparse.ArgumentParser, defaults: Mapping[str, Any], preset: str, script: str
 ) -> dict[str, Any]:
     names = {name.lstrip("-"): action.dest for action in parser._actions for name in action.option_strings}
-    names |= {action.dest: action.dest for action in parser._actions}
     unknown = sorted(set(defaults) - set(names))
     if unknown:
         raise GenValError(f"path_dicts.PRESETS[{preset!r}][{script!r}] has unknown flags: {', '.join(unknown)}.")

@@ -193,7 +193,7 @@ def test_what_lacks_is_listed_with_its_command(tmp_path, sources):
         generated=sources.generated,
     )
     content = collect(bare, ["fog"], LIMITS)
-    commands = [lack.command for lack in content.missing]
+    commands = [lack.remedy for lack in content.missing]
     assert [command.split()[1] for command in commands] == [
         "report/correlate.py",
         "relis/eval.py",
@@ -218,7 +218,7 @@ def test_objects_that_nobody_wants_are_no_pictures(tmp_path):
 
 
 def test_a_domain_that_is_not_there_and_another_format_are_refused(tmp_path, sources):
-    with pytest.raises(GenValError, match=r"No generated pictures of snow.*found fog, night"):
+    with pytest.raises(GenValError, match=r"No generated images of snow.*found fog, night"):
         collect(sources, ["snow"], LIMITS)
     write_json(tmp_path / "correlation.json", {"format": 99})
     with pytest.raises(GenValError, match="is of format 99, expected 2"):
@@ -350,7 +350,7 @@ def test_the_script_writes_the_page_and_prints_the_verdict(sources, tmp_path):
     done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Can the synthetic verdict be trusted? Yes for night" in done.stdout
-    assert "missing: pictures with objects" in done.stdout
+    assert "missing: images with objects" in done.stdout
     assert done.stdout.rstrip().splitlines()[-1].startswith(f"wrote {folder}/index.html")
     failed = subprocess.run([*command, "--domains", "hail"], cwd=REPO_ROOT, capture_output=True, text=True)
     assert failed.returncode == 2 and failed.stderr.startswith("error: No generated pictures of hail")

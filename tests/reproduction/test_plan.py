@@ -2,7 +2,7 @@
 
 import importlib
 import re
-import sys
+import typing
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from genval.reproduction.plan import build_steps
 from genval.reproduction.protocol import STAGES, Protocol
 from genval.reproduction.sources import WEIGHTS, find_weights
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import parse_settings
 from genval.runtime.paths import REPO_ROOT
 
 MODELS = tuple(path_dicts.MINI_SEGMENTERS)
@@ -41,11 +42,10 @@ def published(**changes):
     return mini(**(values | {"render": False} | changes))
 
 
-def parsed(command, monkeypatch):
-    """A command's flags, by the script's own parser, which ends the process where it does not know one."""
+def parsed(command):
+    """A command's settings, by the script's own dataclass, which ends the process where it does not know a flag."""
     script = importlib.import_module(command[0].removesuffix(".py").replace("/", "."))
-    monkeypatch.setattr(sys, "argv", list(command))
-    return script.parse_args()
+    return parse_settings(typing.get_type_hints(script.main)["settings"], command[1:])
 
 
 @pytest.mark.parametrize("plan", [mini(), mini(num_samples=512, jobs=8, batch_size=8, overwrite=True), published()])
@@ -53,7 +53,7 @@ def test_every_command_is_one_that_its_script_takes(plan, monkeypatch):
     commands = {command for step in build_steps(plan) for command in step.commands}
     assert commands
     for command in commands:
-        assert parsed(command, monkeypatch).preset == (None if command[0] == "mini/render.py" else plan.preset)
+        assert parsed(command).preset == (None if command[0] == "mini/render.py" else plan.preset)
 
 
 @pytest.mark.parametrize("plan", [mini(), mini(num_samples=512, jobs=8), published()])
@@ -91,7 +91,7 @@ def test_there_is_no_corruption_of_india_and_india_is_tried_on_idd():
 @pytest.mark.parametrize("plan", [mini(), mini(num_samples=512, domains=("india", "snow"))])
 def test_temperatures_are_found_on_all_generated_images_and_on_the_hardest_half(plan, monkeypatch):
     step = next(step for step in build_steps(plan) if step.name.startswith("calibrate on generated"))
-    find, try_on, *itself = [parsed(command, monkeypatch) for command in step.commands]
+    find, try_on, *itself = [parsed(command) for command in step.commands]
     assert find.hardest == try_on.hardest == [1.0, 0.5]  # by one command: the logits are read once
     assert find.protocol == try_on.protocol == "synthetic" and find.domains == list(plan.domains)
     assert len(itself) == len(plan.domains) and all(one.hardest == [1.0] for one in itself)
@@ -121,11 +121,11 @@ def test_what_is_missing_is_said_with_where_to_get_it(tmp_path, monkeypatch):
     protocol_module._count_once.cache_clear()
     monkeypatch.setattr(Protocol, "datasets_dir", property(lambda self: str(tmp_path / "nothing")))
     steps = {step.name: step for step in build_steps(published(models=("SegFormer-B0", "SETR-PUP", "SwinLarge")))}
-    setr, swin = steps["evaluate 2 more models"].lacks
+    setr, swin = steps["evaluate 2 more models"].missing
     assert "SETR-PUP" in setr.what and "model_zoo.md" in setr.remedy
     assert "SwinLarge" in swin.what and "train swin/" in swin.remedy
-    assert "acdc.vision.ee.ethz.ch" in steps["evaluate on ACDC"].lacks[0].remedy
-    assert any("Cityscapes" in lack.what for lack in steps["generate fog"].lacks)
+    assert "acdc.vision.ee.ethz.ch" in steps["evaluate on ACDC"].missing[0].remedy
+    assert any("Cityscapes" in lack.what for lack in steps["generate fog"].missing)
     assert "SegFormer-B0" in steps["evaluate generated"].commands[0]
 
 

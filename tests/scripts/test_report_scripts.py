@@ -58,7 +58,7 @@ def test_results_without_confidences_are_compared_in_miou_alone(report):
     assert values["robustness"]["fog"]["correlation"]["synthetic"]["models"] == 4
     assert values["calibration"]["fog"]["ece"]["correlation"]["synthetic"]["models"] == 3
     missing = {lack["what"]: lack["command"] for lack in values["missing"]}
-    assert "--model_arch alpha" in missing["no counts of confidences of alpha on ACDC (fog)"]
+    assert "--segmenters alpha" in missing["no counts of confidences of alpha on ACDC (fog)"]
 
 
 def test_the_same_seed_gives_the_same_files(report):
@@ -87,7 +87,7 @@ def test_what_is_missing_is_listed_with_its_command_and_the_rest_is_computed(rep
     missing = {lack["what"]: lack["command"] for lack in values["missing"]}
     night = missing["no results of any model on Cityscapes_night (night)"]
     assert night.startswith("python ControlNet/style_transfer.py --domain night && python relis/eval.py")
-    assert "--model_arch alpha,beta,delta,gamma --trg_dataset Cityscapes_night --cond night" in night
+    assert "--segmenters alpha,beta,delta,gamma --trg_dataset Cityscapes_night --cond night" in night
     assert "no results of any model on ACDC (night)" in missing
     assert "no results of any model on IDD (india)" in missing
     assert not any("corrupt_india" in what for what in missing)
@@ -195,7 +195,7 @@ def test_temperatures_of_the_hardest_images_stand_beside_those_of_all(report):
     missing = {lack["what"]: lack["command"] for lack in values["missing"]}
     nobody = dict.fromkeys(("share", "low", "high", "before")) | {"models": 0}
     assert values["calibration"]["fog"]["scaling"]["improved"]["synthetic, hardest half"] == nobody
-    lack = missing["temperatures of synthetic, hardest half pictures tried on ACDC_fog"]
+    lack = missing["temperatures of synthetic, hardest half images tested on ACDC_fog"]
     find, _, tried = lack.partition(" && ")
     assert find.startswith("python relis/compute_clusters_temp_scaling.py") and find.endswith("--hardest 0.5")
     assert "--calib_dataset Cityscapes_fog --hardest 0.5 --trg_dataset ACDC --cond fog" in tried
@@ -329,7 +329,9 @@ def test_detectors_of_other_images_are_named_and_left_out(report):
     models = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["models"]
     assert [entry["model"] for entry in models] == ["alpha", "delta", "gamma"]
     missing = {lack["what"]: lack["command"] for lack in values["missing"]}
-    assert missing["detection by beta on the same images of generated as the others"].endswith("--model beta")
+    assert missing["detection by beta on the same images of generated as the others"].endswith(
+        "--segmenters beta --trg_dataset generated"
+    )
 
 
 def test_tables_have_the_figures_and_the_published_ones_marked(report):
