@@ -108,11 +108,11 @@ def main(args: argparse.Namespace) -> None:
     from genval.diffusion.training.data import ControlNetData, EncodedFolder
     from genval.diffusion.training.log import ImageLog
     from genval.diffusion.training.module import ControlNetModule, check_optimizer
-    from genval.diffusion.training.runs import check_output, choose_precision, choose_run, make_trainer
+    from genval.diffusion.training.runs import check_output, choose_run, make_trainer, training_precision
     from genval.segmenters.registry import load_segmenter
 
     args.height, args.width = args.height or args.resolution, args.width or args.resolution
-    args.precision = choose_precision(args.precision, args.accelerator)
+    args.precision = training_precision(args.precision, args.accelerator)
     config = TrainingConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingConfig)})
     check_optimizer(config.optimizer)
     torch.set_float32_matmul_precision(args.float32_matmul)
