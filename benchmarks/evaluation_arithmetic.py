@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
 
     from genval.metrics import ranking
     from genval.metrics.confusion import confusion_matrix
-    from genval.metrics.reliability import reliability_figures
+    from genval.metrics.reliability import reliability_metrics
     from genval.metrics.segmentation import mean_iou, pixel_accuracy
     from genval.metrics.statistics import PixelStatistics, measure
     from genval.metrics.temperature import Pixels, search_ece
@@ -89,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
     errors = published(lambda: published_ranking(confidence, wrong))
     compare("AUROC, 2 AUPR, FPR95 from confidences", errors, ours(lambda: from_counts(totals, hits)[3:]))
     softmax = published(lambda: (logits.softmax(0).max(0), 0)[1])
-    everything = ours(lambda: reliability_figures(statistics()))
+    everything = ours(lambda: reliability_metrics(statistics()))
     names = ("ece", "adaptive_ece", "ks", "auroc", "aupr_wrong", "aupr_right")
     figures = [everything[1][name] for name in names]
     together = scores[0] + calibration[0] + errors[0] + softmax[0], [*calibration[1], *errors[1][:3]]
@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> None:
     chosen = np.random.default_rng(0).choice(labels.numel(), min(args.pixels, labels.numel()), replace=False)
     sample = logits.flatten(1)[:, chosen].T.numpy(), labels.flatten()[chosen].numpy()
     theirs = published(lambda: published_temperature(*sample))
-    compare(f"temperature, {args.pixels} pixels", theirs, ours(lambda: search_ece(Pixels.of(*sample)).temperature))
+    compare(f"temperature, {args.pixels} pixels", theirs, ours(lambda: search_ece(Pixels.from_logits(*sample)).temperature))
     oracle = ranking.prediction_rejection_ratio(*ranking.counts_by_score(right.astype(float), right))
     print(markdown_table(["step, ms", "published", "here", "ratio", "largest difference"], rows, digits=2))
     print("(*) here also class-wise ECE, NLL, Brier score, PRR and entropies, which the published time is without")
@@ -147,7 +147,7 @@ def from_counts(totals: Any, right: Any) -> list[float]:
     pixels = levels.sum(0)[::-1]
     curve = calibration.gap_curve(hits[::-1], pixels, pixels * level_confidence()[::-1])
     errors = [
-        calibration.ece_of_bins(bins[1], bins.sum(0), sums),
+        calibration.binned_ece(bins[1], bins.sum(0), sums),
         calibration.adaptive_ece(curve, pixels),
         calibration.ks_error(curve),
     ]

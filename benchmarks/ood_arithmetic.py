@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from genval.metrics.ood_scores import PUBLISHED, count_scores, exact_figures, level_figures, measure_ood
+    from genval.metrics.ood_scores import PUBLISHED, count_scores, exact_metrics, level_metrics, measure_ood
     from genval.runtime.tables import markdown_table
 
     torch.set_num_threads(args.threads)
@@ -55,11 +55,11 @@ def main(args: argparse.Namespace) -> None:
     values, is_object = scores.numpy(), kinds.numpy().ravel() == 1
 
     def of_levels() -> list[list[float]]:
-        return [list(level_figures(counts).values()) for counts in count_scores(scores_there, flat_there, PUBLISHED)]
+        return [list(level_metrics(counts).values()) for counts in count_scores(scores_there, flat_there, PUBLISHED)]
 
     def of_pixels() -> list[list[float]]:
         parts = [(np.sort(score[~is_object]), np.sort(score[is_object])) for score in values]
-        return [list(exact_figures(*part).values()) for part in parts]
+        return [list(exact_metrics(*part).values()) for part in parts]
 
     def from_logits() -> list[list[float]]:
         if device.type == "cpu":
@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
             read = launch(*(tensor[None] for tensor in there))[0]
             torch.cuda.synchronize()
             counts = next(read())
-        return [list(level_figures(levels).values()) for levels in counts.levels[: len(PUBLISHED)]]
+        return [list(level_metrics(levels).values()) for levels in counts.levels[: len(PUBLISHED)]]
 
     rows = []
 
@@ -100,7 +100,7 @@ def end_to_end(args: argparse.Namespace, device: torch.device) -> list[Any]:
 
     import path_dicts
     from genval.evaluation.inference import infer, launch_ood_batch
-    from genval.metrics.ood_scores import PUBLISHED, level_figures
+    from genval.metrics.ood_scores import PUBLISHED, level_metrics
     from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network
 
     entry = path_dicts.ZOO[args.segmenter]
@@ -123,7 +123,7 @@ def end_to_end(args: argparse.Namespace, device: torch.device) -> list[Any]:
 
     def ours() -> list[list[float]]:
         ((counts, _),) = launch_ood_batch(fast, image, masks, ["image"], device)()
-        return [list(level_figures(levels).values()) for levels in counts.levels[: len(PUBLISHED)]]
+        return [list(level_metrics(levels).values()) for levels in counts.levels[: len(PUBLISHED)]]
 
     theirs, here = (least_time(way, number, device)[0] / 1000 for way, number in ((published, 2), (ours, args.repeats)))
     return [f"{args.segmenter}, {args.precision}, {args.width}x{args.height}", theirs, here, theirs / here]

@@ -82,7 +82,7 @@ def pool(args: argparse.Namespace, model: str, dataset: str, scenes: list[Any]) 
                 yield record["id"], statistics
 
     summary = summarise(each_image(), CLASSES, classes, CLASS_SETS, fixed)
-    overall = summary.figures | {"miou_standard_error": plain(miou_standard_error(matrices, classes))}
+    overall = summary.metrics | {"miou_standard_error": plain(miou_standard_error(matrices, classes))}
     header, rows = summary.table
 
     stem = resolve(args.results_dir) / folder_name(model) / folder_name(dataset) / file_name(args)

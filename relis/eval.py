@@ -50,14 +50,14 @@ def main(args: argparse.Namespace) -> None:
 def table_rows(evaluated: Evaluated) -> list[list[Any]]:
     """One model's rows on one data set, one a condition."""
     from genval.datasets import classes_of
-    from genval.metrics.reliability import reliability_figures
+    from genval.metrics.reliability import reliability_metrics
     from genval.metrics.segmentation import mean_iou, pixel_accuracy
 
     rows: list[list[Any]] = []
     for cond, total in evaluated.totals.items():
         head = [evaluated.model, evaluated.dataset, cond, evaluated.images[cond], evaluated.skipped[cond]]
         miou = 100 * mean_iou(total.confusion, classes_of(evaluated.dataset))
-        figures = reliability_figures(total)
+        figures = reliability_metrics(total)
         rows.append([*head, miou, pixel_accuracy(total.confusion), 100 * figures["ece"], 100 * figures["auroc"]])
     return rows
 

@@ -54,7 +54,7 @@ def measure_model(args: argparse.Namespace, model: str) -> list[Any]:
     else:
         each = ((record["id"], statistics) for results in scenes for record, statistics in results.read_pixels())
         summary, exact = summarise(each, CLASSES, classes_of(args.trg_dataset), CLASS_SETS), {}
-    figures = summary.figures | exact
+    figures = summary.metrics | exact
     stem = resolve(args.results_dir) / folder_name(model) / images.name
     about = {"model": model, "src_dataset": args.src_dataset, "set": images.name, "source": args.source}
     bins = {"reliability_bins": {"before": reliability_bins(summary.total)}}

@@ -103,8 +103,8 @@ def try_temperatures(
         "calibrated_on": calibrating.name,
         **({"hardest": calibrating.hardest} if calibrating.hardest < 1 else {}),
         "seeds": args.seeds,
-        "before": before.figures | exact_before,
-        "after": [summary.figures | exact for summary, exact in runs],
+        "before": before.metrics | exact_before,
+        "after": [summary.metrics | exact for summary, exact in runs],
         "after_mean": exact_after,
         "after_std_over_seeds": spread,
     }

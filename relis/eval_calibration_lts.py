@@ -89,8 +89,8 @@ def try_model(
     unscaled = measure_scaled(images, lambda _: one, device)
     singles = {name: measure_scaled(images, lambda _, value=value: value, device) for name, value in single.items()}
     local = [measure_scaled(images, lambda at, n=net: n(at.logits, at.image), device) for net, _ in loaded]
-    mean = {name: float(np.mean([summary.figures[name] for summary in local])) for name in ERRORS}
-    spread = {name: float(np.std([summary.figures[name] for summary in local])) for name in ERRORS}
+    mean = {name: float(np.mean([summary.metrics[name] for summary in local])) for name in ERRORS}
+    spread = {name: float(np.std([summary.metrics[name] for summary in local])) for name in ERRORS}
     values = {
         "model": model,
         "tested_on": tested.name,
@@ -98,9 +98,9 @@ def try_model(
         "images": len(images),
         "seeds": args.seeds,
         "temperatures": loaded[0][1]["temperatures"],
-        "unscaled": unscaled.figures,
-        "single": {name: summary.figures for name, summary in singles.items()},
-        "local": [summary.figures for summary in local],
+        "unscaled": unscaled.metrics,
+        "single": {name: summary.metrics for name, summary in singles.items()},
+        "local": [summary.metrics for summary in local],
         "local_mean": mean,
         "local_std_over_seeds": spread,
     }
@@ -110,9 +110,9 @@ def try_model(
     panels = {"unscaled": unscaled.total, "single temperature": singles["nll"].total, "local": local[0].total}
     write_reliability_diagram(place / f"{stem}_reliability.png", panels)
     errors = [
-        100 * figures["ece"] for figures in (unscaled.figures, *(singles[n].figures for n in ("ece", "nll")), mean)
+        100 * figures["ece"] for figures in (unscaled.metrics, *(singles[n].metrics for n in ("ece", "nll")), mean)
     ]
-    likelihoods = [unscaled.figures["nll"], singles["nll"].figures["nll"], mean["nll"]]
+    likelihoods = [unscaled.metrics["nll"], singles["nll"].metrics["nll"], mean["nll"]]
     return [model, tested.name, calibrating.name, *errors, 100 * spread["ece"], *likelihoods]
 
 

@@ -76,9 +76,9 @@ def image_scores(scenes: list[SceneResults]) -> Any:
     """Mean confidence and mean entropy of each image that has a labelled pixel, float64 (N, 2)."""
     import numpy as np
 
-    from genval.metrics.reliability import reliability_figures
+    from genval.metrics.reliability import reliability_metrics
 
-    figures = [reliability_figures(results.read_image(item_id)) for results in scenes for item_id in results.ids()]
+    figures = [reliability_metrics(results.read_image(item_id)) for results in scenes for item_id in results.ids()]
     rows = np.array([(values["mean_confidence"], values["entropy"]) for values in figures])
     return rows[~np.isnan(rows).any(1)]
 

@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
 def measure_model(args: argparse.Namespace, model: str) -> list[Any]:
     """One model: write its file, return its row of the table."""
     from genval.evaluation.calibration import ImageSet
-    from genval.metrics.reliability import bounds, pool, reliability_figures
+    from genval.metrics.reliability import pool, reliability_bounds, reliability_metrics
     from genval.metrics.segmentation import plain
     from genval.results.scenes import folder_name
     from genval.runtime.files import write_json
@@ -50,9 +50,9 @@ def measure_model(args: argparse.Namespace, model: str) -> list[Any]:
     scenes = images.find(args, model)
     saved = [(results, item_id) for results in scenes for item_id in results.ids()]
     total, ends = pool(results.read_image(item_id) for results, item_id in saved)
-    figures = {name: plain(value) for name, value in reliability_figures(total).items() if name in FIGURES}
+    figures = {name: plain(value) for name, value in reliability_metrics(total).items() if name in FIGURES}
     intervals = {name: [plain(end) for end in ends[name]] for name in FIGURES}
-    off_by = {name: plain(value) for name, value in bounds(total).items() if name in FIGURES}
+    off_by = {name: plain(value) for name, value in reliability_bounds(total).items() if name in FIGURES}
     about = {"model": model, "src_dataset": args.src_dataset, "set": images.name, "images": len(saved)}
     values = about | figures | {"intervals": intervals, "bounds_of_levels": off_by}
     write_json(resolve(args.results_dir) / folder_name(model) / f"{images.name}.json", values)

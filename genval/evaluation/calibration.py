@@ -15,10 +15,11 @@ import torch
 
 from genval.artifacts.tensors import PackedTensors
 from genval.datasets import CLASS_SETS, CLASSES, classes_of
-from genval.metrics.calibration import top1_figures
-from genval.metrics.clusters import ClusterModel, fit_clusters, load_clusters, save_clusters
+from genval.metrics.calibration import top1_metrics
+from genval.metrics.clusters import ClusterModel, fit_clusters
 from genval.metrics.statistics import measure
 from genval.metrics.temperature import Pixels, scale_logits, search, search_per_class
+from genval.results.clusters import load_clusters, save_clusters
 from genval.results.scenes import SceneResults, Summary, folder_name, list_scenes, pair, summarise
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, write_json
@@ -238,7 +239,7 @@ def calibrate(
                 f"Cluster {index} of {clusters} has no image. Give fewer --n_clusters or another --seeds."
             )
         logits, labels = (np.concatenate([getattr(m, name) for m in members]) for name in ("logits", "labels"))
-        pixels = Pixels.of(logits, labels)
+        pixels = Pixels.from_logits(logits, labels)
         temperatures.append(search_per_class(pixels, metric) if per_class else search(pixels, metric).temperature)
         parts.append({"images": len(members), "pixels": len(pixels)})
     return Calibration(model, np.array(temperatures)), {"images": len(chosen), "clusters": parts, **about}
@@ -274,7 +275,7 @@ def try_on(
             yield image.id, statistics
 
     summary = summarise(each(), CLASSES, classes_of(scenes[0].dataset), CLASS_SETS)
-    return summary, top1_figures(np.concatenate(confidences), np.concatenate(hits))
+    return summary, top1_metrics(np.concatenate(confidences), np.concatenate(hits))
 
 
 def calibration_folder(args: argparse.Namespace, model: str, image_set: ImageSet, seed: int) -> Path:

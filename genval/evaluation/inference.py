@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genval.metrics.confusion import confusion_matrix
-from genval.metrics.statistics import LogitsNotFiniteError, PixelStatistics, measure
+from genval.metrics.statistics import LogitsNotFiniteError, PixelStatistics, measure, measure_batch
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 
@@ -47,7 +47,7 @@ def predict(segmenter: nn.Module, images: np.ndarray, names: Sequence[str], devi
         for name, sound in zip(names, torch.isfinite(largest).flatten(1).all(1).tolist(), strict=True):
             with _naming(segmenter, name):
                 if not sound:
-                    raise LogitsNotFiniteError("Logits must be finite, found NaN or infinity.")
+                    raise LogitsNotFiniteError
         return classes.to(torch.uint8).cpu().numpy()
 
 
@@ -98,9 +98,7 @@ def launch_batch(
         logits = infer(segmenter, images, device)
         labels = _to(train_ids, device)
         if samples is None and can_fuse(device):
-            from genval.kernels.statistics import launch
-
-            measured = launch(logits, labels)
+            measured = measure_batch(logits, labels)
         else:
             each = [None] * len(names) if samples is None else samples
             of_images = []
@@ -140,7 +138,7 @@ def _measure(logits: Tensor, labels: Tensor, sample: np.ndarray | None) -> tuple
     chosen = _to(sample, logits.device)
     largest, classes = logits.max(0)
     if not bool(largest.isfinite().all()):  # all pixels are predicted
-        raise LogitsNotFiniteError("Logits must be finite, found NaN or infinity.")
+        raise LogitsNotFiniteError
     predicted = classes.byte()
     statistics = measure(logits.flatten(1)[:, chosen], labels.flatten()[chosen])[1]
     statistics.confusion[:] = confusion_matrix(labels, predicted, len(logits))
@@ -190,7 +188,7 @@ def launch_ood_batch(
     """
     import torch
 
-    from genval.metrics.ood_scores import measure_ood
+    from genval.metrics.ood_scores import measure_ood, measure_ood_batch
 
     with torch.inference_mode(), _memory_of(segmenter, images):
         logits = infer(segmenter, images, device)
@@ -198,9 +196,7 @@ def launch_ood_batch(
         counted: Callable[[], Iterator[OodCounts]]
         scores: Sequence[Tensor | None]
         if can_fuse(device):
-            from genval.kernels.ood_scores import launch
-
-            counted, kept = launch(logits, masks, standard, keep)
+            counted, kept = measure_ood_batch(logits, masks, standard, keep)
             scores = [None] * len(names) if kept is None else list(kept)
         else:
             of_images, scores = [], []
@@ -267,7 +263,7 @@ def _memory_of(segmenter: nn.Module, images: np.ndarray) -> Iterator[None]:
 
 @cache
 def can_fuse(device: torch.device) -> bool:
-    """Whether `fused_statistics` and `fused_ood` run on a device: on a GPU, once Triton has shown that it works there.
+    """Whether the Triton kernels run on a device: on a GPU, once Triton has shown that it works there.
 
     Triton compiles with the system's C compiler at first use, which a slim image may not have.
     """

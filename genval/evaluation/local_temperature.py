@@ -144,7 +144,7 @@ def single_temperatures(images: Sequence[SavedLogits], seed: int) -> dict[str, f
         chosen = torch.from_numpy(sample_pixels(len(flat_labels), number, seed, image.id))
         logits.append(flat[:, chosen].T.numpy())
         labels.append(flat_labels[chosen].numpy())
-    pixels = Pixels.of(np.concatenate(logits), np.concatenate(labels))
+    pixels = Pixels.from_logits(np.concatenate(logits), np.concatenate(labels))
     return {"nll": search_nll(pixels).temperature, "ece": search_ece(pixels).temperature}
 
 

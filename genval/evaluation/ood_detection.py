@@ -34,19 +34,19 @@ from genval.datasets.ood_sets import (
     read_ood_pair,
 )
 from genval.evaluation.inference import infer, launch_ood_batch
-from genval.metrics.ood_components import Sizes, best_level, component_figures, measure_components
+from genval.metrics.ood_components import Sizes, best_level, component_metrics, measure_components
 from genval.metrics.ood_pooling import SumBootstrap, coarse_levels
 from genval.metrics.ood_scores import (
     BACKGROUND,
-    LEVELS,
     OBJECT,
+    SCORE_LEVELS,
     SCORES,
     STANDARDISED,
     MaxLogits,
     OodCounts,
-    exact_figures,
+    exact_metrics,
     level_edge,
-    level_of,
+    score_level,
 )
 from genval.results.ood_blocks import (
     OodResults,
@@ -256,7 +256,7 @@ class _Run:
         self.blocks = blocks_of(found.items)
         self.scores = SCORES if standard is None else (*SCORES, STANDARDISED)
         self.standard: tuple[torch.Tensor, torch.Tensor] | None = None
-        made_with: dict[str, Any] = {"void": sorted(args.void or ()), "levels": LEVELS, "exact": args.exact}
+        made_with: dict[str, Any] = {"void": sorted(args.void or ()), "levels": SCORE_LEVELS, "exact": args.exact}
         if standard is not None:
             mean, deviation = (torch.from_numpy(part).float().to(device) for part in standard)
             self.standard = mean, deviation
@@ -316,13 +316,13 @@ class _Run:
     def _keep(self, item: Item, scores: torch.Tensor, kinds: np.ndarray, block: _Block) -> None:
         """Write what is asked for of each pixel."""
         for score in self.args.components:
-            level = level_of(scores[self.scores.index(score)], score).reshape(kinds.shape)
+            level = score_level(scores[self.scores.index(score)], score).reshape(kinds.shape)
             write_png(self.results.levels(score, item.id), level.cpu().numpy().astype(np.uint16))
         if self.args.exact:
             flat = kinds.ravel()
             parts = [[np.sort(row[flat == kind]) for kind in (BACKGROUND, OBJECT)] for row in scores.cpu().numpy()]
             write_scores(self.results.scores(item.id), dict(zip(self.scores, parts, strict=True)))
-            block.exact.append([exact_figures(*part) for part in parts])
+            block.exact.append([exact_metrics(*part) for part in parts])
 
     def write(self, block: _Block) -> None:
         """Write a measured block."""
@@ -377,9 +377,9 @@ class _Run:
         bootstrap = SumBootstrap(self.args.draws, self.args.seed)
         with ThreadPoolExecutor(self.args.num_workers, thread_name_prefix="components") as pool:
             for item, sums in zip(items, pool.map(sums_of, items), strict=True):
-                bootstrap.add(item.id, sums)
-        values = {name: float(value) for name, value in component_figures(bootstrap.total).items()}
-        ends = bootstrap.intervals(component_figures)
+                bootstrap.update(item.id, sums)
+        values = {name: float(value) for name, value in component_metrics(bootstrap.total).items()}
+        ends = bootstrap.intervals(component_metrics)
         about = {"threshold": level_edge(last, score), "predicted_size": sizes.predicted, "object_size": sizes.object}
         return about | {name: (value, *ends[name]) for name, value in values.items()}
 

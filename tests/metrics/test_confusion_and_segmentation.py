@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from genval.metrics import confusion
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.segmentation import (
-    figures,
     iou_per_class,
     labelled_classes,
     mean_class_accuracy,
     mean_iou,
     miou_standard_error,
     pixel_accuracy,
+    segmentation_metrics,
 )
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
@@ -157,7 +157,7 @@ def test_one_class_set_for_a_comparison_with_idd():
 
 
 def test_an_all_void_image_has_no_figures():
-    assert figures(np.zeros((2, 2), np.int64), ["a", "b"], [0, 1], {"2": [0, 1]}) == {
+    assert segmentation_metrics(np.zeros((2, 2), np.int64), ["a", "b"], [0, 1], {"2": [0, 1]}) == {
         "miou": None,
         "miou_2": None,
         "pixel_accuracy_percent": None,
@@ -169,7 +169,7 @@ def test_an_all_void_image_has_no_figures():
 
 def test_a_class_that_no_mask_can_hold_adds_no_zero_to_the_mean():
     matrix = np.array([[8, 0, 2], [0, 5, 0], [0, 0, 0]])
-    assert figures(matrix, ["a", "b", "c"], [0, 1], {})["miou"] == pytest.approx(0.9)
+    assert segmentation_metrics(matrix, ["a", "b", "c"], [0, 1], {})["miou"] == pytest.approx(0.9)
     assert mean_iou(matrix) == pytest.approx(0.6)
 
 

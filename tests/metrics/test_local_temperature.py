@@ -100,7 +100,7 @@ def test_it_learns_where_errors_are():
     logits = torch.from_numpy(np.eye(5, dtype=np.float32)[predicted] * 6).permute(0, 3, 1, 2).contiguous()
     images = torch.from_numpy(np.where(np.arange(32) < 16, 20, 230).astype(np.uint8)).expand(1, 3, 32, 32)
     flat = logits[0].flatten(1).T.numpy()
-    single = search_nll(Pixels.of(flat, labels.ravel()))
+    single = search_nll(Pixels.from_logits(flat, labels.ravel()))
     network = LocalTemperature(5, single.temperature, torch.Generator().manual_seed(0))
     optimizer = torch.optim.Adam(network.parameters(), 0.03)
     target = torch.from_numpy(labels.astype(np.uint8))

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genval.evaluation.inference import launch_batch, sample_pixels
-from genval.metrics.calibration import BINS, adaptive_ece, bin_index, classwise_ece, gap_curve, top1_figures
+from genval.metrics.calibration import BINS, adaptive_ece, bin_index, classwise_ece, gap_curve, top1_metrics
 from genval.metrics.ranking import aupr, auroc, counts_by_score, fpr_at_tpr, prediction_rejection_ratio
-from genval.metrics.reliability import bounds, pool, reliability_figures
-from genval.metrics.statistics import LEVELS, PixelStatistics, level_confidence, level_of, measure
+from genval.metrics.reliability import pool, reliability_bounds, reliability_metrics
+from genval.metrics.statistics import CONFIDENCE_LEVELS, PixelStatistics, confidence_level, level_confidence, measure
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 
@@ -164,13 +164,13 @@ def test_errors_of_single_pixels_follow_the_definitions(case):
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     if len(np.unique(confidence)) < len(confidence):
         confidence = np.round(confidence, 2)  # ties of one value, not of rounding
-    figures = top1_figures(confidence, right)
+    metrics = top1_metrics(confidence, right)
     if not len(labels):
-        assert all(math.isnan(value) for value in figures.values())
+        assert all(math.isnan(value) for value in metrics.values())
         return
-    same(figures["ece"], slow_ece(confidence, right))
-    same(figures["ks"], slow_ks(confidence, right))
-    assert figures["adaptive_ece"] <= 2 * BINS * figures["ks"] + 1e-12
+    same(metrics["ece"], slow_ece(confidence, right))
+    same(metrics["ks"], slow_ks(confidence, right))
+    assert metrics["adaptive_ece"] <= 2 * BINS * metrics["ks"] + 1e-12
     same(classwise_ece(probabilities, labels), [slow_ece(p, labels == c) for c, p in enumerate(probabilities.T)])
 
 
@@ -179,18 +179,18 @@ def test_equal_populations_are_means_over_fifteenths():
     confidence = np.sort(generator.random(45))
     right = generator.random(45) < confidence
     parts = [np.abs((c - r).sum()) / 45 for c, r in zip(confidence.reshape(15, 3), right.reshape(15, 3), strict=True)]
-    same(top1_figures(confidence, right)["adaptive_ece"], sum(parts))
+    same(top1_metrics(confidence, right)["adaptive_ece"], sum(parts))
     # Tied pixels are shared: the order in which right and wrong ones come does not matter, and no bin is empty.
     tied = np.full(30, 0.7)
     for hits in (np.arange(30) < 15, np.arange(30) % 2 == 0):
-        same(top1_figures(tied, hits)["adaptive_ece"], 0.2)
+        same(top1_metrics(tied, hits)["adaptive_ece"], 0.2)
     same(adaptive_ece(gap_curve(np.array([0]), np.array([1]), np.array([0.4])), np.array([1])), 0.4)
 
 
 def test_no_confidence_outside_0_to_1():
     for bad in (1.5, math.nan, -0.1):
         with pytest.raises(GenValError, match="a probability"):
-            top1_figures(np.array([bad]), np.array([True]))
+            top1_metrics(np.array([bad]), np.array([True]))
 
 
 # One pass
@@ -200,9 +200,9 @@ def test_one_pass_follows_the_definitions(case):
     predictions, statistics = measure(torch.from_numpy(logits), torch.from_numpy(labels))
     assert predictions.shape == labels.shape and (predictions.numpy() == logits.argmax(0)).all()
     probabilities, known = single_pixels(logits, labels)
-    figures = reliability_figures(statistics)
+    metrics = reliability_metrics(statistics)
     if not len(known):
-        assert all(math.isnan(value) for value in figures.values()) and statistics.levels.sum() == 0
+        assert all(math.isnan(value) for value in metrics.values()) and statistics.levels.sum() == 0
         return
     counted = labels.ravel() != 255
     right = (logits.argmax(0) == labels).ravel()[counted]
@@ -212,19 +212,19 @@ def test_one_pass_follows_the_definitions(case):
     one_hot = np.eye(len(logits))[known]
     assert statistics.bins.sum() == statistics.levels.sum() == len(known)
     assert statistics.class_bins.min() >= 0 and (statistics.class_bins.sum((0, 2)) == len(known)).all()
-    same(figures["mean_confidence"], confidence.mean(), 1e-6)
-    same(figures["nll"], expected_nll, 1e-5 * max(1, expected_nll))
-    same(figures["brier"], ((probabilities - one_hot) ** 2).sum(1).mean(), 1e-5)
-    same(figures["entropy"], entropy.mean(), 1e-5)
-    same(figures["entropy_std"], entropy.std(), 5e-3)
+    same(metrics["mean_confidence"], confidence.mean(), 1e-6)
+    same(metrics["nll"], expected_nll, 1e-5 * max(1, expected_nll))
+    same(metrics["brier"], ((probabilities - one_hot) ** 2).sum(1).mean(), 1e-5)
+    same(metrics["entropy"], entropy.mean(), 1e-5)
+    same(metrics["entropy_std"], entropy.std(), 5e-3)
     for name, chosen in (("entropy_right", right), ("entropy_wrong", ~right)):
-        same(figures[name], entropy[chosen].mean() if chosen.any() else math.nan, 1e-5)
+        same(metrics[name], entropy[chosen].mean() if chosen.any() else math.nan, 1e-5)
     counts = counts_by_score(confidence, right)
-    slack = bounds(statistics)
+    slack = reliability_bounds(statistics)
     if right.any() and not right.all():
-        assert abs(figures["auroc"] - auroc(*counts)) <= slack["auroc"] + 1e-6 + 2 / right.sum() / (~right).sum()
-        same(figures["prr_percent"], 200 * figures["auroc"] - 100)
-    assert abs(figures["ks"] - top1_figures(confidence.clip(0, 1), right)["ks"]) <= slack["ks"] + 1e-6
+        assert abs(metrics["auroc"] - auroc(*counts)) <= slack["auroc"] + 1e-6 + 2 / right.sum() / (~right).sum()
+        same(metrics["prr_percent"], 200 * metrics["auroc"] - 100)
+    assert abs(metrics["ks"] - top1_metrics(confidence.clip(0, 1), right)["ks"]) <= slack["ks"] + 1e-6
 
 
 @given(cases(), cases())
@@ -259,8 +259,8 @@ def test_confidences_add_up_without_rounding_in_any_order():
 
 def test_no_confidence_is_far_from_its_level():
     odds = torch.cat([torch.zeros(1), torch.logspace(-23, math.log2(31), 200001, base=2.0)])
-    levels = level_of(odds).numpy()
-    assert levels[0] == 0 and (np.diff(levels) >= 0).all() and levels.max() < LEVELS
+    levels = confidence_level(odds).numpy()
+    assert levels[0] == 0 and (np.diff(levels) >= 0).all() and levels.max() < CONFIDENCE_LEVELS
     error = np.abs(level_confidence()[levels] - 1 / (1 + odds.double().numpy()))
     assert error.max() < 6.2e-5
 
@@ -277,10 +277,10 @@ def realistic(seed=0, pixels=400_000):
 
 def test_levels_are_within_1e_4_on_realistic_logits():
     logits, labels = realistic()
-    figures, slack = (function(measure(logits, labels)[1]) for function in (reliability_figures, bounds))
+    metrics, slack = (function(measure(logits, labels)[1]) for function in (reliability_metrics, reliability_bounds))
     probabilities = logits.softmax(0)
     confidence, right = probabilities.amax(0).numpy(), (logits.argmax(0) == labels).numpy()
-    exact = top1_figures(confidence, right)
+    exact = top1_metrics(confidence, right)
     counts = counts_by_score(confidence, right)
     exact |= {"auroc": float(auroc(*counts)), "aupr_right": float(aupr(*counts)), "fpr95": float(fpr_at_tpr(*counts))}
     exact |= {
@@ -289,22 +289,22 @@ def test_levels_are_within_1e_4_on_realistic_logits():
     }
     exact["prr_percent"] = float(prediction_rejection_ratio(*counts))
     for name, value in exact.items():
-        assert abs(figures[name] - value) < (1e-2 if name == "prr_percent" else 1e-4), name
-    same(figures["ece"], exact["ece"], 1e-7)
-    assert all(abs(figures[name] - exact[name]) <= bound + 1e-6 for name, bound in slack.items())
+        assert abs(metrics[name] - value) < (1e-2 if name == "prr_percent" else 1e-4), name
+    same(metrics["ece"], exact["ece"], 1e-7)
+    assert all(abs(metrics[name] - exact[name]) <= bound + 1e-6 for name, bound in slack.items())
 
 
 def test_probabilities_that_are_all_in_the_first_bin():
     statistics = measure(torch.zeros(15, 3), torch.zeros(3, dtype=torch.uint8))[1]
     same(statistics.class_confidence[:, 0], 3 / 15, 1e-6)
-    same(reliability_figures(statistics)["classwise_ece"], (14 / 15 + 14 * 1 / 15) / 15, 1e-6)
+    same(reliability_metrics(statistics)["classwise_ece"], (14 / 15 + 14 * 1 / 15) / 15, 1e-6)
 
 
 def test_a_class_that_is_ruled_out_has_probability_0():
     logits, labels = torch.randn(3, 50, generator=torch.manual_seed(0)), torch.zeros(50, dtype=torch.uint8)
-    without = reliability_figures(measure(logits[:2], labels)[1])
+    without = reliability_metrics(measure(logits[:2], labels)[1])
     logits[2] = -math.inf
-    within = reliability_figures(measure(logits, labels)[1])
+    within = reliability_metrics(measure(logits, labels)[1])
     assert all(abs(without[name] - within[name]) < 1e-6 for name in ("ece", "nll", "brier", "auroc", "entropy"))
     logits[0] = -math.inf  # nor does it matter in pixels that have no label
     assert measure(logits[:2], labels + 255)[1].confusion.sum() == 0
@@ -357,7 +357,7 @@ def test_intervals_agree_with_resampling_one_by_one(seed):
     assert pool(iter(images))[1]["ece"] == ends["ece"] and ends["pixels"] == (3000, 3000)
     slow = [sum((images[i] for i in generator.integers(0, 10, 10)), PixelStatistics.empty()) for _ in range(200)]
     for name in ("ece", "auroc", "nll", "ks", "entropy_wrong"):
-        low, high = np.percentile([reliability_figures(one)[name] for one in slow], [2.5, 97.5])
+        low, high = np.percentile([reliability_metrics(one)[name] for one in slow], [2.5, 97.5])
         assert (
             abs(ends[name][0] - low) < 0.3 * (high - low) + 1e-3
             and abs(ends[name][1] - high) < 0.3 * (high - low) + 1e-3
@@ -386,11 +386,11 @@ def test_published_calibration(golden, name, temperature):
     expected = expected["temperature"]["after"] if name == "after" else expected[name]
     logits = torch.from_numpy(arrays["logits"]) / temperature
     probabilities, labels = single_pixels(np.moveaxis(logits.numpy(), 1, 0), arrays["labels"])
-    figures = top1_figures(probabilities.max(1), probabilities.argmax(1) == labels, drop_lowest=True)
-    by_class = [top1_figures(column.clip(0, 1), labels == index) for index, column in enumerate(probabilities.T)]
-    same(figures["ece"], expected["ece_15_equal_size_bins"], 1e-6)
-    same(figures["adaptive_ece"], expected["ece_15_equal_population_bins"], 1e-6)
-    same(figures["ks"], expected["ks_error"], 1e-6)
+    metrics = top1_metrics(probabilities.max(1), probabilities.argmax(1) == labels, drop_lowest=True)
+    by_class = [top1_metrics(column.clip(0, 1), labels == index) for index, column in enumerate(probabilities.T)]
+    same(metrics["ece"], expected["ece_15_equal_size_bins"], 1e-6)
+    same(metrics["adaptive_ece"], expected["ece_15_equal_population_bins"], 1e-6)
+    same(metrics["ks"], expected["ks_error"], 1e-6)
     same([values["ece"] for values in by_class], expected["ece_per_class_equal_size"], 1e-6)
     same([values["ks"] for values in by_class], expected["ks_per_class"], 1e-6)
 
@@ -398,13 +398,13 @@ def test_published_calibration(golden, name, temperature):
         (measure(z, y)[1] for z, y in zip(logits, torch.from_numpy(arrays["labels"]), strict=True)),
         PixelStatistics.empty(),
     )
-    figures = reliability_figures(total)
-    same(figures["ece"], expected["ece_15_equal_size_bins"], 1e-6)
-    same(figures["classwise_ece"], np.mean(expected["ece_per_class_equal_size"]), 1e-6)
-    same(figures["nll"], expected["nll"], 1e-6)
-    same(figures["ks"], expected["ks_error"], 1e-4)
+    metrics = reliability_metrics(total)
+    same(metrics["ece"], expected["ece_15_equal_size_bins"], 1e-6)
+    same(metrics["classwise_ece"], np.mean(expected["ece_per_class_equal_size"]), 1e-6)
+    same(metrics["nll"], expected["nll"], 1e-6)
+    same(metrics["ks"], expected["ks_error"], 1e-4)
     # Few pixels, so that a pixel to either side of each of 14 cuts already matters.
-    same(figures["adaptive_ece"], expected["ece_15_equal_population_bins"], 5e-4)
+    same(metrics["adaptive_ece"], expected["ece_15_equal_population_bins"], 5e-4)
 
 
 def test_published_ood_rankings_of_each_image(golden):

@@ -1,4 +1,4 @@
-"""The kernel against `measure`: on a GPU where there is one, else in its interpreter (see tests/conftest.py)."""
+"""`measure_batch` against `measure`: on a GPU if there is one, else in Triton's interpreter (see tests/conftest.py)."""
 
 import dataclasses
 import math
@@ -7,19 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from genval.metrics.reliability import reliability_figures
-from genval.metrics.statistics import LogitsNotFiniteError, level_confidence, measure
+from genval.metrics.reliability import reliability_metrics
+from genval.metrics.statistics import LogitsNotFiniteError, level_confidence, measure, measure_batch
 from genval.runtime.errors import GenValError
 
-pytest.importorskip("triton", reason="Triton is not made for this system")
+pytest.importorskip("triton", reason="Triton is not available for this system")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def run(logits, labels, ignore=255):
-    """`launch`, waited for."""
-    from genval.kernels.statistics import launch
-
-    read = launch(logits.to(DEVICE), labels.to(DEVICE), ignore)
+    """Call `measure_batch` and wait for the device."""
+    read = measure_batch(logits.to(DEVICE), labels.to(DEVICE), ignore)
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return list(read())
@@ -48,7 +46,7 @@ def same_statistics(fused, plain):
             assert ours.sum() == theirs.sum()
         else:
             np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=2e-4)
-    ours, theirs = reliability_figures(fused), reliability_figures(plain)
+    ours, theirs = reliability_metrics(fused), reliability_metrics(plain)
     for name, value in theirs.items():
         assert ours[name] == pytest.approx(value, rel=1e-5, abs=2e-6, nan_ok=True), name
 

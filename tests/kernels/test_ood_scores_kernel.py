@@ -1,4 +1,4 @@
-"""The kernel against `measure_ood`: on a GPU where there is one, else in its interpreter (see tests/conftest.py)."""
+"""`measure_ood_batch` against `measure_ood`: on a GPU if there is one, else in Triton's interpreter."""
 
 import math
 
@@ -13,22 +13,21 @@ from genval.metrics.ood_scores import (
     STANDARDISED,
     MaxLogits,
     count_scores,
-    level_figures,
+    level_metrics,
     measure_ood,
+    measure_ood_batch,
 )
 from genval.metrics.statistics import LogitsNotFiniteError
 from genval.runtime.errors import GenValError
 
-pytest.importorskip("triton", reason="Triton is not made for this system")
+pytest.importorskip("triton", reason="Triton is not available for this system")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def run(logits, kinds, standard=None, keep=False):
-    """`launch`, waited for: counts of each image, and scores or None."""
-    from genval.kernels.ood_scores import launch
-
+    """Call `measure_ood_batch` and wait for the device: the counts of each image, and the scores or None."""
     standard = standard and tuple(part.to(DEVICE) for part in standard)
-    read, scores = launch(logits.to(DEVICE), kinds.to(DEVICE), standard, keep)
+    read, scores = measure_ood_batch(logits.to(DEVICE), kinds.to(DEVICE), standard, keep)
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return list(read()), scores if scores is None else scores.cpu()
@@ -61,7 +60,7 @@ def test_same_as_measuring_one_image_after_the_other(classes, shape, standardise
         names = [*SCORES, STANDARDISED][: len(scores)]
         assert (counts.levels == count_scores(scores, kind.flatten(), names)).all()
         for ours, theirs in zip(counts.levels, expected.levels, strict=True):
-            assert level_figures(ours) == pytest.approx(level_figures(theirs), abs=2e-3, nan_ok=True)
+            assert level_metrics(ours) == pytest.approx(level_metrics(theirs), abs=2e-3, nan_ok=True)
 
 
 def test_moments_of_any_layout_and_scores_that_are_not_finite():
