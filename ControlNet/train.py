@@ -103,7 +103,7 @@ def main(args: argparse.Namespace) -> None:
     from genval.diffusion.models.pipelines import load_base
     from genval.diffusion.original.checkpoints import save_original
     from genval.diffusion.pairs import find_jsonl, read_pairs, readable_pairs
-    from genval.diffusion.sampling.generation import SamplingConfig
+    from genval.diffusion.settings import SamplingConfig
     from genval.diffusion.training.config import TrainingConfig
     from genval.diffusion.training.data import ControlNetData, EncodedFolder
     from genval.diffusion.training.log import ImageLog

@@ -203,7 +203,8 @@ class Benchmark:
         import torch
 
         from genval.diffusion.models.pipelines import move
-        from genval.diffusion.sampling.generation import SamplingConfig, generate, make_denoiser
+        from genval.diffusion.sampling.generation import generate, make_denoiser
+        from genval.diffusion.settings import SamplingConfig
 
         self.base.to(self.device, torch.bfloat16)
         move(self.controlnet, self.device, torch.bfloat16)

@@ -180,7 +180,7 @@ class Benchmark:
         }
 
     def config(self, row: Row) -> Any:
-        from genval.diffusion.inpainting.model import InpaintingConfig
+        from genval.diffusion.settings import InpaintingConfig
 
         guidance, strength = SETTINGS[row.stage]
         return InpaintingConfig(self.args.steps or row.steps, guidance, strength, row.sampler)
@@ -267,7 +267,7 @@ class Benchmark:
                 width=width,
                 num_inference_steps=config.steps,
                 guidance_scale=config.guidance_scale,
-                strength=config.strength,
+                strength=config.denoising_strength,
                 output_type="np",
                 **given,
             ).images
@@ -279,10 +279,11 @@ class Benchmark:
         """Seconds of the first batch and of the ones after it, and how many pictures those are, files included."""
         import torch
 
+        from genval.artifacts.stage import run_stage
         from genval.datasets.items import Item
         from genval.datasets.ood_objects import find_object_pictures
         from genval.datasets.placement import PlacementConfig
-        from genval.diffusion.inpainting.stages import ObjectRun, RefinementRun, plan_objects, plan_refinements
+        from genval.diffusion.inpainting.stages import ObjectStage, RefinementStage, plan_objects, plan_refinements
 
         model, config = self.prepare(row), self.config(row)
         size, count = row.side // self.scale, row.batch * (self.args.stage_batches + 1)
@@ -291,18 +292,19 @@ class Benchmark:
             image, mask = write_frame(Path(folder), 1024 // self.scale, 2048 // self.scale)
             frames = [Item("frame", image, mask, "clean", "city")]
             objects = plan_objects(["lion"], count, "A photo of {article} {object}", 0)
-            run: Any = ObjectRun(
-                Path(folder) / "drawn", model, config, {}, frames, PlacementConfig(), size, compiled=compiled
+            options = {"batch_size": row.batch, "compiled": compiled}
+            stage: Any = ObjectStage(
+                Path(folder) / "inpainted", {}, model, config, frames, PlacementConfig(), size, **options
             )
             if row.stage == "refine":
-                write_pictures(run, objects)
-                pictures = find_object_pictures(run.folder, run.folder)
+                write_inpainted(stage, objects)
+                pictures = find_object_pictures(stage.folder, stage.folder)
                 objects = plan_refinements(pictures, "{object}", 0)
-                run = RefinementRun(Path(folder) / "refined", model, config, {}, size, compiled=compiled)
+                stage = RefinementStage(Path(folder) / "refined", {}, model, config, size, **options)
             seconds = []
             for part in (objects[: row.batch], objects):
                 start = time.perf_counter()
-                run.make(part, row.batch, self.args.num_workers)
+                run_stage(stage, part, batch_size=row.batch, num_workers=self.args.num_workers)
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)
@@ -326,20 +328,20 @@ def write_frame(folder: Path, height: int, width: int) -> tuple[Path, Path]:
     return folder / "frame.png", folder / "mask.png"
 
 
-def write_pictures(run: Any, items: Sequence[Any]) -> None:
-    """What refinement reads, without drawing it: the frame with its box."""
+def write_inpainted(stage: Any, items: Sequence[Any]) -> None:
+    """Write what refinement reads, without inpainting: the frame with its box."""
     import shutil
 
     from genval.runtime.files import write_json
 
     for item in items:
-        loaded = run._load(item)
+        loaded = stage.load(item)
         box, number = loaded.box, item.id.rpartition("/")[2]
         write_json(
-            run.folder / f"{item.id}_pos.json",
+            stage.folder / f"{item.id}_pos.json",
             {f"{number}.png": {"pos_mask": [box.top, box.left], "size_mask": box.side}},
         )
-        shutil.copyfile(run.frames[0].image, run.folder / f"{item.id}.png")
+        shutil.copyfile(stage.frames[0].image, stage.folder / f"{item.id}.png")
 
 
 def inputs(batch: int, height: int, width: int) -> Any:

@@ -79,7 +79,7 @@ class Stage(abc.ABC, Generic[Item, Loaded, Output]):
         """
         return [[items[start : start + batch_size]] for start in range(0, len(items), batch_size)]
 
-    def context(self) -> AbstractContextManager[object]:
+    def compute_context(self) -> AbstractContextManager[object]:
         """The context in which the batches are computed."""
         return contextlib.nullcontext()
 
@@ -188,6 +188,7 @@ class ManifestStage(Stage[Item, Loaded, Output]):
 
     def finish(self, items: Sequence[Item], report: StageReport[Item]) -> None:
         Manifest(self.folder).finish([self.key(item) for item in items])
+        self.manifest = Manifest(self.folder)
 
     def _refuse(self, items: Sequence[Item]) -> None:
         lines = Manifest(self.folder).records
@@ -269,7 +270,7 @@ def run_stage(
     skipped: list[Skipped[Item]] | None = [] if skip_bad else None
     bar = progress_bar(before + own, stage.title, initial=before, rank=rank)
     writer = _Writer(stage, done, num_workers)
-    with same_outcome(fabric), stage.context(), bar, writer:
+    with same_outcome(fabric), stage.compute_context(), bar, writer:
         started = _compute(stage, _load(stage, mine, num_workers, skipped))
         for unit, part, outputs in one_behind(started) if stage.asynchronous else started:
             if part:

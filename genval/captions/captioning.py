@@ -1,126 +1,176 @@
-"""Captions of many pictures: made in fixed batches, kept one by one, and put together in files at the end."""
+"""Captions of many images, made by the engine for resumable work, then filtered and gathered into files."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genval.artifacts.manifest import Manifest
-from genval.captions.filter import CaptionFilter
-from genval.captions.interrogator import Interrogator, Prepared
-from genval.captions.sources import Source
-from genval.datasets.captions import read_captions_by_path
-from genval.runtime.background import BackgroundWriter
+from genval.artifacts.settings import write_settings
+from genval.artifacts.stage import ManifestStage, run_stage
+from genval.captions.filter import DEFAULT_FILTER, CaptionFilter, read_phrases
+from genval.captions.interrogator import Description, Interrogator, Prepared, load_interrogator
+from genval.captions.settings import CaptionSettings
+from genval.captions.sources import Source, find_sources, match_sources
+from genval.datasets.captions import read_captions_by_path, write_captions
+from genval.datasets.items import BadFile
+from genval.runtime.devices import launch_fabric
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_json, read_jsonl, write_json, write_jsonl
-from genval.runtime.progress import progress_bar
+from genval.runtime.flags import flatten
+from genval.runtime.paths import resolve
 
 
-class CaptionRun:
-    """Describes pictures and appends each one's line to `{folder}/manifest.jsonl`.
-
-    Batches are a fixed partition of the sources. A batch of which anything is missing is computed as a whole and only
-    what is missing is kept: a stopped and resumed run gives the same captions as one that was not stopped.
+class CaptionStage(ManifestStage[Source, Prepared, Description]):
+    """Describes images, with one line each in `{folder}/manifest.jsonl`; lines of another record are made again.
 
     Args:
-        folder: of the lines, one set's.
+        folder: of the lines of one set.
         interrogator: on its device.
-        record: what every line says beside its own caption; lines that say otherwise are made again.
-        set_aside: pictures that cannot be decoded are added to it (key, reason) instead of being an error.
+        record: what decides about every caption, as JSON values.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        interrogator: Interrogator,
-        record: Mapping[str, Any],
-        set_aside: dict[str, str] | None = None,
-    ) -> None:
-        self.folder = folder
-        self.record = dict(record)
-        self.set_aside = set_aside
+    title = "captions"
+
+    def __init__(self, folder: Path, interrogator: Interrogator, record: Mapping[str, Any]) -> None:
+        super().__init__(folder, record, script="ControlNet/clip_int.py")
         self._interrogator = interrogator
 
-    def make(
-        self,
-        sources: Sequence[Source],
-        batch_size: int,
-        workers: int = 4,
-        rank: int = 0,
-        world_size: int = 1,
-        overwrite: bool = False,
-    ) -> int:
-        """Describe what is missing; process `rank` takes every `world_size`-th batch.
+    def key(self, item: Source) -> str:
+        return item.key
 
-        Returns:
-            The number of pictures described by this process.
+    def files(self, item: Source) -> dict[str, str]:
+        return {}
 
-        Raises:
-            GenValError: a picture is damaged, or a file cannot be written.
-        """
-        manifest = Manifest(self.folder, rank)
-        done = {
-            key: not overwrite and all(line.get(name) == value for name, value in self.record.items())
-            for key, line in manifest.records.items()
+    def load(self, item: Source) -> Prepared:
+        return self._interrogator.prepare(read_image(item.image))
+
+    def compute(self, items: Sequence[Source], loaded: Sequence[Prepared]) -> list[Description]:
+        return self._interrogator.describe(loaded)
+
+    def write(self, item: Source, loaded: Prepared, output: Description) -> dict[str, Any]:
+        return {
+            "id": item.key,
+            "caption": output.caption,
+            "text": output.text,
+            "similarity": output.similarity,
+            **self.record,
         }
-        batches = [sources[i : i + batch_size] for i in range(0, len(sources), batch_size)][rank::world_size]
-        todo = [batch for batch in batches if not all(done.get(source.key, False) for source in batch)]
-        total = sum(map(len, batches))
-        bar = progress_bar(total, "captions", initial=total - sum(map(len, todo)), rank=rank)
-        made = 0
-        # One writing thread: the lines of a process go to one file.
-        with bar, ThreadPoolExecutor(workers) as pool, BackgroundWriter(threads=1) as writer:
-            ahead = deque([pool.submit(self._load, source) for source in batch] for batch in todo[:2])
-            for i, batch in enumerate(todo):
-                loaded = self._readable(batch, ahead.popleft())
-                ahead += [[pool.submit(self._load, source) for source in later] for later in todo[i + 2 : i + 3]]
-                descriptions = self._interrogator.describe([one for _, one in loaded]) if loaded else []
-                lines = [
-                    {
-                        "id": source.key,
-                        "caption": description.caption,
-                        "text": description.text,
-                        "similarity": description.similarity,
-                        **self.record,
-                    }
-                    for (source, _), description in zip(loaded, descriptions, strict=True)
-                    if not done.get(source.key, False)
-                ]
-                if lines:
-                    writer.submit(manifest.append, lines)
-                made += len(lines)
-                bar.update(len(batch))
-        return made
 
-    def _load(self, source: Source) -> Prepared:
-        return self._interrogator.prepare(read_image(source.image))
 
-    def _readable(self, batch: Sequence[Source], jobs: Sequence[Future[Prepared]]) -> list[tuple[Source, Prepared]]:
-        loaded = []
-        for source, job in zip(batch, jobs, strict=True):
-            try:
-                loaded.append((source, job.result()))
-            except GenValError as error:
-                if self.set_aside is None:
-                    raise
-                self.set_aside[source.key] = str(error)
-        return loaded
+@dataclass(frozen=True)
+class Captioned:
+    """What a run of `caption_images` or `filter_captions` wrote.
+
+    Attributes:
+        output: the file of captions.
+        captions: number of captions.
+        written: captions that this run made.
+        filter_report: of `filter_report`.
+        skipped: bad files and the reasons.
+    """
+
+    output: Path
+    captions: int
+    written: int
+    filter_report: dict[str, Any]
+    skipped: dict[str, str]
+
+
+def find_images(settings: CaptionSettings, skipped: list[BadFile] | None = None) -> list[Source]:
+    """Find the images to caption.
+
+    Args:
+        skipped: files without a partner are added to this list instead of being an error.
+
+    Raises:
+        GenValError: the data set or the images are missing.
+    """
+    if settings.images:
+        return match_sources(settings.images)[: settings.run.limit]
+    assert settings.dataset is not None
+    return find_sources(settings.dataset, settings.split, settings.datasets_dir, skipped)[: settings.run.limit]
+
+
+def caption_images(settings: CaptionSettings) -> Captioned | None:
+    """Caption the images of a set, filter the captions and write them.
+
+    Returns:
+        On the first process what was written; None on the others.
+
+    Raises:
+        GenValError: an input is missing or bad, or no caption is left.
+    """
+    bad: list[BadFile] | None = [] if settings.skip_bad else None
+    sources = find_images(settings, bad)
+    caption_filter = make_filter(settings)
+    fabric = launch_fabric(settings.device)
+    interrogator = load_interrogator(
+        settings.interrogator,
+        settings.blip,
+        settings.clip,
+        settings.flavors,
+        settings.device.precision,
+        fabric.device,
+    )
+    folder, record = resolve(settings.output_dir) / settings.set_name, interrogator.record
+    report = run_stage(
+        CaptionStage(folder, interrogator, record),
+        sources,
+        fabric=fabric,
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        overwrite=settings.run.overwrite,
+        skip_bad=settings.skip_bad,
+    )
+    if not fabric.is_global_zero:
+        return None
+    captions, removed = gather(folder, sources, record, caption_filter)
+    if not captions:
+        raise GenValError("--skip_bad skipped every image: no caption is left to write.")
+    output = folder.parent / f"captions_{settings.set_name}.json"
+    write_captions(output, settings.set_name, captions)
+    skipped = {file.file: file.reason for file in bad or []}
+    skipped |= {one.item.key: one.reason for one in report.skipped}
+    write_settings(folder, {**flatten(settings), **record, "filter_report": removed, "skipped": skipped})
+    if settings.jsonl is not None:
+        write_training_list(resolve(settings.jsonl or output.with_suffix(".jsonl")), sources, captions)
+    return Captioned(output, len(captions), report.written, removed, skipped)
+
+
+def filter_captions(settings: CaptionSettings) -> Captioned:
+    """Filter an existing file of captions into the output folder.
+
+    Raises:
+        GenValError: the file is missing or bad, or the output exists.
+    """
+    source = resolve(settings.from_captions or "")
+    name = f"{settings.name}{source.suffix}" if settings.name else source.name
+    output = resolve(settings.output_dir) / name
+    if output.exists() and not settings.run.overwrite:
+        raise GenValError(f"{output} exists. Give --overwrite to replace it, or another --output_dir or --name.")
+    captions, removed = refilter(source, make_filter(settings), output)
+    write_settings(output.parent / output.stem, {**flatten(settings), "filter_report": removed})
+    return Captioned(output, captions, 0, removed, {})
+
+
+def make_filter(settings: CaptionSettings) -> CaptionFilter:
+    """Return the filter that the settings name."""
+    return CaptionFilter([] if settings.no_filter else read_phrases(resolve(settings.filter or DEFAULT_FILTER)))
 
 
 def gather(
     folder: Path, sources: Sequence[Source], record: Mapping[str, Any], caption_filter: CaptionFilter
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Merge the lines of all processes and filter their texts.
+    """Filter the texts of a finished stage.
 
     Returns:
-        The captions by key in the order of the sources, those set aside left out; and what the settings say of the
-        filter, see `filter_report`.
+        The captions by key in the order of the sources, without those of skipped images; and the filter's report, see
+        `filter_report`.
     """
     manifest = Manifest(folder)
-    manifest.finish([source.key for source in sources])
     texts = {
         source.key: str(manifest.records[source.key]["text"])
         for source in sources
@@ -132,7 +182,7 @@ def gather(
 
 
 def filter_report(before: Mapping[str, str], after: Mapping[str, str], caption_filter: CaptionFilter) -> dict[str, Any]:
-    """How many captions the filter changed, which it left empty, and how often it dropped each phrase."""
+    """Count the captions that the filter changed, list the emptied ones, and count how often it removed each phrase."""
     return {
         "changed": sum(before[key] != text for key, text in after.items()),
         "emptied": [key for key, text in after.items() if before[key] and not text],
@@ -141,7 +191,7 @@ def filter_report(before: Mapping[str, str], after: Mapping[str, str], caption_f
 
 
 def write_training_list(path: Path, sources: Sequence[Source], captions: Mapping[str, str]) -> None:
-    """Write `{"image", "conditioning_image", "text"}` lines; without the mask where a source has none."""
+    """Write `{"image", "conditioning_image", "text"}` lines; a source without a mask has no `conditioning_image`."""
     write_jsonl(
         path,
         (
@@ -156,14 +206,14 @@ def write_training_list(path: Path, sources: Sequence[Source], captions: Mapping
     )
 
 
-def refilter(path: Path, caption_filter: CaptionFilter, output: Path) -> dict[str, Any]:
+def refilter(path: Path, caption_filter: CaptionFilter, output: Path) -> tuple[int, dict[str, Any]]:
     """Filter a file of captions of either form into another of the same form.
 
     Returns:
-        As `filter_report`.
+        The number of captions, and the report of `filter_report`.
 
     Raises:
-        GenValError: `path` is missing, damaged or no file of captions, or `output` cannot be written.
+        GenValError: `path` is missing, damaged or not a file of captions, or `output` cannot be written.
     """
     before = read_captions_by_path(path)
     after = {key: caption_filter(text) for key, text in before.items()}
@@ -172,4 +222,4 @@ def refilter(path: Path, caption_filter: CaptionFilter, output: Path) -> dict[st
     else:
         content = read_json(path)
         write_json(output, {name: {key: after[key] for key in images} for name, images in content.items()})
-    return filter_report(before, after, caption_filter)
+    return len(after), filter_report(before, after, caption_filter)

@@ -26,10 +26,10 @@ from torch import Tensor
 from genval.captions.blip import Blip, load_blip
 from genval.captions.clip import Clip, load_clip
 from genval.captions.filter import PHRASES, read_phrases
+from genval.captions.settings import InterrogatorConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 
-MODES = ("caption", "fast", "classic", "best")
 _CLASSIC_FLAVORS = 3
 
 
@@ -48,26 +48,6 @@ class PhraseLists:
         """Twelve hexadecimal digits over all phrases in order."""
         lists = [getattr(self, field.name) for field in fields(self)]
         return hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:12]
-
-
-@dataclass(frozen=True)
-class InterrogatorConfig:
-    """How captions are made.
-
-    Raises:
-        GenValError: an unknown mode, or a number below 1.
-    """
-
-    mode: str = "fast"
-    max_tokens: int = 32  # of BLIP's sentence
-    max_flavors: int = 8  # phrases added at most, in modes fast and best
-    candidates: int = 96  # flavours that mode best tries, the most similar ones by themselves
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise GenValError(f"Unknown mode {self.mode!r}: expected one of {', '.join(MODES)}.")
-        if min(self.max_tokens, self.max_flavors, self.candidates) < 1:
-            raise GenValError(f"Expected numbers above 0, found {self}.")
 
 
 @dataclass(frozen=True)

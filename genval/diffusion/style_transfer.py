@@ -1,4 +1,4 @@
-"""A generated domain: which masks are drawn for it, what is written for each, and how a stopped run goes on."""
+"""Style transfer: images of a domain generated on labelled frames, each with its mask, resumable."""
 
 from __future__ import annotations
 
@@ -6,84 +6,88 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from genval.artifacts.manifest import Manifest
-from genval.artifacts.settings import write_settings
+from genval.artifacts.stage import run_stage
 from genval.datasets.captions import read_captions
-from genval.datasets.items import BadFile, Item
-from genval.diffusion.models.hints import read_encoding
-from genval.diffusion.models.pipelines import StableDiffusion
-from genval.diffusion.pairs import FramedPair, Pair, load_framed
-from genval.diffusion.prompts import Domain, check_template, fit_prompt, make_prompt
-from genval.diffusion.sampling.denoiser import Denoiser
-from genval.diffusion.sampling.generation import (
-    Generated,
-    SamplingConfig,
-    check_size,
-    generate,
-    join_generated,
-    make_denoiser,
+from genval.datasets.items import BadFile, Item, find_items
+from genval.datasets.layouts import find_root
+from genval.datasets.reading import readable
+from genval.diffusion.models.controlnet import find_controlnet, load_controlnet
+from genval.diffusion.models.hints import check_labels, read_encoding
+from genval.diffusion.models.lora import find_lora, fuse_lora
+from genval.diffusion.models.pipelines import (
+    StableDiffusion,
+    checkpoint_hash,
+    find_base,
+    load_base,
+    locked_dtype,
+    move,
 )
-from genval.diffusion.sampling.pieces import Pieces
-from genval.runtime.background import BackgroundWriter
+from genval.diffusion.pairs import FramedPair, Pair, load_framed
+from genval.diffusion.prompts import Domain, check_template, find_captions, find_domain, fit_prompt, make_prompt
+from genval.diffusion.sampling.denoiser import Denoiser
+from genval.diffusion.sampling.generation import Generated, check_size, generate, make_denoiser
+from genval.diffusion.sampling.stage import GenerationStage, choose_compiling, default_batch_size
+from genval.diffusion.settings import SamplingConfig, StyleTransferSettings
+from genval.runtime.devices import choose_precision, launch_fabric
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json, read_mask, write_png
-from genval.runtime.progress import progress_bar
+from genval.runtime.files import read_mask, write_png
+from genval.runtime.flags import flatten
+from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
 
 _TOO_LARGE = "Give --precision bf16-true, a smaller size, or --large tiled with a smaller --tile."
-# What a run writes below its domain's folder.
+# What a run writes in its domain's folder.
 _FOLDERS = ("leftImg8bit", "gtFine", "original")
 
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """One picture to make: item `{domain}_{n}_{name}` from a labelled frame, with its prompt, seed and crop."""
+    """One image to generate: item `{domain}_{n}_{name}` from a labelled frame, with its prompt, seed and crop."""
 
     id: str
     source: Item
     prompt: str
     seed: int
-    place: float  # 0..1, where along the frame's longer side the crop lies
+    place: float  # 0..1, where the crop lies along the frame's longer side
 
 
 def caption_frames(
-    items: Sequence[Item], source: Path | str, set_aside: list[BadFile] | None = None
+    items: Sequence[Item], source: Path | str, skipped: list[BadFile] | None = None
 ) -> tuple[list[Item], dict[str, str]]:
-    """The frames to draw from, and their captions by image file name.
+    """Return the frames to choose from, and their captions by image file name.
 
     Args:
         source: a file of captions (`genval.datasets.captions.read_captions`), or one caption for every frame.
-        set_aside: frames without a caption are added here; without it they stay among the frames, and drawing one is an
-            error.
+        skipped: frames without a caption are added to this list; without it they stay among the frames, and choosing
+            one is an error.
     """
     if isinstance(source, str):
         return list(items), {item.image.name: source for item in items}
     captions = read_captions(source)
-    if set_aside is None:
+    if skipped is None:
         return list(items), captions
-    lacking = [item for item in items if item.image.name not in captions]
-    set_aside += [
-        BadFile(item.id, item.cond, item.scene, str(item.image), f"no caption in {source}") for item in lacking
+    skipped += [
+        BadFile(item.id, item.cond, item.scene, str(item.image), f"no caption in {source}")
+        for item in items
+        if item.image.name not in captions
     ]
     return [item for item in items if item.image.name in captions], captions
 
 
 def frames_hash(items: Sequence[Item], captions: Mapping[str, str]) -> str:
-    """Twelve hexadecimal digits over what is drawn from: the frames' names in order, and their captions."""
+    """Return 12 hexadecimal digits over the frames to choose from: their names in order, and their captions."""
     frames = [[item.scene, item.id, captions.get(item.image.name)] for item in items]
     return hashlib.sha256(json.dumps(frames).encode()).hexdigest()[:12]
 
 
-def draw_transfers(
+def choose_transfers(
     items: Sequence[Item],
     captions: Mapping[str, str],
     domain: Domain,
@@ -92,38 +96,38 @@ def draw_transfers(
     template: str,
     replacement: bool = True,
 ) -> list[Transfer]:
-    """Draw `count` frames at random.
+    """Choose `count` frames at random.
 
-    The same frames are drawn for every domain of one seed, so that domains can be compared picture by picture, and a
-    larger count only adds to a smaller one.
+    For one seed, the same frames are chosen for every domain, so domains can be compared image by image. A larger count
+    adds images to those of a smaller one.
 
     Args:
         items: the labelled frames.
         captions: by image file name.
         template: of the prompt, with `{domain}` and usually `{caption}`.
-        replacement: a frame may come several times, as published; otherwise at most once.
+        replacement: whether a frame may be chosen several times, as published; otherwise at most once.
 
     Raises:
-        GenValError: there are too few frames, a drawn frame has no caption, or the template has another placeholder or
-            leaves the domain out.
+        GenValError: there are too few frames, a chosen frame has no caption, or the template has another placeholder or
+            does not contain the domain.
     """
     check_template(template)
     if not items:
-        raise GenValError("Every frame was set aside by --skip_bad: there is nothing to draw from. Check --data_dir.")
+        raise GenValError("--skip_bad skipped every frame: no frame is left to choose from. Check --data_dir.")
     if not replacement and count > len(items):
         raise GenValError(
             f"--without_replacement: {count} images need as many frames, found {len(items)}. Give --num_samples "
-            f"{len(items)} or less, --from_train, or draw with replacement."
+            f"{len(items)} or less, or --from_train, or choose with replacement."
         )
     rng = np.random.default_rng(item_seed(seed, "masks"))
     order = np.random.default_rng(item_seed(seed, "order")).permutation(len(items))
     transfers = []
     for n in range(count):
-        drawn, place = int(rng.integers(len(items))), float(rng.random())
-        item = items[drawn if replacement else int(order[n])]
+        chosen, place = int(rng.integers(len(items))), float(rng.random())
+        item = items[chosen if replacement else int(order[n])]
         if item.image.name not in captions:
             raise GenValError(
-                f"No caption for {item.image} in the file of --captions. Add it there, leave such frames out "
+                f"No caption for {item.image} in the file of --captions. Add it there, skip frames without a caption "
                 "(--skip_bad), or give --caption TEXT or --no_captions."
             )
         item_id = f"{domain.name}_{n}_{item.id}"
@@ -140,7 +144,7 @@ def fit_prompts(
     template: str,
     fits: Callable[[str], bool],
 ) -> list[Transfer]:
-    """The transfers with captions cut where `genval.diffusion.prompts.fit_prompt` has to."""
+    """Return the transfers with captions truncated where `genval.diffusion.prompts.fit_prompt` has to."""
     return [
         transfer
         if fits(transfer.prompt)
@@ -153,217 +157,281 @@ def fit_prompts(
 
 
 def whole_width(item: Item, height: int) -> int:
-    """The width of a picture of that height that shows the whole frame."""
+    """Return the width of an image of that height that shows the whole frame."""
     frame_height, frame_width = read_mask(item.mask).shape
     return round(height * frame_width / frame_height)
 
 
-def default_batch_size(device: torch.device, height: int, width: int) -> int:
-    """Pictures at a time: 32 of 512x512 keep a large GPU busy (13 GiB); a CPU gains nothing from more than four."""
-    return 4 if device.type == "cpu" else max(1, min(32, 32 * 512**2 // (height * width)))
-
-
-def choose_compiling(
-    mode: str, device: torch.device, count: int, batch_size: int, height: int, width: int, steps: int
-) -> bool:
-    """Whether to generate kernels for `count` pictures on a device, and say so: `mode` is "on", "off" or "auto".
-
-    "auto" does where it saves more time than it takes. Measured on one H100 at 512x512 and 25 steps in bfloat16: about
-    100 s once; then 0.15 s a picture in place of 0.23 s, or of 0.42 s where batches are of one. The decision is for
-    the whole run, whatever of it is done: a stopped run goes on with the same kernels.
-    """
-    saved = max(0.42 / batch_size, 0.23) - 0.15
-    seconds = count * (height * width / 512**2) * (steps / 25) * saved
-    compiled = mode == "on" or (mode == "auto" and device.type == "cuda" and seconds > 100)
-    if compiled:
-        print(
-            f"Generating kernels for batches of {batch_size} of {height}x{width} first: this takes minutes, of which "
-            f"an H100 needs about 2, and saves it about {seconds / 60:.0f} (--compile off to leave it).",
-            flush=True,
-        )
-    return compiled
-
-
-def prepare_folder(folder: Path, settings: Mapping[str, Any], same: Sequence[str], overwrite: bool) -> None:
-    """Make a domain's folder ready: empty, or holding the beginning of this very run.
+class TransferStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int, int]"]):
+    """Generates the images of a domain, each with its mask and the real crop.
 
     Args:
         folder: `{output_dir}/{domain}`.
-        settings: all settings; they are written to `settings.json`.
-        same: the settings that must not differ from those of the files already there.
-        overwrite: delete what is there first.
-
-    Raises:
-        GenValError: the folder was made with other settings or not by this stage, or cannot be written.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise GenValError(f"{folder} is a file: expected a folder. Remove it, or give another --output_dir.")
-    if overwrite:
-        for name in _FOLDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for file in (*folder.glob("manifest*.jsonl"), folder / "settings.json"):
-            file.unlink(missing_ok=True)
-    record = folder / "settings.json"
-    if record.exists():
-        before = read_json(record)["settings"]
-        differing = [
-            f"{key} {before.get(key)} (now {settings[key]})" for key in same if before.get(key) != settings[key]
-        ]
-        if differing:
-            raise GenValError(
-                f"{folder} was made with {', '.join(differing)}. Give --overwrite to make it again, or another "
-                "--output_dir."
-            )
-    elif any((folder / name).exists() for name in _FOLDERS):
-        raise GenValError(
-            f"{folder} holds pictures but no settings.json: it was not made by style_transfer.py. Give another "
-            "--output_dir, or --overwrite to replace it."
-        )
-    # A killed process leaves the temporary name of the file it was writing.
-    for leftover in folder.rglob(".*.part"):
-        leftover.unlink(missing_ok=True)
-    Manifest(folder).merge()
-    write_settings(folder, settings)
-
-
-class TransferRun:
-    """Makes the pictures of a domain, batch by batch.
-
-    Batches are a fixed partition of the transfers. A batch of which anything is missing is computed as a whole and only
-    what is missing is written: a stopped and resumed run leaves the same bytes as one that was not stopped.
-
-    Args:
-        folder: `{output_dir}/{domain}`, prepared by `prepare_folder`.
+        record: what decides about every image, as JSON values.
         base, controlnet: on one device and of one dtype.
         sampling: how to sample.
-        height, width: of the pictures.
-        negative_prompt: for every item.
-        record: what the manifest says of every item beside its own prompt, seed and files.
-        compiled: generate kernels for the batches' shape first.
+        height, width: of the images, in pixels.
+        batch_size: images per batch.
+        negative_prompt: of every image.
+        compiled: compile the denoiser for the shape of the batches.
+        settings: written to `settings.json`.
     """
+
+    title = "Style transfer"
 
     def __init__(
         self,
         folder: Path,
+        record: Mapping[str, Any],
         base: StableDiffusion,
         controlnet: Any,
         sampling: SamplingConfig,
+        *,
         height: int,
         width: int,
+        batch_size: int,
         negative_prompt: str = "",
-        record: Mapping[str, Any] | None = None,
         compiled: bool = False,
+        settings: Any = None,
     ) -> None:
+        super().__init__(
+            folder, record, batch_size=batch_size, settings=settings, script="style_transfer.py", advice=_TOO_LARGE
+        )
         check_size(base, sampling, height, width)
         self.labels = read_encoding(controlnet, "The ControlNet").labels
-        self.folder = folder
-        self.base = base
-        self.controlnet = controlnet
-        self.sampling = sampling
-        self.height = height
-        self.width = width
+        self.base, self.controlnet, self.sampling = base, controlnet, sampling
+        self.height, self.width = height, width
         self.negative_prompt = negative_prompt
-        self.record = dict(record or {})
         self.compiled = compiled
-        self.retried = 0
-        self._denoiser: Denoiser | None = None
-        self._pieces: Pieces | None = None
 
-    def make(self, transfers: Sequence[Transfer], batch_size: int, rank: int = 0, world_size: int = 1) -> int:
-        """Make what is missing of `transfers`; process `rank` takes every `world_size`-th batch.
-
-        Returns:
-            The number of pictures computed by this process.
-
-        Raises:
-            GenValError: a source file is damaged, a picture cannot be made or a file cannot be written.
-        """
-        manifest = Manifest(self.folder, rank)
-        batches = [transfers[i : i + batch_size] for i in range(0, len(transfers), batch_size)][rank::world_size]
-        todo = [batch for batch in batches if not all(self._done(transfer, manifest) for transfer in batch)]
-        self._pieces = self._pieces or Pieces(batch_size, _TOO_LARGE)
-        done = sum(len(batch) for batch in batches) - sum(len(batch) for batch in todo)
-        bar = progress_bar(sum(map(len, batches)), "Style transfer", initial=done, rank=rank)
-        # One writing thread: the manifest then never names a file that is not there yet.
-        # Resumed runs have to give the same bytes, so that cuDNN may not choose its algorithms by trying them out.
-        same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-        with same, bar, ThreadPoolExecutor(1) as reader, BackgroundWriter(threads=1, waiting=4) as writer:
-            upcoming = deque(reader.submit(self._load, batch) for batch in todo[:2])
-            for i, batch in enumerate(todo):
-                framed = upcoming.popleft().result()
-                upcoming += [reader.submit(self._load, later) for later in todo[i + 2 : i + 3]]
-                writer.submit(self._write, batch, framed, self._generate(batch, framed), manifest)
-                bar.update(len(batch))
-        return sum(map(len, todo))
-
-    def _load(self, batch: Sequence[Transfer]) -> list[FramedPair]:
-        return [
-            load_framed(Pair(t.source.image, t.source.mask, t.prompt), self.height, self.width, t.place, self.labels)
-            for t in batch
-        ]
-
-    def _write(
-        self, batch: Sequence[Transfer], framed: Sequence[FramedPair], generated: Generated, manifest: Manifest
-    ) -> None:
-        records = []
-        for i, (transfer, source) in enumerate(zip(batch, framed, strict=True)):
-            files = self.files(transfer)
-            pixels = {"image": generated.images[i], "mask": source.mask, "original": source.image}
-            for kind, file in files.items():
-                if not (self.folder / file).exists():
-                    write_png(self.folder / file, pixels[kind])
-            self.retried += generated.retries[i]
-            if transfer.id not in manifest:
-                records.append(
-                    {
-                        "id": transfer.id,
-                        **files,
-                        "source": transfer.source.id,
-                        "box": list(source.box),
-                        "prompt": transfer.prompt,
-                        "negative_prompt": self.negative_prompt,
-                        "seed": generated.seeds[i],
-                        "retries": generated.retries[i],
-                        **self.record,
-                    }
-                )
-        manifest.append(records)
-
-    def files(self, transfer: Transfer) -> dict[str, str]:
-        """A transfer's three files below the folder: the generated `image`, its `mask` and the `original` crop."""
+    def files(self, item: Transfer) -> dict[str, str]:
+        """Return an item's three files: the generated `image`, its `mask` and the `original` crop."""
         # .../leftImg8bit/{split}/{city}/{name}_leftImg8bit.png
-        split, city = transfer.source.image.parts[-3:-1]
+        split, city = item.source.image.parts[-3:-1]
         return {
-            "image": f"leftImg8bit/{split}/{city}/{transfer.id}_leftImg8bit.png",
-            "mask": f"gtFine/{split}/{city}/{transfer.id}_gtFine_labelIds.png",
-            "original": f"original/{split}/{city}/{transfer.id}_leftImg8bit.png",
+            "image": f"leftImg8bit/{split}/{city}/{item.id}_leftImg8bit.png",
+            "mask": f"gtFine/{split}/{city}/{item.id}_gtFine_labelIds.png",
+            "original": f"original/{split}/{city}/{item.id}_leftImg8bit.png",
         }
 
-    def _done(self, transfer: Transfer, manifest: Manifest) -> bool:
-        return transfer.id in manifest and all((self.folder / file).exists() for file in self.files(transfer).values())
+    def clear(self) -> None:
+        for name in _FOLDERS:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for file in (*self.folder.glob("manifest*.jsonl"), self.folder / "settings.json"):
+            file.unlink(missing_ok=True)
 
-    def _generate(self, batch: Sequence[Transfer], framed: Sequence[FramedPair]) -> Generated:
-        """Generate a batch, in smaller pieces where it does not fit into the device's memory."""
-        assert self._pieces is not None
+    def holds_outputs(self) -> bool:
+        return any((self.folder / name).exists() for name in _FOLDERS)
 
-        def draw(piece: slice, rows: int) -> Generated:
-            # Made here and kept: its kernels and its recording serve every later batch.
-            self._denoiser = self._denoiser or make_denoiser(
-                self.base, self.controlnet, self.sampling, self.compiled, graphed=True
-            )
+    def compared(self, items: Sequence[Transfer]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        # Another seed gives other ids: all images of a folder are of one run, also those that this run does not want.
+        return ((item_id, self.record) for item_id in Manifest(self.folder).records)
+
+    def load(self, item: Transfer) -> FramedPair:
+        pair = Pair(item.source.image, item.source.mask, item.prompt)
+        return load_framed(pair, self.height, self.width, item.place, self.labels)
+
+    def compute(self, items: Sequence[Transfer], loaded: Sequence[FramedPair]) -> list[tuple[np.ndarray, int, int]]:
+        def piece(denoiser: Denoiser, part: slice, rows: int) -> Generated:
             return generate(
                 self.base,
                 self.controlnet,
-                np.stack([one.mask for one in framed[piece]]),
-                [transfer.prompt for transfer in batch[piece]],
-                [self.negative_prompt] * len(batch[piece]),
-                [transfer.seed for transfer in batch[piece]],
+                np.stack([one.mask for one in loaded[part]]),
+                [item.prompt for item in items[part]],
+                [self.negative_prompt] * len(items[part]),
+                [item.seed for item in items[part]],
                 self.sampling,
-                self._denoiser,
+                denoiser,
                 rows,
             )
 
-        def release() -> None:
-            self._denoiser = None
+        def denoiser() -> Denoiser:
+            return make_denoiser(self.base, self.controlnet, self.sampling, self.compiled, graphed=True)
 
-        return join_generated(self._pieces.compute(len(batch), draw, release))
+        generated = self.generate_batch(len(items), denoiser, piece)
+        return list(zip(generated.images, generated.seeds, generated.retries, strict=True))
+
+    def write(self, item: Transfer, loaded: FramedPair, output: tuple[np.ndarray, int, int]) -> dict[str, Any]:
+        image, seed, retries = output
+        files = self.files(item)
+        for kind, pixels in (("image", image), ("mask", loaded.mask), ("original", loaded.image)):
+            write_png(self.folder / files[kind], pixels)
+        return {
+            "id": item.id,
+            **files,
+            "source": item.source.id,
+            "box": list(loaded.box),
+            "prompt": item.prompt,
+            "negative_prompt": self.negative_prompt,
+            "seed": seed,
+            "retries": retries,
+            **self.record,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedSet:
+    """What a run of `generate_domain` did.
+
+    Attributes:
+        folder: of the generated set.
+        images: number of its images.
+        written: images that this run generated.
+        retried: images that were generated again with another seed.
+        truncated: captions that were truncated to the text encoder's limit.
+        skipped: bad files that `skip_bad` skipped.
+    """
+
+    folder: Path
+    images: int
+    written: int
+    retried: int
+    truncated: int
+    skipped: tuple[BadFile, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferPlan:
+    """What a run of the stage generates, known before a model is loaded.
+
+    Attributes:
+        domain: the domain.
+        frames: the labelled frames to choose from, and `captions` by image file name.
+        transfers: the images to generate.
+        folder: of the generated set.
+        hashes: of the models' files.
+        skipped: bad files that `skip_bad` skipped.
+    """
+
+    domain: Domain
+    frames: list[Item]
+    captions: Mapping[str, str]
+    transfers: list[Transfer]
+    folder: Path
+    hashes: Mapping[str, str | None]
+    skipped: tuple[BadFile, ...]
+
+
+def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
+    """Find the frames and captions, choose the frames, and identify the models.
+
+    Raises:
+        GenValError: a data set, a caption or a model is missing, or a setting does not fit.
+    """
+    domain = find_domain(settings.domain, settings.prompt, settings.prompt_file)
+    split = "train" if settings.from_train else "val"
+    data_dir = find_root("Cityscapes", settings.data_dir, flag="--data_dir")
+    source = settings.fixed_caption
+    # The embedded world's captions are next to its Cityscapes folder, the published ones in it or in ControlNet/.
+    captions_from = find_captions(settings.captions, split, data_dir, data_dir.parent) if source is None else source
+    bad: list[BadFile] | None = [] if settings.skip_bad else None
+    frames = find_items("Cityscapes", split=split, root=data_dir, set_aside=bad)
+    frames = frames if bad is None else readable(frames, bad)
+    frames, captions = caption_frames(frames, captions_from, bad)
+    transfers = choose_transfers(
+        frames,
+        captions,
+        domain,
+        settings.num_samples,
+        settings.seed,
+        settings.prompt_template,
+        replacement=not settings.without_replacement,
+    )
+    needs_lora = settings.lora or settings.sampling.sampler == "lcm"
+    hashes = {
+        "base_hash": checkpoint_hash(find_base(settings.base_model)),
+        "controlnet_hash": checkpoint_hash(find_controlnet(settings.controlnet)),
+        "lora_hash": checkpoint_hash(find_lora(settings.lora)) if needs_lora else None,
+    }
+    folder = resolve(settings.output_dir) / domain.name
+    return TransferPlan(domain, frames, captions, transfers[: settings.run.limit], folder, hashes, tuple(bad or ()))
+
+
+def generate_domain(settings: StyleTransferSettings, plan: TransferPlan | None = None) -> GeneratedSet | None:
+    """Generate the images of a domain on labelled frames; resume where an earlier run stopped.
+
+    Args:
+        settings: of the stage.
+        plan: of `plan_domain`, where it is at hand.
+
+    Returns:
+        On the first process what was done; None on the others.
+
+    Raises:
+        GenValError: an input is missing or bad, or the folder holds images of other settings.
+    """
+    plan = plan or plan_domain(settings)
+    fabric = launch_fabric(settings.device)
+    precision = choose_precision(settings.device.precision, fabric.device)
+    dtype = locked_dtype(precision)
+    base = load_base(settings.base_model, fabric.device, dtype)
+    controlnet = move(load_controlnet(settings.controlnet, base), fabric.device, dtype).eval()
+    check_labels(read_encoding(controlnet, settings.controlnet), plan.frames[0].label_space, settings.controlnet)
+    transfers = fit_prompts(plan.transfers, plan.captions, plan.domain, settings.prompt_template, base.reads_whole)
+    if settings.lora:
+        fuse_lora(base.unet, settings.lora)
+    height, width = settings.height, settings.width
+    if settings.frame == "whole":
+        width = whole_width(plan.frames[0], height)
+    batch_size = settings.batch_size or default_batch_size(fabric.device, height, width)
+    per_process = len(transfers) // fabric.world_size
+    record = transfer_record(settings, plan, precision=precision, width=width)
+    stage = TransferStage(
+        plan.folder,
+        record,
+        base,
+        controlnet,
+        settings.sampling,
+        height=height,
+        width=width,
+        batch_size=batch_size,
+        negative_prompt=settings.negative_prompt,
+        compiled=choose_compiling(
+            settings.compile, fabric.device, per_process, batch_size, height, width, settings.sampling.steps
+        ),
+        settings={**flatten(settings), **plan.hashes, **record},
+    )
+    report = run_stage(
+        stage,
+        transfers,
+        fabric=fabric,
+        batch_size=batch_size,
+        num_workers=settings.num_workers,
+        overwrite=settings.run.overwrite,
+    )
+    if not fabric.is_global_zero:
+        return None
+    truncated = sum(one != other for one, other in zip(plan.transfers, transfers, strict=True))
+    retried = stage.retried(transfers)
+    return GeneratedSet(plan.folder, len(transfers), report.written, retried, truncated, plan.skipped)
+
+
+def transfer_record(
+    settings: StyleTransferSettings, plan: TransferPlan, *, precision: str, width: int
+) -> dict[str, Any]:
+    """Return the settings that define the images, which every line of the manifest holds.
+
+    Resuming with different ones is refused. The keys are those of the first release; an image's own seed is its line's
+    `seed`.
+    """
+    sampling = settings.sampling
+    return {
+        **plan.hashes,
+        "frames_hash": frames_hash(plan.frames, plan.captions),
+        "domain_text": " | ".join(plan.domain.texts),
+        "run_seed": settings.seed,
+        "from_train": settings.from_train,
+        "without_replacement": settings.without_replacement,
+        "height": settings.height,
+        "width": width,
+        "large": sampling.large,
+        "tile": sampling.tile,
+        "upscale_strength": sampling.upscale_denoising_strength,
+        "precision": precision,
+        "sampler": sampling.sampler,
+        "ddim_steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+        "strength": sampling.control_scale,
+        "prompt_template": settings.prompt_template,
+        "negative_prompt": settings.negative_prompt,
+    }

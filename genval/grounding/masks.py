@@ -1,11 +1,9 @@
-"""Masks of many objects: found and outlined in fixed batches, written one by one with a line each."""
+"""Masks of inpainted objects: detected by name and segmented, on the engine for resumable work."""
 
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,43 +11,27 @@ from typing import Any
 import numpy as np
 
 from genval.artifacts.fingerprint import file_mark
-from genval.artifacts.manifest import Manifest
-from genval.datasets.ood_objects import Box, ObjectPicture, absence_path, mask_path, read_box
-from genval.grounding.detector import Detection, Detector
-from genval.grounding.outliner import Outliner
-from genval.runtime.background import BackgroundWriter
-from genval.runtime.errors import GenValError
+from genval.artifacts.stage import ManifestStage, StageReport, run_stage
+from genval.captions.clip import load_clip
+from genval.datasets.ood_objects import Box, ObjectPicture, absence_path, find_object_pictures, mask_path, read_box
+from genval.grounding.curation import update_choices, write_sheets
+from genval.grounding.detector import Detection, Detector, load_detector
+from genval.grounding.outliner import Outliner, load_outliner
+from genval.grounding.settings import MaskSettings
+from genval.grounding.similarity import Similarity
+from genval.runtime.devices import launch_fabric
 from genval.runtime.files import read_image, write_bytes, write_png
-from genval.runtime.progress import progress_bar
+from genval.runtime.flags import flatten
+from genval.runtime.paths import resolve
 
 _DECIMALS = 6
 
 
 @dataclass(frozen=True)
-class Thresholds:
-    """What counts as a detection; the defaults are the published ones.
-
-    Attributes:
-        box: a detection's score is above it, 0..1.
-        text: a token of the name counts as meant where its probability is above it, 0..1.
-        nms: of two boxes that overlap by more than this, the surer is kept, 0..1.
-    """
-
-    box: float = 0.25
-    text: float = 0.25
-    nms: float = 0.8
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value <= 1:
-                raise GenValError(f"The {name} threshold is a number from 0 to 1, found {value}.")
-
-
-@dataclass(frozen=True)
 class _Loaded:
-    """A picture's part around its box, as the two models take it."""
+    """The part of an image around its box, as the two models take it."""
 
-    picture: ObjectPicture
+    image: ObjectPicture
     mark: str
     frame: tuple[int, int]
     box: Box
@@ -60,110 +42,77 @@ class _Loaded:
     for_outliner: np.ndarray
 
 
-class MaskRun:
-    """Finds and outlines objects, and appends each picture's line to `{folder}/manifest.jsonl`.
+_Mask = tuple[dict[str, Any], "np.ndarray | None"]
 
-    The mask is that of the surest detection which names the object (a token of the name above the text threshold);
-    all detections are in the line. A picture without one gets a text that says why, and nothing else does: any other
-    failure is an error. Batches are a fixed partition of an object's pictures; a batch of which anything is missing is
-    computed as a whole, and only what is missing is kept: a resumed run gives the same masks as one that was not
-    stopped.
+
+class MaskStage(ManifestStage[ObjectPicture, _Loaded, _Mask]):
+    """Detects and segments objects, with one line per image in `{folder}/manifest.jsonl`.
+
+    The mask is that of the highest-scoring detection that names the object: a token of the name is above the text
+    threshold. The line holds all detections. An image without such a detection gets a text file with the reason; any
+    other failure is an error. A batch holds images of one object. Lines of another record are made again.
 
     Args:
         folder: of the masks.
         detector: on its device.
         outliner: on its device.
-        thresholds: what counts as a detection.
-        record: what every line says beside its own values; lines that say otherwise are made again.
-        margin: context that the models see around a box, as a share of its side; the published code shows none.
-        similarity: of crops and an object's name; what it gives is the line's `similarity`.
+        settings: thresholds and margin.
+        record: what decides about every mask, as JSON values.
+        similarity: of crops and an object's name; its result is the line's `similarity`.
     """
+
+    title = "masks"
 
     def __init__(
         self,
         folder: Path,
         detector: Detector,
         outliner: Outliner,
-        thresholds: Thresholds,
+        settings: MaskSettings,
         record: Mapping[str, Any],
-        margin: float = 0.0,
         similarity: Callable[[Sequence[np.ndarray], str], list[dict[str, Any]]] | None = None,
     ) -> None:
-        if margin < 0:
-            raise GenValError(f"The margin is a share of the box's side, 0 or more; found {margin}.")
-        self.folder = folder
-        self.record = dict(record)
+        super().__init__(folder, record, {**flatten(settings), **record}, "ood_objects/get_masks.py")
         self._detector, self._outliner = detector, outliner
-        self._thresholds = thresholds
-        self._margin = margin
+        self._settings = settings
         self._similarity = similarity
 
-    def make(
-        self,
-        pictures: Sequence[ObjectPicture],
-        batch_size: int,
-        workers: int = 4,
-        rank: int = 0,
-        world_size: int = 1,
-        overwrite: bool = False,
-    ) -> int:
-        """Outline what is missing; process `rank` takes every `world_size`-th batch.
+    def partition(self, items: Sequence[ObjectPicture], batch_size: int) -> list[list[Sequence[ObjectPicture]]]:
+        units: list[list[Sequence[ObjectPicture]]] = []
+        for _, group in itertools.groupby(items, key=lambda item: item.folder):
+            units += super().partition(list(group), batch_size)
+        return units
 
-        Returns:
-            The number of pictures done by this process.
+    def files(self, item: ObjectPicture) -> dict[str, str]:
+        line = self.manifest.records.get(item.id, {})
+        path = absence_path if line.get("mask") is None else mask_path
+        return {"mask": path(Path(), item.id).as_posix()}
 
-        Raises:
-            GenValError: a picture or its box is damaged, a model fails, or a file cannot be written.
-        """
-        manifest = Manifest(self.folder, rank)
-        batches = _batches(pictures, batch_size)[rank::world_size]
-        done = set() if overwrite else {item.id for batch in batches for item in batch if self._is_done(manifest, item)}
-        todo = [batch for batch in batches if not all(picture.id in done for picture in batch)]
-        total = sum(map(len, batches))
-        bar = progress_bar(total, "masks", initial=total - sum(map(len, todo)), rank=rank)
-        made = 0
-        with bar, ThreadPoolExecutor(workers) as pool, BackgroundWriter(threads=1) as writer:
-            ahead: deque[list[Future[_Loaded]]] = deque(
-                [pool.submit(self._load, picture) for picture in batch] for batch in todo[:2]
-            )
-            for index, batch in enumerate(todo):
-                loaded = [job.result() for job in ahead.popleft()]
-                ahead += [[pool.submit(self._load, one) for one in later] for later in todo[index + 2 : index + 3]]
-                results = [result for result in self._compute(loaded) if result[0]["id"] not in done]
-                writer.submit(self._write, manifest, results)
-                made += len(results)
-                bar.update(len(batch))
-        return made
+    def is_done(self, item: ObjectPicture) -> bool:
+        return super().is_done(item) and self.manifest.records[item.id]["source"] == file_mark(item.image)
 
-    def _is_done(self, manifest: Manifest, picture: ObjectPicture) -> bool:
-        line = manifest.records.get(picture.id)
-        if line is None or any(line.get(name) != value for name, value in self.record.items()):
-            return False
-        there = (absence_path if line["mask"] is None else mask_path)(self.folder, picture.id)
-        return there.exists() and line["source"] == file_mark(picture.image)
-
-    def _load(self, picture: ObjectPicture) -> _Loaded:
-        frame = read_image(picture.image)
+    def load(self, item: ObjectPicture) -> _Loaded:
+        frame = read_image(item.image)
         height, width = frame.shape[:2]
-        box = read_box(picture, height, width)
-        around = round(self._margin * box.side)
+        box = read_box(item, height, width)
+        around = round(self._settings.margin * box.side)
         top, left = max(0, box.top - around), max(0, box.left - around)
         crop = frame[top : box.top + box.side + around, left : box.left + box.side + around].copy()
-        mark = file_mark(picture.image)
+        mark = file_mark(item.image)
         inputs = (self._detector.prepare(crop), self._outliner.prepare(crop))
-        return _Loaded(picture, mark, (height, width), box, top, left, crop, *inputs)
+        return _Loaded(item, mark, (height, width), box, top, left, crop, *inputs)
 
-    def _compute(self, batch: Sequence[_Loaded]) -> list[tuple[dict[str, Any], np.ndarray | None]]:
-        """Of each picture its line and its mask, uint8 (H, W) of the frame; None where nothing was found."""
-        name = batch[0].picture.object
-        limits = self._thresholds
+    def compute(self, items: Sequence[ObjectPicture], loaded: Sequence[_Loaded]) -> list[_Mask]:
+        """Return each image's line and its mask, uint8 (H, W) of the frame; None where nothing was detected."""
+        batch, name = loaded, items[0].object
+        settings = self._settings
         found = self._detector.detect(
             [one.for_detector for one in batch],
             [one.crop.shape[:2] for one in batch],
             name,
-            limits.box,
-            limits.text,
-            limits.nms,
+            settings.box_threshold,
+            settings.text_threshold,
+            settings.nms_threshold,
         )
         chosen = [choose(detections) for detections in found]
         seen = [index for index, choice in enumerate(chosen) if choice is not None]
@@ -194,8 +143,8 @@ class MaskRun:
         similarity: dict[str, Any] | None,
     ) -> tuple[dict[str, Any], np.ndarray | None]:
         line: dict[str, Any] = {
-            "id": one.picture.id,
-            "object": one.picture.object,
+            "id": one.image.id,
+            "object": one.image.object,
             "mask": None,
             "reason": None,
             "source": one.mark,
@@ -205,12 +154,12 @@ class MaskRun:
             "chosen": chosen,
         }
         if chosen is None or outline is None or not outline[0].any():
-            line["reason"] = _reason(one.picture.object, detections, chosen, self._thresholds)
+            line["reason"] = _reason(one.image.object, detections, chosen, self._settings)
             return {**line, **self.record}, None
         mask, estimate = outline
         frame = np.zeros(one.frame, dtype=np.uint8)
         frame[one.top : one.top + mask.shape[0], one.left : one.left + mask.shape[1]][mask] = 255
-        line["mask"] = mask_path(Path(), one.picture.id).as_posix()
+        line["mask"] = mask_path(Path(), one.image.id).as_posix()
         line |= {
             "detection_score": round(detections[chosen].score, _DECIMALS),
             "mask_score": round(estimate, _DECIMALS),
@@ -222,34 +171,34 @@ class MaskRun:
         }
         return {**line, **self.record}, frame
 
-    def _write(self, manifest: Manifest, results: Sequence[tuple[dict[str, Any], np.ndarray | None]]) -> None:
-        for line, mask in results:
-            here, there = mask_path(self.folder, line["id"]), absence_path(self.folder, line["id"])
-            if mask is None:
-                here, there = there, here
-                write_bytes(here, f"{line['reason']}\n".encode())
-            else:
-                write_png(here, mask)
-            there.unlink(missing_ok=True)
-        manifest.append([line for line, _ in results])
+    def write(self, item: ObjectPicture, loaded: _Loaded, output: _Mask) -> dict[str, Any]:
+        line, mask = output
+        masked, absent = mask_path(self.folder, item.id), absence_path(self.folder, item.id)
+        if mask is None:
+            write_bytes(absent, f"{line['reason']}\n".encode())
+            masked.unlink(missing_ok=True)
+        else:
+            write_png(masked, mask)
+            absent.unlink(missing_ok=True)
+        return line
 
 
 def choose(detections: Sequence[Detection]) -> int | None:
-    """The detection whose mask is taken: the surest of those that name the object; None where none does."""
+    """Return the index of the highest-scoring detection that names the object; None where none does."""
     named = [index for index, detection in enumerate(detections) if detection.phrase]
     return max(named, key=lambda index: detections[index].score, default=None)
 
 
 def quality(mask: np.ndarray, box: Box, detection: Sequence[float]) -> dict[str, float]:
-    """How a mask lies in its frame.
+    """Measure how a mask lies in its frame.
 
     Args:
         mask: uint8 (H, W), 255 on the object, not empty.
-        box: where the object was put.
+        box: where the object was inpainted.
         detection: left, top, right, bottom of the detection, in pixels of the frame.
 
     Returns:
-        `mask_area_ratio`: the mask's pixels over the box's; `mask_inside_box` and `mask_inside_detection`: the share
+        `mask_area_ratio`: the mask's pixels over the box's; `mask_inside_box` and `mask_inside_detection`: the fraction
         of the mask's pixels that lie there, 0..1.
     """
     area = np.count_nonzero(mask)
@@ -263,15 +212,6 @@ def quality(mask: np.ndarray, box: Box, detection: Sequence[float]) -> dict[str,
     }
 
 
-def _batches(pictures: Sequence[ObjectPicture], batch_size: int) -> list[list[ObjectPicture]]:
-    """At most `batch_size` pictures each, none of two objects: a batch is asked one question."""
-    batches = []
-    for _, group in itertools.groupby(pictures, key=lambda picture: picture.folder):
-        members = list(group)
-        batches += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
-    return batches
-
-
 def _in_frame(detection: Detection, one: _Loaded) -> dict[str, Any]:
     left, top, right, bottom = detection.box
     corners = (left + one.left, top + one.top, right + one.left, bottom + one.top)
@@ -282,14 +222,92 @@ def _in_frame(detection: Detection, one: _Loaded) -> dict[str, Any]:
     }
 
 
-def _reason(name: str, detections: Sequence[Detection], chosen: int | None, thresholds: Thresholds) -> str:
+def _reason(name: str, detections: Sequence[Detection], chosen: int | None, settings: MaskSettings) -> str:
     if not detections:
-        return f"No detection of {name!r} is above the box threshold {thresholds.box}."
+        return f"No detection of {name!r} is above the box threshold {settings.box_threshold}."
     if chosen is None:
-        return f"None of {len(detections)} detections names {name!r} above the text threshold {thresholds.text}."
-    return f"{name!r} is detected, but Segment Anything outlines nothing in its box."
+        return (
+            f"None of {len(detections)} detections names {name!r} above the text threshold {settings.text_threshold}."
+        )
+    return f"{name!r} is detected, but Segment Anything segments nothing in its box."
 
 
 def _extent(mask: np.ndarray) -> tuple[slice, slice]:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """What a run of `mask_objects` did.
+
+    Attributes:
+        folder: of the masks.
+        masks: number of masks.
+        absent: images in which the object was not detected.
+        written: images that this run processed.
+        sheets: contact sheets that were written.
+    """
+
+    folder: Path
+    masks: int
+    absent: int
+    written: int
+    sheets: list[Path]
+
+
+def find_images(settings: MaskSettings) -> list[ObjectPicture]:
+    """Find the images to mask.
+
+    Raises:
+        GenValError: an image or its box is missing.
+    """
+    folders = resolve(settings.images_dir), resolve(settings.positions_dir)
+    return find_object_pictures(*folders, settings.objects)[: settings.run.limit]
+
+
+def mask_objects(settings: MaskSettings, images: Sequence[ObjectPicture] | None = None) -> Masked | None:
+    """Detect and segment inpainted objects; resume where an earlier run stopped.
+
+    Args:
+        settings: of the stage.
+        images: of `find_images`, where they are at hand.
+
+    Returns:
+        On the first process what was done; None on the others.
+
+    Raises:
+        GenValError: an input is missing or bad.
+    """
+    images = find_images(settings) if images is None else images
+    fabric = launch_fabric(settings.device)
+    precision = settings.device.precision
+    detector = load_detector(settings.detector, settings.tokenizer, precision).to(fabric.device)
+    outliner = load_outliner(settings.sam, precision).to(fabric.device)
+    similarity = None if settings.clip == "none" else Similarity(load_clip(settings.clip).to(fabric.device))
+    record = {
+        "detector_hash": detector.hash,
+        "sam_hash": outliner.hash,
+        "clip_hash": similarity.hash if similarity else None,
+        "box_threshold": settings.box_threshold,
+        "text_threshold": settings.text_threshold,
+        "nms_threshold": settings.nms_threshold,
+        "margin": settings.margin,
+        "precision": precision,
+    }
+    stage = MaskStage(resolve(settings.output_dir), detector, outliner, settings, record, similarity)
+    report: StageReport[ObjectPicture] = run_stage(
+        stage,
+        images,
+        fabric=fabric,
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        overwrite=settings.run.overwrite,
+    )
+    if not fabric.is_global_zero:
+        return None
+    records = stage.manifest.records
+    lines = {image.id: records[image.id] for image in images}
+    masks = sum(line["mask"] is not None for line in lines.values())
+    sheets = write_sheets(stage.folder, images, lines, update_choices(stage.folder, records)) if settings.curate else []
+    return Masked(stage.folder, masks, len(lines) - masks, report.written, sheets)

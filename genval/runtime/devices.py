@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     import torch
     from lightning_fabric import Fabric
 
+    from genval.runtime.settings import DeviceSettings
 
-def launch_fabric(args: argparse.Namespace) -> Fabric:
+
+def launch_fabric(args: DeviceSettings | argparse.Namespace) -> Fabric:
     """Start Lightning Fabric with the flags of `cli.add_device_arguments`: this process, or one for each device.
 
     Every process runs the script from the start up to here, then goes on with its own `fabric.device` and

@@ -205,8 +205,10 @@ def _add_fields(parser: argparse.ArgumentParser, cls: type[Any], overrides: Mapp
         if flag_of["title"]:
             target = parser.add_argument_group(flag_of["title"])
         holder = target
-        if flag_of["exclusive"]:
-            holder = exclusive.setdefault(flag_of["exclusive"], target.add_mutually_exclusive_group())
+        if name := flag_of["exclusive"]:
+            if name not in exclusive:
+                exclusive[name] = target.add_mutually_exclusive_group()
+            holder = exclusive[name]
         _add_flag(holder, field, hints[field.name], overrides)
 
 

@@ -14,7 +14,8 @@ from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, load_base
 from genval.diffusion.sampling import denoiser as denoiser_module
 from genval.diffusion.sampling.denoiser import Denoiser, check_network, group_norm
-from genval.diffusion.sampling.generation import SamplingConfig, generate
+from genval.diffusion.sampling.generation import generate
+from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError
 
 ROWS = 2

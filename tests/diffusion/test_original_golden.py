@@ -17,7 +17,8 @@ from genval.diffusion.models.hints import encode_hint
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, load_base
 from genval.diffusion.original.checkpoints import OriginalFile, original_state
 from genval.diffusion.sampling import generation as sampling
-from genval.diffusion.sampling.generation import SamplingConfig, sample_latents
+from genval.diffusion.sampling.generation import sample_latents
+from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 

@@ -10,7 +10,8 @@ from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.hints import encode_hint
 from genval.diffusion.models.pipelines import StableDiffusion, load_base
 from genval.diffusion.sampling import generation as sampling
-from genval.diffusion.sampling.generation import SamplingConfig, generate, item_noise, make_scheduler, sample_latents
+from genval.diffusion.sampling.generation import generate, item_noise, make_scheduler, sample_latents
+from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError
 
 PROMPTS = ["a street, in fog", "trees, in fog", "a car"]

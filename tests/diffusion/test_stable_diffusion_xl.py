@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from genval.diffusion.models.controlnet import add_control, load_controlnet, save_controlnet
 from genval.diffusion.models.hints import encode_hint
 from genval.diffusion.models.pipelines import StableDiffusionXL, TextStates, checkpoint_hash, load_base
-from genval.diffusion.sampling.generation import SamplingConfig, generate, item_noise, make_scheduler, sample_latents
+from genval.diffusion.sampling.generation import generate, item_noise, make_scheduler, sample_latents
+from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError
 
 pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part

@@ -153,5 +153,5 @@ def test_bad_input(caption_models: CaptionModels, datasets: Path, refused: Refus
 
 def test_dry_run(caption_models: CaptionModels, datasets: Path, run_here: Callable[[Sequence[object]], str]) -> None:
     said = run_here(command(caption_models, datasets, "--dry_run", "--split", "val", "--limit", 2))
-    assert "Would caption 2 pictures, such as leftImg8bit/val/lindau" in said
+    assert "Would caption 2 images, such as leftImg8bit/val/lindau" in said
     assert not (datasets.parent / "captions").exists()

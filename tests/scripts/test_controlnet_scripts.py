@@ -223,7 +223,7 @@ def test_bad_input_of_train(
     base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, refused: Refusal
 ) -> None:
     command = train_command(base_folder, controlnet_folder, city, tmp_path, "--max_steps", 1, "--images_every", 0)
-    refused([*command, "--devices", "many"], "--devices many", "cannot be had")
+    refused([*command, "--devices", "many"], "--devices many", "are not available")
     (tmp_path / "trained").write_text("in the way")  # found before the training, not after it
     refused(command, "Cannot write", "trained")
     (tmp_path / "trained").unlink()
@@ -295,7 +295,7 @@ def test_training_from_disk_scored_by_a_segmenter(base_folder: Path, city: Path,
 
 
 @pytest.mark.slow
-def test_bad_frames_are_set_aside_and_other_frames_are_not_mixed_in(
+def test_bad_frames_are_skipped_and_other_frames_are_not_mixed_in(
     base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, refused: Refusal
 ) -> None:
     command = transfer_command(base_folder, controlnet_folder, city, tmp_path / "out", "--domain", "fog", "--limit", 2)
@@ -306,7 +306,7 @@ def test_bad_frames_are_set_aside_and_other_frames_are_not_mixed_in(
     refused(command, "without a mask", "--skip_bad")
     done = run_script(*command, "--skip_bad")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("skipped ") == 2 and "2 bad files set aside" in done.stdout
+    assert done.stdout.count("skipped ") == 2 and "2 bad files skipped" in done.stdout
     assert "cannot be decoded" in done.stdout and "image without a mask" in done.stdout
     captions = city / "training/val.jsonl"
     captions.write_text(captions.read_text().replace("trees", "bushes"))
@@ -350,7 +350,7 @@ def test_frames_without_a_caption_are_counted(
     flags = ["--domain", "fog", "--captions", table, "--skip_bad", "--limit", 2]
     done = run_script(*transfer_command(base_folder, controlnet_folder, city, tmp_path / "out", *flags))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("skipped ") == 2 and "2 bad files set aside" in done.stdout
+    assert done.stdout.count("skipped ") == 2 and "2 bad files skipped" in done.stdout
     assert done.stdout.count(f"no caption in {table}") == 2
     lines = [json.loads(line) for line in (tmp_path / "out/fog/manifest.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines] == ["a road, in fog"] * 2

@@ -71,7 +71,7 @@ def test_from_streets_to_refined_objects_and_masks(
     assert done.returncode == 0, done.stderr
     output = done.stdout
     drawn, refined = tmp_path / "drawn", tmp_path / "refined"
-    assert output.splitlines()[-1] == f"Wrote 12 pictures (12 new on this device) and manifest.jsonl to {drawn}"
+    assert output.splitlines()[-1] == f"Wrote 12 images (12 new) and manifest.jsonl to {drawn}"
     assert [line["object"] for line in lines(drawn)] == [name for name in NAMES for _ in range(3)]
     assert {path.name for path in drawn.iterdir() if path.is_dir()} == {object_folder(name) for name in NAMES}
     assert not (tmp_path / "x").exists()
@@ -79,16 +79,16 @@ def test_from_streets_to_refined_objects_and_masks(
     assert settings["guidance_scale"] == 15 and settings["strength"] == 1 and settings["min_box"] == 256
     before = contents(drawn)
     assert "(0 new" in succeed(inpaint()) and contents(drawn) == before
-    # More objects and more pictures go beside what is there; other settings do not.
+    # More objects and more images are added to what is there; other settings do not.
     assert "(3 new" in succeed(inpaint("--objects", "lion,zebra", "--num_images", 3))
     assert before.items() - contents(drawn).items() == {("manifest.jsonl", before["manifest.jsonl"])}
-    refused(inpaint("--steps", 3), "lion/0.png was made with steps 2 (now 3)", "--overwrite")
+    refused(inpaint("--steps", 3), "lion/0, which was made with steps 2 (now 3)", "--overwrite")
     # The second of two processes was killed: what it left is older than what comes.
     (drawn / "manifest.jsonl").rename(drawn / "manifest.rank1.jsonl")
     succeed(inpaint("--objects", "zebra", "--steps", 3, "--overwrite"))
     assert [line["steps"] for line in lines(drawn) if line["object"] == "zebra"] == [3] * 3
 
-    assert "Wrote 15 pictures (15 new" in succeed(refine())
+    assert "Wrote 15 images (15 new" in succeed(refine())
     assert lines(refined)[0]["prompt"] == NAMES[-1] and lines(refined)[-1]["prompt"] == "zebra"
     before = contents(refined)
     assert "(0 new" in succeed(refine()) and contents(refined) == before
@@ -145,7 +145,7 @@ def test_placement_on_the_road_samplers_and_whole_frames(
 
 def test_what_would_be_done(inpaint: Any, succeed: Any, tmp_path: Path) -> None:
     output = succeed(inpaint("--dry_run", "--objects", "elephant", "--seed", 3))
-    assert "Would draw 3 pictures of 1 objects" in output
+    assert "Would inpaint 3 images of 1 objects" in output
     assert output.strip().endswith("such as: A photo of an elephant")
     assert not (tmp_path / "drawn").exists()
 
@@ -154,7 +154,7 @@ def test_mistakes_are_one_line(
     inpaint: Any, refine: Any, base_folder: Path, city_folder: Path, refused: Refusal, tmp_path: Path
 ) -> None:
     refused(inpaint("--model", "checkpoints/none.ckpt"), "No checkpoint at")
-    refused(inpaint("--model", base_folder, "--dry_run", "--strength", 2), "--strength")
+    refused(inpaint("--model", base_folder, "--dry_run", "--strength", 2), "--denoising_strength")
     refused(inpaint("--prompt_template", "an object"), "--prompt_template", "{object}")
     refused(inpaint("--objects_file", tmp_path / "none.txt", "--data_dir", tmp_path), "--data_dir")
     refused(inpaint("--max_box", 100), "--min_box 256 --max_box 100")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -33,41 +32,11 @@ from genval.diffusion.sampling.generation import (
     make_scheduler,
     set_steps,
 )
+from genval.diffusion.settings import INPAINTING_MODEL, InpaintingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_json
 
-SAMPLERS = ("ddim", "dpm++", "unipc")
-DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-
-
-@dataclasses.dataclass(frozen=True)
-class InpaintingConfig:
-    """How a masked part is drawn; the defaults are those of the published `sd_inpaint.py`."""
-
-    steps: int = 50  # of a whole denoising; of these, `strength` times as many are taken
-    guidance_scale: float = 15.0  # 1 or less is off
-    strength: float = 1.0  # 1 begins with noise alone, less with the picture as it is under as much noise, 0..1
-    sampler: str = "ddim"  # "ddim", eta 0; "dpm++", DPM-Solver++ 2M, and "unipc" for 10 to 15 steps
-
-    def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise GenValError(f"--sampler: expected one of {', '.join(SAMPLERS)}, found {self.sampler}.")
-        if not math.isfinite(self.guidance_scale):
-            raise GenValError(f"--guidance_scale: expected a finite number, found {self.guidance_scale}.")
-        if self.steps < 1:
-            raise GenValError(f"--steps: expected a number above 0, found {self.steps}.")
-        if not 0 < self.strength <= 1:
-            raise GenValError(f"--strength: expected a number above 0, up to 1, found {self.strength}.")
-        if self.taken < 1:
-            raise GenValError(
-                f"--strength {self.strength} of --steps {self.steps} leaves no step. Give more of one of them."
-            )
-
-    @property
-    def taken(self) -> int:
-        """The steps that are taken, as diffusers counts them: 32 for 50 and a strength of 0.65."""
-        return int(self.steps * self.strength)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +88,7 @@ def load_inpainting(
     if found != 2 * latent + 1:
         raise GenValError(
             f"{name} is not an inpainting model: expected a UNet with {2 * latent + 1} input channels (noisy latents, "
-            f"mask, masked picture), found {found}. Give one such as {DEFAULT_MODEL}."
+            f"mask, masked picture), found {found}. Give one such as {INPAINTING_MODEL}."
         )
     return model
 
@@ -210,13 +179,13 @@ def inpaint_latents(denoiser: Denoiser, batch: InpaintingBatch, config: Inpainti
     model = denoiser.base
     scheduler = make_scheduler(model.scheduler_config, config.sampler)
     set_steps(scheduler, config.steps)
-    first = max(0, len(scheduler.timesteps) - config.taken) if config.strength < 1 else 0
+    first = max(0, len(scheduler.timesteps) - config.taken) if config.denoising_strength < 1 else 0
     timesteps = scheduler.timesteps[first:]
     height, width = batch.masks.shape[1:]
     shape = (model.vae.config.latent_channels, height // model.downscale, width // model.downscale)
     noise = item_noise(batch.seeds, shape).to(model.device)
     pixels = torch.from_numpy(batch.images).to(model.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-    if config.strength < 1:
+    if config.denoising_strength < 1:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
         latents = scheduler.add_noise(model.encode_pixels(pixels).float(), noise, timesteps[:1])

@@ -1,59 +1,69 @@
-"""Objects drawn into many frames, and drawn over again: fixed batches, files and lines as they are finished."""
+"""The stages that inpaint objects into frames, and that refine inpainted objects, on the engine for resumable work."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from genval.artifacts.fingerprint import file_mark
-from genval.artifacts.manifest import Manifest
-from genval.datasets.items import Item
-from genval.datasets.ood_objects import Box, ObjectPicture, object_folder, read_box
+from genval.artifacts.stage import run_stage
+from genval.datasets.items import BadFile, Item, find_items
+from genval.datasets.layouts import find_root
+from genval.datasets.ood_objects import (
+    Box,
+    ObjectPicture,
+    find_object_pictures,
+    frame_size,
+    object_folder,
+    read_box,
+    read_objects,
+)
 from genval.datasets.placement import PlacementConfig, crop_around, place
+from genval.datasets.reading import readable
 from genval.diffusion.framing import check_pair
 from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_feathered, square
-from genval.diffusion.inpainting.model import InpaintingBatch, InpaintingConfig, inpaint, make_inpainter
-from genval.diffusion.inpainting.prompts import object_prompt
-from genval.diffusion.models.pipelines import StableDiffusion
+from genval.diffusion.inpainting.model import InpaintingBatch, inpaint, load_inpainting, make_inpainter
+from genval.diffusion.inpainting.prompts import check_object_template, object_prompt
+from genval.diffusion.models.pipelines import StableDiffusion, checkpoint_hash, find_base, locked_dtype
 from genval.diffusion.sampling.denoiser import Denoiser
-from genval.diffusion.sampling.generation import Generated, join_generated
-from genval.diffusion.sampling.pieces import Pieces
+from genval.diffusion.sampling.generation import Generated
+from genval.diffusion.sampling.stage import GenerationStage, choose_compiling, default_batch_size
 from genval.diffusion.sampling.windows import Window
-from genval.runtime.background import BackgroundWriter
+from genval.diffusion.settings import InpaintingConfig, InpaintingStageSettings, ObjectSettings, RefinementSettings
+from genval.diffusion.style_transfer import frames_hash
+from genval.runtime.devices import choose_precision, launch_fabric
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_mask, write_bytes, write_json, write_png
-from genval.runtime.progress import progress_bar
+from genval.runtime.flags import flatten
+from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectItem:
-    """One picture to draw: `{folder}/{number}`, with the object's name as given, its prompt and seed.
+    """One image to inpaint: `{folder}/{number}`, with the object's name as given, its prompt and seed.
 
     Attributes:
-        picture: what is drawn over again; None where a frame is still to be chosen.
+        source: the image to refine; None where a frame is still to be chosen.
     """
 
     id: str
     object: str
     prompt: str
     seed: int
-    picture: ObjectPicture | None = None
+    source: ObjectPicture | None = None
 
 
 def plan_objects(objects: Sequence[str], num_images: int, template: str, seed: int) -> list[ObjectItem]:
-    """`num_images` pictures of each object, object by object.
+    """Plan `num_images` images of each object, object by object.
 
-    Another object or more pictures change nothing about the others. A name's folder is safe
-    (`genval.datasets.ood_objects.object_folder`), and no two names have one folder.
+    Other objects or more images change nothing about an item. An object's folder has a safe name
+    (`genval.datasets.ood_objects.object_folder`), and no two names share a folder.
     """
     items = []
     for name in dict.fromkeys(objects):
@@ -63,65 +73,32 @@ def plan_objects(objects: Sequence[str], num_images: int, template: str, seed: i
     return items
 
 
-def plan_refinements(pictures: Sequence[ObjectPicture], template: str, seed: int) -> list[ObjectItem]:
-    """Each picture once more; its noise is not that of its first drawing."""
+def plan_refinements(images: Sequence[ObjectPicture], template: str, seed: int) -> list[ObjectItem]:
+    """Plan the refinement of each image; its noise differs from the noise it was inpainted with."""
     return [
         ObjectItem(
-            picture.id,
-            picture.object,
-            object_prompt(template, picture.object),
-            item_seed(seed, f"refined/{picture.id}"),
-            picture,
+            image.id,
+            image.object,
+            object_prompt(template, image.object),
+            item_seed(seed, f"refined/{image.id}"),
+            image,
         )
-        for picture in pictures
+        for image in images
     ]
-
-
-def check_folder(
-    folder: Path, items: Sequence[ObjectItem], record: Mapping[str, Any], maker: str, overwrite: bool
-) -> None:
-    """Refuse to mix pictures of other settings, or of another origin, with those to come.
-
-    Args:
-        record: what every line of the manifest will say.
-        maker: the stage's script, for the error.
-
-    Raises:
-        GenValError: a wanted picture was made with other settings, or the folder holds pictures without a manifest.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise GenValError(f"{folder} is a file: expected a folder. Remove it, or give another --output_dir.")
-    if overwrite or not folder.exists():
-        return
-    if not (folder / "settings.json").exists() and next(folder.glob("*/*.png"), None) is not None:
-        raise GenValError(
-            f"{folder} holds pictures but no settings.json: it was not made by {maker}. Give another --output_dir, or "
-            "--overwrite to replace them."
-        )
-    lines = Manifest(folder).records
-    for item in items:
-        line = lines.get(item.id, {**record, "prompt": item.prompt})
-        now = {**record, "prompt": item.prompt}
-        differing = [f"{key} {line.get(key)} (now {value})" for key, value in now.items() if line.get(key) != value]
-        if differing:
-            raise GenValError(
-                f"{folder / item.id}.png was made with {', '.join(differing)}. Give --overwrite to make it again, or "
-                "another --output_dir."
-            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A frame made ready.
+    """A frame ready for inpainting.
 
     Attributes:
         frame: RGB uint8 (H, W, 3).
-        box: where the object is, or is to be.
-        crop: what the model sees of the frame.
+        box: the place of the object.
+        crop: the part of the frame that the model sees.
         image: the crop at the model's size, RGB uint8 (h, w, 3).
-        mask: bool (h, w), what is drawn anew.
+        mask: bool (h, w), the pixels to inpaint.
         line: what the manifest says of this frame.
-        label_file: its labelIds, where they are copied beside the picture.
+        label_file: the frame's labelIds, where they are copied next to the image.
     """
 
     frame: np.ndarray
@@ -133,144 +110,75 @@ class Loaded:
     label_file: Path | None = None
 
 
-class InpaintingRun(abc.ABC):
-    """Draws the pictures of a stage, batch by batch, and appends each picture's line to `{folder}/manifest.jsonl`.
-
-    Batches are a fixed partition of the items. A batch of which anything is missing is computed as a whole and only
-    what is missing is written: a stopped and resumed run leaves the same bytes as one that was not stopped.
+class InpaintingStage(GenerationStage[ObjectItem, Loaded, "tuple[np.ndarray, int, int]"]):
+    """Inpaints images `{object}/{i}.png`, with one line each in `{folder}/manifest.jsonl`.
 
     Args:
-        folder: of the stage's pictures, `{object}/{i}.png`.
+        folder: the output folder.
+        record: what decides about every image, as JSON values.
         model: of `load_inpainting`, on its device.
-        config: how to draw.
-        record: what every line says beside its own values.
-        negative_prompt: for every item.
-        compiled: generate kernels for the batches' shape first.
+        config: how to sample.
+        batch_size: images per batch.
+        negative_prompt: of every image.
+        compiled: compile the denoiser for the shape of the batches.
+        settings: written to `settings.json`.
+        script: the script that writes the folder, for errors.
     """
-
-    title = "pictures"
 
     def __init__(
         self,
         folder: Path,
+        record: Mapping[str, Any],
         model: StableDiffusion,
         config: InpaintingConfig,
-        record: Mapping[str, Any],
+        *,
+        batch_size: int,
         negative_prompt: str = "",
         compiled: bool = False,
+        settings: Any = None,
+        script: str = "",
     ) -> None:
-        self.folder = folder
-        self.model = model
-        self.config = config
-        self.record = dict(record)
+        super().__init__(folder, record, batch_size=batch_size, settings=settings, script=script)
+        self.model, self.config = model, config
         self.negative_prompt = negative_prompt
         self.compiled = compiled
-        self.retried = 0
-        self._denoiser: Denoiser | None = None
-        self._pieces: Pieces | None = None
 
-    @abc.abstractmethod
-    def _load(self, item: ObjectItem) -> Loaded:
-        """Read an item's frame and choose what of it is drawn."""
+    def files(self, item: ObjectItem) -> dict[str, str]:
+        return {"image": f"{item.id}.png"}
 
-    @abc.abstractmethod
-    def _write(self, item: ObjectItem, loaded: Loaded, picture: np.ndarray) -> None:
-        """Write an item's files, the drawn crop put back into its frame."""
+    def item_record(self, item: ObjectItem) -> Mapping[str, Any]:
+        return {**self.record, "prompt": item.prompt}
 
-    def _is_done(self, item: ObjectItem, manifest: Manifest) -> bool:
-        return item.id in manifest and (self.folder / f"{item.id}.png").exists()
+    def holds_outputs(self) -> bool:
+        return next(self.folder.glob("*/*.png"), None) is not None
 
-    def make(
-        self,
-        items: Sequence[ObjectItem],
-        batch_size: int,
-        workers: int = 4,
-        rank: int = 0,
-        world_size: int = 1,
-        overwrite: bool = False,
-    ) -> int:
-        """Draw what is missing of `items`; process `rank` takes every `world_size`-th batch.
-
-        Args:
-            workers: threads that decode and encode pictures.
-            overwrite: draw everything again.
-
-        Returns:
-            The number of pictures written by this process.
-
-        Raises:
-            GenValError: a source file is damaged, a picture cannot be drawn or a file cannot be written.
-        """
-        manifest = Manifest(self.folder, rank)
-        batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)][rank::world_size]
-        done = set() if overwrite else {item.id for part in batches for item in part if self._is_done(item, manifest)}
-        todo = [batch for batch in batches if not all(item.id in done for item in batch)]
-        self._pieces = self._pieces or Pieces(batch_size)
-        total, made = sum(map(len, batches)), 0
-        bar = progress_bar(total, self.title, initial=total - sum(map(len, todo)), rank=rank)
-        # Resumed runs have to give the same bytes, so that cuDNN may not choose its algorithms by trying them out.
-        same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-        # One thread at a time finishes batches: the manifest then never names a file that is not there yet.
-        with (
-            same,
-            bar,
-            ThreadPoolExecutor(workers) as pool,
-            BackgroundWriter(threads=1, waiting=2) as writer,
-        ):
-            ahead: deque[list[Future[Loaded]]] = deque(
-                [pool.submit(self._load, item) for item in batch] for batch in todo[:2]
-            )
-            for index, batch in enumerate(todo):
-                loaded = [job.result() for job in ahead.popleft()]
-                ahead += [[pool.submit(self._load, item) for item in later] for later in todo[index + 2 : index + 3]]
-                generated = self._generate(batch, loaded)
-                missing = [i for i, item in enumerate(batch) if item.id not in done]
-                writer.submit(self._finish, batch, loaded, generated, missing, manifest, pool)
-                made += len(missing)
-                bar.update(len(batch))
-        return made
-
-    def _generate(self, batch: Sequence[ObjectItem], loaded: Sequence[Loaded]) -> Generated:
-        """Draw a batch, in smaller pieces where it does not fit into the device's memory."""
-        assert self._pieces is not None
+    def compute(self, items: Sequence[ObjectItem], loaded: Sequence[Loaded]) -> list[tuple[np.ndarray, int, int]]:
         shapes = {one.image.shape for one in loaded}
         if len(shapes) > 1:
             raise GenValError(
-                f"Frames of several sizes in one batch: {', '.join(f'{w}x{h}' for h, w, _ in sorted(shapes))}. Leave "
-                "--whole_frame out, or give --batch_size 1."
+                f"Frames of several sizes in one batch: {', '.join(f'{w}x{h}' for h, w, _ in sorted(shapes))}. Remove "
+                "--whole_frame, or give --batch_size 1."
             )
-        whole = InpaintingBatch(
+        batch = InpaintingBatch(
             np.stack([one.image for one in loaded]),
             np.stack([one.mask for one in loaded]),
-            [item.prompt for item in batch],
-            [self.negative_prompt] * len(batch),
-            [item.seed for item in batch],
+            [item.prompt for item in items],
+            [self.negative_prompt] * len(items),
+            [item.seed for item in items],
         )
 
-        def draw(piece: slice, rows: int) -> Generated:
-            # Made here and kept: its kernels and its recording serve every later batch.
-            self._denoiser = self._denoiser or make_inpainter(self.model, self.config, self.compiled, graphed=True)
-            return inpaint(self._denoiser, whole.rows(range(*piece.indices(len(whole)))), self.config, rows)
+        def piece(denoiser: Denoiser, part: slice, rows: int) -> Generated:
+            return inpaint(denoiser, batch.rows(range(*part.indices(len(batch)))), self.config, rows)
 
-        def release() -> None:
-            self._denoiser = None
+        def denoiser() -> Denoiser:
+            return make_inpainter(self.model, self.config, self.compiled, graphed=True)
 
-        return join_generated(self._pieces.compute(len(whole), draw, release))
+        generated = self.generate_batch(len(batch), denoiser, piece)
+        return list(zip(generated.images, generated.seeds, generated.retries, strict=True))
 
-    def _finish(
-        self,
-        batch: Sequence[ObjectItem],
-        loaded: Sequence[Loaded],
-        generated: Generated,
-        missing: Sequence[int],
-        manifest: Manifest,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        list(pool.map(lambda i: self._write(batch[i], loaded[i], generated.images[i]), missing))
-        self.retried += sum(generated.retries[i] for i in missing)
-        manifest.append([self._line(batch[i], loaded[i], generated, i) for i in missing])
-
-    def _line(self, item: ObjectItem, loaded: Loaded, generated: Generated, index: int) -> dict[str, Any]:
+    def write(self, item: ObjectItem, loaded: Loaded, output: tuple[np.ndarray, int, int]) -> dict[str, Any]:
+        image, seed, retries = output
+        self.write_files(item, loaded, image)
         box, crop = loaded.box, loaded.crop
         return {
             "id": item.id,
@@ -282,22 +190,27 @@ class InpaintingRun(abc.ABC):
             "crop": {"top": crop.top, "left": crop.left, "height": crop.height, "width": crop.width},
             "prompt": item.prompt,
             "negative_prompt": self.negative_prompt,
-            "seed": generated.seeds[index],
-            "retries": generated.retries[index],
+            "seed": seed,
+            "retries": retries,
             **self.record,
         }
 
+    @abc.abstractmethod
+    def write_files(self, item: ObjectItem, loaded: Loaded, image: np.ndarray) -> None:
+        """Write an item's files, with the inpainted crop pasted into its frame."""
 
-class ObjectRun(InpaintingRun):
-    """Draws objects into street frames: `{i}.png`, `{i}_gt.png` (the frame's labelIds) and `{i}_pos.json`.
 
-    An item's seed chooses its frame and its box. The box of the drawn crop is put back hard-edged, as published; what
-    is around it is the frame's, byte for byte.
+class ObjectStage(InpaintingStage):
+    """Inpaints objects into street frames: `{i}.png`, `{i}_gt.png` (the frame's labelIds) and `{i}_pos.json`.
+
+    An item's seed chooses its frame and its box. The box of the inpainted crop is pasted with hard edges, as published;
+    all other pixels are the frame's own.
 
     Args:
-        frames: labelled frames of Cityscapes' labelIds, which are drawn from with replacement.
-        placement: where and how large boxes are.
-        size: side of the square the model draws, in pixels.
+        frames: labelled frames with Cityscapes' labelIds, chosen with replacement.
+        placement: where boxes are, and how large.
+        size: side of the square that the model inpaints, in pixels.
+        options: as for `InpaintingStage`.
     """
 
     title = "objects"
@@ -305,68 +218,60 @@ class ObjectRun(InpaintingRun):
     def __init__(
         self,
         folder: Path,
+        record: Mapping[str, Any],
         model: StableDiffusion,
         config: InpaintingConfig,
-        record: Mapping[str, Any],
         frames: Sequence[Item],
         placement: PlacementConfig,
         size: int,
-        negative_prompt: str = "",
-        compiled: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(folder, model, config, record, negative_prompt, compiled)
+        super().__init__(folder, record, model, config, script="sd_inpaint.py", **options)
         model.check_size(size, size)
-        self.frames = frames
-        self.placement = placement
-        self.size = size
+        self.frames, self.placement, self.size = frames, placement, size
 
-    def _load(self, item: ObjectItem) -> Loaded:
+    def files(self, item: ObjectItem) -> dict[str, str]:
+        return {"image": f"{item.id}.png", "gt": f"{item.id}_gt.png", "position": f"{item.id}_pos.json"}
+
+    def load(self, item: ObjectItem) -> Loaded:
         rng = np.random.default_rng(item_seed(item.seed, "place"))
         source = self.frames[int(rng.integers(len(self.frames)))]
         frame, label_ids = read_image(source.image), read_mask(source.mask)
         check_pair(frame, label_ids, source.image, source.mask)
         placed = place(label_ids, self.placement, rng, source.image)
         crop = square(placed.crop)
+        files = self.files(item)
         return Loaded(
             frame,
             placed.box,
             crop,
             cut(frame, crop, self.size, self.size),
             box_mask(placed.box, crop, self.size, self.size, blurred=True),
-            {
-                "gt": f"{item.id}_gt.png",
-                "position": f"{item.id}_pos.json",
-                "source": source.id,
-                "placement": placed.rule,
-            },
+            {"gt": files["gt"], "position": files["position"], "source": source.id, "placement": placed.rule},
             source.mask,
         )
 
-    def _write(self, item: ObjectItem, loaded: Loaded, picture: np.ndarray) -> None:
+    def write_files(self, item: ObjectItem, loaded: Loaded, image: np.ndarray) -> None:
         assert loaded.label_file is not None
-        box, number = loaded.box, item.id.rpartition("/")[2]
+        files, box, number = self.files(item), loaded.box, item.id.rpartition("/")[2]
         position = {f"{number}.png": {"pos_mask": [box.top, box.left], "size_mask": box.side}}
-        write_json(self.folder / loaded.line["position"], position)
-        write_bytes(self.folder / loaded.line["gt"], loaded.label_file.read_bytes())
-        write_png(self.folder / f"{item.id}.png", paste_box(loaded.frame, picture, loaded.crop, box), noisy=True)
-
-    def _is_done(self, item: ObjectItem, manifest: Manifest) -> bool:
-        return all((self.folder / f"{item.id}{end}").exists() for end in (".png", "_gt.png", "_pos.json")) and (
-            item.id in manifest
-        )
+        write_json(self.folder / files["position"], position)
+        write_bytes(self.folder / files["gt"], loaded.label_file.read_bytes())
+        write_png(self.folder / files["image"], paste_box(loaded.frame, image, loaded.crop, box), noisy=True)
 
 
-class RefinementRun(InpaintingRun):
-    """Draws the box of each picture over again, beginning with what is in it: `{object}/{i}.png`.
+class RefinementStage(InpaintingStage):
+    """Inpaints the box of each image again, starting from its content: `{object}/{i}.png`.
 
-    Of a frame, a square around the box is drawn and put back with a feathered seam; pixels outside it stay as they
-    are, byte for byte. Where `whole_frame` is set the model draws the frame, and what it gives is the picture, as
-    published: the background then has gone through the VAE too.
+    A square around the box is inpainted and pasted with a feathered seam; the pixels outside it do not change. With
+    `whole_frame` the model's whole output is the image, as published: the background then passes through the VAE too.
 
     Args:
-        size: side of the square the model draws, in pixels; whole frames are drawn at their own size.
-        context: side of the crop over the box's.
-        feather: width of the seam as a share of the box's side.
+        size: side of the square that the model inpaints, in pixels; whole frames keep their own size.
+        context: side of the crop, as a multiple of the box's side.
+        feather: width of the seam, as a fraction of the box's side.
+        whole_frame: inpaint whole frames.
+        options: as for `InpaintingStage`.
     """
 
     title = "refinement"
@@ -374,50 +279,228 @@ class RefinementRun(InpaintingRun):
     def __init__(
         self,
         folder: Path,
+        record: Mapping[str, Any],
         model: StableDiffusion,
         config: InpaintingConfig,
-        record: Mapping[str, Any],
         size: int,
+        *,
         context: float = 1.5,
         feather: float = 0.125,
         whole_frame: bool = False,
-        negative_prompt: str = "",
-        compiled: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(folder, model, config, record, negative_prompt, compiled)
+        super().__init__(folder, record, model, config, script="refine_gen_images.py", **options)
         if not context >= 1:
-            raise GenValError(f"--context: expected 1 or more, the crop's side over the box's; found {context}.")
+            raise GenValError(f"--context: expected 1 or more, the crop's side over the box's side; found {context}.")
         if not feather >= 0:
-            raise GenValError(f"--feather: expected 0 or more, a share of the box's side; found {feather}.")
+            raise GenValError(f"--feather: expected 0 or more, a fraction of the box's side; found {feather}.")
         if not whole_frame:
             model.check_size(size, size)
-        self.size = size
-        self.context = context
-        self.feather = feather
-        self.whole_frame = whole_frame
+        self.size, self.context, self.feather, self.whole_frame = size, context, feather, whole_frame
 
-    def _is_done(self, item: ObjectItem, manifest: Manifest) -> bool:
-        assert item.picture is not None
-        return super()._is_done(item, manifest) and manifest.records[item.id]["source"] == file_mark(item.picture.image)
+    def is_done(self, item: ObjectItem) -> bool:
+        assert item.source is not None
+        return super().is_done(item) and self.manifest.records[item.id]["source"] == file_mark(item.source.image)
 
-    def _load(self, item: ObjectItem) -> Loaded:
-        assert item.picture is not None
-        mark = file_mark(item.picture.image)
-        frame = read_image(item.picture.image)
+    def load(self, item: ObjectItem) -> Loaded:
+        assert item.source is not None
+        mark = file_mark(item.source.image)
+        frame = read_image(item.source.image)
         height, width = frame.shape[:2]
-        box = read_box(item.picture, height, width)
-        crop, drawn = Window(0, 0, height, width), (height, width)
+        box = read_box(item.source, height, width)
+        crop, size = Window(0, 0, height, width), (height, width)
         if not self.whole_frame:
-            crop, drawn = square(crop_around(box, self.context, height, width)), (self.size, self.size)
+            crop, size = square(crop_around(box, self.context, height, width)), (self.size, self.size)
         try:
-            self.model.check_size(*drawn)
+            self.model.check_size(*size)
         except GenValError as error:
-            raise GenValError(f"{item.picture.image}: {error} Leave --whole_frame out.") from error
-        image, mask = cut(frame, crop, *drawn), box_mask(box, crop, *drawn)
-        return Loaded(frame, box, crop, image, mask, {"source": mark})
+            raise GenValError(f"{item.source.image}: {error} Remove --whole_frame.") from error
+        return Loaded(frame, box, crop, cut(frame, crop, *size), box_mask(box, crop, *size), {"source": mark})
 
-    def _write(self, item: ObjectItem, loaded: Loaded, picture: np.ndarray) -> None:
+    def write_files(self, item: ObjectItem, loaded: Loaded, image: np.ndarray) -> None:
         if not self.whole_frame:
             feather = round(self.feather * loaded.box.side)
-            picture = paste_feathered(loaded.frame, picture, loaded.crop, loaded.box, feather)
-        write_png(self.folder / f"{item.id}.png", picture, noisy=True)
+            image = paste_feathered(loaded.frame, image, loaded.crop, loaded.box, feather)
+        write_png(self.folder / f"{item.id}.png", image, noisy=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class InpaintedSet:
+    """What a run of a stage did.
+
+    Attributes:
+        folder: of the images.
+        images: number of images.
+        written: images that this run inpainted.
+        retried: images that were inpainted again with another seed.
+        skipped: bad files that `skip_bad` skipped.
+    """
+
+    folder: Path
+    images: int
+    written: int
+    retried: int
+    skipped: tuple[BadFile, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectPlan:
+    """What a run will inpaint: the items, the frames to choose from, and the bad files that were skipped."""
+
+    items: list[ObjectItem]
+    frames: list[Item]
+    skipped: tuple[BadFile, ...] = ()
+
+
+def plan_object_stage(settings: ObjectSettings) -> ObjectPlan:
+    """Find the frames and plan the items.
+
+    Raises:
+        GenValError: a data set or the list of objects is missing, or the template does not contain the object.
+    """
+    check_object_template(settings.prompt_template)
+    bad: list[BadFile] | None = [] if settings.skip_bad else None
+    data_dir = find_root("Cityscapes", settings.data_dir, flag="--data_dir")
+    split = "train" if settings.from_train else "val"
+    frames = find_items("Cityscapes", split=split, root=data_dir, set_aside=bad)
+    frames = frames if bad is None else readable(frames, bad)
+    objects = settings.objects or read_objects(resolve(settings.objects_file))
+    items = plan_objects(objects, settings.num_images, settings.prompt_template, settings.seed)
+    return ObjectPlan(items[: settings.run.limit], frames, tuple(bad or ()))
+
+
+def inpaint_objects(settings: ObjectSettings, plan: ObjectPlan | None = None) -> InpaintedSet | None:
+    """Inpaint objects into frames; resume where an earlier run stopped.
+
+    Args:
+        settings: of the stage.
+        plan: of `plan_object_stage`, where it is at hand.
+
+    Returns:
+        On the first process what was done; None on the others.
+
+    Raises:
+        GenValError: an input is missing or bad, or the folder holds images of other settings.
+    """
+    plan = plan or plan_object_stage(settings)
+    placement = PlacementConfig(settings.placement, settings.smallest_box, settings.max_box, settings.context)
+    record = {
+        "frames_hash": frames_hash(plan.frames, {}),
+        "placement_rule": settings.placement,
+        "min_box": settings.smallest_box,
+        "max_box": settings.max_box,
+        "context": settings.context,
+        "size": settings.side,
+    }
+
+    def stage(folder: Path, whole: Mapping[str, Any], model: StableDiffusion, options: dict[str, Any]) -> ObjectStage:
+        return ObjectStage(folder, whole, model, settings.sampling, plan.frames, placement, settings.side, **options)
+
+    done = _run(settings, plan.items, record, (settings.side, settings.side), stage)
+    return done and dataclasses.replace(done, skipped=plan.skipped)
+
+
+def plan_refinement_stage(settings: RefinementSettings) -> list[ObjectItem]:
+    """Find the images to refine.
+
+    Raises:
+        GenValError: an image or its box is missing, or the template does not contain the object.
+    """
+    check_object_template(settings.prompt_template)
+    folder = resolve(settings.images_dir)
+    images = find_object_pictures(folder, folder, settings.objects, maker="ood_objects/sd_inpaint.py")
+    return plan_refinements(images, settings.prompt_template, settings.seed)[: settings.run.limit]
+
+
+def refine_objects(settings: RefinementSettings, items: Sequence[ObjectItem] | None = None) -> InpaintedSet | None:
+    """Refine inpainted objects; resume where an earlier run stopped.
+
+    Args:
+        settings: of the stage.
+        items: of `plan_refinement_stage`, where they are at hand.
+
+    Returns:
+        On the first process what was done; None on the others.
+
+    Raises:
+        GenValError: an input is missing or bad, or the folder holds images of other settings.
+    """
+    items = plan_refinement_stage(settings) if items is None else items
+    record = {
+        "whole_frame": settings.whole_frame,
+        "context": settings.context,
+        "feather": settings.feather,
+        "size": settings.side,
+    }
+    size = (settings.side, settings.side)
+    if settings.whole_frame and items[0].source is not None:
+        size = frame_size(items[0].source)
+
+    def stage(
+        folder: Path, whole: Mapping[str, Any], model: StableDiffusion, options: dict[str, Any]
+    ) -> RefinementStage:
+        return RefinementStage(
+            folder,
+            whole,
+            model,
+            settings.sampling,
+            settings.side,
+            context=settings.context,
+            feather=settings.feather,
+            whole_frame=settings.whole_frame,
+            **options,
+        )
+
+    return _run(settings, items, record, size, stage)
+
+
+def _run(
+    settings: InpaintingStageSettings,
+    items: Sequence[ObjectItem],
+    own_record: Mapping[str, Any],
+    size: tuple[int, int],
+    make_stage: Callable[[Path, Mapping[str, Any], StableDiffusion, dict[str, Any]], InpaintingStage],
+) -> InpaintedSet | None:
+    """Load the model, make the stage, and run it.
+
+    Args:
+        own_record: what decides about the images in this stage alone.
+        size: height and width that the model inpaints.
+        make_stage: from the folder, the whole record, the model and further options of `InpaintingStage`.
+    """
+    fabric = launch_fabric(settings.device)
+    precision = choose_precision(settings.device.precision, fabric.device)
+    model = load_inpainting(settings.inpainting_model_name, fabric.device, locked_dtype(precision))
+    batch_size = settings.batch_size or default_batch_size(fabric.device, *size)
+    config, per_process = settings.sampling, len(items) // fabric.world_size
+    # Every line of the manifest holds these, and resuming with different ones is refused. The keys are those of the
+    # first release.
+    record = {
+        "run_seed": settings.seed,
+        "model_hash": checkpoint_hash(find_base(settings.inpainting_model_name)),
+        **own_record,
+        "precision": precision,
+        "sampler": config.sampler,
+        "steps": config.steps,
+        "guidance_scale": config.guidance_scale,
+        "strength": config.denoising_strength,
+        "negative_prompt": settings.negative_prompt,
+    }
+    options = {
+        "batch_size": batch_size,
+        "negative_prompt": settings.negative_prompt,
+        "compiled": choose_compiling(settings.compile, fabric.device, per_process, batch_size, *size, config.taken),
+        "settings": {**flatten(settings), **record},
+    }
+    stage = make_stage(resolve(settings.output_dir), record, model, options)
+    report = run_stage(
+        stage,
+        items,
+        fabric=fabric,
+        batch_size=batch_size,
+        num_workers=settings.num_workers,
+        overwrite=settings.run.overwrite,
+    )
+    if not fabric.is_global_zero:
+        return None
+    return InpaintedSet(stage.folder, len(items), report.written, stage.retried(items))

@@ -11,7 +11,6 @@ Pictures larger than a model was trained for are made of overlapping windows (Ba
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,41 +23,13 @@ from genval.diffusion.models.hints import encode_hint, read_encoding
 from genval.diffusion.models.pipelines import StableDiffusion, to_uint8
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.windows import Window, blend_weights, windows
+from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 
-SAMPLERS = ("ddim", "dpm++", "unipc", "lcm")
-LARGE = ("direct", "tiled", "upscaled")
 # No pixel of a failed picture is brighter than this.
 _BLACK = 8
 _RETRIES = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How pictures are sampled; the defaults are the published ones."""
-
-    steps: int = 25
-    guidance_scale: float = 8.0  # 1 or less is off
-    strength: float = 1.0  # factor on all of the ControlNet's residuals
-    # "ddim", eta 0; "dpm++", DPM-Solver++ 2M, and "unipc" for 10 to 15 steps; "lcm" for 4 to 8 with such a LoRA
-    sampler: str = "ddim"
-    # "direct", the whole picture at once; "tiled", of windows; "upscaled", small first, then windows drawn over it
-    large: str = "direct"
-    tile: int = 512  # side of a window, or the shorter side of the small picture, in pixels
-    upscale_strength: float = 0.4  # how much of the noise is put back on the enlarged picture, 0..1
-
-    def __post_init__(self) -> None:
-        for flag, value, known in (("sampler", self.sampler, SAMPLERS), ("large", self.large, LARGE)):
-            if value not in known:
-                raise GenValError(f"--{flag}: expected one of {', '.join(known)}, found {value}.")
-        for flag, number in (("guidance_scale", self.guidance_scale), ("strength", self.strength)):
-            if not math.isfinite(number):
-                raise GenValError(f"--{flag}: expected a finite number, found {number}.")
-        if self.steps < 1:
-            raise GenValError(f"--ddim_steps: expected a number above 0, found {self.steps}.")
-        if not 0 < self.upscale_strength <= 1:
-            raise GenValError(f"--upscale_strength: expected a number above 0, up to 1, found {self.upscale_strength}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +154,7 @@ def make_denoiser(
         base.vae.enable_tiling()
     elif compiled:
         compile_decoder(base)
-    return Denoiser(base, controlnet, config.strength, config.guidance_scale, compiled, graphed)
+    return Denoiser(base, controlnet, config.control_scale, config.guidance_scale, compiled, graphed)
 
 
 def compile_decoder(base: StableDiffusion) -> None:
@@ -311,7 +282,7 @@ def _denoise(
     if clean is None:
         latents = _noise(base, batch.seeds, *batch.masks.shape[1:]) * scheduler.init_noise_sigma
     else:
-        first = min(len(timesteps) - 1, round(len(timesteps) * (1 - config.upscale_strength)))
+        first = min(len(timesteps) - 1, round(len(timesteps) * (1 - config.upscale_denoising_strength)))
         timesteps = timesteps[first:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)

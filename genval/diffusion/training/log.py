@@ -15,7 +15,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from genval.diffusion.models.controlnet import save_controlnet
 from genval.diffusion.models.pipelines import move
 from genval.diffusion.pairs import FramedPair, Pair, load_framed
-from genval.diffusion.sampling.generation import SamplingConfig, generate
+from genval.diffusion.sampling.generation import generate
+from genval.diffusion.settings import SamplingConfig
 from genval.evaluation.inference import predict
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.segmentation import labelled_classes, mean_iou, plain

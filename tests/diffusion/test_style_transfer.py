@@ -8,21 +8,20 @@ import torch
 from diffusion_world import HEIGHT, WIDTH
 
 from genval.artifacts.manifest import Manifest
+from genval.artifacts.stage import run_stage
 from genval.datasets.captions import read_captions
 from genval.datasets.items import BadFile, Item, find_items
 from genval.diffusion import style_transfer as transfer_module
 from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.prompts import find_domain
-from genval.diffusion.sampling.generation import SamplingConfig
+from genval.diffusion.sampling.stage import choose_compiling, default_batch_size
+from genval.diffusion.settings import SamplingConfig, StyleTransferSettings
 from genval.diffusion.style_transfer import (
     Transfer,
-    TransferRun,
+    TransferStage,
     caption_frames,
-    choose_compiling,
-    default_batch_size,
-    draw_transfers,
-    prepare_folder,
+    choose_transfers,
     whole_width,
 )
 from genval.runtime.errors import GenValError
@@ -41,13 +40,13 @@ TEMPLATE = "{caption}, {domain}"
 
 
 def test_draws_are_seeded_with_replacement_and_shared_by_domains() -> None:
-    fog = draw_transfers(frames(4), CAPTIONS, find_domain("fog"), 20, 1, TEMPLATE)
-    assert fog == draw_transfers(frames(4), CAPTIONS, find_domain("fog"), 20, 1, TEMPLATE)
+    fog = choose_transfers(frames(4), CAPTIONS, find_domain("fog"), 20, 1, TEMPLATE)
+    assert fog == choose_transfers(frames(4), CAPTIONS, find_domain("fog"), 20, 1, TEMPLATE)
     assert len({t.source.id for t in fog}) == 4 and len({t.id for t in fog}) == len({t.seed for t in fog}) == 20
-    night = draw_transfers(frames(4), CAPTIONS, find_domain("night"), 20, 1, TEMPLATE)
+    night = choose_transfers(frames(4), CAPTIONS, find_domain("night"), 20, 1, TEMPLATE)
     assert [t.source for t in fog] == [t.source for t in night] and fog[0].seed != night[0].seed
-    assert fog[:5] == draw_transfers(frames(4), CAPTIONS, find_domain("fog"), 5, 1, TEMPLATE)
-    other = draw_transfers(frames(4), CAPTIONS, find_domain("fog"), 20, 2, TEMPLATE)
+    assert fog[:5] == choose_transfers(frames(4), CAPTIONS, find_domain("fog"), 5, 1, TEMPLATE)
+    other = choose_transfers(frames(4), CAPTIONS, find_domain("fog"), 20, 2, TEMPLATE)
     assert [t.source for t in fog] != [t.source for t in other]
     first = fog[0]
     assert first.id == f"fog_0_{first.source.id}" and first.prompt == f"caption {first.source.id[1:]}, in fog"
@@ -55,7 +54,7 @@ def test_draws_are_seeded_with_replacement_and_shared_by_domains() -> None:
 
 def test_each_frame_at_most_once() -> None:
     def draw(count: int) -> list[Transfer]:
-        return draw_transfers(frames(6), CAPTIONS, find_domain("fog"), count, 1, TEMPLATE, replacement=False)
+        return choose_transfers(frames(6), CAPTIONS, find_domain("fog"), count, 1, TEMPLATE, replacement=False)
 
     assert len({t.source.id for t in draw(6)}) == 6 and draw(6)[:4] == draw(4)
     with pytest.raises(GenValError, match="7 images need as many frames, found 6"):
@@ -65,23 +64,23 @@ def test_each_frame_at_most_once() -> None:
 def test_phrasings_of_a_domain_are_shared_out_by_seed(tmp_path: Path) -> None:
     (tmp_path / "smoke.txt").write_text("in thick smoke\n\nwith smoke everywhere\n")
     domain = find_domain("smoke", prompt_file=str(tmp_path / "smoke.txt"))
-    drawn = draw_transfers(frames(4), CAPTIONS, domain, 40, 1, TEMPLATE)
+    drawn = choose_transfers(frames(4), CAPTIONS, domain, 40, 1, TEMPLATE)
     endings = [t.prompt.partition(", ")[2] for t in drawn]
     assert set(endings) == {"in thick smoke", "with smoke everywhere"} and 10 < endings.count("in thick smoke") < 30
-    assert drawn == draw_transfers(frames(4), CAPTIONS, domain, 40, 1, TEMPLATE)
+    assert drawn == choose_transfers(frames(4), CAPTIONS, domain, 40, 1, TEMPLATE)
 
 
-def test_a_drawn_frame_without_a_caption_is_named_or_set_aside(tmp_path: Path) -> None:
+def test_a_drawn_frame_without_a_caption_is_named_or_skipped(tmp_path: Path) -> None:
     file = tmp_path / "c.jsonl"
     file.write_text('{"image": "a/n1_leftImg8bit.png", "text": "a street"}\n')
     items, captions = caption_frames(frames(3), file)
     with pytest.raises(GenValError, match=r"No caption for leftImg8bit/val/c/n[02]_leftImg8bit.png.*--skip_bad"):
-        draw_transfers(items, captions, find_domain("fog"), 9, 1, TEMPLATE)
+        choose_transfers(items, captions, find_domain("fog"), 9, 1, TEMPLATE)
     bad: list[BadFile] = []
     items, captions = caption_frames(frames(3), file, bad)
     assert [item.id for item in items] == ["n1"] and [one.id for one in bad] == ["n0", "n2"]
     assert str(file) in bad[0].reason
-    assert {t.prompt for t in draw_transfers(items, captions, find_domain("fog"), 9, 1, TEMPLATE)} == {
+    assert {t.prompt for t in choose_transfers(items, captions, find_domain("fog"), 9, 1, TEMPLATE)} == {
         "a street, in fog"
     }
 
@@ -89,13 +88,13 @@ def test_a_drawn_frame_without_a_caption_is_named_or_set_aside(tmp_path: Path) -
 @pytest.mark.parametrize(("caption", "prompt"), [("a road", "a road, in fog"), ("", "in fog")])
 def test_one_caption_for_all_or_none(caption: str, prompt: str) -> None:
     items, captions = caption_frames(frames(3), caption)
-    assert {t.prompt for t in draw_transfers(items, captions, find_domain("fog"), 5, 1, TEMPLATE)} == {prompt}
+    assert {t.prompt for t in choose_transfers(items, captions, find_domain("fog"), 5, 1, TEMPLATE)} == {prompt}
 
 
 def test_draws_need_a_sound_template() -> None:
     for template in ("{weather}", "{caption}", "{domain", "{caption.x}, {domain}"):
         with pytest.raises(GenValError, match="--prompt_template"):
-            draw_transfers(frames(1), CAPTIONS, find_domain("fog"), 1, 1, template)
+            choose_transfers(frames(1), CAPTIONS, find_domain("fog"), 1, 1, template)
 
 
 def test_kernels_are_generated_where_they_save_time() -> None:
@@ -111,27 +110,12 @@ def test_the_whole_frame_s_width(city_folder: Path) -> None:
     assert whole_width(find_items("Cityscapes", root=city_folder)[0], 512) == 1024
 
 
-def test_a_folder_is_only_gone_on_with_under_the_same_settings(tmp_path: Path) -> None:
-    folder = tmp_path / "fog"
-    prepare_folder(folder, {"seed": 1, "batch_size": 4}, ["seed"], False)
-    (folder / "leftImg8bit").mkdir()
-    (folder / "leftImg8bit/.x.png.7.part").touch()
-    prepare_folder(folder, {"seed": 1, "batch_size": 2}, ["seed"], False)
-    assert not list(folder.rglob("*.part"))
-    with pytest.raises(GenValError, match=r"seed 1 \(now 2\).*--overwrite"):
-        prepare_folder(folder, {"seed": 2}, ["seed"], False)
-    prepare_folder(folder, {"seed": 2}, ["seed"], True)
-    assert not (folder / "leftImg8bit").exists()
-    (folder / "settings.json").unlink()
-    (folder / "gtFine").mkdir()
-    with pytest.raises(GenValError, match=r"no settings\.json"):
-        prepare_folder(folder, {"seed": 2}, ["seed"], False)
-
-
-def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
-    (tmp_path / "fog").touch()
-    with pytest.raises(GenValError, match="is a file"):
-        prepare_folder(tmp_path / "fog", {}, [], False)
+def test_a_domain_or_a_prompt_is_required() -> None:
+    for both in ({}, {"domain": "fog", "prompt": "in fog"}):
+        with pytest.raises(GenValError, match="one of --domain and --prompt"):
+            StyleTransferSettings(**both)
+    assert StyleTransferSettings(domain="fog", no_captions=True).fixed_caption == ""
+    assert StyleTransferSettings(domain="fog").fixed_caption is None
 
 
 class World:
@@ -140,15 +124,24 @@ class World:
         self.controlnet = load_controlnet(controlnet_folder, self.base).eval()
         items = find_items("Cityscapes", root=city)
         captions = read_captions(city / "training/val.jsonl")
-        self.transfers = draw_transfers(items, captions, find_domain("fog"), 7, 0, TEMPLATE)
+        self.transfers = choose_transfers(items, captions, find_domain("fog"), 7, 0, TEMPLATE)
 
-    def run(self, folder: Path) -> TransferRun:
-        return TransferRun(folder, self.base, self.controlnet, SamplingConfig(2, 3.0), HEIGHT, WIDTH)
+    def stage(self, folder: Path, batch_size: int = 3, record: dict[str, Any] | None = None) -> TransferStage:
+        return TransferStage(
+            folder,
+            record or {"run_seed": 0},
+            self.base,
+            self.controlnet,
+            SamplingConfig(2, 3.0),
+            height=HEIGHT,
+            width=WIDTH,
+            batch_size=batch_size,
+            settings={"seed": 0},
+        )
 
-    def make(self, folder: Path, batch_size: int = 3, transfers: list[Transfer] | None = None) -> int:
-        made = self.run(folder).make(transfers or self.transfers, batch_size)
-        Manifest(folder).finish([t.id for t in self.transfers])
-        return made
+    def make(self, folder: Path, batch_size: int = 3, fabric: Any = None) -> int:
+        stage = self.stage(folder, batch_size)
+        return run_stage(stage, self.transfers, batch_size=batch_size, num_workers=2, fabric=fabric).written
 
 
 @pytest.fixture(scope="module")
@@ -187,14 +180,13 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(world: World, tmp_path: Path, k
     lines = (part / "manifest.jsonl").read_bytes().splitlines(keepends=True)
     (part / "manifest.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
     for transfer in world.transfers[kept:]:
-        for file in list(world.run(part).files(transfer).values())[2 if transfer is world.transfers[kept] else 0 :]:
+        for file in list(world.stage(part).files(transfer).values())[2 if transfer is world.transfers[kept] else 0 :]:
             (part / file).unlink()
-    unchanged = part / next(iter(contents(part)))
-    before = unchanged.stat().st_mtime_ns
-    made = world.make(part)
-    assert made == 7 - kept // 3 * 3
+    finished = [part / file for t in world.transfers[:kept] for file in world.stage(part).files(t).values()]
+    before = [file.stat().st_mtime_ns for file in finished]
+    assert world.make(part) == 7 - kept
     assert contents(part) == whole
-    assert unchanged.name == "manifest.jsonl" or unchanged.stat().st_mtime_ns == before
+    assert [file.stat().st_mtime_ns for file in finished] == before
 
 
 def test_finished_runs_compute_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,18 +196,35 @@ def test_finished_runs_compute_nothing(world: World, tmp_path: Path, monkeypatch
 
 
 def test_processes_share_the_batches(world: World, tmp_path: Path) -> None:
+    class First:  # of two processes, without communication
+        global_rank, world_size, is_global_zero = 0, 2, True
+
+        def broadcast(self, value: Any, source: int) -> Any:
+            return value if source == 0 or value is None else (0, ())
+
     world.make(tmp_path / "one")
-    made = [world.run(tmp_path / "two").make(world.transfers, 3, rank, 2) for rank in range(2)]
-    assert made == [4, 3]
-    Manifest(tmp_path / "two").finish([t.id for t in world.transfers])
+    assert world.make(tmp_path / "two", fabric=First()) == 4
+    assert world.make(tmp_path / "two") == 3
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_images_of_other_settings_are_refused(world: World, tmp_path: Path) -> None:
+    run_stage(world.stage(tmp_path), world.transfers[:3], batch_size=3)
+    with pytest.raises(GenValError, match=r"run_seed 0 \(now 1\).*--overwrite"):
+        run_stage(world.stage(tmp_path, record={"run_seed": 1}), world.transfers[3:], batch_size=3)
+    run_stage(world.stage(tmp_path, record={"run_seed": 1}), world.transfers[3:4], batch_size=3, overwrite=True)
+    assert list(Manifest(tmp_path).records) == [world.transfers[3].id]
+    assert len(list((tmp_path / "leftImg8bit").rglob("*.png"))) == 1
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(GenValError, match=r"no settings\.json: it was not written by style_transfer\.py"):
+        run_stage(world.stage(tmp_path), world.transfers, batch_size=3)
 
 
 def test_another_batch_size_changes_rounding_only(world: World, tmp_path: Path) -> None:
     world.make(tmp_path / "three", 3)
     world.make(tmp_path / "one", 1)
     for transfer in world.transfers:
-        file = world.run(tmp_path).files(transfer)["image"]
+        file = world.stage(tmp_path).files(transfer)["image"]
         one, three = (read_image(tmp_path / folder / file).astype(int) for folder in ("one", "three"))
         assert np.abs(one - three).max() <= 1
 

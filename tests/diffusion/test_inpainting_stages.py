@@ -10,26 +10,29 @@ import numpy as np
 import pytest
 import torch
 
+from genval.artifacts.stage import run_stage
 from genval.datasets.items import find_items
 from genval.datasets.ood_objects import Box, find_object_pictures, object_folder
 from genval.datasets.placement import PlacementConfig
-from genval.diffusion.inpainting import stages as inpainting_run
-from genval.diffusion.inpainting.model import InpaintingConfig, load_inpainting
+from genval.diffusion.inpainting import stages as inpainting_stages
+from genval.diffusion.inpainting.model import load_inpainting
 from genval.diffusion.inpainting.stages import (
+    InpaintingStage,
     ObjectItem,
-    ObjectRun,
-    RefinementRun,
-    check_folder,
+    ObjectStage,
+    RefinementStage,
     plan_objects,
     plan_refinements,
 )
 from genval.diffusion.models.pipelines import StableDiffusion
 from genval.diffusion.sampling.pieces import Pieces
+from genval.diffusion.settings import InpaintingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_mask
 
 TEMPLATE = "A photo of {article} {object}"
 NAMES = ["lion", "elephant", "../x"]
+SHARED: dict[str, Any] = {"batch_size": 4, "settings": {"seed": 0}}
 RECORD = {"run_seed": 0, "steps": 1}
 
 
@@ -38,21 +41,30 @@ def model(inpainting_folder: Path) -> StableDiffusion:
     return load_inpainting(inpainting_folder)
 
 
-def object_run(folder: Path, model: StableDiffusion, city: Path, **settings: Any) -> ObjectRun:
+def object_stage(folder: Path, model: StableDiffusion, city: Path, **settings: Any) -> ObjectStage:
     frames = find_items("Cityscapes", root=city)
-    config = settings.pop("config", InpaintingConfig(1, 1.0))
-    return ObjectRun(folder, model, config, RECORD, frames, PlacementConfig(**settings), 16)
+    config, record = InpaintingConfig(1, 1.0), settings.pop("record", RECORD)
+    placement = PlacementConfig(**settings)
+    return ObjectStage(folder, record, model, config, frames, placement, 16, **SHARED)
+
+
+def make(stage: InpaintingStage, items: list[ObjectItem], batch_size: int = 4, **options: Any) -> int:
+    return run_stage(stage, items, batch_size=batch_size, num_workers=2, **options).written
 
 
 @pytest.fixture(scope="module")
 def drawn(model: StableDiffusion, city_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn") / "with_positions"
-    object_run(folder, model, city_folder).make(plan_objects(NAMES, 3, TEMPLATE, 0), 4, workers=1)
+    make(object_stage(folder, model, city_folder), plan_objects(NAMES, 3, TEMPLATE, 0), 4)
     return folder
 
 
 def contents(folder: Path, manifest: bool = False) -> dict[str, bytes]:
-    files = [file for file in folder.rglob("*") if file.is_file() and (manifest or file.suffix != ".jsonl")]
+    files = [
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and (manifest or file.suffix != ".jsonl") and file.name != "settings.json"
+    ]
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
@@ -98,28 +110,21 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
 ) -> None:
     folder, items = tmp_path / "again", plan_objects(NAMES, 3, TEMPLATE, 0)
-    object_run(folder, model, city_folder).make(items[:4], 4, workers=1)
+    make(object_stage(folder, model, city_folder), items[:4], 4)
     (folder / "lion/1_pos.json").unlink()
     (folder / "lion/2.png").unlink()
-    run = object_run(folder, model, city_folder)
-    assert run.make(items, 4, workers=2) == 7
+    run = object_stage(folder, model, city_folder)
+    assert make(run, items, 4) == 7
     assert contents(folder) == contents(drawn)
-    assert run.make(items, 4) == 0
-    assert run.make(items[:2], 4, overwrite=True) == 2
+    assert make(run, items, 4) == 0
+    assert make(run, items[:2], 4, overwrite=True) == 2
     assert contents(folder).keys() == contents(drawn).keys()
-
-
-def test_processes_share_all_batches(drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path) -> None:
-    """Three objects of three over two processes: none is dropped."""
-    items = plan_objects(NAMES, 3, TEMPLATE, 0)
-    made = [object_run(tmp_path, model, city_folder).make(items, 4, 1, rank, 2) for rank in range(2)]
-    assert made == [5, 4] and contents(tmp_path) == contents(drawn)
 
 
 def test_another_batch_size_changes_rounding_alone(
     drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
 ) -> None:
-    object_run(tmp_path, model, city_folder).make(plan_objects(NAMES, 3, TEMPLATE, 0), 2)
+    make(object_stage(tmp_path, model, city_folder), plan_objects(NAMES, 3, TEMPLATE, 0), 2)
     for name in contents(drawn):
         if name.endswith("_gt.png") or name.endswith(".json"):
             assert (tmp_path / name).read_bytes() == (drawn / name).read_bytes()
@@ -131,23 +136,23 @@ def test_another_batch_size_changes_rounding_alone(
 def test_memory_that_is_full_makes_batches_smaller(
     drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = inpainting_run.inpaint
+    real = inpainting_stages.inpaint
 
     def small(denoiser: Any, batch: Any, *others: Any) -> Any:
         if len(batch) > 2:
             raise torch.OutOfMemoryError
         return real(denoiser, batch, *others)
 
-    monkeypatch.setattr(inpainting_run, "inpaint", small)
-    run = object_run(tmp_path, model, city_folder)
-    assert run.make(plan_objects(["lion"], 3, TEMPLATE, 0), 3) == 3
-    assert run._pieces is not None and run._pieces.rows == 1
+    monkeypatch.setattr(inpainting_stages, "inpaint", small)
+    run = object_stage(tmp_path, model, city_folder)
+    assert make(run, plan_objects(["lion"], 3, TEMPLATE, 0), 3) == 3
+    assert run._pieces.rows == 2
     with pytest.raises(GenValError, match="does not fit into the device's memory"):
         Pieces(2).compute(2, lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()), lambda: None)
 
 
-def refinement(folder: Path, model: StableDiffusion, **settings: Any) -> RefinementRun:
-    return RefinementRun(folder, model, InpaintingConfig(3, 1.0, 0.65), RECORD, 16, **settings)
+def refinement(folder: Path, model: StableDiffusion, **settings: Any) -> RefinementStage:
+    return RefinementStage(folder, RECORD, model, InpaintingConfig(3, 1.0, 0.65), 16, **SHARED, **settings)
 
 
 def refinements(drawn: Path) -> list[ObjectItem]:
@@ -157,7 +162,7 @@ def refinements(drawn: Path) -> list[ObjectItem]:
 def test_refinement_touches_the_crop_alone(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
     items = refinements(drawn)
     assert items[0].prompt == "elephant" and not {item.seed for item in items} & {line["seed"] for line in lines(drawn)}
-    assert refinement(tmp_path, model).make(items, 4, workers=1) == 9
+    assert make(refinement(tmp_path, model), items, 4) == 9
     for line in lines(tmp_path):
         before, after = read_image(drawn / line["image"]), read_image(tmp_path / line["image"])
         changed = np.any(before != after, axis=-1)
@@ -166,20 +171,20 @@ def test_refinement_touches_the_crop_alone(drawn: Path, model: StableDiffusion, 
         assert crop["height"] == crop["width"] == min(32, int(1.5 * box["side"]))
         changed[crop["top"] : crop["top"] + crop["height"], crop["left"] : crop["left"] + crop["width"]] = False
         assert not changed.any()
-    assert refinement(tmp_path, model).make(items, 4) == 0
+    assert make(refinement(tmp_path, model), items, 4) == 0
 
 
 def test_a_picture_that_was_drawn_anew_is_refined_anew(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "drawn")
     items = refinements(tmp_path / "drawn")
-    refinement(tmp_path / "refined", model).make(items, 4)
+    make(refinement(tmp_path / "refined", model), items, 4)
     file = tmp_path / "drawn" / f"{items[0].id}.png"
     cv2.imwrite(str(file), 255 - cv2.imread(str(file)))
-    assert refinement(tmp_path / "refined", model).make(items, 4) == 1
+    assert make(refinement(tmp_path / "refined", model), items, 4) == 1
 
 
 def test_the_published_refinement_draws_the_whole_frame(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
-    refinement(tmp_path, model, whole_frame=True).make(refinements(drawn)[:2], 2)
+    make(refinement(tmp_path, model, whole_frame=True), refinements(drawn)[:2], 2)
     for line in lines(tmp_path):
         before, after = read_image(drawn / line["image"]), read_image(tmp_path / line["image"])
         assert after.shape == before.shape and np.any(before != after, axis=-1).mean() > 0.9
@@ -192,10 +197,10 @@ def test_whole_frames_of_other_sizes_are_refused(drawn: Path, model: StableDiffu
     file = tmp_path / "drawn" / f"{items[0].id}.png"
     cv2.imwrite(str(file), cv2.resize(cv2.imread(str(file)), (80, 48)))
     with pytest.raises(GenValError, match=r"several sizes .*64x32, 80x48.*--whole_frame"):
-        refinement(tmp_path / "refined", model, whole_frame=True).make(items, 2)
+        make(refinement(tmp_path / "refined", model, whole_frame=True), items, 2)
     cv2.imwrite(str(file), cv2.resize(cv2.imread(str(file)), (66, 34)))
     with pytest.raises(GenValError, match=r"0\.png: .*multiples of 8, found 34x66.*--whole_frame"):
-        refinement(tmp_path / "refined", model, whole_frame=True).make(items, 2)
+        make(refinement(tmp_path / "refined", model, whole_frame=True), items, 2)
 
 
 @pytest.mark.parametrize("settings", [{"context": 0.5}, {"feather": -1.0}, {"feather": float("nan")}])
@@ -214,36 +219,45 @@ def test_bad_input_is_an_error_and_writes_nothing(
     for file in (tmp_path / "city/gtFine/val").rglob("*.png"):
         cv2.imwrite(str(file), np.zeros((8, 8), np.uint8))
     with pytest.raises(GenValError, match=r"is 64x32 but its mask .* is 8x8"):
-        object_run(tmp_path / "out", model, tmp_path / "city").make(plan_objects(NAMES, 1, TEMPLATE, 0), 2)
+        make(object_stage(tmp_path / "out", model, tmp_path / "city"), plan_objects(NAMES, 1, TEMPLATE, 0), 2)
     for file in (tmp_path / "city").rglob("*/val/*/*.png"):
         cv2.imwrite(str(file), np.zeros((32, 20) if file.parts[-4] == "gtFine" else (32, 20, 3), np.uint8))
     with pytest.raises(GenValError, match="too small for a crop of 24 pixels"):
-        object_run(tmp_path / "out", model, tmp_path / "city").make(plan_objects(NAMES, 1, TEMPLATE, 0), 2)
+        make(object_stage(tmp_path / "out", model, tmp_path / "city"), plan_objects(NAMES, 1, TEMPLATE, 0), 2)
     mask.write_bytes(b"no mask")
     assert not list((tmp_path / "out").rglob("*.png"))
     shutil.copytree(drawn, tmp_path / "drawn")
     items = refinements(tmp_path / "drawn")
-    assert items[0].picture is not None
-    place = {f"{items[0].picture.number}.png": {"pos_mask": [30, 0], "size_mask": 8}}
-    items[0].picture.position.write_text(json.dumps(place))
+    assert items[0].source is not None
+    place = {f"{items[0].source.number}.png": {"pos_mask": [30, 0], "size_mask": 8}}
+    items[0].source.position.write_text(json.dumps(place))
     with pytest.raises(GenValError, match="is not inside"):
-        refinement(tmp_path / "refined", model).make(items, 4)
+        make(refinement(tmp_path / "refined", model), items, 4)
     assert not list((tmp_path / "refined").rglob("*.png"))
 
 
-def test_pictures_of_other_settings_are_not_gone_on_with(drawn: Path, tmp_path: Path) -> None:
+def test_images_of_other_settings_are_refused(
+    drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
+) -> None:
     shutil.copytree(drawn, tmp_path / "drawn")
-    folder, items = tmp_path / "drawn", plan_objects(NAMES, 4, TEMPLATE, 0)
-    with pytest.raises(GenValError, match=r"holds pictures but no settings\.json: it was not made by sd_inpaint\.py"):
-        check_folder(folder, items, RECORD, "sd_inpaint.py", False)
+    folder, items = tmp_path / "drawn", plan_objects(NAMES, 3, TEMPLATE, 0)
+
+    def stage(record: dict[str, Any] = RECORD) -> ObjectStage:
+        return object_stage(folder, model, city_folder, record=record)
+
+    (folder / "settings.json").unlink()
+    with pytest.raises(GenValError, match=r"holds images but no settings\.json: it was not written by sd_inpaint\.py"):
+        make(stage(), items)
     (folder / "settings.json").write_text("{}")
-    check_folder(folder, items, RECORD, "sd_inpaint.py", False)
-    with pytest.raises(GenValError, match=r"lion/0\.png was made with steps 1 \(now 2\)\. Give --overwrite"):
-        check_folder(folder, items, {**RECORD, "steps": 2}, "sd_inpaint.py", False)
+    assert make(stage(), items) == 0
+    with pytest.raises(GenValError, match=r"lion/0, which was made with steps 1 \(now 2\)\. Give --overwrite"):
+        make(stage({**RECORD, "steps": 2}), items)
     other = plan_objects(["lion"], 1, "{object} at night", 0)
     with pytest.raises(GenValError, match="prompt A photo of a lion"):
-        check_folder(folder, other, RECORD, "sd_inpaint.py", False)
-    check_folder(folder, other, {"steps": 3}, "sd_inpaint.py", True)
+        make(stage(), other)
+    # Other objects may have other settings; wanted ones are computed again.
+    assert make(stage({"steps": 3}), plan_objects(["zebra"], 1, TEMPLATE, 0)) == 1
+    assert make(stage({"steps": 3}), other, overwrite=True) == 1
     (tmp_path / "file").write_text("")
     with pytest.raises(GenValError, match="is a file"):
-        check_folder(tmp_path / "file", items, RECORD, "sd_inpaint.py", False)
+        make(object_stage(tmp_path / "file", model, city_folder), items)

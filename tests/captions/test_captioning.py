@@ -1,4 +1,4 @@
-"""Captions of many pictures: resumed to the same lines, damaged pictures set aside, files of captions filtered."""
+"""Captions of many images: resumed to the same lines, damaged images skipped, files of captions filtered."""
 
 import json
 
@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from genval.captions.captioning import CaptionRun, gather, refilter, write_training_list
+from genval.artifacts.stage import run_stage
+from genval.captions.captioning import CaptionStage, gather, refilter, write_training_list
 from genval.captions.filter import CaptionFilter
 from genval.captions.interrogator import Description
 from genval.captions.sources import Source, match_sources
@@ -32,6 +33,11 @@ class BrightnessInterrogator:
         return [Description("a street", f"{value} of {len(pictures)}, in the rain", 0.25) for value in pictures]
 
 
+def caption(folder, interrogator, sources, record=RECORD, **options):
+    """Caption in batches of three; returns the engine's report."""
+    return run_stage(CaptionStage(folder, interrogator, record), sources, batch_size=3, num_workers=2, **options)
+
+
 @pytest.fixture
 def sources(tmp_path):
     made = []
@@ -45,8 +51,7 @@ def sources(tmp_path):
 
 def test_a_stopped_run_goes_on_to_the_same_lines(sources, tmp_path):
     def lines(folder, interrogator, **options):
-        run = CaptionRun(tmp_path / folder, interrogator, RECORD)
-        return run.make(sources, 3, workers=2, **options)
+        return caption(tmp_path / folder, interrogator, sources, **options).written
 
     assert lines("whole", BrightnessInterrogator()) == 7
     with pytest.raises(KeyboardInterrupt):
@@ -63,22 +68,17 @@ def test_a_stopped_run_goes_on_to_the_same_lines(sources, tmp_path):
     assert lines("halves", again, overwrite=True) == 7
 
 
-def test_two_processes_share_the_batches(sources, tmp_path):
-    for rank in (0, 1):
-        CaptionRun(tmp_path / "two", BrightnessInterrogator(), RECORD).make(sources, 3, rank=rank, world_size=2)
-    CaptionRun(tmp_path / "one", BrightnessInterrogator(), RECORD).make(sources, 3)
-    assert len(list((tmp_path / "two").glob("manifest*.jsonl"))) == 2
-    results = [gather(tmp_path / name, sources, RECORD, CaptionFilter(["rain"])) for name in ("two", "one")]
-    assert results[0] == results[1]
-    captions, report = results[0]
+def test_texts_are_filtered_in_the_order_of_the_images(sources, tmp_path):
+    caption(tmp_path, BrightnessInterrogator(), sources)
+    captions, report = gather(tmp_path, sources, RECORD, CaptionFilter(["rain"]))
     assert list(captions) == [source.key for source in sources] and captions["pictures/6.png"] == "60 of 1"
     assert report == {"changed": 7, "emptied": [], "dropped": {"rain": 7}}
 
 
 def test_lines_of_other_settings_are_made_again(sources, tmp_path):
-    CaptionRun(tmp_path / "out", BrightnessInterrogator(), RECORD).make(sources, 3)
+    caption(tmp_path / "out", BrightnessInterrogator(), sources)
     other = {**RECORD, "mode": "best"}
-    assert CaptionRun(tmp_path / "out", BrightnessInterrogator(), other).make(sources[:3], 3) == 3
+    assert caption(tmp_path / "out", BrightnessInterrogator(), sources[:3], other).written == 3
     captions, _ = gather(tmp_path / "out", sources, other, CaptionFilter([]))
     assert len(captions) == 3  # a line of the other mode is no caption of this run
 
@@ -86,11 +86,10 @@ def test_lines_of_other_settings_are_made_again(sources, tmp_path):
 def test_damaged_pictures(sources, tmp_path):
     sources[4].image.write_bytes(sources[4].image.read_bytes()[:40])
     with pytest.raises(GenValError, match="cannot be decoded"):
-        CaptionRun(tmp_path / "out", BrightnessInterrogator(), RECORD).make(sources, 3)
-    set_aside = {}
-    CaptionRun(tmp_path / "out", BrightnessInterrogator(), RECORD, set_aside).make(sources, 3)
+        caption(tmp_path / "out", BrightnessInterrogator(), sources)
+    report = caption(tmp_path / "out", BrightnessInterrogator(), sources, skip_bad=True)
     captions, _ = gather(tmp_path / "out", sources, RECORD, CaptionFilter([]))
-    assert list(set_aside) == ["pictures/4.png"] and len(captions) == 6
+    assert [one.item.key for one in report.skipped] == ["pictures/4.png"] and len(captions) == 6
 
 
 def test_training_lines(sources, tmp_path):
@@ -105,12 +104,12 @@ def test_training_lines(sources, tmp_path):
 
 def test_existing_files_are_filtered_in_their_own_form(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"x": {"1.png": "cars in the rain"}, "y": {"2.png": "cars"}}))
-    report = refilter(tmp_path / "a.json", CaptionFilter(["rain"]), tmp_path / "out/a.json")
+    _, report = refilter(tmp_path / "a.json", CaptionFilter(["rain"]), tmp_path / "out/a.json")
     assert report == {"changed": 1, "emptied": [], "dropped": {"rain": 1}}
     assert json.loads((tmp_path / "out/a.json").read_text()) == {"x": {"1.png": "cars"}, "y": {"2.png": "cars"}}
     line = {"image": "1.png", "conditioning_image": "m.png", "text": "rain", "own": 1}
     (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
-    report = refilter(tmp_path / "a.jsonl", CaptionFilter(["rain"]), tmp_path / "out/a.jsonl")
+    _, report = refilter(tmp_path / "a.jsonl", CaptionFilter(["rain"]), tmp_path / "out/a.jsonl")
     assert report["emptied"] == ["1.png"]
     assert json.loads((tmp_path / "out/a.jsonl").read_text()) == {**line, "text": ""}
 

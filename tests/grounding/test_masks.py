@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from genval.artifacts.stage import run_stage
 from genval.datasets.ood_objects import Box, find_object_pictures
 from genval.grounding.detector import Detection, load_detector
-from genval.grounding.masks import MaskRun, Thresholds, choose, quality
+from genval.grounding.masks import MaskStage, choose, quality
 from genval.grounding.outliner import load_outliner
+from genval.grounding.settings import MaskSettings
 from genval.grounding.similarity import Similarity
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
@@ -27,10 +29,10 @@ def test_quality_of_a_mask():
     assert figures == {"mask_area_ratio": 0.4, "mask_inside_box": 0.8, "mask_inside_detection": 0.5}
 
 
-@pytest.mark.parametrize("thresholds", [{"box": 1.2}, {"text": -0.1}, {"nms": float("nan")}])
-def test_thresholds_are_shares(thresholds):
-    with pytest.raises(GenValError, match=f"The {next(iter(thresholds))} threshold"):
-        Thresholds(**thresholds)
+@pytest.mark.parametrize("name", ["box_threshold", "text_threshold", "nms_threshold", "margin"])
+def test_thresholds_are_fractions(name):
+    with pytest.raises(GenValError, match=f"--{name}: expected"):
+        MaskSettings(**{name: -0.1})
 
 
 class Encoder:
@@ -68,14 +70,13 @@ def models(grounding_models):
 
 @pytest.fixture
 def make(models, object_pictures):
-    """Make what is missing, two pictures at a time; returns how many were made."""
-    pictures = find_object_pictures(object_pictures / "refined", object_pictures / "with_positions")
+    """Mask what is missing, two images per batch; returns how many were written."""
+    images = find_object_pictures(object_pictures / "refined", object_pictures / "with_positions")
 
-    def make(margin=0.0, ranks=(0,), **limits):
-        thresholds = Thresholds(**limits)
-        record = {**vars(thresholds), "margin": margin}
-        run = MaskRun(object_pictures / "masks", *models, thresholds, record, margin)
-        return sum(run.make(pictures, 2, 2, rank, len(ranks)) for rank in ranks)
+    def make(**settings):
+        record = {"box": 0.25, **settings}
+        stage = MaskStage(object_pictures / "masks", *models, MaskSettings(**settings), record)
+        return run_stage(stage, images, batch_size=2, num_workers=2).written
 
     return make
 
@@ -97,35 +98,25 @@ def test_a_run_goes_on_where_it_stopped(make, object_pictures):
     assert masks(object_pictures) == expected
 
 
-def test_two_processes_give_what_one_gives(make, object_pictures):
-    assert make() == 6
-    expected = masks(object_pictures)
-    for path in (object_pictures / "masks").rglob("*"):
-        if path.is_file():
-            path.unlink()
-    assert make(ranks=(0, 1)) == 6
-    assert masks(object_pictures) == expected
-
-
 def test_other_settings_and_other_pictures_are_seen(make, object_pictures):
     make()
-    assert make(text=0.3) == 6
-    assert make(text=0.3, margin=0.2) == 6
+    assert make(text_threshold=0.3) == 6
+    assert make(text_threshold=0.3, margin=0.2) == 6
     write_png(object_pictures / "refined" / "lion" / "0.png", np.full((80, 160, 3), 90, dtype=np.uint8))
-    assert make(text=0.3, margin=0.2) == 1
+    assert make(text_threshold=0.3, margin=0.2) == 1
 
 
 def test_only_finding_nothing_becomes_a_text(make, object_pictures):
-    make(box=1.0)
+    make(box_threshold=1.0)
     written = masks(object_pictures)
     assert len(written) == 6
     assert written["lion/0_mask.txt"] == b"No detection of 'lion' is above the box threshold 1.0.\n"
-    make(text=1.0)
+    make(text_threshold=1.0)
     assert b"detections names 'lion' above the text threshold 1.0" in masks(object_pictures)["lion/0_mask.txt"]
     # Found with other thresholds, the texts make way for masks.
-    make(text=0.0)
+    make(text_threshold=0.0)
     assert {name.rpartition(".")[2] for name in masks(object_pictures)} == {"png"}
-    make(box=1.0)
+    make(box_threshold=1.0)
     assert {name.rpartition(".")[2] for name in masks(object_pictures)} == {"txt"}
 
 
@@ -137,5 +128,5 @@ def test_any_other_failure_is_an_error_and_no_text(make, models, object_pictures
     place = {"write": "genval.grounding.masks.write_png", "outline": "genval.grounding.outliner.Outliner.outline"}
     monkeypatch.setattr(place[failure], fail)
     with pytest.raises(GenValError, match="No space left"):
-        make(text=0.0)
+        make(text_threshold=0.0)
     assert not masks(object_pictures)

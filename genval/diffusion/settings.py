@@ -1,0 +1,258 @@
+"""Settings of sampling and of the stages that generate images. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag, group
+from genval.runtime.settings import (
+    Compile,
+    DeviceSettings,
+    RunSettings,
+    comma_list,
+    num_workers_flag,
+    positive_int,
+    seed_flag,
+    skip_bad_flag,
+)
+
+INPAINTING_MODEL = "stable-diffusion-v1-5/stable-diffusion-inpainting"
+INPAINTING_MODEL_XL = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"
+
+
+SAMPLERS = ("ddim", "dpm++", "unipc", "lcm")
+INPAINTING_SAMPLERS = ("ddim", "dpm++", "unipc")
+LARGE = ("direct", "tiled", "upscaled")
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise GenValError(f"--{name}: expected one of {', '.join(known)}, found {value}.")
+
+
+def _check_finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise GenValError(f"--{name}: expected a finite number, found {value}.")
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise GenValError(f"--steps: expected a number above 0, found {steps}.")
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise GenValError(f"--{name}: expected a number above 0, up to 1, found {value}.")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How images are sampled with a ControlNet; the defaults are the published ones."""
+
+    steps: int = flag(25, "sampling steps, of any sampler", type=positive_int)
+    guidance_scale: float = flag(8.0, "classifier-free guidance scale (1 disables it)")
+    control_scale: float = flag(1.0, "factor on all residuals of the ControlNet")
+    # eta of DDIM is 0; dpm++ is DPM-Solver++ 2M
+    sampler: str = flag(
+        "ddim", "dpm++ and unipc need 10 to 15 steps, lcm 4 to 8 with a LoRA that was trained for it", choices=SAMPLERS
+    )
+    large: str = flag(
+        "direct",
+        "images larger than the model was trained for: direct, the whole image at once; tiled, of overlapping windows; "
+        "upscaled, generated small, then enlarged and denoised again in windows",
+        choices=LARGE,
+    )
+    tile: int = flag(512, "side of a window, or shorter side of the small image, in pixels", type=positive_int)
+    upscale_denoising_strength: float = flag(0.4, "fraction of the noise that is added to the enlarged image, 0 to 1")
+
+    def __post_init__(self) -> None:
+        _check_choice("sampler", self.sampler, SAMPLERS)
+        _check_choice("large", self.large, LARGE)
+        _check_finite("guidance_scale", self.guidance_scale)
+        _check_finite("control_scale", self.control_scale)
+        _check_steps(self.steps)
+        _check_fraction("upscale_denoising_strength", self.upscale_denoising_strength)
+
+
+@dataclass(frozen=True)
+class InpaintingConfig:
+    """How a masked part is inpainted; the defaults are those of the published `sd_inpaint.py`."""
+
+    steps: int = flag(50, "steps of a whole denoising; --denoising_strength times as many are taken", type=positive_int)
+    guidance_scale: float = flag(15.0, "classifier-free guidance scale (1 disables it)")
+    denoising_strength: float = flag(
+        1.0, "1 starts from noise alone; less starts from the image under as much noise, above 0, up to 1"
+    )
+    sampler: str = flag("ddim", "dpm++ and unipc need 10 to 15 steps", choices=INPAINTING_SAMPLERS)
+
+    def __post_init__(self) -> None:
+        _check_choice("sampler", self.sampler, INPAINTING_SAMPLERS)
+        _check_finite("guidance_scale", self.guidance_scale)
+        _check_steps(self.steps)
+        _check_fraction("denoising_strength", self.denoising_strength)
+        if self.taken < 1:
+            raise GenValError(
+                f"--denoising_strength {self.denoising_strength} of --steps {self.steps} leaves no step. "
+                "Increase one of them."
+            )
+
+    @property
+    def taken(self) -> int:
+        """The steps that are taken, as diffusers counts them: 32 for 50 steps and a strength of 0.65."""
+        return int(self.steps * self.denoising_strength)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleTransferSettings:
+    """Settings of ControlNet/style_transfer.py."""
+
+    domain: str | None = flag(
+        None,
+        "fog, night, rain, snow, india (path_dicts.DOMAINS), or a text such as 'thick smoke'",
+        title="what to generate",
+        exclusive="domain",
+    )
+    prompt: str | None = flag(None, "a text used verbatim, even if it resembles a known domain", exclusive="domain")
+    prompt_file: str | None = flag(
+        None, "a file with one phrasing of the domain per line, such as 'in dense fog'; each image takes one"
+    )
+    num_samples: int = flag(512, "number of images", type=positive_int)
+    without_replacement: bool = flag(False, "choose each frame at most once")
+    data_dir: str | None = flag(None, "folder of Cityscapes (default: its place in path_dicts.py)")
+    from_train: bool = flag(False, "choose frames of the training set")
+    captions: str | None = flag(
+        None, ".jsonl of pairs or .json of clip_int.py (default: the published places)", exclusive="captions"
+    )
+    caption: str | None = flag(None, "one caption for every frame", exclusive="captions")
+    no_captions: bool = flag(False, "prompts without captions: the domain alone", exclusive="captions")
+    prompt_template: str = flag("{caption}, {domain}", "how a prompt is composed")
+    negative_prompt: str = flag("", "the prompt that guidance leads away from")
+
+    base: str | None = flag(
+        None, "Stable Diffusion model (default: the one in the ControlNet's file, else 1.5)", title="models"
+    )
+    controlnet: str = flag("checkpoints/controlnet_cs", "folder of train.py, or .ckpt file")
+    lora: str | None = flag(
+        None, "a LoRA of the base's UNet, file or folder; --sampler lcm needs one that was trained for it"
+    )
+
+    sampling: SamplingConfig = group(SamplingConfig, "sampling")
+
+    frame: Literal["crop", "whole"] = flag("crop", "whole: the width follows from the height", title="size")
+    height: int = flag(512, "height of the images in pixels", type=positive_int)
+    width: int = flag(512, "width of the images in pixels", type=positive_int)
+
+    output_dir: str = flag(
+        "images/style_transfer", "folder in which the domain's folder is made", title="input and output"
+    )
+    skip_bad: bool = skip_bad_flag()
+    seed: int = seed_flag()
+    num_workers: int = num_workers_flag()
+
+    run: RunSettings = group(RunSettings, "run")
+    device: DeviceSettings = group(DeviceSettings, "device")
+
+    batch_size: int | None = flag(
+        None, "images or windows per batch (default: 32 on a GPU, 4 on a CPU)", title="speed", type=positive_int
+    )
+    compile: Compile = flag("auto", "compile the denoiser; auto: where that saves time", bare="on")
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.domain is None) == (self.prompt is None):
+            raise GenValError("Expected one of --domain and --prompt. Give --domain fog, for example.")
+
+    @property
+    def fixed_caption(self) -> str | None:
+        """The caption of every frame, "" for none, or None where captions come from a file."""
+        return "" if self.no_captions else self.caption
+
+    @property
+    def base_model(self) -> str:
+        """The base model: as given, or the one that belongs to the ControlNet."""
+        from genval.diffusion.models.controlnet import default_base
+
+        return self.base or str(default_base(self.controlnet))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintingStageSettings:
+    """What ood_objects/sd_inpaint.py and ood_objects/refine_gen_images.py have in common."""
+
+    inpainting_model: str | None = flag(
+        None, f"hub name, folder or original .ckpt (default: {INPAINTING_MODEL})", title="model"
+    )
+    sdxl: bool = flag(False, f"use {INPAINTING_MODEL_XL}, which inpaints 1024 pixels")
+    size: int | None = flag(
+        None,
+        "side in pixels of the square that the model inpaints (default: 512; with --sdxl: 1024)",
+        type=positive_int,
+    )
+    negative_prompt: str = flag("", "the prompt that guidance leads away from")
+    sampling: InpaintingConfig = group(InpaintingConfig, "sampling")
+    output_dir: str = flag("images/ood_objects/with_positions", "folder of the images", title="input and output")
+    seed: int = seed_flag()
+    num_workers: int = num_workers_flag()
+    run: RunSettings = group(RunSettings, "run")
+    device: DeviceSettings = group(DeviceSettings, "device")
+    batch_size: int | None = flag(
+        None, "images per batch (default: 32 on a GPU, 4 on a CPU)", title="speed", type=positive_int
+    )
+    compile: Compile = flag("auto", "compile the denoiser; auto: where that saves time", bare="on")
+    preset: str | None = None
+
+    @property
+    def inpainting_model_name(self) -> str:
+        """The inpainting model: as given, or the default of its kind."""
+        return self.inpainting_model or (INPAINTING_MODEL_XL if self.sdxl else INPAINTING_MODEL)
+
+    @property
+    def side(self) -> int:
+        """The side of the square that the model inpaints, in pixels."""
+        return self.size or (1024 if self.sdxl else 512)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectSettings(InpaintingStageSettings):
+    """Settings of ood_objects/sd_inpaint.py. Sizes of boxes are for frames of 1024 rows, and scale with the frame."""
+
+    objects: tuple[str, ...] | None = flag(
+        None, "names of objects, instead of the list", type=comma_list, title="objects"
+    )
+    objects_file: str = flag("ood_objects/objects.txt", "a list with one object per line")
+    num_images: int = flag(512, "images per object", type=positive_int)
+    prompt_template: str = flag("A photo of {article} {object}", "{article} is 'a' or 'an'")
+    data_dir: str | None = flag(None, "folder of Cityscapes (default: its place in path_dicts.py)", title="frames")
+    from_train: bool = flag(False, "inpaint into frames of the training set")
+    placement: Literal["published", "road"] = flag(
+        "published",
+        "published: anywhere below the top quarter; road: standing on road or sidewalk, smaller with distance",
+    )
+    min_box: int | None = flag(None, "smallest side of a box in pixels (default: 256; road: 96)", type=positive_int)
+    max_box: int = flag(512, "largest side of a box in pixels", type=positive_int)
+    context: float = flag(1.5, "side of the crop that the model sees, as a multiple of the box's side")
+    skip_bad: bool = skip_bad_flag()
+
+    @property
+    def smallest_box(self) -> int:
+        """The smallest side of a box in pixels."""
+        return self.min_box or (96 if self.placement == "road" else 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinementSettings(InpaintingStageSettings):
+    """Settings of ood_objects/refine_gen_images.py."""
+
+    sampling: InpaintingConfig = group(InpaintingConfig, "sampling", guidance_scale=7.5, denoising_strength=0.65)
+    images_dir: str = flag("images/ood_objects/with_positions", "images and boxes to refine", title="images")
+    objects: tuple[str, ...] | None = flag(
+        None, "only these objects, by name or folder (default: all in the folder)", type=comma_list
+    )
+    prompt_template: str = flag("{object}", "may contain {article}, which is 'a' or 'an'")
+    whole_frame: bool = flag(False, "inpaint the whole frame at its own size, as published")
+    context: float = flag(1.5, "side of the crop that the model sees, as a multiple of the box's side")
+    feather: float = flag(0.125, "width of the seam, as a fraction of the box's side")
+    output_dir: str = flag("images/ood_objects/refined", "folder of the images")
