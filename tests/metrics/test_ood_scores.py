@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published_metrics import sklearn_ood_metrics
+from reference_metrics import GOLDEN, sklearn_ood_metrics
 
 from genval.metrics.ood_scores import (
     OOD_METRICS,
@@ -30,9 +30,6 @@ from genval.metrics.ood_scores import (
 )
 from genval.results.ood_blocks import PUBLISHED_KEYS
 from genval.runtime.errors import GenValError
-from genval.runtime.paths import REPO_ROOT
-
-GOLDEN = REPO_ROOT.parent / "shared/golden"
 
 
 def pixel_metrics(scores, objects):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_metrics import GOLDEN
 
 from genval.metrics.calibration import top1_metrics
 from genval.metrics.temperature import (
@@ -21,9 +22,6 @@ from genval.metrics.temperature import (
     search_per_class,
 )
 from genval.runtime.errors import GenValError
-from genval.runtime.paths import REPO_ROOT
-
-GOLDEN = REPO_ROOT.parent / "shared/golden"
 
 
 @st.composite

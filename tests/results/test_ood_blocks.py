@@ -5,7 +5,7 @@ import resource
 
 import numpy as np
 import pytest
-from published_metrics import sklearn_ood_metrics
+from reference_metrics import sklearn_ood_metrics
 
 from genval.metrics.ood_pooling import COARSE, poisson_weights
 from genval.metrics.ood_scores import SCORE_LEVELS
