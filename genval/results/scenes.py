@@ -364,7 +364,7 @@ def read_statistics(path: Path) -> np.ndarray:
     """
     matrix = np.asarray(_read_counts(path)["confusion_matrix"])
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.dtype.kind != "i" or matrix.min() < 0:
-        raise GenValError(f"{path} has no confusion matrix. Delete it and run relis/eval.py again.")
+        raise GenValError(f"{path} holds no confusion matrix. Delete it and run relis/eval.py again.")
     return matrix
 
 
@@ -465,7 +465,7 @@ def list_models(root: Path) -> list[str]:
 def _read_counts(path: Path) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict) or "confusion_matrix" not in value:
-        raise GenValError(f"{path} has no confusion matrix. Delete it and run relis/eval.py again.")
+        raise GenValError(f"{path} holds no confusion matrix. Delete it and run relis/eval.py again.")
     return value
 
 

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from reference_metrics import cases, same, single_pixels
 
-from genval.evaluation.inference import launch_batch, sample_pixels
 from genval.metrics.calibration import top1_metrics
 from genval.metrics.ranking import auroc, counts_by_score
 from genval.metrics.reliability import reliability_bounds, reliability_metrics
@@ -114,24 +113,3 @@ def test_invalid_logits_and_labels_are_refused():
         measure(torch.zeros(3, 2, 2), labels + 3)
     with pytest.raises(GenValError, match=r"found \(3, 2, 2\) and \(4,\)"):
         measure(torch.zeros(3, 2, 2), labels.flatten())
-
-
-def test_a_sample_is_seeded_and_leaves_the_confusion_matrix_whole():
-    sample = sample_pixels(48, 10, 0, "a")
-    assert len(set(sample.tolist())) == 10 and (np.diff(sample) > 0).all() and sample.max() < 48
-    assert sample.tolist() != sample_pixels(48, 10, 0, "b").tolist() != sample_pixels(48, 10, 1, "b").tolist()
-    assert sample_pixels(48, -1, 0, "a").tolist() == sample_pixels(48, 99, 0, "a").tolist() == list(range(48))
-
-    logits = torch.randn(1, 19, 6, 8, generator=torch.manual_seed(1))
-    segmenter = type("Fake", (), {"name": "fake", "__call__": staticmethod(lambda images, size: logits)})()
-    labels = np.random.default_rng(0).integers(0, 19, (1, 6, 8)).astype(np.uint8)
-    images = np.zeros((1, 6, 8, 3), np.uint8)
-    (whole,) = launch_batch(segmenter, images, labels, ["a"], torch.device("cpu"))()
-    (part,) = launch_batch(segmenter, images, labels, ["a"], torch.device("cpu"), [sample], [sample], half=True)()
-    assert (part.statistics.confusion == whole.statistics.confusion).all() and whole.logits is None
-    assert part.statistics.bins.sum() == 10 and whole.statistics.bins.sum() == 48
-    assert part.logits.dtype == np.float16 and (part.logits == logits[0].flatten(1).T[sample].half().numpy()).all()
-    assert (part.prediction == whole.prediction).all()
-    logits[0, 3, 0, next(i for i in range(8) if i not in sample)] = math.nan  # predicted, though not measured
-    with pytest.raises(GenValError, match="fake gives NaN or infinite logits for a"):
-        launch_batch(segmenter, images, labels, ["a"], torch.device("cpu"), [sample])()

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from genval.evaluation.inference import predict
 from genval.metrics.statistics import measure
 from genval.results import scenes as results_module
 from genval.results.scenes import (
@@ -109,35 +108,3 @@ def test_damaged_statistics_are_refused(scene, damage):
     path.write_text(damage)
     with pytest.raises(GenValError, match=r"statistics/x\.json"):
         results_module.read_statistics(path)
-
-
-def segmenter(logits):
-    callable_ = lambda images, size: logits.expand(len(images), -1, *size)  # noqa: E731
-    return type("Fake", (), {"name": "fake", "__call__": staticmethod(callable_)})()
-
-
-def test_predict_takes_the_largest_logit():
-    logits = torch.arange(19.0).view(1, 19, 1, 1).roll(3, 1)
-    predictions = predict(segmenter(logits), np.zeros((2, 4, 5, 3), np.uint8), ["a", "b"], torch.device("cpu"))
-    assert predictions.dtype == np.uint8 and predictions.shape == (2, 4, 5) and (predictions == 2).all()
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_predict_refuses_what_is_no_number(value):
-    class Second:
-        name = "fake"
-
-        def __call__(self, images, size):
-            logits = torch.zeros(2, 19, *size)
-            logits[1, :, 0, 0] = value
-            return logits
-
-    with pytest.raises(GenValError, match=r"fake gives NaN or infinite logits for b\.png"):
-        predict(Second(), np.zeros((2, 4, 5, 3), np.uint8), ["a.png", "b.png"], torch.device("cpu"))
-
-
-def test_one_nan_class_is_enough_to_refuse():
-    logits = torch.zeros(1, 19, 1, 1)
-    logits[0, 7] = float("nan")
-    with pytest.raises(GenValError, match="NaN"):
-        predict(segmenter(logits), np.zeros((1, 2, 2, 3), np.uint8), ["a"], torch.device("cpu"))
