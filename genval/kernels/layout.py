@@ -24,7 +24,7 @@ FIRST_CONFIDENCE_KEY = (127 + _SMALLEST_ODDS) << CONFIDENCE_MANTISSA_BITS
 LOWEST_LOGIT = -40.0
 """Logits further below the pixel's largest logit count as this far below it, where confidences are counted."""
 SUMS = ("nll", "brier", "entropy_right", "entropy_wrong", "squared_entropy")
-"""Sums over pixels beside the counts of confidences; in nats where they are of a likelihood or an entropy."""
+"""Further sums over pixels; in nats where they are of a likelihood or an entropy."""
 
 SCORES = ("entropy", "confidence", "logits", "energy")
 """The anomaly scores that need nothing but a pixel's logits, in the order in which they are counted."""
