@@ -44,7 +44,7 @@ def draw(classes, *shape):
 
 @pytest.mark.parametrize("classes, shape", [(19, (2, 33, 40)), (3, (1, 1024)), (1, (1, 7)), (150, (1, 5))])
 @pytest.mark.parametrize("standardise", [False, True])
-def test_same_as_measuring_one_image_after_the_other(classes, shape, standardise):
+def test_a_batch_equals_single_images(classes, shape, standardise):
     logits, kinds = draw(classes, *shape)
     standard = None
     if standardise:
@@ -73,14 +73,14 @@ def test_moments_of_any_layout_and_scores_that_are_not_finite():
         run(logits * 1e30, kinds, (moments[:, 0], moments[:, 1] * 1e-30))
 
 
-def test_what_does_not_fit_is_refused():
+def test_shapes_that_do_not_match_are_refused():
     logits, kinds = draw(5, 2, 9)
     for z, y in ((logits, kinds[:, :4]), (logits, kinds[:1])):
         with pytest.raises(GenValError, match="do not fit"):
             run(z, y)
 
 
-def test_without_keeping_no_scores_are_given():
+def test_scores_are_returned_only_if_asked_for():
     logits, kinds = draw(5, 1, 9)
     assert run(logits, kinds)[1] is None
 

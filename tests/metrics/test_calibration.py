@@ -1,6 +1,5 @@
 """Calibration errors against plain references and the published numbers."""
 
-import json
 import math
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from reference_metrics import (
-    GOLDEN,
     cases,
     same,
     single_pixels,
@@ -20,14 +18,6 @@ from genval.metrics.calibration import BINS, adaptive_ece, bin_index, classwise_
 from genval.metrics.reliability import reliability_metrics
 from genval.metrics.statistics import PixelStatistics, measure
 from genval.runtime.errors import GenValError
-
-
-@pytest.fixture(scope="module")
-def golden():
-    if not (GOLDEN / "metrics.npz").exists():
-        pytest.skip("../shared/golden is not here")
-    with np.load(GOLDEN / "metrics.npz") as arrays:
-        return dict(arrays), json.loads((GOLDEN / "metrics.json").read_text())
 
 
 def test_bin_edges_belong_to_the_lower_bin():

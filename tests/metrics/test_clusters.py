@@ -43,7 +43,7 @@ def test_soft_shares_are_inverse_distances():
     assert one.weights(np.array([[1.5], [9.0]])).tolist() == [[1.0], [1.0]]
 
 
-def test_what_cannot_be_clustered_is_refused():
+def test_invalid_features_are_refused():
     with pytest.raises(GenValError, match="3 clusters need as many images, found 2"):
         fit_clusters(np.zeros((2, 4)), 3)
     with pytest.raises(GenValError, match="finite"):

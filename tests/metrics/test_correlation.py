@@ -52,7 +52,7 @@ def test_the_interval_covers_the_correlation_at_its_nominal_rate():
     assert math.isnan(pearson_interval(0.9, 3)[0])
 
 
-def test_agreement_leaves_missing_pairs_out_and_is_fit_for_json():
+def test_agreement_skips_pairs_with_nan_and_is_ready_for_json():
     values = agreement([1.0, 2.0, 4.0, math.nan], [2.0, 3.0, 5.0, 9.0])
     assert values == {"pairs": 3, "pearson_r": pytest.approx(1.0), "low": None, "high": None, "mean_difference": -1.0}
     assert agreement([], [])["mean_difference"] is None

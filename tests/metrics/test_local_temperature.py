@@ -48,8 +48,8 @@ def test_the_tree_is_that_of_the_paper():
         leaves = plain_convolution(network.leaves, below, row, column)
         a, b, c, d = (1 / (1 + math.exp(-v)) for v in plain_convolution(network.forks, below, row, column).tolist())
         tree = c * (a * leaves[0] + (1 - a) * leaves[1]) + (1 - c) * (b * leaves[2] + (1 - b) * leaves[3])
-        of_image = plain_convolution(network.image, images[1].double() / 127.5 - 1, row, column)[0]
-        factor = float(d * tree + (1 - d) * of_image)
+        image_branch = plain_convolution(network.image, images[1].double() / 127.5 - 1, row, column)[0]
+        factor = float(d * tree + (1 - d) * image_branch)
         expected = 1.7 * math.exp(3 * math.tanh(factor / 3))
         assert float(found[1, row, column]) == pytest.approx(expected, rel=1e-4)
 
@@ -62,7 +62,7 @@ def test_training_starts_at_the_single_temperature():
         LocalTemperature(5, 0.0)
 
 
-def test_temperatures_are_positive_local_and_blind_to_a_shift_of_the_logits():
+def test_temperatures_are_positive_local_and_invariant_to_a_shift_of_the_logits():
     logits, images = inputs(height=24, width=24)
     network = random_network()
     with torch.no_grad():

@@ -53,7 +53,7 @@ def test_components_are_those_of_the_definition(seed, sizes):
     assert np.sort(components.ppv) == pytest.approx(np.sort(ppv))
 
 
-def test_one_prediction_over_two_objects_is_not_held_against_either():
+def test_one_prediction_over_two_objects_does_not_count_against_either():
     kinds, found = np.zeros((10, 20), np.uint8), np.zeros((10, 20), bool)
     kinds[2:8, 2:8] = kinds[2:8, 10:16] = 1
     found[2:8, 2:16] = True
@@ -73,7 +73,7 @@ def test_f1_is_the_mean_over_the_thresholds_of_all_images_together():
     assert tuple(np.linspace(0.25, 0.75, 11).round(2)) == THRESHOLDS
 
 
-def test_nothing_found_and_nothing_there():
+def test_no_predicted_component_and_no_object():
     empty, kinds = np.zeros((9, 9), bool), np.zeros((9, 9), np.uint8)
     nothing = component_metrics(measure_components(empty, kinds, Sizes(1, 1)).sums())
     assert all(math.isnan(value) for value in nothing.values())

@@ -25,7 +25,7 @@ def draw_images(number=6, scores=2):
     return levels, values
 
 
-def test_a_draw_is_a_set_with_each_image_as_often_as_its_weight_says():
+def test_a_draw_counts_each_image_as_often_as_its_weight():
     levels, values = draw_images()
     bootstrap = PoissonBootstrap(2, 3, draws=50, seed=7)
     bootstrap.update(IDS[:4], levels[:4], values[:4])

@@ -1,6 +1,5 @@
 """Anomaly scores and their metrics against the published numbers, scikit-learn and plain references."""
 
-import json
 import math
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_metrics import GOLDEN, sklearn_ood_metrics
+from reference_metrics import sklearn_ood_metrics
 
 from genval.metrics.ood_scores import (
     OOD_METRICS,
@@ -46,10 +45,8 @@ def draw_logits(seed=0, size=(48, 96), classes=19):
     return logits.scatter_add(0, torch.randint(0, classes, size, generator=generator)[None], strength[None]), kinds
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden numbers are not available")
-def test_the_published_numbers_of_each_image():
-    expected_by_image = json.loads((GOLDEN / "metrics.json").read_text())["ood_per_image"]
-    logits = np.load(GOLDEN / "metrics.npz")["ood_logits"]
+def test_the_published_numbers_of_each_image(golden):
+    expected_by_image, logits = golden[1]["ood_per_image"], golden[0]["ood_logits"]
     for published, values in zip(expected_by_image, logits, strict=True):
         row, column, height, width = published["mask_box_yxhw"]
         kinds = torch.zeros(values.shape[1:], dtype=torch.uint8)
@@ -173,7 +170,7 @@ def test_an_image_without_object_or_background_has_no_metrics():
     assert all(math.isnan(value) for value in exact_metrics(np.zeros(3, np.float32), np.zeros(0, np.float32)).values())
 
 
-def test_bad_logits_and_masks_never_become_a_number():
+def test_bad_logits_and_masks_are_refused():
     logits, kinds = draw_logits()
     for value in (math.nan, math.inf):
         bad = logits.clone()

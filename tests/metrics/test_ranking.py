@@ -1,24 +1,15 @@
 """Rankings from counts against plain references, scikit-learn and the published numbers."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference_metrics import GOLDEN, same, slow_aupr, slow_auroc, slow_fpr, slow_prr, softmax
+from reference_metrics import same, slow_aupr, slow_auroc, slow_fpr, slow_prr, softmax
 
 from genval.metrics.ranking import aupr, auroc, counts_by_score, fpr_at_tpr, prediction_rejection_ratio
 from genval.runtime.errors import GenValError
-
-
-@pytest.fixture(scope="module")
-def golden():
-    if not (GOLDEN / "metrics.npz").exists():
-        pytest.skip("../shared/golden is not here")
-    with np.load(GOLDEN / "metrics.npz") as arrays:
-        return dict(arrays), json.loads((GOLDEN / "metrics.json").read_text())
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=25))

@@ -1,6 +1,5 @@
 """IoU and accuracy against plain references and the published numbers."""
 
-import json
 import math
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_metrics import GOLDEN, segmentations
+from reference_metrics import segmentations
 
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.segmentation import (
@@ -89,15 +88,6 @@ def test_the_standard_error_agrees_with_resampling_one_by_one(seed):
     assert math.isnan(miou_standard_error(matrices[:1]))
 
 
-@pytest.fixture(scope="module")
-def golden():
-    if not (GOLDEN / "metrics.npz").exists():
-        pytest.skip("../shared/golden is not here")
-    arrays = np.load(GOLDEN / "metrics.npz")
-    expected = json.loads((GOLDEN / "metrics.json").read_text())["robustness"]
-    return arrays["labels"], arrays["logits"].argmax(1).astype(np.uint8), expected
-
-
 def close(value, expected):
     as_floats = [
         np.array([math.nan if v is None else v for v in np.ravel(values)], float) for values in (value, expected)
@@ -106,7 +96,8 @@ def close(value, expected):
 
 
 def test_published_metrics_of_the_data_set(golden):
-    labels, predictions, expected = golden
+    labels, predictions = golden[0]["labels"], golden[0]["logits"].argmax(1).astype(np.uint8)
+    expected = golden[1]["robustness"]
     matrix = confusion_matrix(labels, predictions)
     assert matrix.tolist() == expected["confusion_matrix_rows_are_labels"]
     close(iou_per_class(matrix), expected["iou_per_class_dataset"])
@@ -116,7 +107,8 @@ def test_published_metrics_of_the_data_set(golden):
 
 
 def test_published_metrics_of_each_image(golden):
-    labels, predictions, expected = golden
+    labels, predictions = golden[0]["labels"], golden[0]["logits"].argmax(1).astype(np.uint8)
+    expected = golden[1]["robustness"]
     for index in range(len(labels)):
         matrix = confusion_matrix(torch.from_numpy(labels[index]), torch.from_numpy(predictions[index]))
         close(iou_per_class(matrix), expected["iou_per_class_per_image"][index])

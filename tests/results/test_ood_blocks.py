@@ -47,7 +47,7 @@ def test_exact_pooled_metrics_need_few_open_files(tmp_path):
     assert 0.5 < found["auroc"] < 0.6
 
 
-def test_intervals_of_entropies_are_of_pixels_as_the_entropies_are(tmp_path):
+def test_intervals_of_entropies_are_over_pixels(tmp_path):
     results = OodResults(tmp_path, "set", "model")
     generator = np.random.default_rng(0)
     sums, pixels = generator.random((6, 2)) * 90, generator.integers(1, 400, (6, 2))
@@ -69,7 +69,7 @@ def test_intervals_of_entropies_are_of_pixels_as_the_entropies_are(tmp_path):
     assert found["rel_entropy"] == pytest.approx(tuple(np.percentile(objects / background, [2.5, 97.5])))
 
 
-def test_damaged_scores_are_an_error(tmp_path):
+def test_damaged_scores_are_refused(tmp_path):
     write_scores(tmp_path, {"entropy": [np.zeros(4, np.float32)] * 2})
     (tmp_path / "entropy_object.npy").write_bytes(b"x")
     with pytest.raises(GenValError, match=r"entropy_object\.npy is missing or damaged"):

@@ -25,7 +25,7 @@ def test_examples_in_docstrings():
     assert outcome.attempted > 0 and outcome.failed == 0
 
 
-def test_folder_names_are_safe_and_apart():
+def test_folder_names_are_safe_and_distinct():
     names = ["DLV3+ResNet18", "hf:a/b", "hf:a_b", "mmseg:/x/c.py,/y/c.pth", "..", "x" * 300, "a b"]
     folders = [folder_name(name) for name in names]
     assert folders[0] == "DLV3+ResNet18"
@@ -59,7 +59,7 @@ def statistics(labels, prediction):
     return measure(logits, torch.from_numpy(labels))[1]
 
 
-def test_an_image_is_done_when_both_its_files_exist_and_come_from_the_same_inputs(scene):
+def test_an_image_is_done_if_its_files_exist_and_have_the_same_record(scene):
     labels, prediction = np.array([[0, 1, 255]], np.uint8), np.array([[0, 0, 3]], np.uint8)
     save_image(scene, record(scene), prediction, statistics(labels, prediction))
     assert scene.is_done(record(scene))
