@@ -33,11 +33,11 @@ def main(settings: ControlNetTrainingSettings) -> None:
     from genval.diffusion.training.data import ControlNetData, EncodedFolder
     from genval.diffusion.training.log import ImageLog
     from genval.diffusion.training.module import ControlNetModule, check_optimizer
-    from genval.diffusion.training.runs import check_output, choose_precision, choose_run, make_trainer
+    from genval.diffusion.training.runs import check_output, choose_run, make_trainer, training_precision
     from genval.runtime.paths import resolve
     from genval.segmenters.registry import load_segmenter
 
-    precision = choose_precision(settings.precision, settings.accelerator)
+    precision = training_precision(settings.precision, settings.accelerator)
     config = settings.config
     check_optimizer(config.optimizer)
     torch.set_float32_matmul_precision(settings.float32_matmul)

@@ -1,6 +1,6 @@
-"""Share of pixel values that differ between two folders of PNGs of the same names: how far rounding reaches.
+"""Compare two folders of PNG files with the same names: how far rounding changes pixel values.
 
-Reads:  A and B, searched through for PNGs
+Reads:  A and B, and all their subfolders
 Writes: nothing; prints the share of changed values, of values changed by more than one level, and the largest change
 
     python benchmarks/changed_pixels.py results/batch_1 results/batch_4
@@ -8,31 +8,40 @@ Writes: nothing; prints the share of changed values, of values changed by more t
 
 from __future__ import annotations
 
-import argparse
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from genval.runtime.cli import parse, run, script_parser
-from genval.runtime.errors import GenValError
-from genval.runtime.paths import resolve
+try:
+    from genval.runtime import cli
+    from genval.runtime.errors import GenValError
+    from genval.runtime.flags import flag
+    from genval.runtime.paths import resolve
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "benchmarks/changed_pixels")
-    parser.add_argument("a", metavar="A", type=Path)
-    parser.add_argument("b", metavar="B", type=Path)
-    return parse(parser)
+@dataclass(frozen=True, kw_only=True)
+class ChangedPixelsSettings:
+    """The two folders to compare."""
+
+    a: Path = flag(help="the first folder", positional=True)
+    b: Path = flag(help="the second folder", positional=True)
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: ChangedPixelsSettings) -> None:
     from PIL import Image
 
-    a, b = resolve(args.a), resolve(args.b)
+    a, b = resolve(settings.a), resolve(settings.b)
     names = sorted(path.relative_to(a) for path in a.rglob("*.png"))
     missing = [name for name in names if not (b / name).is_file()]
     if not names or missing:
-        raise GenValError(f"Expected the same PNGs in {a} and {b}; found {len(names)}, {len(missing)} missing in {b}.")
+        raise GenValError(
+            f"Expected the same PNG files in {a} and {b}; found {len(names)} in {a}, of which {len(missing)} are "
+            f"missing in {b}."
+        )
     total = changed = beyond = largest = 0
     for name in names:
         pixels = [np.asarray(Image.open(folder / name)).astype(np.int16) for folder in (a, b)]
@@ -46,4 +55,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, ChangedPixelsSettings, "benchmarks/changed_pixels", __doc__)

@@ -1,112 +1,150 @@
-"""Time what follows the forward pass, for one image: the published procedure beside this library's, in one run.
+"""Time what follows the forward pass, for one image: the published procedure and this library, in one run.
 
-Reads:  nothing; draws labels and logits of a street scene's proportions
-Writes: nothing; prints a Markdown table of milliseconds, ratios and the largest difference of a figure
+Reads:  nothing; generates labels and logits with the proportions of a street scene
+Writes: nothing; prints a Markdown table of milliseconds, ratios and the largest difference of a metric
 
     python benchmarks/evaluation_arithmetic.py --height 1024 --width 2048
 
-Published: per-image mIoU by one bincount and accuracy by one comparison a class; ECE by 15 boolean masks over float64
-confidences, the same with boundaries interpolated from the sorted confidences, KS by sorting; misclassification by
-scikit-learn's roc_curve and two precision_recall_curve; temperature by 950 times softmax and a 15-mask ECE in float64.
-One CPU thread unless --threads says otherwise; with --device cuda this library's passes run there.
+Published: per-image mIoU by one bincount and accuracy by one comparison per class; ECE by 15 boolean masks over float64
+confidences, and again with boundaries interpolated from the sorted confidences; KS by sorting; misclassification
+detection by scikit-learn's roc_curve and two precision_recall_curve; temperature by 950 times softmax and a 15-mask ECE
+in float64. All run on one CPU thread unless --threads says otherwise; with --accelerator gpu the passes of this library
+run on the GPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import time
-from collections.abc import Callable
-from typing import Any
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from timing import HEADER, comparison_row, least_time
 
-from genval.runtime.cli import parse, positive_int, run, script_parser
+try:
+    from genval.runtime import cli
+    from genval.runtime.flags import flag
+    from genval.runtime.settings import positive_int
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from genval.metrics.statistics import PixelStatistics
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "benchmarks/evaluation_arithmetic")
-    parser.add_argument("--height", type=positive_int, default=1024, help="of the image")
-    parser.add_argument("--width", type=positive_int, default=2048, help="of the image")
-    parser.add_argument("--pixels", type=positive_int, default=20000, help="pixels of the temperature search")
-    parser.add_argument("--threads", type=positive_int, default=1, help="of the CPU")
-    parser.add_argument("--repeats", type=positive_int, default=3, help="the least time of so many is shown")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda: where this library's passes run")
-    return parse(parser)
+@dataclass(frozen=True, kw_only=True)
+class EvaluationArithmeticSettings:
+    """The size of the image, and how to time."""
+
+    height: int = flag(1024, "height of the image", type=positive_int)
+    width: int = flag(2048, "width of the image", type=positive_int)
+    pixels: int = flag(20000, "number of pixels of the temperature search", type=positive_int)
+    threads: int = flag(1, "number of CPU threads", type=positive_int)
+    repeats: int = flag(3, "the table shows the least time of this many repeats", type=positive_int)
+    accelerator: Literal["cpu", "gpu", "cuda"] = flag("cpu", "where the passes of this library run")
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: EvaluationArithmeticSettings) -> None:
+    import sklearn.metrics  # noqa: F401 - so that no timing includes the import
     import torch
 
     from genval.metrics import ranking
-    from genval.metrics.confusion import confusion_matrix
-    from genval.metrics.reliability import reliability_figures
-    from genval.metrics.segmentation import mean_iou, pixel_accuracy
-    from genval.metrics.statistics import PixelStatistics, measure
-    from genval.metrics.temperature import Pixels, search_ece
     from genval.runtime.tables import markdown_table
 
-    torch.set_num_threads(args.threads)
-    logits, labels = draw(args.height, args.width)
-    device = torch.device(args.device)
-    there = logits.to(device), labels.to(device)
+    torch.set_num_threads(settings.threads)
+    device = torch.device("cpu" if settings.accelerator == "cpu" else "cuda")
+    logits, labels = make_scene(settings.height, settings.width)
     counted = (labels != 255).numpy().ravel()
-    predictions = logits.argmax(0).to(torch.uint8)
     confidence = logits.softmax(0).amax(0).numpy().ravel()[counted]
-    right = (predictions == labels).numpy().ravel()[counted]
-    wrong = ~right
+    right = (logits.argmax(0) == labels).numpy().ravel()[counted]
+    rows = compare_metrics(logits, labels, confidence, right, settings.repeats, device)
+    rows.append(compare_temperature(logits, labels, settings.pixels, settings.repeats, device))
+    oracle = ranking.prediction_rejection_ratio(*ranking.counts_by_score(right.astype(float), right))
+    print(markdown_table(HEADER, rows, digits=2))
+    print("(*) this library also computes class-wise ECE, NLL, Brier score, PRR and entropies in this time")
+    size = f"{settings.width}x{settings.height}, {settings.threads} thread(s), {settings.accelerator}"
+    print(f"{size}; PRR of the oracle {float(oracle):.1f}")
 
-    def ours(function: Callable[[], Any]) -> tuple[float, Any]:
-        return least_time(function, args.repeats, device)
 
-    def published(function: Callable[[], Any]) -> tuple[float, Any]:
-        return least_time(function, 1, torch.device("cpu"))
+def compare_metrics(
+    logits: Tensor, labels: Tensor, confidence: np.ndarray, right: np.ndarray, repeats: int, device: torch.device
+) -> list[list[Any]]:
+    """Return the rows of robustness, calibration and misclassification detection, and of all of them from logits.
 
-    def statistics() -> PixelStatistics:
-        if device.type == "cpu":
-            return measure(*there)[1]
-        from genval.kernels.statistics import launch
+    Args:
+        logits: (C, H, W).
+        labels: uint8 (H, W).
+        confidence: of the N labelled pixels (N,).
+        right: whether they are predicted correctly, bool (N,).
+        repeats: of the functions of this library; published ones run once.
+        device: where the functions of this library run.
+    """
+    import torch
 
-        read = launch(*(tensor[None] for tensor in there))
-        torch.cuda.synchronize()
-        return next(read())[1]
+    from genval.metrics.confusion import confusion_matrix
+    from genval.metrics.reliability import reliability_metrics
+    from genval.metrics.segmentation import mean_iou, pixel_accuracy
 
-    def of_matrix() -> tuple[float, float]:
+    cpu = torch.device("cpu")
+    predictions = logits.argmax(0).to(torch.uint8)
+    on_device = logits.to(device), labels.to(device)
+    totals, hits = torch.from_numpy(1 / confidence).to(device), torch.from_numpy(right).to(device)
+
+    def from_matrix() -> tuple[float, float]:
         matrix = confusion_matrix(*(tensor.to(device) for tensor in (labels, predictions)))
         return mean_iou(matrix), pixel_accuracy(matrix) / 100
 
-    rows = []
-
-    def compare(name: str, theirs: tuple[float, Any], mine: tuple[float, Any]) -> None:
-        difference = float(np.max(np.abs(np.subtract(theirs[1], mine[1]))))
-        rows.append([name, theirs[0], mine[0], theirs[0] / mine[0], f"{difference:.1e}"])
-
-    scores = published(lambda: published_scores(labels.numpy(), predictions.numpy()))
-    compare("mIoU and accuracy", scores, ours(of_matrix))
-    totals, hits = torch.from_numpy(1 / confidence).to(device), torch.from_numpy(right).to(device)
-    calibration = published(lambda: published_calibration(confidence.astype(np.float64), right))
-    compare("ECE, adaptive ECE, KS from confidences", calibration, ours(lambda: from_counts(totals, hits)[:3]))
-    errors = published(lambda: published_ranking(confidence, wrong))
-    compare("AUROC, 2 AUPR, FPR95 from confidences", errors, ours(lambda: from_counts(totals, hits)[3:]))
-    softmax = published(lambda: (logits.softmax(0).max(0), 0)[1])
-    everything = ours(lambda: reliability_figures(statistics()))
+    scores = least_time(lambda: published_scores(labels.numpy(), predictions.numpy()), 1, cpu)
+    calibration = least_time(lambda: published_calibration(confidence.astype(np.float64), right), 1, cpu)
+    errors = least_time(lambda: published_ranking(confidence, ~right), 1, cpu)
+    softmax = least_time(lambda: (logits.softmax(0).max(0), 0)[1], 1, cpu)
+    here = least_time(lambda: reliability_metrics(measure_image(*on_device)), repeats, device)
     names = ("ece", "adaptive_ece", "ks", "auroc", "aupr_wrong", "aupr_right")
-    figures = [everything[1][name] for name in names]
-    together = scores[0] + calibration[0] + errors[0] + softmax[0], [*calibration[1], *errors[1][:3]]
-    compare("all of it from logits, with softmax and argmax (*)", together, (everything[0], figures))
+    published = scores[0] + calibration[0] + errors[0] + softmax[0], [*calibration[1], *errors[1][:3]]
+    calibration_here = least_time(lambda: from_counts(totals, hits)[:3], repeats, device)
+    errors_here = least_time(lambda: from_counts(totals, hits)[3:], repeats, device)
+    return [
+        comparison_row("mIoU and accuracy", scores, least_time(from_matrix, repeats, device)),
+        comparison_row("ECE, adaptive ECE, KS from confidences", calibration, calibration_here),
+        comparison_row("AUROC, 2 AUPR, FPR95 from confidences", errors, errors_here),
+        comparison_row(
+            "all of it from logits, with softmax and argmax (*)", published, (here[0], [here[1][n] for n in names])
+        ),
+    ]
 
-    chosen = np.random.default_rng(0).choice(labels.numel(), min(args.pixels, labels.numel()), replace=False)
+
+def compare_temperature(logits: Tensor, labels: Tensor, pixels: int, repeats: int, device: torch.device) -> list[Any]:
+    """Return the row of the temperature search on a random sample of pixels."""
+    import torch
+
+    from genval.metrics.temperature import Pixels, search_ece
+
+    chosen = np.random.default_rng(0).choice(labels.numel(), min(pixels, labels.numel()), replace=False)
     sample = logits.flatten(1)[:, chosen].T.numpy(), labels.flatten()[chosen].numpy()
-    theirs = published(lambda: published_temperature(*sample))
-    compare(f"temperature, {args.pixels} pixels", theirs, ours(lambda: search_ece(Pixels.of(*sample)).temperature))
-    oracle = ranking.prediction_rejection_ratio(*ranking.counts_by_score(right.astype(float), right))
-    print(markdown_table(["step, ms", "published", "here", "ratio", "largest difference"], rows, digits=2))
-    print("(*) here also class-wise ECE, NLL, Brier score, PRR and entropies, which the published time is without")
-    print(f"{args.width}x{args.height}, {args.threads} thread(s), {args.device}; PRR of the oracle {float(oracle):.1f}")
+    published = least_time(lambda: published_temperature(*sample), 1, torch.device("cpu"))
+    here = least_time(lambda: search_ece(Pixels.from_logits(*sample)).temperature, repeats, device)
+    return comparison_row(f"temperature, {pixels} pixels", published, here)
 
 
-def draw(height: int, width: int) -> Any:
-    """Logits (19, H, W) of a network that is right on most pixels, and labels (H, W) in patches, a tenth void."""
+def measure_image(logits: Tensor, labels: Tensor) -> PixelStatistics:
+    """Measure an image by the CPU's function, or on a GPU by the kernel."""
+    import torch
+
+    from genval.metrics.statistics import measure, measure_batch
+
+    if logits.device.type == "cpu":
+        return measure(logits, labels)[1]
+    read = measure_batch(logits[None], labels[None])
+    torch.cuda.synchronize()
+    return next(read())[1]
+
+
+def make_scene(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return logits (19, H, W) that are right on most pixels, and labels (H, W) in patches, a tenth void."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -119,24 +157,8 @@ def draw(height: int, width: int) -> Any:
     return logits, labels.to(torch.uint8)
 
 
-def least_time(function: Callable[[], Any], repeats: int, device: Any) -> tuple[float, Any]:
-    """Milliseconds of the fastest call after one to warm up, and what it returned."""
-    import torch
-
-    result, seconds = None, []
-    for _ in range(repeats + (repeats > 1)):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        result = function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 1000 * min(seconds), result
-
-
-def from_counts(totals: Any, right: Any) -> list[float]:
-    """ECE, adaptive ECE, KS, AUROC and AUPR of errors, AUPR of hits and FPR95 of errors, from counts."""
+def from_counts(totals: Tensor, right: Tensor) -> list[float]:
+    """Compute metrics from counts: ECE, adaptive ECE, KS; AUROC and AUPR of errors, AUPR of correct pixels, FPR95."""
     import torch
 
     from genval.metrics import calibration, ranking
@@ -147,17 +169,17 @@ def from_counts(totals: Any, right: Any) -> list[float]:
     pixels = levels.sum(0)[::-1]
     curve = calibration.gap_curve(hits[::-1], pixels, pixels * level_confidence()[::-1])
     errors = [
-        calibration.ece_of_bins(bins[1], bins.sum(0), sums),
+        calibration.binned_ece(bins[1], bins.sum(0), sums),
         calibration.adaptive_ece(curve, pixels),
         calibration.ks_error(curve),
     ]
-    upside_down = wrong[::-1], hits[::-1]
-    ranked = [ranking.auroc(*upside_down), ranking.aupr(*upside_down), ranking.aupr(hits, wrong)]
-    return [float(value) for value in [*errors, *ranked, ranking.fpr_at_tpr(*upside_down, interpolate=True)]]
+    ascending = wrong[::-1], hits[::-1]
+    ranked = [ranking.auroc(*ascending), ranking.aupr(*ascending), ranking.aupr(hits, wrong)]
+    return [float(value) for value in [*errors, *ranked, ranking.fpr_at_tpr(*ascending, interpolate=True)]]
 
 
 def published_scores(labels: np.ndarray, predictions: np.ndarray) -> tuple[float, float]:
-    """mIoU over present classes and accuracy of one image."""
+    """Return the mIoU over present classes and the accuracy of one image."""
     keep = labels != 255
     matrix = np.bincount(19 * labels[keep].astype(int) + predictions[keep], minlength=361).reshape(19, 19)
     with np.errstate(invalid="ignore"):
@@ -167,7 +189,7 @@ def published_scores(labels: np.ndarray, predictions: np.ndarray) -> tuple[float
 
 
 def published_calibration(confidence: np.ndarray, right: np.ndarray) -> list[float]:
-    """ECE, adaptive ECE and KS error."""
+    """Return ECE, adaptive ECE and KS error."""
 
     def masks(edges: np.ndarray) -> float:
         total = 0.0
@@ -185,17 +207,17 @@ def published_calibration(confidence: np.ndarray, right: np.ndarray) -> list[flo
 
 
 def published_ranking(confidence: np.ndarray, wrong: np.ndarray) -> list[float]:
-    """AUROC, AUPR of errors, AUPR of hits and FPR at 95 % TPR, with errors as the positive class."""
+    """Return AUROC, AUPR of errors, AUPR of correct pixels and FPR at 95 % TPR, with errors as the positive class."""
     from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
     fpr, tpr, _ = roc_curve(wrong, -confidence)
-    of_errors, of_hits = precision_recall_curve(wrong, -confidence), precision_recall_curve(~wrong, confidence)
+    curves = precision_recall_curve(wrong, -confidence), precision_recall_curve(~wrong, confidence)
     passed = fpr[np.argmax(tpr >= 0.95)]
-    return [float(auc(fpr, tpr)), *(float(auc(r, p)) for p, r, _ in (of_errors, of_hits)), float(passed)]
+    return [float(auc(fpr, tpr)), *(float(auc(r, p)) for p, r, _ in curves), float(passed)]
 
 
 def published_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature of least ECE on the grid."""
+    """Return the temperature with the lowest ECE on the grid."""
     keep = labels != 255
     logits, labels = logits[keep].astype(np.float64), labels[keep]
     right = logits.argmax(1) == labels
@@ -213,4 +235,4 @@ def published_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, EvaluationArithmeticSettings, "benchmarks/evaluation_arithmetic", __doc__)

@@ -155,9 +155,9 @@ def mask_figures(segmenter: Any, images: np.ndarray, items: list[Item], batch_si
     import numpy as np
 
     from genval.datasets import CLASSES, read_pair
-    from genval.evaluation.inference import predict
     from genval.metrics.confusion import confusion_matrix
     from genval.metrics.segmentation import mean_iou, pixel_accuracy
+    from genval.segmenters.prediction import predict
 
     matrices = []
     for i in range(0, len(items), batch_size):

@@ -1,116 +1,124 @@
-"""Time OOD detection of one image: the published procedure beside this library's, in one run.
+"""Time OOD detection for one image: the published procedure and this library, in one run.
 
-Reads:  nothing, draws logits and an object; with --segmenter the config of one of the zoo's models, random weights
-Writes: nothing; prints Markdown tables of milliseconds, ratios and the largest difference of a figure
+Reads:  nothing; generates logits and an object; with --segmenter the config of a model of the zoo, with random weights
+Writes: nothing; prints Markdown tables of milliseconds, ratios and the largest difference of a metric
 
     python benchmarks/ood_arithmetic.py --height 1024 --width 2048
-    python benchmarks/ood_arithmetic.py --device cuda --segmenter DLV3+ResNet101 --precision bf16-true
+    python benchmarks/ood_arithmetic.py --accelerator gpu --segmenter DLV3+ResNet101 --precision bf16-true
 
-Published: on all pixels scikit-learn's roc_curve and two precision_recall_curve for each of three scores; five forward
-passes an image in float32, a softmax of each on the CPU. One CPU thread unless --threads says otherwise; with --device
-cuda this library's counting, and with --segmenter both ways' forward passes, run there.
+Published: scikit-learn's roc_curve and two precision_recall_curve on all pixels, for each of three scores; five forward
+passes per image in float32, each with a softmax on the CPU. All run on one CPU thread unless --threads says otherwise.
+With --accelerator gpu the counting of this library, and with --segmenter all forward passes, run on the GPU.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from timing import HEADER, comparison_row, least_time
 
-from genval.runtime.cli import parse, positive_int, run, script_parser
+try:
+    from genval.runtime import cli
+    from genval.runtime.flags import flag
+    from genval.runtime.settings import positive_int
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "benchmarks/ood_arithmetic")
-    parser.add_argument("--height", type=positive_int, default=1024, help="of the image")
-    parser.add_argument("--width", type=positive_int, default=2048, help="of the image")
-    parser.add_argument("--threads", type=positive_int, default=1, help="of the CPU")
-    parser.add_argument("--repeats", type=positive_int, default=5, help="the least time of so many is shown")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda: where this library's passes run")
-    parser.add_argument("--segmenter", help="a name of path_dicts.ZOO: time both ways from the image on")
-    parser.add_argument("--precision", default="bf16-true", help="of this library's forward pass with --segmenter")
-    parser.add_argument("--channels_last", action="store_true", help="likewise")
-    return parse(parser)
+@dataclass(frozen=True, kw_only=True)
+class OodArithmeticSettings:
+    """The size of the image, and how to time."""
+
+    height: int = flag(1024, "height of the image", type=positive_int)
+    width: int = flag(2048, "width of the image", type=positive_int)
+    threads: int = flag(1, "number of CPU threads", type=positive_int)
+    repeats: int = flag(5, "the table shows the least time of this many repeats", type=positive_int)
+    accelerator: Literal["cpu", "gpu", "cuda"] = flag("cpu", "where the passes of this library run")
+    segmenter: str | None = flag(None, "a name of path_dicts.ZOO: also time both procedures from the image on")
+    precision: str = flag("bf16-true", "precision of this library's forward pass with --segmenter")
+    channels_last: bool = flag(False, "use the channels-last memory format in this library's forward pass")
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: OodArithmeticSettings) -> None:
+    import sklearn.metrics  # noqa: F401 - so that no timing includes the import
     import torch
 
-    from genval.metrics.ood_scores import PUBLISHED, count_scores, exact_figures, level_figures, measure_ood
+    from genval.metrics.ood_scores import PUBLISHED, count_scores, exact_metrics, level_metrics, measure_ood
     from genval.runtime.tables import markdown_table
 
-    torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    logits, kinds = draw(args.height, args.width)
-    there = logits.to(device), kinds.to(device)
+    torch.set_num_threads(settings.threads)
+    device, cpu = torch.device("cpu" if settings.accelerator == "cpu" else "cuda"), torch.device("cpu")
+    logits, kinds = make_scene(settings.height, settings.width)
     scores = measure_ood(logits, kinds)[1][: len(PUBLISHED)]
-    scores_there, flat_there = scores.to(device), kinds.flatten().to(device)
+    device_scores, device_kinds = scores.to(device), kinds.flatten().to(device)
+    device_logits, device_masks = logits.to(device), kinds.to(device)
     values, is_object = scores.numpy(), kinds.numpy().ravel() == 1
 
-    def of_levels() -> list[list[float]]:
-        return [list(level_figures(counts).values()) for counts in count_scores(scores_there, flat_there, PUBLISHED)]
+    def from_scores() -> list[list[float]]:
+        counts = count_scores(device_scores, device_kinds, PUBLISHED)
+        return [list(level_metrics(levels).values()) for levels in counts]
 
-    def of_pixels() -> list[list[float]]:
+    def from_pixels() -> list[list[float]]:
         parts = [(np.sort(score[~is_object]), np.sort(score[is_object])) for score in values]
-        return [list(exact_figures(*part).values()) for part in parts]
+        return [list(exact_metrics(*part).values()) for part in parts]
 
-    def from_logits() -> list[list[float]]:
-        if device.type == "cpu":
-            counts = measure_ood(*there)[0]
-        else:
-            from genval.kernels.ood_scores import launch
-
-            read = launch(*(tensor[None] for tensor in there))[0]
-            torch.cuda.synchronize()
-            counts = next(read())
-        return [list(level_figures(levels).values()) for levels in counts.levels[: len(PUBLISHED)]]
-
-    rows = []
-
-    def compare(name: str, theirs: tuple[float, Any], ours: tuple[float, Any]) -> None:
-        difference = float(np.max(np.abs(np.subtract(theirs[1], ours[1]))))
-        rows.append([name, theirs[0], ours[0], theirs[0] / ours[0], f"{difference:.1e}"])
-
-    cpu = torch.device("cpu")
-    figures = least_time(lambda: [published_figures(score, is_object) for score in values], 1, cpu)
+    metrics = least_time(lambda: [published_metrics(score, is_object) for score in values], 1, cpu)
     softmaxes = least_time(lambda: published_scores(logits), 1, cpu)
-    compare("figures of 3 scores, levels", figures, least_time(of_levels, args.repeats, device))
-    compare("figures of 3 scores, exact", figures, least_time(of_pixels, args.repeats, cpu))
-    together = figures[0] + softmaxes[0], figures[1]
-    compare("the same from logits, levels (*)", together, least_time(from_logits, args.repeats, device))
-    print(markdown_table(["step, ms", "published", "here", "ratio", "largest difference"], rows, digits=2))
-    print("(*) published: the softmax of five inferences; here also the energy score")
-    print(f"{args.width}x{args.height}, {args.threads} thread(s), {args.device}, least of {args.repeats}")
-    if args.segmenter:
-        print(
-            markdown_table(["image to figures, s", "published", "here", "ratio"], [end_to_end(args, device)], digits=4)
-        )
+    here = least_time(lambda: metrics_from_logits(device_logits, device_masks), settings.repeats, device)
+    rows = [
+        comparison_row("metrics of 3 scores, levels", metrics, least_time(from_scores, settings.repeats, device)),
+        comparison_row("metrics of 3 scores, exact", metrics, least_time(from_pixels, settings.repeats, cpu)),
+        comparison_row("the same from logits, levels (*)", (metrics[0] + softmaxes[0], metrics[1]), here),
+    ]
+    print(markdown_table(HEADER, rows, digits=2))
+    print("(*) published: with the softmax of five inferences; here: with the energy score")
+    size = f"{settings.width}x{settings.height}, {settings.threads} thread(s), {settings.accelerator}"
+    print(f"{size}, least of {settings.repeats}")
+    if settings.segmenter:
+        header = ["image to metrics, s", "published", "here", "ratio"]
+        print(markdown_table(header, [compare_end_to_end(settings, settings.segmenter, device)], digits=4))
 
 
-def end_to_end(args: argparse.Namespace, device: torch.device) -> list[Any]:
-    """Seconds from an image in memory to its figures: five float32 passes and scikit-learn, and one pass and levels."""
+def metrics_from_logits(logits: Tensor, kinds: Tensor) -> list[list[float]]:
+    """Compute the metrics of the published scores by the CPU's function, or on a GPU by the kernel."""
+    import torch
+
+    from genval.metrics.ood_scores import PUBLISHED, level_metrics, measure_ood, measure_ood_batch
+
+    if logits.device.type == "cpu":
+        counts = measure_ood(logits, kinds)[0]
+    else:
+        read = measure_ood_batch(logits[None], kinds[None])[0]
+        torch.cuda.synchronize()
+        counts = next(read())
+    return [list(level_metrics(levels).values()) for levels in counts.levels[: len(PUBLISHED)]]
+
+
+def compare_end_to_end(settings: OodArithmeticSettings, segmenter: str, device: torch.device) -> list[Any]:
+    """Return the row of seconds from an image to its metrics: 5 float32 passes and scikit-learn; 1 pass and levels."""
     import torch
 
     import path_dicts
-    from genval.evaluation.inference import infer, launch_ood_batch
-    from genval.metrics.ood_scores import PUBLISHED, level_figures
+    from genval.evaluation.inference import launch_ood_batch
+    from genval.metrics.ood_scores import PUBLISHED, level_metrics
     from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network
+    from genval.segmenters.prediction import infer
 
-    entry = path_dicts.ZOO[args.segmenter]
+    entry = path_dicts.ZOO[segmenter]
     slow, fast = (
-        OpenMMLabSegmenter(args.segmenter, build_network(entry["config"], entry.get("overrides")).to(device), precision)
-        for precision in ("32-true", args.precision)
+        OpenMMLabSegmenter(segmenter, build_network(entry["config"], entry.get("overrides")).to(device), precision)
+        for precision in ("32-true", settings.precision)
     )
-    image = np.random.default_rng(0).integers(0, 256, (1, args.height, args.width, 3), np.uint8)
-    kinds = draw(args.height, args.width)[1]
-    if args.channels_last:
+    image = np.random.default_rng(0).integers(0, 256, (1, settings.height, settings.width, 3), np.uint8)
+    kinds = make_scene(settings.height, settings.width)[1]
+    if settings.channels_last:
         fast.use_channels_last()
     is_object, masks = kinds.numpy().ravel() == 1, kinds[None].numpy()
 
@@ -119,18 +127,19 @@ def end_to_end(args: argparse.Namespace, device: torch.device) -> list[Any]:
             for _ in range(5):
                 logits = infer(slow, image, device)[0].cpu()
                 scores = published_scores(logits, 1)
-        return [published_figures(score, is_object) for score in scores]
+        return [published_metrics(score, is_object) for score in scores]
 
-    def ours() -> list[list[float]]:
+    def here() -> list[list[float]]:
         ((counts, _),) = launch_ood_batch(fast, image, masks, ["image"], device)()
-        return [list(level_figures(levels).values()) for levels in counts.levels[: len(PUBLISHED)]]
+        return [list(level_metrics(levels).values()) for levels in counts.levels[: len(PUBLISHED)]]
 
-    theirs, here = (least_time(way, number, device)[0] / 1000 for way, number in ((published, 2), (ours, args.repeats)))
-    return [f"{args.segmenter}, {args.precision}, {args.width}x{args.height}", theirs, here, theirs / here]
+    before = least_time(published, 2, device)[0] / 1000
+    after = least_time(here, settings.repeats, device)[0] / 1000
+    return [f"{segmenter}, {settings.precision}, {settings.width}x{settings.height}", before, after, before / after]
 
 
-def draw(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Logits (19, H, W) of a network that is less sure of an object of a 16th of the image, and its mask (H, W)."""
+def make_scene(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return logits (19, H, W) that are less confident on an object of a 16th of the image, and its mask (H, W)."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -145,43 +154,22 @@ def draw(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def published_scores(logits: Tensor, inferences: int = 5) -> list[np.ndarray]:
-    """Entropy, negated confidence and negated largest logit, float32 (N,); each inference's softmax anew."""
+    """Return entropy, negated confidence and negated largest logit, float32 (N,), after one softmax per inference."""
     for _ in range(inferences):
         probabilities = logits.softmax(0).numpy()
         entropy = -(probabilities * np.log(probabilities + 1e-15)).sum(0)
     return [entropy.ravel(), -probabilities.max(0).ravel(), -logits.numpy().max(0).ravel()]
 
 
-def published_figures(score: np.ndarray, is_object: np.ndarray) -> list[float]:
-    """AUROC, FPR at 95 % TPR, AUPR of the object and of the background."""
+def published_metrics(score: np.ndarray, is_object: np.ndarray) -> list[float]:
+    """Return AUROC, FPR at 95 % TPR, AUPR of the object and AUPR of the background."""
     from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
     fpr, tpr, _ = roc_curve(is_object, score)
-    areas = [precision_recall_curve(is_object, score), precision_recall_curve(~is_object, -score)]
-    of_object, of_background = (float(auc(recall, precision)) for precision, recall, _ in areas)
-    return [float(auc(fpr, tpr)), float(fpr[np.argmax(tpr >= 0.95)]), of_object, of_background]
-
-
-def least_time(function: Callable[[], Any], repeats: int, device: torch.device) -> tuple[float, Any]:
-    """Milliseconds of the fastest call, after one to warm up if there are several, and what it returned.
-
-    On the CPU with one thread it is that thread's own time, so that other programs do not count.
-    """
-    import torch
-
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
-    result, seconds = None, []
-    for _ in range(repeats + (repeats > 1)):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = clock()
-        result = function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(clock() - start)
-    return 1000 * min(seconds), result
+    curves = [precision_recall_curve(is_object, score), precision_recall_curve(~is_object, -score)]
+    aupr_object, aupr_background = (float(auc(recall, precision)) for precision, recall, _ in curves)
+    return [float(auc(fpr, tpr)), float(fpr[np.argmax(tpr >= 0.95)]), aupr_object, aupr_background]
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, OodArithmeticSettings, "benchmarks/ood_arithmetic", __doc__)

@@ -153,12 +153,12 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     import torch
 
-    from genval.diffusion.training.runs import choose_precision
+    from genval.diffusion.training.runs import training_precision
     from genval.runtime.files import write_json
     from genval.runtime.tables import markdown_table
 
     rows = [parse_row(text, args.size) for text in args.rows]
-    args.precision = choose_precision(args.precision, args.accelerator)
+    args.precision = training_precision(args.precision, args.accelerator)
     on_gpu = args.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
     torch.set_float32_matmul_precision("high")

@@ -167,7 +167,8 @@ def evaluate(
     """Images a second from the host's memory to logits on the device, and to statistics in the host's memory."""
     import torch
 
-    from genval.evaluation.inference import infer, launch_batch
+    from genval.evaluation.inference import launch_batch
+    from genval.segmenters.prediction import infer
 
     batch, names = images.permute(0, 2, 3, 1).cpu().numpy(), [str(index) for index in range(len(images))]
     # Labels that the model is right about in most places, in patches, and a tenth void.

@@ -66,7 +66,7 @@ def pool(settings: FinalMetricsSettings, model: str, dataset: str, scenes: list[
                 yield record["id"], statistics
 
     summary = summarise(each_image(), CLASSES, classes, CLASS_SETS, fixed)
-    overall = summary.figures | {"miou_standard_error": plain(miou_standard_error(matrices, classes))}
+    overall = summary.metrics | {"miou_standard_error": plain(miou_standard_error(matrices, classes))}
     header, rows = summary.table
 
     stem = resolve(settings.output_dir) / folder_name(model) / folder_name(dataset) / settings.file_name

@@ -49,18 +49,18 @@ def measure_model(settings: CalibrationErrorSettings, model: str) -> list[Any]:
     else:
         each = ((record["id"], statistics) for results in scenes for record, statistics in results.read_pixels())
         summary, exact = summarise(each, CLASSES, classes_of(str(settings.trg_dataset)), CLASS_SETS), {}
-    figures = summary.figures | exact
+    metrics = summary.metrics | exact
     stem = resolve(settings.output_dir) / folder_name(model) / images.name
     head = {"model": model, "src_dataset": settings.src_dataset, "set": images.name, "source": settings.source}
     bins = {"reliability_bins": {"before": reliability_bins(summary.total)}}
-    write_json(stem.with_name(f"{stem.name}.json"), head | {"images": len(summary.table[1])} | figures | bins)
-    single = {key: value for key, value in (head | figures).items() if not isinstance(value, (dict, list))}
+    write_json(stem.with_name(f"{stem.name}.json"), head | {"images": len(summary.table[1])} | metrics | bins)
+    single = {key: value for key, value in (head | metrics).items() if not isinstance(value, (dict, list))}
     write_csv(stem.with_name(f"{stem.name}.csv"), list(single), [list(single.values())])
     write_reliability_diagram(stem.with_name(f"{stem.name}_reliability.png"), {model: summary.total})
-    ends = map(percent, figures["intervals"]["ece"])
-    errors = [percent(figures[name]) for name in ("adaptive_ece", "ks")]
-    row = [model, len(summary.table[1]), figures["pixel_accuracy_percent"], percent(figures["mean_confidence"])]
-    return [*row, percent(figures["ece"]), *ends, *errors, figures["nll"], figures["brier"]]
+    ends = map(percent, metrics["intervals"]["ece"])
+    errors = [percent(metrics[name]) for name in ("adaptive_ece", "ks")]
+    row = [model, len(summary.table[1]), metrics["pixel_accuracy_percent"], percent(metrics["mean_confidence"])]
+    return [*row, percent(metrics["ece"]), *ends, *errors, metrics["nll"], metrics["brier"]]
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def measure_model(settings: UnknownClassSettings, model: str, unknown: dict[str,
     import numpy as np
 
     from genval.evaluation.calibration import ImageSet
-    from genval.evaluation.unknown_classes import FIGURES, measure_unknown
+    from genval.evaluation.unknown_classes import METRICS, measure_unknown
     from genval.metrics.segmentation import plain
     from genval.results.scenes import folder_name
     from genval.runtime.files import write_csv, write_json
@@ -48,9 +48,9 @@ def measure_model(settings: UnknownClassSettings, model: str, unknown: dict[str,
 
     images = ImageSet(str(settings.trg_dataset), tuple(settings.cond), tuple(settings.scene))
     found = measure_unknown(images.find(settings.eval_dir, model, settings.preset), list(unknown.values()))
-    of_images = np.array([[figures[name] for name in FIGURES] for figures in found.of_images.values()])
+    of_images = np.array([[metrics[name] for name in METRICS] for metrics in found.of_images.values()])
     with_unknown = ~np.isnan(of_images[:, 0])
-    mean = dict(zip(FIGURES, of_images[with_unknown].mean(0), strict=True)) if with_unknown.any() else {}
+    mean = dict(zip(METRICS, of_images[with_unknown].mean(0), strict=True)) if with_unknown.any() else {}
     values = {
         "model": model,
         "src_dataset": settings.src_dataset,
@@ -67,12 +67,12 @@ def measure_model(settings: UnknownClassSettings, model: str, unknown: dict[str,
     names = "all" if settings.unknown == ("all",) else "+".join(unknown).replace(" ", "_").replace("/", "_")
     place = resolve(settings.output_dir) / folder_name(model)
     write_json(place / f"{images.name}_{names}.json", values)
-    rows = [[item_id, *(plain(figures[name]) for name in FIGURES)] for item_id, figures in found.of_images.items()]
-    write_csv(place / f"{images.name}_{names}_per_image.csv", ["id", *FIGURES], rows)
+    rows = [[item_id, *(plain(metrics[name]) for name in METRICS)] for item_id, metrics in found.of_images.items()]
+    write_csv(place / f"{images.name}_{names}_per_image.csv", ["id", *METRICS], rows)
     share = 100 * found.unknown / (found.unknown + found.known)
     pooled = [100 * value for value in (found.pooled["auroc"], *found.intervals["auroc"])]
-    others = [100 * found.pooled[name] for name in FIGURES[1:]]
-    means = [100 * mean.get(name, float("nan")) for name in FIGURES]
+    others = [100 * found.pooled[name] for name in METRICS[1:]]
+    means = [100 * mean.get(name, float("nan")) for name in METRICS]
     return [model, len(of_images), int(with_unknown.sum()), share, *pooled, *others, *means]
 
 

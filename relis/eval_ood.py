@@ -60,18 +60,18 @@ def measure_model(settings: ImageOodSettings, model: str) -> list[Any]:
         values[name] = {"auroc": float(auroc(*counts)), "fpr95": float(fpr_at_tpr(*counts))}
     file = f"{other.name}_against_{known.name}.json"
     write_json(resolve(settings.output_dir) / folder_name(model) / file, values)
-    figures = [100 * values[name][figure] for name in SCORES for figure in ("auroc", "fpr95")]
-    return [model, len(scores[0]), len(scores[1]), *figures]
+    metrics = [100 * values[name][metric] for name in SCORES for metric in ("auroc", "fpr95")]
+    return [model, len(scores[0]), len(scores[1]), *metrics]
 
 
 def image_scores(scenes: list[SceneResults]) -> Any:
     """Return mean confidence and mean entropy of each image with a labelled pixel, float64 (N, 2)."""
     import numpy as np
 
-    from genval.metrics.reliability import reliability_figures
+    from genval.metrics.reliability import reliability_metrics
 
-    figures = [reliability_figures(results.read_image(item_id)) for results in scenes for item_id in results.ids()]
-    rows = np.array([(values["mean_confidence"], values["entropy"]) for values in figures])
+    metrics = [reliability_metrics(results.read_image(item_id)) for results in scenes for item_id in results.ids()]
+    rows = np.array([(values["mean_confidence"], values["entropy"]) for values in metrics])
     return rows[~np.isnan(rows).any(1)]
 
 

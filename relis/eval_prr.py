@@ -19,7 +19,7 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
-FIGURES = ("prr_percent", "auroc", "aupr_right", "aupr_wrong", "fpr95")
+METRICS = ("prr_percent", "auroc", "aupr_right", "aupr_wrong", "fpr95")
 
 
 def main(settings: MisclassificationSettings) -> None:
@@ -35,7 +35,7 @@ def main(settings: MisclassificationSettings) -> None:
 def measure_model(settings: MisclassificationSettings, model: str) -> list[Any]:
     """Measure one segmenter: write its file, and return its row of the table."""
     from genval.evaluation.calibration import ImageSet
-    from genval.metrics.reliability import bounds, pool, reliability_figures
+    from genval.metrics.reliability import pool, reliability_bounds, reliability_metrics
     from genval.metrics.segmentation import plain
     from genval.results.scenes import folder_name
     from genval.runtime.files import write_json
@@ -46,14 +46,14 @@ def measure_model(settings: MisclassificationSettings, model: str) -> list[Any]:
     scenes = images.find(settings.eval_dir, model, settings.preset)
     saved = [(results, item_id) for results in scenes for item_id in results.ids()]
     total, ends = pool(results.read_image(item_id) for results, item_id in saved)
-    figures = {name: plain(value) for name, value in reliability_figures(total).items() if name in FIGURES}
-    intervals = {name: [plain(end) for end in ends[name]] for name in FIGURES}
-    off_by = {name: plain(value) for name, value in bounds(total).items() if name in FIGURES}
+    metrics = {name: plain(value) for name, value in reliability_metrics(total).items() if name in METRICS}
+    intervals = {name: [plain(end) for end in ends[name]] for name in METRICS}
+    off_by = {name: plain(value) for name, value in reliability_bounds(total).items() if name in METRICS}
     head = {"model": model, "src_dataset": settings.src_dataset, "set": images.name, "images": len(saved)}
-    values = head | figures | {"intervals": intervals, "bounds_of_levels": off_by}
+    values = head | metrics | {"intervals": intervals, "bounds_of_levels": off_by}
     write_json(resolve(settings.output_dir) / folder_name(model) / f"{images.name}.json", values)
     low, high = intervals["prr_percent"]
-    return [model, len(saved), figures["prr_percent"], low, high, *(percent(figures[name]) for name in FIGURES[1:])]
+    return [model, len(saved), metrics["prr_percent"], low, high, *(percent(metrics[name]) for name in METRICS[1:])]
 
 
 if __name__ == "__main__":

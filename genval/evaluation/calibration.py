@@ -16,10 +16,11 @@ from genval.artifacts.tensors import PackedTensors
 from genval.datasets import CLASS_SETS, CLASSES, classes_of
 from genval.evaluation.diagrams import reliability_bins, write_reliability_diagram
 from genval.evaluation.settings import ALL, CalibrationMethod, CalibrationSets, TemperatureTestSettings
-from genval.metrics.calibration import top1_figures
-from genval.metrics.clusters import ClusterModel, fit_clusters, load_clusters, save_clusters
+from genval.metrics.calibration import top1_metrics
+from genval.metrics.clusters import ClusterModel, fit_clusters
 from genval.metrics.statistics import measure
 from genval.metrics.temperature import Pixels, scale_logits, search, search_per_class
+from genval.results.clusters import load_clusters, save_clusters
 from genval.results.scenes import SceneResults, Summary, folder_name, list_scenes, pair, summarise
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, write_json
@@ -248,7 +249,7 @@ def calibrate(
                 f"Cluster {index} of {clusters} has no image. Give fewer --n_clusters or another --seeds."
             )
         logits, labels = (np.concatenate([getattr(m, name) for m in members]) for name in ("logits", "labels"))
-        pixels = Pixels.of(logits, labels)
+        pixels = Pixels.from_logits(logits, labels)
         temperatures.append(
             search_per_class(pixels, metric) if method.per_class_temperature else search(pixels, metric).temperature
         )
@@ -286,7 +287,7 @@ def try_on(
             yield image.id, statistics
 
     summary = summarise(each(), CLASSES, classes_of(scenes[0].dataset), CLASS_SETS)
-    return summary, top1_figures(np.concatenate(confidences), np.concatenate(hits))
+    return summary, top1_metrics(np.concatenate(confidences), np.concatenate(hits))
 
 
 def calibration_folder(
@@ -377,8 +378,8 @@ def _try_fraction(
         "calibrated_on": calibrating.name,
         **({"hardest": calibrating.hardest} if calibrating.hardest < 1 else {}),
         "seeds": list(settings.sets.seeds),
-        "before": before.figures | exact_before,
-        "after": [summary.figures | exact for summary, exact in runs],
+        "before": before.metrics | exact_before,
+        "after": [summary.metrics | exact for summary, exact in runs],
         "after_mean": exact_after,
         "after_std_over_seeds": spread,
     }

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from genval.metrics.calibration import BINS, ece_of_bins
+from genval.metrics.calibration import BINS, binned_ece
+from genval.metrics.division import safe_divide
 from genval.metrics.statistics import PixelStatistics
 from genval.runtime.files import write_bytes
 
@@ -39,16 +40,13 @@ def write_reliability_diagram(path: Path, sets: Mapping[str, PixelStatistics]) -
     edges = np.arange(BINS) / BINS
     for (title, statistics), (top, bottom) in zip(sets.items(), panels.T, strict=True):
         pixels, right = statistics.bins.sum(0), statistics.bins[1]
-        there = pixels > 0
-        accuracy, confidence = (
-            np.divide(values, pixels, out=np.zeros(BINS), where=there) for values in (right, statistics.bin_confidence)
-        )
+        accuracy, confidence = (safe_divide(values, pixels, default=0) for values in (right, statistics.bin_confidence))
         width = 1 / BINS
         top.bar(edges, accuracy, width, align="edge", color="#4878a8", edgecolor="white", label="accuracy")
         gap = {"color": "#d65f5f", "alpha": 0.35, "hatch": "//", "edgecolor": "#d65f5f"}
         top.bar(edges, confidence - accuracy, width, accuracy, align="edge", label="gap to confidence", **gap)
         top.plot([0, 1], [0, 1], color="0.3", linewidth=1, linestyle="--")
-        ece = float(ece_of_bins(right, pixels, statistics.bin_confidence))
+        ece = float(binned_ece(right, pixels, statistics.bin_confidence))
         top.set(title=f"{title}\nECE {100 * ece:.2f} %", xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         bottom.bar(edges, pixels / max(1, pixels.sum()), width, align="edge", color="0.6", edgecolor="white")
         bottom.set(xlabel="confidence", ylabel="share of pixels", ylim=(0, 1))

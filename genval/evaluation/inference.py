@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,42 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genval.metrics.confusion import confusion_matrix
-from genval.metrics.statistics import LogitsNotFiniteError, PixelStatistics, measure
-from genval.runtime.errors import GenValError
+from genval.metrics.statistics import LogitsNotFiniteError, PixelStatistics, measure, measure_batch
 from genval.runtime.seeds import item_seed
+from genval.segmenters.prediction import infer, memory_errors, naming_errors, to_device
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from genval.metrics.ood_scores import OodCounts
-
-
-def predict(segmenter: nn.Module, images: np.ndarray, names: Sequence[str], device: torch.device) -> np.ndarray:
-    """Predict the class of each pixel.
-
-    Args:
-        segmenter: `segmenter(images, size)` gives logits (B, 19, *size) from RGB uint8 (B, 3, H, W); has a `name`.
-        images: RGB uint8 (B, H, W, 3).
-        names: what errors call each image.
-        device: where the segmenter is.
-
-    Returns:
-        trainIds, uint8 (B, H, W).
-
-    Raises:
-        GenValError: the logits of an image hold NaN or infinity, or the device's memory is full.
-    """
-    import torch
-
-    with torch.inference_mode():
-        # The maximum is NaN where any class is, so that checking it costs a 19th of checking the logits.
-        largest, classes = infer(segmenter, images, device).max(dim=1)
-        for name, sound in zip(names, torch.isfinite(largest).flatten(1).all(1).tolist(), strict=True):
-            with _naming(segmenter, name):
-                if not sound:
-                    raise LogitsNotFiniteError("Logits must be finite, found NaN or infinity.")
-        return classes.to(torch.uint8).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -94,23 +66,21 @@ def launch_batch(
     """
     import torch
 
-    with torch.inference_mode(), _memory_of(segmenter, images):
+    with torch.inference_mode(), memory_errors(segmenter, images):
         logits = infer(segmenter, images, device)
-        labels = _to(train_ids, device)
+        labels = to_device(train_ids, device)
         if samples is None and can_fuse(device):
-            from genval.kernels.statistics import launch
-
-            measured = launch(logits, labels)
+            measured = measure_batch(logits, labels)
         else:
             each = [None] * len(names) if samples is None else samples
             of_images = []
             for name, image, known, sample in zip(names, logits, labels, each, strict=True):
-                with _naming(segmenter, name):
+                with naming_errors(segmenter, name):
                     of_images.append(_measure(image, known, sample))
             measured = partial(iter, of_images)
         values = [
             # Pinned memory, to which a GPU copies while the host goes on.
-            image.flatten(1)[:, _to(pixels, device)]
+            image.flatten(1)[:, to_device(pixels, device)]
             .T.to(torch.float16 if half else torch.float32)
             .to("cpu", non_blocking=True)
             for image, pixels in zip(logits, kept or [], strict=kept is not None)
@@ -122,7 +92,7 @@ def launch_batch(
             copied.synchronize()
         of_images, results = measured(), []
         for index, name in enumerate(names):
-            with _naming(segmenter, name):
+            with naming_errors(segmenter, name):
                 prediction, statistics = next(of_images)
             # Out of pinned memory, of which there should not be more than the two batches at work need.
             logits_kept = values[index].numpy().copy() if kept is not None else None
@@ -137,28 +107,14 @@ def _measure(logits: Tensor, labels: Tensor, sample: np.ndarray | None) -> tuple
     if sample is None:
         predicted, statistics = measure(logits, labels)
         return predicted.cpu().numpy(), statistics
-    chosen = _to(sample, logits.device)
+    chosen = to_device(sample, logits.device)
     largest, classes = logits.max(0)
     if not bool(largest.isfinite().all()):  # all pixels are predicted
-        raise LogitsNotFiniteError("Logits must be finite, found NaN or infinity.")
+        raise LogitsNotFiniteError
     predicted = classes.byte()
     statistics = measure(logits.flatten(1)[:, chosen], labels.flatten()[chosen])[1]
     statistics.confusion[:] = confusion_matrix(labels, predicted, len(logits))
     return predicted.cpu().numpy(), statistics
-
-
-@contextlib.contextmanager
-def _naming(segmenter: nn.Module, name: str) -> Iterator[None]:
-    """Say in errors whose logits, and what to do about those that are not finite."""
-    try:
-        yield
-    except LogitsNotFiniteError as error:
-        raise GenValError(
-            f"{segmenter.name} gives NaN or infinite logits for {name}. "
-            "Use --precision 32-true, or check the checkpoint."
-        ) from error
-    except GenValError as error:
-        raise GenValError(f"{segmenter.name}, {name}: {error}") from error
 
 
 def launch_ood_batch(
@@ -190,22 +146,20 @@ def launch_ood_batch(
     """
     import torch
 
-    from genval.metrics.ood_scores import measure_ood
+    from genval.metrics.ood_scores import measure_ood, measure_ood_batch
 
-    with torch.inference_mode(), _memory_of(segmenter, images):
+    with torch.inference_mode(), memory_errors(segmenter, images):
         logits = infer(segmenter, images, device)
-        masks = _to(kinds, device)
+        masks = to_device(kinds, device)
         counted: Callable[[], Iterator[OodCounts]]
         scores: Sequence[Tensor | None]
         if can_fuse(device):
-            from genval.kernels.ood_scores import launch
-
-            counted, kept = launch(logits, masks, standard, keep)
+            counted, kept = measure_ood_batch(logits, masks, standard, keep)
             scores = [None] * len(names) if kept is None else list(kept)
         else:
             of_images, scores = [], []
             for name, image, mask in zip(names, logits, masks, strict=True):
-                with _naming(segmenter, name):
+                with naming_errors(segmenter, name):
                     counts, of_pixels = measure_ood(image, mask, standard)
                 of_images.append(counts)
                 scores.append(of_pixels if keep else None)
@@ -217,7 +171,7 @@ def launch_ood_batch(
             copied.synchronize()
         of_images, results = counted(), []
         for name, of_pixels in zip(names, scores, strict=True):
-            with _naming(segmenter, name):
+            with naming_errors(segmenter, name):
                 results.append((next(of_images), of_pixels))
         return results
 
@@ -238,36 +192,9 @@ def sample_pixels(pixels: int, number: int, seed: int, item_id: str) -> np.ndarr
     return np.sort(generator.choice(pixels, number, replace=False, shuffle=False))
 
 
-def infer(segmenter: nn.Module, images: np.ndarray, device: torch.device) -> Tensor:
-    """Logits (B, C, H, W) of RGB uint8 images (B, H, W, 3), on the device.
-
-    Raises:
-        GenValError: the device's memory is full.
-    """
-
-    tensor = _to(images, device).permute(0, 3, 1, 2).contiguous()
-    with _memory_of(segmenter, images):
-        logits: Tensor = segmenter(tensor, images.shape[1:3])
-    return logits
-
-
-@contextlib.contextmanager
-def _memory_of(segmenter: nn.Module, images: np.ndarray) -> Iterator[None]:
-    """Say what to do where a batch does not fit into the device's memory."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise GenValError(
-            f"{segmenter.name} with {len(images)} images of {images.shape[2]}x{images.shape[1]} at a time does not "
-            "fit into the device's memory. Give a smaller --batch_size, or --precision 16-true or bf16-true."
-        ) from error
-
-
 @cache
 def can_fuse(device: torch.device) -> bool:
-    """Whether `fused_statistics` and `fused_ood` run on a device: on a GPU, once Triton has shown that it works there.
+    """Whether the Triton kernels run on a device: on a GPU, once Triton has shown that it works there.
 
     Triton compiles with the system's C compiler at first use, which a slim image may not have.
     """
@@ -288,11 +215,3 @@ def can_fuse(device: torch.device) -> bool:
         )
         return False
     return True
-
-
-def _to(array: np.ndarray, device: torch.device) -> Tensor:
-    """An array on the device; a GPU fetches it from pinned memory when it gets there, and the host goes on."""
-    import torch
-
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -140,7 +140,7 @@ def single_temperatures(images: Sequence[SavedLogits], seed: int) -> dict[str, f
         chosen = torch.from_numpy(sample_pixels(len(flat_labels), number, seed, image.id))
         logits.append(flat[:, chosen].T.numpy())
         labels.append(flat_labels[chosen].numpy())
-    pixels = Pixels.of(np.concatenate(logits), np.concatenate(labels))
+    pixels = Pixels.from_logits(np.concatenate(logits), np.concatenate(labels))
     return {"nll": search_nll(pixels).temperature, "ece": search_ece(pixels).temperature}
 
 
@@ -266,8 +266,8 @@ def try_networks(
     unscaled = measure_scaled(images, constant(one), device)
     singles = {name: measure_scaled(images, constant(value), device) for name, value in single.items()}
     local = [measure_scaled(images, by(network), device) for network, _ in loaded]
-    mean = {name: float(np.mean([summary.figures[name] for summary in local])) for name in ERRORS}
-    spread = {name: float(np.std([summary.figures[name] for summary in local])) for name in ERRORS}
+    mean = {name: float(np.mean([summary.metrics[name] for summary in local])) for name in ERRORS}
+    spread = {name: float(np.std([summary.metrics[name] for summary in local])) for name in ERRORS}
     values = {
         "model": model,
         "tested_on": tested.name,
@@ -275,9 +275,9 @@ def try_networks(
         "images": len(images),
         "seeds": list(settings.sets.seeds),
         "temperatures": loaded[0][1]["temperatures"],
-        "unscaled": unscaled.figures,
-        "single": {name: summary.figures for name, summary in singles.items()},
-        "local": [summary.figures for summary in local],
+        "unscaled": unscaled.metrics,
+        "single": {name: summary.metrics for name, summary in singles.items()},
+        "local": [summary.metrics for summary in local],
         "local_mean": mean,
         "local_std_over_seeds": spread,
     }
@@ -287,9 +287,9 @@ def try_networks(
     panels = {"unscaled": unscaled.total, "single temperature": singles["nll"].total, "local": local[0].total}
     write_reliability_diagram(place / f"{stem}_reliability.png", panels)
     errors = [
-        100 * figures["ece"] for figures in (unscaled.figures, *(singles[n].figures for n in ("ece", "nll")), mean)
+        100 * metrics["ece"] for metrics in (unscaled.metrics, *(singles[n].metrics for n in ("ece", "nll")), mean)
     ]
-    likelihoods = [unscaled.figures["nll"], singles["nll"].figures["nll"], mean["nll"]]
+    likelihoods = [unscaled.metrics["nll"], singles["nll"].metrics["nll"], mean["nll"]]
     return [model, tested.name, calibrating.name, *errors, 100 * spread["ece"], *likelihoods]
 
 

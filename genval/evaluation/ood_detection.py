@@ -33,22 +33,22 @@ from genval.datasets.ood_sets import (
     read_kinds,
     read_ood_pair,
 )
-from genval.evaluation.inference import infer, launch_ood_batch
+from genval.evaluation.inference import launch_ood_batch
 from genval.evaluation.segmentation import load
 from genval.evaluation.settings import OodDetectionSettings
-from genval.metrics.ood_components import Sizes, best_level, component_figures, measure_components
+from genval.metrics.ood_components import Sizes, best_level, component_metrics, measure_components
 from genval.metrics.ood_pooling import SumBootstrap, coarse_levels
 from genval.metrics.ood_scores import (
     BACKGROUND,
-    LEVELS,
     OBJECT,
+    SCORE_LEVELS,
     SCORES,
     STANDARDISED,
     MaxLogits,
     OodCounts,
-    exact_figures,
+    exact_metrics,
     level_edge,
-    level_of,
+    score_level,
 )
 from genval.results.ood_blocks import (
     OodResults,
@@ -64,6 +64,7 @@ from genval.results.scenes import folder_name, image_record, model_list
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.files import read_json, remove_leftovers, write_json, write_png
 from genval.runtime.paths import resolve
+from genval.segmenters.prediction import infer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -222,7 +223,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         self.scores = SCORES if standard is None else (*SCORES, STANDARDISED)
         self.standard: tuple[torch.Tensor, torch.Tensor] | None = None
         self.detected: Detected | None = None
-        common: dict[str, Any] = {"void": sorted(settings.void or ()), "levels": LEVELS, "exact": settings.exact}
+        common: dict[str, Any] = {"void": sorted(settings.void or ()), "levels": SCORE_LEVELS, "exact": settings.exact}
         if standard is not None:
             mean, deviation = (torch.from_numpy(part).float().to(device) for part in standard)
             self.standard = mean, deviation
@@ -298,13 +299,13 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         exact: list[dict[str, float]] | None = None
         if scores is not None:
             for score in self.settings.components:
-                level = level_of(scores[self.scores.index(score)], score).reshape(kinds.shape)
+                level = score_level(scores[self.scores.index(score)], score).reshape(kinds.shape)
                 write_png(self.results.levels(score, item.id), level.cpu().numpy().astype(np.uint16))
             if self.settings.exact:
                 flat = kinds.ravel()
                 parts = [[np.sort(row[flat == kind]) for kind in (BACKGROUND, OBJECT)] for row in scores.cpu().numpy()]
                 write_scores(self.results.scores(item.id), dict(zip(self.scores, parts, strict=True)))
-                exact = [exact_figures(*part) for part in parts]
+                exact = [exact_metrics(*part) for part in parts]
         line = image_line(self.records[item], item.scene, counts, self.scores, exact)
         return {"block": item.block, "line": line, "levels": counts.levels}
 
@@ -362,9 +363,9 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         bootstrap = SumBootstrap(self.settings.bootstrap_draws, self.settings.seed)
         with ThreadPoolExecutor(self.settings.model.num_workers, thread_name_prefix="components") as pool:
             for item, sums in zip(items, pool.map(sums_of, items), strict=True):
-                bootstrap.add(item.id, sums)
-        values = {name: float(value) for name, value in component_figures(bootstrap.total).items()}
-        ends = bootstrap.intervals(component_figures)
+                bootstrap.update(item.id, sums)
+        values = {name: float(value) for name, value in component_metrics(bootstrap.total).items()}
+        ends = bootstrap.intervals(component_metrics)
         about = {"threshold": level_edge(last, score), "predicted_size": sizes.predicted, "object_size": sizes.object}
         return about | {name: (value, *ends[name]) for name, value in values.items()}
 

@@ -27,13 +27,13 @@ from genval.evaluation.image_scores import (
     picture_hash,
     relative_agreement,
 )
-from genval.evaluation.inference import predict
 from genval.evaluation.settings import ScoringSettings
 from genval.metrics.confusion import confusion_matrix
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import remove_leftovers, write_jsonl
 from genval.runtime.paths import resolve
+from genval.segmenters.prediction import predict
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,7 @@ from genval.datasets.gate import GATE, GATED, apply_gate
 from genval.datasets.layouts import find_root, is_generated
 from genval.evaluation.inference import Measured, launch_batch, sample_pixels
 from genval.evaluation.settings import EvaluationSettings, SegmenterSettings
-from genval.metrics.reliability import reliability_figures
+from genval.metrics.reliability import reliability_metrics
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
 from genval.metrics.statistics import PixelStatistics
 from genval.results.scenes import (
@@ -73,7 +73,7 @@ class Evaluated:
         """
         total = self.totals[cond] if cond is not None else functools.reduce(operator.add, self.totals.values())
         miou = mean_iou(total.confusion, classes_of(self.dataset))
-        return {"miou": miou, "pixel_accuracy": pixel_accuracy(total.confusion), **reliability_figures(total)}
+        return {"miou": miou, "pixel_accuracy": pixel_accuracy(total.confusion), **reliability_metrics(total)}
 
 
 def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = None) -> list[Evaluated]:

@@ -20,12 +20,12 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl, read_mask
 from genval.runtime.paths import resolve
 
-FIGURES = ("auroc", "aupr", "fpr95")
+METRICS = ("auroc", "aupr", "fpr95")
 
 
 @dataclass(frozen=True)
 class UnknownFound:
-    """How well low confidence finds the pixels of unknown classes. Figures are fractions by the names of `FIGURES`."""
+    """How well low confidence finds the pixels of unknown classes. Figures are fractions by the names of `METRICS`."""
 
     of_images: dict[str, dict[str, float]]  # by image; NaN where an image has no unknown or no known pixel
     pooled: dict[str, float]  # of all images' pixels together
@@ -69,8 +69,8 @@ def measure_unknown(scenes: Sequence[SceneResults], unknown: Sequence[int]) -> U
             "Give other --unknown classes, or save all pixels' logits (relis/extract_logits.py --logit_pixels -1)."
         )
     return UnknownFound(
-        of_images={name: _figures(statistics) for name, statistics in counted.items()},
-        pooled=_figures(total),
+        of_images={name: _metrics(statistics) for name, statistics in counted.items()},
+        pooled=_metrics(total),
         intervals={"auroc": ends["auroc"], "aupr": ends["aupr_wrong"]},
         unknown=positive,
         known=negative,
@@ -93,12 +93,12 @@ def _count(logits: np.ndarray, unknown: np.ndarray, labels: np.ndarray) -> Pixel
     return statistics
 
 
-def _figures(statistics: PixelStatistics) -> dict[str, float]:
+def _metrics(statistics: PixelStatistics) -> dict[str, float]:
     # The least confident pixels score highest.
     unknown, known = statistics.levels[:, ::-1]
     values = auroc(unknown, known), aupr(unknown, known), fpr_at_tpr(unknown, known, interpolate=True)
-    figures = dict(zip(FIGURES, map(float, values), strict=True))
-    return figures if known.any() else dict.fromkeys(FIGURES, float("nan"))
+    metrics = dict(zip(METRICS, map(float, values), strict=True))
+    return metrics if known.any() else dict.fromkeys(METRICS, float("nan"))
 
 
 def _command(results: SceneResults) -> Command:

@@ -15,6 +15,7 @@ from genval.grounding.loading import find_file, find_place, is_original, load_pr
 from genval.grounding.original import load_groundingdino
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
+from genval.runtime.precision import compute_dtype
 
 # What the published code resizes to and normalises with.
 _SHORTEST, _LONGEST = 800, 1333
@@ -71,7 +72,7 @@ class Detector:
         self._tokenizer = tokenizer
         self._shortest, self._longest = shortest, longest
         self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (mean, std))
-        self._dtype = {"16": torch.float16, "bf16": torch.bfloat16}.get(precision.partition("-")[0])
+        self._dtype = compute_dtype(precision)
 
     def to(self, device: torch.device | str) -> Detector:
         """Move the model to a device; returns itself."""
@@ -119,7 +120,7 @@ class Detector:
             pixels = torch.from_numpy(np.stack([inputs[index] for index in indices])).to(self.device)
             pixels = (pixels.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
             batch = {name: value.expand(len(indices), -1).to(self.device) for name, value in tokens.items()}
-            with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+            with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
                 output = self._model(pixel_values=pixels, **batch)
             count = tokens["input_ids"].shape[1]
             # Columns behind the text are filled with minus infinity.

@@ -1,1 +1,1 @@
-"""Triton kernels that compute a whole batch of images on an NVIDIA GPU."""
+"""Triton kernels that count the pixels of a whole batch on an NVIDIA GPU, and the layout of their counts."""

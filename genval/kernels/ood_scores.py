@@ -1,13 +1,14 @@
-"""`genval.metrics.ood_scores.measure_ood` of whole batches on an NVIDIA GPU: one kernel, and small sums of what it leaves.
+"""Score and count a whole batch on an NVIDIA GPU: the counts of `genval.metrics.ood_scores.OodCounts`.
 
-As in `genval.kernels.statistics`, logits are read where they are if they are contiguous, counts are added by
-atomic operations, and sums are kept for each program and added in their order. The counts are those of `measure_ood`
-but for the last bits of the exponentials, which may move a pixel to the next level.
+As in `genval.kernels.statistics`, contiguous logits are read where they are, counts are added by atomic operations, and
+sums are stored per program and added in a fixed order. Results equal those of `genval.metrics.ood_scores.measure_ood`
+except for the last bits of the exponentials, which may move a pixel to the next level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,45 +16,53 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from genval.kernels.layout import LOWEST_SCORE_LOGIT, SCORE_LEVELS, SCORES, STANDARDISED, level_scale
 from genval.kernels.statistics import largest_logit
-from genval.metrics.ood_scores import LEVELS, LOWEST, SCORES, STANDARDISED, OodCounts, scale
-from genval.metrics.statistics import LogitsNotFiniteError
 from genval.runtime.errors import GenValError
 
-PIXELS = 1024  # of a program
-# An image's numbers: pixels of the background, of the object, void, others; the two sums of entropies; one that is
-# finite if all logits and scores are.
+PIXELS = 1024  # per program
+# A program's numbers: pixels of the background, of the object, void, of any other value; the sums of the entropies of
+# background and object; 1 number that is finite if all logits and scores are.
 _NUMBERS = 7
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """The counts of a batch of B images and S scores, on the host."""
+
+    levels: np.ndarray  # int (B, S, 2, SCORE_LEVELS): background and object pixels by level, the highest score first
+    entropy: np.ndarray  # float64 (B, 2): sum of the entropies of background and object, nats
+    pixels: np.ndarray  # float64 (B, 3): background, object and void
+    invalid_kinds: np.ndarray  # float64 (B,): pixels whose mask has another value
+    finite: np.ndarray  # bool (B,): whether all logits and scores are finite
 
 
 def launch(
     logits: Tensor, kinds: Tensor, standard: tuple[Tensor, Tensor] | None = None, keep: bool = False
-) -> tuple[Callable[[], Iterator[OodCounts]], Tensor | None]:
+) -> tuple[Callable[[], BatchCounts], Tensor | None]:
     """Start to score and count a batch of images, and to copy the counts to the host.
 
     Args:
-        logits: floating point (B, C, ...), not soft-maxed; finite, but for minus infinity at classes ruled out.
+        logits: floating point (B, C, ...), not soft-maxed; finite, except for minus infinity at classes ruled out.
         kinds: uint8 (B, ...), `BACKGROUND`, `OBJECT` or `VOID`, on the same device.
-        standard: as for `anomaly_scores`.
-        keep: give the scores as well.
+        standard: mean and standard deviation (C,) of the largest logit, for the score `standardised`.
+        keep: return the scores as well.
 
     Returns:
-        A function to call when the device has done all that, which gives image by image the counts, with the errors of
-        `measure_ood`; and the scores, float32 (B, S, N) on the device, or None.
+        A function that returns the counts, to be called when the device has finished; and the scores, float32 (B, S, N)
+        on the device, or None.
 
     Raises:
-        GenValError: shapes do not fit, or an image is too large for 32-bit offsets.
+        GenValError: an image is too large for 32-bit offsets.
     """
-    if (len(logits), *logits.shape[2:]) != kinds.shape:
-        raise GenValError(f"Logits {tuple(logits.shape)} and masks {tuple(kinds.shape)} do not fit.")
     images, classes = logits.shape[:2]
     flat, flat_kinds = logits.reshape(images, classes, -1).contiguous(), kinds.reshape(images, -1).contiguous()
     pixels, device = flat_kinds.shape[1], logits.device
     if max(classes, len(SCORES) + 1) * pixels >= 1 << 31:
-        raise GenValError(f"Images of at most 2^31 logits can be scored, found {classes} classes of {pixels} pixels.")
+        raise GenValError(f"Expected an image of at most 2^31 logits, found {classes} classes of {pixels} pixels.")
     names = SCORES if standard is None else (*SCORES, STANDARDISED)
     programs = triton.cdiv(pixels, PIXELS)
-    levels = torch.zeros((images, len(names), 2, LEVELS), dtype=torch.int32, device=device)
+    levels = torch.zeros((images, len(names), 2, SCORE_LEVELS), dtype=torch.int32, device=device)
     parts = torch.zeros((images, programs, _NUMBERS), dtype=torch.float64, device=device)
     scores = torch.empty((images, len(names), pixels), device=device) if keep else None
     mean, deviation = (flat, flat) if standard is None else (moment.float().contiguous() for moment in standard)
@@ -61,34 +70,40 @@ def launch(
         if pixels:
             _count[(programs, images)](
                 flat, flat_kinds, mean, deviation, flat if scores is None else scores, levels, parts, pixels, classes,
-                *(number for name in names[:3] for number in scale(name)),
-                LOWEST, LEVELS, len(names), standard is not None, keep, _NUMBERS, PIXELS,
+                *(number for name in names[:3] for number in level_scale(name)),
+                LOWEST_SCORE_LOGIT, SCORE_LEVELS, len(names), standard is not None, keep, _NUMBERS, PIXELS,
             )  # fmt: skip
     on_host = [values.to("cpu", non_blocking=True) for values in (levels, parts.sum(1))]
 
-    def read() -> Iterator[OodCounts]:
-        for counts, numbers in zip(*(values.numpy() for values in on_host), strict=True):
-            if not np.isfinite(numbers[-1]):
-                raise LogitsNotFiniteError("Logits must be finite, found NaN or infinity.")
-            if numbers[3]:
-                raise GenValError("A mask holds 0, 1 and 255, found other values.")
-            yield OodCounts(counts.astype(np.int64), numbers[4:6].copy(), numbers[:3].astype(np.int64))
+    def read() -> BatchCounts:
+        counts, numbers = (values.numpy() for values in on_host)
+        return BatchCounts(
+            levels=counts,
+            entropy=numbers[:, 4:6],
+            pixels=numbers[:, :3],
+            invalid_kinds=numbers[:, 3],
+            finite=np.isfinite(numbers[:, 6]),
+        )
 
     return read, scores
 
 
 @triton.jit
 def _add(levels, level, background, is_object, certain, LEVELS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Add pixels to a score's counts (2, LEVELS); those at the level `certain`, where they crowd, together."""
-    crowd = background & (level == certain)
-    tl.atomic_add(levels + certain, tl.sum(crowd.to(tl.int32)), sem="relaxed")
+    """Add pixels to a score's counts (2, LEVELS).
+
+    Many background pixels are at the level `certain`. They are added together, since single additions would wait for
+    each other.
+    """
+    at_certain = background & (level == certain)
+    tl.atomic_add(levels + certain, tl.sum(at_certain.to(tl.int32)), sem="relaxed")
     cells = levels + level + tl.where(is_object, LEVELS, 0)
     tl.atomic_add(cells, 1, mask=(background & (level != certain)) | is_object, sem="relaxed")
 
 
 @triton.jit
 def _level(score, first, count, shift):  # type: ignore[no-untyped-def]
-    """The level of a score that is not negative, as `genval.metrics.ood_scores.level_of`."""
+    """Return the level of a score that is not negative, as `genval.metrics.ood_scores.score_level` does."""
     key = score.to(tl.int32, bitcast=True) >> shift
     return first + count - tl.minimum(tl.maximum(key, first), first + count)
 
@@ -100,6 +115,39 @@ def _signed_level(score, first, count, shift):  # type: ignore[no-untyped-def]
     above = tl.minimum(tl.maximum(key, first), first + count)
     below = tl.minimum(tl.maximum(key, -first - count - 1), -first - 1)
     return count - 1 - above - below
+
+
+@triton.jit
+def _score(logits, inside, pixels, classes, LOWEST: tl.constexpr, PIXELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return per pixel: largest logit, predicted class, sum of exponentials, entropy, confidence and energy."""
+    largest, predicted = largest_logit(logits, inside, pixels, classes)
+    # NaN must stay NaN: comparisons keep it, `tl.maximum` would not.
+    totals = tl.zeros_like(largest)
+    product = tl.zeros_like(largest)
+    for index in range(classes):
+        below = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32) - largest
+        below = tl.where(below < LOWEST, LOWEST, below)
+        exponential = tl.exp(below)
+        totals += exponential
+        product += exponential * below
+    # In float64: a GPU's fast logarithm has few correct digits near 1.
+    log_totals = tl.log(totals.to(tl.float64)).to(tl.float32)
+    entropy = log_totals - tl.div_rn(product, totals)
+    entropy = tl.where(entropy < 0, 0.0, entropy)
+    confidence = tl.div_rn(tl.full([PIXELS], 1.0, tl.float32), totals)
+    return largest, predicted, totals, entropy, confidence, -(largest + log_totals)
+
+
+@triton.jit
+def _store_numbers(parts, background, is_object, void, inside, entropy, finite):  # type: ignore[no-untyped-def]
+    """Store a program's numbers, described at `_NUMBERS`."""
+    tl.store(parts, tl.sum(background.to(tl.float64)))
+    tl.store(parts + 1, tl.sum(is_object.to(tl.float64)))
+    tl.store(parts + 2, tl.sum(void.to(tl.float64)))
+    tl.store(parts + 3, tl.sum((inside & ~(background | is_object | void)).to(tl.float64)))
+    tl.store(parts + 4, tl.sum(tl.where(background, entropy, 0.0).to(tl.float64)))
+    tl.store(parts + 5, tl.sum(tl.where(is_object, entropy, 0.0).to(tl.float64)))
+    tl.store(parts + 6, tl.sum(tl.where(inside, finite, 0.0).to(tl.float64)))
 
 
 @triton.jit
@@ -124,29 +172,13 @@ def _count(  # type: ignore[no-untyped-def]
     is_object = inside & (kind == 1)
     void = inside & (kind == 255)
     logits += image * classes * pixels + here
-
-    largest, predicted = largest_logit(logits, inside, pixels, classes)
-    # NaN must stay NaN: comparisons choose it, where `tl.maximum` would not.
-    totals = tl.zeros_like(largest)
-    product = tl.zeros_like(largest)
-    for index in range(classes):
-        below = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32) - largest
-        below = tl.where(below < LOWEST, LOWEST, below)
-        exponential = tl.exp(below)
-        totals += exponential
-        product += exponential * below
-    # In float64: a GPU's fast logarithm has few good digits near 1.
-    log_totals = tl.log(totals.to(tl.float64)).to(tl.float32)
-    entropy = log_totals - tl.div_rn(product, totals)
-    entropy = tl.where(entropy < 0, 0.0, entropy)
-    one = tl.full([PIXELS], 1.0, tl.float32)
-    confidence = tl.div_rn(one, totals)
-    energy = -(largest + log_totals)
+    largest, predicted, totals, entropy, confidence, energy = _score(logits, inside, pixels, classes, LOWEST, PIXELS)
 
     levels += image * SCORES * 2 * LEVELS
     level = _level(entropy, ENTROPY_FIRST, ENTROPY_COUNT, ENTROPY_SHIFT)
     _add(levels, level, background, is_object, ENTROPY_COUNT, LEVELS)
-    level = _level(tl.div_rn(one, confidence) - 1.0, ODDS_FIRST, ODDS_COUNT, ODDS_SHIFT)
+    odds = tl.div_rn(tl.full([PIXELS], 1.0, tl.float32), confidence) - 1.0
+    level = _level(odds, ODDS_FIRST, ODDS_COUNT, ODDS_SHIFT)
     _add(levels + 2 * LEVELS, level, background, is_object, ODDS_COUNT, LEVELS)
     level = _signed_level(-largest, LOGIT_FIRST, LOGIT_COUNT, LOGIT_SHIFT)
     _add(levels + 4 * LEVELS, level, background, is_object, LOGIT_COUNT, LEVELS)
@@ -155,8 +187,8 @@ def _count(  # type: ignore[no-untyped-def]
     scores += image * SCORES * pixels + here
     finite = totals + largest
     if STANDARDISED:
-        away = tl.load(mean + predicted) - largest
-        standardised = tl.div_rn(away, tl.load(deviation + predicted))
+        distance = tl.load(mean + predicted) - largest
+        standardised = tl.div_rn(distance, tl.load(deviation + predicted))
         finite += standardised
         level = _signed_level(standardised, LOGIT_FIRST, LOGIT_COUNT, LOGIT_SHIFT)
         _add(levels + 8 * LEVELS, level, background, is_object, LOGIT_COUNT, LEVELS)
@@ -167,12 +199,5 @@ def _count(  # type: ignore[no-untyped-def]
         tl.store(scores + pixels, -confidence, mask=inside)
         tl.store(scores + 2 * pixels, -largest, mask=inside)
         tl.store(scores + 3 * pixels, energy, mask=inside)
-
     parts += (image * tl.num_programs(0) + tl.program_id(0)) * NUMBERS
-    tl.store(parts, tl.sum(background.to(tl.float64)))
-    tl.store(parts + 1, tl.sum(is_object.to(tl.float64)))
-    tl.store(parts + 2, tl.sum(void.to(tl.float64)))
-    tl.store(parts + 3, tl.sum((inside & ~(background | is_object | void)).to(tl.float64)))
-    tl.store(parts + 4, tl.sum(tl.where(background, entropy, 0.0).to(tl.float64)))
-    tl.store(parts + 5, tl.sum(tl.where(is_object, entropy, 0.0).to(tl.float64)))
-    tl.store(parts + 6, tl.sum(tl.where(inside, finite, 0.0).to(tl.float64)))
+    _store_numbers(parts, background, is_object, void, inside, entropy, finite)

@@ -1,16 +1,18 @@
-"""`genval.metrics.statistics.measure` of whole batches on an NVIDIA GPU: one kernel, and small sums of what it leaves.
+"""Predict and count a whole batch on an NVIDIA GPU: the counts of `genval.metrics.statistics.PixelStatistics`.
 
-Logits are read where they are, and nothing of their size is written: at 1024x2048 with 19 classes that is what the
-time goes into. (Logits that are not contiguous are copied first.) A program measures 512 pixels of an image. Counts are
-added to the image's by atomic operations, which are exact in any order; sums of floating-point numbers are kept for
-each program and added in their order, so that a result does not depend on which program was first.
+One kernel reads the logits where they are and writes nothing of their size: at 1024x2048 with 19 classes, memory
+traffic is most of the time. (Logits that are not contiguous are copied first.) A program measures 512 pixels of an
+image. Counts are added to the image's counts by atomic operations, which are exact in any order. Sums of floating-point
+numbers are stored per program and added in a fixed order, so that a result does not depend on the order of the
+programs.
 
-The figures are those of `measure` but for the last bits of the exponentials.
+Results equal those of `genval.metrics.statistics.measure` except for the last bits of the exponentials.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,60 +20,72 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from genval.metrics.calibration import BINS
-from genval.metrics.statistics import (
-    FIRST_KEY,
-    LEVELS,
-    LOWEST,
-    MANTISSA_BITS,
+from genval.kernels.layout import (
+    BINS,
+    CONFIDENCE_LEVELS,
+    CONFIDENCE_MANTISSA_BITS,
+    FIRST_CONFIDENCE_KEY,
+    LOWEST_LOGIT,
     SUMS,
-    LogitsNotFiniteError,
-    PixelStatistics,
-    check_shapes,
-    fill_classes,
 )
 from genval.runtime.errors import GenValError
 
-PIXELS = 512  # of a program
-# Bins in memory: a histogram's length must be a power of two.
+PIXELS = 512  # per program
+# Bins in memory: the length of a histogram must be a power of two.
 _BINS = 16
-# An image's counts: labels that do not exist; and behind them, of (C, _BINS), bins of the label's probability; (C, C).
+# An image's counts: 1 cell for labels that do not exist; then (C, _BINS), bins of the label's probability; then (C, C),
+# the confusion matrix.
 _CELLS = 1
-# A program's sums: `SUMS`, one that is finite if all logits are; and behind them, (C,), the classes' probabilities.
+# A program's sums: `SUMS`; 1 number that is finite if all logits are; then (C,), the sums of each class's probability.
 _CLASS_SUMS = len(SUMS) + 1
-# A program's confidences by bin, wrong and right, and behind them each class's probabilities by bin, from the second
-# on: their number in the upper bits, in the lower their sum. Above 1/32 a float32 number is a whole number of `_UNIT`.
+# A program's packed bins: confidences of wrong pixels, of right pixels, then each class's probability from the second
+# bin on. The upper bits hold the number of pixels, the lower bits the sum of their probabilities in units of `_UNIT`.
+# A float32 number between 1/32 and 1 is a whole number of units.
 _UNIT, _NUMBER_BIT = 2.0**-28, 40
 
 
-def launch(
-    logits: Tensor, labels: Tensor, ignore: int = 255
-) -> Callable[[], Iterator[tuple[np.ndarray, PixelStatistics]]]:
-    """Start to predict and measure a batch of images, and to copy what it gives to the host.
+@dataclass(frozen=True)
+class BatchCounts:
+    """The counts of a batch of B images, on the host. "Wrong" is index 0 and "right" index 1 of an axis of two."""
+
+    predictions: np.ndarray  # uint8 (B, ...): the predicted classes
+    invalid_labels: np.ndarray  # int (B,): pixels whose label does not exist
+    finite: np.ndarray  # bool (B,): whether all logits are finite
+    confusion: np.ndarray  # int (B, C, C), rows are labels
+    levels: np.ndarray  # int (B, 2, CONFIDENCE_LEVELS): wrong and right pixels by level, the highest confidence first
+    bins: np.ndarray  # int (B, 2, BINS): wrong and right pixels by bin of the confidence
+    bin_confidence: np.ndarray  # float64 (B, BINS): sum of the confidences in each bin
+    label_bins: np.ndarray  # int (B, C, BINS): pixels of each class by bin of the class's probability
+    high_bins: np.ndarray  # int (B, C, BINS): all pixels by bin of each class's probability, from the second bin on
+    high_confidence: np.ndarray  # float64 (B, C, BINS): the sum of these probabilities
+    class_confidence: np.ndarray  # float64 (B, C): the sum of all probabilities of each class
+    sums: np.ndarray  # float64 (B, len(SUMS))
+
+
+def launch(logits: Tensor, labels: Tensor, ignore: int = 255) -> Callable[[], BatchCounts]:
+    """Start to predict and count a batch of images, and to copy the counts to the host.
 
     Args:
-        logits: floating point (B, C, ...), not soft-maxed, C at most 32; finite, but for minus infinity at classes that
-            are ruled out.
+        logits: floating point (B, C, ...), not soft-maxed, C at most 32; finite, except for minus infinity at classes
+            that are ruled out.
         labels: uint8 (B, ...), 0..C-1 or `ignore`, on the same device.
-        ignore: label of pixels that are not measured.
+        ignore: label of pixels that are not counted.
 
     Returns:
-        A function to call when the device has done all that; it gives image by image what `measure` does: the
-        predicted classes, a uint8 array of the labels' shape, and the statistics; with its errors.
+        A function that returns the counts; call it when the device has finished.
 
     Raises:
-        GenValError: shapes do not fit, or an image is too large for 32-bit offsets.
+        GenValError: an image is too large for 32-bit offsets.
     """
-    check_shapes(logits, labels)
     images, classes = logits.shape[:2]
     flat, flat_labels = logits.reshape(images, classes, -1).contiguous(), labels.reshape(images, -1).contiguous()
     pixels = flat_labels.shape[1]
     if classes * pixels >= 1 << 31:
-        raise GenValError(f"Images of at most 2^31 logits can be measured, found {classes} classes of {pixels} pixels.")
+        raise GenValError(f"Expected an image of at most 2^31 logits, found {classes} classes of {pixels} pixels.")
     programs = triton.cdiv(pixels, PIXELS)
     device = logits.device
     predictions = torch.empty((images, pixels), dtype=torch.uint8, device=device)
-    levels = torch.zeros((images, 2 * LEVELS), dtype=torch.int32, device=device)
+    levels = torch.zeros((images, 2 * CONFIDENCE_LEVELS), dtype=torch.int32, device=device)
     counts = torch.zeros((images, _CELLS + classes * _BINS + classes**2), dtype=torch.int32, device=device)
     parts = torch.empty((images, programs, _CLASS_SUMS + classes), dtype=torch.float64, device=device)
     packed = torch.zeros((images, programs, (2 + classes) * _BINS), dtype=torch.int64, device=device)
@@ -81,48 +95,49 @@ def launch(
                 flat, flat_labels, predictions, levels, counts, parts, packed, pixels, ignore,
                 counts.shape[1], parts.shape[2], packed.shape[2], classes,
                 max(_BINS, triton.next_power_of_2(classes**2)), triton.next_power_of_2(classes * _BINS),
-                LEVELS, FIRST_KEY, 23 - MANTISSA_BITS, LOWEST, BINS, float(np.float32(1) / np.float32(BINS)),
+                CONFIDENCE_LEVELS, FIRST_CONFIDENCE_KEY, 23 - CONFIDENCE_MANTISSA_BITS, LOWEST_LOGIT,
+                BINS, float(np.float32(1) / np.float32(BINS)),
                 _BINS, _CELLS, _CLASS_SUMS, 1 / _UNIT, _NUMBER_BIT, PIXELS,
             )  # fmt: skip
     numbers = (packed >> _NUMBER_BIT).sum(1)
     units = (packed & ((1 << _NUMBER_BIT) - 1)).sum(1)
-    made = (predictions, levels, counts, parts.sum(1), numbers, units)
-    on_host = [values.to("cpu", non_blocking=True) for values in made]
-
-    def read() -> Iterator[tuple[np.ndarray, PixelStatistics]]:
-        for predicted, *tallies in zip(*(values.numpy() for values in on_host), strict=True):
-            yield predicted.reshape(labels.shape[1:]), _statistics(classes, *tallies)
-
-    return read
+    results = (predictions.reshape(labels.shape), levels, counts, parts.sum(1), numbers, units)
+    on_host = [values.to("cpu", non_blocking=True) for values in results]
+    return lambda: _unpack(classes, *(values.numpy() for values in on_host))
 
 
-def _statistics(
-    classes: int, levels: np.ndarray, counts: np.ndarray, sums: np.ndarray, numbers: np.ndarray, units: np.ndarray
-) -> PixelStatistics:
-    """An image's statistics from what the kernel leaves."""
-    if counts[0]:
-        raise GenValError(f"The labels hold classes that do not exist ({counts[0]} pixels): expected 0..{classes - 1}.")
-    if not np.isfinite(sums).all():
-        raise LogitsNotFiniteError("Logits must be finite, found NaN or infinity.")
-    statistics = PixelStatistics.empty(classes)
-    cells = _CELLS + classes * _BINS
-    statistics.confusion[:] = counts[cells:].reshape(classes, classes)
-    statistics.sums[:] = sums[: len(SUMS)]
-    statistics.levels[:] = levels.reshape(LEVELS, 2).T
-    probabilities = units * _UNIT
-    statistics.bins[:] = numbers[: 2 * _BINS].reshape(2, _BINS)[:, :BINS]
-    statistics.bin_confidence[:] = probabilities[: 2 * _BINS].reshape(2, _BINS)[:, :BINS].sum(0)
-    of_label, high, high_sum = (
-        values.reshape(classes, _BINS)[:, :BINS]
-        for values in (counts[_CELLS:cells], numbers[2 * _BINS :], probabilities[2 * _BINS :])
+def _unpack(
+    classes: int,
+    predictions: np.ndarray,
+    levels: np.ndarray,
+    counts: np.ndarray,
+    sums: np.ndarray,
+    numbers: np.ndarray,
+    units: np.ndarray,
+) -> BatchCounts:
+    """Name the counts that the kernel leaves, described at the constants above."""
+    images, cells = len(predictions), _CELLS + classes * _BINS
+    in_bins = numbers.reshape(images, 2 + classes, _BINS)[:, :, :BINS]
+    probabilities = (units * _UNIT).reshape(images, 2 + classes, _BINS)[:, :, :BINS]
+    return BatchCounts(
+        predictions=predictions,
+        invalid_labels=counts[:, 0],
+        finite=np.isfinite(sums).all(1),
+        confusion=counts[:, cells:].reshape(images, classes, classes),
+        levels=levels.reshape(images, CONFIDENCE_LEVELS, 2).swapaxes(1, 2),
+        bins=in_bins[:, :2],
+        bin_confidence=probabilities[:, :2].sum(1),
+        label_bins=counts[:, _CELLS:cells].reshape(images, classes, _BINS)[:, :, :BINS],
+        high_bins=in_bins[:, 2:],
+        high_confidence=probabilities[:, 2:],
+        class_confidence=sums[:, _CLASS_SUMS:],
+        sums=sums[:, : len(SUMS)],
     )
-    fill_classes(statistics, of_label, high, high_sum, sums[_CLASS_SUMS:])
-    return statistics
 
 
 @triton.jit
 def largest_logit(logits, inside, pixels, classes):  # type: ignore[no-untyped-def]
-    """The largest of the classes' logits, float32, and the first class that has it, int32: for kernels.
+    """Return the largest logit over the classes, float32, and the first class that has it, int32. For use in kernels.
 
     `logits` points to a block of pixels of the first class, of which those `inside` are read; the next class is
     `pixels` further.
@@ -149,6 +164,76 @@ def _pack(probability, UNITS: tl.constexpr, NUMBER_BIT: tl.constexpr):  # type: 
 
 
 @triton.jit
+def _sum_exponentials(logits, largest, inside, pixels, CLASSES: tl.constexpr, LOWEST: tl.constexpr):  # type: ignore[no-untyped-def]
+    # NaN must stay NaN: comparisons keep it, `tl.maximum` would not.
+    totals = tl.zeros_like(largest)
+    for index in range(CLASSES):
+        below = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32) - largest
+        totals += tl.exp(tl.where(below < LOWEST, LOWEST, below))
+    return totals
+
+
+@triton.jit
+def _count_levels(  # type: ignore[no-untyped-def]
+    levels, totals, right, counted, LEVELS: tl.constexpr, FIRST_KEY: tl.constexpr, SHIFT: tl.constexpr
+):
+    """Count pixels by level and correctness in an image's `levels` (LEVELS, 2)."""
+    level = ((totals - 1.0).to(tl.int32, bitcast=True) >> SHIFT) - (FIRST_KEY - 1)
+    key = 2 * tl.minimum(tl.maximum(level, 0), LEVELS - 1) + right.to(tl.int32)
+    # Many pixels have odds of 0. They are added together, since single additions to one cell wait for each other.
+    tl.atomic_add(levels + 1, tl.sum((counted & (key == 1)).to(tl.int32)), sem="relaxed")
+    tl.atomic_add(levels + key, 1, mask=counted & (key != 1), sem="relaxed")
+
+
+@triton.jit
+def _tally_classes(  # type: ignore[no-untyped-def]
+    logits, largest, totals, known, counted, inside, class_sums, class_bins, pixels, CLASSES: tl.constexpr,
+    LOWEST: tl.constexpr, BINS: tl.constexpr, FIRST_BIN: tl.constexpr, ROW: tl.constexpr, UNITS: tl.constexpr,
+    NUMBER_BIT: tl.constexpr,
+):  # fmt: skip
+    """Sum and bin each class's probability in a program's `class_sums` (C,) and `class_bins` (C, ROW).
+
+    Returns:
+        Per pixel: the sum over classes of probability times distance from the largest logit, the sum of squared
+        probabilities, the label's probability, and the distance of the label's logit from the largest.
+    """
+    product = tl.zeros_like(largest)
+    squares = tl.zeros_like(largest)
+    label_probability = tl.zeros_like(largest)
+    label_below = tl.zeros_like(largest)
+    for index in range(CLASSES):
+        below = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32) - largest
+        clamped = tl.where(below < LOWEST, LOWEST, below)
+        probability = tl.div_rn(tl.exp(clamped), totals)
+        product += clamped * probability
+        squares += probability * probability
+        label_probability = tl.where(known == index, probability, label_probability)
+        label_below = tl.where(known == index, below, label_below)
+        tl.store(class_sums + index, tl.sum(tl.where(counted, probability, 0.0)).to(tl.float64))
+        # Nearly all probabilities are in the first bin. Its counts follow from those of the other bins.
+        high = counted & (probability > FIRST_BIN)
+        cell = class_bins + index * ROW + _bin(probability, BINS)
+        tl.atomic_add(cell, _pack(probability, UNITS, NUMBER_BIT), mask=high, sem="relaxed")
+    return product, squares, label_probability, label_below
+
+
+@triton.jit
+def _store_sums(  # type: ignore[no-untyped-def]
+    parts, totals, product, squares, label_probability, label_below, right, counted, inside
+):
+    """Store a program's `SUMS`, and behind them a number that is finite if all logits are."""
+    # In float64: a GPU's fast logarithm has few correct digits near 1.
+    log_totals = tl.log(totals.to(tl.float64))
+    entropy = log_totals - product
+    tl.store(parts, tl.sum(tl.where(counted, log_totals - label_below, 0.0)))
+    tl.store(parts + 1, tl.sum(tl.where(counted, 1.0 - 2.0 * label_probability + squares, 0.0).to(tl.float64)))
+    tl.store(parts + 2, tl.sum(tl.where(right, entropy, 0.0)))
+    tl.store(parts + 3, tl.sum(tl.where(counted & (right == 0), entropy, 0.0)))
+    tl.store(parts + 4, tl.sum(tl.where(counted, entropy * entropy, 0.0)))
+    tl.store(parts + 5, tl.sum(tl.where(inside, totals, 0.0).to(tl.float64)))
+
+
+@triton.jit
 def _tally(  # type: ignore[no-untyped-def]
     logits, labels, predictions, levels, counts, parts, packed, pixels, ignore, counts_stride, parts_stride,
     packed_stride, CLASSES: tl.constexpr, PAIRS: tl.constexpr, CELLS: tl.constexpr, LEVELS: tl.constexpr,
@@ -159,75 +244,40 @@ def _tally(  # type: ignore[no-untyped-def]
     """Measure `PIXELS` pixels of an image: program (part, image).
 
     `logits` (B, C, N), `labels` and `predictions` (B, N), `levels` (B, 2 * LEVELS), `counts`, `parts` and `packed` as
-    the constants above say. The classes' logits are read three times, from the cache but for the first: a program's do
-    not fit the registers.
+    described at the constants above. The logits are read three times, the second and third time from the cache: those
+    of a program do not fit the registers.
     """
     image = tl.program_id(1).to(tl.int64)
     here = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     inside = here < pixels
     known = tl.load(labels + image * pixels + here, mask=inside, other=ignore).to(tl.int32)
     counted = inside & (known != ignore)
-    strange = counted & (known >= CLASSES)
     counts += image * counts_stride
-    tl.atomic_add(counts, tl.sum(strange.to(tl.int32)), sem="relaxed")
+    tl.atomic_add(counts, tl.sum((counted & (known >= CLASSES)).to(tl.int32)), sem="relaxed")
     counted = counted & (known < CLASSES)
     logits += image * CLASSES * pixels + here
 
     largest, predicted = largest_logit(logits, inside, pixels, CLASSES)
     tl.store(predictions + image * pixels + here, predicted.to(tl.uint8), mask=inside)
-
-    # NaN must stay NaN: comparisons choose it, where `tl.maximum` would not.
-    totals = tl.zeros_like(largest)
-    for index in range(CLASSES):
-        below = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32) - largest
-        totals += tl.exp(tl.where(below < LOWEST, LOWEST, below))
-
+    totals = _sum_exponentials(logits, largest, inside, pixels, CLASSES, LOWEST)
     right = counted & (predicted == known)
-    of_pairs = tl.histogram(known * CLASSES + predicted, PAIRS, mask=counted)
+    in_pairs = tl.histogram(known * CLASSES + predicted, PAIRS, mask=counted)
     pair = tl.arange(0, PAIRS)
-    tl.atomic_add(counts + AT_CELLS + CLASSES * ROW + pair, of_pairs, mask=of_pairs > 0, sem="relaxed")
-    # Odds of 0 crowd on one cell, where single additions would wait for each other.
-    level = ((totals - 1.0).to(tl.int32, bitcast=True) >> SHIFT) - (FIRST_KEY - 1)
-    key = 2 * tl.minimum(tl.maximum(level, 0), LEVELS - 1) + right.to(tl.int32)
-    levels += image * 2 * LEVELS
-    tl.atomic_add(levels + 1, tl.sum((counted & (key == 1)).to(tl.int32)), sem="relaxed")
-    tl.atomic_add(levels + key, 1, mask=counted & (key != 1), sem="relaxed")
+    tl.atomic_add(counts + AT_CELLS + CLASSES * ROW + pair, in_pairs, mask=in_pairs > 0, sem="relaxed")
+    _count_levels(levels + image * 2 * LEVELS, totals, right, counted, LEVELS, FIRST_KEY, SHIFT)
 
     program = image * tl.num_programs(0) + tl.program_id(0)
     packed += program * packed_stride
     confidence = tl.div_rn(tl.full([PIXELS], 1.0, tl.float32), totals)
-    of_bin = packed + tl.where(right, ROW, 0) + _bin(confidence, BINS)
-    tl.atomic_add(of_bin, _pack(confidence, UNITS, NUMBER_BIT), mask=counted, sem="relaxed")
+    cell_of_bin = packed + tl.where(right, ROW, 0) + _bin(confidence, BINS)
+    tl.atomic_add(cell_of_bin, _pack(confidence, UNITS, NUMBER_BIT), mask=counted, sem="relaxed")
 
     parts += program * parts_stride
-    packed += 2 * ROW
-    product = tl.zeros_like(largest)
-    squares = tl.zeros_like(largest)
-    of_label = tl.zeros_like(largest)
-    label_below = tl.zeros_like(largest)
-    for index in range(CLASSES):
-        below = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32) - largest
-        clamped = tl.where(below < LOWEST, LOWEST, below)
-        probability = tl.div_rn(tl.exp(clamped), totals)
-        product += clamped * probability
-        squares += probability * probability
-        of_label = tl.where(known == index, probability, of_label)
-        label_below = tl.where(known == index, below, label_below)
-        tl.store(parts + AT_CLASSES + index, tl.sum(tl.where(counted, probability, 0.0)).to(tl.float64))
-        # Nearly all probabilities are in the first bin, whose counts follow from the others'.
-        high = counted & (probability > FIRST_BIN)
-        of_bin = packed + index * ROW + _bin(probability, BINS)
-        tl.atomic_add(of_bin, _pack(probability, UNITS, NUMBER_BIT), mask=high, sem="relaxed")
-    of_cells = tl.histogram(known * ROW + _bin(of_label, BINS), CELLS, mask=counted)
+    product, squares, label_probability, label_below = _tally_classes(
+        logits, largest, totals, known, counted, inside, parts + AT_CLASSES, packed + 2 * ROW, pixels, CLASSES, LOWEST,
+        BINS, FIRST_BIN, ROW, UNITS, NUMBER_BIT,
+    )  # fmt: skip
+    in_cells = tl.histogram(known * ROW + _bin(label_probability, BINS), CELLS, mask=counted)
     cell = tl.arange(0, CELLS)
-    tl.atomic_add(counts + AT_CELLS + cell, of_cells, mask=of_cells > 0, sem="relaxed")
-
-    # In float64: a GPU's fast logarithm has few good digits near 1.
-    log_totals = tl.log(totals.to(tl.float64))
-    entropy = log_totals - product
-    tl.store(parts, tl.sum(tl.where(counted, log_totals - label_below, 0.0)))
-    tl.store(parts + 1, tl.sum(tl.where(counted, 1.0 - 2.0 * of_label + squares, 0.0).to(tl.float64)))
-    tl.store(parts + 2, tl.sum(tl.where(right, entropy, 0.0)))
-    tl.store(parts + 3, tl.sum(tl.where(counted & (predicted != known), entropy, 0.0)))
-    tl.store(parts + 4, tl.sum(tl.where(counted, entropy * entropy, 0.0)))
-    tl.store(parts + 5, tl.sum(tl.where(inside, totals, 0.0).to(tl.float64)))
+    tl.atomic_add(counts + AT_CELLS + cell, in_cells, mask=in_cells > 0, sem="relaxed")
+    _store_sums(parts, totals, product, squares, label_probability, label_below, right, counted, inside)

@@ -1,1 +1,1 @@
-"""Figures from integer counts: pure functions, states that add up, and the files they are kept in."""
+"""Metrics: pure functions of counts, and states of counts that are updated, merged by addition, and computed."""

@@ -1,8 +1,8 @@
-"""Calibration errors: how far confidence is from accuracy.
+"""Calibration errors: the difference between confidence and accuracy.
 
-Two ways lead to each figure. From single pixels (`top1_figures`, `classwise_ece`): exact. From counts that add up over
-images, processes and data sets (`genval.metrics.statistics`): equal-width bins exact, the others on levels of
-confidence that are at most 1.3e-4 wide.
+Each error can be computed in two ways. From single pixels (`top1_metrics`, `classwise_ece`) it is exact. From counts
+that add up over images, processes and data sets (`genval.metrics.statistics`), errors over bins of equal width are
+exact; the others use levels of confidence that are at most 1.3e-4 wide.
 
 Sources: Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning" (AAAI 2015) for the ECE; Nguyen
 and O'Connor, "Posterior calibration and exploratory analysis for natural language processing models" (EMNLP 2015) for
@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from genval.kernels.layout import BINS
+from genval.metrics.division import safe_divide
 from genval.runtime.errors import GenValError
-
-BINS = 15
 
 
 def bin_index(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """The equal-width bin (lower, upper] that a probability is in; 0 is in the first.
+    """Return the equal-width bin (lower, upper] of a probability; 0 is in the first bin.
 
     Args:
         confidence: floats in 0..1, any shape.
@@ -32,36 +32,36 @@ def bin_index(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
     >>> bin_index(np.array([0.0, 0.2, 0.21, 1.0]), bins=5).tolist()
     [0, 0, 1, 4]
     """
-    # In float32 a product i/15 * 15 rounds to i exactly, for its neighbours to either side: the edges are those of
-    # float32, as in the published code.
+    # In float32 the product i/15 * 15 rounds to exactly i, and the products of the numbers next to i/15 do not. The bin
+    # edges are therefore the float32 numbers of the published code.
     scaled = np.asarray(confidence, np.float32) * np.float32(bins)
     return np.clip(np.ceil(scaled).astype(np.int64) - 1, 0, bins - 1)
 
 
-def ece_of_bins(right: np.ndarray, pixels: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """Expected calibration error of bins: the mean over pixels of |confidence - accuracy| of their bin.
+def binned_ece(right: np.ndarray, pixels: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """Return the expected calibration error: the mean over pixels of |confidence - accuracy| of the pixel's bin.
 
     Args:
-        right: pixels predicted right, in each bin (..., bins).
-        pixels: all pixels, in each bin.
-        confidence: sum of confidences, in each bin.
+        right: correctly predicted pixels in each bin (..., bins).
+        pixels: all pixels in each bin.
+        confidence: sum of the confidences in each bin.
 
     Returns:
         float64 (...) in 0..1; NaN without pixels.
 
-    >>> float(ece_of_bins(np.array([1, 3]), np.array([2, 4]), np.array([1.0, 3.8])))
+    >>> float(binned_ece(np.array([1, 3]), np.array([2, 4]), np.array([1.0, 3.8])))
     0.1333333333333333
     """
     total = np.asarray(pixels, np.float64).sum(-1)
     gaps = np.abs(np.asarray(confidence) - right).sum(-1)
-    return np.divide(gaps, total, out=np.full(np.shape(gaps), np.nan), where=total > 0)
+    return safe_divide(gaps, total)
 
 
 def gap_curve(right: np.ndarray, pixels: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """Cumulated confidence minus cumulated accuracy in ascending order of confidence, as a share of all pixels.
+    """Return cumulated confidence minus cumulated accuracy, in ascending order of confidence, divided by all pixels.
 
     Args:
-        right: pixels predicted right at each confidence (..., L), the lowest confidence first.
+        right: correctly predicted pixels at each confidence (..., L), the lowest confidence first.
         pixels: all pixels at each confidence.
         confidence: sum of their confidences.
 
@@ -70,27 +70,27 @@ def gap_curve(right: np.ndarray, pixels: np.ndarray, confidence: np.ndarray) -> 
     """
     total = np.asarray(pixels, np.float64).sum(-1, keepdims=True)
     gaps = np.cumsum(np.asarray(confidence, np.float64) - right, -1)
-    return np.divide(gaps, total, out=np.full(gaps.shape, np.nan), where=total > 0)
+    return safe_divide(gaps, total)
 
 
 def ks_error(curve: np.ndarray) -> np.ndarray:
-    """Kolmogorov-Smirnov calibration error: the largest gap of a `gap_curve` (..., L); NaN without pixels."""
+    """Return the Kolmogorov-Smirnov error: the largest gap of a `gap_curve` (..., L); NaN without pixels."""
     return np.abs(curve).max(-1) if curve.shape[-1] else np.full(curve.shape[:-1], np.nan)
 
 
 def adaptive_ece(curve: np.ndarray, pixels: np.ndarray, bins: int = BINS, drop_lowest: bool = False) -> np.ndarray:
-    """ECE over bins of equal population, cut from a `gap_curve`.
+    """Return the ECE over bins of equal population, from a `gap_curve`.
 
-    A cut may fall among pixels of one confidence: they are then shared between the two bins in proportion, right and
-    wrong alike, which is what a random order among them gives on average. (The published bins, cut at confidences, lose
-    pixels and become empty where many tie.)
+    A cut between two bins may fall among pixels of the same confidence. Right and wrong pixels are then divided between
+    the two bins in proportion, which equals the average over random orders. (The published bins are cut at confidences;
+    they lose pixels and become empty where many pixels tie.)
 
     Args:
         curve: from `gap_curve` (..., L).
         pixels: pixels at each confidence (..., L), the lowest first.
         bins: number of bins.
-        drop_lowest: cut as the published code does without ties: each cut one pixel later, and none before the first
-            pixel, so that the least confident pixel is in no bin.
+        drop_lowest: cut as the published code does without ties: each cut is one pixel later, including the first, so
+            that the least confident pixel is in no bin.
 
     Returns:
         float64 (...) in 0..1; NaN without pixels.
@@ -111,8 +111,8 @@ def adaptive_ece(curve: np.ndarray, pixels: np.ndarray, bins: int = BINS, drop_l
     return np.array(errors).reshape(pixels.shape[:-1])
 
 
-def top1_figures(confidence: np.ndarray, right: np.ndarray, drop_lowest: bool = False) -> dict[str, float]:
-    """ECE, adaptive ECE and KS error of single pixels, exactly.
+def top1_metrics(confidence: np.ndarray, right: np.ndarray, drop_lowest: bool = False) -> dict[str, float]:
+    """Return the exact ECE, adaptive ECE and KS error of single pixels.
 
     Args:
         confidence: of the predicted class, floats in 0..1 (N,).
@@ -125,34 +125,33 @@ def top1_figures(confidence: np.ndarray, right: np.ndarray, drop_lowest: bool = 
     Raises:
         GenValError: shapes differ, or a confidence is not in 0..1.
 
-    >>> figures = top1_figures(np.array([0.5, 0.9, 0.9, 0.9, 0.9]), np.array([0, 1, 1, 1, 0]))
-    >>> {name: round(value, 3) for name, value in figures.items()}
+    >>> metrics = top1_metrics(np.array([0.5, 0.9, 0.9, 0.9, 0.9]), np.array([0, 1, 1, 1, 0]))
+    >>> {name: round(value, 3) for name, value in metrics.items()}
     {'ece': 0.22, 'adaptive_ece': 0.22, 'ks': 0.22}
     """
     confidence, right = np.ravel(confidence), np.ravel(right).astype(bool)
     if confidence.shape != right.shape:
         raise GenValError(f"Confidences and labels differ in number: {len(confidence)} and {len(right)}.")
     if not ((confidence >= 0) & (confidence <= 1)).all():
-        raise GenValError("A confidence is a probability, 0..1; found another value or NaN. Give softmax outputs.")
+        raise GenValError("A confidence is a probability, 0..1; found another value or NaN. Pass softmax outputs.")
     index = bin_index(confidence)
     bins = [np.bincount(index, weights, BINS) for weights in (right, None, confidence)]
     order = np.argsort(confidence)
     ordered = confidence[order].astype(np.float64)
-    # A pixel alone is a level: ties stand beside each other, and their order changes neither figure's definition
-    # where they are merged first.
+    # Pixels of the same confidence are merged, so that their order does not matter.
     last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)) if len(ordered) else np.zeros(0, np.int64)
     hits, sums = (np.diff(np.cumsum(values)[last], prepend=0) for values in (right[order].astype(np.float64), ordered))
     counts = np.diff(last + 1, prepend=0)
     curve = gap_curve(hits, counts, sums)
     return {
-        "ece": float(ece_of_bins(*bins)),
+        "ece": float(binned_ece(*bins)),
         "adaptive_ece": float(adaptive_ece(curve, counts, drop_lowest=drop_lowest)),
         "ks": float(ks_error(curve)),
     }
 
 
 def classwise_ece(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """ECE of each class's probability against whether the pixel is of that class.
+    """Return the ECE of each class's probability as a prediction of whether the pixel is of that class.
 
     Args:
         probabilities: floats (N, C).
@@ -167,6 +166,6 @@ def classwise_ece(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     errors = []
     for index, column in enumerate(np.asarray(probabilities).T):
         bins = bin_index(column)
-        of_class = np.ravel(labels) == index
-        errors.append(ece_of_bins(*(np.bincount(bins, weights, BINS) for weights in (of_class, None, column))))
+        is_class = np.ravel(labels) == index
+        errors.append(binned_ece(*(np.bincount(bins, weights, BINS) for weights in (is_class, None, column))))
     return np.array(errors)

@@ -6,15 +6,11 @@ Segmentation: Are We on the Right Track?", CVPR 2023). One cluster is plain temp
 
 from __future__ import annotations
 
-import io
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from genval.runtime.errors import GenValError
-from genval.runtime.files import write_bytes
 
 METHODS = ("kmeans", "gmm")
 # Added to the diagonal covariances of the mixture: features are at most 1.
@@ -23,23 +19,24 @@ _VARIANCE_FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class ClusterModel:
-    """Where clusters are, and how wide: enough to assign an image, and free of any library."""
+    """The position and the width of clusters: all that is needed to assign an image, independent of any library."""
 
-    method: str  # of METHODS
+    method: str  # one of METHODS
     centres: np.ndarray  # float64 (K, D)
     variances: np.ndarray  # float64 (K, D); ones for k-means
     shares: np.ndarray  # float64 (K,), summing to 1; equal for k-means
 
     def assign(self, features: np.ndarray) -> np.ndarray:
-        """Each image's cluster, int64 (N,), from its features (N, D): the nearest, or the most probable."""
+        """Return the nearest (k-means) or most probable (mixture) cluster, int64 (N,), of features (N, D)."""
         scores = -self._distances(features) if self.method == "kmeans" else self._log_joint(features)
         return scores.argmax(1)
 
     def weights(self, features: np.ndarray) -> np.ndarray:
-        """Each image's shares in the clusters, float64 (N, K), rows summing to 1.
+        """Return each image's weights of the clusters, float64 (N, K); rows sum to 1.
 
-        For k-means the inverse distances, as published, an image on a centre being all of its cluster; for a mixture
-        the posterior. With one cluster all of it, where the published quotient is not defined.
+        For k-means the weights are proportional to the inverse distances, as published; an image at a centre has all
+        its weight there. For a mixture they are the posterior probabilities. With one cluster, for which the published
+        quotient is not defined, the weight is 1.
         """
         if self.method == "gmm":
             joint = self._log_joint(features)
@@ -76,9 +73,9 @@ def fit_clusters(features: np.ndarray, clusters: int, method: str = "kmeans", se
 
     Args:
         features: floats (N, D).
-        clusters: how many, at most N; 1 needs no fitting.
-        method: `kmeans` (10 starts), or `gmm`, a Gaussian mixture with diagonal covariances: an image set has far fewer
-            images than a full covariance has entries.
+        clusters: number of clusters, at most N; 1 needs no fitting.
+        method: `kmeans` (10 starts), or `gmm`, a Gaussian mixture (3 starts). Its covariances are diagonal, since an
+            image set has far fewer images than a full covariance has entries.
         seed: of the starts.
 
     Raises:
@@ -90,7 +87,9 @@ def fit_clusters(features: np.ndarray, clusters: int, method: str = "kmeans", se
     if not np.isfinite(features).all():
         raise GenValError("Features must be finite, found NaN or infinity. Run relis/extract_features.py --overwrite.")
     if len(features) < clusters:
-        raise GenValError(f"{clusters} clusters need as many images, found {len(features)}. Give fewer --n_clusters.")
+        raise GenValError(
+            f"{clusters} clusters need as many images, found {len(features)}. Use a smaller --n_clusters."
+        )
     if clusters == 1:
         variance = features.var(0, keepdims=True) + _VARIANCE_FLOOR
         return ClusterModel(method, features.mean(0, keepdims=True), variance, np.ones(1))
@@ -105,26 +104,3 @@ def fit_clusters(features: np.ndarray, clusters: int, method: str = "kmeans", se
         clusters, covariance_type="diag", reg_covar=_VARIANCE_FLOOR, n_init=3, random_state=seed % 2**32
     ).fit(features)
     return ClusterModel(method, mixture.means_, mixture.covariances_, mixture.weights_)
-
-
-def save_clusters(path: Path, model: ClusterModel) -> None:
-    """Write `cluster_model.npz`."""
-    stream = io.BytesIO()
-    method = np.array(model.method)
-    np.savez(stream, method=method, centres=model.centres, variances=model.variances, shares=model.shares)
-    write_bytes(path, stream.getvalue())
-
-
-def load_clusters(path: Path) -> ClusterModel:
-    """Read `cluster_model.npz`.
-
-    Raises:
-        GenValError: the file is missing or damaged.
-    """
-    try:
-        with np.load(path) as arrays:
-            return ClusterModel(str(arrays["method"]), *(arrays[name] for name in ("centres", "variances", "shares")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise GenValError(
-            f"{path} is missing or damaged. Run: python relis/compute_clusters_temp_scaling.py"
-        ) from error

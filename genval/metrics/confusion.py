@@ -1,4 +1,4 @@
-"""The confusion matrix: the one statistic from which every accuracy and IoU follows."""
+"""The confusion matrix, from which every accuracy and IoU is computed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from genval.runtime.errors import GenValError
 if TYPE_CHECKING:
     import torch
 
-# OpenCV counts in float32, which is exact up to 2^24 pixels a call.
+# OpenCV counts in float32, which is exact up to 2^24 pixels per call.
 _CHUNK = 1 << 24
 
 
 def confusion_matrix(
     labels: np.ndarray | torch.Tensor, predictions: np.ndarray | torch.Tensor, num_classes: int = 19, ignore: int = 255
 ) -> np.ndarray:
-    """Count pixels by labelled and predicted class. Matrices add: the sum is the matrix of all pixels together.
+    """Count pixels by labelled and predicted class. The sum of matrices is the matrix of all their pixels.
 
     On the CPU OpenCV counts one 256x256 joint histogram (2.6 ms for 1024x2048 on one thread, a third of the time of
     NumPy's `bincount`); on a GPU it is one `bincount`.
 
     Args:
         labels: integers of any shape, 0..num_classes-1 or `ignore`.
-        predictions: integers of the same shape, 0..num_classes-1 at least where `labels` is not `ignore`.
+        predictions: integers of the same shape, 0..num_classes-1 wherever `labels` is not `ignore`.
         num_classes: number of classes, at most 255.
         ignore: label of pixels that are not counted, 0..255.
 
@@ -73,9 +73,9 @@ def _count_numpy(labels: np.ndarray, predictions: np.ndarray, num_classes: int, 
         pair = [labels[:, start : start + _CHUNK], predictions[:, start : start + _CHUNK]]
         joint += cv2.calcHist(pair, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
     joint[ignore] = 0
-    for name, strange in (("labels", joint[num_classes:].sum(1)), ("predictions", joint[:, num_classes:].sum(0))):
-        if strange.any():
-            _refuse(name, (np.flatnonzero(strange) + num_classes).tolist(), num_classes)
+    for name, invalid in (("labels", joint[num_classes:].sum(1)), ("predictions", joint[:, num_classes:].sum(0))):
+        if invalid.any():
+            _refuse(name, (np.flatnonzero(invalid) + num_classes).tolist(), num_classes)
     return joint[:num_classes, :num_classes].copy()
 
 
@@ -90,9 +90,9 @@ def _count_torch(labels: torch.Tensor, predictions: torch.Tensor, num_classes: i
     cells = num_classes * num_classes
     labels, predictions = labels.flatten().long(), predictions.flatten().long()
     key = labels * num_classes + predictions
-    strange = (labels < 0) | (labels >= num_classes) | (predictions < 0) | (predictions >= num_classes)
-    # Two more cells, ignored and impossible pixels, keep this at one pass and one wait for the device.
-    key = torch.where(labels == ignore, cells, torch.where(strange, cells + 1, key))
+    invalid = (labels < 0) | (labels >= num_classes) | (predictions < 0) | (predictions >= num_classes)
+    # Two more cells, for ignored and for invalid pixels, so that one pass and one synchronisation are enough.
+    key = torch.where(labels == ignore, cells, torch.where(invalid, cells + 1, key))
     counts = torch.bincount(key, minlength=cells + 2).cpu().numpy()
     if counts[cells + 1]:
         counted = labels != ignore

@@ -1,4 +1,4 @@
-"""How well one set of scores predicts another."""
+"""Correlations: how well one set of scores predicts another."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from genval.metrics.division import safe_divide
 from genval.runtime.errors import GenValError
 
 
 def pearson_r(x: Sequence[float], y: Sequence[float]) -> float:
-    """Pearson's correlation of paired values.
+    """Return Pearson's correlation of paired values.
 
     Returns:
         A number in -1..1; NaN with fewer than two pairs or where one side does not vary.
@@ -27,7 +28,7 @@ def pearson_r(x: Sequence[float], y: Sequence[float]) -> float:
         raise GenValError(f"A correlation needs two lists of one length, found {a.shape} and {b.shape}.")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise GenValError("A correlation needs finite values, found NaN or infinity.")
-    # A constant list has a mean that rounding moves off its value: compare the values themselves.
+    # Rounding may move the mean of a constant list away from its value. Compare the values themselves.
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
     a, b = a - a.mean(), b - b.mean()
@@ -35,7 +36,7 @@ def pearson_r(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def pearson_interval(r: float, pairs: int, z: float = 1.959964) -> tuple[float, float]:
-    """A confidence interval of a correlation by Fisher's transformation, 95 % by default.
+    """Return a confidence interval of a correlation by Fisher's transformation, 95 % by default.
 
     Returns:
         Lower and upper end; (NaN, NaN) with fewer than four pairs, where the interval is not defined.
@@ -51,17 +52,17 @@ def pearson_interval(r: float, pairs: int, z: float = 1.959964) -> tuple[float, 
     return math.tanh(centre - half), math.tanh(centre + half)
 
 
-def agreement(predicted: Sequence[float], true: Sequence[float]) -> dict[str, float | int | None]:
-    """How well `predicted` stands for `true`; pairs with a NaN are left out. None stands for what is not defined.
+def agreement(predicted: Sequence[float], reference: Sequence[float]) -> dict[str, float | int | None]:
+    """Compare predicted scores with reference scores; pairs with a NaN are skipped.
 
     Returns:
-        `pairs`, the number compared; `pearson_r`; `low` and `high`, its 95 % interval; `mean_difference`, predicted
-        minus true, in their own unit.
+        `pairs`, the number of pairs compared; `pearson_r`; `low` and `high`, its 95 % interval; `mean_difference`,
+        predicted minus reference, in the unit of the scores. None where a value is not defined.
 
     >>> agreement([10.0, 20.0, math.nan], [12.0, 24.0, 30.0])["mean_difference"]
     -3.0
     """
-    kept = [(x, y) for x, y in zip(predicted, true, strict=True) if not (math.isnan(x) or math.isnan(y))]
+    kept = [(x, y) for x, y in zip(predicted, reference, strict=True) if not (math.isnan(x) or math.isnan(y))]
     r = pearson_r([x for x, _ in kept], [y for _, y in kept])
     low, high = pearson_interval(r, len(kept))
     difference = sum(x - y for x, y in kept) / len(kept) if kept else math.nan
@@ -70,7 +71,7 @@ def agreement(predicted: Sequence[float], true: Sequence[float]) -> dict[str, fl
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's correlation along the last axis, of many lists at once.
+    """Return Pearson's correlation along the last axis, for many lists.
 
     Args:
         x: float (..., N); NaN makes that list's result NaN.
@@ -87,11 +88,11 @@ def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.full(x.shape[:-1], np.nan)
     varies = (np.ptp(x, -1) > 0) & (np.ptp(y, -1) > 0)
     a, b = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
-    return _ratio((a * b).sum(-1), np.sqrt((a * a).sum(-1) * (b * b).sum(-1)), varies)
+    return _bounded_ratio((a * b).sum(-1), np.sqrt((a * a).sum(-1) * (b * b).sum(-1)), varies)
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation along the last axis: Pearson's of the ranks, ties sharing their average rank.
+    """Return Spearman's rank correlation along the last axis: Pearson's correlation of ranks, averaged over ties.
 
     Arguments and result are those of `pearson`.
 
@@ -105,32 +106,31 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b along the last axis: pairs in one order less pairs in opposite order, ties accounted for.
+    """Return Kendall's tau-b along the last axis: concordant minus discordant pairs, corrected for ties.
 
     Source: Kendall, "The treatment of ties in ranking problems" (Biometrika 1945). Arguments and result are those of
-    `pearson`; time and memory grow with N squared.
+    `pearson`. Time and memory grow with N squared.
 
     >>> round(float(kendall(np.array([1, 2, 3, 4]), np.array([1, 2, 4, 3]))), 4)
     0.6667
     """
     x, y = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(y, np.float64))
     a, b = _orders(x), _orders(y)
-    # Every pair is there twice, which the ratio does not notice. int8 products and sums are the fastest there are.
+    # Every pair is counted twice, which cancels in the ratio. int8 products and sums are the fastest.
     untied = np.sqrt(np.square(a).sum((-2, -1), np.int64) * np.square(b).sum((-2, -1), np.int64).astype(np.float64))
     defined = (untied > 0) & ~np.isnan(x).any(-1) & ~np.isnan(y).any(-1)
-    return _ratio((a * b).sum((-2, -1), np.int64), untied, defined)
+    return _bounded_ratio((a * b).sum((-2, -1), np.int64), untied, defined)
 
 
 def _orders(x: np.ndarray) -> np.ndarray:
-    """1, 0 or -1 for each pair of (..., N): int8 (..., N, N)."""
+    """Return the order, 1, 0 or -1, of each pair of (..., N): int8 (..., N, N)."""
     above: np.ndarray = x[..., :, None] > x[..., None, :]
     return above.view(np.int8) - above.swapaxes(-2, -1).view(np.int8)
 
 
-def _ratio(above: np.ndarray, below: np.ndarray, defined: np.ndarray) -> np.ndarray:
-    """`above` / `below` within -1..1, NaN where it is not defined."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(defined, np.clip(above / below, -1.0, 1.0), np.nan))
+def _bounded_ratio(numerator: np.ndarray, denominator: np.ndarray, defined: np.ndarray) -> np.ndarray:
+    """Return the ratio, clipped to -1..1; NaN where it is not defined."""
+    return np.where(defined, safe_divide(numerator, denominator).clip(-1.0, 1.0), np.nan)
 
 
 CORRELATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

@@ -1,15 +1,17 @@
-"""Local temperature scaling: a small network that gives each pixel of an image a temperature of its own.
+"""Local temperature scaling: a small network that predicts a temperature for each pixel of an image.
 
-Source: Ding et al., "Local Temperature Scaling for Probability Calibration" (ICCV 2021), section 3.3. Its network is a
-binary tree: four convolutions of the logits, 5x5 with dilation 2, are the leaves; at each fork a further convolution of
-the logits decides, pixel by pixel, how much of either branch passes (a sigmoid); at the last one the tree meets a
-convolution of the image. It is trained by the negative log likelihood of a calibration set's labels. Dividing a pixel's
-logits by one positive number keeps its predicted class.
+Source: Ding et al., "Local Temperature Scaling for Probability Calibration" (ICCV 2021), section 3.3. The network is a
+binary tree. Its leaves are four convolutions of the logits, 5x5 with dilation 2. At each fork, the sigmoid of a further
+convolution of the logits weights the two branches, pixel by pixel. The last fork combines the tree with a convolution
+of the image. The training loss is the negative log likelihood of the labels of a calibration set. Dividing the logits
+of a pixel by a positive number does not change its predicted class.
 
-Three things differ from the paper. A branch gives the logarithm of a factor on the best single temperature, so that any
-temperature is positive and training starts at plain temperature scaling, where the paper's ReLU can stay at zero. The
-forks start at small random weights: from zero weights, as published, all leaves would remain one and the same. What
-goes in is each logit's distance from the pixel's largest, since the softmax knows nothing else.
+Three things differ from the paper:
+
+- A branch predicts the logarithm of a factor on the best single temperature. Every temperature is then positive, and
+  training starts at plain temperature scaling. The paper's ReLU can remain at zero.
+- The forks start at small random weights. From zero weights, as published, all leaves would remain equal.
+- The input is the distance of each logit from the pixel's largest logit, since the softmax depends on nothing else.
 """
 
 from __future__ import annotations
@@ -20,20 +22,20 @@ from torch.nn import functional
 
 from genval.runtime.errors import GenValError
 
-# Distances that the network is shown end here, and are divided by this.
+# Input distances are clamped at the first number and divided by the second.
 _LOWEST, _UNIT = -40.0, 10.0
-# Of the logarithm of the factor: temperatures from a 20th to 20 times the single one.
+# Range of the logarithm of the factor: temperatures are 1/20 to 20 times the single temperature.
 _RANGE = 3.0
 _LEAVES, _FORKS = 4, 3
 
 
 class LocalTemperature(nn.Module):
-    """From logits and image to temperatures.
+    """A network that maps logits and an image to temperatures.
 
     Args:
         classes: channels of the logits.
-        temperature: the single temperature that training starts from, above 0.
-        generator: of the initial weights; None gives zeros, for weights that are loaded.
+        temperature: the single temperature at which training starts, above 0.
+        generator: of the initial weights; None initialises them with zeros, for weights that are loaded later.
     """
 
     def __init__(self, classes: int = 19, temperature: float = 1.0, generator: torch.Generator | None = None) -> None:
@@ -51,10 +53,10 @@ class LocalTemperature(nn.Module):
             nn.init.normal_(self.forks.weight, std=0.02, generator=generator)
 
     def forward(self, logits: Tensor, images: Tensor) -> Tensor:
-        """Each pixel's temperature.
+        """Return the temperature of each pixel.
 
         Args:
-            logits: float32 (B, C, H, W); minus infinity at classes that are ruled out is fine.
+            logits: float32 (B, C, H, W); minus infinity is allowed at classes that are ruled out.
             images: RGB uint8 (B, 3, H, W).
 
         Returns:
@@ -66,14 +68,14 @@ class LocalTemperature(nn.Module):
         left = torch.lerp(leaves[:, 1], leaves[:, 0], first)
         right = torch.lerp(leaves[:, 3], leaves[:, 2], second)
         tree = torch.lerp(right, left, third)
-        of_image = self.image(images.float() / 127.5 - 1)[:, 0]
-        factor = torch.lerp(of_image, tree, last)
+        image = self.image(images.float() / 127.5 - 1)[:, 0]
+        factor = torch.lerp(image, tree, last)
         temperatures: Tensor = self.start * (_RANGE * torch.tanh(factor / _RANGE)).exp()
         return temperatures
 
 
 def scaled_nll(logits: Tensor, temperatures: Tensor, labels: Tensor, ignore: int = 255) -> Tensor:
-    """Sum over labelled pixels of the negative log likelihood, in nats, of logits divided by temperatures.
+    """Return the sum over labelled pixels of the negative log likelihood, in nats, of logits divided by temperatures.
 
     Args:
         logits: float32 (B, C, H, W).

@@ -1,95 +1,82 @@
-"""Out-of-distribution detection: anomaly scores of pixels, and how well they tell an object from its background.
+"""Out-of-distribution detection: anomaly scores of pixels, and metrics of how well they separate object and background.
 
-A score is high where a segmenter is unsure, the negated confidence, and the object is the positive class:
+A score is high where a model is not confident. The object is the positive class. The scores are:
 
 - `entropy` of the softmax, in nats; `confidence`, the negated largest softmax probability (MSP); `logits`, the negated
-  largest logit: these three are published, under these names.
+  largest logit. These three are published, under these names.
 - `energy`, minus the log of the sum of the exponentials of the logits. Source: Liu et al., "Energy-based
   Out-of-distribution Detection" (NeurIPS 2020), equation 4, at temperature 1.
-- `standardised`, the negated largest logit in standard deviations from its mean over pixels of a known set that are
-  predicted as the same class. Source: Jung et al., "Standardized Max Logits" (ICCV 2021), section 3.2.
+- `standardised`, the negated largest logit, standardised by mean and standard deviation over the pixels of a known set
+  that are predicted as the same class. Source: Jung et al., "Standardized Max Logits" (ICCV 2021), section 3.2.
 
-An image leaves counts of its pixels at 65,536 levels of each score. They add up over images, processes and sets, and
-every figure follows from them. A level is a range of float32 numbers with the same exponent and first 11 (entropy: 10)
-bits of the mantissa: scores of any scale are resolved to one part in 2,048, and near-certain pixels, where confidences
-crowd, much finer. `bounds` says how far a figure from levels can be from that of single pixels, which is what
-`ExactFigures` gives.
+The state is the number of pixels at each of 65,536 levels of each score (`genval.kernels.layout`). These counts add up
+over images, processes and sets, and every metric follows from them. `ood_bounds` returns the largest possible
+differences to the metrics of single pixels, which `ExactMetrics` computes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genval.kernels.layout import (
+    BACKGROUND,
+    LOWEST_SCORE_LOGIT,
+    OBJECT,
+    SCORE_LEVELS,
+    SCORES,
+    SIGNED_SCORES,
+    STANDARDISED,
+    VOID,
+    level_scale,
+)
 from genval.metrics import ranking
+from genval.metrics.division import safe_divide
+from genval.metrics.states import MergeableState
 from genval.metrics.statistics import LogitsNotFiniteError
 from genval.runtime.errors import GenValError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PUBLISHED = ("entropy", "confidence", "logits")
-SCORES = (*PUBLISHED, "energy")
-STANDARDISED = "standardised"
-FIGURES = ("auroc", "fpr95", "aupr_object", "aupr_background")
-BACKGROUND, OBJECT, VOID = 0, 1, 255
-"""What a pixel of an object mask is."""
+    from genval.kernels.ood_scores import BatchCounts
 
-LEVELS = 1 << 16
-# The lowest and highest exponent of float32 numbers that have levels of their own, and the bits of mantissa that tell
-# levels apart; smaller numbers count as 0, larger ones as the largest. Odds against (1/p - 1) of 19 classes are 0 or
-# 2^-24 to 18, an entropy is at most log 19 and may be tiny, and logits may be anything.
-_SCALES = {
-    "entropy": (-58, 3, 10),
-    "confidence": (-25, 5, 11),
-    "logits": (-6, 9, 11),
-    "energy": (-6, 9, 11),
-    STANDARDISED: (-6, 9, 11),
-}
-_SIGNED = ("logits", "energy", STANDARDISED)
-# Pixels at a time on a CPU: what is made of them, 19 float32 logits each for one, stays in the second-level cache.
+PUBLISHED = ("entropy", "confidence", "logits")
+OOD_METRICS = ("auroc", "fpr95", "aupr_object", "aupr_background")
+# Pixels at a time on a CPU: their 19 float32 logits each, and the intermediate results, fit the second-level cache.
 _CPU_CHUNK = 16384
-# Logits further below the largest count as this far below it: exp(-80) is still a normal float32 number.
-LOWEST = -80.0
 
 
 @dataclass
-class OodCounts:
+class OodCounts(MergeableState):
     """Mergeable statistics of pixels; `a + b` are those of both sets."""
 
-    levels: np.ndarray  # int64 (S, 2, LEVELS): background and object pixels by level, the highest score first
+    levels: np.ndarray  # int64 (S, 2, SCORE_LEVELS): background and object pixels by level, the highest score first
     entropy: np.ndarray  # float64 (2,): sum of the entropies of background and object, nats
     pixels: np.ndarray  # int64 (3,): background, object and void
 
-    def __add__(self, other: OodCounts) -> OodCounts:
-        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
-        return OodCounts(*(a + b for a, b in pairs))
-
     @classmethod
     def empty(cls, scores: int) -> OodCounts:
-        """The statistics of no pixel, for so many scores."""
-        return cls(np.zeros((scores, 2, LEVELS), np.int64), np.zeros(2), np.zeros(3, np.int64))
+        """Return the statistics of no pixel, for a number of scores."""
+        return cls(np.zeros((scores, 2, SCORE_LEVELS), np.int64), np.zeros(2), np.zeros(3, np.int64))
 
 
 @dataclass
-class MaxLogits:
-    """The largest logit among pixels of each predicted class; `a + b` is of both sets."""
+class MaxLogits(MergeableState):
+    """Sums over the largest logits of the pixels of each predicted class; `a + b` are those of both sets."""
 
     pixels: np.ndarray  # int64 (C,)
     sums: np.ndarray  # float64 (C,)
     squares: np.ndarray  # float64 (C,)
 
-    def __add__(self, other: MaxLogits) -> MaxLogits:
-        return MaxLogits(self.pixels + other.pixels, self.sums + other.sums, self.squares + other.squares)
-
     @classmethod
     def measure(cls, logits: Tensor) -> MaxLogits:
-        """Of logits (C, ...)."""
+        """Measure logits (C, ...)."""
         import torch
 
         flat = logits.flatten(1)
@@ -99,10 +86,12 @@ class MaxLogits:
         return cls(torch.bincount(classes, minlength=len(flat)).cpu().numpy(), *weighted)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation, float64 (C,); those of all pixels for a class of fewer than two."""
+        """Compute mean and standard deviation, float64 (C,); a class of fewer than 2 pixels has those of all."""
         total = MaxLogits(*(np.full(len(self.pixels), a.sum()) for a in (self.pixels, self.sums, self.squares)))
         if total.pixels[0] < 2:
-            raise GenValError("Largest logits of fewer than two pixels cannot be standardised.")
+            raise GenValError(
+                "Largest logits cannot be standardised: expected at least two pixels, found fewer than two."
+            )
         rare = self.pixels < 2
         pixels, sums, squares = (
             np.where(rare, getattr(total, f.name), getattr(self, f.name)) for f in dataclasses.fields(self)
@@ -112,12 +101,12 @@ class MaxLogits:
 
 
 def anomaly_scores(logits: Tensor, standard: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """The scores of pixels, all from one softmax.
+    """Compute the scores of pixels from one softmax.
 
     Args:
         logits: (C, N), not soft-maxed.
         standard: mean and standard deviation (C,) of the largest logit (`MaxLogits.moments`), on the logits' device:
-            for the score `standardised`.
+            for the score `standardised`. None omits it.
 
     Returns:
         Float32 (S, N) in the order of `SCORES`, `standardised` last; NaN or infinite where logits are not finite.
@@ -125,7 +114,7 @@ def anomaly_scores(logits: Tensor, standard: tuple[Tensor, Tensor] | None = None
     import torch
 
     largest, classes = logits.max(0)
-    below = (logits - largest).clamp_(min=LOWEST)
+    below = (logits - largest).clamp_(min=LOWEST_SCORE_LOGIT)
     probabilities = below.exp()
     totals = probabilities.sum(0)
     log_totals = totals.log()
@@ -136,41 +125,36 @@ def anomaly_scores(logits: Tensor, standard: tuple[Tensor, Tensor] | None = None
     return torch.stack(rows)
 
 
-def level_of(score: Tensor, name: str) -> Tensor:
-    """The level of an anomaly score (float32, finite), int32 in 0..LEVELS-1, the highest scores at 0."""
+def score_level(score: Tensor, name: str) -> Tensor:
+    """Return the levels, int32 in 0..SCORE_LEVELS-1, of scores (float32, finite); the highest are at level 0."""
     import torch
 
-    first, count, shift = scale(name)
+    first, count, shift = level_scale(name)
     value = score.reciprocal().neg_().sub_(1) if name == "confidence" else score
     bits = value.contiguous().view(torch.int32)
-    if name not in _SIGNED:
+    if name not in SIGNED_SCORES:
         return (bits >> shift).clamp_(first, first + count).neg_().add_(first + count)
-    # The bits of negative numbers ascend away from 0: turned round, all ascend. Those near 0 make one level.
+    # The bits of negative numbers ascend as the numbers descend. Inverting them gives keys that ascend for all numbers.
+    # The numbers near 0 share one level.
     key = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits) >> shift
     below = key.clamp(-first - count - 1, -first - 1)
     return key.clamp_(first, first + count).add_(below).neg_().add_(count - 1)
 
 
 def level_edge(level: int, name: str) -> float:
-    """The lowest score of a level: pixels that are at least as anomalous have a score at or above it.
+    """Return the lowest score of a level: the threshold that pixels at this level or above reach.
 
     >>> level_edge(0, "entropy"), level_edge(0, "logits")
-    (8.0, 512.0)
+    (7.99609375, 511.875)
     """
-    first, count, shift = scale(name)
+    first, count, shift = level_scale(name)
     step = count - level
-    # The lowest number of a level below 0 is the end of it that is away from 0.
+    # The lowest number of a level below 0 is the end that is further from 0.
     magnitude = step if step >= 0 else 1 - step
     value = float(np.int32((magnitude + first) << shift).view(np.float32)) if magnitude else 0.0
     if name == "confidence":
         return -1 / (1 + value)
     return -value if step < 0 else value
-
-
-def scale(name: str) -> tuple[int, int, int]:
-    """Of a score's levels on one side of 0: the key before the first, their number, the bits that a key leaves out."""
-    lowest, highest, mantissa_bits = _SCALES[name]
-    return ((127 + lowest) << mantissa_bits) - 1, (highest - lowest) << mantissa_bits, 23 - mantissa_bits
 
 
 def count_scores(scores: Tensor, kinds: Tensor, names: Sequence[str]) -> np.ndarray:
@@ -182,11 +166,11 @@ def count_scores(scores: Tensor, kinds: Tensor, names: Sequence[str]) -> np.ndar
         names: of the scores.
 
     Returns:
-        int64 (S, 2, LEVELS).
+        int64 (S, 2, SCORE_LEVELS).
     """
     import torch
 
-    # One bincount of all pixels, and one of the few that are an object; void ones are left out beforehand.
+    # One bincount of all pixels except void ones, and one of the few object pixels.
     counted = kinds != VOID
     if not bool(counted.all()):
         scores, kinds = scores[:, counted], kinds[counted]
@@ -196,14 +180,14 @@ def count_scores(scores: Tensor, kinds: Tensor, names: Sequence[str]) -> np.ndar
     rows = []
     for score, name in zip(scores, names, strict=True):
         for start in range(0, len(level), step):
-            level[start : start + step] = level_of(score[start : start + step], name)
-        of_object = torch.bincount(level[objects], minlength=LEVELS)
-        rows.append(torch.stack([torch.bincount(level, minlength=LEVELS) - of_object, of_object]))
+            level[start : start + step] = score_level(score[start : start + step], name)
+        object_counts = torch.bincount(level[objects], minlength=SCORE_LEVELS)
+        rows.append(torch.stack([torch.bincount(level, minlength=SCORE_LEVELS) - object_counts, object_counts]))
     return torch.stack(rows).cpu().numpy()
 
 
 def _step(pixels: Tensor) -> int:
-    """How many pixels go through at a time: what fits a CPU's cache, or all at once on a GPU."""
+    """Return how many pixels to process at a time: as many as fit a CPU's cache, or all on a GPU."""
     return _CPU_CHUNK if pixels.device.type == "cpu" else max(1, len(pixels))
 
 
@@ -213,7 +197,7 @@ def measure_ood(
     """Score and count one image's pixels, on the device of its logits.
 
     Args:
-        logits: (C, ...), not soft-maxed; finite, but for minus infinity at classes that are ruled out.
+        logits: (C, ...), not soft-maxed; finite, except for minus infinity at classes that are ruled out.
         kinds: uint8 of the shape of the rest, `BACKGROUND`, `OBJECT` or `VOID`, on the same device.
         standard: as for `anomaly_scores`.
 
@@ -221,7 +205,8 @@ def measure_ood(
         The counts; the scores, float32 (S, N).
 
     Raises:
-        GenValError: shapes do not fit, a mask holds something else, or a logit is NaN or infinite.
+        LogitsNotFiniteError: a logit is NaN or infinite.
+        GenValError: shapes do not fit, or the mask holds another value.
     """
     import torch
 
@@ -234,13 +219,13 @@ def measure_ood(
     step = _step(flat_kinds)
     for start in range(0, len(flat_kinds), step):
         scores[:, start : start + step] = anomaly_scores(flat[:, start : start + step], standard)
-    # A NaN or infinity among the logits shows in the largest, hence in a score.
+    # A logit that is NaN or infinite makes the largest logit, and therefore a score, NaN or infinite.
     entropy = [scores[0][flat_kinds == kind].sum(dtype=torch.float64) for kind in (BACKGROUND, OBJECT)]
-    sound, *numbers = torch.stack([torch.isfinite(scores).all().long(), *pixels]).tolist()
-    if not sound:
-        raise LogitsNotFiniteError("Logits must be finite, found NaN or infinity.")
+    finite, *numbers = torch.stack([torch.isfinite(scores).all().long(), *pixels]).tolist()
+    if not finite:
+        raise LogitsNotFiniteError
     if sum(numbers) != len(flat_kinds):
-        raise GenValError(f"A mask holds {BACKGROUND}, {OBJECT} and {VOID}, found other values.")
+        raise _invalid_mask()
     counts = OodCounts(
         levels=count_scores(scores, flat_kinds, names),
         entropy=torch.stack(entropy).cpu().numpy(),
@@ -249,12 +234,64 @@ def measure_ood(
     return counts, scores
 
 
-def figures_of(background: np.ndarray, objects: np.ndarray) -> dict[str, np.ndarray]:
-    """`FIGURES` from counts at levels (..., L), the highest score first; arrays (...), NaN where not defined.
+def measure_ood_batch(
+    logits: Tensor, kinds: Tensor, standard: tuple[Tensor, Tensor] | None = None, keep: bool = False
+) -> tuple[Callable[[], Iterator[OodCounts]], Tensor | None]:
+    """Start to score and count a batch of images on a GPU, by one Triton kernel.
 
-    Fractions in 0..1. `aupr_object` has the object as the positive class and the score, `aupr_background` the
-    background and the confidence, both by trapezoids as published; `fpr95` is the share of the background above the
-    highest threshold that 95 % of the object's pixels reach.
+    Args:
+        logits: floating point (B, C, ...); otherwise as for `measure_ood`.
+        kinds: uint8 (B, ...), `BACKGROUND`, `OBJECT` or `VOID`, on the same device.
+        standard: as for `anomaly_scores`.
+        keep: return the scores as well.
+
+    Returns:
+        A function to call when the device has finished, which yields the counts image by image and raises the errors of
+        `measure_ood`; and the scores, float32 (B, S, N) on the device, or None.
+
+    Raises:
+        GenValError: shapes do not fit, or an image is too large for 32-bit offsets.
+    """
+    from genval.kernels.ood_scores import launch
+
+    if (len(logits), *logits.shape[2:]) != kinds.shape:
+        raise GenValError(f"Logits {tuple(logits.shape)} and masks {tuple(kinds.shape)} do not fit.")
+    read, scores = launch(logits, kinds, standard, keep)
+
+    def images() -> Iterator[OodCounts]:
+        counts = read()
+        for index in range(len(counts.levels)):
+            yield _from_counts(counts, index)
+
+    return images, scores
+
+
+def _from_counts(counts: BatchCounts, index: int) -> OodCounts:
+    """Return the statistics of one image of a batch."""
+    if not counts.finite[index]:
+        raise LogitsNotFiniteError
+    if counts.invalid_kinds[index]:
+        raise _invalid_mask()
+    return OodCounts(
+        levels=counts.levels[index].astype(np.int64),
+        entropy=counts.entropy[index].copy(),
+        pixels=counts.pixels[index].astype(np.int64),
+    )
+
+
+def _invalid_mask() -> GenValError:
+    return GenValError(f"A mask holds {BACKGROUND}, {OBJECT} and {VOID}, found other values.")
+
+
+def ood_metrics(background: np.ndarray, objects: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute `OOD_METRICS` from counts at levels (..., L), the highest score first.
+
+    `fpr95` is the share of the background at or above the highest threshold that 95 % of the object's pixels reach. The
+    areas below precision-recall curves are computed by trapezoids, as published: `aupr_object` has the object as the
+    positive class and ranks by the score, `aupr_background` has the background and ranks by the confidence.
+
+    Returns:
+        Arrays (...) of fractions in 0..1, by name; NaN where not defined.
     """
     both = (background.sum(-1) > 0) & (objects.sum(-1) > 0)
     background, objects = np.asarray(background, np.float64), np.asarray(objects, np.float64)  # once for all of them
@@ -264,23 +301,23 @@ def figures_of(background: np.ndarray, objects: np.ndarray) -> dict[str, np.ndar
         ranking.aupr(objects, background),
         ranking.aupr(background[..., ::-1], objects[..., ::-1]),
     )
-    return {name: np.where(both, value, np.nan) for name, value in zip(FIGURES, values, strict=True)}
+    return {name: np.where(both, value, np.nan) for name, value in zip(OOD_METRICS, values, strict=True)}
 
 
-def level_figures(levels: np.ndarray) -> dict[str, float]:
-    """`FIGURES` of one score from its counts (2, LEVELS)."""
+def level_metrics(levels: np.ndarray) -> dict[str, float]:
+    """Compute `OOD_METRICS` of one score from its counts (2, SCORE_LEVELS)."""
     if not levels.any(1).all():
-        return dict.fromkeys(FIGURES, math.nan)
+        return dict.fromkeys(OOD_METRICS, math.nan)
     filled = np.flatnonzero(levels.any(0))
-    return {name: float(value) for name, value in figures_of(*levels[:, filled]).items()}
+    return {name: float(value) for name, value in ood_metrics(*levels[:, filled]).items()}
 
 
 def exact_counts(background: np.ndarray, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Background and object pixels at each distinct score, the highest first.
+    """Count background and object pixels at each distinct score, the highest first.
 
     Args:
         background: scores of the background's pixels, float32, ascending.
-        objects: of the object's.
+        objects: scores of the object's pixels likewise.
 
     Returns:
         Two int64 arrays (number of distinct scores,).
@@ -288,11 +325,11 @@ def exact_counts(background: np.ndarray, objects: np.ndarray) -> tuple[np.ndarra
     >>> exact_counts(np.array([0.1, 0.9], np.float32), np.array([0.9], np.float32))
     (array([1, 1]), array([1, 0]))
     """
-    (values, counts), (of_objects, object_counts) = _distinct(background), _distinct(objects)
-    place = np.searchsorted(values, of_objects)
-    shared = np.zeros(len(of_objects), bool)
+    (values, counts), (object_values, object_counts) = _distinct(background), _distinct(objects)
+    place = np.searchsorted(values, object_values)
+    shared = np.zeros(len(object_values), bool)
     inside = place < len(values)
-    shared[inside] = values[place[inside]] == of_objects[inside]
+    shared[inside] = values[place[inside]] == object_values[inside]
     hits = np.zeros(len(values), np.int64)
     hits[place[shared]] = object_counts[shared]
     between = place[~shared]
@@ -300,92 +337,92 @@ def exact_counts(background: np.ndarray, objects: np.ndarray) -> tuple[np.ndarra
 
 
 def _distinct(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values of an ascending array, and how often each is there."""
+    """Return the distinct values of an ascending array, and how often each occurs."""
     if not len(ordered):
         return ordered, np.zeros(0, np.int64)
     last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
     return ordered[last], np.diff(last, prepend=-1)
 
 
-class ExactFigures:
-    """`FIGURES` from counts at distinct scores that come piece by piece, the highest scores first.
+class ExactMetrics:
+    """`OOD_METRICS` of single pixels, updated with counts at distinct scores, the highest scores first.
 
     Args:
         background: number of all background pixels.
-        objects: of all object pixels.
+        objects: number of all object pixels.
     """
 
     def __init__(self, background: int, objects: int) -> None:
         self.background, self.objects = background, objects
         self._above = [0, 0]  # background and object pixels of the pieces so far
-        self._pairs = self._of_objects = self._of_background = 0.0
+        self._pairs = self._object_area = self._background_area = 0.0
         self._passed: float | None = None
 
-    def add(self, background: np.ndarray, objects: np.ndarray) -> None:
-        """Take the next counts, as from `exact_counts`."""
+    def update(self, background: np.ndarray, objects: np.ndarray) -> None:
+        """Add the next counts, from `exact_counts`."""
         for start in range(0, len(objects), _CPU_CHUNK):
-            self._add(background[start : start + _CPU_CHUNK], objects[start : start + _CPU_CHUNK])
+            self._update(background[start : start + _CPU_CHUNK], objects[start : start + _CPU_CHUNK])
 
-    def _add(self, background: np.ndarray, objects: np.ndarray) -> None:
-        # Pixels above each score and down to it: one more entry than scores.
+    def _update(self, background: np.ndarray, objects: np.ndarray) -> None:
+        # Pixels above each score, and finally all pixels: one more entry than scores.
         false = np.concatenate([[0], np.cumsum(background)]) + self._above[0]
         found = np.concatenate([[0], np.cumsum(objects)]) + self._above[1]
         self._above = [int(false[-1]), int(found[-1])]
         at = np.flatnonzero(objects)
         hits = objects[at].astype(np.float64)
         self._pairs += float(hits @ (self.background - (false[at] + false[at + 1]) / 2))
-        self._of_objects += float(hits @ _mean_precision(found[at], false[at], found[at + 1], false[at + 1]))
+        self._object_area += float(hits @ _mean_precision(found[at], false[at], found[at + 1], false[at + 1]))
         left, left_objects = self.background - false, self.objects - found
-        precision = np.divide(left, left + left_objects, out=np.ones(len(left)), where=left + left_objects > 0)
-        self._of_background += float(background @ ((precision[1:] + precision[:-1]) / 2))
+        precision = safe_divide(left, left + left_objects, default=1)
+        self._background_area += float(background @ ((precision[1:] + precision[:-1]) / 2))
         enough = found[1:] >= 0.95 * self.objects * (1 - 1e-9)
         if self._passed is None and enough[-1]:
             self._passed = float(false[1 + int(np.argmax(enough))])
 
-    def figures(self) -> dict[str, float]:
-        """Of all that was added; NaN without an object or without background."""
+    def compute(self) -> dict[str, float]:
+        """Return the metrics of all counts; NaN without object pixels or without background pixels."""
         if not self.background or not self.objects:
-            return dict.fromkeys(FIGURES, math.nan)
+            return dict.fromkeys(OOD_METRICS, math.nan)
         assert self._above == [self.background, self.objects] and self._passed is not None
         values = (
             self._pairs / self.background / self.objects,
             self._passed / self.background,
-            self._of_objects / self.objects,
-            self._of_background / self.background,
+            self._object_area / self.objects,
+            self._background_area / self.background,
         )
-        return dict(zip(FIGURES, values, strict=True))
+        return dict(zip(OOD_METRICS, values, strict=True))
 
 
 def _mean_precision(found: np.ndarray, false: np.ndarray, found_now: np.ndarray, false_now: np.ndarray) -> np.ndarray:
-    """The mean of precision before and at a score, 1 before the first pixel."""
+    """Return the mean of the precision before and at a score; before the first pixel it is 1."""
     alarms = found + false
-    before = np.divide(found, alarms, out=np.ones(len(found)), where=alarms > 0)
+    before = safe_divide(found, alarms, default=1)
     mean: np.ndarray = (before + found_now / (found_now + false_now)) / 2
     return mean
 
 
-def exact_figures(background: np.ndarray, objects: np.ndarray) -> dict[str, float]:
-    """`FIGURES` of single pixels: arguments as for `exact_counts`.
+def exact_metrics(background: np.ndarray, objects: np.ndarray) -> dict[str, float]:
+    """Compute `OOD_METRICS` of single pixels; arguments as for `exact_counts`.
 
-    >>> exact_figures(np.array([0.1, 0.2], np.float32), np.array([0.3], np.float32))["auroc"]
+    >>> exact_metrics(np.array([0.1, 0.2], np.float32), np.array([0.3], np.float32))["auroc"]
     1.0
     """
-    result = ExactFigures(len(background), len(objects))
-    result.add(*exact_counts(background, objects))
-    return result.figures()
+    metrics = ExactMetrics(len(background), len(objects))
+    metrics.update(*exact_counts(background, objects))
+    return metrics.compute()
 
 
-def bounds(levels: np.ndarray) -> dict[str, float]:
-    """How far `FIGURES` from one score's levels (2, LEVELS) can be from those of single pixels, at most.
+def ood_bounds(levels: np.ndarray) -> dict[str, float]:
+    """Return the largest possible differences between `level_metrics` (counts (2, SCORE_LEVELS)) and `exact_metrics`.
 
-    Only the order inside a level is unknown. `auroc`: half the pairs inside one level. `fpr95`: the background pixels
-    of the level in which the threshold lies. `aupr_*`: precision at a positive pixel lies between what it would be
-    with all negatives of its level before it and with none of the level's pixels but positives.
+    Only the order inside a level is unknown. The bound of `auroc` is half the share of pairs inside one level; that of
+    `fpr95` is the share of the background pixels in the level of the threshold. For `aupr_*`, the precision at a
+    positive pixel is lowest if all negatives of its level come before it, and highest if all come after it.
     """
     filled = np.flatnonzero(levels.any(0))
     background, objects = levels[:, filled].astype(np.float64)
     if not background.any() or not objects.any():
-        return dict.fromkeys(FIGURES, math.nan)
+        return dict.fromkeys(OOD_METRICS, math.nan)
     at = int(np.argmax(np.cumsum(objects) >= 0.95 * objects.sum()))
     return {
         "auroc": float(ranking.auroc_bound(objects, background)),
@@ -398,7 +435,7 @@ def bounds(levels: np.ndarray) -> dict[str, float]:
 def _aupr_bound(positives: np.ndarray, negatives: np.ndarray) -> float:
     found, false = np.cumsum(positives), np.cumsum(negatives)
     before, false_before = found - positives, false - negatives
-    # Before the first pixel precision counts as 1.
-    least = np.divide(before, before + false, out=np.ones_like(found), where=before + false > 0)
-    most = np.divide(found, found + false_before, out=np.ones_like(found), where=found + false_before > 0)
+    # Before the first pixel the precision counts as 1.
+    least = safe_divide(before, before + false, default=1)
+    most = safe_divide(found, found + false_before, default=1)
     return float((positives * (most - least)).sum() / positives.sum())

@@ -1,22 +1,23 @@
-"""How well a score separates two kinds of pixels: AUROC, AUPR, FPR at 95 % TPR and PRR, from counts.
+"""Metrics of how well a score separates two kinds of pixels: AUROC, AUPR, FPR at 95 % TPR and PRR, from counts.
 
-Every figure is a function of how many positive and how many negative pixels there are at each score, the highest score
-first. `counts_by_score` gives these for single pixels, exactly; a histogram gives them for any number of pixels at
-once, and adding histograms merges data sets. Pixels of one score (or level) are not ordered among each other: a pair of
-them counts as half right, which is what a random order would give.
+Each metric is a function of the numbers of positive and negative pixels at each score, the highest score first.
+`counts_by_score` returns the exact counts of single pixels. A histogram holds the counts of any number of pixels, and
+adding histograms merges data sets. Pixels of the same score (or level) have no order: a pair of them counts as half
+right, which is the average over random orders.
 
-Arrays may have leading dimensions, one set of counts each (the draws of a bootstrap, say).
+Arrays may have leading dimensions, with one set of counts each (e.g. the draws of a bootstrap).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from genval.metrics.division import safe_divide
 from genval.runtime.errors import GenValError
 
 
 def counts_by_score(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positive and negative pixels at each distinct score, the highest score first.
+    """Count positive and negative pixels at each distinct score, the highest score first.
 
     Args:
         scores: finite floats (N,).
@@ -44,11 +45,11 @@ def counts_by_score(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarra
 
 
 def auroc(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve: the share of (positive, negative) pairs in which the positive scores higher.
+    """Return the area under the ROC curve: the share of (positive, negative) pairs in which the positive scores higher.
 
     Args:
         positives: counts (..., L), the highest score first.
-        negatives: the same of the negatives.
+        negatives: counts of the negatives likewise.
 
     Returns:
         float64 (...) in 0..1; NaN where there are no positives or no negatives.
@@ -59,23 +60,23 @@ def auroc(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     positives, negatives = np.asarray(positives, np.float64), np.asarray(negatives, np.float64)
     below = negatives.sum(-1, keepdims=True) - np.cumsum(negatives, -1)
     pairs = (positives * (below + negatives / 2)).sum(-1)
-    return _ratio(pairs, positives.sum(-1) * negatives.sum(-1))
+    return safe_divide(pairs, positives.sum(-1) * negatives.sum(-1))
 
 
 def auroc_bound(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """How far the AUROC of single scores can be from that of levels: half the share of pairs inside one level.
+    """Return the largest possible error of an AUROC from levels: half the share of pairs inside one level.
 
     >>> float(auroc_bound(np.array([2, 1, 0]), np.array([0, 1, 1])))
     0.08333333333333333
     """
     positives, negatives = np.asarray(positives, np.float64), np.asarray(negatives, np.float64)
-    return _ratio((positives * negatives).sum(-1) / 2, positives.sum(-1) * negatives.sum(-1))
+    return safe_divide((positives * negatives).sum(-1) / 2, positives.sum(-1) * negatives.sum(-1))
 
 
 def aupr(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """Area under the precision-recall curve of the positives, by trapezoids, as published.
+    """Return the area under the precision-recall curve of the positives, by trapezoids, as published.
 
-    The curve starts at recall 0 and precision 1, as scikit-learn's `precision_recall_curve` has it.
+    The curve starts at recall 0 and precision 1, as in scikit-learn's `precision_recall_curve`.
 
     Returns:
         float64 (...) in 0..1; NaN where there are no positives.
@@ -90,20 +91,21 @@ def aupr(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     precision = np.where(alarms > 0, found / np.maximum(alarms, np.finfo(float).tiny), 1.0)
     before = np.concatenate([np.ones_like(precision[..., :1]), precision[..., :-1]], -1)
     area = (positives * (precision + before)).sum(-1) / 2
-    return _ratio(area, positives.sum(-1))
+    return safe_divide(area, positives.sum(-1))
 
 
 def fpr_at_tpr(
     positives: np.ndarray, negatives: np.ndarray, tpr: float = 0.95, interpolate: bool = False
 ) -> np.ndarray:
-    """Share of the negatives that pass the highest threshold which `tpr` of the positives pass.
+    """Return the share of negatives at or above the highest threshold that the share `tpr` of the positives reaches.
 
     Args:
         positives: counts (..., L), the highest score first.
-        negatives: the same of the negatives.
+        negatives: counts of the negatives likewise.
         tpr: in 0..1.
-        interpolate: take the level in which the threshold lies as evenly mixed, and stop inside it. For histograms;
-            without it the whole level passes, as all pixels of one score do.
+        interpolate: for histograms. Assume that positives and negatives are evenly mixed in the level of the threshold,
+            and count only the part of the level above the threshold. Without it the whole level counts, as is right for
+            pixels of the same score.
 
     Returns:
         float64 (...) in 0..1; NaN where there are no positives or no negatives.
@@ -114,29 +116,30 @@ def fpr_at_tpr(
     positives, negatives = np.asarray(positives, np.float64), np.asarray(negatives, np.float64)
     found, false = np.cumsum(positives, -1), np.cumsum(negatives, -1)
     total = positives.sum(-1, keepdims=True)
-    # Half a pixel's slack: 0.95 * 20 is not 19 in floating point.
+    # The tolerance is needed because 0.95 * 20 is not 19 in floating point.
     level = np.argmax(found >= tpr * total - 1e-9 * total - 1e-12, axis=-1)[..., None]
     passed = np.take_along_axis(false, level, -1)[..., 0]
     if interpolate:
         here = np.take_along_axis(positives, level, -1)[..., 0]
         beyond = np.take_along_axis(found, level, -1)[..., 0] - tpr * total[..., 0]
-        share = np.divide(beyond, here, out=np.zeros_like(here), where=here > 0).clip(0, 1)
+        share = safe_divide(beyond, here, default=0).clip(0, 1)
         passed = passed - share * np.take_along_axis(negatives, level, -1)[..., 0]
-    return np.where(total[..., 0] > 0, _ratio(passed, negatives.sum(-1)), np.nan)
+    return np.where(total[..., 0] > 0, safe_divide(passed, negatives.sum(-1)), np.nan)
 
 
 def prediction_rejection_ratio(right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """PRR in PERCENT: how much of the oracle's gain over chance a rejection by confidence reaches.
+    """Return the prediction rejection ratio in PERCENT: the gain of rejection by confidence, relative to an oracle.
 
-    The most doubtful pixels are rejected first; the curve is the errors left among the kept, as a share of ALL pixels,
-    over the share rejected. With e the share of errors, random rejection has area e / 2 below its curve and the oracle,
-    which rejects exactly the errors first, e^2 / 2. Source: Malinin et al., "Incorporating Uncertainty into Deep
-    Learning for Spoken Language Assessment" (ACL 2017), section 3. The published code's oracle is off by a factor of
-    100, so that no ranking reaches 100 there.
+    The least confident pixels are rejected first. The rejection curve shows the errors among the remaining pixels,
+    divided by ALL pixels, against the share of rejected pixels. If e is the share of errors, the area below the curve
+    is e / 2 for random rejection and e^2 / 2 for the oracle, which rejects all errors first. The PRR is the reduction
+    of the area below that of random rejection, divided by the oracle's reduction. Source: Malinin et al.,
+    "Incorporating Uncertainty into Deep Learning for Spoken Language Assessment" (ACL 2017), section 3. The oracle of
+    the published code is wrong by a factor of 100, so that no ranking reaches 100 there.
 
     Args:
-        right: pixels predicted right (..., L), the highest confidence first.
-        wrong: the same of those predicted wrong.
+        right: correctly predicted pixels (..., L), the highest confidence first.
+        wrong: wrongly predicted pixels likewise.
 
     Returns:
         float64 (...), 100 for a perfect ranking, 0 for chance, -100 for the worst; NaN where all pixels are right or
@@ -148,12 +151,7 @@ def prediction_rejection_ratio(right: np.ndarray, wrong: np.ndarray) -> np.ndarr
     right, wrong = np.asarray(right, np.float64), np.asarray(wrong, np.float64)
     total, errors = (right + wrong).sum(-1), wrong.sum(-1)
     kept_errors, pixels = np.cumsum(wrong, -1), right + wrong
-    # Trapezoids under the errors kept, from keeping nothing to keeping everything.
+    # The area by trapezoids, from keeping no pixel to keeping all.
     area = ((kept_errors - wrong / 2) * pixels).sum(-1)
     chance, oracle = errors * total / 2, errors**2 / 2
-    return 100 * _ratio(chance - area, chance - oracle)
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
-    return np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
+    return 100 * safe_divide(chance - area, chance - oracle)

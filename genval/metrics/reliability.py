@@ -1,4 +1,4 @@
-"""Every figure of a set of pixels from its statistics, and each figure's interval over the choice of images."""
+"""Metrics of calibration, misclassification detection and entropy, and their intervals over the choice of images."""
 
 from __future__ import annotations
 
@@ -7,39 +7,43 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from genval.kernels.layout import CONFIDENCE_LEVELS, SUMS
 from genval.metrics import calibration, ranking
-from genval.metrics.statistics import LEVELS, SUMS, PixelStatistics, level_confidence
+from genval.metrics.bootstrap import (
+    DRAWS_PER_BATCH,
+    LEVELS_PER_COARSE_LEVEL,
+    UNDEFINED,
+    draw_weights,
+    percentile_interval,
+)
+from genval.metrics.division import safe_divide
+from genval.metrics.statistics import PixelStatistics, level_confidence
 from genval.runtime.errors import GenValError
 
-# The bootstrap draws sets from levels pooled by this many: what that costs is far below an interval's width.
-_POOLED = 32
-# Draws at a time: what a figure works on (500 KB) fits a CPU's cache; 250 at a time take twice as long.
-_DRAWS_AT_ONCE = 40
 
-
-def reliability_figures(statistics: PixelStatistics) -> dict[str, float]:
-    """Calibration, misclassification detection and entropy of pixels.
+def reliability_metrics(statistics: PixelStatistics) -> dict[str, float]:
+    """Compute the metrics of a set of pixels.
 
     Returns:
-        `mean_confidence`; the calibration errors `ece`, `adaptive_ece`, `ks`, `classwise_ece` (fractions); `nll`
-        (nats a pixel), `brier` (0..2); of confidence as a detector of errors, `auroc`, `aupr_right` and `aupr_wrong`
-        (right or wrong pixels as the positive class), `fpr95` (share of the wrong pixels among those kept where 95 % of
-        the right ones are), `prr_percent`; the entropy in nats, `entropy`, its standard deviation `entropy_std`, and
-        its means `entropy_right` and `entropy_wrong`. NaN where a figure is not defined.
+        Calibration: `mean_confidence`; the errors `ece`, `adaptive_ece`, `ks` and `classwise_ece` (fractions); `nll`
+        (nats per pixel); `brier` (0..2). Detection of errors by confidence: `auroc`; `aupr_right` and `aupr_wrong`
+        (right or wrong pixels as the positive class); `fpr95` (the share of wrong pixels that are kept if 95 % of the
+        right pixels are kept); `prr_percent`. Entropy in nats: the mean `entropy`, the standard deviation
+        `entropy_std`, and the means `entropy_right` and `entropy_wrong`. NaN where a metric is not defined.
     """
-    figures = _figures(*(array[None] for array in statistics.arrays()), confidence=level_confidence())
-    return {name: float(value[0]) for name, value in figures.items()}
+    metrics = _metrics(*(array[None] for array in statistics.arrays()), confidence=level_confidence())
+    return {name: float(value[0]) for name, value in metrics.items()}
 
 
-def bounds(statistics: PixelStatistics) -> dict[str, float]:
-    """How far figures from levels can be from those of single pixels, at most.
+def reliability_bounds(statistics: PixelStatistics) -> dict[str, float]:
+    """Return the largest possible differences between metrics from levels and metrics from single pixels.
 
-    `ece`, `classwise_ece`, `nll`, `brier` and the entropies are exact. The others are right but for the order inside a
-    level: `auroc` (and half of `prr_percent` / 100) by half the pairs inside one level; `fpr95` by the errors in the
-    level where the threshold is; `ks` by half the largest level, each side of which it is evaluated at, and the width
-    of the levels.
+    `ece`, `classwise_ece`, `nll`, `brier` and the entropies are exact. For the others only the order inside a level is
+    unknown. The bound of `auroc` (and of half of `prr_percent` / 100) is half the share of pairs inside one level; that
+    of `fpr95` is the share of the errors in the level of the threshold; that of `ks`, which is evaluated at both ends
+    of a level, is the largest level plus the width of the levels.
 
-    >>> bounds(PixelStatistics.empty())["auroc"]
+    >>> reliability_bounds(PixelStatistics.empty())["auroc"]
     nan
     """
     wrong, right = statistics.levels
@@ -60,21 +64,21 @@ def pool(
     seed: int = 0,
     coverage: float = 0.95,
 ) -> tuple[PixelStatistics, dict[str, tuple[float, float]]]:
-    """The statistics of a set of images, and percentile bootstrap intervals of its figures over the choice of images.
+    """Add up the statistics of images, and compute percentile bootstrap intervals of the metrics over their choice.
 
-    Images are drawn with replacement; as statistics add, a draw is one weighted sum of them, and all draws together are
-    matrix products. Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13.
+    Images are drawn with replacement. Since statistics add up, a draw is a weighted sum of them, and all draws together
+    are matrix products. Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13.
 
     Args:
-        images: one an image, taken one at a time; float sums are added in their order.
-        further: functions of confusion matrices (D, C, C) that give values (D,), by the figure's name.
+        images: the statistics of each image, read one at a time; float sums are added in their order.
+        further: functions that map confusion matrices (D, C, C) to values (D,), by the name of the metric.
         draws: number of resampled sets.
-        seed: of the drawing; for as many images the same ones are drawn, whatever the model.
+        seed: of the draws; sets of the same number of images have the same draws, whatever the model.
         coverage: of the interval.
 
     Returns:
-        The sum; lower and upper end by the figures' names, NaN with fewer than two images, or where more than a tenth
-        of the draws has no such figure.
+        The sum; and by the name of each metric the lower and upper end, NaN with fewer than two images or if the metric
+        is not defined in more than a tenth of the draws.
 
     Raises:
         GenValError: there is no image.
@@ -84,30 +88,29 @@ def pool(
     shapes: list[tuple[int, ...]] = []
     for image in images:
         total = image if total is None else total + image
-        arrays = [_pool_levels(array) if array is image.levels else array for array in image.arrays()]
+        arrays = [_coarsen(array) if array is image.levels else array for array in image.arrays()]
         shapes = [array.shape for array in arrays]
         rows.append([array.ravel().astype(np.float64) for array in arrays])
     if total is None:
-        raise GenValError("There is no image to sum up.")
-    names = [*reliability_figures(total), *(further or {})]
+        raise GenValError("There is no image to add up.")
+    names = [*reliability_metrics(total), *(further or {})]
     if len(rows) < 2:
-        return total, dict.fromkeys(names, (math.nan, math.nan))
-    count = len(rows)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws).astype(np.float64)
+        return total, dict.fromkeys(names, UNDEFINED)
+    weights = draw_weights(len(rows), draws, seed).astype(np.float64)
     stacked = [np.stack(values) for values in zip(*rows, strict=True)]
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for start in range(0, draws, _DRAWS_AT_ONCE):
-        drawn = weights[start : start + _DRAWS_AT_ONCE]
+    batches: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for start in range(0, draws, DRAWS_PER_BATCH):
+        drawn = weights[start : start + DRAWS_PER_BATCH]
         sums = [(drawn @ values).reshape(-1, *shape) for values, shape in zip(stacked, shapes, strict=True)]
-        values = _figures(*sums, confidence=_pooled_confidence())
+        values = _metrics(*sums, confidence=_coarse_confidence())
         values |= {name: function(sums[0]) for name, function in (further or {}).items()}
         for name, value in values.items():
-            parts[name].append(value)
-    tail = 50 * (1 - coverage)
-    return total, {name: _percentiles(np.concatenate(values), tail) for name, values in parts.items()}
+            batches[name].append(value)
+    ends = {name: percentile_interval(np.concatenate(values), coverage) for name, values in batches.items()}
+    return total, ends
 
 
-def _figures(
+def _metrics(
     confusion: np.ndarray,
     levels: np.ndarray,
     bins: np.ndarray,
@@ -118,23 +121,22 @@ def _figures(
     *,
     confidence: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """The figures of several sets at once: every array has a leading dimension; `confidence` is that of the levels."""
+    """Compute the metrics of several sets: every array has a leading dimension; `confidence` is that of the levels."""
     wrong, right = levels[:, 0].astype(np.float64), levels[:, 1].astype(np.float64)
     pixels, wrongs, rights = (values.sum(-1) for values in (wrong + right, wrong, right))
-    # Ascending in confidence.
-    in_level = (wrong + right)[:, ::-1]
+    in_level = (wrong + right)[:, ::-1]  # ascending in confidence
     curve = calibration.gap_curve(right[:, ::-1], in_level, in_level * confidence[::-1])
     named = dict(zip(SUMS, np.moveaxis(sums, -1, 0), strict=True))
-    entropy = _mean(named["entropy_right"] + named["entropy_wrong"], pixels)
-    variance = _mean(named["squared_entropy"], pixels) - entropy**2
+    entropy = safe_divide(named["entropy_right"] + named["entropy_wrong"], pixels)
+    variance = safe_divide(named["squared_entropy"], pixels) - entropy**2
     return {
-        "mean_confidence": _mean(bin_confidence.sum(-1), pixels),
-        "ece": calibration.ece_of_bins(bins[:, 1], bins.sum(1), bin_confidence),
+        "mean_confidence": safe_divide(bin_confidence.sum(-1), pixels),
+        "ece": calibration.binned_ece(bins[:, 1], bins.sum(1), bin_confidence),
         "adaptive_ece": calibration.adaptive_ece(curve, in_level),
         "ks": calibration.ks_error(curve),
-        "classwise_ece": calibration.ece_of_bins(class_bins[:, 1], class_bins.sum(1), class_confidence).mean(-1),
-        "nll": _mean(named["nll"], pixels),
-        "brier": _mean(named["brier"], pixels),
+        "classwise_ece": calibration.binned_ece(class_bins[:, 1], class_bins.sum(1), class_confidence).mean(-1),
+        "nll": safe_divide(named["nll"], pixels),
+        "brier": safe_divide(named["brier"], pixels),
         "auroc": ranking.auroc(right, wrong),
         "aupr_right": ranking.aupr(right, wrong),
         "aupr_wrong": ranking.aupr(wrong[:, ::-1], right[:, ::-1]),
@@ -142,28 +144,17 @@ def _figures(
         "prr_percent": ranking.prediction_rejection_ratio(right, wrong),
         "entropy": entropy,
         "entropy_std": np.sqrt(np.maximum(variance, 0)),
-        "entropy_right": _mean(named["entropy_right"], rights),
-        "entropy_wrong": _mean(named["entropy_wrong"], wrongs),
+        "entropy_right": safe_divide(named["entropy_right"], rights),
+        "entropy_wrong": safe_divide(named["entropy_wrong"], wrongs),
     }
 
 
-def _mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
+def _coarsen(levels: np.ndarray) -> np.ndarray:
+    """Add up counts (2, CONFIDENCE_LEVELS) on coarse levels; level 0, confidence 1, stays alone."""
+    groups = (CONFIDENCE_LEVELS - 1) // LEVELS_PER_COARSE_LEVEL
+    return np.concatenate([levels[:, :1], levels[:, 1:].reshape(2, groups, LEVELS_PER_COARSE_LEVEL).sum(-1)], 1)
 
 
-def _pool_levels(levels: np.ndarray) -> np.ndarray:
-    """Counts (2, LEVELS) on levels 32 times as wide; level 0, confidence 1, stays alone."""
-    return np.concatenate([levels[:, :1], levels[:, 1:].reshape(2, (LEVELS - 1) // _POOLED, _POOLED).sum(-1)], 1)
-
-
-def _pooled_confidence() -> np.ndarray:
-    of_levels = level_confidence()
-    return np.concatenate([of_levels[:1], of_levels[1:].reshape(-1, _POOLED).mean(-1)])
-
-
-def _percentiles(values: np.ndarray, tail: float) -> tuple[float, float]:
-    defined = values[~np.isnan(values)]
-    if len(defined) < 0.9 * len(values):
-        return math.nan, math.nan
-    low, high = np.percentile(defined, [tail, 100 - tail])
-    return float(low), float(high)
+def _coarse_confidence() -> np.ndarray:
+    confidence = level_confidence()
+    return np.concatenate([confidence[:1], confidence[1:].reshape(-1, LEVELS_PER_COARSE_LEVEL).mean(-1)])

@@ -1,6 +1,6 @@
 """IoU and accuracy, from confusion matrices whose rows are labels.
 
-Definitions: Everingham et al., "The Pascal Visual Object Classes Challenge" (IJCV 2015), for the IoU; the averages are
+The IoU is defined by Everingham et al., "The Pascal Visual Object Classes Challenge" (IJCV 2015). The averages are
 those of the published GenVal / relis evaluation and agree with its numbers to 1e-9.
 """
 
@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from genval.metrics.bootstrap import draw_weights
+from genval.metrics.division import safe_divide
+
 
 def iou_per_class(matrix: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class.
+    """Return the intersection over union of each class.
 
     Args:
         matrix: int (..., C, C), rows are labels.
@@ -28,18 +31,19 @@ def iou_per_class(matrix: np.ndarray) -> np.ndarray:
     """
     hits = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
     union = matrix.sum(-2) + matrix.sum(-1) - hits
-    return np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
+    return safe_divide(hits, union)
 
 
 def mean_iou(matrix: np.ndarray, classes: Sequence[int] | None = None, complete: bool = False) -> float:
-    """Mean IoU over a class set.
+    """Return the mean IoU over a class set.
 
     Args:
         matrix: int (C, C), rows are labels.
-        classes: the class set, by index; None is all. Pixels of other classes still count against the predictions
-            that fall on them, and a label of the set predicted as another class is still missed.
-        complete: give NaN when a class of the set is absent. Otherwise the mean is over the classes of the set that
-            are in the labels or the predictions, as published, and its meaning depends on which those are.
+        classes: the class set, by index; None is all classes. A pixel of another class that is predicted as a class of
+            the set still counts as a false positive, and a pixel of the set predicted as another class as a false
+            negative.
+        complete: return NaN if a class of the set is absent. Otherwise the mean is over those classes of the set that
+            are in the labels or the predictions, as published, and its meaning depends on which classes those are.
 
     Returns:
         A fraction in 0..1, or NaN when there is no class to average.
@@ -57,7 +61,7 @@ def mean_iou(matrix: np.ndarray, classes: Sequence[int] | None = None, complete:
 
 
 def pixel_accuracy(matrix: np.ndarray) -> float:
-    """Share of pixels predicted right, in PERCENT, as published; NaN without pixels.
+    """Return the share of correctly predicted pixels in PERCENT, as published; NaN without pixels.
 
     >>> pixel_accuracy(np.array([[3, 1], [0, 4]]))
     87.5
@@ -67,11 +71,11 @@ def pixel_accuracy(matrix: np.ndarray) -> float:
 
 
 def mean_class_accuracy(matrix: np.ndarray, classes: Sequence[int] | None = None) -> float:
-    """Mean over labelled classes of the share of their pixels predicted right, a FRACTION, as published.
+    """Return the mean over labelled classes of the share of correctly predicted pixels, a FRACTION, as published.
 
     Args:
         matrix: int (C, C), rows are labels.
-        classes: the class set, by index; None is all. Classes without a labelled pixel are left out.
+        classes: the class set, by index; None is all classes. Classes without a labelled pixel are skipped.
 
     Returns:
         A fraction in 0..1; NaN without pixels.
@@ -87,7 +91,7 @@ def mean_class_accuracy(matrix: np.ndarray, classes: Sequence[int] | None = None
 
 
 def labelled_classes(matrices: Iterable[np.ndarray]) -> tuple[int, ...]:
-    """Classes that have labelled pixels in every one of the matrices: the set over which they can be compared.
+    """Return the classes that have labelled pixels in every matrix: the set over which the matrices can be compared.
 
     >>> labelled_classes([np.diag([1, 2, 0]), np.diag([1, 0, 3])])
     (0,)
@@ -96,20 +100,20 @@ def labelled_classes(matrices: Iterable[np.ndarray]) -> tuple[int, ...]:
     return tuple(int(index) for index in np.flatnonzero(np.all(present, axis=0)))
 
 
-def figures(
+def segmentation_metrics(
     matrix: np.ndarray,
     names: Sequence[str],
     label_space: Sequence[int],
     class_sets: Mapping[str, Sequence[int]],
 ) -> dict[str, Any]:
-    """Every figure of a confusion matrix, ready for JSON (NaN as None).
+    """Return every metric of a confusion matrix, ready for JSON (NaN as None).
 
     Args:
         matrix: int (C, C), rows are labels.
         names: the classes' names.
-        label_space: classes that the data set's masks can hold. `miou` is over those of them that are in the labels
-            or predictions: a class that no mask can hold would only add zeros (IDD has no terrain).
-        class_sets: fixed sets, by name; `miou_{name}` is None when a class of the set is absent.
+        label_space: classes that the masks of the data set can hold. `miou` is over those of them that are in the
+            labels or predictions. A class that no mask can hold would only add zeros (e.g. IDD has no terrain).
+        class_sets: fixed sets, by name; `miou_{name}` is None if a class of the set is absent.
     """
     iou = iou_per_class(matrix)
     values: dict[str, Any] = {"miou": plain(mean_iou(matrix, label_space))}
@@ -123,16 +127,16 @@ def figures(
     }
 
 
-def batch_figures(
+def metric_functions(
     names: Sequence[str], label_space: Sequence[int], class_sets: Mapping[str, Sequence[int]], complete: bool = False
 ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """The figures of `figures`, and each class's as `iou {name}`, as functions of many matrices at once.
+    """Return the metrics of `segmentation_metrics` as functions of many matrices; each class has `iou {name}`.
 
     Args:
         names: the classes' names.
         label_space: the classes of `miou`.
         class_sets: fixed sets, by name.
-        complete: `miou` is NaN where a class of `label_space` is absent.
+        complete: `miou` is NaN if a class of `label_space` is absent.
 
     Returns:
         Functions from (D, C, C), rows are labels, to float64 (D,).
@@ -140,14 +144,14 @@ def batch_figures(
 
     def mean(matrices: np.ndarray, classes: Sequence[int], complete: bool) -> np.ndarray:
         iou = iou_per_class(matrices)[:, list(classes)]
-        there = ~np.isnan(iou)
-        means = _over(np.where(there, iou, 0).sum(-1), there.sum(-1))
-        return np.where(there.all(-1), means, np.nan) if complete else means
+        present = ~np.isnan(iou)
+        means = safe_divide(np.where(present, iou, 0).sum(-1), present.sum(-1))
+        return np.where(present.all(-1), means, np.nan) if complete else means
 
     def class_accuracy(matrices: np.ndarray) -> np.ndarray:
         labelled = matrices.sum(-1)
-        accuracy = _over(np.diagonal(matrices, axis1=1, axis2=2), labelled)
-        return _over(np.where(labelled > 0, accuracy, 0).sum(-1), (labelled > 0).sum(-1))
+        accuracy = safe_divide(np.diagonal(matrices, axis1=1, axis2=2), labelled)
+        return safe_divide(np.where(labelled > 0, accuracy, 0).sum(-1), (labelled > 0).sum(-1))
 
     values: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "miou": lambda matrices: mean(matrices, label_space, complete),
@@ -156,7 +160,7 @@ def batch_figures(
             for key, classes in class_sets.items()
         },
         "pixel_accuracy_percent": lambda matrices: (
-            100 * _over(np.trace(matrices, axis1=1, axis2=2), matrices.sum((1, 2)))
+            100 * safe_divide(np.trace(matrices, axis1=1, axis2=2), matrices.sum((1, 2)))
         ),
         "mean_class_accuracy": class_accuracy,
     }
@@ -165,38 +169,34 @@ def batch_figures(
     return values
 
 
-def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
-
-
 def miou_standard_error(
     matrices: Sequence[np.ndarray], classes: Sequence[int] | None = None, draws: int = 1000, seed: int = 0
 ) -> float:
-    """Standard error of the data set's mIoU over the choice of images, by the bootstrap.
+    """Return the bootstrap standard error of a data set's mIoU over the choice of images.
 
-    Images are drawn with replacement `draws` times; as matrices add, a draw is one weighted sum of them.
+    Images are drawn with replacement `draws` times. Since matrices add up, a draw is a weighted sum of them.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), algorithm 6.1.
 
     Args:
-        matrices: each image's, int (C, C), rows are labels.
+        matrices: one per image, int (C, C), rows are labels.
         classes: as in `mean_iou`.
         draws: number of resampled data sets.
-        seed: of the drawing.
+        seed: of the draws.
 
     Returns:
-        In the mIoU's own unit; NaN with fewer than two images.
+        A fraction, as the mIoU; NaN with fewer than two images.
     """
     if len(matrices) < 2:
         return math.nan
     count = len(matrices)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
-    # float64 counts exactly up to 2^53 pixels and multiplies by BLAS, which int64 does not.
+    weights = draw_weights(count, draws, seed)
+    # float64 counts exactly up to 2^53 pixels and is multiplied by BLAS, unlike int64.
     stacked = np.stack(matrices).reshape(count, -1).astype(np.float64)
     resampled = (weights @ stacked).reshape(draws, *matrices[0].shape)
     return float(np.nanstd([mean_iou(matrix, classes) for matrix in resampled], ddof=1))
 
 
 def plain(value: float) -> float | None:
-    """`value` as JSON and CSV have it: None for NaN."""
+    """Return `value` for JSON and CSV: None for NaN."""
     return None if math.isnan(value) else value

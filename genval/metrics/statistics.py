@@ -1,15 +1,12 @@
-"""What one pass over an image's logits leaves: counts and sums that add up over images, processes and data sets.
+"""Statistics of one forward pass: counts and sums that add up over images, processes and data sets.
 
-Every figure of robustness, calibration and misclassification detection follows from them
-(`genval.metrics.reliability`), so that another figure or another pooling of sets costs no inference.
+Every metric of robustness, calibration and misclassification detection follows from them
+(`genval.metrics.reliability`). A further metric, or another pooling of sets, therefore needs no inference.
 
-- The confusion matrix, and 15 bins of equal width of the confidence and of each class's probability: exact. A float32
-  confidence between 1/32 and 1 is a whole number of 2^-28, so that float64 sums of up to 2^25 of them round nothing,
-  in whatever order a device adds.
-- Right and wrong pixels at each of 57,345 levels of confidence p. A level is a range of the odds against, 1/p - 1, as
-  float32 writes them: its exponent and 11 bits of mantissa. No confidence is further than 6.2e-5 from its level's
-  middle, and near 1, where confidences crowd, levels are as fine as float32 itself. Cutting off mantissa bits costs
-  one shift; a logarithm would cost more than the rest.
+- The confusion matrix, and 15 bins of equal width of the confidence and of each class's probability. All are exact. A
+  float32 confidence between 1/32 and 1 is a whole number of 2^-28, so float64 sums of up to 2^25 confidences do not
+  round, in whatever order a device adds.
+- Right and wrong pixels at each of 57,345 levels of confidence (`genval.kernels.layout`).
 - Sums of the negative log likelihood, the Brier score and the entropy, in float64.
 
 All pixels with a label are measured, or a seeded sample of them.
@@ -17,65 +14,63 @@ All pixels with a label are measured, or a seeded sample of them.
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genval.metrics.calibration import BINS
+from genval.kernels.layout import (
+    BINS,
+    CONFIDENCE_LEVELS,
+    CONFIDENCE_MANTISSA_BITS,
+    FIRST_CONFIDENCE_KEY,
+    LOWEST_LOGIT,
+    MAX_CLASSES,
+    SUMS,
+)
 from genval.metrics.confusion import confusion_matrix
+from genval.metrics.states import MergeableState
 from genval.runtime.errors import GenValError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MANTISSA_BITS = 11
-# The smallest odds above 0 that float32 softmax gives are 2^-23, the largest below 2^5 for up to 32 classes.
-_SMALLEST, _LARGEST = -23, 5
-LEVELS = ((_LARGEST - _SMALLEST) << MANTISSA_BITS) + 1
-FIRST_KEY = (127 + _SMALLEST) << MANTISSA_BITS
-MAX_CLASSES = 32
-# Logits further below the largest count as this far below it.
-LOWEST = -40.0
-# Pixels at a time on a CPU: 19 float32 logits each, and what is made of them, stay in the second-level cache.
+    from genval.kernels.statistics import BatchCounts
+
+# Pixels at a time on a CPU: their 19 float32 logits each, and the intermediate results, fit the second-level cache.
 _CPU_CHUNK = 16384
-SUMS = ("nll", "brier", "entropy_right", "entropy_wrong", "squared_entropy")
 
 
 class LogitsNotFiniteError(GenValError):
     """A logit is NaN or infinite where it must not be."""
 
+    def __init__(self, message: str = "Logits must be finite, found NaN or infinity.") -> None:
+        super().__init__(message)
+
 
 @dataclass
-class PixelStatistics:
+class PixelStatistics(MergeableState):
     """Mergeable statistics of pixels; `a + b` are those of both sets.
 
     "Wrong" is index 0 and "right" index 1 of an axis of two.
     """
 
     confusion: np.ndarray  # int64 (C, C), rows are labels
-    levels: np.ndarray  # int64 (2, LEVELS): wrong and right pixels by level, the highest confidence first
+    levels: np.ndarray  # int64 (2, CONFIDENCE_LEVELS): wrong and right pixels by level, the highest confidence first
     bins: np.ndarray  # int64 (2, BINS): wrong and right pixels by equal-width bin of the confidence
     bin_confidence: np.ndarray  # float64 (BINS,): sum of the confidences in each bin
     class_bins: np.ndarray  # int64 (2, C, BINS): pixels not of and of the class, by bin of the class's probability
     class_confidence: np.ndarray  # float64 (C, BINS): sum of the class's probabilities in each bin
-    sums: np.ndarray  # float64 (len(SUMS),): over pixels, in nats where it is a likelihood or an entropy
-
-    def __add__(self, other: PixelStatistics) -> PixelStatistics:
-        return PixelStatistics(*(a + b for a, b in zip(self.arrays(), other.arrays(), strict=True)))
-
-    def arrays(self) -> list[np.ndarray]:
-        """The fields, in order."""
-        return [getattr(self, field.name) for field in dataclasses.fields(self)]
+    sums: np.ndarray  # float64 (len(SUMS),): over pixels, in nats where they are of a likelihood or an entropy
 
     @classmethod
     def empty(cls, num_classes: int = 19) -> PixelStatistics:
-        """The statistics of no pixel."""
+        """Return the statistics of no pixel."""
         return cls(
             confusion=np.zeros((num_classes, num_classes), np.int64),
-            levels=np.zeros((2, LEVELS), np.int64),
+            levels=np.zeros((2, CONFIDENCE_LEVELS), np.int64),
             bins=np.zeros((2, BINS), np.int64),
             bin_confidence=np.zeros(BINS),
             class_bins=np.zeros((2, num_classes, BINS), np.int64),
@@ -86,27 +81,27 @@ class PixelStatistics:
 
 @lru_cache
 def level_confidence() -> np.ndarray:
-    """The confidence in the middle of each level, float64 (LEVELS,), descending from 1."""
-    keys = np.arange(FIRST_KEY, FIRST_KEY + LEVELS, dtype=np.int64) << (23 - MANTISSA_BITS)
-    edges = keys.astype(np.int32).view(np.float32).astype(np.float64)
+    """Return the confidence in the middle of each level, float64 (CONFIDENCE_LEVELS,), descending from 1."""
+    keys = FIRST_CONFIDENCE_KEY + np.arange(CONFIDENCE_LEVELS, dtype=np.int64)
+    edges = (keys << (23 - CONFIDENCE_MANTISSA_BITS)).astype(np.int32).view(np.float32).astype(np.float64)
     return 1 / (1 + np.concatenate([[0.0], (edges[:-1] + edges[1:]) / 2]))
 
 
-def level_of(odds: Tensor) -> Tensor:
-    """The level of odds against, 1/p - 1 (float32, 0 or 2^-23 up to below 2^5), as int32."""
+def confidence_level(odds: Tensor) -> Tensor:
+    """Return the level, int32, of odds against, 1/p - 1 (float32, 0 or 2^-23 up to below 2^5)."""
     import torch
 
-    return ((odds.view(torch.int32) >> (23 - MANTISSA_BITS)) - (FIRST_KEY - 1)).clamp_(0, LEVELS - 1)
+    key = odds.view(torch.int32) >> (23 - CONFIDENCE_MANTISSA_BITS)
+    return (key - (FIRST_CONFIDENCE_KEY - 1)).clamp_(0, CONFIDENCE_LEVELS - 1)
 
 
 def measure(logits: Tensor, labels: Tensor, ignore: int = 255) -> tuple[Tensor, PixelStatistics]:
     """Predict and measure one image, on the device of its logits.
 
-    On a CPU pixels go through in pieces that fit the cache; on a GPU all at once, which
-    `genval.kernels.statistics` does faster, for batches.
+    A CPU processes pixels in pieces that fit the cache. For batches on a GPU, `measure_batch` is faster.
 
     Args:
-        logits: (C, ...), not soft-maxed, C at most 32; finite, but for minus infinity at classes that are ruled out.
+        logits: (C, ...), not soft-maxed, C at most 32; finite, except for minus infinity at classes that are ruled out.
         labels: uint8 of the shape of the rest, 0..C-1 or `ignore`, on the same device.
         ignore: label of pixels that are not measured.
 
@@ -137,14 +132,67 @@ def measure(logits: Tensor, labels: Tensor, ignore: int = 255) -> tuple[Tensor, 
         return predictions.reshape(labels.shape), statistics
     sums, *counts = (torch.stack(parts).sum(0).cpu().numpy() for parts in zip(*tallies, strict=True))
     if not np.isfinite(sums).all():
-        raise LogitsNotFiniteError("Logits must be finite, found NaN or infinity.")
+        raise LogitsNotFiniteError
     statistics.confusion[:] = confusion_matrix(flat_labels, predictions, classes, ignore)
     statistics.sums[:] = sums[:-1]
     statistics.levels[:] = _count_levels(keys)
-    bins, statistics.bin_confidence[:], of_label, high, high_sum, total = counts
+    bins, statistics.bin_confidence[:], label_bins, high_bins, high_confidence, class_confidence = counts
     statistics.bins[:] = bins.reshape(BINS, 2).T
-    fill_classes(statistics, of_label, high, high_sum, total)
+    _fill_classes(statistics, label_bins, high_bins, high_confidence, class_confidence)
     return predictions.reshape(labels.shape), statistics
+
+
+def measure_batch(
+    logits: Tensor, labels: Tensor, ignore: int = 255
+) -> Callable[[], Iterator[tuple[np.ndarray, PixelStatistics]]]:
+    """Start to predict and measure a batch of images on a GPU, by one Triton kernel.
+
+    Args:
+        logits: floating point (B, C, ...); otherwise as for `measure`.
+        labels: uint8 (B, ...), 0..C-1 or `ignore`, on the same device.
+        ignore: label of pixels that are not measured.
+
+    Returns:
+        A function to call when the device has finished. It yields, image by image, the predicted classes (a uint8 array
+        of the labels' shape) and the statistics, and raises the errors of `measure`.
+
+    Raises:
+        GenValError: shapes do not fit, or an image is too large for 32-bit offsets.
+    """
+    from genval.kernels.statistics import launch
+
+    check_shapes(logits, labels)
+    read = launch(logits, labels, ignore)
+
+    def images() -> Iterator[tuple[np.ndarray, PixelStatistics]]:
+        counts = read()
+        for index, predictions in enumerate(counts.predictions):
+            yield predictions, _from_counts(counts, index)
+
+    return images
+
+
+def _from_counts(counts: BatchCounts, index: int) -> PixelStatistics:
+    """Return the statistics of one image of a batch."""
+    classes = counts.confusion.shape[1]
+    if counts.invalid_labels[index]:
+        raise GenValError(
+            f"The labels hold classes that do not exist ({counts.invalid_labels[index]} pixels): "
+            f"expected 0..{classes - 1}."
+        )
+    if not counts.finite[index]:
+        raise LogitsNotFiniteError
+    statistics = PixelStatistics.empty(classes)
+    for name in ("confusion", "levels", "bins", "bin_confidence", "sums"):
+        getattr(statistics, name)[:] = getattr(counts, name)[index]
+    _fill_classes(
+        statistics,
+        counts.label_bins[index],
+        counts.high_bins[index],
+        counts.high_confidence[index],
+        counts.class_confidence[index],
+    )
+    return statistics
 
 
 def check_shapes(logits: Tensor, labels: Tensor) -> None:
@@ -176,25 +224,27 @@ def count_confidences(totals: Tensor, right: Tensor, counted: Tensor) -> tuple[n
 
 
 def _pieces(pixels: Tensor) -> list[slice]:
-    """What goes through at a time: what fits a CPU's cache, or everything at once on a GPU."""
+    """Split pixels into pieces that fit a CPU's cache; on a GPU there is one piece."""
     step = _CPU_CHUNK if pixels.device.type == "cpu" else max(1, len(pixels))
     return [slice(start, start + step) for start in range(0, len(pixels), step)]
 
 
 def _count_levels(keys: Tensor) -> np.ndarray:
-    """`levels` from the keys that `_tally_confidence` leaves; one call, since it has 100,000 cells."""
+    """Return `levels` from the keys of `_tally_confidence`, in one call, since it has 100,000 cells."""
     import torch
 
-    counts: np.ndarray = torch.bincount(keys, minlength=2 * LEVELS + 2)[: 2 * LEVELS].cpu().numpy()
-    return counts.reshape(LEVELS, 2).T
+    counts: np.ndarray = (
+        torch.bincount(keys, minlength=2 * CONFIDENCE_LEVELS + 2)[: 2 * CONFIDENCE_LEVELS].cpu().numpy()
+    )
+    return counts.reshape(CONFIDENCE_LEVELS, 2).T
 
 
 def _tally_confidence(totals: Tensor, right: Tensor, counted: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Fill in each pixel's key of level and correctness; return `bins`, transposed and flat, and `bin_confidence`."""
     import torch
 
-    # Pixels that are not measured go to one more level and one more bin.
-    torch.add(torch.where(counted, level_of(totals - 1), LEVELS) * 2, right, out=keys)
+    # Pixels that are not measured are counted at an extra level and in an extra bin, which are then dropped.
+    torch.add(torch.where(counted, confidence_level(totals - 1), CONFIDENCE_LEVELS) * 2, right, out=keys)
     confidence = totals.reciprocal()
     index = torch.where(counted, _bin(confidence), BINS)
     bins = torch.bincount(index * 2 + right, minlength=2 * BINS + 2)[: 2 * BINS]
@@ -202,38 +252,37 @@ def _tally_confidence(totals: Tensor, right: Tensor, counted: Tensor, keys: Tens
 
 
 def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
-    """Measure pixels (C, n): fill in `predictions` and `keys`, return what adds up over pieces.
+    """Measure pixels (C, n): fill in `predictions` and `keys`, and return what adds up over pieces.
 
     Returns:
-        `sums`, with one more that is NaN if a logit of any pixel is NaN or infinite; `bins`, transposed and flat;
-        `bin_confidence`; pixels of each class by bin of its probability (C * BINS,); all counted pixels likewise, from
-        the second bin on; the sum of these probabilities; the sum of all probabilities (C,). Counts are int64, sums
-        float64.
+        `sums`, and behind them 1 number that is NaN if a logit of any pixel is NaN or infinite; `bins`, transposed and
+        flat; `bin_confidence`; and the last 4 arguments of `_fill_classes`, flat. Counts are int64, sums float64.
     """
     import torch
 
     largest = logits.amax(0)
     predictions.copy_(_first_of(logits, largest))
     below = logits - largest
-    of_known = below.gather(0, known[None])[0]
-    # exp(-40) is nothing beside 1, and its square still a normal number: with denormal ones a pass takes twice as long.
-    probabilities = below.clamp_(min=LOWEST).exp()
+    label_below = below.gather(0, known[None])[0]
+    # exp(-40) does not change a sum of at least 1, and its square is still a normal number. Denormal numbers would
+    # double the time of a pass.
+    probabilities = below.clamp_(min=LOWEST_LOGIT).exp()
     totals = probabilities.sum(0)
     probabilities /= totals
     log_totals = totals.log()
-    nll = log_totals - of_known
-    of_label = probabilities.gather(0, known[None])[0]
-    # The products take the place of what is not needed again: memory is most of the time here.
+    nll = log_totals - label_below
+    label_probability = probabilities.gather(0, known[None])[0]
+    # Products overwrite arrays that are not needed again: most of the time is spent on memory.
     entropy = log_totals - torch.mul(below, probabilities, out=below).sum(0)
-    brier = 1 - 2 * of_label + torch.mul(probabilities, probabilities, out=below).sum(0)
+    brier = 1 - 2 * label_probability + torch.mul(probabilities, probabilities, out=below).sum(0)
     right = (predictions == known) & counted
     chosen = (counted, nll), (counted, brier), (right, entropy), (counted & ~right, entropy), (counted, entropy**2)
     sums = [torch.where(mask, values, 0).sum(dtype=torch.float64) for mask, values in chosen]
     sums.append(totals.sum(dtype=torch.float64))
 
     cells = len(logits) * BINS
-    label_key = torch.where(counted, known.int() * BINS + _bin(of_label), cells)
-    # Nearly all probabilities are in the first bin, whose counts follow from the others'.
+    label_key = torch.where(counted, known.int() * BINS + _bin(label_probability), cells)
+    # Nearly all probabilities are in the first bin. Its counts follow from those of the other bins.
     where = _above(probabilities, np.float32(1) / np.float32(BINS), counted)
     high = probabilities.reshape(-1)[where]
     key = torch.div(where, logits.shape[1], rounding_mode="floor").int() * BINS + _bin(high)
@@ -242,21 +291,21 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
         *_tally_confidence(totals, right, counted, keys),
         torch.bincount(label_key, minlength=cells + 1)[:cells],
         torch.bincount(key, minlength=cells),
-        # Of no values torch returns integers, weights or not.
+        # Without values torch returns integers, even with weights.
         torch.bincount(key, high.double(), minlength=cells).double(),
         _class_sums(probabilities, counted),
     )
 
 
 def _bin(probabilities: Tensor) -> Tensor:
-    """`calibration.bin_index` of a tensor, as int32."""
+    """As `calibration.bin_index`, for a tensor; int32."""
     import torch
 
     return torch.ceil(probabilities * BINS).int().sub_(1).clamp_(0, BINS - 1)
 
 
 def _class_sums(probabilities: Tensor, counted: Tensor) -> Tensor:
-    """The sum of each class's probabilities (C, n) over counted pixels, float64 (C,)."""
+    """Return the sum of each class's probabilities (C, n) over counted pixels, float64 (C,)."""
     import torch
 
     if probabilities.device.type == "cpu":
@@ -266,7 +315,7 @@ def _class_sums(probabilities: Tensor, counted: Tensor) -> Tensor:
 
 
 def _first_of(logits: Tensor, largest: Tensor) -> Tensor:
-    """The first class that has the largest logit; on a CPU 6 times as fast as `argmax` over the leading dimension."""
+    """Return the first class with the largest logit; on a CPU 6 times as fast as `argmax` over dimension 0."""
     if logits.device.type != "cpu":
         return logits.argmax(0)
     import torch
@@ -277,7 +326,7 @@ def _first_of(logits: Tensor, largest: Tensor) -> Tensor:
 
 
 def _above(probabilities: Tensor, threshold: np.float32, counted: Tensor) -> Tensor:
-    """Flat indices of the probabilities (C, n) above a threshold, in counted pixels."""
+    """Return flat indices of the probabilities (C, n) above a threshold, in counted pixels."""
     import torch
 
     if probabilities.device.type != "cpu":
@@ -285,22 +334,26 @@ def _above(probabilities: Tensor, threshold: np.float32, counted: Tensor) -> Ten
     return torch.from_numpy(np.flatnonzero((probabilities.numpy() > threshold) & counted.numpy()))
 
 
-def fill_classes(
-    statistics: PixelStatistics, of_label: np.ndarray, high: np.ndarray, high_sum: np.ndarray, total: np.ndarray
+def _fill_classes(
+    statistics: PixelStatistics,
+    label_bins: np.ndarray,
+    high_bins: np.ndarray,
+    high_confidence: np.ndarray,
+    class_confidence: np.ndarray,
 ) -> None:
-    """Fill in the bins of each class's probability, the first from what the others leave of all pixels.
+    """Fill in the bins of each class's probability; the first bin holds the pixels that the other bins do not.
 
     Args:
-        statistics: whose confusion matrix is there.
-        of_label: pixels of each class by bin of its probability, C * BINS integers.
-        high: all counted pixels likewise, from the second bin on.
-        high_sum: the sum of these probabilities.
-        total: the sum of all probabilities of each class (C,).
+        statistics: with a complete confusion matrix.
+        label_bins: pixels of each class by bin of its probability, C * BINS integers.
+        high_bins: all counted pixels likewise, from the second bin on.
+        high_confidence: the sum of these probabilities.
+        class_confidence: the sum of all probabilities of each class (C,).
     """
     shape = statistics.class_confidence.shape
-    pixels, confidence = high.reshape(shape), high_sum.reshape(shape)
+    pixels, confidence = high_bins.reshape(shape).copy(), high_confidence.reshape(shape).copy()
     pixels[:, 0] = statistics.confusion.sum() - pixels.sum(1)
-    confidence[:, 0] = total - confidence.sum(1)
-    statistics.class_bins[1] = of_label.reshape(shape)
+    confidence[:, 0] = class_confidence - confidence.sum(1)
+    statistics.class_bins[1] = label_bins.reshape(shape)
     statistics.class_bins[0] = pixels - statistics.class_bins[1]
     statistics.class_confidence[:] = confidence

@@ -1,16 +1,17 @@
-"""Temperature scaling: the number by which logits are divided so that confidence meets accuracy.
+"""Temperature scaling: dividing logits by a number, so that confidence matches accuracy.
 
-Source: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017). The published search takes, of 950
-temperatures from 0.5 to 9.99, the one of least ECE. `search_ece` returns the same one after a few dozen evaluations:
+Source: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017). The published search evaluates 950
+temperatures from 0.5 to 9.99 and returns the one with the lowest ECE. `search_ece` returns the same temperature after a
+few dozen evaluations:
 
-- With A the accuracy and C(T) the mean confidence, ECE(T) >= |A - C(T)|, since the ECE is a sum of absolute gaps and
-  this is the absolute value of their sum. Scaling does not change A.
-- A pixel's confidence 1 / sum_j exp(-d_j / T), with d_j >= 0 the distance of logit j from the largest, falls as T
-  rises, and so does C(T).
+- Let A be the accuracy and C(T) the mean confidence. ECE(T) >= |A - C(T)|, since the ECE is a sum of absolute gaps and
+  A - C(T) is the sum of these gaps. Scaling does not change A.
+- The confidence of a pixel is 1 / sum_j exp(-d_j / T), where d_j >= 0 is the distance of logit j from the largest
+  logit. It falls as T rises, and so does C(T).
 
-So |A - C(T)| grows with the distance from where C crosses A. The search evaluates the ECE outwards from there, on
-either side until the gap alone is above the least ECE found: nothing beyond can be better, however many local minima
-the ECE has.
+Therefore |A - C(T)| grows with the distance from the temperature at which C(T) = A. The search evaluates the ECE from
+there outwards, on either side until |A - C(T)| is above the lowest ECE found. No temperature beyond can be better,
+however many local minima the ECE has.
 """
 
 from __future__ import annotations
@@ -22,29 +23,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genval.metrics.calibration import BINS
+from genval.kernels.layout import BINS
 from genval.runtime.errors import GenValError
 
-# 950 temperatures; the published grid, to its last bit.
+# The 950 temperatures of the published grid, equal to the last bit.
 GRID = np.arange(0.5, 10, 0.01)
 METRICS = ("ece", "nll")
-# Pixels at a time: 19 float64 logits each stay in the cache.
+# Pixels at a time: their 19 float64 logits each stay in the cache.
 _CHUNK = 8192
-# What the rounding of a sum of confidences may hide.
+# Tolerance for the rounding of a sum of confidences.
 _SLACK = 1e-11
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Labelled pixels on which a temperature is searched."""
+    """Labelled pixels for which a temperature is searched."""
 
-    below: Tensor  # float64 (C, N): each logit minus the pixel's largest, so 0 or less
+    below: Tensor  # float64 (C, N): each logit minus the pixel's largest logit
     labels: Tensor  # int64 (N,)
     predictions: Tensor  # int64 (N,)
 
     @classmethod
-    def of(cls, logits: np.ndarray, labels: np.ndarray, ignore: int = 255) -> Pixels:
-        """Those of `logits` (N, C) whose label is not `ignore`.
+    def from_logits(cls, logits: np.ndarray, labels: np.ndarray, ignore: int = 255) -> Pixels:
+        """Return the pixels of `logits` (N, C) whose label is not `ignore`.
 
         Raises:
             GenValError: a logit is not finite, or no pixel has a label.
@@ -52,7 +53,7 @@ class Pixels:
         counted = np.ravel(labels) != ignore
         if not counted.any():
             raise GenValError(
-                "No pixel has a label: there is nothing to calibrate on. Give other scenes or conditions."
+                "No pixel has a label, so a temperature cannot be fitted. Choose other scenes or conditions."
             )
         chosen = torch.from_numpy(np.ascontiguousarray(logits[counted].T)).double()
         if not bool(torch.isfinite(chosen).all()):
@@ -60,8 +61,8 @@ class Pixels:
         largest, predictions = chosen.max(0)
         return cls(chosen - largest, torch.from_numpy(np.ravel(labels)[counted].astype(np.int64)), predictions)
 
-    def where(self, chosen: Tensor) -> Pixels:
-        """Some of the pixels, bool (N,)."""
+    def select(self, chosen: Tensor) -> Pixels:
+        """Return the pixels where `chosen`, bool (N,), is true."""
         return Pixels(self.below[:, chosen].contiguous(), self.labels[chosen], self.predictions[chosen])
 
     def __len__(self) -> int:
@@ -69,18 +70,18 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The outcome of a search."""
+class SearchResult:
+    """The result of a search."""
 
     temperature: float
-    value: float  # of the metric there
+    value: float  # of the metric at this temperature
     evaluations: int  # of the metric or of the mean confidence
 
 
 def ece_at(pixels: Pixels, temperature: float) -> tuple[float, float]:
-    """ECE over 15 equal-width bins at a temperature, and accuracy minus mean confidence; float64.
+    """Return the ECE over 15 equal-width bins at a temperature, and accuracy minus mean confidence.
 
-    >>> pixels = Pixels.of(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 0]))
+    >>> pixels = Pixels.from_logits(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 0]))
     >>> tuple(round(value, 4) for value in ece_at(pixels, 1.0))
     (0.3808, -0.3808)
     """
@@ -94,16 +95,16 @@ def ece_at(pixels: Pixels, temperature: float) -> tuple[float, float]:
     return float(np.abs(gaps).sum() / len(pixels)), float(gaps.sum() / len(pixels))
 
 
-def search_ece(pixels: Pixels, grid: np.ndarray = GRID) -> Found:
-    """The temperature of a grid with the least ECE, provably (see the module); the smallest where several have it.
+def search_ece(pixels: Pixels, grid: np.ndarray = GRID) -> SearchResult:
+    """Return the temperature of a grid with the lowest ECE; the smallest one if several have it.
 
     Args:
         pixels: at least one.
         grid: temperatures above 0, ascending.
     """
     right = float((pixels.predictions == pixels.labels).double().mean())
-    # The first grid point at which the mean confidence is no more than the accuracy, by bisection. Single precision
-    # suffices to find a start: what is decided below is decided in double precision.
+    # Find the first grid point at which the mean confidence is not above the accuracy, by bisection. Single precision
+    # is enough for a starting point; the search below uses double precision.
     single = pixels.below.float()
     low, high, evaluations = 0, len(grid) - 1, 0
     while low < high:
@@ -120,29 +121,29 @@ def search_ece(pixels: Pixels, grid: np.ndarray = GRID) -> Found:
             ece, gap = ece_at(pixels, float(grid[index]))
             evaluations += 1
             best = min(best, (ece, index))
-            # On the side of higher temperatures accuracy exceeds confidence, more with every step; below the reverse.
+            # At higher temperatures accuracy exceeds confidence, more with every step; at lower ones the reverse holds.
             if gap * direction > best[0] + _SLACK:
                 break
-    return Found(float(grid[best[1]]), best[0], evaluations)
+    return SearchResult(float(grid[best[1]]), best[0], evaluations)
 
 
 def nll_at(pixels: Pixels, temperature: float) -> float:
-    """Mean negative log likelihood of the labels at a temperature, in nats."""
+    """Return the mean negative log likelihood of the labels at a temperature, in nats."""
     return _nll(pixels, 1 / temperature)[0]
 
 
-def search_nll(pixels: Pixels, lowest: float = float(GRID[0]), highest: float = float(GRID[-1])) -> Found:
-    """The temperature of least negative log likelihood in a range.
+def search_nll(pixels: Pixels, lowest: float = float(GRID[0]), highest: float = float(GRID[-1])) -> SearchResult:
+    """Return the temperature with the lowest negative log likelihood in a range.
 
-    The likelihood is convex in 1/T: Newton's method, with bisection where a step would leave what is known to hold the
-    minimum, finds the global one to 1e-9.
+    The negative log likelihood is convex in 1/T. Newton's method, with bisection where a step would leave the interval
+    that contains the minimum, finds the global minimum to 1e-9.
     """
     low, high = 1 / highest, 1 / lowest
     evaluations = 2
     if _nll(pixels, low)[1] >= 0:
-        return Found(highest, nll_at(pixels, highest), evaluations)
+        return SearchResult(highest, nll_at(pixels, highest), evaluations)
     if _nll(pixels, high)[1] <= 0:
-        return Found(lowest, nll_at(pixels, lowest), evaluations)
+        return SearchResult(lowest, nll_at(pixels, lowest), evaluations)
     scale = min(max(1.0, low), high)
     while high - low > 1e-10:
         _, slope, curvature = _nll(pixels, scale)
@@ -155,33 +156,37 @@ def search_nll(pixels: Pixels, lowest: float = float(GRID[0]), highest: float = 
             scale = following
             break
         scale = following
-    return Found(1 / scale, nll_at(pixels, 1 / scale), evaluations)
+    return SearchResult(1 / scale, nll_at(pixels, 1 / scale), evaluations)
 
 
-def search(pixels: Pixels, metric: str = "ece") -> Found:
-    """`search_ece` or `search_nll`."""
+def search(pixels: Pixels, metric: str = "ece") -> SearchResult:
+    """Search by `search_ece` or `search_nll`.
+
+    Raises:
+        GenValError: the metric is unknown.
+    """
     if metric not in METRICS:
         raise GenValError(f"Unknown metric {metric!r}: expected one of {', '.join(METRICS)}.")
     return search_ece(pixels) if metric == "ece" else search_nll(pixels)
 
 
 def search_per_class(pixels: Pixels, metric: str = "ece", grid: np.ndarray = GRID) -> np.ndarray:
-    """A temperature for each PREDICTED class, from the pixels predicted as it; scaling never changes a prediction.
+    """Return a temperature for each PREDICTED class, from the pixels predicted as that class.
 
-    A class that is never predicted keeps 1, as published: nothing is known about it.
+    Scaling does not change predictions. A class that is never predicted has temperature 1, as published.
 
     Returns:
         float64 (C,).
     """
     found = np.ones(len(pixels.below))
     for index in torch.unique(pixels.predictions).tolist():
-        of_class = pixels.where(pixels.predictions == index)
-        found[index] = (search_ece(of_class, grid) if metric == "ece" else search(of_class, metric)).temperature
+        in_class = pixels.select(pixels.predictions == index)
+        found[index] = (search_ece(in_class, grid) if metric == "ece" else search(in_class, metric)).temperature
     return found
 
 
 def scale_logits(logits: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
-    """Divide logits (N, C) by a temperature, or each pixel's by that of its predicted class, (C,)."""
+    """Divide logits (N, C) by one temperature, or by that of each pixel's predicted class, (C,)."""
     temperature = np.asarray(temperature, logits.dtype)
     if temperature.ndim == 0:
         return logits / temperature
@@ -202,18 +207,18 @@ def _mean_confidence(below: Tensor, temperature: float) -> float:
 
 
 def _nll(pixels: Pixels, scale: float) -> tuple[float, float, float]:
-    """Mean negative log likelihood of logits times `scale`, and its first two derivatives by it."""
+    """Return the mean negative log likelihood of logits times `scale`, and its first two derivatives by `scale`."""
     total = np.zeros(3)
     for start in range(0, len(pixels), _CHUNK):
         piece = slice(start, start + _CHUNK)
         below = pixels.below[:, piece]
-        of_label = below.gather(0, pixels.labels[None, piece])[0]
+        label_below = below.gather(0, pixels.labels[None, piece])[0]
         weights = (below * scale).exp_()
         sums = weights.sum(0)
         weights /= sums
         mean = (weights * below).sum(0)
         variance = (weights * below * below).sum(0) - mean * mean
-        nll = sums.log() - scale * of_label
-        total += [float(values.sum()) for values in (nll, mean - of_label, variance)]
+        nll = sums.log() - scale * label_below
+        total += [float(values.sum()) for values in (nll, mean - label_below, variance)]
     value, slope, curvature = (total / len(pixels)).tolist()
     return value, slope, curvature

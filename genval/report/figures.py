@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genval.metrics.calibration import ece_of_bins
+from genval.metrics.calibration import binned_ece
 from genval.report.evidence import Evidence
 
 
@@ -54,7 +54,7 @@ def mean_iou(counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
 def ece(bins: np.ndarray) -> np.ndarray:
     """Expected calibration error in percent, from (..., 3, B): right pixels, pixels, sum of confidences."""
     right, pixels, confidence = np.moveaxis(bins, -2, 0)
-    return 100 * ece_of_bins(right, pixels, confidence)
+    return 100 * binned_ece(right, pixels, confidence)
 
 
 def miou_figure(evidence: Evidence, weights: np.ndarray, classes: Sequence[int]) -> Figure:

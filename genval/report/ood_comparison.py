@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from genval.metrics.ood_pooling import PoissonBootstrap
-from genval.metrics.ood_scores import figures_of
 from genval.report.comparison import CLEAR, SYNTHETIC, TRUE, compare, number
 from genval.report.evidence import architectures, short_names
 from genval.report.figures import Figure
@@ -27,8 +26,6 @@ GENERATED = "generated"
 # Metrics of a row, and whether more is better.
 METRICS = {"auroc": True, "aupr_object": True, "aupr_background": True, "fpr95": False}
 FEWEST_COMPARED = 3
-# Draws at a time, as in `PoissonBootstrap`.
-_DRAWS_AT_ONCE = 40
 
 
 @dataclass(frozen=True)
@@ -157,15 +154,13 @@ def _draw(
         lines, _, coarse = results.read_block(path.stem)
         if coarse.shape[1] != len(scores):
             return None
-        bootstrap.add([line["made_from"]["id"] for line in lines], coarse, np.empty((len(lines), 0)))
+        bootstrap.update([line["made_from"]["id"] for line in lines], coarse, np.empty((len(lines), 0)))
     if bootstrap.images != images or images < 2:
         return None
     drawn: dict[str, dict[str, np.ndarray]] = {}
     for index, score in enumerate(scores):
-        levels = bootstrap.drawn_levels()[:, index]
-        pieces = [levels[start : start + _DRAWS_AT_ONCE] for start in range(0, draws, _DRAWS_AT_ONCE)]
-        figures = [figures_of(piece[:, 0], piece[:, 1]) for piece in pieces]
-        drawn[score] = {metric: np.concatenate([piece[metric] for piece in figures]) for metric in METRICS}
+        values = bootstrap.drawn_metrics(index)
+        drawn[score] = {metric: values[metric] for metric in METRICS}
     return drawn
 
 

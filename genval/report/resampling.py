@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from genval.metrics.bootstrap import draw_weights, percentile_interval
+
 DRAWS = 1000
 
 
@@ -35,7 +37,7 @@ def draw_images(sources: Mapping[str, Sequence[str]], draws: int, seed: int) -> 
     """
     units = sorted({source for of_set in sources.values() for source in of_set})
     place = {source: index for index, source in enumerate(units)}
-    weights = np.random.default_rng(seed).multinomial(len(units), np.full(len(units), 1 / len(units)), draws)
+    weights = draw_weights(len(units), draws, seed)
     return {
         name: weights[:, [place[source] for source in of_set]].astype(np.float64) for name, of_set in sources.items()
     }
@@ -47,12 +49,8 @@ def interval(values: np.ndarray, coverage: float = 0.95) -> list[float] | None:
     >>> interval(np.arange(101.0), coverage=0.5)
     [25.0, 75.0]
     """
-    defined = values[~np.isnan(values)]
-    if len(defined) == 0 or len(defined) < 0.9 * len(values):
-        return None
-    tail = 50 * (1 - coverage)
-    low, high = np.percentile(defined, [tail, 100 - tail])
-    return [float(low), float(high)]
+    low, high = percentile_interval(values, coverage)
+    return None if math.isnan(low) else [low, high]
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:

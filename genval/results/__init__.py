@@ -1,1 +1,1 @@
-"""The files that evaluation writes, and the functions that read them."""
+"""The files that evaluation writes, and the functions that read and write them."""

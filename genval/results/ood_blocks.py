@@ -1,18 +1,18 @@
-"""The files that ood_detection/main_gen_ood.py leaves, a data set and model at a time.
+"""The files of ood_detection/main_gen_ood.py, for one data set and one model.
 
-    {results_dir}/{set}/{model}.json       published figures by image, and of all pixels under "pooled"
-                        {model}.csv        a row a score: figures of all pixels and means over images, with intervals
-                        {model}_objects.csv  a row an object and score: means over its images
+    {results_dir}/{set}/{model}.json       published metrics per image, and of all pixels under "pooled"
+                        {model}.csv        one row per score: metrics of all pixels, means over images, intervals
+                        {model}_objects.csv  one row per object and score: means over its images
                         {model}/settings.json  flags and versions
-                        {model}/blocks/{block}.npz  counts of the block together, coarser ones of each image
-                                       {block}.jsonl  a line an image: what it was made from, its figures
-                        {model}/scores/{id}/  with --exact: {score}_{background,object}.npy, every pixel's, ascending
+                        {model}/blocks/{block}.npz  counts of the whole block, and coarse counts of each image
+                                       {block}.jsonl  one line per image: its record and its metrics
+                        {model}/scores/{id}/  with --exact: {score}_{background,object}.npy, of every pixel, ascending
                         {model}/levels/{score}/{id}.png  with --components: the level of each pixel, 16 bit
 
-A block's `.jsonl` is written last: where it is, the block is complete. The published names are kept in the JSON:
-`aupr_in` is the area under the precision-recall curve with the OBJECT as the positive class, `aupr_out` with the
-background, the other way round than in most of the literature; `fpr` is the FPR at 95 % TPR. In the tables they are
-`aupr_object`, `aupr_background` and `fpr95`.
+A block's `.jsonl` is written last: if it exists, the block is complete. The JSON keeps the published names: `aupr_in`
+is the area under the precision-recall curve with the OBJECT as the positive class, `aupr_out` with the background, the
+reverse of most of the literature; `fpr` is the FPR at 95 % TPR. The tables call them `aupr_object`, `aupr_background`
+and `fpr95`.
 """
 
 from __future__ import annotations
@@ -25,26 +25,30 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from genval.metrics.ood_components import COMPONENT_FIGURES
+from genval.metrics.division import safe_divide
+from genval.metrics.ood_components import COMPONENT_METRICS
 from genval.metrics.ood_pooling import PoissonBootstrap, SumBootstrap
-from genval.metrics.ood_scores import FIGURES, ExactFigures, OodCounts, bounds, exact_counts, level_figures
+from genval.metrics.ood_scores import OOD_METRICS, ExactMetrics, OodCounts, exact_counts, level_metrics, ood_bounds
 from genval.metrics.segmentation import plain
 from genval.results.scenes import folder_name
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl, write_bytes, write_csv, write_json, write_jsonl
 
+Value = TypeVar("Value")
+
 PUBLISHED_KEYS = {"auroc": "auroc", "fpr95": "fpr", "aupr_object": "aupr_in", "aupr_background": "aupr_out"}
-"""The published name of each of `ood.FIGURES`."""
-_MEANS = tuple(f"image_{name}" for name in FIGURES)
+"""The published name of each of `OOD_METRICS`."""
+_IMAGE_METRICS = tuple(f"image_{name}" for name in OOD_METRICS)
+_KINDS = ("background", "object", "void")
 
 
 @dataclass(frozen=True)
 class OodResults:
-    """The place of one model's results on one set."""
+    """The paths of the results of one model on one set."""
 
     root: Path
     dataset: str
@@ -56,12 +60,12 @@ class OodResults:
 
     @property
     def folder(self) -> Path:
-        """Where the blocks are."""
+        """The folder of the blocks."""
         return self.root / folder_name(self.dataset) / self._stem
 
     @property
     def json(self) -> Path:
-        """The figures by image."""
+        """The metrics per image."""
         return self.folder.with_name(f"{self._stem}.json")
 
     @property
@@ -75,23 +79,23 @@ class OodResults:
         return self.folder.with_name(f"{self._stem}_objects.csv")
 
     def lines(self, block: str) -> Path:
-        """A line for each image of a block."""
+        """Return the path of the lines of a block, one per image."""
         return self.folder / "blocks" / f"{block}.jsonl"
 
     def counts(self, block: str) -> Path:
-        """The counts of a block."""
+        """Return the path of the counts of a block."""
         return self.folder / "blocks" / f"{block}.npz"
 
     def scores(self, item_id: str) -> Path:
-        """The folder of the scores of an image's pixels."""
+        """Return the folder of the scores of an image's pixels."""
         return self.folder / "scores" / item_id
 
     def levels(self, score: str, item_id: str) -> Path:
-        """The level of each of an image's pixels."""
+        """Return the path of the levels of an image's pixels."""
         return self.folder / "levels" / score / f"{item_id}.png"
 
     def is_done(self, block: str, records: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether a block was measured, from what `records` say of each of its images."""
+        """Return whether a block was measured from images with these records."""
         if not (self.lines(block).exists() and self.counts(block).exists()):
             return False
         lines = read_jsonl(self.lines(block))
@@ -104,9 +108,9 @@ class OodResults:
 
         Args:
             block: its name.
-            lines: of its images, from `image_line`.
-            levels: counts of all of them together, (S, 2, LEVELS).
-            coarse: of each, (N, S, 2, COARSE).
+            lines: one per image, from `image_line`.
+            levels: counts of all images together, (S, 2, SCORE_LEVELS).
+            coarse: coarse counts of each image, (N, S, 2, COARSE).
         """
         data = io.BytesIO()
         np.savez_compressed(data, levels=levels.astype(np.uint32), coarse=coarse.astype(np.uint32))
@@ -114,7 +118,10 @@ class OodResults:
         write_jsonl(self.lines(block), lines)
 
     def read_block(self, block: str) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:
-        """Lines and counts, as `write_block` takes them.
+        """Read a block.
+
+        Returns:
+            Lines and counts, as for `write_block`.
 
         Raises:
             GenValError: a file is missing or damaged.
@@ -135,38 +142,35 @@ def image_line(
     scores: Sequence[str],
     exact: Sequence[Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """What is kept of an image beside its counts.
+    """Return the line of an image: everything that is kept of it except its counts.
 
     Args:
-        record: what it is made from.
-        name: of the object in it.
-        counts: its own.
-        scores: the scores' names.
-        exact: the figures of single pixels by score; None is those of levels.
+        record: what the results are computed from.
+        name: of the object in the image.
+        counts: of the image.
+        scores: names of the scores.
+        exact: the metrics of single pixels by score; None computes the metrics from levels.
     """
-    figures = exact or [level_figures(levels) for levels in counts.levels]
+    metrics = exact or [level_metrics(levels) for levels in counts.levels]
     return {
         "made_from": dict(record),
         "image": record["image"],
         "object": name,
-        "pixels": dict(zip(("background", "object", "void"), counts.pixels.tolist(), strict=True)),
+        "pixels": dict(zip(_KINDS, counts.pixels.tolist(), strict=True)),
         "entropy_sums": counts.entropy.tolist(),
         **_plain_entropies(np.array([*counts.entropy, *counts.pixels[:2]], np.float64)),
-        "figures": {
-            score: {PUBLISHED_KEYS[key]: plain(value) for key, value in of_score.items()}
-            for score, of_score in zip(scores, figures, strict=True)
-        },
+        "figures": {score: _published(values) for score, values in zip(scores, metrics, strict=True)},
     }
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """All images of a set together."""
+    """The results of all images of a set together."""
 
     lines: list[dict[str, Any]]
-    levels: np.ndarray  # int64 (S, 2, LEVELS)
-    intervals: list[dict[str, tuple[float, float]]]  # by score and figure, of all pixels
-    mean_intervals: list[dict[str, tuple[float, float]]]  # by score and figure, of the mean over images
+    levels: np.ndarray  # int64 (S, 2, SCORE_LEVELS)
+    intervals: list[dict[str, tuple[float, float]]]  # by score and metric, of all pixels
+    mean_intervals: list[dict[str, tuple[float, float]]]  # by score and metric, of the mean over images
     entropies: dict[str, float | None]
     entropy_intervals: dict[str, tuple[float, float]]
 
@@ -175,27 +179,31 @@ def pool_blocks(results: OodResults, blocks: Iterable[str], scores: int, draws: 
     """Add up blocks, one at a time."""
     lines: list[dict[str, Any]] = []
     total: np.ndarray | None = None
-    bootstrap, entropies = PoissonBootstrap(scores, scores * len(FIGURES), draws, seed), SumBootstrap(draws, seed)
+    bootstrap, entropies = PoissonBootstrap(scores, scores * len(OOD_METRICS), draws, seed), SumBootstrap(draws, seed)
     for block in blocks:
-        of_block, levels, coarse = results.read_block(block)
-        lines += of_block
+        in_block, levels, coarse = results.read_block(block)
+        lines += in_block
         total = levels if total is None else total + levels
-        values = np.array([_image_values(line) for line in of_block], np.float64)
-        bootstrap.add([line["made_from"]["id"] for line in of_block], coarse, values)
-        for line in of_block:
+        values = np.array([_image_values(line) for line in in_block], np.float64)
+        bootstrap.update([line["made_from"]["id"] for line in in_block], coarse, values)
+        for line in in_block:
             pixels = (line["pixels"]["background"], line["pixels"]["object"])
-            entropies.add(line["made_from"]["id"], np.array([*line["entropy_sums"], *pixels], np.float64))
+            entropies.update(line["made_from"]["id"], np.array([*line["entropy_sums"], *pixels], np.float64))
     if total is None:
-        raise GenValError("There is no image to sum up.")
+        raise GenValError("There is no image to add up.")
     intervals, ends = bootstrap.intervals()
-    pairs = [(float(low), float(high)) for low, high in ends]
-    means = [dict(zip(FIGURES, pairs[i * 4 : i * 4 + 4], strict=True)) for i in range(scores)]
-    of_entropies = entropies.intervals(_entropies)
-    return Pooled(lines, total, intervals, means, _plain_entropies(entropies.total), of_entropies)
+    return Pooled(
+        lines=lines,
+        levels=total,
+        intervals=intervals,
+        mean_intervals=_by_score([(float(low), float(high)) for low, high in ends], scores),
+        entropies=_plain_entropies(entropies.total),
+        entropy_intervals=entropies.intervals(_entropies),
+    )
 
 
 def write_scores(folder: Path, scores: Mapping[str, Sequence[np.ndarray]]) -> None:
-    """Write the scores of an image's background and object pixels, each float32 ascending, by the score's name."""
+    """Write the scores of an image's background and object pixels, by score, each float32 and ascending."""
     for path, values in zip(_score_files(folder, scores), itertools.chain(*scores.values()), strict=True):
         data = io.BytesIO()
         np.save(data, values, allow_pickle=False)
@@ -203,46 +211,46 @@ def write_scores(folder: Path, scores: Mapping[str, Sequence[np.ndarray]]) -> No
 
 
 def has_scores(folder: Path, scores: Iterable[str]) -> bool:
-    """Whether `write_scores` has written there."""
+    """Return whether the files of `write_scores` exist."""
     return all(path.exists() for path in _score_files(folder, scores))
 
 
 def pool_scores(folders: Sequence[Path], score: str, piece: int = 1 << 23) -> dict[str, float]:
-    """`ood.FIGURES` of all single pixels of images together, about `piece` of them in memory at a time.
+    """Compute `OOD_METRICS` of all single pixels of images together, with about `piece` of them in memory at a time.
 
     Args:
-        folders: of the images, from `write_scores`.
-        score: its name.
-        piece: pixels.
+        folders: one per image, from `write_scores`.
+        score: name of the score.
+        piece: number of pixels.
 
     Raises:
         GenValError: a file is missing or damaged.
     """
     paths = [[_score_files(folder, [score])[kind] for folder in folders] for kind in (0, 1)]
-    # Every so-many-th score of each image: any value between two cuts belongs to one piece, with all its ties.
+    # Cut the range of scores at every n-th score of the images. A value lies between two cuts, with all its ties.
     stride = max(1, piece // (4 * len(folders)))
     totals, samples = [0, 0], []
-    for kind, path in ((kind, path) for kind, of_kind in enumerate(paths) for path in of_kind):
-        array = _mapped(path)
+    for kind, path in ((kind, path) for kind, kind_paths in enumerate(paths) for path in kind_paths):
+        array = _open_scores(path)
         totals[kind] += len(array)
         samples.append(np.array(array[::stride]))
     marks = np.sort(np.concatenate(samples))
     cuts = np.unique(marks[:: max(1, piece // (2 * stride))])
-    figures = ExactFigures(*totals)
+    metrics = ExactMetrics(*totals)
     for low, high in reversed(list(itertools.pairwise([*cuts, np.float32(np.inf)]))):
         parts = []
-        for of_kind in paths:
+        for kind_paths in paths:
             found = []
-            for path in of_kind:  # one file is open at a time: a process may often have no more than 1,024
-                array = _mapped(path)
+            for path in kind_paths:  # one open file at a time: a process may be limited to 1,024
+                array = _open_scores(path)
                 found.append(np.array(array[np.searchsorted(array, low) : np.searchsorted(array, high)]))
             parts.append(np.sort(np.concatenate(found)))
-        figures.add(*exact_counts(*parts))
-    return figures.figures()
+        metrics.update(*exact_counts(*parts))
+    return metrics.compute()
 
 
 def read_levels(path: Path) -> np.ndarray:
-    """The level of each pixel, from a 16-bit PNG, uint16 (H, W).
+    """Read the level of each pixel from a 16-bit PNG, uint16 (H, W).
 
     Raises:
         GenValError: the file is missing or damaged.
@@ -255,16 +263,16 @@ def read_levels(path: Path) -> np.ndarray:
     return levels
 
 
-def mean_figures(lines: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> list[dict[str, float]]:
-    """Of each score, the mean of each of `ood.FIGURES` over the images that have both an object and background."""
+def mean_metrics(lines: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> list[dict[str, float]]:
+    """Return, per score, the mean of each of `OOD_METRICS` over the images that have both object and background."""
     values = np.array([_image_values(line) for line in lines], np.float64).reshape(len(lines), -1)
     both = values[~np.isnan(values[:, 0])]
     means = both.mean(0) if len(both) else np.full(values.shape[1], math.nan)
-    return [dict(zip(FIGURES, map(float, means[i * 4 : i * 4 + 4]), strict=True)) for i in range(len(scores))]
+    return _by_score(list(map(float, means)), len(scores))
 
 
 def has_both(line: Mapping[str, Any]) -> bool:
-    """Whether an image has pixels of an object and of the background, hence figures of its own."""
+    """Return whether an image has object pixels and background pixels, and therefore metrics of its own."""
     return bool(line["pixels"]["object"] and line["pixels"]["background"])
 
 
@@ -272,46 +280,36 @@ def write_results(
     results: OodResults,
     pooled: Pooled,
     scores: Sequence[str],
-    about: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     exact: Sequence[Mapping[str, float]] | None = None,
     components: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Write the JSON and the tables; return the rows of the table of scores.
 
     Args:
-        results: where.
+        results: where to write.
         pooled: from `pool_blocks`.
-        scores: the scores' names.
-        about: added to the JSON's "pooled".
-        exact: figures of all single pixels, by score; None is those of levels.
-        components: by score, `threshold`, and `COMPONENT_FIGURES` as (value, low, high).
+        scores: names of the scores.
+        metadata: added to "pooled" in the JSON.
+        exact: metrics of all single pixels, by score; None computes the metrics from levels.
+        components: by score, `threshold`, and `COMPONENT_METRICS` as (value, low, high).
     """
     lines = pooled.lines
-    figures = list(exact) if exact is not None else [level_figures(levels) for levels in pooled.levels]
-    means = mean_figures(lines, scores)
-    pixels = {kind: sum(line["pixels"][kind] for line in lines) for kind in ("background", "object", "void")}
+    metrics = list(exact) if exact is not None else [level_metrics(levels) for levels in pooled.levels]
+    means = mean_metrics(lines, scores)
+    pixels = {kind: sum(line["pixels"][kind] for line in lines) for kind in _KINDS}
+    head = {
+        "images": len(lines),
+        "images_with_both": sum(map(has_both, lines)),
+        "objects": len({line["object"] for line in lines}),
+        "object_pixels": pixels["object"],
+        "background_pixels": pixels["background"],
+    }
     rows: list[dict[str, Any]] = []
-    for index, score in enumerate(scores):
-        row: dict[str, Any] = {
-            "set": results.dataset,
-            "model": results.model,
-            "score": score,
-            "images": len(lines),
-            "images_with_both": sum(map(has_both, lines)),
-            "objects": len({line["object"] for line in lines}),
-            "object_pixels": pixels["object"],
-            "background_pixels": pixels["background"],
-        }
-        row |= _triples(figures[index], pooled.intervals[index])
-        row |= _triples(means[index], pooled.mean_intervals[index], "image_")
-        for name in COMPONENT_FIGURES:
-            of_score = (components or {}).get(score, {}).get(name, (math.nan,) * 3)
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), of_score, strict=True))
-        rows.append(row)
-    of_all: dict[str, Any] = {
+    values: dict[str, Any] = {
         "set": results.dataset,
         "model": results.model,
-        **about,
+        **metadata,
         "images": len(lines),
         "images_without_both": [line["image"] for line in lines if not has_both(line)],
         "pixels": pixels,
@@ -319,43 +317,73 @@ def write_results(
         "exact": exact is not None,
     }
     for index, score in enumerate(scores):
-        of_all[score] = {
-            **{PUBLISHED_KEYS[key]: plain(value) for key, value in figures[index].items()},
-            "intervals": {PUBLISHED_KEYS[k]: _ends(ends) for k, ends in pooled.intervals[index].items()},
-            "mean_of_images": {PUBLISHED_KEYS[k]: plain(value) for k, value in means[index].items()},
-            "mean_intervals": {PUBLISHED_KEYS[k]: _ends(ends) for k, ends in pooled.mean_intervals[index].items()},
-        }
-        if exact is None:
-            limits = bounds(pooled.levels[index])
-            of_all[score]["bounds"] = {PUBLISHED_KEYS[key]: plain(value) for key, value in limits.items()}
-        if components and score in components:
-            of_all[score]["components"] = {k: _jsonable(value) for k, value in components[score].items()}
-    of_all["entropy_intervals"] = {name: _ends(ends) for name, ends in pooled.entropy_intervals.items()}
-    content = {line["image"]: _public(line) for line in lines} | {"pooled": of_all}
-    header = list(rows[0])
+        found = (components or {}).get(score, {})
+        row: dict[str, Any] = {"set": results.dataset, "model": results.model, "score": score, **head}
+        row |= _columns(metrics[index], pooled.intervals[index])
+        row |= _columns(means[index], pooled.mean_intervals[index], "image_")
+        for name in COMPONENT_METRICS:
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), found.get(name, (math.nan,) * 3), strict=True))
+        rows.append(row)
+        values[score] = _score_values(pooled, index, metrics[index], means[index], found, exact is not None)
+    values["entropy_intervals"] = {name: _ends(ends) for name, ends in pooled.entropy_intervals.items()}
     cells = ([plain(value) if isinstance(value, float) else value for value in row.values()] for row in rows)
-    write_csv(results.csv, header, cells)
+    write_csv(results.csv, list(rows[0]), cells)
     _write_objects(results, lines, scores)
-    write_json(results.json, content)
+    write_json(results.json, {line["image"]: _public(line) for line in lines} | {"pooled": values})
     return rows
+
+
+def _score_values(
+    pooled: Pooled,
+    index: int,
+    metrics: Mapping[str, float],
+    means: Mapping[str, float],
+    components: Mapping[str, Any],
+    is_exact: bool,
+) -> dict[str, Any]:
+    """Return what "pooled" in the JSON holds of one score."""
+    values: dict[str, Any] = {
+        **_published(metrics),
+        "intervals": {PUBLISHED_KEYS[key]: _ends(ends) for key, ends in pooled.intervals[index].items()},
+        "mean_of_images": _published(means),
+        "mean_intervals": {PUBLISHED_KEYS[key]: _ends(ends) for key, ends in pooled.mean_intervals[index].items()},
+    }
+    if not is_exact:
+        values["bounds"] = _published(ood_bounds(pooled.levels[index]))
+    if components:
+        values["components"] = {
+            name: _ends(value) if isinstance(value, tuple) else value for name, value in components.items()
+        }
+    return values
 
 
 def _write_objects(results: OodResults, lines: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> None:
     rows = []
     for name in sorted({line["object"] for line in lines}):
-        of_object = [line for line in lines if line["object"] == name]
-        number = sum(map(has_both, of_object))
-        for score, figures in zip(scores, mean_figures(of_object, scores), strict=True):
-            rows.append([name, score, len(of_object), number, *map(plain, figures.values())])
-    write_csv(results.objects_csv, ["object", "score", "images", "images_with_both", *_MEANS], rows)
+        with_object = [line for line in lines if line["object"] == name]
+        number = sum(map(has_both, with_object))
+        for score, metrics in zip(scores, mean_metrics(with_object, scores), strict=True):
+            rows.append([name, score, len(with_object), number, *map(plain, metrics.values())])
+    write_csv(results.objects_csv, ["object", "score", "images", "images_with_both", *_IMAGE_METRICS], rows)
+
+
+def _published(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Return metrics by their published names, for JSON."""
+    return {PUBLISHED_KEYS[name]: plain(value) for name, value in metrics.items()}
+
+
+def _by_score(values: Sequence[Value], scores: int) -> list[dict[str, Value]]:
+    """Split the values of all scores into one dictionary of `OOD_METRICS` per score."""
+    count = len(OOD_METRICS)
+    return [dict(zip(OOD_METRICS, values[i * count : (i + 1) * count], strict=True)) for i in range(scores)]
 
 
 def _score_files(folder: Path, scores: Iterable[str]) -> list[Path]:
     return [folder / f"{score}_{kind}.npy" for score in scores for kind in ("background", "object")]
 
 
-def _mapped(path: Path) -> np.ndarray:
-    """The scores of a file, read where they are asked for."""
+def _open_scores(path: Path) -> np.ndarray:
+    """Open the scores of a file as a memory map."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
@@ -364,40 +392,37 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def _public(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What the JSON says of an image."""
+    """Return what the JSON holds of an image."""
     head = {key: line[key] for key in ("raw_entropy", "rel_entropy", "object", "pixels")}
     return {**head, **line["figures"]}
 
 
 def _image_values(line: Mapping[str, Any]) -> list[float]:
-    """An image's figures, score by score in the order of `ood.FIGURES`; NaN where it has none."""
-    values = [of_score[PUBLISHED_KEYS[name]] for of_score in line["figures"].values() for name in FIGURES]
+    """Return an image's metrics, score by score, in the order of `OOD_METRICS`; NaN where it has none."""
+    values = [metrics[PUBLISHED_KEYS[name]] for metrics in line["figures"].values() for name in OOD_METRICS]
     return [math.nan if value is None else value for value in values]
 
 
 def _entropies(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """The mean entropy of the object's pixels in nats, and its ratio to the background's; NaN where there is none.
+    """Compute the mean entropy of the object's pixels in nats, and its ratio to the background's; NaN if not defined.
 
     Args:
-        sums: (..., 4), of the entropies of background and object, and of their pixels.
+        sums: (..., 4): the entropies of background and object, and their numbers of pixels.
     """
-    means = np.divide(
-        sums[..., :2], sums[..., 2:], out=np.full((*sums.shape[:-1], 2), math.nan), where=sums[..., 2:] > 0
-    )
-    background, of_object = means[..., 0], means[..., 1]
-    ratio = np.divide(of_object, background, out=np.full(background.shape, math.nan), where=background > 0)
-    return {"raw_entropy": of_object, "rel_entropy": ratio}
+    means = safe_divide(sums[..., :2], sums[..., 2:])
+    background, objects = means[..., 0], means[..., 1]
+    return {"raw_entropy": objects, "rel_entropy": safe_divide(objects, background)}
 
 
 def _plain_entropies(sums: np.ndarray) -> dict[str, float | None]:
-    """`_entropies` of sums (4,), as JSON has them."""
+    """Compute `_entropies` of sums (4,), for JSON."""
     return {name: plain(float(value)) for name, value in _entropies(sums).items()}
 
 
-def _triples(
+def _columns(
     values: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], prefix: str = ""
 ) -> dict[str, float]:
-    """Each figure beside the ends of its interval, as columns."""
+    """Return each metric and the ends of its interval, by column."""
     columns: dict[str, float] = {}
     for name, value in values.items():
         low, high = intervals[name]
@@ -407,7 +432,3 @@ def _triples(
 
 def _ends(ends: Sequence[float]) -> list[float | None]:
     return [plain(end) for end in ends]
-
-
-def _jsonable(value: Any) -> Any:
-    return _ends(value) if isinstance(value, tuple) else value

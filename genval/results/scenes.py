@@ -1,17 +1,17 @@
-"""The files `relis/eval.py` leaves, one folder for each model, data set, condition and scene.
+"""The files of `relis/eval.py`, in one folder per model, data set, condition and scene.
 
-    {root_exp_dir}/{model}/{dataset}/{cond}/{scene}/predictions/{id}.png     trainIds, uint8 (H, W)
-                                                    statistics/{id}.json     the image's confusion matrix, and of what
-                                                    statistics/{id}.npz      counts and sums of its confidences
-                                                    logits.safetensors       with --save logits: pixels of each image
-                                                    features.safetensors     with --save features: a vector an image
-                                                    metrics.json             figures of the whole scene, with intervals
-                                                    confusion_matrix.csv     of the whole scene, rows are labels
-                                                    per_image.csv            figures of each image
-                                                    manifest.jsonl           one line an image
-                                                    settings.json            flags and versions
+    {eval_dir}/{model}/{dataset}/{cond}/{scene}/predictions/{id}.png     trainIds, uint8 (H, W)
+                                                statistics/{id}.json     the image's confusion matrix and its record
+                                                statistics/{id}.npz      counts and sums of its confidences
+                                                logits.safetensors       with --save logits: of pixels of each image
+                                                features.safetensors     with --save features: one vector per image
+                                                metrics.json             metrics of the whole scene, with intervals
+                                                confusion_matrix.csv     of the whole scene, rows are labels
+                                                per_image.csv            metrics of each image
+                                                manifest.jsonl           one line per image
+                                                settings.json            flags and versions
 
-`metrics.json` is written last and taken away first: where it is, the scene is complete.
+`metrics.json` is written last and removed first: if it exists, the scene is complete.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ import numpy as np
 
 import path_dicts
 from genval.artifacts.fingerprint import file_mark
-from genval.metrics.reliability import pool, reliability_figures
+from genval.metrics.reliability import pool, reliability_metrics
 from genval.metrics.segmentation import (
-    batch_figures,
-    figures,
     mean_class_accuracy,
     mean_iou,
+    metric_functions,
     pixel_accuracy,
     plain,
+    segmentation_metrics,
 )
 from genval.metrics.statistics import PixelStatistics
 from genval.runtime.commands import Command
@@ -48,12 +48,13 @@ from genval.runtime.files import read_json, read_jsonl, write_bytes, write_csv, 
 from genval.runtime.paths import REPO_ROOT
 
 ALL = "all"
-# The end of a generated set's name where --gate left pictures out: never to be mixed with figures of the whole set.
+# Suffix of the name of a generated set from which --gate removed images. Never mix its metrics with those of the whole
+# set.
 GATED_SUFFIX = "-gated"
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _IMAGE_HEADER = ["id", "miou", "pixel_accuracy_percent", "mean_class_accuracy", "pixels"]
-_IMAGE_FIGURES = ["ece", "nll", "brier", "auroc", "entropy"]
-# What statistics/{id}.npz holds, in the order of `PixelStatistics`, and the types in memory.
+_IMAGE_METRICS = ["ece", "nll", "brier", "auroc", "entropy"]
+# The arrays of statistics/{id}.npz, in the order of `PixelStatistics`, and their types in memory.
 _SAVED: dict[str, Any] = {
     "levels": np.int64,
     "bins": np.int64,
@@ -66,7 +67,7 @@ _SAVED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class SceneResults:
-    """The place of one scene's results."""
+    """The paths of the results of one scene."""
 
     root: Path
     model: str
@@ -76,47 +77,51 @@ class SceneResults:
 
     @property
     def folder(self) -> Path:
-        """Where everything about this scene is."""
+        """The folder of all results of the scene."""
         return self.root / folder_name(self.model) / folder_name(self.dataset) / self.cond / self.scene
 
     @property
     def metrics(self) -> Path:
-        """The summary; it exists when the scene is complete."""
+        """The summary; it exists if the scene is complete."""
         return self.folder / "metrics.json"
 
     def prediction(self, item_id: str) -> Path:
-        """The predicted trainIds of an image."""
+        """Return the path of an image's predicted trainIds."""
         return self.folder / "predictions" / f"{item_id}.png"
 
     def statistics(self, item_id: str) -> Path:
-        """The counts of an image."""
+        """Return the path of an image's confusion matrix and record."""
         return self.folder / "statistics" / f"{item_id}.json"
 
     def counts(self, item_id: str) -> Path:
-        """The counts and sums of an image's confidences."""
+        """Return the path of the counts and sums of an image's confidences."""
         return self.folder / "statistics" / f"{item_id}.npz"
 
     def packed(self, kind: str) -> Path:
-        """The scene's file of "logits" or "features"."""
+        """Return the path of the scene's "logits" or "features"."""
         return self.folder / f"{kind}.safetensors"
 
     def part(self, kind: str, item_id: str) -> Path:
-        """An image's logits or features, before they are packed."""
+        """Return the path of an image's logits or features, before they are packed."""
         return self.folder / kind / f"{item_id}.safetensors"
 
     def is_done(self, record: Mapping[str, Any], prediction: bool = True) -> bool:
-        """Whether an image's files exist and were made from what `record` says (see `image_record`).
+        """Return whether an image's files exist and have this record (see `image_record`).
 
         `prediction` says whether the predicted classes are among the files.
         """
         statistics = self.statistics(record["id"])
-        wanted = [statistics, self.counts(record["id"]), *([self.prediction(record["id"])] if prediction else [])]
-        if not all(path.exists() for path in wanted):
+        required = [statistics, self.counts(record["id"]), *([self.prediction(record["id"])] if prediction else [])]
+        if not all(path.exists() for path in required):
             return False
         return {**_read_counts(statistics), "confusion_matrix": None} == {**record, "confusion_matrix": None}
 
     def read_matrix(self) -> np.ndarray:
-        """The scene's confusion matrix, int64 (C, C)."""
+        """Read the scene's confusion matrix, int64 (C, C).
+
+        Raises:
+            GenValError: the file is missing or damaged.
+        """
         path = self.folder / "confusion_matrix.csv"
         try:
             return np.loadtxt(path, np.int64, delimiter=",", skiprows=1, ndmin=2, converters={0: lambda name: 0})[:, 1:]
@@ -126,11 +131,11 @@ class SceneResults:
             ) from error
 
     def ids(self) -> list[str]:
-        """The images' ids, in the manifest's order."""
+        """Return the images' ids, in the order of the manifest."""
         return [record["id"] for record in read_jsonl(self.folder / "manifest.jsonl")]
 
     def read_pixels(self) -> Iterator[tuple[dict[str, Any], PixelStatistics]]:
-        """Each image's record and statistics, in the manifest's order, one at a time.
+        """Yield each image's record and statistics, in the order of the manifest, one at a time.
 
         Raises:
             GenValError: a file is missing or damaged.
@@ -139,7 +144,7 @@ class SceneResults:
             yield record, self.read_image(record["id"])
 
     def read_image(self, item_id: str) -> PixelStatistics:
-        """An image's statistics.
+        """Read an image's statistics.
 
         Raises:
             GenValError: a file is missing or damaged.
@@ -172,19 +177,19 @@ def finish_scene(
     names: Sequence[str],
     label_space: Sequence[int],
     class_sets: Mapping[str, Sequence[int]],
-    about: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> Summary:
-    """Write a scene's manifest, tables and figures from its images' statistics; return what they sum up to.
+    """Write a scene's manifest, tables and metrics from the statistics of its images; return their summary.
 
     Args:
-        results: where.
-        records: of every image, in the manifest's order.
+        results: where to write.
+        records: of all images, in the order of the manifest.
         names: the classes' names.
         label_space: as for `summarise`.
-        class_sets: likewise.
-        about: added to the head of `metrics.json`.
-        skipped: what `--skip_bad` set aside.
+        class_sets: as for `summarise`.
+        metadata: added to the head of `metrics.json`.
+        skipped: files that `--skip_bad` skipped.
     """
     summary = summarise(
         ((record["id"], results.read_image(record["id"])) for record in records), names, label_space, class_sets
@@ -209,10 +214,10 @@ def finish_scene(
         "dataset": results.dataset,
         "cond": results.cond,
         "scene": results.scene,
-        **about,
+        **metadata,
         "images": len(records),
         "skipped": list(skipped),
-        **summary.figures,
+        **summary.metrics,
     }
     write_json(results.metrics, values)
     return summary
@@ -220,11 +225,11 @@ def finish_scene(
 
 @dataclass(frozen=True)
 class Summary:
-    """A set of images."""
+    """The metrics of a set of images."""
 
     total: PixelStatistics
-    figures: dict[str, Any]  # fit for JSON; `intervals` holds the ends of each figure's 95 % interval over images
-    table: tuple[list[str], list[list[Any]]]  # header and rows of each image's figures
+    metrics: dict[str, Any]  # ready for JSON; `intervals` holds the ends of each metric's 95 % interval over images
+    table: tuple[list[str], list[list[Any]]]  # header and one row of metrics per image
 
 
 def summarise(
@@ -234,14 +239,14 @@ def summarise(
     class_sets: Mapping[str, Sequence[int]],
     fixed: bool = False,
 ) -> Summary:
-    """Every figure of a set of images, each with its interval.
+    """Compute every metric of a set of images, with its interval.
 
     Args:
-        images: id and statistics of each, in the order in which their float sums are added.
+        images: id and statistics of each image, in the order in which float sums are added.
         names: the classes' names.
         label_space: the classes of `miou`.
-        class_sets: as for `segmentation.figures`.
-        fixed: `miou` is over exactly these classes, and undefined where one is absent.
+        class_sets: as for `segmentation_metrics`.
+        fixed: `miou` is over exactly these classes, and not defined if one is absent.
     """
     ids: list[str] = []
     rows: list[list[Any]] = []
@@ -249,24 +254,23 @@ def summarise(
     def each() -> Iterator[PixelStatistics]:
         for item_id, statistics in images:
             ids.append(item_id)
-            of_image = reliability_figures(statistics)
+            metrics = reliability_metrics(statistics)
             rows.append([item_id, *_image_row(statistics.confusion, label_space)])
-            rows[-1] += [plain(of_image[name]) for name in _IMAGE_FIGURES]
+            rows[-1] += [plain(metrics[name]) for name in _IMAGE_METRICS]
             yield statistics
 
-    total, ends = pool(each(), batch_figures(names, label_space, class_sets, fixed))
-    of_confusion = figures(total.confusion, names, label_space, class_sets)
+    total, ends = pool(each(), metric_functions(names, label_space, class_sets, fixed))
+    values = segmentation_metrics(total.confusion, names, label_space, class_sets)
     if fixed:
-        of_confusion["miou"] = plain(mean_iou(total.confusion, label_space, complete=True))
-    of_confidence = {name: plain(value) for name, value in reliability_figures(total).items()}
-    measured = int(total.bins.sum())
-    values = of_confusion | of_confidence | {"measured_pixels": measured}
+        values["miou"] = plain(mean_iou(total.confusion, label_space, complete=True))
+    values |= {name: plain(value) for name, value in reliability_metrics(total).items()}
+    values["measured_pixels"] = int(total.bins.sum())
     values["intervals"] = {name: [plain(low), plain(high)] for name, (low, high) in ends.items()}
-    return Summary(total, values, ([*_IMAGE_HEADER, *_IMAGE_FIGURES], rows))
+    return Summary(total, values, ([*_IMAGE_HEADER, *_IMAGE_METRICS], rows))
 
 
 def _image_row(matrix: np.ndarray, classes: Sequence[int]) -> list[Any]:
-    """An image's cells below `_IMAGE_HEADER`; one without a labelled pixel has empty cells."""
+    """Return an image's cells of `_IMAGE_HEADER` except the id; they are empty without a labelled pixel."""
     accuracies = [pixel_accuracy(matrix), mean_class_accuracy(matrix, classes)]
     return [*(plain(value) for value in [mean_iou(matrix, classes), *accuracies]), int(matrix.sum())]
 
@@ -280,15 +284,16 @@ def image_record(
     precision: str,
     sample: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """What an image's results are made from. Results with another record are stale, and made again.
+    """Return the record of an image's results. Results with a different record are computed again.
 
     Args:
         item_id: the image's id.
-        image: its file; recorded from the repository's root where it is below it, with a mark of its content.
-        mask: its labels' file, likewise.
-        model: the segmenter's name.
-        weights: the segmenter's hash.
-        precision: the arithmetic it ran in.
+        image: the image file. The record holds its path, relative to the repository if it is inside, and a mark of its
+            content.
+        mask: the file of the labels, likewise.
+        model: the model's name.
+        weights: hash of the model.
+        precision: arithmetic of the forward pass.
         sample: number and seed of the pixels whose confidences are measured; None is all pixels.
     """
     return {
@@ -311,30 +316,30 @@ def save_image(
     statistics: PixelStatistics,
     overwrite: bool = False,
 ) -> None:
-    """Write an image's prediction and statistics; files of the same record that are there already are kept.
+    """Write an image's prediction and statistics; existing files of the same record are kept.
 
     Args:
-        results: where.
+        results: where to write.
         record: from `image_record`.
-        prediction: trainIds, uint8 (H, W); None where they are not kept.
-        statistics: from `statistics.measure`.
-        overwrite: write them in any case.
+        prediction: trainIds, uint8 (H, W); None does not keep them.
+        statistics: from `genval.metrics.statistics.measure`.
+        overwrite: write the files in any case.
     """
     if not overwrite and results.is_done(record, prediction is not None):
         return
-    if prediction is None:  # what is there is of another record
+    if prediction is None:  # an existing file has another record
         results.prediction(record["id"]).unlink(missing_ok=True)
     else:
         write_png(results.prediction(record["id"]), prediction)
     write_counts(results.counts(record["id"]), statistics)
-    # Last: this file is what says that those beside it are of this record.
+    # Written last: it states the record of the image's other files.
     write_statistics(results.statistics(record["id"]), record, statistics.confusion)
 
 
 def write_counts(path: Path, statistics: PixelStatistics) -> None:
-    """Write what an image's statistics hold beside the confusion matrix, compressed: about 50 KB for 1024x2048."""
+    """Write an image's statistics except the confusion matrix, compressed: about 50 KB for 1024x2048."""
     stream = io.BytesIO()
-    # As `numpy.savez_compressed`, which has no flag for the level: a fourth of its time for a fifth more bytes.
+    # As `numpy.savez_compressed`, which has no argument for the level: a quarter of its time for a fifth more bytes.
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=2) as archive:
         for name in _SAVED:
             values = getattr(statistics, name)
@@ -346,16 +351,13 @@ def write_counts(path: Path, statistics: PixelStatistics) -> None:
 
 
 def write_statistics(path: Path, record: Mapping[str, Any], matrix: np.ndarray) -> None:
-    """Write an image's confusion matrix with the record of what it was made from.
-
-    All on one line: a folder holds thousands of these.
-    """
+    """Write an image's confusion matrix and record, on one line: a folder holds thousands of these files."""
     value = {**record, "confusion_matrix": matrix.tolist()}
     write_bytes(path, (json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n").encode())
 
 
 def read_statistics(path: Path) -> np.ndarray:
-    """The confusion matrix of an image, int64 (C, C).
+    """Read the confusion matrix of an image, int64 (C, C).
 
     Raises:
         GenValError: the file is missing or damaged.
@@ -369,17 +371,17 @@ def read_statistics(path: Path) -> np.ndarray:
 def list_scenes(
     root: Path, model: str, dataset: str, pairs: Iterable[tuple[str, str]], preset: str | None = None
 ) -> list[SceneResults]:
-    """Result folders on the disk, each with a finished evaluation.
+    """Return the scenes on disk that match, each with a finished evaluation.
 
     Args:
-        root: `--root_exp_dir`.
-        model: as it was given to relis/eval.py.
+        root: `--eval_dir`.
+        model: as passed to relis/eval.py.
         dataset: `--trg_dataset`.
-        pairs: (condition, scene), either may be "all"; see `pair`.
-        preset: for the command that an error recommends.
+        pairs: (condition, scene), of which both may be "all"; see `pair`.
+        preset: of the command that an error recommends.
 
     Returns:
-        Sorted by condition and scene, each once; never empty.
+        At least one, sorted by condition and scene, without duplicates.
 
     Raises:
         GenValError: a named condition or scene has no results, or its evaluation has not finished.
@@ -395,9 +397,9 @@ def list_scenes(
             others = list_models(root) if not _folders(above) else [model]
             close = [] if model in others else difflib.get_close_matches(model, others, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
-            have = ", ".join(f"{c}/{s}" for c in _folders(above) for s in _folders(above / c)) or "nothing"
+            existing = ", ".join(f"{c}/{s}" for c in _folders(above) for s in _folders(above / c)) or "nothing"
             raise GenValError(
-                f"No results of {model} on {dataset} for condition {cond}, scene {scene} in {root}: found {have}."
+                f"No results of {model} on {dataset} for condition {cond}, scene {scene} in {root}: found {existing}."
                 f"{hint} Run: {missing.command(preset)}"
             )
         found |= matches
@@ -409,7 +411,7 @@ def list_scenes(
 
 
 def pair(conds: Sequence[str], scenes: Sequence[str]) -> list[tuple[str, str]]:
-    """Conditions and scenes as the published commands mean them: lists of one length are paired, others crossed.
+    """Combine conditions and scenes as the published commands do: pair lists of equal length, cross others.
 
     >>> pair(["fog", "night"], ["GOPR0475", "GOPR0351"])
     [('fog', 'GOPR0475'), ('night', 'GOPR0351')]
@@ -446,7 +448,7 @@ def model_list(text: str, preset: str | None = None) -> list[str]:
 
 
 def folder_name(model: str) -> str:
-    """A model's folder: its name, with what is not safe in a path replaced and a hash to keep names apart.
+    """Return the folder name of a model: its name, with unsafe characters replaced and a hash to keep names distinct.
 
     >>> folder_name("DLV3+ResNet18"), folder_name("hf:nvidia/segformer-b0")
     ('DLV3+ResNet18', 'hf_nvidia_segformer-b0-1c03469a')
@@ -456,7 +458,7 @@ def folder_name(model: str) -> str:
 
 
 def list_models(root: Path) -> list[str]:
-    """The models with finished results below `root`, by the names they were given."""
+    """Return the names of the models with finished results below `root`, as passed to relis/eval.py."""
     return sorted({read_json(path)["model"] for path in root.glob("*/*/*/*/metrics.json")})
 
 
@@ -471,5 +473,5 @@ def _short(path: Path) -> str:
     return (path.relative_to(REPO_ROOT) if path.is_relative_to(REPO_ROOT) else path).as_posix()
 
 
-def _folders(place: Path) -> list[str]:
-    return sorted(entry.name for entry in place.iterdir() if entry.is_dir()) if place.is_dir() else []
+def _folders(parent: Path) -> list[str]:
+    return sorted(entry.name for entry in parent.iterdir() if entry.is_dir()) if parent.is_dir() else []

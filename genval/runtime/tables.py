@@ -1,4 +1,4 @@
-"""Tables for a terminal and a README."""
+"""Markdown tables for the terminal and for documents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits: int = 1) -> str:
-    """A Markdown table with aligned columns; floats get `digits` decimals, None becomes a dash.
+    """Format a Markdown table with aligned columns; floats have `digits` decimals, None and NaN are dashes.
 
     >>> print(markdown_table(["model", "mIoU"], [["a", 61.25], ["b", None]]))
     | model | mIoU |
@@ -16,16 +16,16 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits:
     | b     |    - |
     """
     cells = [[_cell(value, digits) for value in row] for row in rows]
-    # A column is of numbers when every value in it is a number or missing.
-    number = [all(not isinstance(row[index], str) for row in rows) and bool(rows) for index in range(len(header))]
+    # A column is numeric, and aligned right, if no value in it is a string.
+    numeric = [all(not isinstance(row[index], str) for row in rows) and bool(rows) for index in range(len(header))]
     widths = [max(3, *(len(row[index]) for row in [list(header), *cells])) for index in range(len(header))]
-    rules = ["-" * (width - 1) + ":" if right else "-" * width for width, right in zip(widths, number, strict=True)]
-    lines = [_line(list(header), widths, number), "| " + " | ".join(rules) + " |"]
-    return "\n".join(lines + [_line(row, widths, number) for row in cells])
+    rulers = ["-" * (width - 1) + ":" if right else "-" * width for width, right in zip(widths, numeric, strict=True)]
+    lines = [_line(list(header), widths, numeric), "| " + " | ".join(rulers) + " |"]
+    return "\n".join(lines + [_line(row, widths, numeric) for row in cells])
 
 
 def percent(fraction: float | None) -> float | None:
-    """A fraction in percent; None stays None."""
+    """Convert a fraction to percent; None stays None."""
     return None if fraction is None else 100 * fraction
 
 
@@ -35,9 +35,9 @@ def _cell(value: Any, digits: int) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], number: Sequence[bool]) -> str:
+def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
     padded = [
         cell.rjust(width) if right else cell.ljust(width)
-        for cell, width, right in zip(cells, widths, number, strict=True)
+        for cell, width, right in zip(cells, widths, numeric, strict=True)
     ]
     return "| " + " | ".join(padded) + " |"

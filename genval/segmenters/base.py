@@ -14,15 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genval.runtime.errors import GenValError
+from genval.runtime.precision import autocast, check_precision, weights_dtype
 from genval.segmenters.class_map import ClassMap, check_outputs
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-
-# Lightning's names: `true` casts the weights, `mixed` keeps them in float32 and casts inside the operations.
-_TRUE = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch.bfloat16}
-_MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
-PRECISIONS = (*_TRUE, *_MIXED)
 
 
 class Segmenter(nn.Module, abc.ABC):
@@ -38,7 +34,7 @@ class Segmenter(nn.Module, abc.ABC):
         network: in evaluation mode, on its device.
         mean: of the three input channels, on the scale 0..255.
         std: of the three input channels, on the scale 0..255.
-        precision: one of `PRECISIONS`.
+        precision: one of `genval.runtime.precision.PRECISIONS`.
         class_map: for a network of other classes than the 19.
 
     Raises:
@@ -65,7 +61,7 @@ class Segmenter(nn.Module, abc.ABC):
         check_precision(precision)
         self.name = name
         self.precision = precision
-        self.network = network.eval().to(_TRUE.get(precision, torch.float32))
+        self.network = network.eval().to(weights_dtype(precision))
         device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
         for key, values in (("mean", mean), ("std", std)):
             tensor = torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
@@ -114,7 +110,7 @@ class Segmenter(nn.Module, abc.ABC):
         if self.reads_bgr:
             images = images.flip(1)
         pixels: Tensor = (images.float() - self.mean) / self.std
-        return pixels.to(_TRUE.get(self.precision, torch.float32), memory_format=self.memory_format)
+        return pixels.to(weights_dtype(self.precision), memory_format=self.memory_format)
 
     @torch.no_grad()
     def forward(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -134,7 +130,7 @@ class Segmenter(nn.Module, abc.ABC):
             raise GenValError(
                 f"{self.name} expects RGB uint8 images (B, 3, H, W), found {images.dtype} {tuple(images.shape)}."
             )
-        with self._arithmetic(images.device.type):
+        with self._arithmetic(images.device):
             logits = self.infer(self.prepare(images))
         if logits.ndim != 4 or len(logits) != len(images):
             raise GenValError(
@@ -148,19 +144,12 @@ class Segmenter(nn.Module, abc.ABC):
             logits = F.interpolate(logits, target, mode="bilinear", align_corners=self.align_corners)
         return logits
 
-    def _arithmetic(self, device_type: str) -> AbstractContextManager[object]:
+    def _arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
         stack = contextlib.ExitStack()
-        if device_type == "cpu" and self.precision.startswith("bf16") and self.distrusts_onednn:
+        if device.type == "cpu" and self.precision.startswith("bf16") and self.distrusts_onednn:
             # oneDNN's bfloat16 convolutions of stride 4 and 8 are wrong for some numbers of channels (torch 2.14.1);
             # without it they are right, and slow.
             warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-        if dtype := _MIXED.get(self.precision):
-            stack.enter_context(torch.autocast(device_type, dtype))
+        stack.enter_context(autocast(device, self.precision))
         return stack
-
-
-def check_precision(precision: str) -> None:
-    """Raise GenValError unless `precision` is one of `PRECISIONS`."""
-    if precision not in PRECISIONS:
-        raise GenValError(f"Unknown precision {precision!r}: expected one of {', '.join(PRECISIONS)}.")

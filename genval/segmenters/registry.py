@@ -16,7 +16,8 @@ import path_dicts
 from genval.datasets.labels import find_label_space
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import find_below, resolve
-from genval.segmenters.base import Segmenter, check_precision
+from genval.runtime.precision import check_precision
+from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import find_checkpoint
 from genval.segmenters.class_map import ClassMap
 

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genval.grounding.detector import load_detector
-from genval.grounding.masks import Thresholds, choose
+from genval.grounding.masks import choose
 from genval.grounding.outliner import load_outliner
+from genval.grounding.settings import MaskSettings
+from genval.runtime.flags import make_settings
 from mini.recipe.diffusion import update_average
 from mini.recipe.object_crops import CropDraws, MeasuredCrop, ObjectPictures
 from mini.recipe.views import progress
-from path_dicts import PRESETS
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def measure_outliner(
     if detector is None:
         return figures
     finder = load_detector(str(detector)).to(device)
-    limits = Thresholds(box=PRESETS["mini"]["ood_objects/get_masks"]["box_threshold"])
+    limits = make_settings(MaskSettings, "mini")
     found: list[tuple[MeasuredCrop, Any]] = []
     alarms = 0
     for name in sorted({crop.name for crop in crops}):
@@ -233,7 +234,9 @@ def measure_outliner(
         for is_empty, images in ((False, [crop.image for crop in mine]), (True, [crop.empty for crop in mine])):
             inputs = [finder.prepare(image) for image in images]
             sizes = [image.shape[:2] for image in images]
-            detected = finder.detect(inputs, sizes, name, limits.box, limits.text, limits.nms)
+            detected = finder.detect(
+                inputs, sizes, name, limits.box_threshold, limits.text_threshold, limits.nms_threshold
+            )
             for crop, detections in zip(mine, detected, strict=True):
                 chosen = choose(detections)
                 if chosen is not None and is_empty:

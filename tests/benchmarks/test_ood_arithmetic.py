@@ -1,4 +1,4 @@
-"""The benchmark of OOD detection runs, and both ways agree."""
+"""The benchmark of OOD detection runs, and both procedures agree."""
 
 import subprocess
 import sys
@@ -15,8 +15,8 @@ def test_levels_and_single_pixels_agree_with_the_published_procedure():
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:5]]
     assert [row[0].partition(",")[0] for row in rows] == [
-        "figures of 3 scores",
-        "figures of 3 scores",
+        "metrics of 3 scores",
+        "metrics of 3 scores",
         "the same from logits",
     ]
     levels, exact, from_logits = (float(row[4]) for row in rows)

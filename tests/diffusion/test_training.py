@@ -17,7 +17,7 @@ from genval.diffusion.settings import TrainingConfig
 from genval.diffusion.training.config import DrawPlan
 from genval.diffusion.training.data import ControlNetData, EncodedFolder, encode_pairs
 from genval.diffusion.training.module import ControlNetModule, check_optimizer
-from genval.diffusion.training.runs import check_output, choose_precision, choose_run, latest_checkpoint, make_trainer
+from genval.diffusion.training.runs import check_output, choose_run, latest_checkpoint, make_trainer, training_precision
 from genval.runtime.errors import GenValError
 
 pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part
@@ -322,13 +322,13 @@ def test_eight_bit_adam_is_asked_for_by_name(
 def test_precision_is_chosen_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert choose_precision(None, "auto") == choose_precision(None, "gpu") == "bf16-mixed"
-    assert choose_precision(None, "cpu") == "32-true"
-    assert choose_precision("16-mixed", "auto") == "16-mixed"
+    assert training_precision(None, "auto") == training_precision(None, "gpu") == "bf16-mixed"
+    assert training_precision(None, "cpu") == "32-true"
+    assert training_precision("16-mixed", "auto") == "16-mixed"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    assert choose_precision(None, "auto") == "32-true"
+    assert training_precision(None, "auto") == "32-true"
     with pytest.raises(GenValError, match="Use bf16-mixed"):
-        choose_precision("bf16-true", "auto")
+        training_precision("bf16-true", "auto")
 
 
 def test_a_controlnet_is_not_replaced_unasked(tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ def test_of_drawn_images_the_hardest_are_taken():
     drawn = np.sort(np.random.default_rng(item_seed(3, "subsamples")).choice(8, 5, replace=False))
     hardest = sorted(drawn, key=lambda place: images[place].accuracy())[:3]
     calibration, about = calibrate(images, VANILLA, subsamples=5, seed=3, hardest=0.5)
-    pixels = Pixels.of(*(np.concatenate([getattr(images[i], name) for i in hardest]) for name in ("logits", "labels")))
+    pixels = Pixels.from_logits(
+        *(np.concatenate([getattr(images[i], name) for i in hardest]) for name in ("logits", "labels"))
+    )
     assert about["images"] == 3 and about["hardest"]["of_images"] == 5
     assert calibration.temperatures == [search(pixels, "ece").temperature]
 
@@ -120,7 +122,9 @@ def test_clusters_are_those_of_the_hardest_images(method, monkeypatch):
     assert sum(part["images"] for part in about["clusters"]) == 4
     for index, temperature in enumerate(calibration.temperatures):
         members = [images[2 * row] for row in np.flatnonzero(expected.assign(features[::2]) == index)]
-        pixels = Pixels.of(*(np.concatenate([getattr(m, name) for m in members]) for name in ("logits", "labels")))
+        pixels = Pixels.from_logits(
+            *(np.concatenate([getattr(m, name) for m in members]) for name in ("logits", "labels"))
+        )
         assert temperature == search(pixels, "ece").temperature
     with pytest.raises(GenValError, match="2 clusters need as many images, found 1"):
         calibrate(images, CalibrationMethod(n_clusters=2, cluster_method=method), hardest=0.1)

@@ -1,18 +1,26 @@
+"""Correlations against those of NumPy and SciPy."""
+
 import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genval.metrics.correlation import agreement, pearson_interval, pearson_r
+from genval.metrics.correlation import CORRELATIONS, agreement, kendall, pearson, pearson_interval, pearson_r, spearman
 from genval.runtime.errors import GenValError
 
 SCORES = st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=3, max_size=20)
+REFERENCES = {
+    "pearson": scipy.stats.pearsonr,
+    "spearman": scipy.stats.spearmanr,
+    "kendall": scipy.stats.kendalltau,
+}
 
 
 @given(SCORES)
-def test_r_is_that_of_numpy(pairs):
+def test_r_equals_that_of_numpy(pairs):
     x, y = np.array(pairs).T
     if min(x.std(), y.std()) < 1e-6:
         return
@@ -31,7 +39,7 @@ def test_bad_scores_are_refused():
         pearson_r([1, 2], [1, 2, 3])
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
+def test_the_interval_covers_the_correlation_at_its_nominal_rate():
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(400):
@@ -44,7 +52,32 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert math.isnan(pearson_interval(0.9, 3)[0])
 
 
-def test_agreement_leaves_missing_pairs_out_and_is_fit_for_json():
+def test_agreement_skips_pairs_with_nan_and_is_ready_for_json():
     values = agreement([1.0, 2.0, 4.0, math.nan], [2.0, 3.0, 5.0, 9.0])
     assert values == {"pairs": 3, "pearson_r": pytest.approx(1.0), "low": None, "high": None, "mean_difference": -1.0}
     assert agreement([], [])["mean_difference"] is None
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+@pytest.mark.parametrize("ties", [False, True])
+def test_coefficients_of_many_lists_equal_those_of_scipy(name, ties):
+    generator = np.random.default_rng(0)
+    x, y = (generator.integers(0, 5, (30, 9)) if ties else generator.normal(size=(30, 9)) for _ in range(2))
+    expected = [REFERENCES[name](a, b)[0] for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(CORRELATIONS[name](x, y), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("coefficient", CORRELATIONS.values())
+def test_an_undefined_coefficient_is_nan_and_does_not_affect_others(coefficient):
+    y = np.array([1.0, 2.0, 3.0])
+    x = np.array([[2.0, 2.0, 2.0], [math.nan, 1.0, 2.0], [1.0, 5.0, 6.0]])
+    values = coefficient(x, y)
+    assert np.isnan(values).tolist() == [True, True, False]
+    assert values[2] == pytest.approx(1.0 if coefficient is not pearson else scipy.stats.pearsonr(x[2], y)[0])
+
+
+def test_one_list_is_compared_with_many():
+    many = np.random.default_rng(0).normal(size=(4, 6))
+    assert spearman(many, many[0])[0] == pytest.approx(1)
+    assert kendall(many, -many[0])[0] == pytest.approx(-1)
+    assert pearson(many, many[0]).shape == (4,)

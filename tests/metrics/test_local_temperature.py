@@ -48,8 +48,8 @@ def test_the_tree_is_that_of_the_paper():
         leaves = plain_convolution(network.leaves, below, row, column)
         a, b, c, d = (1 / (1 + math.exp(-v)) for v in plain_convolution(network.forks, below, row, column).tolist())
         tree = c * (a * leaves[0] + (1 - a) * leaves[1]) + (1 - c) * (b * leaves[2] + (1 - b) * leaves[3])
-        of_image = plain_convolution(network.image, images[1].double() / 127.5 - 1, row, column)[0]
-        factor = float(d * tree + (1 - d) * of_image)
+        image_branch = plain_convolution(network.image, images[1].double() / 127.5 - 1, row, column)[0]
+        factor = float(d * tree + (1 - d) * image_branch)
         expected = 1.7 * math.exp(3 * math.tanh(factor / 3))
         assert float(found[1, row, column]) == pytest.approx(expected, rel=1e-4)
 
@@ -62,7 +62,7 @@ def test_training_starts_at_the_single_temperature():
         LocalTemperature(5, 0.0)
 
 
-def test_temperatures_are_positive_local_and_blind_to_a_shift_of_the_logits():
+def test_temperatures_are_positive_local_and_invariant_to_a_shift_of_the_logits():
     logits, images = inputs(height=24, width=24)
     network = random_network()
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_it_learns_where_errors_are():
     logits = torch.from_numpy(np.eye(5, dtype=np.float32)[predicted] * 6).permute(0, 3, 1, 2).contiguous()
     images = torch.from_numpy(np.where(np.arange(32) < 16, 20, 230).astype(np.uint8)).expand(1, 3, 32, 32)
     flat = logits[0].flatten(1).T.numpy()
-    single = search_nll(Pixels.of(flat, labels.ravel()))
+    single = search_nll(Pixels.from_logits(flat, labels.ravel()))
     network = LocalTemperature(5, single.temperature, torch.Generator().manual_seed(0))
     optimizer = torch.optim.Adam(network.parameters(), 0.03)
     target = torch.from_numpy(labels.astype(np.uint8))

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from genval.metrics.ood_components import THRESHOLDS, Sizes, best_level, component_figures, measure_components
-from genval.metrics.ood_scores import LEVELS
+from genval.metrics.ood_components import THRESHOLDS, Sizes, best_level, component_metrics, measure_components
+from genval.metrics.ood_scores import SCORE_LEVELS
 
 
-def components_of(mask, fewest):
+def find_components(mask, fewest):
     numbered, count = label(mask, np.ones((3, 3)))
     parts = [numbered == number for number in range(1, count + 1)]
     return [part for part in parts if part.sum() >= fewest], [part for part in parts if part.sum() < fewest]
 
 
 def slow_components(found, kinds, sizes):
-    objects, small = components_of(kinds == 1, sizes.object)
-    predicted = components_of(found & (kinds != 255), sizes.predicted)[0]
+    objects, small = find_components(kinds == 1, sizes.object)
+    predicted = find_components(found & (kinds != 255), sizes.predicted)[0]
     region = (kinds != 255) & ~np.any([np.zeros_like(found), *small], axis=0)
     predicted = [part & region for part in predicted if (part & region).any()]
     siou = []
@@ -53,7 +53,7 @@ def test_components_are_those_of_the_definition(seed, sizes):
     assert np.sort(components.ppv) == pytest.approx(np.sort(ppv))
 
 
-def test_one_prediction_over_two_objects_is_not_held_against_either():
+def test_one_prediction_over_two_objects_does_not_count_against_either():
     kinds, found = np.zeros((10, 20), np.uint8), np.zeros((10, 20), bool)
     kinds[2:8, 2:8] = kinds[2:8, 10:16] = 1
     found[2:8, 2:16] = True
@@ -63,27 +63,27 @@ def test_one_prediction_over_two_objects_is_not_held_against_either():
 
 def test_f1_is_the_mean_over_the_thresholds_of_all_images_together():
     images = [measure_components(*scene(seed), Sizes(1, 1)) for seed in range(3)]
-    figures = component_figures(sum(image.sums() for image in images))
+    metrics = component_metrics(sum(image.sums() for image in images))
     siou, ppv = (np.concatenate([getattr(image, name) for image in images]) for name in ("siou", "ppv"))
     f1 = []
     for threshold in THRESHOLDS:
         hits, misses, false = (siou >= threshold).sum(), (siou < threshold).sum(), (ppv < threshold).sum()
         f1.append(2 * hits / (2 * hits + misses + false))
-    assert [*map(float, figures.values())] == pytest.approx([siou.mean(), ppv.mean(), np.mean(f1)])
+    assert [*map(float, metrics.values())] == pytest.approx([siou.mean(), ppv.mean(), np.mean(f1)])
     assert tuple(np.linspace(0.25, 0.75, 11).round(2)) == THRESHOLDS
 
 
-def test_nothing_found_and_nothing_there():
+def test_no_predicted_component_and_no_object():
     empty, kinds = np.zeros((9, 9), bool), np.zeros((9, 9), np.uint8)
-    nothing = component_figures(measure_components(empty, kinds, Sizes(1, 1)).sums())
+    nothing = component_metrics(measure_components(empty, kinds, Sizes(1, 1)).sums())
     assert all(math.isnan(value) for value in nothing.values())
     kinds[2:5, 2:5] = 1
-    missed = component_figures(measure_components(empty, kinds, Sizes(1, 1)).sums())
+    missed = component_metrics(measure_components(empty, kinds, Sizes(1, 1)).sums())
     assert missed["siou"] == 0 and missed["f1"] == 0 and math.isnan(missed["ppv"])
 
 
 def test_the_threshold_is_that_of_the_best_f1_of_pixels():
-    levels = np.zeros((2, LEVELS), np.int64)
+    levels = np.zeros((2, SCORE_LEVELS), np.int64)
     levels[1, 100], levels[0, 200], levels[1, 300], levels[0, 400] = 10, 2, 8, 1000
     assert best_level(levels) == 300
     levels[0, 200] = 500

@@ -1,14 +1,12 @@
 """Temperature searches against the whole grid, one by one, and against the published numbers."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genval.metrics.calibration import top1_figures
+from genval.metrics.calibration import top1_metrics
 from genval.metrics.temperature import (
     GRID,
     Pixels,
@@ -21,9 +19,6 @@ from genval.metrics.temperature import (
     search_per_class,
 )
 from genval.runtime.errors import GenValError
-from genval.runtime.paths import REPO_ROOT
-
-GOLDEN = REPO_ROOT.parent / "shared/golden"
 
 
 @st.composite
@@ -35,19 +30,19 @@ def pixels(draw):
     labels = generator.integers(0, classes, number)
     accurate = generator.random(number) < draw(st.sampled_from([0.0, 0.5, 1.0]))
     labels = np.where(accurate, logits.argmax(1), labels)
-    return Pixels.of(logits, labels)
+    return Pixels.from_logits(logits, labels)
 
 
 def slow_ece(logits, labels, temperature):
     scaled = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
     probabilities = scaled / scaled.sum(1, keepdims=True)
-    return top1_figures(probabilities.max(1), probabilities.argmax(1) == labels)["ece"]
+    return top1_metrics(probabilities.max(1), probabilities.argmax(1) == labels)["ece"]
 
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(pixels())
-def test_the_search_finds_the_first_least_ece_of_the_whole_grid(some):
+def test_the_search_finds_the_first_minimum_of_the_ece_on_the_grid(some):
     found = search_ece(some)
     every = [ece_at(some, float(temperature))[0] for temperature in GRID]
     assert found.value == min(every)
@@ -58,7 +53,7 @@ def test_the_search_needs_few_evaluations():
     generator = np.random.default_rng(0)
     logits = 3 * generator.normal(size=(5000, 19))
     labels = (logits / 2 + generator.gumbel(size=logits.shape)).argmax(1)  # drawn as temperature 2 says
-    found = search_ece(Pixels.of(logits, labels))
+    found = search_ece(Pixels.from_logits(logits, labels))
     assert found.evaluations < 60 and found.temperature == pytest.approx(2, abs=0.2)
     assert found.value == pytest.approx(slow_ece(logits, labels, found.temperature), abs=1e-9)
 
@@ -73,12 +68,12 @@ def test_the_likelihoods_minimum_is_the_global_one(some):
 
 
 def test_void_and_bad_pixels():
-    kept = Pixels.of(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([255, 1], np.uint8))
+    kept = Pixels.from_logits(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([255, 1], np.uint8))
     assert len(kept) == 1 and kept.predictions.tolist() == [1]
     with pytest.raises(GenValError, match="No pixel has a label"):
-        Pixels.of(np.zeros((1, 2)), np.array([255]))
+        Pixels.from_logits(np.zeros((1, 2)), np.array([255]))
     with pytest.raises(GenValError, match="finite"):
-        Pixels.of(np.full((1, 2), np.nan), np.array([0]))
+        Pixels.from_logits(np.full((1, 2), np.nan), np.array([0]))
     with pytest.raises(GenValError, match="Unknown metric 'brier'"):
         search(kept, "brier")
 
@@ -91,12 +86,9 @@ def test_a_class_temperature_divides_the_pixels_predicted_as_it():
     assert (scale_logits(logits, np.array([2.0, 1.0, 4.0])).argmax(1) == logits.argmax(1)).all()
 
 
-def test_published_temperatures():
-    if not (GOLDEN / "metrics.npz").exists():
-        pytest.skip("../shared/golden is not here")
-    expected = json.loads((GOLDEN / "metrics.json").read_text())["temperature"]
-    with np.load(GOLDEN / "metrics.npz") as arrays:
-        some = Pixels.of(arrays["logits"].transpose(0, 2, 3, 1).reshape(-1, 19), arrays["labels"].ravel())
+def test_published_temperatures(golden):
+    arrays, expected = golden[0], golden[1]["temperature"]
+    some = Pixels.from_logits(arrays["logits"].transpose(0, 2, 3, 1).reshape(-1, 19), arrays["labels"].ravel())
     assert search_ece(some).temperature == expected["best_by_ece_grid_0.5_to_10_step_0.01"]
     by_class = search_per_class(some, grid=np.arange(0.5, 10, 0.05))
     np.testing.assert_allclose(by_class, expected["best_by_ece_per_predicted_class_step_0.05"], rtol=0, atol=1e-6)
@@ -105,7 +97,7 @@ def test_published_temperatures():
 
 
 def test_threads_do_not_change_the_answer():
-    some = Pixels.of(torch.randn(3000, 19, generator=torch.manual_seed(0)).numpy() * 3, np.arange(3000) % 19)
+    some = Pixels.from_logits(torch.randn(3000, 19, generator=torch.manual_seed(0)).numpy() * 3, np.arange(3000) % 19)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

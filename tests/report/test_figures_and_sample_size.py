@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from genval.metrics import segmentation
-from genval.metrics.calibration import ece_of_bins
+from genval.metrics.calibration import binned_ece
 from genval.report.figures import class_iou, ece, mean_iou, weigh
 from genval.report.sample_size import sample_size_curve, sizes
 
@@ -50,7 +50,7 @@ def test_a_class_that_a_draw_lacks_is_left_out_and_not_zero(matrices):
 
 def test_ece_is_that_of_the_bins():
     right, pixels, confidence = np.array([1.0, 3.0]), np.array([2.0, 4.0]), np.array([1.0, 3.8])
-    assert ece(np.stack([right, pixels, confidence])) == pytest.approx(100 * ece_of_bins(right, pixels, confidence))
+    assert ece(np.stack([right, pixels, confidence])) == pytest.approx(100 * binned_ece(right, pixels, confidence))
 
 
 def test_sizes_double_up_to_all():

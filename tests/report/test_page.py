@@ -18,7 +18,7 @@ from page_world import example_correlation, write_world
 from PIL import Image
 
 from genval.datasets import find_items
-from genval.metrics.calibration import BINS, ece_of_bins
+from genval.metrics.calibration import BINS, binned_ece
 from genval.report.ood_comparison import METRICS
 from genval.report.page import PageSources, collect, render_page, write_page
 from genval.report.page.content import PageContent
@@ -133,7 +133,7 @@ def test_a_diagram_holds_what_the_ece_is_made_of():
         for share, accuracy, sure in zip(*(diagram[key] for key in ("pixels", "accuracy", "confidence")), strict=True)
         if share
     ]
-    assert sum(gaps) == pytest.approx(float(ece_of_bins(right, pixels, confidence)), abs=1e-12)
+    assert sum(gaps) == pytest.approx(float(binned_ece(right, pixels, confidence)), abs=1e-12)
 
 
 def test_a_scaling_file_of_something_else_is_refused(tmp_path):

@@ -162,7 +162,7 @@ def test_a_vanilla_temperature_is_the_best_of_the_grid_and_helps(saved):
         PackedTensors(path) for path in sorted(saved.results.glob("good/Cityscapes_fog/fog/*/logits.safetensors"))
     ]
     pairs = [one.read(name, "logits", "labels") for one in tensors for name in one.ids]
-    pixels = Pixels.of(*(np.concatenate(arrays) for arrays in zip(*pairs, strict=True)))
+    pixels = Pixels.from_logits(*(np.concatenate(arrays) for arrays in zip(*pairs, strict=True)))
     assert found["temperatures"] == [GRID[np.argmin([ece_at(pixels, float(t))[0] for t in GRID])]]
 
     code, out, _ = scale(saved, "eval_calibration_clustering", *flags)
@@ -195,7 +195,7 @@ def test_temperatures_of_the_hardest_images_lie_beside_those_of_all(saved):
     pairs = [one.read(name, "logits", "labels") for one in tensors for name in one.ids]
     accuracies = [(logits.argmax(1) == labels)[labels != 255].mean() for logits, labels in pairs]
     hardest = [pairs[place] for place in np.argsort(accuracies)[:2]]
-    pixels = Pixels.of(*(np.concatenate(arrays) for arrays in zip(*hardest, strict=True)))
+    pixels = Pixels.from_logits(*(np.concatenate(arrays) for arrays in zip(*hardest, strict=True)))
     assert found["temperatures"] == [GRID[np.argmin([ece_at(pixels, float(t))[0] for t in GRID])]]
     assert found["hardest"]["highest_accuracy"] == sorted(accuracies)[1] and found["hardest"]["of_images"] == 5
 

@@ -11,7 +11,7 @@ from report_world import CITY, FOG, MODELS, TRUE_FOG, matrix_of, write_set
 from genval.datasets import CLASSES
 from genval.metrics import segmentation
 from genval.metrics.ood_pooling import coarse_levels
-from genval.metrics.ood_scores import LEVELS
+from genval.metrics.ood_scores import SCORE_LEVELS
 from genval.results.ood_blocks import OodResults
 from genval.results.scenes import SceneResults
 from genval.runtime.files import write_csv, write_json, write_jsonl
@@ -289,7 +289,7 @@ def test_detectors_without_a_clear_evaluation_leave_the_baseline_to_the_others(r
 def ood_counts(root, place, model, images, shift):
     """Counts of single images as main_gen_ood.py keeps them: background spread out, objects `shift` levels above it."""
     results = OodResults(root / "ood", place, model)
-    levels = np.zeros((images, 2, 2, LEVELS), np.int64)
+    levels = np.zeros((images, 2, 2, SCORE_LEVELS), np.int64)
     generator = np.random.default_rng(images)
     for image in range(images):
         of_background, of_object = generator.integers(20000, 60000, 500), generator.integers(20000, 60000, 100) - shift

@@ -17,6 +17,7 @@ from genval.diffusion.original.checkpoints import SUFFIXES, OriginalFile, is_ori
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.paths import REPO_ROOT, find_below, resolve
+from genval.runtime.precision import compute_dtype
 
 # What is read of a Stable Diffusion folder: the safety checker and other variants of the weights are not.
 _FILES = (
@@ -34,14 +35,6 @@ _FILES = (
 _XL_FILES = ("text_encoder_2/config.json", "text_encoder_2/model.safetensors", "tokenizer_2/tokenizer_config.json")
 # An entry of our own in model_index.json: the folder, relative to the model's, of every part that is not in its own.
 SHARED_PARTS = "shared_parts"
-# What locked weights are kept in under each of Lightning's precisions: they need no float32 master copy.
-_DTYPES = {
-    "32-true": torch.float32,
-    "16-mixed": torch.float16,
-    "16-true": torch.float16,
-    "bf16-mixed": torch.bfloat16,
-    "bf16-true": torch.bfloat16,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +308,7 @@ def _load_folder(folder: Path) -> dict[str, Any]:
 
 def locked_dtype(precision: str) -> torch.dtype:
     """The dtype of weights that are only used, not trained, for a `--precision`."""
-    return _DTYPES[precision]
+    return compute_dtype(precision)
 
 
 def find_model(name: str | Path, files: Sequence[str], optional: Sequence[str] = ()) -> Path:

@@ -17,13 +17,13 @@ from genval.diffusion.models.pipelines import move
 from genval.diffusion.pairs import FramedPair, Pair, load_framed
 from genval.diffusion.sampling.generation import generate
 from genval.diffusion.settings import SamplingConfig
-from genval.evaluation.inference import predict
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.segmentation import labelled_classes, mean_iou, plain
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, write_json, write_png
 from genval.runtime.progress import progress_bar
 from genval.runtime.seeds import item_seed
+from genval.segmenters.prediction import predict
 
 
 class StepProgress(Callback):

@@ -49,8 +49,8 @@ def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Pat
     return folder, checkpoint
 
 
-def choose_precision(precision: str | None, accelerator: str) -> str:
-    """`--precision`, by default bfloat16 autocasting on GPUs that compute in it and float32 elsewhere.
+def training_precision(precision: str | None, accelerator: str) -> str:
+    """Return `precision`, by default bf16-mixed on GPUs that support it and 32-true elsewhere.
 
     Raises:
         GenValError: a precision that keeps the trained weights themselves in 16 bits.

@@ -1,6 +1,5 @@
-"""Anomaly scores and their figures against the published numbers, scikit-learn and plain references."""
+"""Anomaly scores and their metrics against the published numbers, scikit-learn and plain references."""
 
-import json
 import math
 
 import numpy as np
@@ -8,78 +7,64 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_metrics import sklearn_ood_metrics
 
 from genval.metrics.ood_scores import (
-    FIGURES,
-    LEVELS,
+    OOD_METRICS,
     PUBLISHED,
+    SCORE_LEVELS,
     SCORES,
     STANDARDISED,
-    ExactFigures,
+    ExactMetrics,
     MaxLogits,
     anomaly_scores,
-    bounds,
     count_scores,
     exact_counts,
-    exact_figures,
+    exact_metrics,
     level_edge,
-    level_figures,
-    level_of,
+    level_metrics,
     measure_ood,
+    ood_bounds,
+    score_level,
 )
 from genval.results.ood_blocks import PUBLISHED_KEYS
 from genval.runtime.errors import GenValError
-from genval.runtime.paths import REPO_ROOT
-
-GOLDEN = REPO_ROOT.parent / "shared/golden"
 
 
-def sklearn_figures(scores, objects):
-    """The published procedure."""
-    from sklearn.metrics import auc, precision_recall_curve, roc_curve
-
-    fpr, tpr, _ = roc_curve(objects, scores)
-    areas = [precision_recall_curve(objects, scores), precision_recall_curve(~objects, -scores)]
-    in_, out = (auc(recall, precision) for precision, recall, _ in areas)
-    return dict(zip(FIGURES, (auc(fpr, tpr), fpr[np.argmax(tpr >= 0.95)], in_, out), strict=True))
-
-
-def of_pixels(scores, objects):
-    return exact_figures(np.sort(scores[~objects]), np.sort(scores[objects]))
+def pixel_metrics(scores, objects):
+    return exact_metrics(np.sort(scores[~objects]), np.sort(scores[objects]))
 
 
 def draw_logits(seed=0, size=(48, 96), classes=19):
-    """Logits that are less sure inside a box, and the box's mask."""
+    """Logits that are less confident inside a box, and the mask of the box."""
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.zeros(size, dtype=torch.uint8)
     kinds[size[0] // 2 : size[0] // 2 + 9, 10:30] = 1
     logits = torch.randn(classes, *size, generator=generator)
-    sure = torch.rand(size, generator=generator).mul(12) * (1 - 0.6 * kinds)
-    return logits.scatter_add(0, torch.randint(0, classes, size, generator=generator)[None], sure[None]), kinds
+    strength = torch.rand(size, generator=generator).mul(12) * (1 - 0.6 * kinds)
+    return logits.scatter_add(0, torch.randint(0, classes, size, generator=generator)[None], strength[None]), kinds
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden numbers are not beside this repository")
-def test_the_published_numbers_of_each_image():
-    of_images = json.loads((GOLDEN / "metrics.json").read_text())["ood_per_image"]
-    logits = np.load(GOLDEN / "metrics.npz")["ood_logits"]
-    for published, values in zip(of_images, logits, strict=True):
+def test_the_published_numbers_of_each_image(golden):
+    expected_by_image, logits = golden[1]["ood_per_image"], golden[0]["ood_logits"]
+    for published, values in zip(expected_by_image, logits, strict=True):
         row, column, height, width = published["mask_box_yxhw"]
         kinds = torch.zeros(values.shape[1:], dtype=torch.uint8)
         kinds[row : row + height, column : column + width] = 1
         counts, scores = measure_ood(torch.from_numpy(values), kinds)
-        background, of_object = counts.entropy / counts.pixels[:2]
-        assert of_object == pytest.approx(published["raw_entropy"], abs=1e-6)
-        assert of_object / background == pytest.approx(published["rel_entropy"], abs=1e-6)
+        background, objects = counts.entropy / counts.pixels[:2]
+        assert objects == pytest.approx(published["raw_entropy"], abs=1e-6)
+        assert objects / background == pytest.approx(published["rel_entropy"], abs=1e-6)
         for index, name in enumerate(PUBLISHED):
-            expected = {key: published[name][PUBLISHED_KEYS[key]] for key in FIGURES}
-            exact = of_pixels(scores[index].numpy(), kinds.flatten().numpy() == 1)
+            expected = {key: published[name][PUBLISHED_KEYS[key]] for key in OOD_METRICS}
+            exact = pixel_metrics(scores[index].numpy(), kinds.flatten().numpy() == 1)
             assert exact == pytest.approx(expected, abs=1e-6)
-            limits = bounds(counts.levels[index])
-            for key, value in level_figures(counts.levels[index]).items():
+            limits = ood_bounds(counts.levels[index])
+            for key, value in level_metrics(counts.levels[index]).items():
                 assert abs(value - exact[key]) <= limits[key] + 1e-12 < 0.05
 
 
-def test_scores_are_what_their_definitions_say():
+def test_scores_follow_their_definitions():
     logits, _ = draw_logits(classes=5)
     flat = logits.flatten(1)
     mean, deviation = torch.arange(5.0), torch.arange(1.0, 6.0)
@@ -105,9 +90,9 @@ scores_and_objects = st.lists(st.tuples(st.floats(-20, 20, width=16), st.boolean
 
 @settings(deadline=None, max_examples=25)
 @given(scores_and_objects)
-def test_exact_figures_are_those_of_scikit_learn(pairs):
+def test_exact_metrics_equal_those_of_scikit_learn(pairs):
     scores, objects = np.array([s for s, _ in pairs], np.float32), np.array([o for _, o in pairs])
-    assert of_pixels(scores, objects) == pytest.approx(sklearn_figures(scores, objects), abs=1e-12)
+    assert pixel_metrics(scores, objects) == pytest.approx(sklearn_ood_metrics(scores, objects), abs=1e-12)
 
 
 def test_minus_zero_is_zero():
@@ -116,26 +101,26 @@ def test_minus_zero_is_zero():
 
 @settings(deadline=None, max_examples=25)
 @given(scores_and_objects, st.integers(1, 8))
-def test_exact_figures_may_come_piece_by_piece(pairs, size):
+def test_exact_metrics_can_be_updated_piece_by_piece(pairs, size):
     scores, objects = np.array([s for s, _ in pairs], np.float32), np.array([o for _, o in pairs])
     parts = np.sort(scores[~objects]), np.sort(scores[objects])
     background, found = exact_counts(*parts)
-    together = ExactFigures(*map(len, parts))
+    together = ExactMetrics(*map(len, parts))
     for start in range(0, len(found), size):
-        together.add(background[start : start + size], found[start : start + size])
-    assert together.figures() == pytest.approx(exact_figures(*parts), abs=1e-12)
+        together.update(background[start : start + size], found[start : start + size])
+    assert together.compute() == pytest.approx(exact_metrics(*parts), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", [*SCORES, STANDARDISED])
-def test_levels_descend_with_the_score_and_know_their_edges(name):
+def test_levels_descend_with_the_score_and_have_correct_edges(name):
     generator = torch.Generator().manual_seed(0)
     sizes = torch.exp(torch.randn(4000, generator=generator) * 6)
     values = {"entropy": sizes.clamp(max=2.9), "confidence": -1 / (1 + sizes.clamp(max=18))}.get(
         name, torch.cat([sizes, -sizes, torch.zeros(1)])
     )
     ordered = values.sort(descending=True).values
-    level = level_of(ordered, name)
-    assert (level.diff() >= 0).all() and level.min() >= 0 and level.max() < LEVELS
+    level = score_level(ordered, name)
+    assert (level.diff() >= 0).all() and level.min() >= 0 and level.max() < SCORE_LEVELS
     assert level.unique().numel() > 500
     for value, index in zip(ordered.tolist()[::37], level.tolist()[::37], strict=True):
         assert index == 0 or value < level_edge(index - 1, name) * (1 - 1e-6 * (value < 0)) or value == 0
@@ -155,17 +140,17 @@ def test_counts_of_parts_add_up_to_those_of_the_whole():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-def test_figures_of_levels_are_within_their_bounds(scale):
+def test_metrics_from_levels_are_within_their_bounds(scale):
     logits, kinds = draw_logits(seed=3, size=(120, 160))
     counts, scores = measure_ood(logits * scale, kinds)
     objects = kinds.flatten().numpy() == 1
     for index in range(len(SCORES)):
-        exact, limits = of_pixels(scores[index].numpy(), objects), bounds(counts.levels[index])
-        for key, value in level_figures(counts.levels[index]).items():
+        exact, limits = pixel_metrics(scores[index].numpy(), objects), ood_bounds(counts.levels[index])
+        for key, value in level_metrics(counts.levels[index]).items():
             assert abs(value - exact[key]) <= limits[key] + 1e-12
 
 
-def test_void_pixels_count_nowhere():
+def test_void_pixels_are_not_counted():
     logits, kinds = draw_logits()
     void = kinds.clone()
     void[:20] = 255
@@ -176,16 +161,16 @@ def test_void_pixels_count_nowhere():
     assert counts.entropy == pytest.approx(rest.entropy, rel=1e-12)
 
 
-def test_an_image_without_an_object_has_no_figures():
+def test_an_image_without_object_or_background_has_no_metrics():
     logits, kinds = draw_logits()
     for kind in (0, 1, 255):
         counts = measure_ood(logits, torch.full_like(kinds, kind))[0]
-        assert all(math.isnan(value) for value in level_figures(counts.levels[0]).values())
-        assert all(math.isnan(value) for value in bounds(counts.levels[0]).values())
-    assert all(math.isnan(value) for value in exact_figures(np.zeros(3, np.float32), np.zeros(0, np.float32)).values())
+        assert all(math.isnan(value) for value in level_metrics(counts.levels[0]).values())
+        assert all(math.isnan(value) for value in ood_bounds(counts.levels[0]).values())
+    assert all(math.isnan(value) for value in exact_metrics(np.zeros(3, np.float32), np.zeros(0, np.float32)).values())
 
 
-def test_bad_logits_and_masks_never_become_a_number():
+def test_bad_logits_and_masks_are_refused():
     logits, kinds = draw_logits()
     for value in (math.nan, math.inf):
         bad = logits.clone()
@@ -203,7 +188,7 @@ def test_bad_logits_and_masks_never_become_a_number():
 
 def test_the_largest_logits_of_a_known_set():
     logits, _ = draw_logits(classes=4)
-    logits[3] = -50  # a class that is never predicted: it gets the figures of all pixels
+    logits[3] = -50  # a class that is never predicted: it gets the moments of all pixels
     halves = MaxLogits.measure(logits[:, :20]) + MaxLogits.measure(logits[:, 20:])
     mean, deviation = halves.moments()
     largest, classes = (part.flatten().numpy() for part in logits.max(0))

@@ -1,4 +1,4 @@
-"""The kernel against `measure`: on a GPU where there is one, else in its interpreter (see tests/conftest.py)."""
+"""`measure_batch` against `measure`: on a GPU if there is one, else in Triton's interpreter (see tests/conftest.py)."""
 
 import dataclasses
 import math
@@ -7,19 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from genval.metrics.reliability import reliability_figures
-from genval.metrics.statistics import LogitsNotFiniteError, level_confidence, measure
+from genval.metrics.reliability import reliability_metrics
+from genval.metrics.statistics import LogitsNotFiniteError, level_confidence, measure, measure_batch
 from genval.runtime.errors import GenValError
 
-pytest.importorskip("triton", reason="Triton is not made for this system")
+pytest.importorskip("triton", reason="Triton is not available for this system")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def run(logits, labels, ignore=255):
-    """`launch`, waited for."""
-    from genval.kernels.statistics import launch
-
-    read = launch(logits.to(DEVICE), labels.to(DEVICE), ignore)
+    """Call `measure_batch` and wait for the device."""
+    read = measure_batch(logits.to(DEVICE), labels.to(DEVICE), ignore)
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return list(read())
@@ -48,7 +46,7 @@ def same_statistics(fused, plain):
             assert ours.sum() == theirs.sum()
         else:
             np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=2e-4)
-    ours, theirs = reliability_figures(fused), reliability_figures(plain)
+    ours, theirs = reliability_metrics(fused), reliability_metrics(plain)
     for name, value in theirs.items():
         assert ours[name] == pytest.approx(value, rel=1e-5, abs=2e-6, nan_ok=True), name
 
@@ -56,7 +54,7 @@ def same_statistics(fused, plain):
 @pytest.mark.parametrize(
     "classes, shape", [(19, (2, 33, 40)), (32, (1, 7, 100)), (15, (1, 1024)), (2, (3, 5)), (1, (1, 1, 1))]
 )
-def test_same_as_measuring_one_image_after_the_other(classes, shape):
+def test_a_batch_equals_single_images(classes, shape):
     logits, labels = draw(classes, *shape)
     labels[0, : shape[1] // 3] = 255
     for (predicted, fused), image, known in zip(run(logits, labels), logits, labels, strict=True):
@@ -67,7 +65,7 @@ def test_same_as_measuring_one_image_after_the_other(classes, shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_logits_of_any_layout_and_type_and_any_value_to_ignore(dtype):
+def test_any_layout_and_dtype_of_logits_and_any_ignored_label(dtype):
     logits, labels = draw(19, 2, 8, 9)
     logits = logits.to(dtype).to(memory_format=torch.channels_last)
     labels[:, :2] = 3
@@ -77,7 +75,7 @@ def test_logits_of_any_layout_and_type_and_any_value_to_ignore(dtype):
         same_statistics(fused, plain)
 
 
-def test_what_does_not_fit_is_refused():
+def test_shapes_that_do_not_match_are_refused():
     logits, labels = draw(19, 2, 8, 8)
     for z, y in ((logits, labels[:, :4]), (logits, labels[:1]), (torch.zeros(1, 33, 4), labels[:1, 0, :4])):
         with pytest.raises(GenValError, match="Expected logits"):
@@ -108,7 +106,7 @@ def test_images_without_labels_and_without_pixels():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_the_image_whose_logits_are_not_finite_is_the_one_that_fails(bad):
+def test_only_the_image_whose_logits_are_not_finite_fails(bad):
     logits, labels = draw(19, 2, 30)
     logits[1, 4, 5] = bad
     labels[1, 5] = 255  # also where no label is

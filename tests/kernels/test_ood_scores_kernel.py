@@ -1,4 +1,4 @@
-"""The kernel against `measure_ood`: on a GPU where there is one, else in its interpreter (see tests/conftest.py)."""
+"""`measure_ood_batch` against `measure_ood`: on a GPU if there is one, else in Triton's interpreter."""
 
 import math
 
@@ -13,22 +13,21 @@ from genval.metrics.ood_scores import (
     STANDARDISED,
     MaxLogits,
     count_scores,
-    level_figures,
+    level_metrics,
     measure_ood,
+    measure_ood_batch,
 )
 from genval.metrics.statistics import LogitsNotFiniteError
 from genval.runtime.errors import GenValError
 
-pytest.importorskip("triton", reason="Triton is not made for this system")
+pytest.importorskip("triton", reason="Triton is not available for this system")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def run(logits, kinds, standard=None, keep=False):
-    """`launch`, waited for: counts of each image, and scores or None."""
-    from genval.kernels.ood_scores import launch
-
+    """Call `measure_ood_batch` and wait for the device: the counts of each image, and the scores or None."""
     standard = standard and tuple(part.to(DEVICE) for part in standard)
-    read, scores = launch(logits.to(DEVICE), kinds.to(DEVICE), standard, keep)
+    read, scores = measure_ood_batch(logits.to(DEVICE), kinds.to(DEVICE), standard, keep)
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return list(read()), scores if scores is None else scores.cpu()
@@ -45,7 +44,7 @@ def draw(classes, *shape):
 
 @pytest.mark.parametrize("classes, shape", [(19, (2, 33, 40)), (3, (1, 1024)), (1, (1, 7)), (150, (1, 5))])
 @pytest.mark.parametrize("standardise", [False, True])
-def test_same_as_measuring_one_image_after_the_other(classes, shape, standardise):
+def test_a_batch_equals_single_images(classes, shape, standardise):
     logits, kinds = draw(classes, *shape)
     standard = None
     if standardise:
@@ -61,7 +60,7 @@ def test_same_as_measuring_one_image_after_the_other(classes, shape, standardise
         names = [*SCORES, STANDARDISED][: len(scores)]
         assert (counts.levels == count_scores(scores, kind.flatten(), names)).all()
         for ours, theirs in zip(counts.levels, expected.levels, strict=True):
-            assert level_figures(ours) == pytest.approx(level_figures(theirs), abs=2e-3, nan_ok=True)
+            assert level_metrics(ours) == pytest.approx(level_metrics(theirs), abs=2e-3, nan_ok=True)
 
 
 def test_moments_of_any_layout_and_scores_that_are_not_finite():
@@ -74,14 +73,14 @@ def test_moments_of_any_layout_and_scores_that_are_not_finite():
         run(logits * 1e30, kinds, (moments[:, 0], moments[:, 1] * 1e-30))
 
 
-def test_what_does_not_fit_is_refused():
+def test_shapes_that_do_not_match_are_refused():
     logits, kinds = draw(5, 2, 9)
     for z, y in ((logits, kinds[:, :4]), (logits, kinds[:1])):
         with pytest.raises(GenValError, match="do not fit"):
             run(z, y)
 
 
-def test_without_keeping_no_scores_are_given():
+def test_scores_are_returned_only_if_asked_for():
     logits, kinds = draw(5, 1, 9)
     assert run(logits, kinds)[1] is None
 

@@ -1,0 +1,43 @@
+"""Parts of every bootstrap over images: the weights of images in each draw, and percentile intervals.
+
+Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+LEVELS_PER_COARSE_LEVEL = 32
+"""Draws count pixels on levels this many times as wide: the error is far below the width of an interval."""
+DRAWS_PER_BATCH = 40
+"""Draws at a time: the counts of these (500 KB) fit a CPU's cache. 250 at a time take twice as long."""
+UNDEFINED = (math.nan, math.nan)
+"""The interval of a metric that is not defined."""
+
+
+def draw_weights(items: int, draws: int, seed: int) -> np.ndarray:
+    """Return how often each item occurs in each draw with replacement, int64 (draws, items); rows sum to `items`."""
+    return np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), draws)
+
+
+def percentile_interval(values: np.ndarray, coverage: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of a metric's values in the draws.
+
+    Args:
+        values: floats (draws,); NaN where the metric is not defined.
+        coverage: of the interval.
+
+    Returns:
+        Lower and upper end; NaN where the metric is not defined in more than a tenth of the draws.
+
+    >>> percentile_interval(np.arange(101.0), coverage=0.5)
+    (25.0, 75.0)
+    """
+    defined = values[~np.isnan(values)]
+    if len(defined) == 0 or len(defined) < 0.9 * len(values):
+        return UNDEFINED
+    tail = 50 * (1 - coverage)
+    low, high = np.percentile(defined, [tail, 100 - tail])
+    return float(low), float(high)

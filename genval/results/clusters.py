@@ -1,0 +1,36 @@
+"""The file `cluster_model.npz`: the clusters of images that relis/compute_clusters_temp_scaling.py fits."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from genval.metrics.clusters import ClusterModel
+from genval.runtime.errors import GenValError
+from genval.runtime.files import write_bytes
+
+
+def save_clusters(path: Path, model: ClusterModel) -> None:
+    """Write `cluster_model.npz`."""
+    stream = io.BytesIO()
+    method = np.array(model.method)
+    np.savez(stream, method=method, centres=model.centres, variances=model.variances, shares=model.shares)
+    write_bytes(path, stream.getvalue())
+
+
+def load_clusters(path: Path) -> ClusterModel:
+    """Read `cluster_model.npz`.
+
+    Raises:
+        GenValError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path) as arrays:
+            return ClusterModel(str(arrays["method"]), *(arrays[name] for name in ("centres", "variances", "shares")))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise GenValError(
+            f"{path} is missing or damaged. Run: python relis/compute_clusters_temp_scaling.py"
+        ) from error

@@ -1,0 +1,115 @@
+"""The statistics of one forward pass against plain references written from the definitions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from reference_metrics import cases, same, single_pixels
+
+from genval.metrics.calibration import top1_metrics
+from genval.metrics.ranking import auroc, counts_by_score
+from genval.metrics.reliability import reliability_bounds, reliability_metrics
+from genval.metrics.statistics import CONFIDENCE_LEVELS, PixelStatistics, confidence_level, level_confidence, measure
+from genval.runtime.errors import GenValError
+
+
+@given(cases())
+def test_one_pass_follows_the_definitions(case):
+    logits, labels = case
+    predictions, statistics = measure(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert predictions.shape == labels.shape and (predictions.numpy() == logits.argmax(0)).all()
+    probabilities, known = single_pixels(logits, labels)
+    metrics = reliability_metrics(statistics)
+    if not len(known):
+        assert all(math.isnan(value) for value in metrics.values()) and statistics.levels.sum() == 0
+        return
+    counted = labels.ravel() != 255
+    right = (logits.argmax(0) == labels).ravel()[counted]
+    confidence = torch.from_numpy(logits).softmax(0).amax(0).numpy().ravel()[counted].astype(np.float64)
+    entropy = -(probabilities * np.log(probabilities + 1e-15)).sum(1)
+    expected_nll = -np.log(np.maximum(probabilities[np.arange(len(known)), known], 1e-300)).mean()
+    one_hot = np.eye(len(logits))[known]
+    assert statistics.bins.sum() == statistics.levels.sum() == len(known)
+    assert statistics.class_bins.min() >= 0 and (statistics.class_bins.sum((0, 2)) == len(known)).all()
+    same(metrics["mean_confidence"], confidence.mean(), 1e-6)
+    same(metrics["nll"], expected_nll, 1e-5 * max(1, expected_nll))
+    same(metrics["brier"], ((probabilities - one_hot) ** 2).sum(1).mean(), 1e-5)
+    same(metrics["entropy"], entropy.mean(), 1e-5)
+    same(metrics["entropy_std"], entropy.std(), 5e-3)
+    for name, chosen in (("entropy_right", right), ("entropy_wrong", ~right)):
+        same(metrics[name], entropy[chosen].mean() if chosen.any() else math.nan, 1e-5)
+    counts = counts_by_score(confidence, right)
+    slack = reliability_bounds(statistics)
+    if right.any() and not right.all():
+        assert abs(metrics["auroc"] - auroc(*counts)) <= slack["auroc"] + 1e-6 + 2 / right.sum() / (~right).sum()
+        same(metrics["prr_percent"], 200 * metrics["auroc"] - 100)
+    assert abs(metrics["ks"] - top1_metrics(confidence.clip(0, 1), right)["ks"]) <= slack["ks"] + 1e-6
+
+
+@given(cases(), cases())
+def test_statistics_of_two_images_add_up_to_those_of_both(a, b):
+    classes = min(len(a[0]), len(b[0]))
+    images = [
+        (z[:classes].reshape(classes, -1), np.where(y < classes, y, 255).ravel().astype(np.uint8)) for z, y in (a, b)
+    ]
+    parts = [measure(*map(torch.from_numpy, image))[1] for image in images]
+    both = measure(*(torch.from_numpy(np.concatenate(arrays, -1)) for arrays in zip(*images, strict=True)))[1]
+    merged = PixelStatistics.empty(classes) + parts[0] + parts[1]
+    assert (merged.confusion == both.confusion).all()
+    # An exponential may differ in its last bit by its place in memory. That moves a pixel to another level, of which
+    # there are 2048 between the two smallest odds: what counts is how far the confidence moves: a level at most.
+    assert merged.levels.sum() == both.levels.sum()
+    distance = np.abs(np.subtract(merged.levels.cumsum(-1), both.levels.cumsum(-1), dtype=float))[:, :-1]
+    assert (distance * np.abs(np.diff(level_confidence()))).sum() <= 1.3e-4 * both.levels.sum()
+    for name in ("bins", "class_bins"):
+        in_last_axis = (getattr(one, name).astype(float).cumsum(-1) for one in (merged, both))
+        assert getattr(merged, name).sum() == getattr(both, name).sum()
+        assert np.count_nonzero(np.subtract(*in_last_axis)) <= 0.01 * getattr(both, name).size + 40
+    same(merged.class_confidence.sum(1), both.class_confidence.sum(1), 1e-4)
+    np.testing.assert_allclose(merged.sums, both.sums, rtol=1e-5, atol=1e-4)
+
+
+def test_confidences_add_up_without_rounding_in_any_order():
+    logits, labels = torch.randn(19, 40000, generator=torch.manual_seed(0)), torch.zeros(40000, dtype=torch.uint8)
+    order = torch.randperm(40000)
+    a, b = measure(logits, labels)[1], measure(logits[:, order], labels[order])[1]
+    assert (a.bin_confidence == b.bin_confidence).all() and (a.class_bins == b.class_bins).all()
+
+
+def test_confidences_are_close_to_the_middle_of_their_level():
+    odds = torch.cat([torch.zeros(1), torch.logspace(-23, math.log2(31), 200001, base=2.0)])
+    levels = confidence_level(odds).numpy()
+    assert levels[0] == 0 and (np.diff(levels) >= 0).all() and levels.max() < CONFIDENCE_LEVELS
+    error = np.abs(level_confidence()[levels] - 1 / (1 + odds.double().numpy()))
+    assert error.max() < 6.2e-5
+
+
+def test_all_probabilities_in_the_first_bin():
+    statistics = measure(torch.zeros(15, 3), torch.zeros(3, dtype=torch.uint8))[1]
+    same(statistics.class_confidence[:, 0], 3 / 15, 1e-6)
+    same(reliability_metrics(statistics)["classwise_ece"], (14 / 15 + 14 * 1 / 15) / 15, 1e-6)
+
+
+def test_a_class_that_is_ruled_out_has_probability_0():
+    logits, labels = torch.randn(3, 50, generator=torch.manual_seed(0)), torch.zeros(50, dtype=torch.uint8)
+    without = reliability_metrics(measure(logits[:2], labels)[1])
+    logits[2] = -math.inf
+    within = reliability_metrics(measure(logits, labels)[1])
+    assert all(abs(without[name] - within[name]) < 1e-6 for name in ("ece", "nll", "brier", "auroc", "entropy"))
+    logits[0] = -math.inf  # nor does it matter in pixels that have no label
+    assert measure(logits[:2], labels + 255)[1].confusion.sum() == 0
+
+
+def test_invalid_logits_and_labels_are_refused():
+    labels = torch.zeros(2, 2, dtype=torch.uint8)
+    for bad, where in ((math.nan, 1), (math.inf, 1), (-math.inf, 0), (-math.inf, slice(None))):
+        logits = torch.zeros(3, 2, 2)
+        logits[where, 0, 1] = bad
+        with pytest.raises(GenValError, match="finite"):
+            measure(logits, labels)
+    with pytest.raises(GenValError, match="classes that do not exist"):
+        measure(torch.zeros(3, 2, 2), labels + 3)
+    with pytest.raises(GenValError, match=r"found \(3, 2, 2\) and \(4,\)"):
+        measure(torch.zeros(3, 2, 2), labels.flatten())
