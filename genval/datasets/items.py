@@ -54,7 +54,7 @@ def find_items(
     root: str | Path | None = None,
     datasets_dir: str | Path = "datasets",
     generated_dir: str | Path = path_dicts.GENERATED_ROOT,
-    set_aside: list[BadFile] | None = None,
+    skipped: list[BadFile] | None = None,
 ) -> list[Item]:
     """All labelled images of a data set, or of some of its conditions and scenes.
 
@@ -68,7 +68,7 @@ def find_items(
         root: the data set's folder, where it is not one that `layouts.find_root` finds.
         datasets_dir: the folder of the data sets.
         generated_dir: the folder of the generated sets.
-        set_aside: images without a mask, masks without an image and files of one id are added to this list instead of
+        skipped: images without a mask, masks without an image and files of one id are added to this list instead of
             being an error.
 
     Returns:
@@ -95,9 +95,9 @@ def find_items(
     scenes = _choose("scene", scene, {key.scene for key in of_cond}, dataset, layout)
     wanted = sorted(key for key in of_cond if key.scene in scenes)
 
-    _check_unique(wanted, images, set_aside)
-    _check_unique(wanted, masks, set_aside)
-    _check_pairs(wanted, images, masks, root, layout, set_aside)
+    _check_unique(wanted, images, skipped)
+    _check_unique(wanted, masks, skipped)
+    _check_pairs(wanted, images, masks, root, layout, skipped)
     paired = [key for key in wanted if len(images.get(key, ())) == len(masks.get(key, ())) == 1]
     if not paired:
         raise GenValError(f"No image of {dataset} in {root} has a mask: expected names as in {_expected(layout)}.")
@@ -192,14 +192,14 @@ def _choose(kind: str, asked: str | Sequence[str], known: set[str], dataset: str
     return set(names)
 
 
-def _check_unique(wanted: Sequence[_Key], files: dict[_Key, list[Path]], set_aside: list[BadFile] | None) -> None:
+def _check_unique(wanted: Sequence[_Key], files: dict[_Key, list[Path]], skipped: list[BadFile] | None) -> None:
     for key in wanted:
         first, *others = files.get(key, [Path()])
-        if others and set_aside is None:
+        if others and skipped is None:
             raise GenValError(f"Two files for {key.id}: {first} and {others[0]}. Remove one of them.")
-        if others and set_aside is not None:
+        if others and skipped is not None:
             reason = f"another file of this id: {others[0]}"
-            set_aside.append(BadFile(key.id, key.cond, key.scene, str(first), reason))
+            skipped.append(BadFile(key.id, key.cond, key.scene, str(first), reason))
 
 
 def _check_pairs(
@@ -208,15 +208,15 @@ def _check_pairs(
     masks: dict[_Key, list[Path]],
     root: Path,
     layout: Layout,
-    set_aside: list[BadFile] | None,
+    skipped: list[BadFile] | None,
 ) -> None:
-    if set_aside is not None:
+    if skipped is not None:
         for files, others, reason in (
             (images, masks, "image without a mask"),
             (masks, images, "mask without an image"),
         ):
             lonely = [key for key in wanted if key in files and key not in others]
-            set_aside += [BadFile(key.id, key.cond, key.scene, str(files[key][0]), reason) for key in lonely]
+            skipped += [BadFile(key.id, key.cond, key.scene, str(files[key][0]), reason) for key in lonely]
         return
     lonely_images = [images[key][0] for key in wanted if key not in masks]
     lonely_masks = [masks[key][0] for key in wanted if key not in images]

@@ -35,7 +35,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class ObjectPicture:
+class ObjectImage:
     """A picture with an object in it.
 
     Attributes:
@@ -86,9 +86,9 @@ def object_folder(name: str) -> str:
     return f"{words}-{hashlib.blake2b(name.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"
 
 
-def find_object_pictures(
+def find_object_images(
     images: Path, positions: Path, objects: Sequence[str] | None = None, maker: str = "ood_objects/refine_gen_images.py"
-) -> list[ObjectPicture]:
+) -> list[ObjectImage]:
     """The pictures `{images}/{object}/{i}.png`, by object and number, with `{positions}/{object}/{i}_pos.json`.
 
     An object's name is its folder's unless a line of `{positions}/manifest.jsonl` says otherwise.
@@ -116,7 +116,7 @@ def find_object_pictures(
             raise GenValError(f"No pictures of {', '.join(absent)} in {images}: found {', '.join(folders) or 'none'}.")
         folders = [folder for folder in folders if folder in objects or names.get(folder) in objects]
     pictures = [
-        ObjectPicture(folder, path.stem, names.get(folder, folder), path, positions / folder / f"{path.stem}_pos.json")
+        ObjectImage(folder, path.stem, names.get(folder, folder), path, positions / folder / f"{path.stem}_pos.json")
         for folder in folders
         for path in sorted((images / folder).glob("*.png"), key=lambda path: natural(path.stem))
         if not path.stem.endswith("_gt")
@@ -138,7 +138,7 @@ def find_object_pictures(
     return pictures
 
 
-def frame_size(picture: ObjectPicture) -> tuple[int, int]:
+def frame_size(picture: ObjectImage) -> tuple[int, int]:
     """Height and width of a picture in pixels, from its head.
 
     Raises:
@@ -153,7 +153,7 @@ def frame_size(picture: ObjectPicture) -> tuple[int, int]:
         raise GenValError(f"{picture.image} cannot be decoded ({error}). Make it again.") from error
 
 
-def read_box(picture: ObjectPicture, height: int, width: int) -> Box:
+def read_box(picture: ObjectImage, height: int, width: int) -> Box:
     """The box of a picture's object, from `{"{i}.png": {"pos_mask": [row, column], "size_mask": side}}`.
 
     Raises:
@@ -178,14 +178,14 @@ def read_box(picture: ObjectPicture, height: int, width: int) -> Box:
     return box
 
 
-def mask_path(masks: Path, picture_id: str) -> Path:
+def mask_path(masks: Path, image_id: str) -> Path:
     """Where the mask of `{object}/{i}` is."""
-    return masks / f"{picture_id}_mask.png"
+    return masks / f"{image_id}_mask.png"
 
 
-def absence_path(masks: Path, picture_id: str) -> Path:
+def absence_path(masks: Path, image_id: str) -> Path:
     """Where the text is that says why `{object}/{i}` has no mask."""
-    return masks / f"{picture_id}_mask.txt"
+    return masks / f"{image_id}_mask.txt"
 
 
 def read_curated(masks: Path) -> dict[str, bool]:

@@ -24,7 +24,7 @@ from genval.artifacts.manifest import Manifest
 from genval.datasets.items import IMAGE_EXTENSIONS, BadFile, Item
 from genval.datasets.labels import IGNORE
 from genval.datasets.layouts import DERIVED, suggestion
-from genval.datasets.ood_objects import absence_path, find_object_pictures, mask_path, natural, read_curated
+from genval.datasets.ood_objects import absence_path, find_object_images, mask_path, natural, read_curated
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_mask
 from genval.runtime.paths import resolve
@@ -128,7 +128,7 @@ def find_ood_items(
     objects: Sequence[str] | None = None,
     curated: bool = True,
     void: Iterable[int] = (),
-    set_aside: list[BadFile] | None = None,
+    skipped: list[BadFile] | None = None,
 ) -> OodSet:
     """All pictures of a set that have a mask.
 
@@ -142,14 +142,14 @@ def find_ood_items(
         curated: leave out what a person has said false to in `curated.json`.
         void: ids that are not counted outside the object: labelIds of the street in the generated set
             (`{i}_gt.png`), the mask's own ids elsewhere.
-        set_aside: files without their partner are added to this list instead of being an error.
+        skipped: files without their partner are added to this list instead of being an error.
 
     Raises:
         GenValError: the set is unknown or not there; a file without its partner, or two files for one id.
     """
     ids = tuple(sorted(set(void)))
     if dataset == GENERATED:
-        return _find_generated(generated, objects, curated, ids, set_aside)
+        return _find_generated(generated, objects, curated, ids, skipped)
     if objects is not None:
         raise GenValError(f"--objects is for the generated set, found --trg_dataset {dataset}.")
     if dataset.startswith(PAIR_PREFIX):
@@ -158,7 +158,7 @@ def find_ood_items(
             raise GenValError(f"Expected {_PAIR_FORM} without commas inside, found {dataset!r}.")
         places = [resolve(folder) for folder in folders]
         images_found, masks_found = _match(places[0], rf"(.+){_IMAGE}"), _match(places[1], r"(.+)\.png")
-        return _pair(dataset, images_found, masks_found, _TRACK, ids, set_aside, f"{places[0]} and {places[1]}")
+        return _pair(dataset, images_found, masks_found, _TRACK, ids, skipped, f"{places[0]} and {places[1]}")
     if dataset not in LAYOUTS:
         known = [GENERATED, *LAYOUTS]
         raise GenValError(
@@ -170,7 +170,7 @@ def find_ood_items(
         # Test images have no public mask: only a mask without its image is a fault.
         images_found = {key: path for key, path in _match(place, images).items() if key in masks_found}
         if images_found:
-            return _pair(dataset, images_found, masks_found, layout.kinds, ids, set_aside, str(place))
+            return _pair(dataset, images_found, masks_found, layout.kinds, ids, skipped, str(place))
     expected = ", or ".join(f"{images} and {masks}" for images, masks in layout.forms)
     raise GenValError(
         f"No images with masks of {dataset} in {places[0]}: expected {expected}. "
@@ -226,7 +226,7 @@ def _find_generated(
     objects: Sequence[str] | None,
     curated: bool,
     void: tuple[int, ...],
-    set_aside: list[BadFile] | None,
+    skipped: list[BadFile] | None,
 ) -> OodSet:
     images, masks, positions = (resolve(path) for path in (folders.images, folders.masks, folders.positions))
     chosen = read_curated(masks) if curated else {}
@@ -234,7 +234,7 @@ def _find_generated(
     left_out = {"no object found": 0, "not chosen in curated.json": 0}
     items: list[OodItem] = []
     place: dict[str, int] = {}
-    for picture in find_object_pictures(images, positions, objects):
+    for picture in find_object_images(images, positions, objects):
         # Blocks do not move when a person changes curated.json: only those that lose or gain a picture are new.
         number = place[picture.folder] = place.get(picture.folder, -1) + 1
         mask, absence = mask_path(masks, picture.id), absence_path(masks, picture.id)
@@ -244,9 +244,9 @@ def _find_generated(
         elif "source" in line and line["source"] != file_mark(picture.image):
             reason = f"{picture.image} was made again since it was outlined"
         if reason is not None:
-            if set_aside is None:
+            if skipped is None:
                 raise GenValError(f"{reason}. Run: python ood_objects/get_masks.py")
-            set_aside.append(BadFile(picture.id, GENERATED, picture.folder, str(picture.image), reason))
+            skipped.append(BadFile(picture.id, GENERATED, picture.folder, str(picture.image), reason))
         elif not mask.exists():
             left_out["no object found"] += 1
         elif not chosen.get(picture.id, True):
@@ -278,17 +278,17 @@ def _pair(
     masks: Mapping[str, Path],
     kinds: Mapping[int, int],
     void: tuple[int, ...],
-    set_aside: list[BadFile] | None,
+    skipped: list[BadFile] | None,
     place: str,
 ) -> OodSet:
     lonely = [(images[key], "mask", key) for key in images.keys() - masks.keys()]
     lonely += [(masks[key], "image", key) for key in masks.keys() - images.keys()]
     for path, missing, key in sorted(lonely):
-        if set_aside is None:
+        if skipped is None:
             raise GenValError(
                 f"{path} has no {missing} of its name ({len(lonely)} such files). Add it, or use --skip_bad."
             )
-        set_aside.append(BadFile(key, dataset, dataset, str(path), f"no {missing} of its name"))
+        skipped.append(BadFile(key, dataset, dataset, str(path), f"no {missing} of its name"))
     keys = sorted(images.keys() & masks.keys(), key=natural)
     if not keys:
         raise GenValError(f"No pictures with masks in {place}.")

@@ -46,8 +46,8 @@ def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
     return image, find_label_space(item.label_space).to_train_ids(label_ids, str(item.mask))
 
 
-def readable(items: Sequence[Item], set_aside: list[BadFile], workers: int = 4) -> list[Item]:
-    """The items whose two files can be decoded and fit each other; the others are added to `set_aside`."""
+def readable(items: Sequence[Item], skipped: list[BadFile], workers: int = 4) -> list[Item]:
+    """The items whose two files can be decoded and fit each other; the others are added to `skipped`."""
 
     def fault(item: Item) -> str | None:
         try:
@@ -58,7 +58,7 @@ def readable(items: Sequence[Item], set_aside: list[BadFile], workers: int = 4) 
 
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         faults = dict(zip(items, pool.map(fault, items), strict=True))
-    set_aside += [
+    skipped += [
         BadFile(item.id, item.cond, item.scene, str(item.image), reason) for item, reason in faults.items() if reason
     ]
     return [item for item in items if faults[item] is None]
@@ -80,7 +80,7 @@ def partition(items: Sequence[Item], batch_size: int) -> list[tuple[Item, ...]]:
 def load_batches(
     chunks: Sequence[Sequence[Item]],
     workers: int,
-    set_aside: list[BadFile] | None = None,
+    skipped: list[BadFile] | None = None,
     read: Callable[[Any], tuple[np.ndarray, np.ndarray]] = read_pair,
 ) -> Iterator[Batch]:
     """Decode chunks in order, ahead of use, in `workers` threads.
@@ -90,7 +90,7 @@ def load_batches(
     Args:
         chunks: from `partition`.
         workers: threads; Pillow decodes outside Python's lock, so threads suffice.
-        set_aside: bad items are added to this list instead of being an error.
+        skipped: bad items are added to this list instead of being an error.
         read: decodes an item into an image and its mask, uint8 (H, W).
 
     Raises:
@@ -104,23 +104,23 @@ def load_batches(
             for chunk in chunks:
                 for item in itertools.islice(upcoming, max(0, len(chunk) + ahead - len(waiting))):
                     waiting.append((item, pool.submit(read, item)))
-                yield from _stack(list(_results(waiting, len(chunk), set_aside)))
+                yield from _stack(list(_results(waiting, len(chunk), skipped)))
         finally:
             for _, future in waiting:
                 future.cancel()
 
 
 def _results(
-    waiting: deque[tuple[Item, Future[tuple[np.ndarray, np.ndarray]]]], count: int, set_aside: list[BadFile] | None
+    waiting: deque[tuple[Item, Future[tuple[np.ndarray, np.ndarray]]]], count: int, skipped: list[BadFile] | None
 ) -> Iterator[tuple[Item, np.ndarray, np.ndarray]]:
     for _ in range(count):
         item, future = waiting.popleft()
         try:
             yield item, *future.result()
         except GenValError as error:
-            if set_aside is None:
+            if skipped is None:
                 raise
-            set_aside.append(BadFile(item.id, item.cond, item.scene, str(item.image), str(error)))
+            skipped.append(BadFile(item.id, item.cond, item.scene, str(item.image), str(error)))
 
 
 def _stack(pairs: Sequence[tuple[Item, np.ndarray, np.ndarray]]) -> Iterator[Batch]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from genval.artifacts.fingerprint import file_mark
 from genval.datasets.ood_objects import (
     Box,
-    find_object_pictures,
+    find_object_images,
     natural,
     object_folder,
     read_box,
@@ -21,7 +21,7 @@ from genval.runtime.paths import REPO_ROOT
 
 
 def find(root, objects=None):
-    return find_object_pictures(root / "refined", root / "with_positions", objects)
+    return find_object_images(root / "refined", root / "with_positions", objects)
 
 
 def test_pictures_come_by_object_and_number(object_pictures):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from genval.artifacts.stage import run_stage
-from genval.datasets.ood_objects import Box, find_object_pictures
+from genval.datasets.ood_objects import Box, find_object_images
 from genval.grounding.detector import Detection, load_detector
 from genval.grounding.masks import MaskStage, choose, quality
 from genval.grounding.outliner import load_outliner
@@ -71,7 +71,7 @@ def models(grounding_models):
 @pytest.fixture
 def make(models, object_pictures):
     """Mask what is missing, two images per batch; returns how many were written."""
-    images = find_object_pictures(object_pictures / "refined", object_pictures / "with_positions")
+    images = find_object_images(object_pictures / "refined", object_pictures / "with_positions")
 
     def make(**settings):
         record = {"box": 0.25, **settings}

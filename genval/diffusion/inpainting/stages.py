@@ -16,8 +16,8 @@ from genval.datasets.items import BadFile, Item, find_items
 from genval.datasets.layouts import find_root
 from genval.datasets.ood_objects import (
     Box,
-    ObjectPicture,
-    find_object_pictures,
+    ObjectImage,
+    find_object_images,
     frame_size,
     object_folder,
     read_box,
@@ -56,7 +56,7 @@ class ObjectItem:
     object: str
     prompt: str
     seed: int
-    source: ObjectPicture | None = None
+    source: ObjectImage | None = None
 
 
 def plan_objects(objects: Sequence[str], num_images: int, template: str, seed: int) -> list[ObjectItem]:
@@ -73,7 +73,7 @@ def plan_objects(objects: Sequence[str], num_images: int, template: str, seed: i
     return items
 
 
-def plan_refinements(images: Sequence[ObjectPicture], template: str, seed: int) -> list[ObjectItem]:
+def plan_refinements(images: Sequence[ObjectImage], template: str, seed: int) -> list[ObjectItem]:
     """Plan the refinement of each image; its noise differs from the noise it was inpainted with."""
     return [
         ObjectItem(
@@ -362,7 +362,7 @@ def plan_object_stage(settings: ObjectSettings) -> ObjectPlan:
     bad: list[BadFile] | None = [] if settings.skip_bad else None
     data_dir = find_root("Cityscapes", settings.data_dir, flag="--data_dir")
     split = "train" if settings.from_train else "val"
-    frames = find_items("Cityscapes", split=split, root=data_dir, set_aside=bad)
+    frames = find_items("Cityscapes", split=split, root=data_dir, skipped=bad)
     frames = frames if bad is None else readable(frames, bad)
     objects = settings.objects or read_objects(resolve(settings.objects_file))
     items = plan_objects(objects, settings.num_images, settings.prompt_template, settings.seed)
@@ -408,7 +408,7 @@ def plan_refinement_stage(settings: RefinementSettings) -> list[ObjectItem]:
     """
     check_object_template(settings.prompt_template)
     folder = resolve(settings.images_dir)
-    images = find_object_pictures(folder, folder, settings.objects, maker="ood_objects/sd_inpaint.py")
+    images = find_object_images(folder, folder, settings.objects, maker="ood_objects/sd_inpaint.py")
     return plan_refinements(images, settings.prompt_template, settings.seed)[: settings.run.limit]
 
 
