@@ -1,4 +1,4 @@
-"""Images a second of the zoo's models and of their evaluation, against mmsegmentation's own inference, random weights.
+"""Images per second of the zoo's models and of their evaluation, and of mmsegmentation's inference; random weights.
 
 Reads:  the configs that ship with mmsegmentation
 Writes: {output}/zoo_speed.json, after every row, and {output}/zoo_speed.md
@@ -7,9 +7,9 @@ Writes: {output}/zoo_speed.json, after every row, and {output}/zoo_speed.md
 
 The reference is `EncoderDecoder.predict` in float32 on one image, one window at a time, as mmsegmentation's runner
 calls it; both ways start from uint8 images on the device and end with the logits at the image's size. "Fed" images
-start in the host's memory, batch behind batch; "evaluated" ones end there too, as predictions and the statistics of all
-metrics: what relis/eval.py does between reading and writing files. Rows that are in the JSON already, of the same
-settings and device, are kept.
+start in the host's memory, in successive batches; "evaluated" ones end there too, as predictions and the statistics of all
+metrics: what relis/eval.py does between reading and writing files. Rows of the same settings and device
+that the JSON already has are kept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--models", default=list(path_dicts.ZOO), type=cli.comma_list, help="names; by default all 42")
     parser.add_argument("--size", choices=SIZES, default="full", help="1024x2048, 512x1024 or 128x256")
     parser.add_argument("--precisions", default=["32-true", "bf16-true"], type=cli.comma_list)
-    parser.add_argument("--batch_size", default=1, type=cli.positive_int, help="images a forward pass")
+    parser.add_argument("--batch_size", default=1, type=cli.positive_int, help="images per forward pass")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--seconds", default=5.0, type=float, help="of measuring, each way; at least three passes")
@@ -138,7 +138,7 @@ def mmseg_inference(network: Any, images: Tensor) -> Tensor:
 
 
 def timed(run: Callable[[], Tensor], device: torch.device, seconds: float) -> dict[str, Any]:
-    """Call `run` once, then for `seconds`, at least three times: passes a second of the median pass."""
+    """Call `run` once, then for `seconds`, at least three times: passes per second of the median pass."""
     import statistics
     import time
 
@@ -164,7 +164,7 @@ def timed(run: Callable[[], Tensor], device: torch.device, seconds: float) -> di
 def evaluate(
     segmenter: Any, images: Tensor, logits: Tensor, device: torch.device, seconds: float
 ) -> tuple[float, float]:
-    """Images a second from the host's memory to logits on the device, and to statistics in the host's memory."""
+    """Images per second from the host's memory to logits on the device, and to statistics in the host's memory."""
     import torch
 
     from genval.evaluation.inference import launch_batch
@@ -188,7 +188,7 @@ def evaluate(
 
 
 def batches_per_s(launch: Callable[[], Callable[[], Any]], seconds: float) -> float:
-    """Batches a second, each launched before the one before it is waited for; two go before, then at least six."""
+    """Batches per second, each launched before the previous one is finished; two warm-up batches, then at least six."""
     import itertools
     import time
 
@@ -204,7 +204,7 @@ def batches_per_s(launch: Callable[[], Callable[[], Any]], seconds: float) -> fl
 
 
 def smooth_images(count: int, size: tuple[int, int]) -> Tensor:
-    """Random blotches, uint8 (count, 3, *size): noise alone would leave no structure after the first layers."""
+    """Smooth random images, uint8 (count, 3, *size): white noise has no structure after the first layers."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Pixels of items: one pair at a time, or in batches decoded ahead by threads."""
+"""Decode items: one pair at a time, or in batches that threads prefetch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
 
 
 def readable(items: Sequence[Item], skipped: list[BadFile], workers: int = 4) -> list[Item]:
-    """The items whose two files can be decoded and fit each other; the others are added to `skipped`."""
+    """Return the items whose two files can be decoded and have one size; the others are added to `skipped`."""
 
     def fault(item: Item) -> str | None:
         try:
@@ -65,10 +65,10 @@ def readable(items: Sequence[Item], skipped: list[BadFile], workers: int = 4) ->
 
 
 def partition(items: Sequence[Item], batch_size: int) -> list[tuple[Item, ...]]:
-    """Cut items into chunks of at most `batch_size`, none across two scenes.
+    """Divide items into chunks of at most `batch_size`; no chunk spans two scenes.
 
-    The chunks depend on the items of a scene alone: an interrupted run, a run over other scenes beside it and a run
-    over more processes compute each image in the same company, hence to the same bits.
+    Chunks depend only on the items of a scene. An interrupted run, a run on other scenes and a run on more processes
+    therefore compute each image in the same batch, and give bitwise equal results.
     """
     chunks: list[tuple[Item, ...]] = []
     for _, group in itertools.groupby(items, key=lambda item: (item.cond, item.scene)):
@@ -90,7 +90,7 @@ def load_batches(
     Args:
         chunks: from `partition`.
         workers: threads; Pillow decodes outside Python's lock, so threads suffice.
-        skipped: bad items are added to this list instead of being an error.
+        skipped: bad items are added to this list instead of raising an error.
         read: decodes an item into an image and its mask, uint8 (H, W).
 
     Raises:

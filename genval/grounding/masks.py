@@ -13,7 +13,8 @@ import numpy as np
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.stage import ManifestStage, StageReport, run_stage
 from genval.captions.clip import load_clip
-from genval.datasets.ood_objects import Box, ObjectImage, absence_path, find_object_images, mask_path, read_box
+from genval.datasets.boxes import Box
+from genval.datasets.ood_objects import ObjectImage, absence_path, find_object_images, mask_path, read_box
 from genval.grounding.curation import update_choices, write_sheets
 from genval.grounding.detector import Detection, Detector, load_detector
 from genval.grounding.outliner import Outliner, load_outliner
@@ -203,7 +204,7 @@ def quality(mask: np.ndarray, box: Box, detection: Sequence[float]) -> dict[str,
     """
     area = np.count_nonzero(mask)
     left, top, right, bottom = detection
-    inside_box = mask[box.top : box.top + box.side, box.left : box.left + box.side]
+    inside_box = mask[box.rows, box.columns]
     inside_detection = mask[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))]
     return {
         "mask_area_ratio": round(area / box.side**2, _DECIMALS),

@@ -12,10 +12,10 @@ import numpy as np
 
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.stage import run_stage
+from genval.datasets.boxes import Box
 from genval.datasets.items import BadFile, Item, find_items
 from genval.datasets.layouts import find_root
 from genval.datasets.ood_objects import (
-    Box,
     ObjectImage,
     find_object_images,
     frame_size,
@@ -26,14 +26,13 @@ from genval.datasets.ood_objects import (
 from genval.datasets.placement import PlacementConfig, crop_around, place
 from genval.datasets.reading import readable
 from genval.diffusion.framing import check_pair
-from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_feathered, square
+from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_feathered
 from genval.diffusion.inpainting.model import InpaintingBatch, inpaint, load_inpainting, make_inpainter
 from genval.diffusion.inpainting.prompts import check_object_template, object_prompt
 from genval.diffusion.models.pipelines import StableDiffusion, checkpoint_hash, find_base, locked_dtype
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import Generated
 from genval.diffusion.sampling.stage import GenerationStage, choose_compiling, default_batch_size
-from genval.diffusion.sampling.windows import Window
 from genval.diffusion.settings import InpaintingConfig, InpaintingStageSettings, ObjectSettings, RefinementSettings
 from genval.diffusion.style_transfer import frames_hash
 from genval.runtime.devices import choose_precision, launch_fabric
@@ -103,7 +102,7 @@ class Loaded:
 
     frame: np.ndarray
     box: Box
-    crop: Window
+    crop: Box
     image: np.ndarray
     mask: np.ndarray
     line: dict[str, Any]
@@ -239,7 +238,7 @@ class ObjectStage(InpaintingStage):
         frame, label_ids = read_image(source.image), read_mask(source.mask)
         check_pair(frame, label_ids, source.image, source.mask)
         placed = place(label_ids, self.placement, rng, source.image)
-        crop = square(placed.crop)
+        crop = placed.crop
         files = self.files(item)
         return Loaded(
             frame,
@@ -308,9 +307,9 @@ class RefinementStage(InpaintingStage):
         frame = read_image(item.source.image)
         height, width = frame.shape[:2]
         box = read_box(item.source, height, width)
-        crop, size = Window(0, 0, height, width), (height, width)
+        crop, size = Box(0, 0, height, width), (height, width)
         if not self.whole_frame:
-            crop, size = square(crop_around(box, self.context, height, width)), (self.size, self.size)
+            crop, size = crop_around(box, self.context, height, width), (self.size, self.size)
         try:
             self.model.check_size(*size)
         except GenValError as error:
