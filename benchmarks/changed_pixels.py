@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,13 +20,15 @@ try:
     from genval.runtime.errors import GenValError
     from genval.runtime.flags import flag
     from genval.runtime.paths import resolve
-except ModuleNotFoundError:
-    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChangedPixelsSettings:
     """The two folders to compare."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/changed_pixels"
 
     a: Path = flag(help="the first folder", positional=True)
     b: Path = flag(help="the second folder", positional=True)
@@ -55,4 +58,4 @@ def main(settings: ChangedPixelsSettings) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, ChangedPixelsSettings, "benchmarks/changed_pixels", __doc__)
+    cli.run(main, ChangedPixelsSettings, __doc__)

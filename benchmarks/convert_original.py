@@ -8,16 +8,18 @@ Writes: a file of random weights, 5.7 GB, and a ControlNet folder in a temporary
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import ClassVar
 
-from genval.runtime.cli import parse, run, script_parser
+from genval.runtime import cli
+from genval.runtime.flags import flag
 from genval.runtime.paths import resolve
 
 PUBLISHED = {
@@ -33,13 +35,17 @@ PUBLISHED = {
 }
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "benchmarks/convert_original")
-    parser.add_argument("--keys", help="key list to make the file of, in place of the published sizes")
-    parser.add_argument("--table", help="which of the tables in --keys")
-    parser.add_argument("--temporary", help="folder with 8 GB of room (default: the system's)")
-    parser.add_argument("--suffix", choices=[".ckpt", ".safetensors"], default=".ckpt", help="of the file")
-    return parse(parser)
+@dataclass(frozen=True, kw_only=True)
+class ConvertOriginalSettings:
+    """Settings of benchmarks/convert_original.py."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/convert_original"
+
+    keys: str | None = flag(None, "key list to make the file of, in place of the published sizes")
+    table: str | None = flag(None, "which of the tables in --keys")
+    temporary: str | None = flag(None, "folder with 8 GB of room (default: the system's)")
+    suffix: str = flag(".ckpt", "of the file", choices=(".ckpt", ".safetensors"))
+    preset: str | None = None
 
 
 def published_shapes() -> dict[str, list[int]]:
@@ -106,15 +112,15 @@ def convert(path: Path) -> str:
     )
 
 
-def main(args: argparse.Namespace) -> None:
-    if args.keys:
-        data = resolve(args.keys).read_bytes()
-        tables = json.loads(gzip.decompress(data) if args.keys.endswith(".gz") else data)
-        shapes = {key: entry[0] for key, entry in (tables[args.table] if args.table else tables).items()}
+def main(settings: ConvertOriginalSettings) -> None:
+    if settings.keys:
+        data = resolve(settings.keys).read_bytes()
+        tables = json.loads(gzip.decompress(data) if settings.keys.endswith(".gz") else data)
+        shapes = {key: entry[0] for key, entry in (tables[settings.table] if settings.table else tables).items()}
     else:
         shapes = published_shapes()
-    with tempfile.TemporaryDirectory(dir=args.temporary) as folder:
-        path = Path(folder) / f"original{args.suffix}"
+    with tempfile.TemporaryDirectory(dir=settings.temporary) as folder:
+        path = Path(folder) / f"original{settings.suffix}"
         for task, arguments in ((write_file, (path, shapes)), (convert, (path,))):
             # A process of its own each: peak memory is that of the loading alone.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -123,4 +129,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, ConvertOriginalSettings, __doc__)

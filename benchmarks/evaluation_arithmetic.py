@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from timing import HEADER, comparison_row, least_time
@@ -26,8 +26,8 @@ try:
     from genval.runtime import cli
     from genval.runtime.flags import flag
     from genval.runtime.settings import positive_int
-except ModuleNotFoundError:
-    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class EvaluationArithmeticSettings:
     """The size of the image, and how to time."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/evaluation_arithmetic"
 
     height: int = flag(1024, "height of the image", type=positive_int)
     width: int = flag(2048, "width of the image", type=positive_int)
@@ -235,4 +237,4 @@ def published_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main, EvaluationArithmeticSettings, "benchmarks/evaluation_arithmetic", __doc__)
+    cli.run(main, EvaluationArithmeticSettings, __doc__)

@@ -13,18 +13,20 @@ does, text encoding, decoding and the way back to the CPU included. Warm-up (com
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
-from genval.runtime.cli import comma_list, parse, positive_int, run, script_parser
+from genval.runtime import cli
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
 from genval.runtime.paths import resolve
+from genval.runtime.settings import comma_list, positive_int
 
 PUBLISHED_OVER_PROXY = 1.56
 PEAK_TFLOPS = 792.0  # bf16 matrix products measured on an H100 80GB HBM3
@@ -95,35 +97,42 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "benchmarks/generation_speed")
-    parser.add_argument("--size", choices=list(SIZES), default="sd15", help="tiny is a smoke test")
-    rows = "proxy,graph,best,best_fast,latency,latency_fast"
-    parser.add_argument("--rows", type=comma_list, default=rows, help=f"known: {', '.join(ROWS)}; the proxy goes first")
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="of the rows named best")
-    parser.add_argument("--repeats", type=positive_int, default=2, help="timed batches a row; the fastest counts")
-    parser.add_argument("--inductor", type=comma_list, default=[], help="settings to try: name=value,...")
-    parser.add_argument("--native_norm", action="store_true", help="PyTorch's own group norm in generated kernels")
-    parser.add_argument("--output", default="results/generation_speed.json")
-    return parse(parser)
+@dataclass(frozen=True, kw_only=True)
+class GenerationSpeedSettings:
+    """Settings of benchmarks/generation_speed.py."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/generation_speed"
+
+    size: str = flag("sd15", "tiny is a smoke test", choices=tuple(SIZES))
+    rows: tuple[str, ...] = flag(
+        ("proxy", "graph", "best", "best_fast", "latency", "latency_fast"),
+        f"known: {', '.join(ROWS)}; the proxy goes first",
+        type=comma_list,
+    )
+    batch_size: int = flag(32, "of the rows named best", type=positive_int)
+    repeats: int = flag(2, "timed batches a row; the fastest counts", type=positive_int)
+    inductor: tuple[str, ...] = flag((), "settings to try: name=value,...", type=comma_list)
+    native_norm: bool = flag(False, "PyTorch's own group norm in generated kernels")
+    output: str = flag("results/generation_speed.json", "")
+    preset: str | None = None
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: GenerationSpeedSettings) -> None:
     import torch
 
     from genval.runtime.files import write_json
     from genval.runtime.tables import markdown_table
 
-    unknown = [name for name in args.rows if name not in ROWS]
+    unknown = [name for name in settings.rows if name not in ROWS]
     if unknown:
         raise GenValError(f"--rows: unknown {', '.join(unknown)}. Known: {', '.join(ROWS)}.")
-    configure(args)
+    configure(settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bench = Benchmark(args, device)
+    bench = Benchmark(settings, device)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     rows: list[dict[str, Any]] = []
     # The proxy needs the weights before they are rounded to bfloat16.
-    for name in sorted(args.rows, key=lambda name: name != "proxy"):
+    for name in sorted(settings.rows, key=lambda name: name != "proxy"):
         try:
             rows.append(bench.measure(name))
         except Exception as error:  # one row's failure leaves the others their time on the device
@@ -131,33 +140,34 @@ def main(args: argparse.Namespace) -> None:
             rows.append({"row": name, "error": f"{type(error).__name__}: {error}"[:500]})
         print(json.dumps(rows[-1]), flush=True)
         write_json(
-            resolve(args.output), {"device": machine, "torch": torch.__version__, "args": vars(args), "rows": rows}
+            resolve(settings.output),
+            {"device": machine, "torch": torch.__version__, "settings": vars(settings), "rows": rows},
         )
     measured = [row for row in rows if "error" not in row]
     if measured:
         print(markdown_table(list(measured[0]), [list(row.values()) for row in measured], digits=3))
-    print(f"wrote {args.output}")
+    print(f"wrote {settings.output}")
 
 
-def configure(args: argparse.Namespace) -> None:
+def configure(settings: GenerationSpeedSettings) -> None:
     """Set what is tried for this run alone."""
     import torch._inductor.config
 
     from genval.diffusion.sampling import denoiser
 
-    for setting in args.inductor:
+    for setting in settings.inductor:
         name, _, value = setting.partition("=")
         setattr(torch._inductor.config, name, json.loads(value or "true"))
-    if args.native_norm:
+    if settings.native_norm:
         denoiser.group_norm = lambda norm, x: norm(x)  # type: ignore[assignment]
 
 
 class Benchmark:
     """Builds the models once and measures rows on them."""
 
-    def __init__(self, args: argparse.Namespace, device: Any) -> None:
-        self.args, self.device = args, device
-        self.base, self.controlnet = build(args.size, device)
+    def __init__(self, settings: GenerationSpeedSettings, device: Any) -> None:
+        self.args, self.device = settings, device
+        self.base, self.controlnet = build(settings.size, device)
         self.denoisers: dict[Any, Any] = {}
         self.published: float | None = None
         self.reference: Any = None
@@ -348,4 +358,4 @@ def psnr(image: Any, reference: Any) -> float:
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, GenerationSpeedSettings, __doc__)

@@ -14,7 +14,6 @@ given apart. `psnr_dB` compares a row's first picture with the published row's: 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import tempfile
@@ -24,11 +23,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
-from genval.runtime.cli import comma_list, parse, positive_int, run, script_parser
+from genval.runtime import cli
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
 from genval.runtime.paths import resolve
+from genval.runtime.settings import comma_list, positive_int
 
 
 @dataclass(frozen=True)
@@ -92,36 +93,38 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "benchmarks/inpainting_speed")
-    parser.add_argument("--size", choices=list(SIZES), default="sd15", help="tiny is a smoke test, 8 times smaller")
-    parser.add_argument("--rows", type=comma_list, default=DEFAULT_ROWS, help=f"known: {', '.join(ROWS)}")
-    parser.add_argument("--repeats", type=positive_int, default=2, help="timed batches a row; the fastest counts")
-    parser.add_argument("--stage_batches", type=positive_int, default=4, help="timed batches of the rows named stage")
-    parser.add_argument("--num_workers", type=positive_int, default=8, help="threads for files, of rows named stage")
-    parser.add_argument("--steps", type=positive_int, help="of every row, in place of its own: for a smoke test")
-    parser.add_argument("--eager", action="store_true", help="generate no kernels in any row: for a smoke test")
-    parser.add_argument("--output", default="results/inpainting_speed.json")
-    args = parse(parser)
-    args.rows = args.rows if isinstance(args.rows, list) else comma_list(args.rows)
-    return args
+@dataclass(frozen=True, kw_only=True)
+class InpaintingSpeedSettings:
+    """Settings of benchmarks/inpainting_speed.py."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/inpainting_speed"
+
+    size: str = flag("sd15", "tiny is a smoke test, 8 times smaller", choices=tuple(SIZES))
+    rows: tuple[str, ...] = flag(tuple(DEFAULT_ROWS), f"known: {', '.join(ROWS)}", type=comma_list)
+    repeats: int = flag(2, "timed batches a row; the fastest counts", type=positive_int)
+    stage_batches: int = flag(4, "timed batches of the rows named stage", type=positive_int)
+    num_workers: int = flag(8, "threads for files, of rows named stage", type=positive_int)
+    steps: int | None = flag(None, "of every row, in place of its own: for a smoke test", type=positive_int)
+    eager: bool = flag(False, "generate no kernels in any row: for a smoke test")
+    output: str = flag("results/inpainting_speed.json", "")
+    preset: str | None = None
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: InpaintingSpeedSettings) -> None:
     import torch
 
     from genval.runtime.files import write_json
     from genval.runtime.tables import markdown_table
 
-    unknown = [name for name in args.rows if name not in ROWS]
+    unknown = [name for name in settings.rows if name not in ROWS]
     if unknown:
         raise GenValError(f"--rows: unknown {', '.join(unknown)}. Known: {', '.join(ROWS)}.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bench = Benchmark(args, device)
+    bench = Benchmark(settings, device)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     rows: list[dict[str, Any]] = []
     # The published rows come first: the others are divided by them. A decoder once compiled stays so.
-    for name in sorted(args.rows, key=lambda name: (ROWS[name].kind != "published", ROWS[name].compiled)):
+    for name in sorted(settings.rows, key=lambda name: (ROWS[name].kind != "published", ROWS[name].compiled)):
         try:
             rows.append(bench.measure(name))
         except Exception as error:  # one row's failure leaves the others their time on the device
@@ -129,21 +132,22 @@ def main(args: argparse.Namespace) -> None:
             rows.append({"row": name, "error": f"{type(error).__name__}: {error}"[:500]})
         print(json.dumps(rows[-1]), flush=True)
         write_json(
-            resolve(args.output), {"device": machine, "torch": torch.__version__, "args": vars(args), "rows": rows}
+            resolve(settings.output),
+            {"device": machine, "torch": torch.__version__, "settings": vars(settings), "rows": rows},
         )
     measured = [row for row in rows if "error" not in row]
     if measured:
         print(markdown_table(list(measured[0]), [list(row.values()) for row in measured], digits=3))
-    print(f"wrote {args.output}")
+    print(f"wrote {settings.output}")
 
 
 class Benchmark:
     """Builds the model once and measures rows on it."""
 
-    def __init__(self, args: argparse.Namespace, device: Any) -> None:
-        self.args, self.device = args, device
-        self.scale = SIZES[args.size]["scale"]
-        self.model = build(args.size, device)
+    def __init__(self, settings: InpaintingSpeedSettings, device: Any) -> None:
+        self.args, self.device = settings, device
+        self.scale = SIZES[settings.size]["scale"]
+        self.model = build(settings.size, device)
         self.published: dict[str, tuple[float, Any]] = {}
 
     def measure(self, name: str) -> dict[str, Any]:
@@ -406,4 +410,4 @@ def psnr(image: Any, reference: Any) -> float:
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, InpaintingSpeedSettings, __doc__)

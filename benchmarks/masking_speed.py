@@ -12,17 +12,19 @@ gets both models: a box in its middle is outlined, whatever was detected. Files 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from genval.runtime.cli import comma_list, parse, positive_int, run, script_parser
+from genval.runtime import cli
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
 from genval.runtime.paths import resolve
+from genval.runtime.settings import comma_list, positive_int
 
 if TYPE_CHECKING:
     import torch
@@ -48,37 +50,46 @@ TINY_VIT = {
 }
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "benchmarks/masking_speed")
-    rows = "loop-32-true,loop-bf16-true,bf16-true:8,bf16-true:16"
-    parser.add_argument("--rows", type=comma_list, default=rows, help="loop-PRECISION or PRECISION:BATCH")
-    parser.add_argument("--pictures", type=positive_int, default=64, help="of the batched rows; loops take a quarter")
-    parser.add_argument("--side", type=positive_int, default=384, help="pixels of a picture's side")
-    parser.add_argument("--threads", type=positive_int, default=8, help="that prepare pictures")
-    parser.add_argument("--tiny", action="store_true", help="small models and pictures, to try it out")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--output", default="results/masking_speed.json")
-    return parse(parser)
+@dataclass(frozen=True, kw_only=True)
+class MaskingSpeedSettings:
+    """Settings of benchmarks/masking_speed.py."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/masking_speed"
+
+    rows: tuple[str, ...] = flag(
+        ("loop-32-true", "loop-bf16-true", "bf16-true:8", "bf16-true:16"),
+        "loop-PRECISION or PRECISION:BATCH",
+        type=comma_list,
+    )
+    pictures: int = flag(64, "of the batched rows; loops take a quarter", type=positive_int)
+    side: int = flag(384, "pixels of a picture's side", type=positive_int)
+    threads: int = flag(8, "that prepare pictures", type=positive_int)
+    tiny: bool = flag(False, "small models and pictures, to try it out")
+    accelerator: str = flag("cuda", "")
+    output: str = flag("results/masking_speed.json", "")
+    preset: str | None = None
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: MaskingSpeedSettings) -> None:
     import torch
 
     from genval.runtime.files import write_json
     from genval.runtime.tables import markdown_table
 
-    plans = [parse_row(text) for text in args.rows]
-    device = torch.device(args.device)
+    plans = [parse_row(text) for text in settings.rows]
+    device = torch.device(settings.accelerator)
     torch.manual_seed(0)
-    detector, outliner, tokenizer = random_models(args.tiny)
-    pictures = list(np.random.default_rng(0).integers(0, 256, (args.pictures, args.side, args.side, 3), np.uint8))
+    detector, outliner, tokenizer = random_models(settings.tiny)
+    pictures = list(
+        np.random.default_rng(0).integers(0, 256, (settings.pictures, settings.side, settings.side, 3), np.uint8)
+    )
     rows: list[dict[str, Any]] = []
-    for text, (loop, precision, batch) in zip(args.rows, plans, strict=True):
+    for text, (loop, precision, batch) in zip(settings.rows, plans, strict=True):
         shown = pictures[: max(1, len(pictures) // 4)] if loop else pictures
-        models = place_models(detector, outliner, tokenizer, precision, device, args.tiny)
+        models = place_models(detector, outliner, tokenizer, precision, device, settings.tiny)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        seconds = [walk(*models, shown, batch, 0 if loop else args.threads) for _ in range(2)][-1]
+        seconds = [walk(*models, shown, batch, 0 if loop else settings.threads) for _ in range(2)][-1]
         gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
         rows.append({"row": text, "ms a picture": 1000 * seconds / len(shown), "GiB": gib})
         for name in ("loop-32-true", f"loop-{precision}"):
@@ -86,10 +97,10 @@ def main(args: argparse.Namespace) -> None:
             rows[-1][f"x {name}"] = known[0] / rows[-1]["ms a picture"] if known else None
         print(rows[-1], flush=True)
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        write_json(resolve(args.output), {"device": machine, "torch": torch.__version__, "rows": rows})
+        write_json(resolve(settings.output), {"device": machine, "torch": torch.__version__, "rows": rows})
     columns = list(dict.fromkeys(name for row in rows for name in row))
     print(markdown_table(columns, [[row.get(name) for name in columns] for row in rows], digits=2))
-    print(f"wrote {args.output}")
+    print(f"wrote {settings.output}")
 
 
 def parse_row(text: str) -> tuple[bool, str, int]:
@@ -167,4 +178,4 @@ def see(detector: Any, outliner: Any, batch: list[Prepared]) -> None:
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, MaskingSpeedSettings, __doc__)

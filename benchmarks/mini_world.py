@@ -14,15 +14,17 @@ reconstructions alike, so that the VAE's blur says nothing; first on held-out re
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from genval.runtime.cli import parse, positive_int, run, script_parser
+from genval.runtime import cli
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
 from genval.runtime.paths import REPO_ROOT, resolve
+from genval.runtime.settings import positive_int
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,32 +37,40 @@ DOMAINS = ("clear", "fog", "night", "rain", "snow", "india")
 # Bands of a picture, top to bottom, whose statistics tell the weather: the sky at the top, the road at the bottom.
 BANDS = 4
 # How style_transfer.py draws; what is not given is as in the preset.
-DRAWING = ("controlnet", "sampler", "ddim_steps", "guidance_scale", "strength", "batch_size", "precision")
+DRAWING = ("controlnet", "sampler", "steps", "guidance_scale", "control_scale", "batch_size", "precision")
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "benchmarks/mini_world")
-    parser.add_argument("--num_samples", type=positive_int, default=64, help="held-out masks; images a domain")
-    parser.add_argument(
-        "--num_train", type=positive_int, default=100, help="renders a domain the weather is learned from"
+@dataclass(frozen=True, kw_only=True)
+class MiniWorldSettings:
+    """Settings of benchmarks/mini_world.py."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/mini_world"
+
+    num_samples: int = flag(64, "held-out masks; images a domain", type=positive_int)
+    num_train: int = flag(100, "renders a domain the weather is learned from", type=positive_int)
+    segmenter: str = flag("mini-segformer-mit", "the best of checkpoints/mini/training.json")
+    output_dir: str = flag("results/mini/mini_world", "where everything is written")
+    accelerator: str = flag("auto", "auto, cpu, gpu")
+    controlnet: str | None = flag(
+        None, "see ControlNet/style_transfer.py", title="generation, by default as --preset mini"
     )
-    parser.add_argument("--segmenter", default="mini-segformer-mit", help="the best of checkpoints/mini/training.json")
-    parser.add_argument("--output_dir", default="results/mini/mini_world", help="where everything is written")
-    parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu")
-    drawing = parser.add_argument_group("drawing, by default as --preset mini")
-    for flag in DRAWING:
-        drawing.add_argument(f"--{flag}", help="see ControlNet/style_transfer.py")
-    return parse(parser)
+    sampler: str | None = flag(None, "see ControlNet/style_transfer.py")
+    steps: str | None = flag(None, "see ControlNet/style_transfer.py")
+    guidance_scale: str | None = flag(None, "see ControlNet/style_transfer.py")
+    control_scale: str | None = flag(None, "see ControlNet/style_transfer.py")
+    batch_size: str | None = flag(None, "see ControlNet/style_transfer.py")
+    precision: str | None = flag(None, "see ControlNet/style_transfer.py")
+    preset: str | None = None
 
 
-def main(args: argparse.Namespace) -> None:
-    folder = resolve(args.output_dir)
+def main(settings: MiniWorldSettings) -> None:
+    folder = resolve(settings.output_dir)
     world, generated = folder / "world", folder / "generated"
-    script("mini/render.py", out=world, num_train=args.num_train, num_val=args.num_samples)
-    drawing = {flag: getattr(args, flag) for flag in DRAWING if getattr(args, flag) is not None}
+    script("mini/render.py", out=world, num_train=settings.num_train, num_val=settings.num_samples)
+    drawing = {flag: getattr(settings, flag) for flag in DRAWING if getattr(settings, flag) is not None}
     for domain in DOMAINS:
-        flags = {"preset": "mini", "domain": domain, "num_samples": args.num_samples, "without_replacement": True}
-        places = {"data_dir": world / "cityscapes", "output_dir": generated, "accelerator": args.accelerator}
+        flags = {"preset": "mini", "domain": domain, "num_samples": settings.num_samples, "without_replacement": True}
+        places = {"data_dir": world / "cityscapes", "output_dir": generated, "accelerator": settings.accelerator}
         script("ControlNet/style_transfer.py", **flags, **places, devices=1, **drawing)
 
     import numpy as np
@@ -73,9 +83,9 @@ def main(args: argparse.Namespace) -> None:
     from genval.runtime.tables import markdown_table
     from genval.segmenters import load_segmenter
 
-    gpu = args.accelerator != "cpu" and torch.cuda.is_available()
+    gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
     base = load_base(BASE, "cuda" if gpu else "cpu")
-    segmenter = load_segmenter(args.segmenter, base.device)
+    segmenter = load_segmenter(settings.segmenter, base.device)
     items = {domain: find_items(f"Cityscapes_{domain}", root=generated / domain) for domain in DOMAINS}
     pictures = {domain: np.stack([read_image(item.image) for item in items[domain]]) for domain in DOMAINS}
     originals = np.stack([read_image(find_original(item) or item.image) for item in items["clear"]])
@@ -95,7 +105,7 @@ def main(args: argparse.Namespace) -> None:
         weather[domain] |= {f"{name}_right": float((names == domain).mean()) for name, names in said.items()}
     settings = read_json(generated / "clear/settings.json")["settings"]
     about = {key: settings[key] for key in (*DRAWING, "base_hash", "controlnet_hash", "num_samples")}
-    about |= {"segmenter": args.segmenter, "num_train": args.num_train, "size": [height, width]}
+    about |= {"segmenter": settings.segmenter, "num_train": settings.num_train, "size": [height, width]}
     write_json(folder / "mini_world.json", {"settings": about, "masks": masks, "weather": weather})
 
     header = ["clear streets", "images", "mIoU %", "pixel accuracy %", "% of the ceiling"]
@@ -205,4 +215,4 @@ def band_statistics(images: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, MiniWorldSettings, __doc__)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from timing import HEADER, comparison_row, least_time
@@ -24,8 +24,8 @@ try:
     from genval.runtime import cli
     from genval.runtime.flags import flag
     from genval.runtime.settings import positive_int
-except ModuleNotFoundError:
-    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class OodArithmeticSettings:
     """The size of the image, and how to time."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/ood_arithmetic"
 
     height: int = flag(1024, "height of the image", type=positive_int)
     width: int = flag(2048, "width of the image", type=positive_int)
@@ -172,4 +174,4 @@ def published_metrics(score: np.ndarray, is_object: np.ndarray) -> list[float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, OodArithmeticSettings, "benchmarks/ood_arithmetic", __doc__)
+    cli.run(main, OodArithmeticSettings, __doc__)

@@ -10,24 +10,30 @@ The plain way, a loop over draws, models and coefficients, is timed on a few dra
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from genval.runtime import cli
+from genval.runtime.flags import flag
+from genval.runtime.settings import positive_int
 
 
-def parse_args() -> argparse.Namespace:
-    parser = cli.script_parser(__doc__, "benchmarks/report_arithmetic")
-    parser.add_argument("--models", type=cli.positive_int, default=40)
-    parser.add_argument("--images", type=cli.positive_int, default=512)
-    parser.add_argument("--draws", type=cli.positive_int, default=1000)
-    parser.add_argument("--plain_draws", type=cli.positive_int, default=10, help="draws the plain way is timed on")
-    return cli.parse(parser)
+@dataclass(frozen=True, kw_only=True)
+class ReportArithmeticSettings:
+    """Settings of benchmarks/report_arithmetic.py."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/report_arithmetic"
+
+    segmenters: int = flag(40, "", type=positive_int)
+    images: int = flag(512, "", type=positive_int)
+    draws: int = flag(1000, "", type=positive_int)
+    plain_draws: int = flag(10, "draws the plain way is timed on", type=positive_int)
+    preset: str | None = None
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: ReportArithmeticSettings) -> None:
     import numpy as np
     import scipy.stats
 
@@ -38,17 +44,18 @@ def main(args: argparse.Namespace) -> None:
     from genval.runtime.tables import markdown_table
 
     sides = {
-        name: made_up(name, args.images, args.models, seed) for seed, name in enumerate(("true", "synthetic", "clear"))
+        name: made_up(name, settings.images, settings.segmenters, seed)
+        for seed, name in enumerate(("true", "synthetic", "clear"))
     }
-    classes, names = list(range(19)), [str(index) for index in range(args.models)]
+    classes, names = list(range(19)), [str(index) for index in range(settings.segmenters)]
 
     def drawn() -> dict[str, Any]:
-        weights = draw_images({side: evidence.sources for side, evidence in sides.items()}, args.draws, 0)
+        weights = draw_images({side: evidence.sources for side, evidence in sides.items()}, settings.draws, 0)
         return {side: miou_figure(evidence, weights[side], classes) for side, evidence in sides.items()}
 
     def plain() -> None:
-        chosen = draw_models(args.models, args.plain_draws, 0)
-        weights = np.random.default_rng(0).integers(0, 3, (args.plain_draws, args.images))
+        chosen = draw_models(settings.segmenters, settings.plain_draws, 0)
+        weights = np.random.default_rng(0).integers(0, 3, (settings.plain_draws, settings.images))
         for draw, of_draw in enumerate(chosen):
             figures = [
                 [
@@ -63,14 +70,20 @@ def main(args: argparse.Namespace) -> None:
 
     figures, seconds = timed(drawn)
     rows = [["mIoU of all draws, three sets", seconds]]
-    rows.append(["correlations, differences, ranking", timed(lambda: compare(names, figures, True, args.draws, 0))[1]])
+    rows.append(
+        ["correlations, differences, ranking", timed(lambda: compare(names, figures, True, settings.draws, 0))[1]]
+    )
     curve = timed(
         lambda: sample_size_curve(
-            sides["synthetic"].counts, lambda counts: mean_iou(counts, classes), figures["true"].value, args.draws, 0
+            sides["synthetic"].counts,
+            lambda counts: mean_iou(counts, classes),
+            figures["true"].value,
+            settings.draws,
+            0,
         )
     )
     rows.append(["sample-size curve", curve[1]])
-    rows.append(["the first two, the plain way", timed(plain)[1] * args.draws / args.plain_draws])
+    rows.append(["the first two, the plain way", timed(plain)[1] * settings.draws / settings.plain_draws])
     print(markdown_table(["step", "seconds"], rows, digits=2))
 
 
@@ -96,4 +109,4 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    cli.run(main, ReportArithmeticSettings, __doc__)

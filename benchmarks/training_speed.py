@@ -14,18 +14,20 @@ Writes: OUTPUT (JSON) after each row, if given; prints a Markdown table
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gc
 import string
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from genval.runtime.cli import add_device_arguments, comma_list, parse, positive_int, run, script_parser
+from genval.runtime import cli
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
 from genval.runtime.paths import resolve
+from genval.runtime.settings import comma_list, positive_int
 
 if TYPE_CHECKING:
     import torch
@@ -135,31 +137,34 @@ class Timing:
     warm_up_seconds: float
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "benchmarks/training_speed")
-    parser.add_argument(
-        "--rows", type=comma_list, default=["proxy-8", "8", "compile-32", "sdxl:4"], help="what to time"
-    )
-    parser.add_argument(
-        "--size", choices=list(SIZES), default="sd15", help="of rows that name none; tiny runs on a CPU"
-    )
-    parser.add_argument("--steps", type=positive_int, default=3, help="optimiser steps that are timed, of 128 images")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    add_device_arguments(parser)
-    parser.set_defaults(precision=None)  # bf16-mixed on GPUs that have it, else 32-true
-    return parse(parser)
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpeedSettings:
+    """Settings of benchmarks/training_speed.py."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/training_speed"
+
+    rows: tuple[str, ...] = flag(("proxy-8", "8", "compile-32", "sdxl:4"), "what to time", type=comma_list)
+    size: str = flag("sd15", "of rows that name none; tiny runs on a CPU", choices=tuple(SIZES))
+    steps: int = flag(3, "optimiser steps that are timed, of 128 images", type=positive_int)
+    output: str | None = flag(None, "JSON file for the figures")
+    accelerator: str = flag("auto", "auto, cpu or gpu")
+    devices: str = flag("auto", "number of devices")
+    num_nodes: int = flag(1, "number of machines", type=positive_int)
+    precision: str | None = flag(None, "default: bf16-mixed on a GPU that supports it, else 32-true")
+    preset: str | None = None
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: TrainingSpeedSettings) -> None:
     import torch
 
     from genval.diffusion.training.runs import training_precision
     from genval.runtime.files import write_json
     from genval.runtime.tables import markdown_table
 
-    rows = [parse_row(text, args.size) for text in args.rows]
-    args.precision = training_precision(args.precision, args.accelerator)
-    on_gpu = args.accelerator != "cpu" and torch.cuda.is_available()
+    rows = [parse_row(text, settings.size) for text in settings.rows]
+    precision = training_precision(settings.precision, settings.accelerator)
+    settings = dataclasses.replace(settings, precision=precision)
+    on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
     torch.set_float32_matmul_precision("high")
     peak = matrix_peak(device)
@@ -167,7 +172,7 @@ def main(args: argparse.Namespace) -> None:
     result = {
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "torch": torch.__version__,
-        "precision": args.precision,
+        "precision": settings.precision,
         "peak_tflops": peak / 1e12,
         "rows": records,
     }
@@ -176,22 +181,22 @@ def main(args: argparse.Namespace) -> None:
         flops = flops_an_image(base, SIZES[size], device)
         for row in (row for row in rows if row.size == size):
             records.append(
-                {**dataclasses.asdict(row), "tflop_an_image": flops / 1e12, **time_row(row, base, args, device)}
+                {**dataclasses.asdict(row), "tflop_an_image": flops / 1e12, **time_row(row, base, settings, device)}
             )
             records[-1]["share_of_peak"] = records[-1].get("images_per_second", 0) * flops / peak
             add_ratios(records)
             print(records[-1], flush=True)
-            if args.output:
-                write_json(resolve(args.output), result)
+            if settings.output:
+                write_json(resolve(settings.output), result)
         del base
         empty_memory()
-    print(f"{result['device']}, {args.precision}, bfloat16 matrix products at {peak / 1e12:.0f} TFLOP/s")
+    print(f"{result['device']}, {settings.precision}, bfloat16 matrix products at {peak / 1e12:.0f} TFLOP/s")
     columns = {title: key for title, key in COLUMNS.items() if any(key in record for record in records)}
     print(
         markdown_table(list(columns), [[record.get(key) for key in columns.values()] for record in records], digits=2)
     )
-    if args.output:
-        print(f"Wrote {resolve(args.output)}")
+    if settings.output:
+        print(f"Wrote {resolve(settings.output)}")
 
 
 def parse_row(text: str, size: str) -> Row:
@@ -206,10 +211,10 @@ def parse_row(text: str, size: str) -> Row:
     return Row(text, given or size, tuple(options), int(batch))
 
 
-def time_row(row: Row, base: StableDiffusion, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def time_row(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, device: torch.device) -> dict[str, Any]:
     """The figures of a row, or its "error": the rows after it are timed all the same."""
     try:
-        timing = (time_proxy if "proxy" in row.options else time_ours)(row, base, args, device)
+        timing = (time_proxy if "proxy" in row.options else time_ours)(row, base, settings, device)
         return dataclasses.asdict(timing)
     except Exception as error:  # whatever a library or a device can raise; memory that is full, above all
         return {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:200]}
@@ -258,7 +263,7 @@ def random_text(base: StableDiffusion, size: Size, count: int, device: torch.dev
     return TextStates(torch.randn(shape, device=device).half(), pooled)
 
 
-def time_ours(row: Row, base: StableDiffusion, args: argparse.Namespace, device: torch.device) -> Timing:
+def time_ours(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, device: torch.device) -> Timing:
     """Train as ControlNet/train.py does, on a cache of random latents."""
     import torch
 
@@ -280,7 +285,7 @@ def time_ours(row: Row, base: StableDiffusion, args: argparse.Namespace, device:
         random_text(base, size, pairs + 1, device),
         torch.arange(pairs, device=device),
     )
-    stopwatch = make_stopwatch(device, config, args.steps)
+    stopwatch = make_stopwatch(device, config, settings.steps)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
             Path(folder),
@@ -288,9 +293,9 @@ def time_ours(row: Row, base: StableDiffusion, args: argparse.Namespace, device:
             pairs,
             [stopwatch],
             checkpoint_every=10**9,
-            accelerator=args.accelerator,
+            accelerator=settings.accelerator,
             devices=1,
-            precision=args.precision,
+            precision=settings.precision,
         )
         data = ControlNetData([Pair(Path(), Path(), "")] * pairs, config, cached=True)
         stopwatch.begin()
@@ -340,7 +345,7 @@ def make_stopwatch(device: torch.device, config: TrainingConfig, steps: int) -> 
     return Stopwatch()
 
 
-def time_proxy(row: Row, base: StableDiffusion, args: argparse.Namespace, device: torch.device) -> Timing:
+def time_proxy(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, device: torch.device) -> Timing:
     """The usual loop around diffusers' models, eager, in bfloat16 autocasting, with nothing encoded beforehand."""
     import torch
     import torch.nn.functional as F
@@ -386,7 +391,7 @@ def time_proxy(row: Row, base: StableDiffusion, args: argparse.Namespace, device
     for _ in range(3):
         step()
     warm = now(device)
-    batches = max(1, args.steps * size.pairs // row.batch)
+    batches = max(1, settings.steps * size.pairs // row.batch)
     for _ in range(batches):
         step()
     return Timing(batches * row.batch / (now(device) - warm), peak_memory(device), warm - started)
@@ -473,4 +478,4 @@ def empty_memory() -> None:
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, TrainingSpeedSettings, __doc__)

@@ -1,4 +1,4 @@
-"""Images per second of the zoo's models and of their evaluation, and of mmsegmentation's inference; random weights.
+"""Images a second of the zoo's models and of their evaluation, against mmsegmentation's own inference, random weights.
 
 Reads:  the configs that ship with mmsegmentation
 Writes: {output}/zoo_speed.json, after every row, and {output}/zoo_speed.md
@@ -7,19 +7,21 @@ Writes: {output}/zoo_speed.json, after every row, and {output}/zoo_speed.md
 
 The reference is `EncoderDecoder.predict` in float32 on one image, one window at a time, as mmsegmentation's runner
 calls it; both ways start from uint8 images on the device and end with the logits at the image's size. "Fed" images
-start in the host's memory, in successive batches; "evaluated" ones end there too, as predictions and the statistics of all
-metrics: what relis/eval.py does between reading and writing files. Rows of the same settings and device
-that the JSON already has are kept.
+start in the host's memory, batch behind batch; "evaluated" ones end there too, as predictions and the statistics of all
+metrics: what relis/eval.py does between reading and writing files. Rows that are in the JSON already, of the same
+settings and device, are kept.
 """
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import path_dicts
 from genval.runtime import cli
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
+from genval.runtime.settings import comma_list, positive_int
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,44 +33,62 @@ SIZES = {"full": (1024, 2048), "half": (512, 1024), "tiny": (128, 256)}
 KEYS = ("model", "size", "precision", "batch_size", "compile", "channels_last", "device")
 
 
-def parse_args() -> argparse.Namespace:
-    parser = cli.script_parser(__doc__, "benchmarks/zoo_speed")
-    parser.add_argument("--models", default=list(path_dicts.ZOO), type=cli.comma_list, help="names; by default all 42")
-    parser.add_argument("--size", choices=SIZES, default="full", help="1024x2048, 512x1024 or 128x256")
-    parser.add_argument("--precisions", default=["32-true", "bf16-true"], type=cli.comma_list)
-    parser.add_argument("--batch_size", default=1, type=cli.positive_int, help="images per forward pass")
-    parser.add_argument("--compile", action="store_true", help="torch.compile")
-    parser.add_argument("--channels_last", action="store_true")
-    parser.add_argument("--seconds", default=5.0, type=float, help="of measuring, each way; at least three passes")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--output", default="results/zoo_speed")
-    parser.add_argument("--overwrite", action="store_true", help="measure rows again")
-    return cli.parse(parser)
+@dataclass(frozen=True, kw_only=True)
+class ZooSpeedSettings:
+    """Settings of benchmarks/zoo_speed.py."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/zoo_speed"
+
+    segmenters: tuple[str, ...] = flag(tuple(path_dicts.ZOO), "names; by default all 42", type=comma_list)
+    size: str = flag("full", "1024x2048, 512x1024 or 128x256", choices=tuple(SIZES))
+    precisions: tuple[str, ...] = flag(("32-true", "bf16-true"), "", type=comma_list)
+    batch_size: int = flag(1, "images a forward pass", type=positive_int)
+    compile: Literal[on, off] = flag("off", "compile the segmenter", bare="on")
+    channels_last: bool = flag(False, "")
+    seconds: float = flag(5.0, "of measuring, each way; at least three passes")
+    accelerator: str = flag("cuda", "")
+    output: str = flag("results/zoo_speed", "")
+    overwrite: bool = flag(False, "measure rows again")
+    preset: str | None = None
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: ZooSpeedSettings) -> None:
     import torch
 
     from genval.runtime.files import read_json, write_bytes, write_json
     from genval.runtime.paths import resolve
 
-    unknown = [name for name in args.models if name not in path_dicts.ZOO]
+    unknown = [name for name in settings.segmenters if name not in path_dicts.ZOO]
     if unknown:
         raise GenValError(f"Not in the zoo: {', '.join(unknown)}. See: python relis/eval.py --list_models")
-    device = torch.device(args.device)
+    device = torch.device(settings.accelerator)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    path = resolve(args.output) / "zoo_speed.json"
+    path = resolve(settings.output) / "zoo_speed.json"
     rows: list[dict[str, Any]] = read_json(path) if path.exists() else []
-    for model in args.models:
+    for model in settings.segmenters:
         wanted = [
-            dict(zip(KEYS, (model, args.size, p, args.batch_size, args.compile, args.channels_last, name), strict=True))
-            for p in args.precisions
+            dict(
+                zip(
+                    KEYS,
+                    (
+                        model,
+                        settings.size,
+                        p,
+                        settings.batch_size,
+                        settings.compile == "on",
+                        settings.channels_last,
+                        name,
+                    ),
+                    strict=True,
+                )
+            )
+            for p in settings.precisions
         ]
         present = [{key: row[key] for key in KEYS} for row in rows]
-        wanted = [settings for settings in wanted if args.overwrite or settings not in present]
+        wanted = [settings for settings in wanted if settings.overwrite or settings not in present]
         if not wanted:
             continue
-        for row in measure(model, wanted, device, args.seconds):
+        for row in measure(model, wanted, device, settings.seconds):
             rows = [old for old in rows if any(old[key] != row[key] for key in KEYS)] + [row]
             print(markdown(rows[-1:]).splitlines()[-1], flush=True)
             write_json(path, rows)
@@ -138,7 +158,7 @@ def mmseg_inference(network: Any, images: Tensor) -> Tensor:
 
 
 def timed(run: Callable[[], Tensor], device: torch.device, seconds: float) -> dict[str, Any]:
-    """Call `run` once, then for `seconds`, at least three times: passes per second of the median pass."""
+    """Call `run` once, then for `seconds`, at least three times: passes a second of the median pass."""
     import statistics
     import time
 
@@ -164,7 +184,7 @@ def timed(run: Callable[[], Tensor], device: torch.device, seconds: float) -> di
 def evaluate(
     segmenter: Any, images: Tensor, logits: Tensor, device: torch.device, seconds: float
 ) -> tuple[float, float]:
-    """Images per second from the host's memory to logits on the device, and to statistics in the host's memory."""
+    """Images a second from the host's memory to logits on the device, and to statistics in the host's memory."""
     import torch
 
     from genval.evaluation.inference import launch_batch
@@ -188,7 +208,7 @@ def evaluate(
 
 
 def batches_per_s(launch: Callable[[], Callable[[], Any]], seconds: float) -> float:
-    """Batches per second, each launched before the previous one is finished; two warm-up batches, then at least six."""
+    """Batches a second, each launched before the one before it is waited for; two go before, then at least six."""
     import itertools
     import time
 
@@ -204,7 +224,7 @@ def batches_per_s(launch: Callable[[], Callable[[], Any]], seconds: float) -> fl
 
 
 def smooth_images(count: int, size: tuple[int, int]) -> Tensor:
-    """Smooth random images, uint8 (count, 3, *size): white noise has no structure after the first layers."""
+    """Random blotches, uint8 (count, 3, *size): noise alone would leave no structure after the first layers."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -234,4 +254,4 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    cli.run(main, ZooSpeedSettings, __doc__)

@@ -10,12 +10,14 @@ Writes: mini/world/sprites/sheet.png (RGBA); index.json: where each object's spr
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
-from genval.runtime.cli import parse, positive_int, run, script_parser
+from genval.runtime import cli
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
 from genval.runtime.paths import resolve
+from genval.runtime.settings import positive_int
 
 GLYPH_SIZE = 109  # the one size the font's bitmaps have
 # The glyph of a name, or of its nearest relative: a cheetah is drawn as a leopard.
@@ -32,31 +34,35 @@ GLYPHS = {
 }  # fmt: skip
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "mini/draw_sprites")
-    parser.add_argument("--font", type=Path, required=True, help="NotoColorEmoji.ttf")
-    parser.add_argument("--objects", type=Path, default=Path("ood_objects/objects.txt"), help="a name a line")
-    parser.add_argument("--out", type=Path, default=Path("mini/world/sprites"), help="folder of the sheet")
-    parser.add_argument("--cell", type=positive_int, default=96, help="pixels of the longer side of a sprite")
-    parser.add_argument("--columns", type=positive_int, default=7, help="sprites a row")
-    return parse(parser)
+@dataclass(frozen=True, kw_only=True)
+class DrawSpritesSettings:
+    """Settings of mini/draw_sprites.py."""
+
+    SCRIPT: ClassVar[str] = "mini/draw_sprites"
+
+    font: str = flag(help="NotoColorEmoji.ttf")
+    objects: str = flag("ood_objects/objects.txt", "a name a line")
+    output_dir: str = flag("mini/world/sprites", "folder of the sheet")
+    cell: int = flag(96, "pixels of the longer side of a sprite", type=positive_int)
+    columns: int = flag(7, "sprites a row", type=positive_int)
+    preset: str | None = None
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: DrawSpritesSettings) -> None:
     from unicodedata import name
 
     from PIL import Image, ImageDraw, ImageFont, features
 
     from genval.runtime.files import replace_file, write_bytes, write_json
 
-    path = resolve(args.font)
+    path = resolve(settings.font)
     if not path.is_file():
         raise GenValError(f"{path} does not exist. Install Debian's fonts-noto-color-emoji, or give its file.")
     if not features.check("raqm"):
         raise GenValError("Pillow lacks Raqm, which joins the code points of the polar bear. Use Pillow's own wheels.")
     font = ImageFont.truetype(str(path), GLYPH_SIZE)
-    rows = -(-len(GLYPHS) // args.columns)
-    sheet = Image.new("RGBA", (args.columns * args.cell, rows * args.cell))
+    rows = -(-len(GLYPHS) // settings.columns)
+    sheet = Image.new("RGBA", (settings.columns * settings.cell, rows * settings.cell))
     objects = {}
     for number, (thing, glyph) in enumerate(GLYPHS.items()):
         drawn = Image.new("RGBA", (2 * GLYPH_SIZE, 2 * GLYPH_SIZE))
@@ -65,20 +71,20 @@ def main(args: argparse.Namespace) -> None:
         if box is None:
             raise GenValError(f"{path} has no glyph for {thing}: expected Noto Color Emoji 2.042 or newer.")
         sprite = drawn.crop(box)
-        scale = args.cell / max(sprite.size)
+        scale = settings.cell / max(sprite.size)
         # "RGBa" has its colours times alpha: what is transparent does not bleed into the edge.
         size = (round(sprite.width * scale), round(sprite.height * scale))
         sprite = sprite.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
-        left, top = number % args.columns * args.cell, number // args.columns * args.cell
+        left, top = number % settings.columns * settings.cell, number // settings.columns * settings.cell
         sheet.paste(sprite, (left, top))
         objects[thing] = {
             "glyph": " ".join(f"U+{ord(point):04X}" for point in glyph) + f", {name(glyph[0]).lower()}",
             "top": top, "left": left, "height": sprite.height, "width": sprite.width,
         }  # fmt: skip
-    out = resolve(args.out)
+    out = resolve(settings.output_dir)
     with replace_file(out / "sheet.png") as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
-    names = resolve(args.objects).read_text(encoding="utf-8").splitlines()
+    names = resolve(settings.objects).read_text(encoding="utf-8").splitlines()
     left_out = [thing for thing in names if thing and thing not in GLYPHS]
     write_json(out / "index.json", {"font": font.getname()[0], "objects": objects, "left_out": left_out})
     write_bytes(out / "objects.txt", "".join(f"{thing}\n" for thing in objects).encode())
@@ -86,4 +92,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, DrawSpritesSettings, __doc__)

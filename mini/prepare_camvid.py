@@ -13,13 +13,15 @@ Writes: OUT/cityscapes/..., OUT/acdc/{rgb_anon,gt}/dusk/..., OUT/training/{diffu
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from genval.runtime.cli import parse, positive_int, run, script_parser
+from genval.runtime import cli
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
 from genval.runtime.paths import resolve
+from genval.runtime.settings import positive_int
 
 # CamVid class id -> Cityscapes labelId: sky, building, pole, road, pavement, tree, sign, fence, car, person, bicyclist.
 LABEL_IDS = {0: 23, 1: 11, 2: 17, 3: 7, 4: 8, 5: 21, 6: 20, 7: 13, 8: 26, 9: 24, 10: 25, 11: 0}
@@ -29,28 +31,30 @@ ROWS = slice(90, 330)
 NOUNS = {26: "cars", 24: "people", 25: "cyclists", 11: "buildings", 21: "trees", 13: "a fence", 20: "signs"}
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "mini/prepare_camvid")
-    parser.add_argument("--camvid", type=Path, default=Path("datasets/camvid"), help="folder with images/ and labels/")
-    parser.add_argument("--out", type=Path, default=Path("datasets/camvid_streets"))
-    parser.add_argument(
-        "--dusk_repeats", type=positive_int, default=3, help="times a dusk frame stands in the diffusion model's list"
-    )
-    return parse(parser)
+@dataclass(frozen=True, kw_only=True)
+class PrepareCamvidSettings:
+    """Settings of mini/prepare_camvid.py."""
+
+    SCRIPT: ClassVar[str] = "mini/prepare_camvid"
+
+    camvid: str = flag("datasets/camvid", "folder with images/ and labels/")
+    output_dir: str = flag("datasets/camvid_streets", "")
+    dusk_repeats: int = flag(3, "times a dusk frame stands in the diffusion model's list", type=positive_int)
+    preset: str | None = None
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: PrepareCamvidSettings) -> None:
     from genval.runtime.files import write_json, write_jsonl
     from genval.runtime.progress import progress_bar
 
-    camvid, out = resolve(args.camvid), resolve(args.out)
+    camvid, out = resolve(settings.camvid), resolve(settings.output_dir)
     frames = sorted(path for path in camvid.glob("images/*/*") if path.suffix in (".jpg", ".png"))
     if not frames:
         raise GenValError(f"No images in {camvid / 'images'}/*/. Give the folder of CamVid with --camvid.")
     lists: dict[str, list[dict[str, Any]]] = {"diffusion": [], "train": [], "val": []}
     with progress_bar(len(frames), "CamVid") as bar:
         for frame in frames:
-            convert(camvid, frame, out, lists, args.dusk_repeats)
+            convert(camvid, frame, out, lists, settings.dusk_repeats)
             bar.update()
     for name, records in lists.items():
         write_jsonl(out / "training" / f"{name}.jsonl", records)
@@ -100,4 +104,4 @@ def caption(label_ids: Any) -> str:
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, PrepareCamvidSettings, __doc__)

@@ -1,7 +1,7 @@
 """Render the embedded world's data sets: streets with labels and captions, laid out like the real sets.
 
 Reads:  nothing.
-Writes: --out, with cityscapes/ (clear), acdc/ (fog, night, rain, snow), IDD_Segmentation/ (india), a caption of every
+Writes: --output_dir, with cityscapes/ (clear), acdc/ (fog, night, rain, snow), IDD_Segmentation/ (india), a caption of every
         picture in captions/captions_{set}.json, the captioned clear pairs in training/{train,val}.jsonl, and the
         training pictures of every domain in training/diffusion.jsonl, where the caption names the weather too.
         The domain objects (not rendered unless named) is dataset_AnomalyTrack/, laid out as SegmentMeIfYouCan's
@@ -16,10 +16,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import dataclass
+from typing import ClassVar
 
-from genval.runtime.cli import comma_list, parse, positive_int, run, script_parser
+from genval.runtime import cli
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
 from genval.runtime.paths import resolve
+from genval.runtime.settings import comma_list, positive_int
 from mini.world.dataset import (
     CONDITIONS,
     OBJECTS,
@@ -35,20 +39,6 @@ from mini.world.dataset import (
 from mini.world.object_sets import render_test_set, render_training_set
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "mini/render")
-    parser.add_argument("--out", default="datasets/mini", help="folder for the data sets")
-    parser.add_argument("--num_train", type=count, default=2000, help="training pictures a domain")
-    parser.add_argument("--num_val", type=count, default=200, help="validation pictures a domain")
-    parser.add_argument("--height", type=positive_int, default=256, help="pixels")
-    parser.add_argument("--width", type=positive_int, default=512, help="pixels, twice the height")
-    parser.add_argument("--domains", type=comma_list, default=list(CONDITIONS), help="separated by commas")
-    parser.add_argument("--training_objects", type=count, default=0, help="training pictures with an object or none")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--overwrite", action="store_true", help="render existing pictures again")
-    return parse(parser)
-
-
 def count(text: str) -> int:
     """An argparse type: a whole number, zero included."""
     value = int(text)
@@ -57,43 +47,63 @@ def count(text: str) -> int:
     return value
 
 
-def main(args: argparse.Namespace) -> None:
-    unknown = sorted(set(args.domains) - {*CONDITIONS, OBJECTS})
+@dataclass(frozen=True, kw_only=True)
+class RenderSettings:
+    """Settings of mini/render.py."""
+
+    SCRIPT: ClassVar[str] = "mini/render"
+
+    output_dir: str = flag("datasets/mini", "folder for the data sets")
+    num_train: int = flag(2000, "training images per domain", type=count)
+    num_val: int = flag(200, "validation images per domain", type=count)
+    height: int = flag(256, "height in pixels", type=positive_int)
+    width: int = flag(512, "width in pixels, twice the height", type=positive_int)
+    domains: tuple[str, ...] = flag(tuple(CONDITIONS), "domains to render", type=comma_list)
+    training_objects: int = flag(0, "training images, with an object or without", type=count)
+    num_workers: int = flag(os.cpu_count() or 1, "number of processes", type=positive_int)
+    overwrite: bool = flag(False, "render existing images again")
+    preset: str | None = None
+
+
+def main(settings: RenderSettings) -> None:
+    unknown = sorted(set(settings.domains) - {*CONDITIONS, OBJECTS})
     if unknown:
         raise GenValError(f"--domains: {', '.join(unknown)} is none of {', '.join((*CONDITIONS, OBJECTS))}.")
-    if args.width != 2 * args.height:
-        raise GenValError(f"--width must be twice --height, found {args.width} and {args.height}.")
+    if settings.width != 2 * settings.height:
+        raise GenValError(f"--width must be twice --height, found {settings.width} and {settings.height}.")
 
     from genval.runtime.files import write_json
 
-    target = Target(resolve(args.out), args.height, args.width, args.overwrite)
+    target = Target(resolve(settings.output_dir), settings.height, settings.width, settings.overwrite)
     check_size(target)
-    counts = {"train": args.num_train, "val": args.num_val}
-    domains = [domain for domain in args.domains if domain != OBJECTS]
+    counts = {"train": settings.num_train, "val": settings.num_val}
+    domains = [domain for domain in settings.domains if domain != OBJECTS]
     jobs = [job for domain in domains for split in SPLITS for job in plan(domain, split, counts[split])]
     # The size is written first: a killed run leaves pictures of one size, and the next one must know which.
-    write_json(target.out / "derived.json", {"made_by": "mini/render.py", "height": args.height, "width": args.width})
+    write_json(
+        target.out / "derived.json", {"made_by": "mini/render.py", "height": settings.height, "width": settings.width}
+    )
 
     captions = read_captions(target.out, domains)
     missing = [
         job
         for job in jobs
-        if args.overwrite
+        if settings.overwrite
         or job.image not in captions
         or not all((target.out / path).exists() for path in (job.image, job.mask))
     ]
-    new, written = render_all(missing, target, args.workers)
+    new, written = render_all(missing, target, settings.num_workers)
     captions |= new
     write_captions(target.out, domains, captions)
     write_training_lists(target.out)
-    asked = len(jobs) + args.training_objects
-    if OBJECTS in args.domains:
-        asked += args.num_val
-        written += render_test_set(args.num_val, target, args.workers)
-    if args.training_objects:
-        written += render_training_set(args.training_objects, target, args.workers)
-    print(f"Rendered {written} pictures, kept {asked - written}, in {target.out}: {', '.join(args.domains)}")
+    asked = len(jobs) + settings.training_objects
+    if OBJECTS in settings.domains:
+        asked += settings.num_val
+        written += render_test_set(settings.num_val, target, settings.num_workers)
+    if settings.training_objects:
+        written += render_training_set(settings.training_objects, target, settings.num_workers)
+    print(f"Rendered {written} pictures, kept {asked - written}, in {target.out}: {', '.join(settings.domains)}")
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, RenderSettings, __doc__)

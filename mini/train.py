@@ -19,18 +19,20 @@ Writes: OUTPUT/autoencoder (an intermediate), OUTPUT/stable-diffusion, OUTPUT/co
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from genval.runtime.cli import add_run_arguments, comma_list, parse, positive_int, run, script_parser
+from genval.runtime import cli
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
 from genval.runtime.paths import REPO_ROOT, resolve
+from genval.runtime.settings import comma_list, positive_int, seed_flag
 
 if TYPE_CHECKING:
     from mini.recipe.data import CaptionedImages
@@ -39,42 +41,59 @@ if TYPE_CHECKING:
 STAGES = ("autoencoder", "diffusion", "controlnet", "segmenters", "captioner", "inpainting", "detector", "outliner")
 
 
-def parse_args() -> argparse.Namespace:
-    parser = script_parser(__doc__, "mini/train")
-    parser.add_argument("--data_dir", type=Path, default=Path("datasets/mini_train"), help="the training set's folder")
-    parser.add_argument("--output", type=Path, default=Path("checkpoints/mini"), help="folder of the checkpoints")
-    parser.add_argument("--stages", type=comma_list, default=list(STAGES), help=f"some of {','.join(STAGES)}")
-    parser.add_argument("--device", default="cuda", help="torch device: cuda, cuda:1 or cpu")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count() or 1, help="threads that decode images")
-    size = parser.add_argument_group("size and length")
-    size.add_argument("--height", type=positive_int, default=128, help="height of the generated pictures")
-    size.add_argument("--width", type=positive_int, default=256, help="width of the generated pictures")
-    size.add_argument("--autoencoder_steps", type=positive_int, default=2400)
-    size.add_argument("--diffusion_steps", type=positive_int, default=5000)
-    size.add_argument("--controlnet_steps", type=positive_int, default=3000)
-    size.add_argument("--hint_encoding", default="label_id", help="of the ControlNet: label_id, colour or one_hot")
-    size.add_argument("--segmenter_steps", type=positive_int, default=2000)
-    size.add_argument("--segmenters", type=comma_list, help="recipes of mini/recipe/segmentation.py (default: all)")
-    size.add_argument("--captioner_steps", type=positive_int, default=9000)
-    size.add_argument("--clip_steps", type=positive_int, default=1500)
-    size.add_argument("--captioner_seconds", type=positive_int, help="end both of them after this time at the latest")
-    size.add_argument("--inpainting_steps", type=positive_int, default=6000)
-    size.add_argument("--inpainting_seconds", type=positive_int, help="end it after this time at the latest")
-    size.add_argument("--detector_steps", type=positive_int, default=4000)
-    size.add_argument("--detector_seconds", type=positive_int, help="end it after this time at the latest")
-    size.add_argument("--outliner_steps", type=positive_int, default=5000)
-    size.add_argument("--outliner_seconds", type=positive_int, help="end it after this time at the latest")
-    size.add_argument("--batch_size", type=positive_int, help="in place of every stage's own (for a trial on a CPU)")
-    add_run_arguments(parser)
-    return parse(parser)
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Settings of mini/train.py."""
+
+    SCRIPT: ClassVar[str] = "mini/train"
+
+    data_dir: str = flag("datasets/mini_train", "the training set's folder")
+    output: str = flag("checkpoints/mini", "folder of the checkpoints")
+    stages: tuple[str, ...] = flag(STAGES, "some of the stages above", type=comma_list)
+    accelerator: str = flag("cuda", "torch device: cuda, cuda:1 or cpu")
+    num_workers: int = flag(os.cpu_count() or 1, "threads that decode images", type=positive_int)
+    height: int = flag(128, "height of the generated pictures", type=positive_int, title="size and length")
+    width: int = flag(256, "width of the generated pictures", type=positive_int)
+    autoencoder_steps: int = flag(2400, "", type=positive_int)
+    diffusion_steps: int = flag(5000, "", type=positive_int)
+    controlnet_steps: int = flag(3000, "", type=positive_int)
+    hint_encoding: str = flag("label_id", "of the ControlNet: label_id, colour or one_hot")
+    segmenter_steps: int = flag(2000, "", type=positive_int)
+    segmenters: tuple[str, ...] | None = flag(
+        None, "recipes of mini/recipe/segmentation.py (default: all)", type=comma_list
+    )
+    captioner_steps: int = flag(9000, "", type=positive_int)
+    clip_steps: int = flag(1500, "", type=positive_int)
+    captioner_seconds: int | None = flag(None, "end both of them after this time at the latest", type=positive_int)
+    inpainting_steps: int = flag(6000, "", type=positive_int)
+    inpainting_seconds: int | None = flag(None, "end it after this time at the latest", type=positive_int)
+    detector_steps: int = flag(4000, "", type=positive_int)
+    detector_seconds: int | None = flag(None, "end it after this time at the latest", type=positive_int)
+    outliner_steps: int = flag(5000, "", type=positive_int)
+    outliner_seconds: int | None = flag(None, "end it after this time at the latest", type=positive_int)
+    batch_size: int | None = flag(None, "in place of every stage's own (for a trial on a CPU)", type=positive_int)
+    seed: int = seed_flag()
+    overwrite: bool = flag(False, "compute existing outputs again instead of resuming", title="run")
+    limit: int | None = flag(None, "use only this many items", type=positive_int)
+    dry_run: bool = flag(False, "check the inputs, print what would be done, and stop")
+    preset: str | None = None
+
+    @property
+    def data(self) -> Path:
+        """The training set's folder."""
+        return resolve(self.data_dir)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the checkpoints."""
+        return resolve(self.output)
 
 
-def main(args: argparse.Namespace) -> None:
-    unknown = sorted(set(args.stages) - set(STAGES))
+def main(settings: TrainSettings) -> None:
+    unknown = sorted(set(settings.stages) - set(STAGES))
     if unknown:
         raise GenValError(f"Unknown stage {unknown[0]!r}: expected some of {', '.join(STAGES)}.")
-    args.data_dir, args.output = resolve(args.data_dir), resolve(args.output)
-    stages: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    stages: dict[str, Callable[[TrainSettings], dict[str, Any]]] = {
         "autoencoder": autoencoder_stage,
         "diffusion": diffusion_stage,
         "controlnet": controlnet_stage,
@@ -85,71 +104,71 @@ def main(args: argparse.Namespace) -> None:
         "inpainting": inpainting_stage,
     }
     for name in STAGES:
-        if name in args.stages and not args.dry_run:
-            record(args.output, name, stages[name](args))
-        elif name in args.stages:
-            print(f"{name}: would write {args.output}")
+        if name in settings.stages and not settings.dry_run:
+            record(settings.folder, name, stages[name](settings))
+        elif name in settings.stages:
+            print(f"{name}: would write {settings.folder}")
 
 
-def autoencoder_stage(args: argparse.Namespace) -> dict[str, Any]:
+def autoencoder_stage(settings: TrainSettings) -> dict[str, Any]:
     import torch
 
     from mini.recipe.autoencoder import AutoencoderRecipe, train_autoencoder
 
-    if finished(args, "autoencoder/config.json"):
+    if finished(settings, "autoencoder/config.json"):
         return {}
-    recipe = AutoencoderRecipe(steps=args.autoencoder_steps, seed=args.seed, **sizes(args))
+    recipe = AutoencoderRecipe(steps=settings.autoencoder_steps, seed=settings.seed, **sizes(settings))
     images = torch.from_numpy(
-        captioned_images(args.data_dir, args.height, args.width, args.limit, args.workers).images
-    ).to(args.device)
-    return train_autoencoder(images, recipe, args.output / "autoencoder", torch.device(args.device))
+        captioned_images(settings.data, settings.height, settings.width, settings.limit, settings.num_workers).images
+    ).to(settings.accelerator)
+    return train_autoencoder(images, recipe, settings.folder / "autoencoder", torch.device(settings.accelerator))
 
 
-def diffusion_stage(args: argparse.Namespace) -> dict[str, Any]:
+def diffusion_stage(settings: TrainSettings) -> dict[str, Any]:
     import torch
 
     from mini.recipe.diffusion import DiffusionRecipe, train_diffusion
 
-    if finished(args, "stable-diffusion/model_index.json"):
+    if finished(settings, "stable-diffusion/model_index.json"):
         return {}
-    data = captioned_images(args.data_dir, args.height, args.width, args.limit, args.workers)
-    recipe = DiffusionRecipe(steps=args.diffusion_steps, seed=args.seed, **sizes(args))
-    images = torch.from_numpy(data.images).to(args.device)
+    data = captioned_images(settings.data, settings.height, settings.width, settings.limit, settings.num_workers)
+    recipe = DiffusionRecipe(steps=settings.diffusion_steps, seed=settings.seed, **sizes(settings))
+    images = torch.from_numpy(data.images).to(settings.accelerator)
     return train_diffusion(
         images,
         data.texts,
-        args.output / "autoencoder",
+        settings.folder / "autoencoder",
         recipe,
-        args.output / "stable-diffusion",
-        torch.device(args.device),
+        settings.folder / "stable-diffusion",
+        torch.device(settings.accelerator),
     )
 
 
-def controlnet_stage(args: argparse.Namespace) -> dict[str, Any]:
-    if finished(args, "controlnet/config.json"):
+def controlnet_stage(settings: TrainSettings) -> dict[str, Any]:
+    if finished(settings, "controlnet/config.json"):
         return {}
-    start = args.output / "controlnet-start"
-    base = args.output / "stable-diffusion"
+    start = settings.folder / "controlnet-start"
+    base = settings.folder / "stable-diffusion"
     # Steps between the class ids make sense where one channel holds them all.
-    hint = ["--hint_encoding", args.hint_encoding]
-    hint += ["--hint_init", "hinges"] if args.hint_encoding == "label_id" else []
+    hint = ["--hint_encoding", settings.hint_encoding]
+    hint += ["--hint_init", "hinges"] if settings.hint_encoding == "label_id" else []
     call("ControlNet/tool_add_control.py", base, start, *hint, "--overwrite")
     device = ["--accelerator", "cpu"]
-    if args.device != "cpu":
+    if settings.accelerator != "cpu":
         device = ["--accelerator", "gpu", "--devices", "1", "--precision", "bf16-mixed"]
-    batch = ["--batch_size", args.batch_size] if args.batch_size else []
-    logs = ["--logs_dir", args.output / "logs"]
-    logs += ["--overwrite"] if args.overwrite else ["--run", "controlnet", "--resume", "auto"]
+    batch = ["--batch_size", settings.batch_size] if settings.batch_size else []
+    logs = ["--logs_dir", settings.folder / "logs"]
+    logs += ["--overwrite"] if settings.overwrite else ["--run", "controlnet", "--resume", "auto"]
     call(
-        "ControlNet/train.py", "--preset", "mini", "--data_dir", args.data_dir,
-        "--base", base, "--controlnet", start, "--output", args.output / "controlnet",
-        "--height", args.height, "--width", args.width,
-        "--max_steps", args.controlnet_steps, "--seed", args.seed, "--workers", args.workers, *device, *batch, *logs,
+        "ControlNet/train.py", "--preset", "mini", "--data_dir", settings.data,
+        "--base", base, "--controlnet", start, "--output", settings.folder / "controlnet",
+        "--height", settings.height, "--width", settings.width,
+        "--max_steps", settings.controlnet_steps, "--seed", settings.seed, "--num_workers", settings.num_workers, *device, *batch, *logs,
     )  # fmt: skip
-    return {"steps": args.controlnet_steps}
+    return {"steps": settings.controlnet_steps}
 
 
-def segmenters_stage(args: argparse.Namespace) -> dict[str, Any]:
+def segmenters_stage(settings: TrainSettings) -> dict[str, Any]:
     import torch
 
     from genval.datasets.labels import CITYSCAPES
@@ -157,27 +176,29 @@ def segmenters_stage(args: argparse.Namespace) -> dict[str, Any]:
     from mini.recipe.segmentation import SEGMENTER_RECIPES, train_segmenter
 
     def labelled(jsonl: str) -> tuple[Any, Any]:
-        data = load_captioned_images(args.data_dir, jsonl, 256, 512, masks=True, limit=args.limit, workers=args.workers)
+        data = load_captioned_images(
+            settings.data, jsonl, 256, 512, masks=True, limit=settings.limit, workers=settings.num_workers
+        )
         assert data.label_ids is not None
         return (
-            torch.from_numpy(data.images).to(args.device),
-            torch.from_numpy(CITYSCAPES.table[data.label_ids]).to(args.device),
+            torch.from_numpy(data.images).to(settings.accelerator),
+            torch.from_numpy(CITYSCAPES.table[data.label_ids]).to(settings.accelerator),
         )
 
-    names = args.segmenters or list(SEGMENTER_RECIPES)
+    names = settings.segmenters or list(SEGMENTER_RECIPES)
     images, train_ids = labelled("training/train.jsonl")
     val_images, val_train_ids = labelled("training/val.jsonl")
     figures = {}
     for name in names:
         figures[name] = train_segmenter(
-            name, images, train_ids, args.output / "segmenters", val_images=val_images, val_train_ids=val_train_ids,
-            steps=args.segmenter_steps, device=torch.device(args.device), **sizes(args),
+            name, images, train_ids, settings.folder / "segmenters", val_images=val_images, val_train_ids=val_train_ids,
+            steps=settings.segmenter_steps, device=torch.device(settings.accelerator), **sizes(settings),
         )  # fmt: skip
-        record(args.output, "segmenters", {name: figures[name]})
+        record(settings.folder, "segmenters", {name: figures[name]})
     return figures
 
 
-def captioner_stage(args: argparse.Namespace) -> dict[str, Any]:
+def captioner_stage(settings: TrainSettings) -> dict[str, Any]:
     import torch
 
     from genval.runtime.files import read_image, read_jsonl
@@ -185,85 +206,93 @@ def captioner_stage(args: argparse.Namespace) -> dict[str, Any]:
     from mini.recipe.contrastive import ContrastiveRecipe, measure_contrastive, train_contrastive
     from mini.recipe.views import held_out
 
-    common = {"seconds": args.captioner_seconds, "seed": args.seed, **sizes(args)}
-    captioner = CaptionerRecipe(steps=args.captioner_steps, **common)
-    contrastive = ContrastiveRecipe(steps=args.clip_steps, **common)
+    common = {"seconds": settings.captioner_seconds, "seed": settings.seed, **sizes(settings)}
+    captioner = CaptionerRecipe(steps=settings.captioner_steps, **common)
+    contrastive = ContrastiveRecipe(steps=settings.clip_steps, **common)
     # What is written last stands for the whole.
-    left = [name for name in ("captioner/tokenizer.json", "clip/open_clip_config.json") if not finished(args, name)]
+    left = [name for name in ("captioner/tokenizer.json", "clip/open_clip_config.json") if not finished(settings, name)]
     if not left:
         return {}
-    device = torch.device(args.device)
+    device = torch.device(settings.accelerator)
 
     def pictures(side: int) -> torch.Tensor:
-        data = captioned_images(args.data_dir, side, side, args.limit, args.workers)
+        data = captioned_images(settings.data, side, side, settings.limit, settings.num_workers)
         return torch.from_numpy(data.images)[~apart]
 
-    records = read_jsonl(args.data_dir / "training/diffusion.jsonl")[: args.limit]
+    records = read_jsonl(settings.data / "training/diffusion.jsonl")[: settings.limit]
     apart = held_out(len(records))
     measured, trained = ([records[i] for i in chosen.nonzero()[:, 0]] for chosen in (apart, ~apart))
     texts = [line["text"] for line in trained]
     frames, truth = (
-        [read_image(args.data_dir / line["image"]) for line in measured],
+        [read_image(settings.data / line["image"]) for line in measured],
         [line["text"] for line in measured],
     )
     figures = {}
     if "captioner/tokenizer.json" in left:
-        folder, side = args.output / "captioner", captioner.image_size
+        folder, side = settings.folder / "captioner", captioner.image_size
         cells = side // captioner.patch_size * captioner.cells
-        classes = load_class_cells(args.data_dir, trained, cells, args.workers)
+        classes = load_class_cells(settings.data, trained, cells, settings.num_workers)
         figures["blip"] = train_captioner(pictures(side), texts, captioner, folder, device, classes)
         figures["blip"] |= measure_captioner(folder, frames, truth, device)
-        record(args.output, "captioner", {"blip": figures["blip"]})
+        record(settings.folder, "captioner", {"blip": figures["blip"]})
     if "clip/open_clip_config.json" in left:
-        folder = args.output / "clip"
+        folder = settings.folder / "clip"
         figures["clip"] = train_contrastive(pictures(contrastive.image_size), texts, contrastive, folder, device)
         figures["clip"] |= measure_contrastive(folder, frames, truth, device)
     return figures
 
 
-def inpainting_stage(args: argparse.Namespace) -> dict[str, Any]:
+def inpainting_stage(settings: TrainSettings) -> dict[str, Any]:
     import torch
 
     from mini.recipe.inpainting import InpaintingRecipe, load_object_crops, train_inpainting
 
-    if finished(args, "inpainting/model_index.json"):
+    if finished(settings, "inpainting/model_index.json"):
         return {}
     recipe = InpaintingRecipe(
-        steps=args.inpainting_steps, seconds=args.inpainting_seconds, seed=args.seed, **sizes(args)
+        steps=settings.inpainting_steps, seconds=settings.inpainting_seconds, seed=settings.seed, **sizes(settings)
     )
-    crops = load_object_crops(args.data_dir, recipe, args.limit, args.workers)
-    base, output = args.output / "stable-diffusion", args.output / "inpainting"
-    return train_inpainting(crops, base, recipe, output, torch.device(args.device))
+    crops = load_object_crops(settings.data, recipe, settings.limit, settings.num_workers)
+    base, output = settings.folder / "stable-diffusion", settings.folder / "inpainting"
+    return train_inpainting(crops, base, recipe, output, torch.device(settings.accelerator))
 
 
-def detector_stage(args: argparse.Namespace) -> dict[str, Any]:
+def detector_stage(settings: TrainSettings) -> dict[str, Any]:
     import torch
 
     from mini.recipe.detector import DetectorRecipe, measure_detector, train_detector
     from mini.recipe.object_crops import measured_crops
 
-    if finished(args, "grounding-dino/preprocessor_config.json"):
+    if finished(settings, "grounding-dino/preprocessor_config.json"):
         return {}
-    recipe = DetectorRecipe(steps=args.detector_steps, seconds=args.detector_seconds, seed=args.seed, **sizes(args))
-    trained, measured = object_pictures(args.data_dir, args.output, args.device, args.limit, args.workers)
-    folder, device = args.output / "grounding-dino", torch.device(args.device)
+    recipe = DetectorRecipe(
+        steps=settings.detector_steps, seconds=settings.detector_seconds, seed=settings.seed, **sizes(settings)
+    )
+    trained, measured = object_pictures(
+        settings.data, settings.folder, settings.accelerator, settings.limit, settings.num_workers
+    )
+    folder, device = settings.folder / "grounding-dino", torch.device(settings.accelerator)
     figures = train_detector(trained, recipe, folder, device)
     return figures | measure_detector(folder, measured_crops(measured), device)
 
 
-def outliner_stage(args: argparse.Namespace) -> dict[str, Any]:
+def outliner_stage(settings: TrainSettings) -> dict[str, Any]:
     import torch
 
     from mini.recipe.object_crops import measured_crops
     from mini.recipe.outliner import OutlinerRecipe, measure_outliner, train_outliner
 
-    if finished(args, "sam/preprocessor_config.json"):
+    if finished(settings, "sam/preprocessor_config.json"):
         return {}
-    recipe = OutlinerRecipe(steps=args.outliner_steps, seconds=args.outliner_seconds, seed=args.seed, **sizes(args))
-    trained, measured = object_pictures(args.data_dir, args.output, args.device, args.limit, args.workers)
-    folder, device = args.output / "sam", torch.device(args.device)
+    recipe = OutlinerRecipe(
+        steps=settings.outliner_steps, seconds=settings.outliner_seconds, seed=settings.seed, **sizes(settings)
+    )
+    trained, measured = object_pictures(
+        settings.data, settings.folder, settings.accelerator, settings.limit, settings.num_workers
+    )
+    folder, device = settings.folder / "sam", torch.device(settings.accelerator)
     figures = train_outliner(trained, recipe, folder, device)
-    detector = args.output / "grounding-dino"
+    detector = settings.folder / "grounding-dino"
     found_by = detector if (detector / "config.json").is_file() else None
     return figures | measure_outliner(folder, measured_crops(measured), device, found_by)
 
@@ -294,16 +323,16 @@ def captioned_images(data_dir: Path, height: int, width: int, limit: int | None,
     return load_captioned_images(data_dir, "training/diffusion.jsonl", height, width, limit=limit, workers=workers)
 
 
-def finished(args: argparse.Namespace, name: str) -> bool:
+def finished(settings: TrainSettings, name: str) -> bool:
     """Whether a stage's output is there already; `--overwrite` makes it again."""
-    done = (args.output / name).exists() and not args.overwrite
+    done = (settings.folder / name).exists() and not settings.overwrite
     if done:
-        print(f"{args.output / name} exists: passed over (--overwrite trains it again)")
+        print(f"{settings.folder / name} exists: skipped (--overwrite trains it again)")
     return done
 
 
-def sizes(args: argparse.Namespace) -> dict[str, int]:
-    return {"batch_size": args.batch_size} if args.batch_size else {}
+def sizes(settings: TrainSettings) -> dict[str, int]:
+    return {"batch_size": settings.batch_size} if settings.batch_size else {}
 
 
 def call(script: str, *flags: object) -> None:
@@ -311,9 +340,7 @@ def call(script: str, *flags: object) -> None:
     command = [sys.executable, script, *map(str, flags)]
     print("$", " ".join(command), flush=True)
     if subprocess.run(command, cwd=REPO_ROOT).returncode:
-        raise GenValError(
-            f"{script} failed (see above). Mend the cause and run this command again: it goes on from there."
-        )
+        raise GenValError(f"{script} failed (see above). Fix the cause and run the same command again to resume.")
 
 
 def record(output: Path, stage: str, figures: dict[str, Any]) -> None:
@@ -329,4 +356,4 @@ def record(output: Path, stage: str, figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    cli.run(main, TrainSettings, __doc__)

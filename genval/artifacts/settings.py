@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -17,17 +15,11 @@ _PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "mmsegme
 
 
 def write_settings(folder: str | Path, settings: Any) -> Path:
-    """Write `settings.json` into `folder`: the settings (a namespace, mapping or dataclass) and the versions.
+    """Write `settings.json` into `folder`: the settings (a dataclass or a mapping) and the versions.
 
     Returns the path written.
     """
-    values: Mapping[str, Any]
-    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
-        values = flatten(settings)
-    elif isinstance(settings, argparse.Namespace):
-        values = vars(settings)
-    else:
-        values = settings
+    values: Mapping[str, Any] = settings if isinstance(settings, Mapping) else flatten(settings)
     path = Path(folder) / "settings.json"
     write_json(path, {"settings": {key: _plain(value) for key, value in values.items()}, "versions": _versions()})
     return path

@@ -266,10 +266,10 @@ def find_root(
 
     It is searched at `root` if given, or one folder deeper, where a folder with the data set's name has priority; else,
     for a generated set, at `generated_dir/{domain}`, and for a corrupted one at `corrupted/{domain}` next to that
-    folder; else at the folder that `path_dicts.DATASET_ROOTS` names (inside `datasets_dir` when that is not the default), with other
-    capitals, or one folder deeper, where `ln -s ... datasets` may have put it. Folders that hold a
-    `derived.json` (the embedded world, CamVid in Cityscapes' layout) are not searched: rendered streets must never
-    be mistaken for real ones.
+    folder; else at the folder that `path_dicts.DATASET_ROOTS` names (inside `datasets_dir` if that is not the default),
+    in any capitalisation, or one folder deeper, where `ln -s ... datasets` may have put it. Folders that hold a
+    `derived.json` (the embedded world, CamVid in Cityscapes' layout) are not searched: rendered streets must never be
+    mistaken for real ones.
     `flag` is the script's flag for `root`, which the error names.
 
     Raises:
@@ -311,9 +311,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def _places(dataset: str, datasets_dir: Path, generated_dir: Path) -> list[Path]:
     if dataset not in LAYOUTS:
         generated_root = resolve(generated_dir)
-        return [
-            (generated_root if is_generated(dataset) else generated_root.parent / CORRUPTED_FOLDER) / _domain(dataset)
-        ]
+        parent = generated_root if is_generated(dataset) else generated_root.parent / CORRUPTED_FOLDER
+        return [parent / _domain(dataset)]
     exact = Path(path_dicts.DATASET_ROOTS[dataset])
     if datasets_dir != Path("datasets"):
         exact = datasets_dir / exact.name

@@ -82,11 +82,14 @@ class CorruptionStage(ManifestStage[Item, np.ndarray, np.ndarray]):
             super().prepare(missing)
 
     def load(self, item: Item) -> np.ndarray:
-        record = self.records[item.id]
-        return corrupt(read_image(item.image), record["corruption"], record["severity"], record["seed"])
+        return read_image(item.image)
 
-    def compute(self, items: Sequence[Item], loaded: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        return loaded
+    def compute(self, items: Sequence[Item], loaded: Sequence[np.ndarray]) -> list[np.ndarray]:
+        # In one thread: the corruptions draw from PyTorch's global random generator.
+        return [
+            corrupt(image, record["corruption"], record["severity"], record["seed"])
+            for image, record in zip(loaded, (self.records[item.id] for item in items), strict=True)
+        ]
 
     def write(self, item: Item, loaded: np.ndarray, output: np.ndarray) -> dict[str, Any]:
         record = self.records[item.id]

@@ -337,7 +337,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         if not kept:
             raise GenValError(f"Every image of {self.dataset} was skipped (see above): no image is left to evaluate.")
         totals: dict[str, PixelStatistics] = {}
-        for (cond, scene), results in scenes.items():
+        for (cond, _), results in scenes.items():
             members = [item for item in kept if self.place(item) == results]
             total = self._finish_scene(results, members, skipped, dropped)
             totals[cond] = totals[cond] + total if cond in totals else total

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from genval.runtime.errors import GenValError
 
@@ -14,13 +13,24 @@ if TYPE_CHECKING:
     import torch
     from lightning_fabric import Fabric
 
-    from genval.runtime.settings import DeviceSettings
+
+class DeviceFlags(Protocol):
+    """What `launch_fabric` reads of a stage's settings; `genval.runtime.settings.DeviceSettings` has it."""
+
+    @property
+    def accelerator(self) -> str: ...
+
+    @property
+    def devices(self) -> str: ...
+
+    @property
+    def num_nodes(self) -> int: ...
 
 
-def launch_fabric(args: DeviceSettings | argparse.Namespace) -> Fabric:
-    """Start Lightning Fabric with the flags of `cli.add_device_arguments`: this process, or one for each device.
+def launch_fabric(settings: DeviceFlags) -> Fabric:
+    """Start Lightning Fabric: this process, or one process per device.
 
-    Every process runs the script from the start up to here, then goes on with its own `fabric.device` and
+    Every process runs the script from the start up to here, then continues with its own `fabric.device` and
     `fabric.global_rank`.
 
     Raises:
@@ -29,11 +39,11 @@ def launch_fabric(args: DeviceSettings | argparse.Namespace) -> Fabric:
     from lightning_fabric import Fabric
 
     try:
-        fabric = Fabric(accelerator=args.accelerator, devices=args.devices, num_nodes=args.num_nodes)
+        fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)
     except (RuntimeError, ValueError, TypeError) as error:  # Lightning's MisconfigurationException is a RuntimeError
         reason = " ".join(str(error).split())
         raise GenValError(
-            f"--accelerator {args.accelerator} --devices {args.devices} are not available: {reason} "
+            f"--accelerator {settings.accelerator} --devices {settings.devices} are not available: {reason} "
             "Use --accelerator cpu --devices 1, or auto."
         ) from error
     fabric.launch()

@@ -1,6 +1,5 @@
 """A manifest loses nothing that was finished, whatever a kill leaves behind."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def test_a_manifest_without_parts_keeps_its_bytes_and_none_is_made(tmp_path):
 
 
 def test_settings_are_plain_json(tmp_path):
-    path = write_settings(tmp_path, argparse.Namespace(out=Path("a/b"), domains=["fog"], seed=3))
+    path = write_settings(tmp_path, {"out": Path("a/b"), "domains": ["fog"], "seed": 3})
     written = json.loads(path.read_text())
     assert written["settings"] == {"out": "a/b", "domains": ["fog"], "seed": 3}
     assert "torch" in written["versions"]

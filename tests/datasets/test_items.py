@@ -208,7 +208,7 @@ def test_the_partition_of_a_scene_does_not_depend_on_the_others(pixels):
     assert partition(find(pixels, scene="b"), 4) == whole[2:]
 
 
-def test_a_bad_pair_stops_or_is_set_aside(pixels):
+def test_a_bad_pair_stops_or_is_skipped(pixels):
     bad = pixels / "cityscapes/leftImg8bit/val/a/a_000001_000000_leftImg8bit.png"
     bad.write_bytes(bad.read_bytes()[:-30])
     write_png(pixels / "cityscapes/gtFine/val/a/a_000003_000000_gtFine_labelIds.png", np.zeros((9, 6), np.uint8))

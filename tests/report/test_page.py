@@ -146,11 +146,11 @@ def test_a_scaling_file_of_something_else_is_refused(tmp_path):
 
 
 def test_a_command_leaves_out_what_its_preset_gives():
-    settings = {"script": "ControlNet/style_transfer", "preset": "mini", "domain": "a dust storm", "strength": 1.5}
+    settings = {"script": "ControlNet/style_transfer", "preset": "mini", "domain": "a dust storm", "control_scale": 1.5}
     settings |= {"seed": 3, "skip_bad": True, "lora": None, "base_hash": "12", "domain_text": "in dust", "limit": 8}
     expected = "python ControlNet/style_transfer.py --preset mini --domain 'a dust storm' --seed 3 --skip_bad"
     assert command_of(settings) == expected
-    assert "--strength 1.5" in command_of(settings | {"preset": None})
+    assert "--control_scale 1.5" in command_of(settings | {"preset": None})
 
 
 def test_runs_with_other_weights_or_versions_are_warned_of(tmp_path):
@@ -214,7 +214,7 @@ def test_objects_that_nobody_wants_are_no_pictures(tmp_path):
     assert content.objects["pictures"][0]["models"] == {"good": {"entropy": 90.0}}
     write_json(sources.objects / "masks/curated.json", {"lion": {"0": False}, "rubber_duck": {"0": False}})
     content = collect(sources, None, LIMITS)
-    assert content.objects is None and content.missing[-1].command.endswith("get_masks.py --preset mini")
+    assert content.objects is None and content.missing[-1].remedy.endswith("get_masks.py --preset mini")
 
 
 def test_a_domain_that_is_not_there_and_another_format_are_refused(tmp_path, sources):
@@ -353,7 +353,7 @@ def test_the_script_writes_the_page_and_prints_the_verdict(sources, tmp_path):
     assert "missing: images with objects" in done.stdout
     assert done.stdout.rstrip().splitlines()[-1].startswith(f"wrote {folder}/index.html")
     failed = subprocess.run([*command, "--domains", "hail"], cwd=REPO_ROOT, capture_output=True, text=True)
-    assert failed.returncode == 2 and failed.stderr.startswith("error: No generated pictures of hail")
+    assert failed.returncode == 2 and failed.stderr.startswith("error: No generated images of hail")
 
 
 @pytest.fixture(scope="module")

@@ -92,9 +92,9 @@ def test_there_is_no_corruption_of_india_and_india_is_tried_on_idd():
 def test_temperatures_are_found_on_all_generated_images_and_on_the_hardest_half(plan, monkeypatch):
     step = next(step for step in build_steps(plan) if step.name.startswith("calibrate on generated"))
     find, try_on, *itself = [parsed(command) for command in step.commands]
-    assert find.hardest == try_on.hardest == [1.0, 0.5]  # by one command: the logits are read once
-    assert find.protocol == try_on.protocol == "synthetic" and find.domains == list(plan.domains)
-    assert len(itself) == len(plan.domains) and all(one.hardest == [1.0] for one in itself)
+    assert find.method.hardest == try_on.method.hardest == (1.0, 0.5)  # by one command: the logits are read once
+    assert find.sets.protocol == try_on.sets.protocol == "synthetic" and find.sets.domains == plan.domains
+    assert len(itself) == len(plan.domains) and all(one.method.hardest == (1.0,) for one in itself)
 
 
 def test_sets_have_the_names_that_calibration_gives_them():

@@ -1,46 +1,64 @@
-"""Shared flags, presets, and what a user sees when something is wrong."""
+"""What a user sees when a script ends well, badly, or without its packages."""
+
+import sys
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
-import path_dicts
 from genval.runtime import cli, paths, seeds
 from genval.runtime.errors import GenValError
 
 
-@pytest.fixture
-def preset(monkeypatch):
-    monkeypatch.setitem(path_dicts.PRESETS, "mini", {"stage/script": {"steps": 10, "name": "small"}})
+@dataclass(frozen=True)
+class Settings:
+    """Of a script without flags."""
 
-    def parser():
-        parser = cli.script_parser("Do a thing.", "stage/script")
-        parser.add_argument("--steps", type=int, default=25)
-        parser.add_argument("--name", required=True)
-        return parser
-
-    return parser
+    SCRIPT: ClassVar[str] = "stage/script"
 
 
-def test_a_preset_lies_under_the_flags(preset):
-    assert cli.parse(preset(), ["--name", "large"]).steps == 25
-    args = cli.parse(preset(), ["--preset", "mini"])
-    assert (args.steps, args.name) == (10, "small")
-    assert cli.parse(preset(), ["--steps", "3", "--preset", "mini"]).steps == 3
+@pytest.fixture(autouse=True)
+def no_flags(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script"])
 
 
-def test_a_preset_with_a_misspelt_flag_is_refused(preset, monkeypatch):
-    monkeypatch.setitem(path_dicts.PRESETS, "mini", {"stage/script": {"stepps": 10}})
-    with pytest.raises(GenValError, match="stepps"):
-        cli.parse(preset(), ["--preset", "mini", "--name", "x"])
+def ended(main, capsys):
+    """Run a script that ends the process; returns its exit code and its error output."""
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, Settings)
+    return stop.value.code, capsys.readouterr().err
+
+
+def failing(error):
+    def main(_):
+        raise error
+
+    return main
 
 
 def test_a_users_error_is_one_line_and_exit_code_2(capsys):
-    def main(_):
-        raise GenValError("No masks in here. Run: there.")
+    code, said = ended(failing(GenValError("No masks in here. Run: there.")), capsys)
+    assert code == 2 and said == "error: No masks in here. Run: there.\n"
 
-    with pytest.raises(SystemExit) as stop:
-        cli.run(main, lambda: None)
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: No masks in here. Run: there.\n"
+
+def test_an_interruption_names_how_to_resume(capsys):
+    code, said = ended(failing(KeyboardInterrupt()), capsys)
+    assert code == 130 and said == "interrupted: run the same command again to resume.\n"
+
+
+def test_a_missing_package_is_one_line(capsys):
+    code, said = ended(failing(ModuleNotFoundError("No module named 'kornia'", name="kornia")), capsys)
+    assert code == 2 and "kornia" in said and said.endswith("Run: make install\n") and said.count("\n") == 1
+    with pytest.raises(ModuleNotFoundError):  # a defect of ours is not a user's error
+        cli.run(failing(ModuleNotFoundError("No module named 'genval.x'", name="genval.x")), Settings)
+
+
+def test_a_full_device_is_one_line(capsys):
+    class OutOfMemoryError(RuntimeError):
+        """As torch's, which is not imported for this."""
+
+    code, said = ended(failing(OutOfMemoryError("CUDA out of memory. Tried to allocate")), capsys)
+    assert code == 2 and "--batch_size" in said
 
 
 def test_a_link_one_folder_deeper_is_found(tmp_path):
@@ -53,48 +71,6 @@ def test_a_link_one_folder_deeper_is_found(tmp_path):
 
 def test_item_seeds_are_fixed_and_differ():
     assert seeds.item_seed(0, "fog_0") == seeds.item_seed(0, "fog_0")
-    drawn = {seeds.item_seed(run, f"fog_{n}") for run in range(4) for n in range(100)}
-    assert len(drawn) == 400
-    assert max(drawn) < 2**63
-
-
-@pytest.mark.parametrize("text", ["a,,b", "", ","])
-def test_empty_list_entries_are_refused(text):
-    import argparse
-
-    with pytest.raises(argparse.ArgumentTypeError):
-        cli.comma_list(text)
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--limit", "many"], "above 0, found 'many'"),
-        (["--limit", "0"], "above 0, found '0'"),
-        (["--seed", "1.5"], "whole number"),
-        (["--seed", "9" * 20], "63 bits"),
-        (["--preset", "maxi"], "invalid choice"),
-        (["--preset"], "expected one argument"),
-        (["--limits", "1"], "unrecognized arguments"),
-    ],
-)
-def test_a_wrong_flag_is_one_line_and_exit_code_2(flags, said, capsys):
-    parser = cli.script_parser("Do a thing.", "stage/script")
-    cli.add_run_arguments(parser)
-    with pytest.raises(SystemExit) as stop:
-        cli.parse(parser, flags)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1
-    assert error.startswith("error: ") and said in error and "stage/script.py --help" in error
-
-
-def test_a_full_device_is_one_line(capsys):
-    class OutOfMemoryError(RuntimeError):
-        """As torch's, which is not imported for this."""
-
-    def main(_):
-        raise OutOfMemoryError("CUDA out of memory. Tried to allocate")
-
-    with pytest.raises(SystemExit) as stop:
-        cli.run(main, lambda: None)
-    assert stop.value.code == 2 and "--batch_size" in capsys.readouterr().err
+    chosen = {seeds.item_seed(run, f"fog_{n}") for run in range(4) for n in range(100)}
+    assert len(chosen) == 400
+    assert max(chosen) < 2**63

@@ -266,13 +266,14 @@ def test_train_says_what_it_would_do(
     assert not any((tmp_path / name).exists() for name in ("logs", "trained", "e"))
 
 
-def test_the_published_preset_is_what_was_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["train.py", "--preset", "published"])
-    args = runpy.run_path(str(ROOT / "ControlNet/train.py"))["parse_args"]()
-    assert (args.precision, args.batch_size, args.accumulate, args.max_epochs, args.lr) == ("32-true", 8, 16, 150, 1e-5)
-    assert (args.caption_dropout, args.ema, args.image_resize, args.flip) == (0, 0, "nearest", False)
-    assert (args.optimizer, args.weight_decay, args.warmup_steps, args.gradient_clip) == ("adamw", 0.01, 0, 0)
-    assert (args.resolution, args.compile, args.float32_matmul) == (512, False, "highest")
+def test_the_published_preset_is_what_was_published() -> None:
+    settings = parse_settings(ControlNetTrainingSettings, ["--preset", "published"])
+    config = settings.config
+    assert (settings.precision, config.batch_size, config.accumulate, config.max_epochs) == ("32-true", 8, 16, 150)
+    assert (config.lr, config.caption_dropout, config.ema, config.image_resize) == (1e-5, 0, 0, "nearest")
+    assert (config.flip, config.optimizer, config.weight_decay) == (False, "adamw", 0.01)
+    assert (config.warmup_steps, config.gradient_clip, config.height, config.width) == (0, 0, 512, 512)
+    assert (config.compile, settings.float32_matmul) == (False, "highest")
 
 
 @pytest.mark.slow

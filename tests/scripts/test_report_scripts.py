@@ -91,7 +91,7 @@ def test_what_is_missing_is_listed_with_its_command_and_the_rest_is_computed(rep
     assert "no results of any model on ACDC (night)" in missing
     assert "no results of any model on IDD (india)" in missing
     assert not any("corrupt_india" in what for what in missing)
-    assert "relis/corrupt.py --domain fog &&" in missing["no results of any model on Cityscapes_corrupt_fog (fog)"]
+    assert "relis/corrupt.py --domains fog &&" in missing["no results of any model on Cityscapes_corrupt_fog (fog)"]
     assert night in out
 
 
