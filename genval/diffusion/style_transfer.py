@@ -260,7 +260,7 @@ class TransferStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int
             "id": item.id,
             **files,
             "source": item.source.id,
-            "box": list(loaded.box),
+            "box": [loaded.box.top, loaded.box.left, loaded.box.height, loaded.box.width],
             "prompt": item.prompt,
             "negative_prompt": self.negative_prompt,
             "seed": seed,
