@@ -285,7 +285,7 @@ class Benchmark:
 
         from genval.artifacts.stage import run_stage
         from genval.datasets.items import Item
-        from genval.datasets.ood_objects import find_object_pictures
+        from genval.datasets.ood_objects import find_object_images
         from genval.datasets.placement import PlacementConfig
         from genval.diffusion.inpainting.stages import ObjectStage, RefinementStage, plan_objects, plan_refinements
 
@@ -302,7 +302,7 @@ class Benchmark:
             )
             if row.stage == "refine":
                 write_inpainted(stage, objects)
-                pictures = find_object_pictures(stage.folder, stage.folder)
+                pictures = find_object_images(stage.folder, stage.folder)
                 objects = plan_refinements(pictures, "{object}", 0)
                 stage = RefinementStage(Path(folder) / "refined", {}, model, config, size, **options)
             seconds = []

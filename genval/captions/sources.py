@@ -29,7 +29,7 @@ class Source:
 
 
 def find_sources(
-    name: str, split: str | None, datasets_dir: str | Path | None = None, set_aside: list[BadFile] | None = None
+    name: str, split: str | None, datasets_dir: str | Path | None = None, skipped: list[BadFile] | None = None
 ) -> list[Source]:
     """The pictures of a set of `path_dicts.CAPTION_SETS`, by condition, scene and id.
 
@@ -39,7 +39,7 @@ def find_sources(
         name: of the set.
         split: a split's folder; None is every split with public labels.
         datasets_dir: the folder of the data sets; None is the set's own in path_dicts.py, or `datasets`.
-        set_aside: pictures without a mask are added to this list instead of being an error.
+        skipped: pictures without a mask are added to this list instead of being an error.
 
     Raises:
         GenValError: an unknown name, or the pictures are not there.
@@ -55,7 +55,7 @@ def find_sources(
     for dataset, cond in entry["parts"]:
         root = find_root(dataset, datasets_dir=_as_given(folder), flag="--datasets_dir")
         start = folder if len(entry["parts"]) > 1 else root
-        items = find_items(dataset, cond, split=split or ALL, root=root, set_aside=set_aside)
+        items = find_items(dataset, cond, split=split or ALL, root=root, skipped=skipped)
         sources += [Source(_below(item.image, start), item.image, _below(item.mask, start)) for item in items]
     return sources
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from genval.datasets.ood_objects import CURATED, ObjectPicture, mask_path, natural, read_curated
+from genval.datasets.ood_objects import CURATED, ObjectImage, mask_path, natural, read_curated
 from genval.datasets.sheet import contact_sheet
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_mask, write_json, write_png
@@ -36,21 +36,21 @@ def update_choices(masks: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[
     """
     before = read_curated(masks)
     choices = {
-        picture_id: before.get(picture_id, not _is_doubtful(line))
-        for picture_id, line in lines.items()
+        image_id: before.get(image_id, not _is_doubtful(line))
+        for image_id, line in lines.items()
         if line["mask"] is not None
     }
     by_object: dict[str, dict[str, bool]] = {}
-    for picture_id in sorted(choices, key=natural):
-        folder, _, number = picture_id.rpartition("/")
-        by_object.setdefault(folder, {})[number] = choices[picture_id]
+    for image_id in sorted(choices, key=natural):
+        folder, _, number = image_id.rpartition("/")
+        by_object.setdefault(folder, {})[number] = choices[image_id]
     write_json(masks / CURATED, by_object)
     return choices
 
 
 def write_sheets(
     masks: Path,
-    pictures: Sequence[ObjectPicture],
+    pictures: Sequence[ObjectImage],
     lines: Mapping[str, Mapping[str, Any]],
     choices: Mapping[str, bool],
 ) -> list[Path]:
@@ -79,7 +79,7 @@ def write_sheets(
     return sheets
 
 
-def _tile(masks: Path, picture: ObjectPicture, line: Mapping[str, Any], keep: bool) -> np.ndarray:
+def _tile(masks: Path, picture: ObjectImage, line: Mapping[str, Any], keep: bool) -> np.ndarray:
     import cv2
 
     image, mask = read_image(picture.image), read_mask(mask_path(masks, picture.id))

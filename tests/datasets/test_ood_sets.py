@@ -90,7 +90,7 @@ def test_test_images_without_a_public_mask_are_no_fault_but_a_mask_without_its_i
     with pytest.raises(GenValError, match=r"validation1_labels_semantic\.png has no image"):
         find_ood_items("RoadAnomaly21", tmp_path)
     bad: list[BadFile] = []
-    assert len(find_ood_items("RoadAnomaly21", tmp_path, set_aside=bad).items) == 1 and len(bad) == 1
+    assert len(find_ood_items("RoadAnomaly21", tmp_path, skipped=bad).items) == 1 and len(bad) == 1
 
 
 def test_a_set_may_lie_one_folder_deeper_or_at_trg_root(tmp_path):
@@ -144,7 +144,7 @@ def test_a_picture_without_mask_or_reason_is_an_error(tmp_path):
     with pytest.raises(GenValError, match=r"lion/1\.png has neither .*Run: python ood_objects/get_masks\.py"):
         find_ood_items("generated", generated=folders)
     bad: list[BadFile] = []
-    assert len(find_ood_items("generated", generated=folders, set_aside=bad).items) == 7 and len(bad) == 1
+    assert len(find_ood_items("generated", generated=folders, skipped=bad).items) == 7 and len(bad) == 1
 
 
 @pytest.mark.parametrize("found", [True, False])
@@ -162,7 +162,7 @@ def test_a_picture_that_was_made_again_since_it_was_outlined_is_an_error(tmp_pat
     with pytest.raises(GenValError, match=r"lion/1\.png was made again .*Run: python ood_objects/get_masks\.py"):
         find_ood_items("generated", generated=folders)
     bad: list[BadFile] = []
-    assert len(find_ood_items("generated", generated=folders, set_aside=bad).items) == 7
+    assert len(find_ood_items("generated", generated=folders, skipped=bad).items) == 7
     assert [file.id for file in bad] == ["lion/1"]
 
 

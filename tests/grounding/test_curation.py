@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from genval.datasets.ood_objects import find_object_pictures, mask_path, read_curated
+from genval.datasets.ood_objects import find_object_images, mask_path, read_curated
 from genval.grounding.curation import update_choices, write_sheets
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, write_png
@@ -36,7 +36,7 @@ def test_other_content_is_refused(tmp_path, content):
 
 
 def test_sheets_show_the_choice_in_colours(object_pictures):
-    pictures = find_object_pictures(object_pictures / "refined", object_pictures / "with_positions", ["lion"])
+    pictures = find_object_images(object_pictures / "refined", object_pictures / "with_positions", ["lion"])
     masks = object_pictures / "masks"
     for picture in pictures:
         mask = np.zeros((80, 160), dtype=np.uint8)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from genval.artifacts.stage import run_stage
-from genval.datasets.ood_objects import Box, find_object_pictures
+from genval.datasets.boxes import Box
+from genval.datasets.ood_objects import find_object_images
 from genval.grounding.detector import Detection, load_detector
 from genval.grounding.masks import MaskStage, choose, quality
 from genval.grounding.outliner import load_outliner
@@ -25,7 +26,7 @@ def test_the_surest_detection_that_names_the_object_is_taken():
 def test_quality_of_a_mask():
     mask = np.zeros((20, 30), dtype=np.uint8)
     mask[4:8, 10:20] = 255  # 40 pixels: 32 in the box (columns 10..17), 20 in the detection (columns 10..14)
-    figures = quality(mask, Box(2, 8, 10), (9.5, 3.2, 14.4, 8.0))
+    figures = quality(mask, Box.square(2, 8, 10), (9.5, 3.2, 14.4, 8.0))
     assert figures == {"mask_area_ratio": 0.4, "mask_inside_box": 0.8, "mask_inside_detection": 0.5}
 
 
@@ -71,7 +72,7 @@ def models(grounding_models):
 @pytest.fixture
 def make(models, object_pictures):
     """Mask what is missing, two images per batch; returns how many were written."""
-    images = find_object_pictures(object_pictures / "refined", object_pictures / "with_positions")
+    images = find_object_images(object_pictures / "refined", object_pictures / "with_positions")
 
     def make(**settings):
         record = {"box": 0.25, **settings}

@@ -176,7 +176,7 @@ def test_with_clip_the_domain_is_judged(check, folder, caption_models):
     assert len(dropped) == 5 and all(any("domain probability" in why for why in whys) for whys in dropped.values())
 
 
-def test_a_damaged_picture_stops_or_is_set_aside(check, folder):
+def test_a_damaged_picture_stops_or_is_skipped(check, folder):
     path = folder / f"leftImg8bit/{CITY}/fog_1_b_leftImg8bit.png"
     path.write_bytes(path.read_bytes()[:200])
     code, _, err = check()

@@ -93,6 +93,6 @@ def test_the_second_version_and_clip_and_context(masks, object_pictures, groundi
 
 
 def test_mistakes_are_one_line(masks, object_pictures):
-    assert "No pictures of zebra" in masks("--objects", "zebra", expect=2).stderr
+    assert "No images of zebra" in masks("--objects", "zebra", expect=2).stderr
     assert "Would mask 6 objects: lion, polar bear" in masks("--dry_run").stdout
     assert not (object_pictures / "masks").exists()

@@ -159,11 +159,11 @@ def test_mistakes_are_one_line(
     refused(inpaint("--objects_file", tmp_path / "none.txt", "--data_dir", tmp_path), "--data_dir")
     refused(inpaint("--max_box", 100), "--min_box 256 --max_box 100")
     refused(inpaint("--steps", 1, "--strength", 0.3), "leaves no step")
-    refused(refine(), "No pictures in", "Run: python ood_objects/sd_inpaint.py")
+    refused(refine(), "No images in", "Run: python ood_objects/sd_inpaint.py")
     (tmp_path / "drawn/lion").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / "drawn/lion/0.png"), np.zeros((32, 64, 3), np.uint8))
     refused(refine(), "0_pos.json does not exist", "sd_inpaint.py")
-    refused(refine("--objects", "zebra"), "No pictures of zebra", "found lion")
+    refused(refine("--objects", "zebra"), "No images of zebra", "found lion")
 
 
 @pytest.mark.slow

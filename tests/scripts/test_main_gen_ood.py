@@ -280,7 +280,7 @@ def test_whole_objects_void_and_standardised_scores(ood):
         (lambda root: None, ["--components", "sharpness"], "sharpness"),
         (lambda root: None, ["--components", "standardised"], "--standardise"),
         (lambda root: None, ["--void", "300"], "0..255"),
-        (lambda root: None, ["--objects", "zebra"], "No pictures of zebra"),
+        (lambda root: None, ["--objects", "zebra"], "No images of zebra"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(ood, prepare, flags, said):

@@ -19,10 +19,11 @@ import cv2
 import numpy as np
 import torch
 
+from genval.datasets.boxes import Box
 from genval.diffusion.models.hints import encode_hint, read_encoding
 from genval.diffusion.models.pipelines import StableDiffusion, to_uint8
 from genval.diffusion.sampling.denoiser import Denoiser
-from genval.diffusion.sampling.windows import Window, blend_weights, windows
+from genval.diffusion.sampling.windows import blend_weights, windows
 from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
@@ -310,7 +311,7 @@ def _denoise(
 
 
 def _blend(
-    predicted: torch.Tensor, places: Sequence[Window], weights: torch.Tensor, shape: tuple[int, ...]
+    predicted: torch.Tensor, places: Sequence[Box], weights: torch.Tensor, shape: tuple[int, ...]
 ) -> torch.Tensor:
     """The weighted mean of windows, (items x windows, C, h, w), where they overlap; of `shape`."""
     total, covered = predicted.new_zeros(shape), predicted.new_zeros(shape[2:])

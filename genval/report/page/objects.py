@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from genval.datasets.ood_objects import ObjectPicture, find_object_pictures, mask_path, read_curated
+from genval.datasets.ood_objects import ObjectImage, find_object_images, mask_path, read_curated
 from genval.report.page.encoding import object_map, photograph
 from genval.report.page.gallery import GalleryLimits
 from genval.runtime.errors import GenValError
@@ -39,8 +39,8 @@ def collect_objects(folder: Path, results: Path, models: Sequence[str], limits: 
         GenValError: a picture or mask is damaged, or the two differ in size.
     """
     masks, curated = folder / "masks", read_curated(folder / "masks")
-    by_object: dict[str, list[ObjectPicture]] = {}
-    for picture in find_object_pictures(folder / "refined", folder / "with_positions"):
+    by_object: dict[str, list[ObjectImage]] = {}
+    for picture in find_object_images(folder / "refined", folder / "with_positions"):
         if mask_path(masks, picture.id).exists() and curated.get(picture.id, True):
             by_object.setdefault(picture.object, []).append(picture)
     figures = dict(read_figures(path) for path in sorted(results.glob("*.json")))
@@ -88,7 +88,7 @@ def read_figures(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
     return content["pooled"].get("model", path.stem), figures
 
 
-def _encode(picture: ObjectPicture, masks: Path, width: int) -> dict[str, Any]:
+def _encode(picture: ObjectImage, masks: Path, width: int) -> dict[str, Any]:
     """The square around the object, and its mask there."""
     path = mask_path(masks, picture.id)
     image, mask = read_image(picture.image), read_mask(path) > 0
