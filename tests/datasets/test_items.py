@@ -166,7 +166,7 @@ def test_classes_of_a_data_set():
     ]
 
 
-@pytest.mark.skipif(not CAMVID.exists(), reason="../shared/realdata/camvid is not here")
+@pytest.mark.skipif(not CAMVID.exists(), reason="needs the real CamVid images in ../shared/realdata/camvid")
 def test_camvid_has_dusk_and_day():
     items = find_items("CamVid", root=CAMVID)
     assert len(items) == 701
