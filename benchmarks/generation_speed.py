@@ -5,10 +5,11 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 
     python benchmarks/generation_speed.py --output results/generation_speed.json
 
-`proxy` is diffusers in float32, one picture at a time, 25 DDIM steps: the published code took 1.56 times as long beside
-it on an H100 (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.generate`, as ControlNet/style_transfer.py
-does, text encoding, decoding and the way back to the CPU included. Warm-up (compiling, recording) is given apart.
-`psnr_dB` compares a row's first picture with the proxy's: same noise, prompt and mask, other precision.
+`proxy` is diffusers in float32, one picture at a time, 25 DDIM steps: the published code took 1.56 times as long
+beside it on an H100 (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.generate`, as
+ControlNet/style_transfer.py does, text encoding, decoding and the way back to the CPU included. Warm-up (compiling,
+recording) is given apart. `psnr_dB` compares a row's first picture with the proxy's: same noise, prompt and mask,
+other precision.
 """
 
 from __future__ import annotations

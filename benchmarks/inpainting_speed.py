@@ -5,11 +5,12 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 
     python benchmarks/inpainting_speed.py --output results/inpainting_speed.json
 
-The published code is diffusers' StableDiffusionInpaintPipeline in float16, one picture at a time: 512x512, 50 steps for
-`inpaint`; the whole frame of 1024x2048, 32 of 50 steps for `refine`. The rows named published run exactly that. All
-other rows run `genval.diffusion.inpainting.model.inpaint` as the scripts do, text, encoding, decoding and the way back to the
-CPU included; those named stage run a script's whole stage, PNG files of 1024x2048 included. Warm-up (compiling) is
-given apart. `psnr_dB` compares a row's first picture with the published row's: same noise and picture, other precision.
+The published code is diffusers' StableDiffusionInpaintPipeline in float16, one picture at a time: 512x512, 50 steps
+for `inpaint`; the whole frame of 1024x2048, 32 of 50 steps for `refine`. The rows named published run exactly that.
+All other rows run `genval.diffusion.inpainting.model.inpaint` as the scripts do, text, encoding, decoding and the way
+back to the CPU included; those named stage run a script's whole stage, PNG files of 1024x2048 included. Warm-up
+(compiling) is given apart. `psnr_dB` compares a row's first picture with the published row's: same noise and picture,
+other precision.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Render the embedded world's data sets: streets with labels and captions, laid out like the real sets.
 
 Reads:  nothing.
-Writes: --output_dir, with cityscapes/ (clear), acdc/ (fog, night, rain, snow), IDD_Segmentation/ (india), a caption of every
-        picture in captions/captions_{set}.json, the captioned clear pairs in training/{train,val}.jsonl, and the
-        training pictures of every domain in training/diffusion.jsonl, where the caption names the weather too.
-        The domain objects (not rendered unless named) is dataset_AnomalyTrack/, laid out as SegmentMeIfYouCan's
-        RoadAnomaly21: --num_val clear streets with objects on them. --training_objects writes more of these, with what
-        is needed to learn from them, below training/objects/, listed in training/objects.jsonl.
-        Pictures that exist are kept, so that the same command goes on after a stop.
+Writes: --output_dir, with cityscapes/ (clear), acdc/ (fog, night, rain, snow), IDD_Segmentation/ (india), a caption
+        of every image in captions/captions_{set}.json, the captioned clear pairs in training/{train,val}.jsonl, and the
+        training images of every domain in training/diffusion.jsonl, where the caption names the weather too.
+        The domain "objects" (rendered only if named) is dataset_AnomalyTrack/, in the layout of SegmentMeIfYouCan's
+        RoadAnomaly21: --num_val clear streets with objects. --training_objects writes more of these, with what is
+        needed to learn from them, to training/objects/, listed in training/objects.jsonl.
+        Run the same command again to resume.
 
     python mini/render.py --num_train 2000 --num_val 200
 """

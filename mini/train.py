@@ -163,7 +163,8 @@ def controlnet_stage(settings: TrainSettings) -> dict[str, Any]:
         "ControlNet/train.py", "--preset", "mini", "--data_dir", settings.data,
         "--base", base, "--controlnet", start, "--output", settings.folder / "controlnet",
         "--height", settings.height, "--width", settings.width,
-        "--max_steps", settings.controlnet_steps, "--seed", settings.seed, "--num_workers", settings.num_workers, *device, *batch, *logs,
+        "--max_steps", settings.controlnet_steps, "--seed", settings.seed, "--num_workers", settings.num_workers,
+        *device, *batch, *logs,
     )  # fmt: skip
     return {"steps": settings.controlnet_steps}
 

@@ -65,8 +65,8 @@ _Values = dict[str, Any]
 class ScoringStage(Stage[Item, _Loaded, _Values]):
     """Scores the images of a generated set.
 
-    An image's scores are appended to `scores.jsonl` as they are computed, and at the end moved into the line of the set's
-    manifest, where it has one. Scores made from the same files with the same models are kept.
+    An image's scores are appended to `scores.jsonl` as they are computed, and at the end moved into the line of the
+    set's manifest, where it has one. Scores made from the same files with the same models are kept.
 
     Args:
         folder: of the set.

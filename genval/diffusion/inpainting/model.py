@@ -3,8 +3,8 @@
 Such a model's UNet reads nine channels: the noisy latents, the mask and the latents of the picture without what is
 masked (Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022, section 4.5, and the
 published Stable Diffusion inpainting weights). The loop is the one of diffusers' StableDiffusionInpaintPipeline (tests
-hold the two together), with the differences of `genval.diffusion.sampling.generation`; pictures are encoded by the posterior's
-mean, not by a sample.
+hold the two together), with the differences of `genval.diffusion.sampling.generation`; pictures are encoded by the
+posterior's mean, not by a sample.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def load_inpainting(
     """Load a Stable Diffusion inpainting model, 1.x or XL.
 
     Args:
-        name: as for `genval.diffusion.models.pipelines.load_base`: a folder in diffusers' layout, a file of the original
+        name: as for `genval.diffusion.models.pipelines.load_base`: a folder in diffusers' layout, a file of the
+        original
             format (`sd-v1-5-inpainting.ckpt`), or a Hugging Face name. A folder may lack parts where its
             model_index.json has `"shared_parts": "../other"`: those are read from that folder, relative to its own.
         device, dtype: where to put it; without a dtype it is float32.
