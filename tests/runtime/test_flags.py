@@ -150,7 +150,7 @@ SCRIPTS = sorted(
     path.relative_to(REPO_ROOT).with_suffix("")
     for folder in ("ControlNet", "mini", "ood_detection", "ood_objects", "relis", "report", "")
     for path in (REPO_ROOT / folder).glob("*.py")
-    if path.name not in ("__init__.py", "path_dicts.py")
+    if path.name not in ("__init__.py", "path_dicts.py", "presets.py")
 )
 # Two flags of one kind that are no synonyms: --domain takes exactly one, --domains several.
 BOTH = {"domain"}
