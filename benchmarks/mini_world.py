@@ -140,12 +140,13 @@ def rendered(world: Path, domain: str, split: str, height: int, width: int) -> n
     import numpy as np
 
     from genval.datasets import find_items
+    from genval.datasets.boxes import Box
     from genval.diffusion.framing import fit_image
     from genval.runtime.files import read_image
 
     name, cond = {"clear": ("Cityscapes", "all"), "india": ("IDD", "all")}.get(domain, ("ACDC", domain))
     images = [read_image(item.image) for item in find_items(name, cond, split=split, datasets_dir=world)]
-    return np.stack([fit_image(image, (0, 0, *image.shape[:2]), height, width) for image in images])
+    return np.stack([fit_image(image, Box(0, 0, *image.shape[:2]), height, width) for image in images])
 
 
 def reconstruct(base: StableDiffusion, images: np.ndarray, batch_size: int = 16) -> np.ndarray:

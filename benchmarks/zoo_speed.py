@@ -66,26 +66,18 @@ def main(settings: ZooSpeedSettings) -> None:
     path = resolve(settings.output) / "zoo_speed.json"
     rows: list[dict[str, Any]] = read_json(path) if path.exists() else []
     for model in settings.segmenters:
+        shared = {
+            "batch_size": settings.batch_size,
+            "compile": settings.compile == "on",
+            "channels_last": settings.channels_last,
+            "device": name,
+        }
         wanted = [
-            dict(
-                zip(
-                    KEYS,
-                    (
-                        model,
-                        settings.size,
-                        p,
-                        settings.batch_size,
-                        settings.compile == "on",
-                        settings.channels_last,
-                        name,
-                    ),
-                    strict=True,
-                )
-            )
-            for p in settings.precisions
+            {"model": model, "size": settings.size, "precision": precision, **shared}
+            for precision in settings.precisions
         ]
         present = [{key: row[key] for key in KEYS} for row in rows]
-        wanted = [settings for settings in wanted if settings.overwrite or settings not in present]
+        wanted = [row for row in wanted if settings.overwrite or row not in present]
         if not wanted:
             continue
         for row in measure(model, wanted, device, settings.seconds):
