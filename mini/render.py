@@ -79,7 +79,7 @@ def main(settings: RenderSettings) -> None:
     counts = {"train": settings.num_train, "val": settings.num_val}
     domains = [domain for domain in settings.domains if domain != OBJECTS]
     jobs = [job for domain in domains for split in SPLITS for job in plan(domain, split, counts[split])]
-    # The size is written first: a killed run leaves pictures of one size, and the next one must know which.
+    # The size is written first: a killed run leaves images of one size, and the next one must know which.
     write_json(
         target.out / "derived.json", {"made_by": "mini/render.py", "height": settings.height, "width": settings.width}
     )
@@ -102,7 +102,7 @@ def main(settings: RenderSettings) -> None:
         written += render_test_set(settings.num_val, target, settings.num_workers)
     if settings.training_objects:
         written += render_training_set(settings.training_objects, target, settings.num_workers)
-    print(f"Rendered {written} pictures, kept {asked - written}, in {target.out}: {', '.join(settings.domains)}")
+    print(f"Rendered {written} images, kept {asked - written}, in {target.out}: {', '.join(settings.domains)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From a camera's frame to the picture a diffusion model takes: crop to its shape, then resize.
+"""From a camera's frame to the image a diffusion model takes: crop to its shape, then resize.
 
 The published training and generation cut a square on the shorter side at a random place and resize it to 512x512;
 a target of the frame's own shape keeps the whole frame.

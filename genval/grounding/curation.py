@@ -1,4 +1,4 @@
-"""A person's choice among masks: a sheet of pictures for each object, and a file to say yes or no in."""
+"""A person's choice among masks: a sheet of images for each object, and a file to say yes or no in."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _OUTLINE = (255, 60, 200)
 
 
 def update_choices(masks: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
-    """Write `curated.json`: `{object: {i: true or false}}` for each picture with a mask.
+    """Write `curated.json`: `{object: {i: true or false}}` for each image with a mask.
 
     What the file says already stays. A new mask starts as true, or as false where CLIP (if it was asked) finds its
-    picture nearer to a name of the scene than to the object's.
+    image nearer to a name of the scene than to the object's.
 
     Args:
         masks: the folder of the masks.
@@ -50,11 +50,11 @@ def update_choices(masks: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[
 
 def write_sheets(
     masks: Path,
-    pictures: Sequence[ObjectImage],
+    images: Sequence[ObjectImage],
     lines: Mapping[str, Mapping[str, Any]],
     choices: Mapping[str, bool],
 ) -> list[Path]:
-    """Write `{masks}/{object}/sheet.png`: each picture with a mask, outlined, under its number.
+    """Write `{masks}/{object}/sheet.png`: each image with a mask, outlined, under its number.
 
     A green frame stands for true in `curated.json`, a red one for false.
 
@@ -62,12 +62,12 @@ def write_sheets(
         The sheets' paths.
 
     Raises:
-        GenValError: a picture or a mask is missing or damaged, or the two differ in size.
+        GenValError: an image or a mask is missing or damaged, or the two differ in size.
     """
     sheets = []
-    folders = dict.fromkeys(picture.folder for picture in pictures if picture.id in choices)
+    folders = dict.fromkeys(picture.folder for picture in images if picture.id in choices)
     for folder in folders:
-        members = [picture for picture in pictures if picture.folder == folder and picture.id in choices]
+        members = [picture for picture in images if picture.folder == folder and picture.id in choices]
         tiles = [_tile(masks, one, lines[one.id], choices[one.id]) for one in members]
         columns = min(_COLUMNS, max(4, len(tiles)))
         starts = range(0, len(tiles), columns)

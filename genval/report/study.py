@@ -93,7 +93,7 @@ def correlate(settings: CorrelationSettings) -> dict[str, Any]:
 
 
 def true_place(domain: str, true_dataset: str | None) -> Place:
-    """The set of true pictures of a domain, by `path_dicts.REAL_SETS`, or its condition in another data set.
+    """The set of true images of a domain, by `path_dicts.REAL_SETS`, or its condition in another data set.
 
     Raises:
         GenValError: the table has no such domain.

@@ -150,7 +150,7 @@ def test_what_is_hidden_counts_only_below_full_strength(model: StableDiffusion) 
     assert (drawn[0] - drawn[1]).abs().max() > 0.01
 
 
-def test_a_bad_picture_is_drawn_again(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_image_is_drawn_again(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     config, calls = InpaintingConfig(1, 3.0), []
     decode = type(model).decode_latents
 
@@ -165,7 +165,7 @@ def test_a_bad_picture_is_drawn_again(model: StableDiffusion, monkeypatch: pytes
     drawn = inpaint(make_inpainter(model, config), batch(3), config)
     assert calls == [3, 1] and drawn.retries == [0, 1, 0] and drawn.seeds[::2] == [1, 3] and drawn.seeds[1] != 2
     monkeypatch.setattr(sampling, "_BLACK", 255)
-    with pytest.raises(GenValError, match="Black or non-finite pictures"):
+    with pytest.raises(GenValError, match="Black or non-finite images"):
         inpaint(make_inpainter(model, config), batch(1), config)
 
 

@@ -175,7 +175,7 @@ def test_refinement_touches_the_crop_alone(drawn: Path, model: StableDiffusion, 
     assert make(refinement(tmp_path, model), items, 4) == 0
 
 
-def test_a_picture_that_was_drawn_anew_is_refined_anew(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
+def test_an_image_that_was_drawn_anew_is_refined_anew(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "drawn")
     items = refinements(tmp_path / "drawn")
     make(refinement(tmp_path / "refined", model), items, 4)

@@ -40,14 +40,14 @@ def box_mask(box: Box, crop: Box, height: int, width: int, blurred: bool = False
     return mask >= 0.5
 
 
-def paste_box(frame: np.ndarray, picture: np.ndarray, crop: Box, box: Box) -> np.ndarray:
-    """The frame with the box of a drawn picture in it; every other pixel is the frame's, byte for byte.
+def paste_box(frame: np.ndarray, image: np.ndarray, crop: Box, box: Box) -> np.ndarray:
+    """The frame with the box of a drawn image in it; every other pixel is the frame's, byte for byte.
 
     Args:
         frame: RGB uint8 (H, W, 3).
-        picture: RGB uint8 (h, w, 3), what was drawn of the crop.
+        image: RGB uint8 (h, w, 3), what was drawn of the crop.
     """
-    drawn = cut(picture, Box(0, 0, *picture.shape[:2]), crop.height, crop.width)
+    drawn = cut(image, Box(0, 0, *image.shape[:2]), crop.height, crop.width)
     pasted = frame.copy()
     top, left = box.top - crop.top, box.left - crop.left
     inside = drawn[top : top + box.height, left : left + box.width]
@@ -55,16 +55,16 @@ def paste_box(frame: np.ndarray, picture: np.ndarray, crop: Box, box: Box) -> np
     return pasted
 
 
-def paste_feathered(frame: np.ndarray, picture: np.ndarray, crop: Box, box: Box, feather: int) -> np.ndarray:
-    """The frame with a drawn picture's box in it, and around the box a seam where the two are mixed.
+def paste_feathered(frame: np.ndarray, image: np.ndarray, crop: Box, box: Box, feather: int) -> np.ndarray:
+    """The frame with a drawn image's box in it, and around the box a seam where the two are mixed.
 
     Args:
         frame: RGB uint8 (H, W, 3).
-        picture: RGB uint8 (h, w, 3), what was drawn of the crop.
-        feather: width of the seam in the frame's pixels. The drawn picture's share falls evenly from 1 at the box to 0
+        image: RGB uint8 (h, w, 3), what was drawn of the crop.
+        feather: width of the seam in the frame's pixels. The drawn image's share falls evenly from 1 at the box to 0
             at that distance, or at the crop's edge where that is nearer; pixels beyond are the frame's, byte for byte.
     """
-    drawn = cut(picture, Box(0, 0, *picture.shape[:2]), crop.height, crop.width).astype(np.float32)
+    drawn = cut(image, Box(0, 0, *image.shape[:2]), crop.height, crop.width).astype(np.float32)
     share = seam(crop, box, feather)[..., None]
     pasted = frame.copy()
     part = pasted[crop.rows, crop.columns]
@@ -74,7 +74,7 @@ def paste_feathered(frame: np.ndarray, picture: np.ndarray, crop: Box, box: Box,
 
 
 def seam(crop: Box, box: Box, feather: int) -> np.ndarray:
-    """The drawn picture's share of each pixel of a crop, float32 (h, w), 0..1: 1 in the box, 0 outside its seam."""
+    """The drawn image's share of each pixel of a crop, float32 (h, w), 0..1: 1 in the box, 0 outside its seam."""
 
     def along(start: int, stop: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Distance to the box, and the room there is on that side."""
