@@ -261,7 +261,7 @@ class Benchmark:
         def draw() -> Any:
             text = model.encode_text(["", *batch.prompts])
             # At full strength the same noise makes the same image as ours; below it the pipeline adds its own.
-            given = {"latents": noise.to(model.dtype)} if config.strength == 1 else {}
+            given = {"latents": noise.to(model.dtype)} if config.denoising_strength == 1 else {}
             images = pipeline(
                 prompt_embeds=text.states[1:],
                 negative_prompt_embeds=text.states[:1],

@@ -51,7 +51,7 @@ def pipeline_latents(
     noise = item_noise(given.seeds, (4, SIDE // 4, SIDE // 4))
     pixels = torch.from_numpy(given.images).permute(0, 3, 1, 2) / 127.5 - 1
     masks = torch.from_numpy(given.masks)
-    if config.strength < 1:
+    if config.denoising_strength < 1:
         pipeline.prepare_latents = lambda *_, timestep, **__: (
             pipeline.scheduler.add_noise(model.encode_pixels(pixels), noise, timestep),
             noise,
@@ -65,7 +65,7 @@ def pipeline_latents(
         negative_prompt=negative_prompts,
         num_inference_steps=config.steps,
         guidance_scale=config.guidance_scale,
-        strength=config.strength,
+        strength=config.denoising_strength,
         latents=noise,
         height=SIDE,
         width=SIDE,
@@ -214,10 +214,10 @@ def test_another_model_is_refused(base_folder: Path) -> None:
     ("settings", "words"),
     [
         ({"steps": 0}, "--steps"),
-        ({"strength": 0}, "--strength"),
-        ({"strength": 1.2}, "--strength"),
-        ({"strength": float("nan")}, "--strength"),
-        ({"steps": 1, "strength": 0.5}, "leaves no step"),
+        ({"denoising_strength": 0}, "--denoising_strength"),
+        ({"denoising_strength": 1.2}, "--denoising_strength"),
+        ({"denoising_strength": float("nan")}, "--denoising_strength"),
+        ({"steps": 1, "denoising_strength": 0.5}, "leaves no step"),
         ({"guidance_scale": float("nan")}, "--guidance_scale"),
         ({"sampler": "lcm"}, "--sampler"),
     ],

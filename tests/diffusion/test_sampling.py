@@ -148,7 +148,7 @@ def test_an_upscaled_image_keeps_what_was_drawn_small(models: tuple[StableDiffus
     base, controlnet = models
 
     def draw(strength: float) -> np.ndarray:
-        config = SamplingConfig(10, 1.0, large="upscaled", tile=24, upscale_strength=strength)
+        config = SamplingConfig(10, 1.0, large="upscaled", tile=24, upscale_denoising_strength=strength)
         return generate(base, controlnet, masks(1), ["a"], [""], [1], config).images[0].astype(float)
 
     little, more, all_anew = draw(0.1), draw(0.4), draw(1.0)
@@ -157,7 +157,12 @@ def test_an_upscaled_image_keeps_what_was_drawn_small(models: tuple[StableDiffus
 
 @pytest.mark.parametrize(
     "settings",
-    [{"large": "huge"}, {"upscale_strength": 0.0}, {"upscale_strength": 1.5}, {"guidance_scale": float("nan")}],
+    [
+        {"large": "huge"},
+        {"upscale_denoising_strength": 0.0},
+        {"upscale_denoising_strength": 1.5},
+        {"guidance_scale": float("nan")},
+    ],
 )
 def test_bad_settings_of_large_images(settings: dict[str, Any]) -> None:
     with pytest.raises(GenValError, match="--" + next(iter(settings))):
