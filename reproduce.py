@@ -1,7 +1,8 @@
 """Reproduce the paper's protocol in one command, from data sets and checkpoints to tables and report.
 
-The protocol has 512 images in each of five domains, the 42 segmenters of the zoo, temperatures found on generated images
-and tested on the real domains, generated objects, corruptions as a baseline, correlations, tables and the report.
+The protocol has 512 images in each of five domains, the 42 segmenters of the zoo, temperatures found on generated
+images and tested on the real domains, generated objects, corruptions as a baseline, correlations, tables and the
+report.
 
 Reads:  datasets/ and checkpoints/, as far as they exist; what is missing is listed with where to get it
 Writes: images/ and results/ by the stages it runs, results/report/index.html by the last of them; and

@@ -26,7 +26,8 @@ def main(settings: AddControlSettings) -> None:
     from genval.diffusion.models.controlnet import add_control, load_controlnet, save_controlnet
     from genval.diffusion.models.hints import make_encoding
     from genval.diffusion.models.pipelines import load_base
-    from genval.diffusion.original.checkpoints import is_original, save_original
+    from genval.diffusion.original.reading import is_original
+    from genval.diffusion.original.writing import save_original
     from genval.runtime.errors import GenValError
     from genval.runtime.paths import resolve
 

@@ -27,7 +27,7 @@ def main(settings: ControlNetTrainingSettings) -> None:
     from genval.diffusion.models.controlnet import check_writable, default_base, load_controlnet, save_controlnet
     from genval.diffusion.models.hints import read_encoding
     from genval.diffusion.models.pipelines import load_base
-    from genval.diffusion.original.checkpoints import save_original
+    from genval.diffusion.original.writing import save_original
     from genval.diffusion.pairs import find_jsonl, read_pairs, readable_pairs
     from genval.diffusion.settings import SamplingConfig
     from genval.diffusion.training.data import ControlNetData, EncodedFolder

@@ -56,7 +56,7 @@ def published_shapes() -> dict[str, list[int]]:
 
     from genval.diffusion.models.controlnet import add_control
     from genval.diffusion.models.pipelines import StableDiffusion
-    from genval.diffusion.original.checkpoints import original_state
+    from genval.diffusion.original.writing import original_state
 
     with init_empty_weights():
         vae, unet = AutoencoderKL(**PUBLISHED["vae"]), UNet2DConditionModel(**PUBLISHED["unet"])

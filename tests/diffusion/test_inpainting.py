@@ -18,7 +18,7 @@ from genval.diffusion.inpainting.model import (
     save_inpainting,
 )
 from genval.diffusion.models.pipelines import StableDiffusion, checkpoint_hash, load_base
-from genval.diffusion.original.checkpoints import save_original
+from genval.diffusion.original.writing import save_original
 from genval.diffusion.sampling import generation as sampling
 from genval.diffusion.sampling.generation import item_noise, make_scheduler
 from genval.runtime.errors import GenValError

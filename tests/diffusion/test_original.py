@@ -21,8 +21,9 @@ from genval.diffusion.models.controlnet import (
 )
 from genval.diffusion.models.pipelines import StableDiffusion, checkpoint_hash, find_base, load_base
 from genval.diffusion.original import keys as original_keys
-from genval.diffusion.original.checkpoints import clip_tokenizer, original_state, part_sources, save_original
 from genval.diffusion.original.keys import Shapes
+from genval.diffusion.original.reading import clip_tokenizer, part_sources
+from genval.diffusion.original.writing import original_state, save_original
 from genval.runtime.errors import GenValError
 
 pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part

@@ -15,7 +15,8 @@ import torch
 from genval.diffusion.models.controlnet import default_base, load_controlnet
 from genval.diffusion.models.hints import encode_hint
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, load_base
-from genval.diffusion.original.checkpoints import OriginalFile, original_state
+from genval.diffusion.original.reading import OriginalFile
+from genval.diffusion.original.writing import original_state
 from genval.diffusion.sampling import generation as sampling
 from genval.diffusion.sampling.generation import sample_latents
 from genval.diffusion.settings import SamplingConfig

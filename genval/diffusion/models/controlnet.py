@@ -22,7 +22,7 @@ from genval.diffusion.models.hints import (
     record_encoding,
 )
 from genval.diffusion.models.pipelines import StableDiffusion, find_file, find_model, load_strictly, move
-from genval.diffusion.original.checkpoints import OriginalFile
+from genval.diffusion.original.reading import OriginalFile
 from genval.runtime.errors import GenValError
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from genval.diffusion.models.messages import first_words, listed, quiet
-from genval.diffusion.original.checkpoints import SUFFIXES, OriginalFile, is_original
+from genval.diffusion.original.reading import SUFFIXES, OriginalFile, is_original
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.paths import REPO_ROOT, find_below, resolve

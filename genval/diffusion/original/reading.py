@@ -1,15 +1,14 @@
-"""Checkpoints of the original Stable Diffusion and ControlNet code: every part in one file, read and written offline.
+"""Read checkpoints of the original Stable Diffusion and ControlNet code: all parts in one file, without a network.
 
 A file is a `torch.save` of `{"state_dict": ..., ...}` (`.ckpt`, `.pth`) or a safetensors file of the same keys. It has
-no configs and no tokenizer. Sizes are read off the shapes; what shapes do not tell is the published models' (8 heads,
-CLIP's vocabulary, the noise schedule), unless a folder beside the file that is named like it without the suffix has
-diffusers' `unet/config.json`, `vae/config.json`, `text_encoder/config.json`, `controlnet/config.json`,
-`scheduler/scheduler_config.json` or `tokenizer/`: what those say counts. Files written here carry all of it along.
+no configs and no tokenizer. Sizes follow from the tensor shapes. What shapes do not tell is taken from the published
+models (8 heads, CLIP's vocabulary, the noise schedule). A folder beside the file, named like it without the suffix, may
+hold diffusers' `unet/config.json`, `vae/config.json`, `text_encoder/config.json`, `controlnet/config.json`,
+`scheduler/scheduler_config.json` or `tokenizer/`; these take precedence. Files of `writing.py` contain all of it.
 """
 
 from __future__ import annotations
 
-import copy
 import gzip
 import importlib.util
 import json
@@ -19,22 +18,19 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from genval.diffusion.models.messages import first_words, listed, quiet
-from genval.diffusion.original import keys as keys
+from genval.diffusion.original import keys
 from genval.diffusion.original.keys import Shapes, Source
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json, replace_file
-
-if TYPE_CHECKING:
-    from genval.diffusion.models.pipelines import StableDiffusion
+from genval.runtime.files import read_json
 
 SUFFIXES = (".ckpt", ".pth", ".safetensors")
 # What files written here carry beside the published content: configs and tokenizers.
-_CARRIED = "genval"
+CARRIED = "genval"
 _CONFIGS = {
     "unet": "unet/config.json",
     "vae": "vae/config.json",
@@ -281,55 +277,6 @@ def is_original(path: Path) -> bool:
     return path.suffix in SUFFIXES
 
 
-def original_state(base: StableDiffusion, controlnet: Any | None = None) -> dict[str, torch.Tensor]:
-    """A base and, where given, a ControlNet as the original's state dict, with the schedule and position tables.
-
-    A ControlNet is for the published code's strict loading: cldm has one schedule vector more, `logvar`.
-    """
-    is_xl = hasattr(base, "text_encoder_2")
-    text_prefix = keys.TEXT_XL if is_xl else keys.TEXT
-    state: dict[str, torch.Tensor] = {}
-    if not is_xl:
-        state |= _schedule_vectors(base.scheduler_config)
-        if controlnet is not None:
-            state["logvar"] = torch.zeros_like(state["betas"])
-    for name, model in _models(base, controlnet).items():
-        state |= keys.write(part_sources(name, model, text_prefix), model.state_dict())
-    positions = base.text_encoder.config.max_position_embeddings
-    state[f"{text_prefix}embeddings.position_ids"] = torch.arange(positions)[None]
-    return state
-
-
-def save_original(base: StableDiffusion, controlnet: Any | None, path: str | Path, dtype: str = "fp32") -> None:
-    """Write a base and a ControlNet as one file of the original format, whole or not at all.
-
-    The file has the keys that the published code loads strictly (`controlnet_cs.ckpt`), and beside them, out of its
-    way, the configs and tokenizers, so that it loads here as what it was: sizes, prediction type and hint encoding.
-
-    Args:
-        controlnet: diffusers' ControlNetModel; None writes the base alone.
-        path: ends in `.safetensors` for that; any other name makes a `torch.save` file.
-        dtype: of the weights, "fp32" or "fp16".
-
-    Raises:
-        GenValError: the file cannot be written.
-    """
-    state = {
-        key: (tensor.to("cpu", _DTYPES[dtype]) if tensor.is_floating_point() and "." in key else tensor).contiguous()
-        for key, tensor in original_state(base, controlnet).items()
-    }
-    carried = {"configs": _carried_configs(base, controlnet), "tokenizers": _carried_tokenizers(base)}
-    if hasattr(base, "zero_empty_prompts"):
-        carried["zero_empty_prompts"] = base.zero_empty_prompts
-    with replace_file(path) as temporary:
-        if Path(path).suffix == ".safetensors":
-            from safetensors.torch import save_file
-
-            save_file(state, temporary, metadata={"format": "pt", _CARRIED: json.dumps(carried)})
-        else:
-            torch.save({"state_dict": state, "global_step": 0, _CARRIED: carried}, temporary)
-
-
 def clip_tokenizer(pad_token: str = "<|endoftext|>", beside: Path | None = None) -> Any:
     """CLIP's tokenizer from the vocabulary that open_clip brings along; no download.
 
@@ -374,7 +321,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             from safetensors.torch import load_file
 
             with safe_open(path, "pt") as file:
-                carried = json.loads((file.metadata() or {}).get(_CARRIED, "{}"))
+                carried = json.loads((file.metadata() or {}).get(CARRIED, "{}"))
             return load_file(path), carried
         with torch.serialization.safe_globals([(_ModelCheckpoint, _MODEL_CHECKPOINT)]):
             # Files from before torch 1.6 are no zip archives and cannot be mapped.
@@ -391,7 +338,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         ) from error
     content = content if isinstance(content, dict) else {}
     state = content.get("state_dict", content)
-    carried = content.get(_CARRIED, {})
+    carried = content.get(CARRIED, {})
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     return tensors, carried if isinstance(carried, dict) else {}
 
@@ -408,62 +355,3 @@ def _head(path: Path) -> str:
     if head.startswith((b"<!", b"<h")):
         return "a web page, not a checkpoint"
     return "damaged, or only a part was fetched"
-
-
-def _models(base: StableDiffusion, controlnet: Any | None) -> dict[str, Any]:
-    """Every model of a base, and a ControlNet, by its folder in diffusers' layout, in the published files' order."""
-    models = {"unet": base.unet, "vae": base.vae, "text_encoder": base.text_encoder}
-    if hasattr(base, "text_encoder_2"):
-        models["text_encoder_2"] = base.text_encoder_2
-    return models if controlnet is None else {**models, "controlnet": controlnet}
-
-
-def _schedule_vectors(scheduler_config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The vectors that ldm keeps in its files: terms of q(x_t | x_0) and of the posterior (Ho et al. 2020, eq. 7)."""
-    from diffusers import DDPMScheduler
-
-    betas = DDPMScheduler.from_config(dict(scheduler_config)).betas.double()
-    alphas = (1 - betas).cumprod(0)
-    before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
-    variance = betas * (1 - before) / (1 - alphas)
-    vectors = {
-        "betas": betas,
-        "alphas_cumprod": alphas,
-        "alphas_cumprod_prev": before,
-        "sqrt_alphas_cumprod": alphas.sqrt(),
-        "sqrt_one_minus_alphas_cumprod": (1 - alphas).sqrt(),
-        "log_one_minus_alphas_cumprod": (1 - alphas).log(),
-        "sqrt_recip_alphas_cumprod": (1 / alphas).sqrt(),
-        "sqrt_recipm1_alphas_cumprod": (1 / alphas - 1).sqrt(),
-        "posterior_variance": variance,
-        # The variance is zero at the first step.
-        "posterior_log_variance_clipped": variance.clamp_min(1e-20).log(),
-        "posterior_mean_coef1": betas * before.sqrt() / (1 - alphas),
-        "posterior_mean_coef2": (1 - before) * (1 - betas).sqrt() / (1 - alphas),
-    }
-    return {name: vector.float() for name, vector in vectors.items()}
-
-
-def _carried_configs(base: StableDiffusion, controlnet: Any | None) -> dict[str, Any]:
-    configs = {name: _plain_config(model.config) for name, model in _models(base, controlnet).items()}
-    return {**configs, "scheduler": dict(base.scheduler_config)}
-
-
-def _plain_config(config: Any) -> dict[str, Any]:
-    """A model's config as plain data; transformers' has its own words for it."""
-    entries = json.loads(config.to_json_string()) if hasattr(config, "to_json_string") else dict(config)
-    entries = {key: value for key, value in copy.deepcopy(entries).items() if not key.startswith("_")}
-    return json.loads(json.dumps(entries))
-
-
-def _carried_tokenizers(base: StableDiffusion) -> dict[str, dict[str, str]]:
-    tokenizers = {"tokenizer": base.tokenizer}
-    if hasattr(base, "tokenizer_2"):
-        tokenizers["tokenizer_2"] = base.tokenizer_2
-    carried = {}
-    for name, tokenizer in tokenizers.items():
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save_pretrained(folder)
-            files = sorted(Path(folder).iterdir())
-            carried[name] = {file.name: file.read_text(encoding="utf-8") for file in files}
-    return carried
