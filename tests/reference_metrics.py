@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from genval.metrics.calibration import BINS
 from genval.runtime.paths import REPO_ROOT
 
-GOLDEN = REPO_ROOT.parent / "shared/golden"
+GOLDEN = REPO_ROOT / "tests/golden"
 
 
 def softmax(logits):

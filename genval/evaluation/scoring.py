@@ -257,7 +257,7 @@ def find_set(settings: ScoringSettings, skipped: list[BadFile] | None = None) ->
         GenValError: the set is missing, or as `genval.datasets.find_items`.
     """
     folder = resolve(settings.folder) if settings.folder else resolve(settings.generated_dir) / str(settings.domain)
-    items = find_items(f"Cityscapes_{folder.name}", split="all", root=folder, set_aside=skipped)
+    items = find_items(f"Cityscapes_{folder.name}", split="all", root=folder, skipped=skipped)
     return folder, items[: settings.run.limit]
 
 

@@ -22,11 +22,8 @@ from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 
-GOLDEN = REPO_ROOT.parent / "shared" / "golden"
-pytestmark = [
-    pytest.mark.skipif(not GOLDEN.exists(), reason="../shared/golden is not here"),
-    pytest.mark.slow,  # networks of diffusers, and files of their size
-]
+GOLDEN = REPO_ROOT / "tests" / "golden"
+pytestmark = pytest.mark.slow  # networks of diffusers, and files of their size
 TOLERANCE = 1e-4
 # Rules of the golden data: a tensor is drawn from its key, scaled by its kind.
 SCALES = {

@@ -1,4 +1,4 @@
-"""Files of the original formats, with weights drawn by the rule that ../shared/golden/README.md states."""
+"""Files of the original formats, with weights drawn by the rule that tests/golden/README.md states."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import torch
 
 from genval.runtime.paths import REPO_ROOT
 
-GOLDEN = REPO_ROOT.parent / "shared" / "golden"
+GOLDEN = REPO_ROOT / "tests" / "golden"
 
 
 @dataclass
@@ -40,8 +40,6 @@ def drawn_state(keys, arrays):
 
 
 def golden_file(name, config, folder, wrap):
-    if not GOLDEN.exists():
-        pytest.skip("../shared/golden is not here")
     arrays = np.load(GOLDEN / f"{name}.npz")
     state = drawn_state(json.loads((GOLDEN / f"{name}.json").read_text())["keys"], arrays)
     torch.save(wrap(state), folder / f"{name}.pth")

@@ -1,4 +1,4 @@
-"""CamVid in Cityscapes' layout: what the recipe and the stages read, with real pictures where they are at hand."""
+"""CamVid in Cityscapes' layout: what the recipe and the stages read, with real images where they are at hand."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def test_an_empty_folder_and_a_strange_id_are_named(camvid, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real CamVid pictures are not on this machine")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real CamVid images in ../shared/realdata/camvid")
 def test_all_real_frames_are_placed(tmp_path):
     done = prepare(REAL, tmp_path / "out")
     assert done.returncode == 0, done.stderr
