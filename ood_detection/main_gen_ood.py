@@ -1,7 +1,7 @@
 """Measure how well segmenters detect objects that they were never trained on, on generated images and on public sets.
 
-Reads:  images/ood_objects/refined/{object}/{i}.png and images/ood_objects/masks/{object}/{i}_mask.png, without those
-        for which curated.json says false and those with an {i}_mask.txt; or a public set
+Reads:  images/ood_objects/refined/{object}/{i}.png and images/ood_objects/masks/{object}/{i}_mask.png, except
+        images that curated.json rejects and images with an {i}_mask.txt; or a public set
 Writes: results/ood_detection/{set}/{segmenter}.json (metrics of each image, and of all pixels under "pooled"),
         {segmenter}.csv (one row per score, with 95 % intervals over images), {segmenter}_objects.csv, and {segmenter}/,
         from which a run resumes
@@ -10,8 +10,8 @@ Writes: results/ood_detection/{set}/{segmenter}.json (metrics of each image, and
     python ood_detection/main_gen_ood.py --segmenters DLV3+ResNet50 --trg_dataset RoadAnomaly21,RoadObstacle21
 
 There is one forward pass per image. The object is the positive class, and the negated confidence is the score. In the
-JSON, `aupr_in` is the AUPR of the OBJECT and `aupr_out` that of the background: published names, unlike the
-literature's.
+JSON, `aupr_in` is the AUPR of the OBJECT and `aupr_out` the AUPR of the background: the published names, which the
+literature uses the other way round.
 """
 
 from __future__ import annotations

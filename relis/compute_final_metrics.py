@@ -81,7 +81,12 @@ def pool(settings: FinalMetricsSettings, model: str, dataset: str, scenes: list[
         ["class", "iou", "in_mean", "labelled_pixels"],
         [[name, iou[name], int(index in classes), labelled[index]] for index, name in enumerate(CLASSES)],
     )
-    head = {"model": model, "src_dataset": settings.src_dataset, "dataset": dataset, "classes": settings.class_set}
+    head: dict[str, Any] = {
+        "model": model,
+        "src_dataset": settings.src_dataset,
+        "dataset": dataset,
+        "classes": settings.class_set,
+    }
     head |= {"images": len(rows), "scenes": [f"{results.cond}/{results.scene}" for results in scenes]}
     single = {key: value for key, value in (head | overall).items() if not isinstance(value, (dict, list))}
     write_csv(stem.with_name(f"{stem.name}.csv"), list(single), [list(single.values())])

@@ -6,7 +6,7 @@ Writes: {output_dir}/{domain}/{leftImg8bit,gtFine}/{split}/{city}/, manifest.jso
 
     python relis/corrupt.py --domains fog,rain,snow,night
 
-Run the same command again to resume. There is no corruption for india: none represents another country.
+Run the same command again to resume. There is no corruption for india: no corruption represents another country.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def main(settings: CorruptionSettings) -> None:
         if settings.run.dry_run:
             print(f"{domain}: {len(items)} images to {folder}")
             continue
-        made = corrupt_set(settings, items, domain, folder)
-        print(f"{domain}: corrupted {made} of {len(items)} images, the others existed; wrote {folder}")
+        written = corrupt_set(settings, items, domain, folder)
+        print(f"{domain}: corrupted {written} of {len(items)} images, the others existed; wrote to {folder}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ Writes: {output_dir}/{segmenter}/{trg_dataset}_{conditions}.json, .csv and _reli
     python relis/eval_calibration.py --trg_dataset ACDC --cond fog --segmenters SegFormer-B0
 
 ECE: 15 bins of equal width, (lower, upper]. Adaptive ECE: 15 bins of equal population. KS: the largest gap between
-cumulated confidence and accuracy. From logits the three are exact; from counts the last two are within 1e-4 on
-full-size images.
+cumulated confidence and accuracy. From logits all three are exact. From counts, adaptive ECE and KS are within 1e-4 of
+the exact values on full-size images.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def main(settings: CalibrationErrorSettings) -> None:
 def measure_model(settings: CalibrationErrorSettings, model: str) -> list[Any]:
     """Measure one segmenter: write its files, and return its row of the table."""
     from genval.datasets import CLASS_SETS, CLASSES, classes_of
-    from genval.evaluation.calibration import ImageSet, try_on
+    from genval.evaluation.calibration import ImageSet, evaluate_calibration
     from genval.evaluation.diagrams import reliability_bins, write_reliability_diagram
     from genval.results.scenes import folder_name, summarise
     from genval.runtime.files import write_csv, write_json
     from genval.runtime.paths import resolve
     from genval.runtime.tables import percent
 
-    images = ImageSet(str(settings.trg_dataset), tuple(settings.cond), tuple(settings.scene))
+    images = ImageSet(str(settings.trg_dataset), settings.cond, settings.scene)
     scenes = images.find(settings.eval_dir, model, settings.preset)
     if settings.source == "logits":
-        summary, exact = try_on(scenes)
+        summary, exact = evaluate_calibration(scenes)
     else:
         each = ((record["id"], statistics) for results in scenes for record, statistics in results.read_pixels())
         summary, exact = summarise(each, CLASSES, classes_of(str(settings.trg_dataset)), CLASS_SETS), {}

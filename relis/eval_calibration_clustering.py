@@ -6,8 +6,8 @@ Writes: {output_dir}/{segmenter}/{tested set}/from_{calibrating set}/{method}.js
 
     python relis/eval_calibration_clustering.py --protocol synthetic --domains fog,night --segmenters SegFormer-B0
 
-An image takes its cluster's temperature; with --soft it takes the mean of all temperatures, weighted by inverse
-distance (k-means) or posterior (gmm). Temperatures of --hardest 0.5 are those of {calibrating set}_hardest50.
+An image is scaled by its cluster's temperature; with --soft by the mean of all temperatures, weighted by inverse
+distance (k-means) or posterior (gmm). With --hardest 0.5 the temperatures of {calibrating set}_hardest50 are tested.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
 
 
 def main(settings: TemperatureTestSettings) -> None:
-    from genval.evaluation.calibration import protocol_sets, try_temperatures
+    from genval.evaluation.calibration import evaluate_temperatures, protocol_sets
     from genval.results.scenes import model_list
     from genval.runtime.tables import markdown_table
 
@@ -31,7 +31,7 @@ def main(settings: TemperatureTestSettings) -> None:
         (fraction, row)
         for model in model_list(settings.segmenters, settings.preset)
         for calibrating, tested in protocol_sets(settings.sets, settings.trg_dataset, settings.cond, settings.scene)
-        for fraction, row in zip(fractions, try_temperatures(settings, model, calibrating, tested), strict=True)
+        for fraction, row in zip(fractions, evaluate_temperatures(settings, model, calibrating, tested), strict=True)
     ]
     header = ["model", "tested on", "calibrated on", "ECE % before", "after", "± over seeds"]
     header += ["adaptive before", "after", "KS before", "after"]

@@ -6,7 +6,7 @@ Writes: {output_dir}/{segmenter}/{tested set}/from_{calibrating set}/local.json 
 
     python relis/eval_calibration_lts.py --protocol cityscapes --segmenters SegFormer-B0
 
-The single temperatures are those of least NLL and (on the published grid) of least ECE on the calibrating set. All
+The single temperatures have the lowest NLL and (on the published grid) the lowest ECE on the calibrating set. All
 pixels are measured, with intervals over images.
 """
 
@@ -25,7 +25,7 @@ def main(settings: LocalTestSettings) -> None:
     import torch
 
     from genval.evaluation.calibration import protocol_sets
-    from genval.evaluation.local_temperature import try_networks
+    from genval.evaluation.local_temperature import evaluate_networks
     from genval.results.scenes import model_list
     from genval.runtime.errors import GenValError
     from genval.runtime.tables import markdown_table
@@ -35,7 +35,7 @@ def main(settings: LocalTestSettings) -> None:
     except (RuntimeError, AssertionError) as error:
         raise GenValError(f"--accelerator {settings.accelerator} is not available: {error}. Give cpu.") from error
     rows = [
-        try_networks(settings, model, calibrating, tested, device)
+        evaluate_networks(settings, model, calibrating, tested, device)
         for model in model_list(settings.segmenters, settings.preset)
         for calibrating, tested in protocol_sets(settings.sets, settings.trg_dataset, settings.cond, settings.scene)
     ]

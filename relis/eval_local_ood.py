@@ -1,4 +1,4 @@
-"""Measure how well a pixel's confidence detects unknown classes, e.g. IDD's autorickshaws and billboards.
+"""Measure how well a pixel's confidence detects unknown classes: IDD's autorickshaws, billboards and others.
 
 Reads:  the logits that relis/extract_logits.py (or relis/eval.py --save logits) wrote in --eval_dir, and the
         masks of IDD (level3Ids)
@@ -6,9 +6,9 @@ Writes: {output_dir}/{segmenter}/{set}_{unknown}.json and _per_image.csv
 
     python relis/eval_local_ood.py --segmenters SegFormer-B0 --unknown autorickshaw,billboard
 
-Pixels of IDD's classes without a counterpart among the 19 are the positives, those of its 17 known classes the
-negatives; unlabelled pixels are neither. AUROC 0.5 is chance; FPR95 is the fraction of known pixels below the
-confidence that 95 % of the unknown pixels are below.
+Pixels of IDD's classes without a counterpart among the 19 are the positives. Pixels of its 17 known classes are the
+negatives. Unlabelled pixels do not count. AUROC 0.5 is chance. FPR95 is the fraction of known pixels below the
+confidence threshold that 95 % of the unknown pixels are below.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(settings: UnknownClassSettings) -> None:
     unknown = find_unknown_ids(str(settings.trg_dataset), settings.unknown)
     rows = [measure_model(settings, model, unknown) for model in model_list(settings.segmenters, settings.preset)]
     header = ["model", "images", "with unknown", "unknown pixels %", "AUROC %", "from", "to", "AUPR %", "FPR95 %"]
-    print(markdown_table([*header, "AUROC % an image", "AUPR %", "FPR95 %"], rows, digits=2))
+    print(markdown_table([*header, "AUROC % per image", "AUPR %", "FPR95 %"], rows, digits=2))
     print(f"unknown: {', '.join(unknown)}; wrote {settings.output_dir}")
 
 
@@ -46,17 +46,17 @@ def measure_model(settings: UnknownClassSettings, model: str, unknown: dict[str,
     from genval.runtime.files import write_csv, write_json
     from genval.runtime.paths import resolve
 
-    images = ImageSet(str(settings.trg_dataset), tuple(settings.cond), tuple(settings.scene))
+    images = ImageSet(str(settings.trg_dataset), settings.cond, settings.scene)
     found = measure_unknown(images.find(settings.eval_dir, model, settings.preset), list(unknown.values()))
-    of_images = np.array([[metrics[name] for name in METRICS] for metrics in found.of_images.values()])
-    with_unknown = ~np.isnan(of_images[:, 0])
-    mean = dict(zip(METRICS, of_images[with_unknown].mean(0), strict=True)) if with_unknown.any() else {}
+    per_image = np.array([[metrics[name] for name in METRICS] for metrics in found.per_image.values()])
+    with_unknown = ~np.isnan(per_image[:, 0])
+    mean = dict(zip(METRICS, per_image[with_unknown].mean(0), strict=True)) if with_unknown.any() else {}
     values = {
         "model": model,
         "src_dataset": settings.src_dataset,
         "set": images.name,
         "unknown": unknown,
-        "images": len(of_images),
+        "images": len(per_image),
         "images_with_both": int(with_unknown.sum()),
         "unknown_pixels": found.unknown,
         "known_pixels": found.known,
@@ -67,13 +67,13 @@ def measure_model(settings: UnknownClassSettings, model: str, unknown: dict[str,
     names = "all" if settings.unknown == ("all",) else "+".join(unknown).replace(" ", "_").replace("/", "_")
     place = resolve(settings.output_dir) / folder_name(model)
     write_json(place / f"{images.name}_{names}.json", values)
-    rows = [[item_id, *(plain(metrics[name]) for name in METRICS)] for item_id, metrics in found.of_images.items()]
+    rows = [[item_id, *(plain(metrics[name]) for name in METRICS)] for item_id, metrics in found.per_image.items()]
     write_csv(place / f"{images.name}_{names}_per_image.csv", ["id", *METRICS], rows)
     share = 100 * found.unknown / (found.unknown + found.known)
     pooled = [100 * value for value in (found.pooled["auroc"], *found.intervals["auroc"])]
     others = [100 * found.pooled[name] for name in METRICS[1:]]
     means = [100 * mean.get(name, float("nan")) for name in METRICS]
-    return [model, len(of_images), int(with_unknown.sum()), share, *pooled, *others, *means]
+    return [model, len(per_image), int(with_unknown.sum()), share, *pooled, *others, *means]
 
 
 if __name__ == "__main__":

@@ -47,12 +47,12 @@ def measure_model(settings: ImageOodSettings, model: str) -> list[Any]:
     from genval.runtime.files import write_json
     from genval.runtime.paths import resolve
 
-    other = ImageSet(str(settings.trg_dataset), tuple(settings.cond), tuple(settings.scene))
-    known = ImageSet(settings.in_dataset, tuple(settings.in_cond), tuple(settings.in_scene))
+    other = ImageSet(str(settings.trg_dataset), settings.cond, settings.scene)
+    known = ImageSet(settings.in_dataset, settings.in_cond, settings.in_scene)
     scenes = [images.find(settings.eval_dir, model, settings.preset) for images in (other, known)]
     if set(scenes[0]) & set(scenes[1]):
         raise GenValError(f"{other.name} and {known.name} share images: give two disjoint sets.")
-    scores = [image_scores(of_set) for of_set in scenes]
+    scores = [image_scores(results) for results in scenes]
     is_other = np.repeat([True, False], [len(rows) for rows in scores])
     values: dict[str, Any] = {"model": model, "images": len(scores[0]), "in_images": len(scores[1])}
     for column, (name, sign) in enumerate(SCORES.items()):

@@ -42,15 +42,15 @@ def measure_model(settings: MisclassificationSettings, model: str) -> list[Any]:
     from genval.runtime.paths import resolve
     from genval.runtime.tables import percent
 
-    images = ImageSet(str(settings.trg_dataset), tuple(settings.cond), tuple(settings.scene))
+    images = ImageSet(str(settings.trg_dataset), settings.cond, settings.scene)
     scenes = images.find(settings.eval_dir, model, settings.preset)
     saved = [(results, item_id) for results in scenes for item_id in results.ids()]
     total, ends = pool(results.read_image(item_id) for results, item_id in saved)
     metrics = {name: plain(value) for name, value in reliability_metrics(total).items() if name in METRICS}
     intervals = {name: [plain(end) for end in ends[name]] for name in METRICS}
-    off_by = {name: plain(value) for name, value in reliability_bounds(total).items() if name in METRICS}
+    bounds = {name: plain(value) for name, value in reliability_bounds(total).items() if name in METRICS}
     head = {"model": model, "src_dataset": settings.src_dataset, "set": images.name, "images": len(saved)}
-    values = head | metrics | {"intervals": intervals, "bounds_of_levels": off_by}
+    values = head | metrics | {"intervals": intervals, "bounds_of_levels": bounds}
     write_json(resolve(settings.output_dir) / folder_name(model) / f"{images.name}.json", values)
     low, high = intervals["prr_percent"]
     return [model, len(saved), metrics["prr_percent"], low, high, *(percent(metrics[name]) for name in METRICS[1:])]

@@ -7,19 +7,17 @@ image, train_ids = read_pair(items[0])            # RGB uint8 (H, W, 3), uint8 (
 from genval.datasets.items import BadFile, Item, find_items
 from genval.datasets.labels import CLASS_SETS, CLASSES, IGNORE, find_unknown_ids
 from genval.datasets.layouts import classes_of
-from genval.datasets.reading import Batch, load_batches, partition, read_pair
+from genval.datasets.reading import partition, read_pair
 
 __all__ = [
     "CLASSES",
     "CLASS_SETS",
     "IGNORE",
     "BadFile",
-    "Batch",
     "Item",
     "classes_of",
     "find_items",
     "find_unknown_ids",
-    "load_batches",
     "partition",
     "read_pair",
 ]

@@ -1,13 +1,10 @@
-"""Decode items: one pair at a time, or in batches that threads prefetch."""
+"""Decoding of items, and their partition into batches."""
 
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -15,15 +12,6 @@ from genval.datasets.items import BadFile, Item
 from genval.datasets.labels import find_label_space
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_mask
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive items of one image size."""
-
-    items: tuple[Item, ...]
-    images: np.ndarray  # RGB uint8 (B, H, W, 3)
-    train_ids: np.ndarray  # uint8 (B, H, W), 0..18 and IGNORE
 
 
 def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
@@ -75,58 +63,6 @@ def partition(items: Sequence[Item], batch_size: int) -> list[tuple[Item, ...]]:
         members = tuple(group)
         chunks += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
     return chunks
-
-
-def load_batches(
-    chunks: Sequence[Sequence[Item]],
-    workers: int,
-    skipped: list[BadFile] | None = None,
-    read: Callable[[Any], tuple[np.ndarray, np.ndarray]] = read_pair,
-) -> Iterator[Batch]:
-    """Decode chunks in order, ahead of use, in `workers` threads.
-
-    A chunk becomes one batch, or several where the image size changes inside it.
-
-    Args:
-        chunks: from `partition`.
-        workers: threads; Pillow decodes outside Python's lock, so threads suffice.
-        skipped: bad items are added to this list instead of raising an error.
-        read: decodes an item into an image and its mask, uint8 (H, W).
-
-    Raises:
-        GenValError: as `read`.
-    """
-    ahead = 2 * workers
-    waiting: deque[tuple[Item, Future[tuple[np.ndarray, np.ndarray]]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        upcoming = iter([item for chunk in chunks for item in chunk])
-        try:
-            for chunk in chunks:
-                for item in itertools.islice(upcoming, max(0, len(chunk) + ahead - len(waiting))):
-                    waiting.append((item, pool.submit(read, item)))
-                yield from _stack(list(_results(waiting, len(chunk), skipped)))
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def _results(
-    waiting: deque[tuple[Item, Future[tuple[np.ndarray, np.ndarray]]]], count: int, skipped: list[BadFile] | None
-) -> Iterator[tuple[Item, np.ndarray, np.ndarray]]:
-    for _ in range(count):
-        item, future = waiting.popleft()
-        try:
-            yield item, *future.result()
-        except GenValError as error:
-            if skipped is None:
-                raise
-            skipped.append(BadFile(item.id, item.cond, item.scene, str(item.image), str(error)))
-
-
-def _stack(pairs: Sequence[tuple[Item, np.ndarray, np.ndarray]]) -> Iterator[Batch]:
-    for _, group in itertools.groupby(pairs, key=lambda pair: pair[2].shape):
-        items, images, train_ids = zip(*group, strict=True)
-        yield Batch(items, np.stack(images), np.stack(train_ids))
 
 
 def _size(array: np.ndarray) -> str:

@@ -1,1 +1,1 @@
-"""Segmenters on labelled images: one forward pass an image, and everything that is kept of it."""
+"""Segmenters on labelled images: one forward pass per image, and what is saved of it."""

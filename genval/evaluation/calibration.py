@@ -1,4 +1,4 @@
-"""Temperatures found on one set of images and tried on another, from saved logits and features."""
+"""Temperature scaling: temperatures are found on one set of images and tested on another, from saved logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from genval.artifacts.tensors import PackedTensors
-from genval.datasets import CLASS_SETS, CLASSES, classes_of
+from genval.datasets import CLASS_SETS, CLASSES, IGNORE, classes_of
 from genval.evaluation.diagrams import reliability_bins, write_reliability_diagram
 from genval.evaluation.settings import ALL, CalibrationMethod, CalibrationSets, TemperatureTestSettings
 from genval.metrics.calibration import top1_metrics
@@ -33,16 +33,16 @@ TEMPERATURE_FILE = "best_temperatures.json"
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The saved scenes of a data set that a calibration is made or tried on."""
+    """The saved scenes of a data set on which a calibration is found or tested."""
 
     dataset: str
     conds: tuple[str, ...] = ("all",)
     scenes: tuple[str, ...] = ("all",)
-    hardest: float = 1.0  # share of the images that it is made on, see `hardest_images`
+    hardest: float = 1.0  # fraction of the images that calibrate, see `hardest_images`
 
     @property
     def name(self) -> str:
-        """A folder's name for it.
+        """The name of the set, usable as a folder name.
 
         >>> ImageSet("ACDC", ("fog", "night")).name, ImageSet("Cityscapes_fog", hardest=0.5).name
         ('ACDC_fog+night', 'Cityscapes_fog_all_hardest50')
@@ -52,7 +52,7 @@ class ImageSet:
         return "_".join([folder_name(self.dataset), *parts])
 
     def find(self, eval_dir: str | Path, model: str, preset: str | None = None) -> list[SceneResults]:
-        """Return its scenes, each with a finished evaluation, in the folder of evaluation results.
+        """Return the scenes of the set from the folder of evaluation results; each has a finished evaluation.
 
         Raises:
             GenValError: a scene was not evaluated; the message gives the command, with `preset`.
@@ -100,12 +100,12 @@ class SavedImage:
     labels: np.ndarray  # uint8 (pixels,)
 
     def accuracy(self) -> float:
-        """Share of its labelled pixels that are predicted right, 0 to 1; NaN where it has none.
+        """Return the fraction of labelled pixels that are predicted right, 0 to 1; NaN without a labelled pixel.
 
         Raises:
             GenValError: a logit of a labelled pixel is not finite.
         """
-        counted = self.labels != 255
+        counted = self.labels != IGNORE
         if not counted.any():
             return math.nan
         logits = self.logits[counted]
@@ -115,10 +115,10 @@ class SavedImage:
 
 
 def read_images(scenes: Sequence[SceneResults]) -> Iterator[SavedImage]:
-    """The saved logits of a set, an image at a time, in the order of scenes and ids.
+    """Yield the saved logits of a set, one image at a time, in the order of scenes and ids.
 
     Raises:
-        GenValError: a scene has none.
+        GenValError: a scene has no saved logits.
     """
     for results in scenes:
         tensors = _packed(results, "logits")
@@ -128,18 +128,18 @@ def read_images(scenes: Sequence[SceneResults]) -> Iterator[SavedImage]:
 
 
 def hardest_images(images: Sequence[SavedImage], share: float) -> np.ndarray:
-    """The images with the lowest shares of right pixels among the labelled ones that were saved.
+    """Choose the images with the lowest pixel accuracy, over the labelled pixels that were saved.
 
-    Temperatures of easy pictures are too low for hard ones: where the pictures that calibrate are easier than those of
-    the set tested, the hardest of them come closer. Which these are differs by model.
+    Temperatures found on easy images are too low for hard images. If the calibrating images are easier than the tested
+    ones, their hardest images are closer to the tested ones. The choice differs between segmenters.
 
     Args:
         images: at least one.
-        share: above 0, at most 1.
+        share: fraction of the images with a labelled pixel that is chosen, above 0 and at most 1; rounded up.
 
     Returns:
-        Their indices, int64 (M,), ascending: the share of the N images with a labelled pixel, rounded up; of equally
-        hard images those that come first. Images without a labelled pixel are never among them.
+        The indices of the chosen images, int64 (M,), ascending. Of equally hard images the first ones are chosen.
+        Images without a labelled pixel are never chosen.
 
     Raises:
         GenValError: no image has a labelled pixel, or a logit is not finite.
@@ -148,16 +148,19 @@ def hardest_images(images: Sequence[SavedImage], share: float) -> np.ndarray:
     labelled = np.flatnonzero(~np.isnan(accuracies))
     if not len(labelled):
         raise GenValError("No pixel has a label: there is nothing to calibrate on. Give other scenes or conditions.")
-    # As written: 0.1 of 30 images are 3, and in binary a little more.
+    # A fraction of the decimal text: 0.1 of 30 images are 3, but the binary 0.1 is slightly larger.
     count = math.ceil(Fraction(str(share)) * len(labelled))
     return np.sort(labelled[np.argsort(accuracies[labelled], kind="stable")[:count]])
 
 
 def read_features(scenes: Sequence[SceneResults]) -> tuple[list[tuple[SceneResults, str]], np.ndarray]:
-    """The saved features of a set: whose they are, and float64 (N, D).
+    """Read the saved features of a set.
+
+    Returns:
+        The scene and the id of each image, and the features, float64 (N, D).
 
     Raises:
-        GenValError: a scene has none, or they are not of one length.
+        GenValError: a scene has no saved features, or the features differ in length.
     """
     keys: list[tuple[SceneResults, str]] = []
     rows: list[np.ndarray] = []
@@ -176,12 +179,15 @@ class Calibration:
     """Clusters and their temperatures."""
 
     clusters: ClusterModel
-    temperatures: np.ndarray  # float64 (K,), or (K, C): one for each predicted class
+    temperatures: np.ndarray  # float64 (K,), or (K, C) with one temperature per predicted class
 
-    def of_images(self, features: np.ndarray | None, images: int, soft: bool) -> np.ndarray:
-        """Each image's temperature, float64 (N,) or (N, C); `features` may be None with one cluster.
+    def image_temperatures(self, features: np.ndarray | None, images: int, soft: bool) -> np.ndarray:
+        """Return the temperature of each image, float64 (N,) or (N, C).
 
-        Soft: the clusters' temperatures averaged by the image's shares in them.
+        Args:
+            features: of the images, (N, D); None is allowed with one cluster.
+            images: the number N of images.
+            soft: average the temperatures of all clusters, weighted by the image's membership in each.
         """
         if len(self.temperatures) == 1:
             return np.repeat(self.temperatures, images, 0)
@@ -200,19 +206,20 @@ def calibrate(
     seed: int = 0,
     hardest: float = 1.0,
 ) -> tuple[Calibration, dict[str, Any]]:
-    """Cluster a set's images and find each cluster's temperature.
+    """Cluster a set's images and find the temperature of each cluster.
 
     Args:
-        images: those of the set, from `read_images`.
+        images: the images of the set, from `read_images`.
         method: number of clusters (1 needs no features), clustering method, metric, and whether each predicted class
             has a temperature of its own.
         subsamples: number of images chosen at random; None for all.
-        seed: of the choice and of the clustering.
-        hardest: fraction of these images that `hardest_images` chooses; 1 is all.
+        seed: seed of the choice and of the clustering.
+        hardest: fraction of these images that `hardest_images` chooses; 1 means all.
 
     Returns:
-        The calibration; the number of images, and the images and pixels of each cluster, fit for JSON. With `hardest`
-        below 1 also the share, of how many images it was taken, and the accuracy of the easiest image chosen.
+        The calibration; and the number of images, with the images and pixels of each cluster, fit for JSON. With
+        `hardest` below 1 also the fraction, the number of images from which it was chosen, and the accuracy of the
+        easiest chosen image.
 
     Raises:
         GenValError: logits or features are missing, or a cluster has no labelled pixel.
@@ -226,30 +233,18 @@ def calibrate(
         metadata["hardest"] = {"share": hardest, "of_images": len(chosen)}
         chosen = chosen[hardest_images([images[i] for i in chosen.tolist()], hardest)]
         metadata["hardest"]["highest_accuracy"] = max(images[i].accuracy() for i in chosen.tolist())
-    clusters = method.n_clusters
-    if clusters == 1:
-        model = fit_clusters(np.zeros((len(chosen), 1)), 1, method.cluster_method, seed)
-        assigned = np.zeros(len(chosen), np.int64)
-    else:
-        keys, features = read_features(list(dict.fromkeys(image.scene for image in images)))
-        if keys != [(image.scene, image.id) for image in images]:
-            raise GenValError(
-                f"Logits and features of {images[0].scene.model} are of different images. Run relis/eval.py --save "
-                "predictions,logits,features with the same --scene, --split and --limit."
-            )
-        model = fit_clusters(features[chosen], clusters, method.cluster_method, seed)
-        assigned = model.assign(features[chosen])
-    metric = method.calib_metric
+    model, clusters = _cluster(images, chosen, method, seed)
     temperatures: list[Any] = []
     parts: list[dict[str, Any]] = []
-    for index in range(clusters):
-        members = [images[i] for i, cluster in zip(chosen.tolist(), assigned, strict=True) if cluster == index]
+    for index in range(method.n_clusters):
+        members = [images[i] for i, cluster in zip(chosen.tolist(), clusters, strict=True) if cluster == index]
         if not members:
             raise GenValError(
-                f"Cluster {index} of {clusters} has no image. Give fewer --n_clusters or another --seeds."
+                f"Cluster {index} of {method.n_clusters} has no image. Give fewer --n_clusters or another --seeds."
             )
         logits, labels = (np.concatenate([getattr(m, name) for m in members]) for name in ("logits", "labels"))
         pixels = Pixels.from_logits(logits, labels)
+        metric = method.calib_metric
         temperatures.append(
             search_per_class(pixels, metric) if method.per_class_temperature else search(pixels, metric).temperature
         )
@@ -257,18 +252,40 @@ def calibrate(
     return Calibration(model, np.array(temperatures)), {"images": len(chosen), "clusters": parts, **metadata}
 
 
-def try_on(
+def _cluster(
+    images: Sequence[SavedImage], chosen: np.ndarray, method: CalibrationMethod, seed: int
+) -> tuple[ClusterModel, np.ndarray]:
+    """Cluster the chosen images by their features: return the model, and the cluster of each chosen image."""
+    if method.n_clusters == 1:
+        model = fit_clusters(np.zeros((len(chosen), 1)), 1, method.cluster_method, seed)
+        return model, np.zeros(len(chosen), np.int64)
+    keys, features = read_features(list(dict.fromkeys(image.scene for image in images)))
+    if keys != [(image.scene, image.id) for image in images]:
+        raise GenValError(
+            f"Logits and features of {images[0].scene.model} are of different images. Run relis/eval.py --save "
+            "predictions,logits,features with the same --scene, --split and --limit."
+        )
+    model = fit_clusters(features[chosen], method.n_clusters, method.cluster_method, seed)
+    return model, model.assign(features[chosen])
+
+
+def evaluate_calibration(
     scenes: Sequence[SceneResults], calibration: Calibration | None = None, soft: bool = False
 ) -> tuple[Summary, dict[str, float]]:
-    """Every figure of a set after scaling, from saved logits; without a calibration as they are.
+    """Compute every metric of a set from its saved logits, after scaling with a calibration if one is given.
+
+    Args:
+        scenes: the scenes of the set, with saved logits (and features, if the calibration has several clusters).
+        calibration: the temperatures; None leaves the logits unscaled.
+        soft: weigh the temperatures of all clusters instead of taking the nearest cluster's.
 
     Returns:
-        The summary with its intervals; `ece`, `adaptive_ece` and `ks` of the single pixels, exactly.
+        The summary with its intervals; and the exact `ece`, `adaptive_ece` and `ks` over single pixels.
     """
     temperatures: dict[tuple[SceneResults, str], np.ndarray] | None = None
     if calibration is not None and len(calibration.temperatures) > 1:
         keys, features = read_features(scenes)
-        temperatures = dict(zip(keys, calibration.of_images(features, len(keys), soft), strict=True))
+        temperatures = dict(zip(keys, calibration.image_temperatures(features, len(keys), soft), strict=True))
     confidences: list[np.ndarray] = []
     hits: list[np.ndarray] = []
 
@@ -281,7 +298,7 @@ def try_on(
                 logits = scale_logits(logits, calibration.temperatures[0])
             tensor = torch.from_numpy(np.ascontiguousarray(logits.T))
             predictions, statistics = measure(tensor, torch.from_numpy(image.labels))
-            counted = image.labels != 255
+            counted = image.labels != IGNORE
             confidences.append(tensor.softmax(0).amax(0).numpy()[counted])
             hits.append((predictions.numpy() == image.labels)[counted])
             yield image.id, statistics
@@ -300,29 +317,32 @@ def calibration_folder(
     return resolve(sets.calibration_dir) / folder_name(model) / image_set.name / "_".join(parts) / f"seed{seed}"
 
 
-def save_calibration(folder: Path, calibration: Calibration, about: dict[str, Any]) -> None:
-    """Write `cluster_model.npz`, then `best_temperatures.json`, which says that both are whole."""
-    (folder / TEMPERATURE_FILE).unlink(missing_ok=True)  # those of an earlier run are of other clusters
+def save_calibration(folder: Path, calibration: Calibration, metadata: dict[str, Any]) -> None:
+    """Write `cluster_model.npz`, then `best_temperatures.json`; if the latter exists, both files are complete."""
+    (folder / TEMPERATURE_FILE).unlink(missing_ok=True)  # an earlier run's temperatures belong to other clusters
     save_clusters(folder / CLUSTER_FILE, calibration.clusters)
-    write_json(folder / TEMPERATURE_FILE, {**about, "temperatures": calibration.temperatures.tolist()})
+    write_json(folder / TEMPERATURE_FILE, {**metadata, "temperatures": calibration.temperatures.tolist()})
 
 
 def load_calibration(folder: Path) -> tuple[Calibration, dict[str, Any]]:
     """Read what `save_calibration` wrote.
 
     Raises:
-        GenValError: a file is missing or damaged, or the two do not belong together.
+        GenValError: a file is missing or damaged, or the two files do not fit each other.
     """
     if not (folder / TEMPERATURE_FILE).exists():
         raise GenValError(
             f"No temperatures in {folder}. Run: python relis/compute_clusters_temp_scaling.py with the same flags."
         )
-    about = read_json(folder / TEMPERATURE_FILE)
+    metadata = read_json(folder / TEMPERATURE_FILE)
     clusters = load_clusters(folder / CLUSTER_FILE)
-    temperatures = np.array(about.get("temperatures"), dtype=np.float64)
+    temperatures = np.array(metadata.get("temperatures"), dtype=np.float64)
     if temperatures.ndim not in (1, 2) or len(temperatures) != len(clusters.centres) or not (temperatures > 0).all():
-        raise GenValError(f"{folder / TEMPERATURE_FILE} does not fit {CLUSTER_FILE} beside it. Make both again.")
-    return Calibration(clusters, temperatures), about
+        raise GenValError(
+            f"{folder / TEMPERATURE_FILE} does not fit {CLUSTER_FILE} in the same folder. Run: python "
+            "relis/compute_clusters_temp_scaling.py with the same flags."
+        )
+    return Calibration(clusters, temperatures), metadata
 
 
 def _packed(results: SceneResults, kind: str) -> PackedTensors:
@@ -337,25 +357,25 @@ def _packed(results: SceneResults, kind: str) -> PackedTensors:
 ERRORS = ("ece", "adaptive_ece", "ks")
 
 
-def try_temperatures(
+def evaluate_temperatures(
     settings: TemperatureTestSettings, model: str, calibrating: ImageSet, tested: ImageSet
 ) -> list[list[Any]]:
-    """Test temperatures of one set on another, for one segmenter: write the files, one pair per fraction of the images.
+    """Test temperatures of one set on another, for one segmenter: write two files per fraction of the images.
 
     Returns:
-        A row of the table per fraction in `hardest`: segmenter, tested set, calibrating set, ECE before and after in
+        One row of the table per fraction in `hardest`: segmenter, tested set, calibrating set, ECE before and after in
         percent, its standard deviation over seeds, adaptive ECE before and after, KS before and after.
 
     Raises:
         GenValError: temperatures, logits or features are missing.
     """
     scenes = tested.find(settings.eval_dir, model, settings.preset)
-    before = try_on(scenes)
+    unscaled = evaluate_calibration(scenes)
     sets = [replace(calibrating, hardest=fraction) for fraction in settings.method.hardest]
-    return [_try_fraction(settings, model, chosen, tested, scenes, before) for chosen in sets]
+    return [_evaluate_fraction(settings, model, chosen, tested, scenes, unscaled) for chosen in sets]
 
 
-def _try_fraction(
+def _evaluate_fraction(
     settings: TemperatureTestSettings,
     model: str,
     calibrating: ImageSet,
@@ -367,7 +387,7 @@ def _try_fraction(
     folders = [
         calibration_folder(settings.sets, settings.method, model, calibrating, seed) for seed in settings.sets.seeds
     ]
-    runs = [try_on(scenes, load_calibration(folder)[0], settings.soft) for folder in folders]
+    runs = [evaluate_calibration(scenes, load_calibration(folder)[0], settings.soft) for folder in folders]
     exact_after = {name: float(np.mean([exact[name] for _, exact in runs])) for name in ERRORS}
     spread = {name: float(np.std([exact[name] for _, exact in runs])) for name in ERRORS}
     place = resolve(settings.output_dir) / folder_name(model) / tested.name / f"from_{calibrating.name}"

@@ -24,10 +24,10 @@ _BATCH = 32
 
 
 class CorruptionStage(ManifestStage[Item, np.ndarray, np.ndarray]):
-    """Corrupts images and copies their masks; items of another record are made again.
+    """Corrupts images and copies their masks; items with another record are computed again.
 
     Args:
-        folder: of the corrupted set.
+        folder: the folder of the corrupted set.
         domain: a name of `genval.datasets.corruptions.CORRUPTIONS`.
         items: the clear images.
         settings: severity and seed.
@@ -73,7 +73,7 @@ class CorruptionStage(ManifestStage[Item, np.ndarray, np.ndarray]):
         others = sorted(Manifest(self.folder).records.keys() - self.records.keys())
         if others and self.whole:
             raise GenValError(
-                f"{self.folder} also holds {len(others)} images of other streets, such as {others[0]}. Delete the "
+                f"{self.folder} also holds {len(others)} images of other frames, such as {others[0]}. Delete the "
                 "folder, or give another --output_dir."
             )
 
@@ -85,7 +85,7 @@ class CorruptionStage(ManifestStage[Item, np.ndarray, np.ndarray]):
         return read_image(item.image)
 
     def compute(self, items: Sequence[Item], loaded: Sequence[np.ndarray]) -> list[np.ndarray]:
-        # In one thread: the corruptions draw from PyTorch's global random generator.
+        # In one thread: the corruptions use PyTorch's global random generator.
         return [
             corrupt(image, record["corruption"], record["severity"], record["seed"])
             for image, record in zip(loaded, (self.records[item.id] for item in items), strict=True)
@@ -99,19 +99,19 @@ class CorruptionStage(ManifestStage[Item, np.ndarray, np.ndarray]):
 
 
 def corrupt_set(settings: CorruptionSettings, items: Sequence[Item], domain: str, folder: Path) -> int:
-    """Corrupt every image that is missing; masks are copied.
+    """Corrupt every image that is missing from a set, and copy its mask.
 
     Args:
-        settings: of the stage.
+        settings: the settings of the script.
         items: the clear images.
         domain: one of `corruptions.CORRUPTIONS`.
-        folder: of the corrupted set.
+        folder: the folder of the corrupted set.
 
     Returns:
         The number of images that were corrupted.
 
     Raises:
-        GenValError: masks do not hold labelIds, an image cannot be read, or the folder holds images of other streets.
+        GenValError: masks do not hold labelIds, an image cannot be read, or the folder holds images of other frames.
     """
     stage = CorruptionStage(folder, domain, items, settings)
     return run_stage(

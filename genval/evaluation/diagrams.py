@@ -1,4 +1,4 @@
-"""Reliability diagrams: accuracy over confidence, bin by bin.
+"""Reliability diagrams: accuracy over confidence, per bin.
 
 Source: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017), figure 1.
 """
@@ -18,7 +18,7 @@ from genval.runtime.files import write_bytes
 
 
 def reliability_bins(statistics: PixelStatistics) -> dict[str, list[float]]:
-    """What a diagram is drawn from, fit for JSON: `pixels`, `right` and the sum of `confidence`, bin by bin."""
+    """Return the data of a diagram, fit for JSON: `pixels`, `right` and the sum of `confidence` per bin."""
     return {
         "pixels": statistics.bins.sum(0).tolist(),
         "right": statistics.bins[1].tolist(),
@@ -27,7 +27,7 @@ def reliability_bins(statistics: PixelStatistics) -> dict[str, list[float]]:
 
 
 def write_reliability_diagram(path: Path, sets: Mapping[str, PixelStatistics]) -> None:
-    """Draw one panel a set, side by side, as PNG: accuracy of each bin, its gap to the confidence, share of pixels.
+    """Write a PNG with one panel per set, side by side: accuracy, gap to the confidence and share of pixels per bin.
 
     Args:
         path: the PNG.

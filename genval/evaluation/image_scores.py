@@ -1,4 +1,4 @@
-"""What a generated picture is worth: does it show its mask, does it show its domain, is it a picture of its own."""
+"""Scores of generated images: agreement with the mask, agreement with the domain, and distance to other images."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from genval.evaluation.settings import GateThresholds
 from genval.metrics.segmentation import iou_per_class, pixel_accuracy, plain
 from genval.runtime.files import replace_file
 
-# Of the picture hash: side of the grey thumbnail, and of the square of its lowest frequencies.
+# Image hash: side of the grey thumbnail, and side of the square of its lowest frequencies.
 _THUMBNAIL = 64
 _FREQUENCIES = 16
 HASH_BITS = _FREQUENCIES**2
-# Pictures compared at a time; a block's distances take a few megabytes.
+# Number of images compared at a time; the distances of a block take a few megabytes.
 _BLOCK = 512
-# Scores with a histogram, and what they are.
+# Scores that have a histogram, with the labels of its axis.
 _HISTOGRAMS = {
     "miou": "mIoU with the mask",
-    "relative_miou": "mIoU, share of the original's",
+    "relative_miou": "mIoU, fraction of the original's",
     "domain_probability": "probability of the domain's phrase",
-    "nearest_bits": f"bits to the nearest picture, of {HASH_BITS}",
+    "nearest_bits": f"bits to the nearest image, of {HASH_BITS}",
 }
 
 
 def agreement(matrix: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """How well a prediction agrees with the mask a picture was made from; fit for JSON.
+    """Measure how well a prediction agrees with the mask that an image was generated from; fit for JSON.
 
     Args:
         matrix: int (C, C), rows are the mask's classes.
         names: the classes' names.
 
     Returns:
-        `miou`, a fraction, and `iou_per_class`, both over the classes that the mask holds: so a picture and the
-        original of its mask are measured on one class set. `pixel_accuracy_percent`. None without a labelled pixel.
+        `miou` (a fraction) and `iou_per_class`, both over the classes in the mask, so that an image and the original of
+        its mask are measured on the same classes; and `pixel_accuracy_percent`. Without a labelled pixel, `miou` and
+        `pixel_accuracy_percent` are None.
     """
     labelled = np.flatnonzero(matrix.sum(1)).tolist()
     iou = iou_per_class(matrix)[labelled]
@@ -50,19 +51,19 @@ def agreement(matrix: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
 
 
 def relative_agreement(generated: float | None, original: float | None) -> float | None:
-    """The share of the original's mIoU that a generated picture reaches; None where the original's is 0 or unknown."""
+    """Return the mIoU of a generated image as a fraction of the original's; None if the original's is 0 or unknown."""
     return generated / original if generated is not None and original else None
 
 
 def domain_probability(images: np.ndarray, phrases: np.ndarray, logit_scale: float) -> np.ndarray:
-    """Probability of the domain's phrase against the clear one: softmax of scaled cosines.
+    """Compute the probability of the domain's phrase against the clear phrase: a softmax of scaled cosines.
 
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (ICML 2021), 3.1.2.
 
     Args:
-        images: CLIP's vectors of length 1, (N, D).
-        phrases: of the domain's phrase and the clear phrase, (2, D), of length 1.
-        logit_scale: CLIP's learned factor, 100 at most.
+        images: CLIP's image vectors, (N, D), normalised to length 1.
+        phrases: vectors of the domain's phrase and of the clear phrase, (2, D), normalised to length 1.
+        logit_scale: CLIP's learned factor, at most 100.
 
     Returns:
         float64 (N,) in 0..1.
@@ -74,11 +75,14 @@ def domain_probability(images: np.ndarray, phrases: np.ndarray, logit_scale: flo
     return 1 / (1 + np.exp(logit_scale * (cosines[:, 1] - cosines[:, 0])))
 
 
-def picture_hash(image: np.ndarray) -> np.ndarray:
-    """A hash that survives encoding, resizing and small changes of brightness, and tells pictures of one mask apart.
+def image_hash(image: np.ndarray) -> np.ndarray:
+    """Compute a perceptual hash.
 
-    Signs of the lowest frequencies of a grey thumbnail, about their median. Source: Zauner, "Implementation and
-    Benchmarking of Perceptual Image Hash Functions" (2010), 3.2.1, with 16x16 frequencies in place of 8x8.
+    It hardly changes under encoding, resizing and small changes of brightness, and differs between images of one mask.
+    Each bit says whether one of the lowest frequencies of a grey thumbnail is above their median.
+
+    Source: Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010), 3.2.1, with 16x16
+    frequencies in place of 8x8.
 
     Args:
         image: RGB uint8 (H, W, 3).
@@ -89,14 +93,14 @@ def picture_hash(image: np.ndarray) -> np.ndarray:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     thumbnail = cv2.resize(grey, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(thumbnail)[:_FREQUENCIES, :_FREQUENCIES].ravel()
-    # The first is the mean brightness, far above all others.
+    # The first frequency is the mean brightness, which is far above all others.
     return np.packbits(low > np.median(low[1:]))
 
 
 def close_pairs(hashes: np.ndarray, others: np.ndarray, below: int) -> Iterator[tuple[int, int, int]]:
-    """All pairs of pictures whose hashes differ in less than `below` bits, as (row, row of others, bits).
+    """Yield all pairs of images whose hashes differ in fewer than `below` bits, as (row, row of others, bits).
 
-    In blocks: memory does not grow with the number of pairs compared.
+    Images are compared in blocks, so that memory does not grow with the number of pairs.
 
     Args:
         hashes, others: uint8 (N, 32) and (M, 32).
@@ -108,14 +112,15 @@ def close_pairs(hashes: np.ndarray, others: np.ndarray, below: int) -> Iterator[
 
 
 def nearest(hashes: np.ndarray, others: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """For each picture the nearest other one.
+    """Find the nearest other image of each image.
 
     Args:
         hashes: uint8 (N, 32).
-        others: uint8 (M, 32); None is the same pictures, where a picture is not its own neighbour.
+        others: uint8 (M, 32); None means the same images, where an image is not its own neighbour.
 
     Returns:
-        Its row and the bits they differ in, both int64 (N,); -1 and 257 where there is none.
+        The row of the nearest image and the number of bits in which the two differ, both int64 (N,); -1 and 257 if
+        there is no other image.
     """
     rows, least = np.full(len(hashes), -1), np.full(len(hashes), HASH_BITS + 1)
     for i, j, bits in _distances(hashes, hashes if others is None else others):
@@ -130,7 +135,7 @@ def nearest(hashes: np.ndarray, others: np.ndarray | None = None) -> tuple[np.nd
 
 
 def _distances(hashes: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Blocks of the differing bits, (start, start of others, int64 (n, m))."""
+    """Yield blocks of the numbers of differing bits, as (start, start of others, int64 (n, m))."""
     words, other_words = (np.ascontiguousarray(array).view(np.uint64) for array in (hashes, others))
     for i in range(0, len(words), _BLOCK):
         for j in range(0, len(other_words), _BLOCK):
@@ -139,18 +144,18 @@ def _distances(hashes: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, in
 
 
 def add_neighbours(scores: Mapping[str, dict[str, Any]]) -> None:
-    """Add to each picture's scores its nearest other picture and its distance to the nearest original.
+    """Add the nearest other image and the distance to the nearest original to the scores of each image.
 
     Args:
-        scores: by id, in order, each with `hash`, hexadecimal, and `original_hash` where there is an original; they
-            get `nearest` (an id), `nearest_bits` and `original_bits`.
+        scores: by id, in order. Each holds `hash` (hexadecimal), and `original_hash` if there is an original. `nearest`
+            (an id), `nearest_bits` and `original_bits` are added.
     """
     ids = list(scores)
     hashes = _from_hex(scores[item_id]["hash"] for item_id in ids)
     rows, bits = nearest(hashes)
     for item_id, row, distance in zip(ids, rows.tolist(), bits.tolist(), strict=True):
         scores[item_id] |= {"nearest": ids[row], "nearest_bits": distance} if row >= 0 else {}
-    # One frame is drawn many times: its crops' hashes are compared once.
+    # One frame may be the original of many images: each of its crops is compared once.
     originals = sorted({values["original_hash"] for values in scores.values() if "original_hash" in values})
     if originals:
         for item_id, distance in zip(ids, nearest(hashes, _from_hex(originals))[1].tolist(), strict=True):
@@ -158,9 +163,9 @@ def add_neighbours(scores: Mapping[str, dict[str, Any]]) -> None:
 
 
 def agreement_floor(scores: Iterable[Mapping[str, Any]], thresholds: GateThresholds) -> tuple[str, float]:
-    """The score that agreement is judged by, and the least that is kept.
+    """Return the name of the score by which agreement is judged, and the lowest value that is kept.
 
-    It is `relative_miou`, or `miou` in a set without originals.
+    The score is `relative_miou`, or `miou` in a set without originals.
     """
     scores = list(scores)
     key = "relative_miou" if any("relative_miou" in values for values in scores) else "miou"
@@ -170,15 +175,18 @@ def agreement_floor(scores: Iterable[Mapping[str, Any]], thresholds: GateThresho
 
 
 def judge(scores: Mapping[str, Mapping[str, Any]], thresholds: GateThresholds) -> dict[str, list[str]]:
-    """Why each picture is dropped: reasons by id, in order; no reason keeps it.
+    """Decide which images are kept.
 
-    Agreement is judged against the set's own median (and a fixed share of the original's, where that is asked for).
-    Of near-duplicates the first one stays that nothing else speaks against. A score that was not computed (no CLIP
-    model, no originals) is not judged; one that was and has no value drops the picture.
+    Agreement is compared with the set's own median, and with `min_agreement` of the original's agreement if that is
+    set. Of several near-duplicates, the first one that has no other reason against it is kept. A score that was not
+    computed (no CLIP model, no originals) is not judged. A score that was computed and has no value drops the image.
 
     Args:
         scores: by id, in order, after `add_neighbours`.
-        thresholds: what must be reached.
+        thresholds: what an image must reach.
+
+    Returns:
+        The reasons for dropping each image, by id, in order; an image without a reason is kept.
     """
     key, floor = agreement_floor(scores.values(), thresholds)
     reasons = {item_id: _faults(values, thresholds, key, floor) for item_id, values in scores.items()}
@@ -197,7 +205,7 @@ def judge(scores: Mapping[str, Mapping[str, Any]], thresholds: GateThresholds) -
 
 
 def _faults(scores: Mapping[str, Any], thresholds: GateThresholds, key: str, floor: float) -> list[str]:
-    """What speaks against a picture by itself."""
+    """Return the reasons against an image that do not depend on near-duplicates in the set."""
     faults = []
     agreed, domain, bits = (scores.get(name, math.inf) for name in (key, "domain_probability", "original_bits"))
     if scores["miou"] is None:
@@ -214,24 +222,24 @@ def _faults(scores: Mapping[str, Any], thresholds: GateThresholds, key: str, flo
 
 
 def summary(scores: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows of a table of the scores that were computed: how many, and their spread."""
+    """Return header and rows of a table of the scores that were computed: number of images and percentiles."""
     scores = list(scores)
     rows: list[list[Any]] = []
     for key in ("miou", "original_miou", "relative_miou", "domain_probability", "nearest_bits", "original_bits"):
         values = [float(one[key]) for one in scores if one.get(key) is not None]
         if values:
             rows.append([key, len(values), *np.percentile(values, [0, 10, 50, 90]).tolist(), float(np.mean(values))])
-    return ["score", "images", "least", "10 %", "median", "90 %", "mean"], rows
+    return ["score", "images", "minimum", "10 %", "median", "90 %", "mean"], rows
 
 
-def draw_histograms(path: Path, scores: Iterable[Mapping[str, Any]], thresholds: GateThresholds, title: str) -> None:
-    """Write a PNG with a histogram of every score that was computed, each with its threshold."""
+def write_histograms(path: Path, scores: Iterable[Mapping[str, Any]], thresholds: GateThresholds, title: str) -> None:
+    """Write a PNG with one histogram per score that was computed, each with its threshold."""
     from matplotlib.figure import Figure
 
     scores = list(scores)
     values = {key: [s[key] for s in scores if s.get(key) is not None] for key in _HISTOGRAMS}
     shown = [key for key in _HISTOGRAMS if values[key]]
-    # A figure of its own, without pyplot: no display and no state.
+    # Without pyplot, matplotlib needs no display and keeps no global state.
     figure = Figure(figsize=(4 * max(1, len(shown)), 3), layout="constrained")
     figure.suptitle(title)
     judged_by, floor = agreement_floor(scores, thresholds)
@@ -241,7 +249,7 @@ def draw_histograms(path: Path, scores: Iterable[Mapping[str, Any]], thresholds:
         if key in lines:
             axes.axvline(lines[key], color="tab:red", linestyle="--")
         axes.set_xlabel(_HISTOGRAMS[key])
-        axes.set_ylabel("pictures")
+        axes.set_ylabel("images")
     with replace_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 

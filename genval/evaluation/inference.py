@@ -1,4 +1,4 @@
-"""One forward pass an image: the predicted classes, their statistics, and logits where they are asked for."""
+"""One forward pass per image: the predicted classes, their statistics, and on request the logits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
     from genval.metrics.ood_scores import OodCounts
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class Measured:
-    """What is kept of one image's logits."""
+    """The result of one image."""
 
     prediction: np.ndarray  # trainIds, uint8 (H, W)
     statistics: PixelStatistics
@@ -42,27 +44,28 @@ def launch_batch(
     kept: Sequence[np.ndarray] | None = None,
     half: bool = False,
 ) -> Callable[[], list[Measured]]:
-    """Start to predict and measure a batch in one pass, on the device.
+    """Start to predict and measure a batch on the device, in one forward pass.
 
-    A GPU is still at work when this returns, so that the host can meanwhile write the batch before and load the next.
+    On a GPU the work is still running when this returns. Meanwhile the host can write the previous batch and load the
+    next one.
 
     Args:
         segmenter: `segmenter(images, size)` gives logits (B, C, *size) from RGB uint8 (B, 3, H, W); has a `name`.
         images: RGB uint8 (B, H, W, 3).
         train_ids: the labels, uint8 (B, H, W).
-        names: what errors call each image.
+        names: the name of each image in errors.
         device: where the segmenter is.
-        samples: of each image, the flat indices of the pixels whose confidences are measured; None is all. The
-            confusion matrix is of all pixels in any case.
-        kept: of each image, the flat indices of the pixels whose logits are given back; None is no pixel.
-        half: give logits back as float16.
+        samples: for each image, the flat indices of the pixels whose confidences are measured; None means all pixels.
+            The confusion matrix always counts all pixels.
+        kept: for each image, the flat indices of the pixels whose logits are returned; None means no pixel.
+        half: return logits as float16.
 
     Returns:
-        A function that waits for the device and gives what is kept of each image. It raises GenValError if the logits
+        A function that waits for the device and returns the result of each image. It raises GenValError if the logits
         of an image hold NaN or infinity.
 
     Raises:
-        GenValError: the device's memory is full, or, on a CPU, what the function raises.
+        GenValError: the device's memory is full. On a CPU, also what the function raises.
     """
     import torch
 
@@ -72,38 +75,27 @@ def launch_batch(
         if samples is None and can_fuse(device):
             measured = measure_batch(logits, labels)
         else:
-            each = [None] * len(names) if samples is None else samples
-            of_images = []
-            for name, image, known, sample in zip(names, logits, labels, each, strict=True):
+            results = []
+            chosen: Sequence[np.ndarray | None] = [None] * len(names) if samples is None else samples
+            for name, image, image_labels, sample in zip(names, logits, labels, chosen, strict=True):
                 with naming_errors(segmenter, name):
-                    of_images.append(_measure(image, known, sample))
-            measured = partial(iter, of_images)
-        values = [
-            # Pinned memory, to which a GPU copies while the host goes on.
-            image.flatten(1)[:, to_device(pixels, device)]
-            .T.to(torch.float16 if half else torch.float32)
-            .to("cpu", non_blocking=True)
-            for image, pixels in zip(logits, kept or [], strict=kept is not None)
-        ]
-        copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+                    results.append(_measure(image, image_labels, sample))
+            measured = partial(iter, results)
+        selected = None if kept is None else _select(logits, kept, torch.float16 if half else torch.float32)
+        synchronize = _record_event(device)
 
     def wait() -> list[Measured]:
-        if copied is not None:
-            copied.synchronize()
-        of_images, results = measured(), []
-        for index, name in enumerate(names):
-            with naming_errors(segmenter, name):
-                prediction, statistics = next(of_images)
-            # Out of pinned memory, of which there should not be more than the two batches at work need.
-            logits_kept = values[index].numpy().copy() if kept is not None else None
-            results.append(Measured(prediction, statistics, logits_kept))
-        return results
+        synchronize()
+        pairs = _next_of_each(segmenter, names, measured())
+        # Copied out of pinned memory, of which only the two batches in progress should hold any.
+        values = [None] * len(names) if selected is None else [part.numpy().copy() for part in selected]
+        return [Measured(*pair, value) for pair, value in zip(pairs, values, strict=True)]
 
     return wait
 
 
 def _measure(logits: Tensor, labels: Tensor, sample: np.ndarray | None) -> tuple[np.ndarray, PixelStatistics]:
-    """The classes and the statistics of one image; with `sample`, the confidences of these pixels alone."""
+    """Return the classes and the statistics of one image; with `sample`, only these pixels' confidences count."""
     if sample is None:
         predicted, statistics = measure(logits, labels)
         return predicted.cpu().numpy(), statistics
@@ -117,6 +109,33 @@ def _measure(logits: Tensor, labels: Tensor, sample: np.ndarray | None) -> tuple
     return predicted.cpu().numpy(), statistics
 
 
+def _select(logits: Tensor, kept: Sequence[np.ndarray], dtype: torch.dtype) -> list[Tensor]:
+    """Copy the logits of the chosen pixels to the host, (pixels, C) per image; from a GPU asynchronously."""
+    return [
+        image.flatten(1)[:, to_device(pixels, logits.device)].T.to(dtype).to("cpu", non_blocking=True)
+        for image, pixels in zip(logits, kept, strict=True)
+    ]
+
+
+def _record_event(device: torch.device) -> Callable[[], None]:
+    """Return a function that waits until the device has done all work that was started before this call."""
+    import torch
+
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.current_stream(device).record_event()
+    return event.synchronize
+
+
+def _next_of_each(segmenter: nn.Module, names: Sequence[str], results: Iterator[Result]) -> list[Result]:
+    """Take one result per image; errors name the segmenter and the image."""
+    taken: list[Result] = []
+    for name in names:
+        with naming_errors(segmenter, name):
+            taken.append(next(results))
+    return taken
+
+
 def launch_ood_batch(
     segmenter: nn.Module,
     images: np.ndarray,
@@ -126,23 +145,23 @@ def launch_ood_batch(
     standard: tuple[Tensor, Tensor] | None = None,
     keep: bool = False,
 ) -> Callable[[], list[tuple[OodCounts, Tensor | None]]]:
-    """Start to score a batch's pixels and to count them by score, in one pass, on the device.
+    """Start to score the pixels of a batch and to count them by score on the device, in one forward pass.
 
     Args:
         segmenter: as for `launch_batch`.
         images: RGB uint8 (B, H, W, 3).
         kinds: `BACKGROUND`, `OBJECT` or `VOID`, uint8 (B, H, W).
-        names: what errors call each image.
+        names: the name of each image in errors.
         device: where the segmenter is.
-        standard: as for `ood.measure_ood`.
-        keep: give the scores as well, float32 (S, H * W), on the device.
+        standard: as for `genval.metrics.ood_scores.measure_ood`.
+        keep: return the scores too, float32 (S, H * W), on the device.
 
     Returns:
-        A function that waits for the device and gives the counts of each image, and its scores or None. It raises
-        GenValError if the logits of an image hold NaN or infinity, or its mask holds something else.
+        A function that waits for the device and returns the counts of each image, with its scores or None. It raises
+        GenValError if the logits of an image hold NaN or infinity, or if its mask holds an invalid value.
 
     Raises:
-        GenValError: the device's memory is full, or, on a CPU, what the function raises.
+        GenValError: the device's memory is full. On a CPU, also what the function raises.
     """
     import torch
 
@@ -157,31 +176,27 @@ def launch_ood_batch(
             counted, kept = measure_ood_batch(logits, masks, standard, keep)
             scores = [None] * len(names) if kept is None else list(kept)
         else:
-            of_images, scores = [], []
+            results, scores = [], []
             for name, image, mask in zip(names, logits, masks, strict=True):
                 with naming_errors(segmenter, name):
-                    counts, of_pixels = measure_ood(image, mask, standard)
-                of_images.append(counts)
-                scores.append(of_pixels if keep else None)
-            counted = partial(iter, of_images)
-        copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+                    counts, image_scores = measure_ood(image, mask, standard)
+                results.append(counts)
+                scores.append(image_scores if keep else None)
+            counted = partial(iter, results)
+        synchronize = _record_event(device)
 
     def wait() -> list[tuple[OodCounts, Tensor | None]]:
-        if copied is not None:
-            copied.synchronize()
-        of_images, results = counted(), []
-        for name, of_pixels in zip(names, scores, strict=True):
-            with naming_errors(segmenter, name):
-                results.append((next(of_images), of_pixels))
-        return results
+        synchronize()
+        return list(zip(_next_of_each(segmenter, names, counted()), scores, strict=True))
 
     return wait
 
 
 def sample_pixels(pixels: int, number: int, seed: int, item_id: str) -> np.ndarray:
-    """Flat indices of `number` random pixels of an image, ascending; all of them where there are no more, or for -1.
+    """Return the flat indices of `number` random pixels of an image, ascending.
 
-    The choice depends on the seed, the image's id and its size alone.
+    All pixels are returned if the image has no more, or if `number` is -1. The choice depends only on the seed, the
+    image's id and its size.
 
     >>> sample_pixels(10, 3, seed=0, item_id="a").tolist() == sample_pixels(10, 3, seed=0, item_id="a").tolist()
     True
@@ -194,9 +209,9 @@ def sample_pixels(pixels: int, number: int, seed: int, item_id: str) -> np.ndarr
 
 @cache
 def can_fuse(device: torch.device) -> bool:
-    """Whether the Triton kernels run on a device: on a GPU, once Triton has shown that it works there.
+    """Whether the Triton kernels run on a device: a GPU on which a small test of Triton succeeds.
 
-    Triton compiles with the system's C compiler at first use, which a slim image may not have.
+    At first use Triton compiles with the system's C compiler, which a minimal container may not have.
     """
     import torch
 
@@ -207,7 +222,7 @@ def can_fuse(device: torch.device) -> bool:
     try:
         launch(torch.zeros(1, 1, 1, device=device), torch.zeros(1, 1, dtype=torch.uint8, device=device))
         torch.cuda.synchronize(device)
-    except Exception as error:  # of many kinds, from the search for a compiler to the driver
+    except Exception as error:  # many kinds, from a missing compiler to a driver that is too old
         warnings.warn(
             f"Triton does not work here ({type(error).__name__}: {error}), so that metrics take ten times as long. "
             "It needs a C compiler and Python's headers: apt install gcc python3-dev",

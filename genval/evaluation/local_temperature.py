@@ -1,4 +1,4 @@
-"""Local temperature scaling: the network trained on one set's saved logits, and tried on another's."""
+"""Local temperature scaling: a network is trained on the saved logits of one set and tested on those of another."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from genval.runtime.seeds import item_seed
 
 NETWORK_FILE = "local_temperature.safetensors"
 STATE_FILE = "training_state.safetensors"
-# Pixels of all images together on which the single temperatures are searched.
+# Number of pixels, over all images, on which the single temperatures are searched.
 _SEARCHED = 1_000_000
 
 
@@ -43,10 +43,10 @@ class LocalTraining:
     """How the network is trained."""
 
     epochs: int  # passes over the images
-    crop_size: int  # side of the crop that is cut from an image each time, in pixels
+    crop_size: int  # side of the training crops in pixels
     batch_size: int  # crops per step
-    lr: float  # of Adam at the first step; it decays to zero along a cosine
-    seed: int  # of the order, the crops and the initial weights
+    lr: float  # initial learning rate of Adam; it decays to zero along a cosine
+    seed: int  # seed of the order, the crops and the initial weights
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,20 @@ class WholeImage:
     labels: Tensor  # uint8 (1, H, W)
 
     def crop(self, size: int, seed: int) -> WholeImage:
-        """A random square, or all of a side that is not longer."""
+        """Return a random square; a side that is not longer than `size` stays whole."""
         generator = np.random.default_rng(seed)
         top, left = (int(generator.integers(max(0, side - size) + 1)) for side in self.labels.shape[1:])
         place = (..., slice(top, top + size), slice(left, left + size))
         return WholeImage(self.logits[place], self.image[place], self.labels[place])
 
     def to(self, device: torch.device) -> WholeImage:
-        """The same on a device."""
+        """Return a copy on a device."""
         return WholeImage(self.logits.to(device), self.image.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
 class SavedLogits:
-    """Where an image's logits and pixels are."""
+    """The place of an image's logits and pixels."""
 
     scene: SceneResults
     record: dict[str, Any]  # from the scene's manifest
@@ -83,7 +83,7 @@ class SavedLogits:
         return str(self.record["id"])
 
     def read(self) -> WholeImage:
-        """Read it.
+        """Read the image and its logits.
 
         Raises:
             GenValError: a file is missing or has changed, or not all pixels' logits were saved.
@@ -99,16 +99,21 @@ class SavedLogits:
                 f"{self.tensors.path} holds {len(indices)} of the {height * width} pixels of {self.id}: a temperature "
                 f"that depends on a pixel's surroundings needs all. Run: {_command(self.scene)}"
             )
-        as_map = torch.from_numpy(logits.astype(np.float32).T.reshape(1, -1, height, width))
-        of_labels = torch.from_numpy(labels.reshape(1, height, width))
-        return WholeImage(as_map, torch.from_numpy(image).permute(2, 0, 1)[None], of_labels)
+        logits_map = torch.from_numpy(logits.astype(np.float32).T.reshape(1, -1, height, width))
+        labels_map = torch.from_numpy(labels.reshape(1, height, width))
+        return WholeImage(logits_map, torch.from_numpy(image).permute(2, 0, 1)[None], labels_map)
 
 
 def list_saved(scenes: Sequence[SceneResults], subsamples: int | None = None, seed: int = 0) -> list[SavedLogits]:
-    """The images of a set with saved logits, in the order of scenes and ids; or some, drawn at random.
+    """List the images of a set with saved logits, in the order of scenes and ids.
+
+    Args:
+        scenes: the scenes of the set.
+        subsamples: number of images chosen at random; None for all.
+        seed: seed of the choice.
 
     Raises:
-        GenValError: a scene has none.
+        GenValError: a scene has no saved logits.
     """
     found: list[SavedLogits] = []
     for results in scenes:
@@ -128,9 +133,9 @@ def list_saved(scenes: Sequence[SceneResults], subsamples: int | None = None, se
 
 
 def single_temperatures(images: Sequence[SavedLogits], seed: int) -> dict[str, float]:
-    """The best single temperatures of a set, of least NLL and (of the published grid) of least ECE.
+    """Return the single temperatures of a set with the lowest NLL and (on the published grid) the lowest ECE.
 
-    They are searched on pixels drawn at random, as many of each image.
+    They are searched on random pixels, the same number from each image.
     """
     number = max(1, _SEARCHED // len(images))
     logits, labels = [], []
@@ -147,26 +152,26 @@ def single_temperatures(images: Sequence[SavedLogits], seed: int) -> dict[str, f
 def train(
     images: Sequence[SavedLogits], training: LocalTraining, folder: Path, device: torch.device, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Train a network, or go on where an interrupted run left off; what is there already is kept.
+    """Train a network; resume an interrupted run, and keep a network that was trained with the same inputs.
 
     Args:
         images: the calibration set.
-        training: settings.
-        folder: where network and state are kept.
-        device: where it is trained.
-        overwrite: start anew.
+        training: how the network is trained.
+        folder: the folder of the network and of the training state.
+        device: where the network is trained.
+        overwrite: train from the start.
 
     Returns:
-        What the network's file says about it: settings, `temperatures` from `single_temperatures`, and the mean `nll`
+        The metadata of the network's file: settings, `temperatures` from `single_temperatures`, and the mean `nll`
         of the set's labelled pixels without scaling, with the single temperature and with the network.
     """
-    made_from = {"settings": asdict(training), "images": len(images), "logits": _digest(images)}
-    about = read_about(folder / NETWORK_FILE)
-    if not overwrite and about is not None and all(about.get(key) == value for key, value in made_from.items()):
-        return about
+    record = {"settings": asdict(training), "images": len(images), "logits": _digest(images)}
+    metadata = read_about(folder / NETWORK_FILE)
+    if not overwrite and metadata is not None and all(metadata.get(key) == value for key, value in record.items()):
+        return metadata
     state = None if overwrite else read_about(folder / STATE_FILE)
-    if state is None or any(state.get(key) != value for key, value in made_from.items()):
-        state = {**made_from, "epoch": 0, "temperatures": single_temperatures(images, training.seed)}
+    if state is None or any(state.get(key) != value for key, value in record.items()):
+        state = {**record, "epoch": 0, "temperatures": single_temperatures(images, training.seed)}
     generator = torch.Generator().manual_seed(item_seed(training.seed, "initial weights"))
     network = LocalTemperature(len(CLASSES), state["temperatures"]["nll"], generator).to(device)
     optimizer = torch.optim.Adam(network.parameters(), training.lr)
@@ -187,7 +192,7 @@ def train(
                 _step(network, optimizer, [images[row] for row in chosen], training, epoch, device)
                 bar.update(len(chosen))
             _save_state(folder / STATE_FILE, network, optimizer, {**state, "epoch": epoch + 1})
-    finished = {**made_from, "temperatures": state["temperatures"], "nll": _mean_nll(images, network, device)}
+    finished = {**record, "temperatures": state["temperatures"], "nll": _mean_nll(images, network, device)}
     write_part(folder / NETWORK_FILE, _arrays(network), finished)
     (folder / STATE_FILE).unlink(missing_ok=True)
     return finished
@@ -197,25 +202,25 @@ def load_network(folder: Path, device: torch.device) -> tuple[LocalTemperature, 
     """Read what `train` wrote.
 
     Raises:
-        GenValError: the file is missing or is no such network.
+        GenValError: the file is missing or does not hold a network of local temperatures.
     """
-    about = read_about(folder / NETWORK_FILE)
-    if about is None:
+    metadata = read_about(folder / NETWORK_FILE)
+    if metadata is None:
         raise GenValError(f"No network in {folder}. Run: python relis/train_lts_network.py with the same flags.")
     network = LocalTemperature(len(CLASSES))
     _load(folder / NETWORK_FILE, network)
-    return network.to(device).eval(), about
+    return network.to(device).eval(), metadata
 
 
 def measure_scaled(
     images: Sequence[SavedLogits], scale: Callable[[WholeImage], Tensor], device: torch.device
 ) -> Summary:
-    """Every figure of a set, all pixels, with logits divided by temperatures.
+    """Compute every metric of a set over all pixels, with logits divided by temperatures.
 
     Args:
-        images: the set.
-        scale: gives temperatures, float32 (1, H, W) or one that broadcasts, of an image on the device.
-        device: where it is computed.
+        images: the images of the set.
+        scale: maps an image on the device to temperatures, float32 (1, H, W) or a shape that broadcasts to it.
+        device: where the metrics are computed.
     """
 
     def each() -> Iterator[tuple[str, Any]]:
@@ -237,19 +242,18 @@ def local_folder(sets: CalibrationSets, model: str, image_set: ImageSet, seed: i
 ERRORS = ("ece", "nll", "brier", "adaptive_ece", "ks", "classwise_ece")
 
 
-def try_networks(
+def evaluate_networks(
     settings: LocalTestSettings, model: str, calibrating: ImageSet, tested: ImageSet, device: torch.device
 ) -> list[Any]:
-    """Test the networks of one segmenter, trained on one set, on another: write the files.
+    """Test the networks of one segmenter that were trained on one set on another set: write the files.
 
     Returns:
         A row of the table: segmenter, tested set, calibrating set, ECE in percent (unscaled, single temperature of
-        least ECE, of least NLL, local), its standard deviation over seeds, NLL (unscaled, single, local).
+        lowest ECE, of lowest NLL, local), its standard deviation over seeds, NLL (unscaled, single, local).
 
     Raises:
         GenValError: a network or logits are missing.
     """
-
     loaded = [
         load_network(local_folder(settings.sets, model, calibrating, seed), device) for seed in settings.sets.seeds
     ]
@@ -260,12 +264,12 @@ def try_networks(
     def constant(value: Tensor) -> Callable[[WholeImage], Tensor]:
         return lambda _: value
 
-    def by(network: LocalTemperature) -> Callable[[WholeImage], Tensor]:
+    def predicted_by(network: LocalTemperature) -> Callable[[WholeImage], Tensor]:
         return lambda image: network(image.logits, image.image)
 
     unscaled = measure_scaled(images, constant(one), device)
     singles = {name: measure_scaled(images, constant(value), device) for name, value in single.items()}
-    local = [measure_scaled(images, by(network), device) for network, _ in loaded]
+    local = [measure_scaled(images, predicted_by(network), device) for network, _ in loaded]
     mean = {name: float(np.mean([summary.metrics[name] for summary in local])) for name in ERRORS}
     spread = {name: float(np.std([summary.metrics[name] for summary in local])) for name in ERRORS}
     values = {
@@ -301,8 +305,8 @@ def _step(
     epoch: int,
     device: torch.device,
 ) -> None:
-    """One step on squares of a few images, one after the other: they may differ in size."""
-    # A square is the image's own: neither the order nor the batch size changes it.
+    """Train one step on one crop per image; the crops are computed one by one, because they may differ in size."""
+    # The crop of an image depends on its id and the epoch, not on the order or the batch size.
     crops = [
         image.read().crop(
             training.crop_size, item_seed(training.seed, f"{epoch}/{image.scene.cond}/{image.scene.scene}/{image.id}")
@@ -314,8 +318,9 @@ def _step(
         return
     optimizer.zero_grad()
     for crop in crops:
-        there = crop.to(device)
-        loss = scaled_nll(there.logits, network(there.logits, there.image), there.labels) / pixels
+        on_device = crop.to(device)
+        temperatures = network(on_device.logits, on_device.image)
+        loss = scaled_nll(on_device.logits, temperatures, on_device.labels) / pixels
         loss.backward()
     optimizer.step()
 
@@ -331,12 +336,12 @@ def _mean_nll(images: Sequence[SavedLogits], network: LocalTemperature, device: 
         pixels += int((whole.labels != IGNORE).sum())
     mean = (totals / pixels).tolist()
     if not np.isfinite(mean).all():
-        raise GenValError("The training gave no finite likelihood. Give a smaller --lr.")
+        raise GenValError("The training diverged: the likelihood is not finite. Give a smaller --lr.")
     return dict(zip(("unscaled", "single", "local"), mean, strict=True))
 
 
 def _digest(images: Sequence[SavedLogits]) -> str:
-    """Of what the logits, labels and pixels are."""
+    """Return a hash of the logits, labels and pixels."""
     files = {str(image.tensors.path): file_mark(image.tensors.path) for image in images}
     marks = [(image.id, *(image.record[key] for key in ("weights", "image_mark", "mask_mark"))) for image in images]
     text = json.dumps([sorted(files.values()), marks])
@@ -347,13 +352,13 @@ def _arrays(network: LocalTemperature) -> dict[str, np.ndarray]:
     return {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
 
 
-def _save_state(path: Path, network: LocalTemperature, optimizer: torch.optim.Adam, about: dict[str, Any]) -> None:
+def _save_state(path: Path, network: LocalTemperature, optimizer: torch.optim.Adam, metadata: dict[str, Any]) -> None:
     moments = {
         f"adam.{row}.{name}": value.detach().cpu().numpy()
         for row, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
-    write_part(path, _arrays(network) | moments, about)
+    write_part(path, _arrays(network) | moments, metadata)
 
 
 def _restore(path: Path, network: LocalTemperature, optimizer: torch.optim.Adam) -> None:
@@ -366,14 +371,16 @@ def _restore(path: Path, network: LocalTemperature, optimizer: torch.optim.Adam)
 
 
 def _load(path: Path, network: LocalTemperature) -> dict[str, Tensor]:
-    """Load a network's weights from a file; return what else is in it."""
+    """Load a network's weights from a file; return the other tensors of the file."""
     from safetensors.torch import load_file
 
     tensors = load_file(path)
     try:
         network.load_state_dict({name: tensors.pop(name) for name in network.state_dict()})
     except (KeyError, RuntimeError) as error:
-        raise GenValError(f"{path} is no network of local temperatures. Delete it and train again.") from error
+        raise GenValError(
+            f"{path} does not hold a network of local temperatures. Delete it and run relis/train_lts_network.py again."
+        ) from error
     return tensors
 
 

@@ -78,7 +78,7 @@ class Detected:
     Attributes:
         results: the place of the results.
         rows: of the table of scores.
-        left_out: number of images that were not measured, by reason.
+        left_out: number of skipped images, by reason.
     """
 
     results: OodResults
@@ -151,7 +151,7 @@ def ood_results_name(settings: OodDetectionSettings, dataset: str) -> str:
 def known_max_logits(
     settings: OodDetectionSettings, fabric: Fabric, segmenter: nn.Module, model: str
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Measure mean and standard deviation of each class's maximum logit on the set `standardise`; store them.
+    """Measure mean and standard deviation of each class's maximum logit on the set `standardise`, and save them.
 
     The first process measures, one image at a time. Without the setting, return None.
     """
@@ -188,14 +188,14 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
     """One segmenter on one set: an item is an image with its mask, a unit is a block of images.
 
     Args:
-        settings: of the stage.
-        segmenter: on `device`.
+        settings: the settings of the script.
+        segmenter: the segmenter, on `device`.
         device: where the segmenter runs.
         model: the segmenter's name, as given.
         dataset: the set's name, as given.
         found: the set, from `find_objects`.
         unpaired: bad files, from `find_objects`.
-        standard: from `known_max_logits`.
+        standard: mean and standard deviation from `known_max_logits`.
 
     Attributes:
         detected: the results, in the first process, when the stage is finished.
@@ -258,7 +258,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         return self._done[item.block]
 
     def _is_complete(self, name: str) -> bool:
-        """Whether everything of a block is there."""
+        """Whether all files of a block exist and have the same record."""
         items, results, settings = self.blocks[name], self.results, self.settings
         return (
             results.is_done(name, [self.records[item] for item in items])
@@ -271,10 +271,10 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         if not missing:
             return
         write_settings(results.folder, self.settings)
-        for name in {item.block for item in missing}:  # what is there now is of other images or another segmenter
+        for name in {item.block for item in missing}:  # existing blocks are of other images or another segmenter
             results.lines(name).unlink(missing_ok=True)
         for score, item in itertools.product((*SCORES, STANDARDISED), missing):
-            # A file of levels does not say what made it: one that this run does not write again would be outdated.
+            # A file of levels has no record: one that this run does not write again would be outdated.
             results.levels(score, item.id).unlink(missing_ok=True)
         for path in (results.json, results.csv, results.objects_csv):
             path.unlink(missing_ok=True)
@@ -292,9 +292,9 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         return launch_ood_batch(self.segmenter, images, kinds, names, self.device, self.standard, keep)
 
     def write(self, item: OodItem, loaded: _Pair, output: _Measured) -> dict[str, Any]:
-        """Write what is asked for of each pixel; the rest is written with the block."""
+        """Write the files per pixel that the settings ask for; the counts are written with the block."""
         (counts, scores), kinds = output, loaded[1]
-        # Counts wait for the rest of their block: this halves their memory.
+        # Counts wait in memory until their block is complete: 32 bits halve their size.
         counts.levels = counts.levels.astype(np.uint32)
         exact: list[dict[str, float]] | None = None
         if scores is not None:
@@ -317,7 +317,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         self.results.write_block(lines[0]["block"], [line["line"] for line in lines], levels, coarse)
 
     def finish(self, items: Sequence[OodItem], report: StageReport[OodItem]) -> None:
-        """Add all blocks up and write the tables."""
+        """Add up all blocks and write the tables."""
         bad = [
             BadFile(one.item.id, one.item.cond, one.item.scene, str(one.item.image), one.reason)
             for one in report.skipped
@@ -352,7 +352,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         self.detected = Detected(results, rows, left_out)
 
     def _components(self, score: str, items: Sequence[OodItem], levels: np.ndarray) -> dict[str, Any]:
-        """Return the component metrics of a score, at the threshold of the best F1 of all pixels."""
+        """Return the component metrics of a score, at the threshold that has the best F1 over all pixels."""
         last = best_level(levels)
         sizes = Sizes(*self.settings.component_sizes)
 
@@ -366,10 +366,10 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
                 bootstrap.update(item.id, sums)
         values = {name: float(value) for name, value in component_metrics(bootstrap.total).items()}
         ends = bootstrap.intervals(component_metrics)
-        about = {"threshold": level_edge(last, score), "predicted_size": sizes.predicted, "object_size": sizes.object}
-        return about | {name: (value, *ends[name]) for name, value in values.items()}
+        head = {"threshold": level_edge(last, score), "predicted_size": sizes.predicted, "object_size": sizes.object}
+        return head | {name: (value, *ends[name]) for name, value in values.items()}
 
 
-def _is_measured(path: Path, about: dict[str, Any]) -> bool:
+def _is_measured(path: Path, record: dict[str, Any]) -> bool:
     content = read_json(path) if path.exists() else {}
-    return {key: content.get(key) for key in about} == about
+    return {key: content.get(key) for key in record} == record

@@ -1,4 +1,4 @@
-"""Scores of every image of a generated set, on the engine for resumable work: see `image_scores` for what they mean."""
+"""Scoring of generated sets, on the engine for resumable work; `image_scores` defines the scores."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from genval.evaluation.image_scores import (
     agreement,
     agreement_floor,
     domain_probability,
-    draw_histograms,
+    image_hash,
     judge,
-    picture_hash,
     relative_agreement,
+    write_histograms,
 )
 from genval.evaluation.settings import ScoringSettings
 from genval.metrics.confusion import confusion_matrix
@@ -65,17 +65,17 @@ _Values = dict[str, Any]
 class ScoringStage(Stage[Item, _Loaded, _Values]):
     """Scores the images of a generated set.
 
-    An image's scores are appended to `scores.jsonl` as they are computed, and at the end moved into the line of the
-    set's manifest, where it has one. Scores made from the same files with the same models are kept.
+    The scores of an image are appended to `scores.jsonl` when they are computed. At the end they are moved into the
+    set's manifest, if it has one. Scores made from the same files with the same models are kept.
 
     Args:
-        folder: of the set.
+        folder: the folder of the set.
         items: its images, with their masks.
         segmenter: the reference segmenter, on `device`.
-        device: of the models.
-        precision: of the segmenter.
-        clip: on its device; without it there are no domain probabilities.
-        phrases: for CLIP.
+        device: where the segmenter runs.
+        precision: precision of the segmenter.
+        clip: a CLIP model, on its device; without it there are no domain probabilities.
+        phrases: the texts that CLIP compares an image with.
 
     Attributes:
         scores: by id in the order of the items, in the first process, when the stage is finished.
@@ -131,7 +131,7 @@ class ScoringStage(Stage[Item, _Loaded, _Values]):
         return _has_record(self._known.get(item.id), self._marks[item.id])
 
     def prepare(self, missing: Sequence[Item]) -> None:
-        (self.folder / GATE).unlink(missing_ok=True)  # it is of earlier scores until the new one is written
+        (self.folder / GATE).unlink(missing_ok=True)  # an existing gate was made from earlier scores
 
     def load(self, item: Item) -> _Loaded:
         image, train_ids = read_pair(item)
@@ -146,13 +146,13 @@ class ScoringStage(Stage[Item, _Loaded, _Values]):
         with_original = [row for row, one in enumerate(loaded) if one.original is not None]
         originals = [loaded[row] for row in with_original]
         names = [str(self.originals[items[row].id]) for row in with_original]
-        of_originals = self._agreements(names, [one.original for one in originals], originals)
+        original_values = self._agreements(names, [one.original for one in originals], originals)
         if self.clip is not None:
             vectors = self.clip.encode_images([one.image for one in loaded]).numpy()
             probabilities = domain_probability(vectors, self._phrases, self.clip.logit_scale)
             for one, probability in zip(values, probabilities.tolist(), strict=True):
                 one["domain_probability"] = probability
-        for row, original in zip(with_original, of_originals, strict=True):
+        for row, original in zip(with_original, original_values, strict=True):
             values[row] = _joined(values[row], original)
         return values
 
@@ -163,15 +163,15 @@ class ScoringStage(Stage[Item, _Loaded, _Values]):
         values: list[_Values] = []
         pairs = list(zip(names, images, loaded, strict=True))
         for _, group in itertools.groupby(pairs, key=lambda pair: pair[2].train_ids.shape):
-            of_group = list(group)
-            stack = np.stack([image for _, image, _ in of_group if image is not None])
-            predictions = predict(self.segmenter, stack, [name for name, _, _ in of_group], self.device)
+            members = list(group)
+            stack = np.stack([image for _, image, _ in members if image is not None])
+            predictions = predict(self.segmenter, stack, [name for name, _, _ in members], self.device)
             values += [
                 {
                     **agreement(confusion_matrix(one.train_ids, prediction), CLASSES),
-                    "hash": picture_hash(image).tobytes().hex(),
+                    "hash": image_hash(image).tobytes().hex(),
                 }
-                for image, (_, _, one), prediction in zip(stack, of_group, predictions, strict=True)
+                for image, (_, _, one), prediction in zip(stack, members, predictions, strict=True)
             ]
         return values
 
@@ -212,12 +212,12 @@ class ScoringStage(Stage[Item, _Loaded, _Values]):
 
 
 def _has_record(scores: Mapping[str, Any] | None, record: Mapping[str, Any]) -> bool:
-    """Whether scores were made from these files with these models, with all that is asked of them now."""
+    """Whether scores were made from these files with these models."""
     return scores is not None and all(scores.get(key) == value for key, value in record.items())
 
 
 def _joined(values: Mapping[str, Any], original: Mapping[str, Any]) -> _Values:
-    """An image's scores with those of its original."""
+    """Return the scores of an image together with the scores of its original."""
     return {
         **values,
         "original_miou": original["miou"],
@@ -232,11 +232,11 @@ class Judged:
     """The verdict on a generated set.
 
     Attributes:
-        folder: of the set.
-        scores: of each image, by id.
-        reasons: why each image is dropped, by id; empty for those that are kept.
+        folder: the folder of the set.
+        scores: the scores of each image, by id.
+        reasons: why each image is dropped, by id; empty for images that are kept.
         kept, dropped: number of images.
-        written: images that this run scored.
+        written: number of images that this run scored.
     """
 
     folder: Path
@@ -262,10 +262,10 @@ def find_set(settings: ScoringSettings, skipped: list[BadFile] | None = None) ->
 
 
 def judge_set(settings: ScoringSettings) -> Judged | None:
-    """Score the images of a generated set, and write which of them are kept.
+    """Score the images of a generated set, and write `gate.json`, which says which images are kept.
 
     Returns:
-        In the first process the verdict; None in the others.
+        The verdict in the first process; None in the others.
 
     Raises:
         GenValError: an input is missing or bad, or no image is left.
@@ -305,7 +305,7 @@ def judge_set(settings: ScoringSettings) -> Judged | None:
     head = {"thresholds": vars(settings.thresholds), "floor": floor, "scored_with": stage.record}
     kept, dropped = write_gate(folder, [item for item in items if item.id in reasons], reasons, head)
     title = f"{folder.name}: {kept} kept, {dropped} dropped"
-    draw_histograms(folder / "scores.png", stage.scores.values(), settings.thresholds, title)
+    write_histograms(folder / "scores.png", stage.scores.values(), settings.thresholds, title)
     return Judged(folder, stage.scores, reasons, kept, dropped, report.written)
 
 

@@ -51,7 +51,7 @@ class Evaluated:
     Attributes:
         model: the segmenter's name, as given.
         dataset: the data set's name; that of a gated set ends in "-gated".
-        scenes: the results by condition and scene, of scenes with an image left.
+        scenes: the results by condition and scene; scenes without an evaluated image are absent.
         images: number of evaluated images by condition.
         skipped: number of skipped images by condition.
         totals: statistics of all scenes together, by condition.
@@ -80,9 +80,9 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
     """Evaluate every segmenter of the settings on every data set of the settings; resume where a run stopped.
 
     Args:
-        settings: of the evaluation.
-        segmenter: a loaded segmenter, see `genval.segmenters.base`, instead of those that the settings name; they then
-            give its name.
+        settings: the settings of the evaluation.
+        segmenter: a loaded segmenter (see `genval.segmenters.base`) to evaluate under the name in `settings.model`;
+            None loads the segmenters that the settings name.
 
     Returns:
         The results, in the first process; an empty list in the others, and with `dry_run`, which prints what would be
@@ -111,7 +111,7 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
                 stage,
                 items,
                 fabric=fabric,
-                # A feature vector is what a pass over one image leaves in the backbone: one image per batch.
+                # A feature vector is read from the backbone after a pass over one image: one image per batch.
                 batch_size=1 if "features" in settings.save else settings.model.batch_size,
                 num_workers=settings.model.num_workers,
                 overwrite=settings.run.overwrite,
@@ -165,7 +165,7 @@ def find_images(settings: EvaluationSettings, dataset: str) -> tuple[list[Item],
 
 
 def results_name(settings: EvaluationSettings, dataset: str) -> str:
-    """Return the name of a data set's results: a gated set is another set, `Cityscapes_fog-gated`."""
+    """Return the name of a data set's results; those of a gated set are kept apart, as `Cityscapes_fog-gated`."""
     return f"{dataset}{GATED_SUFFIX}" if settings.gate and is_generated(dataset) else dataset
 
 
@@ -174,7 +174,7 @@ _Pair = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class _Output:
-    """What a forward pass gives of one image."""
+    """The result of a forward pass for one image."""
 
     measured: Measured
     kept: np.ndarray | None  # flat indices of the pixels whose logits are saved
@@ -185,8 +185,8 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     """One segmenter on one data set: an item is an image with its mask, its outputs are the files of its scene.
 
     Args:
-        settings: of the evaluation.
-        segmenter: on `device`.
+        settings: the settings of the evaluation.
+        segmenter: the segmenter, on `device`.
         device: where the segmenter runs.
         model: the segmenter's name, as given.
         dataset: from `results_name`.
@@ -236,8 +236,8 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     def key(self, item: Item) -> str:
         return f"{item.cond}/{item.scene}/{item.id}"
 
-    def place(self, item: Item) -> SceneResults:
-        """Return the place of an item's results."""
+    def results_of(self, item: Item) -> SceneResults:
+        """Return the results of an item's scene."""
         return self.scenes[item.cond, item.scene]
 
     def partition(self, items: Sequence[Item], batch_size: int) -> list[list[Sequence[Item]]]:
@@ -248,7 +248,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             remove_leftovers(results.folder)
 
     def open(self, rank: int) -> None:
-        # A packed file is of use only if it was made in the same way.
+        # A packed file is used only if its metadata is the same.
         self.packed = {
             (kind, results): set(packed_ids(path)) if read_about(path) == metadata else set()
             for kind, metadata in self.tensors.items()
@@ -257,14 +257,14 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         }
 
     def is_done(self, item: Item) -> bool:
-        results = self.place(item)
+        results = self.results_of(item)
         return results.is_done(self.records[item], self.keep_prediction) and all(
             item.id in self.packed[kind, results] or read_about(results.part(kind, item.id)) == metadata
             for kind, metadata in self.tensors.items()
         )
 
     def prepare(self, missing: Sequence[Item]) -> None:
-        for results in {self.place(item) for item in missing}:
+        for results in {self.results_of(item) for item in missing}:
             write_settings(results.folder, self.settings)
             results.metrics.unlink(missing_ok=True)
 
@@ -299,7 +299,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         return finish
 
     def write(self, item: Item, loaded: _Pair, output: _Output) -> None:
-        results, half = self.place(item), self.settings.fp16
+        results, half = self.results_of(item), self.settings.fp16
         if output.kept is not None and output.measured.logits is not None:
             labels = loaded[1].reshape(-1)[output.kept]
             arrays = {"indices": output.kept.astype(np.int32), "labels": labels, "logits": output.measured.logits}
@@ -319,7 +319,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         self.evaluated = self._summarise(self.unpaired + bad)
 
     def _summarise(self, skipped: list[BadFile]) -> Evaluated:
-        """Summarise each scene, and name what was skipped."""
+        """Summarise each scene, and print what was skipped."""
         without = {(bad.cond, bad.scene, bad.id) for bad in skipped}
         kept = [item for item in self.records if (item.cond, item.scene, item.id) not in without]
         dropped = [bad for bad in skipped if bad.reason.startswith(GATED)]
@@ -328,17 +328,17 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
                 print(f"skipped {bad.file}: {bad.reason}")
         if dropped:
             print(f"{self.dataset}: {len(dropped)} images dropped by its {GATE}")
-        places = {self.place(item) for item in kept}
-        scenes = {key: results for key, results in self.scenes.items() if results in places}
+        with_images = {self.results_of(item) for item in kept}
+        scenes = {key: results for key, results in self.scenes.items() if results in with_images}
         for key in {(bad.cond, bad.scene) for bad in dropped} - scenes.keys():
-            # No image of it is kept now: metrics of an earlier gate must not be pooled with the others.
+            # The gate drops all of its images: metrics of an earlier gate must not be pooled with the others.
             root = resolve(self.settings.eval_dir)
             SceneResults(root, self.model, self.dataset, *key).metrics.unlink(missing_ok=True)
         if not kept:
             raise GenValError(f"Every image of {self.dataset} was skipped (see above): no image is left to evaluate.")
         totals: dict[str, PixelStatistics] = {}
         for (cond, _), results in scenes.items():
-            members = [item for item in kept if self.place(item) == results]
+            members = [item for item in kept if self.results_of(item) == results]
             total = self._finish_scene(results, members, skipped, dropped)
             totals[cond] = totals[cond] + total if cond in totals else total
         conds = sorted({item.cond for item in kept})

@@ -122,7 +122,7 @@ class EvaluationSettings:
     split: str | None = flag(None, "folder of a split, or all (default: the data set's usual split)")
     gate: bool = flag(
         False,
-        "of a generated set, only the images that check_generated.py kept; results are named {trg_dataset}-gated",
+        "use only the images of a generated set that check_generated.py kept; results go to {trg_dataset}-gated",
     )
     datasets_dir: str = flag("datasets", "folder of the data sets")
     generated_dir: str = flag(path_dicts.GENERATED_ROOT, "folder of the generated sets")
@@ -178,7 +178,8 @@ class OodDetectionSettings:
     trg_dataset: tuple[str, ...] = flag(
         ("generated",),
         "generated, RoadAnomaly21, RoadObstacle21, FishyscapesLostAndFound, FishyscapesStatic, RoadAnomaly, "
-        "StreetHazards, or two folders with the same file names, pair:IMAGES,MASKS (0 background, 1 object, 255 void)",
+        "StreetHazards, or pair:IMAGES,MASKS: two folders with files of the same names (masks: 0 background, 1 object, "
+        "255 void)",
         type=dataset_list,
         title="data",
     )
@@ -240,14 +241,14 @@ class CorruptionSettings:
 class GateThresholds:
     """What a generated image must reach to be kept."""
 
-    # The reference segmenter fails in bad weather on real streets too: a fixed threshold would drop a whole night. An
-    # image that has lost its mask stands out from its own set.
+    # The reference segmenter also fails in bad weather on real streets: a fixed threshold would drop a whole night set.
+    # An image that does not show its mask is an outlier within its own set.
     min_of_median: float = flag(0.6, "minimum agreement with the mask, as a fraction of the set's median agreement")
     # mIoU with the mask, as a fraction of the segmenter's mIoU on the original
     min_agreement: float = flag(0.0, "minimum agreement with the mask, as a fraction of the original's")
     min_domain: float = flag(0.5, "minimum probability of the domain's phrase against the clear phrase")
-    # Seen on the embedded world: one seed at other settings differs in up to 12 bits, another seed of one mask in 32 or
-    # more, another mask in 90 or more.
+    # Measured on the embedded world: images of one seed and other settings differ in up to 12 bits, images of one mask
+    # and other seeds in 32 or more, images of other masks in 90 or more.
     min_bits: int = flag(16, "minimum number of bits, of 256, in which an image's hash differs from every kept image's")
 
     def __post_init__(self) -> None:
@@ -389,8 +390,8 @@ class CalibrationSets:
 
     protocol: Literal["none", "cityscapes", "synthetic"] = flag(
         "none",
-        "the papers' splits. cityscapes: lindau and munster calibrate, frankfurt tests. synthetic: each generated "
-        "domain of --domains calibrates, the real one tests. none: the sets that the flags name",
+        "the papers' splits. cityscapes: lindau and munster calibrate, frankfurt tests. synthetic: each domain of "
+        "--domains calibrates on its generated set and tests on the real one. none: the sets that the flags name",
         title="calibration",
     )
     domains: tuple[str, ...] = flag(
@@ -414,8 +415,8 @@ class CalibrationMethod:
     per_class_temperature: bool = flag(False, "one temperature per predicted class")
     hardest: tuple[float, ...] = flag(
         (1.0,),
-        "calibrate on this fraction of the images, those with the lowest pixel accuracy; several, e.g. 1,0.5, one "
-        "after the other; 1 is all, as published",
+        "calibrate on this fraction of the images, the ones with the lowest pixel accuracy; a list, e.g. 1,0.5, runs "
+        "several fractions; 1 means all images, as published",
         type=fraction_list,
     )
 

@@ -1,4 +1,4 @@
-"""Pixels of classes that a segmenter was never shown, found by its confidence, from saved logits."""
+"""Detection of pixels of unknown classes by the confidence of a segmenter, from saved logits."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ METRICS = ("auroc", "aupr", "fpr95")
 
 @dataclass(frozen=True)
 class UnknownFound:
-    """How well low confidence finds the pixels of unknown classes. Figures are fractions by the names of `METRICS`."""
+    """How well low confidence detects pixels of unknown classes; metrics are fractions, by the names in `METRICS`."""
 
-    of_images: dict[str, dict[str, float]]  # by image; NaN where an image has no unknown or no known pixel
-    pooled: dict[str, float]  # of all images' pixels together
-    intervals: dict[str, tuple[float, float]]  # 95 %, over the choice of images: `auroc` and `aupr` of all pixels
+    per_image: dict[str, dict[str, float]]  # by image; NaN if an image has no unknown or no known pixel
+    pooled: dict[str, float]  # over the pixels of all images
+    intervals: dict[str, tuple[float, float]]  # 95 % over images, of the pooled `auroc` and `aupr`
     unknown: int  # pixels
     known: int
 
 
 def measure_unknown(scenes: Sequence[SceneResults], unknown: Sequence[int]) -> UnknownFound:
-    """Measure a set.
+    """Measure the detection of unknown classes on a set.
 
     Args:
-        scenes: with saved logits, of all pixels or of a sample.
-        unknown: the raw ids of the masks that are unknown classes, none of which has a trainId.
+        scenes: scenes with saved logits, of all pixels or of a sample.
+        unknown: the ids in the masks of the unknown classes; none of them has a trainId.
 
     Raises:
-        GenValError: a scene has no logits, a mask is not the one they were saved with, or no pixel is of an unknown or
-            none of a known class.
+        GenValError: a scene has no logits, a mask has changed since they were saved, or no pixel is of an
+            unknown or of a known class.
     """
     counted: dict[str, PixelStatistics] = {}
     for results in scenes:
@@ -56,7 +56,7 @@ def measure_unknown(scenes: Sequence[SceneResults], unknown: Sequence[int]) -> U
             mask = resolve(records[item_id]["mask"]) if item_id in records else path
             if item_id not in records or file_mark(mask) != records[item_id]["mask_mark"]:
                 command = _command(results).with_flags(overwrite=True)
-                raise GenValError(f"{mask} and the logits of {item_id} do not fit. Run: {command}")
+                raise GenValError(f"{mask} has changed since the logits of {item_id} were saved. Run: {command}")
             logits, labels, indices = tensors.read(item_id, "logits", "labels", "indices")
             is_unknown = np.isin(read_mask(mask).reshape(-1)[indices], unknown)
             counted[f"{results.scene}/{item_id}"] = _count(logits, is_unknown, labels)
@@ -64,11 +64,11 @@ def measure_unknown(scenes: Sequence[SceneResults], unknown: Sequence[int]) -> U
     positive, negative = (int(pixels) for pixels in total.levels.sum(1))
     if not positive or not negative:
         raise GenValError(
-            f"Of the saved pixels {positive} are of the unknown classes and {negative} of known ones: both are needed. "
+            f"Expected saved pixels of unknown and of known classes, found {positive} and {negative}. "
             "Give other --unknown classes, or save all pixels' logits (relis/extract_logits.py --logit_pixels -1)."
         )
     return UnknownFound(
-        of_images={name: _metrics(statistics) for name, statistics in counted.items()},
+        per_image={name: _metrics(statistics) for name, statistics in counted.items()},
         pooled=_metrics(total),
         intervals={"auroc": ends["auroc"], "aupr": ends["aupr_wrong"]},
         unknown=positive,
@@ -77,10 +77,10 @@ def measure_unknown(scenes: Sequence[SceneResults], unknown: Sequence[int]) -> U
 
 
 def _count(logits: np.ndarray, unknown: np.ndarray, labels: np.ndarray) -> PixelStatistics:
-    """Levels of confidence alone, unknown pixels in the place of wrong and known ones in that of right predictions.
+    """Count pixels by confidence, with unknown pixels counted as wrong and known pixels as right predictions.
 
-    A confidence that ranks right above wrong ranks known above unknown: `auroc` and `aupr_wrong` of such statistics are
-    those of the detector, and adding them pools images.
+    With these counts, `auroc` and `aupr_wrong` are the AUROC and AUPR of the detector of unknown pixels. Adding the
+    counts pools images.
     """
     flat = torch.from_numpy(np.ascontiguousarray(logits.T, np.float32))
     if not bool(torch.isfinite(flat.amax(0)).all()):

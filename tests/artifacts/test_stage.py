@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,35 @@ def test_a_failed_write_is_raised_and_its_unit_is_not_recorded(tmp_path: Path, s
         run_stage(Full(tmp_path), NUMBERS, batch_size=2)
     records = Manifest(tmp_path).records
     assert "n3" in records and "n5" not in records
+
+
+def test_a_failed_write_does_not_hide_the_error_that_ended_the_run(tmp_path: Path) -> None:
+    class Full(Squares):
+        def write(self, item: Number, loaded: int, output: int) -> dict[str, Any]:
+            raise GenValError("the disk is full")
+
+    with pytest.raises(GenValError, match="the device failed"):
+        run_stage(Full(tmp_path, fails_at=1), NUMBERS)
+
+
+def test_the_number_of_items_that_wait_to_be_written_is_bounded(tmp_path: Path) -> None:
+    gate = threading.Event()
+
+    class Slow(Squares):
+        max_waiting = 2
+
+        def write(self, item: Number, loaded: int, output: int) -> dict[str, Any]:
+            gate.wait()
+            return super().write(item, loaded, output)
+
+    stage = Slow(tmp_path)
+    runner = threading.Thread(target=run_stage, args=(stage, NUMBERS), kwargs={"num_workers": 1})
+    runner.start()
+    time.sleep(0.3)
+    waiting = len(stage.batches)
+    gate.set()
+    runner.join()
+    assert 1 <= waiting <= 4 and len(stage.batches) == len(NUMBERS)
 
 
 def test_units_are_committed_whole_and_in_order(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scores of generated pictures: each beside a plain reference, and what the gate makes of them."""
+"""Scores of generated images, compared with plain references, and the decisions of the gate."""
 
 import cv2
 import numpy as np
@@ -10,12 +10,12 @@ from genval.evaluation.image_scores import (
     agreement,
     close_pairs,
     domain_probability,
-    draw_histograms,
+    image_hash,
     judge,
     nearest,
-    picture_hash,
     relative_agreement,
     summary,
+    write_histograms,
 )
 from genval.evaluation.settings import GateThresholds
 from genval.runtime.errors import GenValError
@@ -24,14 +24,14 @@ NAMES = ("road", "car", "sky")
 
 
 def scored(bits=None, **values):
-    """A picture's scores; `bits` are those of its hash that are set."""
+    """Return the scores of an image; `bits` are the bits of its hash that are set."""
     row = np.zeros(HASH_BITS, np.uint8)
     row[list(bits or [])] = 1
     return {"miou": 0.5, "relative_miou": 0.9, "hash": np.packbits(row).tobytes().hex(), **values}
 
 
 def street(seed):
-    """A picture with large and small shapes."""
+    """Return an image with large and small shapes."""
     rng = np.random.default_rng(seed)
     noise = cv2.resize(rng.random((16, 32, 3), np.float32), (256, 128), interpolation=cv2.INTER_CUBIC)
     return np.clip(40 + 160 * noise, 0, 255).astype(np.uint8)
@@ -46,7 +46,7 @@ def test_agreement_is_over_the_classes_of_the_mask():
     for index in np.unique(mask):
         both = ((mask == index) & (prediction == index)).sum()
         expected[NAMES[index]] = both / ((mask == index) | (prediction == index)).sum()
-    # "sky" is predicted and not in the mask: it has no part in the mean, but costs "road" a pixel.
+    # "sky" is predicted but not in the mask: it does not count in the mean, but "road" loses a pixel.
     assert values["iou_per_class"] == pytest.approx(expected) and set(expected) == {"road", "car"}
     assert values["miou"] == pytest.approx(np.mean(list(expected.values())))
     assert values["pixel_accuracy_percent"] == pytest.approx(100 * (mask == prediction).mean())
@@ -73,9 +73,9 @@ def test_the_domain_s_probability_is_a_softmax():
     )
 
 
-def test_the_hash_stays_near_under_small_changes_and_tells_pictures_apart():
+def test_the_hash_changes_little_under_small_changes_and_much_between_images():
     image = street(0)
-    plain = np.unpackbits(picture_hash(image))
+    plain = np.unpackbits(image_hash(image))
     jpeg = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 60])[1], cv2.IMREAD_COLOR)
     changed = {
         "jpeg": jpeg,
@@ -83,8 +83,8 @@ def test_the_hash_stays_near_under_small_changes_and_tells_pictures_apart():
         "half size": cv2.resize(image, (128, 64), interpolation=cv2.INTER_AREA),
     }
     for name, other in changed.items():
-        assert (plain != np.unpackbits(picture_hash(other))).sum() < GateThresholds().min_bits, name
-    distances = [(plain != np.unpackbits(picture_hash(street(seed)))).sum() for seed in range(1, 9)]
+        assert (plain != np.unpackbits(image_hash(other))).sum() < GateThresholds().min_bits, name
+    distances = [(plain != np.unpackbits(image_hash(street(seed)))).sum() for seed in range(1, 9)]
     assert min(distances) > 4 * GateThresholds().min_bits
 
 
@@ -105,12 +105,12 @@ def test_neighbours_in_blocks_are_those_of_all_pairs():
     assert [int(x[0]) for x in nearest(hashes[:1])] == [-1, HASH_BITS + 1]
 
 
-def test_the_first_of_near_duplicates_stays_that_nothing_else_speaks_against():
+def test_the_first_near_duplicate_without_another_fault_is_kept():
     scores = {
         "bad": scored(range(4), relative_miou=0.2),
         "first": scored(range(6)),
         "copy": scored(range(10)),
-        "copy of the copy": scored(range(21)),  # 15 bits from what it could copy that is kept
+        "copy of the copy": scored(range(21)),  # 15 bits from the nearest image that is kept
         "other": scored(range(100, 180)),
     }
     add_neighbours(scores)
@@ -120,7 +120,7 @@ def test_the_first_of_near_duplicates_stays_that_nothing_else_speaks_against():
     assert reasons["bad"] == ["relative_miou 0.200, below 0.540"]
     assert reasons["copy"] == ["near-duplicate of first: 4 bits"]
     assert reasons["copy of the copy"] == ["near-duplicate of first: 15 bits"]
-    # What was only near a dropped picture stays.
+    # An image that is near a dropped image only is kept.
     scores["copy of the copy"] = scored(range(25))
     assert judge(scores, GateThresholds())["copy of the copy"] == []
 
@@ -128,12 +128,12 @@ def test_the_first_of_near_duplicates_stays_that_nothing_else_speaks_against():
 def test_a_copy_of_an_original_is_dropped():
     scores = {"a": scored([1], original_hash=scored([1, 2])["hash"]), "b": scored(range(50, 99))}
     add_neighbours(scores)
-    # Every original counts, not only the one of its own mask.
+    # Every original counts, not only the original of the same mask.
     assert scores["a"]["original_bits"] == 1 and scores["b"]["original_bits"] == 51
     assert judge(scores, GateThresholds())["a"] == ["near-duplicate of an original: 1 bits"]
 
 
-def test_what_was_not_computed_is_not_judged_and_what_is_unknown_drops():
+def test_scores_that_were_not_computed_are_not_judged_and_unknown_scores_drop_the_image():
     lone = {"a": {"miou": 0.1, "hash": scored()["hash"]}}
     add_neighbours(lone)
     assert judge(lone, GateThresholds()) == {"a": []} and "nearest" not in lone["a"]
@@ -161,23 +161,23 @@ def test_thresholds_out_of_range_are_refused(values):
         GateThresholds(**values)
 
 
-def test_summary_and_histograms_have_what_was_computed(tmp_path):
+def test_summary_and_histograms_show_the_scores_that_were_computed(tmp_path):
     scores = [scored(nearest_bits=bits) for bits in (10, 20, 30)]
     header, rows = summary(scores)
     assert [row[0] for row in rows] == ["miou", "relative_miou", "nearest_bits"]
     assert rows[2] == pytest.approx(["nearest_bits", 3, 10, 12, 20, 28, 20]) and len(header) == 7
-    draw_histograms(tmp_path / "scores.png", scores, GateThresholds(), "fog")
+    write_histograms(tmp_path / "scores.png", scores, GateThresholds(), "fog")
     wide = cv2.imread(str(tmp_path / "scores.png")).shape
-    draw_histograms(tmp_path / "one.png", [{"miou": 0.5}], GateThresholds(), "fog")
+    write_histograms(tmp_path / "one.png", [{"miou": 0.5}], GateThresholds(), "fog")
     assert wide[1] == 3 * cv2.imread(str(tmp_path / "one.png")).shape[1]
 
 
-def test_agreement_is_judged_by_the_set_s_own_median():
+def test_agreement_is_compared_with_the_median_of_the_set():
     night = {f"n{i}": scored([i * 20], relative_miou=value) for i, value in enumerate([0.2, 0.21, 0.22, 0.11, 0.3])}
     assert [key for key, why in judge(night, GateThresholds(min_bits=0)).items() if why] == ["n3"]
     strict = judge(night, GateThresholds(min_agreement=0.5, min_bits=0))
     assert all(strict.values()) and strict["n0"] == ["relative_miou 0.200, below 0.500"]
-    # Without originals the mIoU itself is judged, and a share of what is not there is not asked for.
+    # Without originals the mIoU itself is judged, and min_agreement does not apply.
     bare = {key: {"miou": values["relative_miou"], "hash": values["hash"]} for key, values in night.items()}
     reasons = judge(bare, GateThresholds(min_agreement=0.5, min_bits=0))
     assert [key for key, why in reasons.items() if why] == ["n3"] and reasons["n3"][0].startswith("miou 0.110, below")

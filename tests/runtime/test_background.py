@@ -1,18 +1,11 @@
 import os
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
-from genval.runtime.background import BackgroundWriter, one_behind
-from genval.runtime.errors import GenValError
+from genval.runtime.background import one_behind
 from genval.runtime.files import remove_leftovers
-
-
-def fail():
-    raise GenValError("disk full")
 
 
 def test_each_item_is_given_when_the_next_has_been_made():
@@ -32,37 +25,6 @@ def test_what_was_made_before_a_failure_is_given():
         for item in one_behind(1 / (2 - number) for number in range(4)):
             given.append(item)
     assert given == [0.5, 1.0]
-
-
-def test_every_job_has_ended_on_leaving():
-    done = []
-    with BackgroundWriter(threads=2) as writer:
-        for number in range(20):
-            writer.submit(lambda n: (time.sleep(0.002), done.append(n)), number)
-    assert sorted(done) == list(range(20))
-
-
-def test_a_failed_job_is_raised():
-    with pytest.raises(GenValError, match="disk full"), BackgroundWriter() as writer:
-        writer.submit(fail)
-
-
-def test_a_failed_job_does_not_hide_the_error_that_ended_the_block():
-    with pytest.raises(KeyError), BackgroundWriter() as writer:
-        writer.submit(fail)
-        raise KeyError
-
-
-def test_the_queue_is_bounded():
-    gate, started = threading.Event(), []
-    with BackgroundWriter(threads=1, waiting=2) as writer:
-        feeder = threading.Thread(target=lambda: [writer.submit(gate.wait) or started.append(n) for n in range(5)])
-        feeder.start()
-        time.sleep(0.05)
-        assert len(started) == 2
-        gate.set()
-        feeder.join()
-    assert len(started) == 5
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path):

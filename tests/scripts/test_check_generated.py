@@ -1,4 +1,4 @@
-"""ControlNet/check_generated.py: its scores and gate, what it refuses; a killed run goes on to the same bytes."""
+"""ControlNet/check_generated.py: scores, gate, errors; a killed and resumed run writes the same bytes."""
 
 import hashlib
 import json
@@ -14,31 +14,31 @@ import pytest
 from relis_world import draw_fewer_sets, fake_segmenters, labelled
 
 from genval.datasets.labels import CITYSCAPES, CLASSES
-from genval.evaluation import image_scores as generated
+from genval.evaluation import scoring
 from genval.evaluation.image_scores import agreement
 from genval.metrics.confusion import confusion_matrix
 from genval.runtime.files import read_jsonl, write_jsonl, write_png
 from genval.runtime.paths import REPO_ROOT
 
 CITY = "val/munster"
-WRONG = "fog_2_c"  # its image is of another mask
-COPY = "fog_4_e"  # its mask and image are those of fog_0_a
+WRONG = "fog_2_c"  # its image shows another mask
+COPY = "fog_4_e"  # a copy of the mask and the image of fog_0_a
 IDS = ["fog_0_a", "fog_1_b", WRONG, "fog_3_d", COPY]
-DRAW_HISTOGRAMS = generated.draw_histograms
+WRITE_HISTOGRAMS = scoring.write_histograms
 
 
 def make_set(root):
-    """Five generated images; the segmenters of `relis_world` read the mask from their red channel."""
+    """Write five generated images; the segmenters of `relis_world` read the mask from the red channel."""
     folder = root / "images/fog"
     for number, name in enumerate(IDS):
         seed = 0 if name == COPY else number
         image, label_ids = labelled(seed)
-        picture = image.copy()
+        generated = image.copy()
         if name == WRONG:
-            picture[..., 0] = labelled(7)[0][..., 0]
+            generated[..., 0] = labelled(7)[0][..., 0]
         original = labelled(seed + 100)[0]
         original[..., 0] = CITYSCAPES.to_train_ids(label_ids)
-        write_png(folder / f"leftImg8bit/{CITY}/{name}_leftImg8bit.png", picture)
+        write_png(folder / f"leftImg8bit/{CITY}/{name}_leftImg8bit.png", generated)
         write_png(folder / f"original/{CITY}/{name}_leftImg8bit.png", original)
         write_png(folder / f"gtFine/{CITY}/{name}_gtFine_labelIds.png", label_ids)
     return folder
@@ -54,8 +54,8 @@ def check(folder, monkeypatch, capsys):
     """`check(*flags)` runs the script in this process; returns exit code, output and errors."""
     monkeypatch.setitem(sys.modules, "genval.segmenters", fake_segmenters())
     draw_fewer_sets(monkeypatch)
-    # The figure takes longer than all else here: one test has it drawn.
-    monkeypatch.setattr(generated, "draw_histograms", lambda path, *_: path.write_bytes(b""))
+    # The histograms take longer than everything else here: only one test has them written.
+    monkeypatch.setattr(scoring, "write_histograms", lambda path, *_: path.write_bytes(b""))
 
     def call(*flags, script="ControlNet/check_generated"):
         where = ["--folder", folder, "--segmenter", "good"] if script.startswith("ControlNet") else []
@@ -83,7 +83,7 @@ def digest(folder):
 
 
 def test_scores_gate_and_histograms(check, folder, monkeypatch):
-    monkeypatch.setattr(generated, "draw_histograms", DRAW_HISTOGRAMS)
+    monkeypatch.setattr(scoring, "write_histograms", WRITE_HISTOGRAMS)
     code, out, err = check()
     assert code == 0, err
     scores = {record["id"]: record["scores"] for record in read_jsonl(folder / "scores.jsonl")}
@@ -128,7 +128,7 @@ def test_other_thresholds_need_no_new_scores(check, folder):
     assert (folder / "scores.jsonl").read_bytes() == before
     assert "Scored 5 images" in check("--overwrite")[1]
     assert (folder / "scores.jsonl").read_bytes() == before
-    # Another segmenter's scores are others, and so are those of an image that was made again.
+    # Another segmenter, or an image that was generated again, needs new scores.
     assert "Scored 5 images" in check("--segmenter", "fair")[1]
     write_png(folder / f"leftImg8bit/{CITY}/fog_1_b_leftImg8bit.png", labelled(1)[0][::-1].copy())
     assert "Scored 1 images" in check("--segmenter", "fair", "--batch_size", 1)[1]
@@ -176,7 +176,7 @@ def test_with_clip_the_domain_is_judged(check, folder, caption_models):
     assert len(dropped) == 5 and all(any("domain probability" in why for why in whys) for whys in dropped.values())
 
 
-def test_a_damaged_image_stops_or_is_skipped(check, folder):
+def test_a_damaged_image_stops_the_run_or_is_skipped(check, folder):
     path = folder / f"leftImg8bit/{CITY}/fog_1_b_leftImg8bit.png"
     path.write_bytes(path.read_bytes()[:200])
     code, _, err = check()
@@ -202,7 +202,7 @@ def test_refusals_are_one_line(check, flags, said):
     assert code == 2 and len(lines) == 1 and said in lines[0], err
 
 
-def test_an_unknown_domain_needs_words_for_clip(check, folder):
+def test_an_unknown_domain_needs_a_phrase_for_clip(check, folder):
     other = folder.rename(folder.with_name("thick-smoke"))
     code, _, err = check("--folder", other, "--clip", "x")
     assert code == 2 and "The phrase of thick-smoke is unknown" in err
@@ -213,7 +213,7 @@ def test_dry_run_writes_nothing(check, folder):
     assert code == 0 and "Would judge 2 images" in out and not digest(folder)
 
 
-def test_eval_heeds_the_gate(check, folder, tmp_path):
+def test_eval_applies_the_gate(check, folder, tmp_path):
     assert check()[0] == 0
     flags = ["--trg_dataset", "Cityscapes_fog", "--generated_dir", tmp_path / "images", "--model_arch", "fair"]
     flags += ["--root_exp_dir", tmp_path / "results"]
@@ -224,7 +224,7 @@ def test_eval_heeds_the_gate(check, folder, tmp_path):
     assert (values["images"], values["dropped_by_gate"]) == (3, 2)
     assert "2 images dropped by its gate.json" in out
     assert [entry["reason"].startswith("gate: ") for entry in values["skipped"]] == [True, True]
-    # The whole set's results are beside those, in a place of their own.
+    # The results of the whole set have a folder of their own.
     code, out, err = check(*flags, script="relis/eval")
     places = {path.parts[-4]: json.loads(path.read_text()) for path in (tmp_path / "results").rglob("metrics.json")}
     assert code == 0 and {name: values["images"] for name, values in places.items()} == {
@@ -232,7 +232,7 @@ def test_eval_heeds_the_gate(check, folder, tmp_path):
         "Cityscapes_fog-gated": 3,
     }
     assert "dropped_by_gate" not in places["Cityscapes_fog"]
-    # A gate that keeps nothing leaves no figures of an earlier one behind, and the whole set's alone.
+    # A gate that keeps no image removes the metrics of an earlier gate, and keeps those of the whole set.
     assert check("--min_agreement", 9)[0] == 0
     code, _, err = check(*flags, "--gate", script="relis/eval")
     assert code == 2 and "no image is left to evaluate" in err
@@ -259,7 +259,7 @@ def start(folder, *flags, delay=0.0):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_two_processes_give_the_bytes_of_one(tmp_path):
+def test_a_resumed_run_and_two_processes_write_the_bytes_of_one_run(tmp_path):
     folders = {name: make_set(tmp_path / name) for name in ("one", "killed", "two")}
     process = start(folders["one"], "--devices", "1")
     assert "Scored 5 images" in process.communicate(timeout=180)[0]

@@ -51,7 +51,7 @@ def test_what_cannot_be_corrupted_is_refused(relis):
     corrupt(relis, "--domain", "snow", "--limit", "2")
     shutil.rmtree(relis.root / "datasets/cityscapes/leftImg8bit/val/frankfurt")
     shutil.rmtree(relis.root / "datasets/cityscapes/gtFine/val/frankfurt")
-    relis.refused("other streets", code_out_err=corrupt(relis, "--domain", "snow"))
+    relis.refused("other frames", code_out_err=corrupt(relis, "--domain", "snow"))
 
 
 def test_an_evaluation_without_the_set_says_how_to_make_it(relis):

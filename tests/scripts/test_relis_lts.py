@@ -1,4 +1,4 @@
-"""Local temperatures from saved logits to figures, and unknown classes inside an image."""
+"""Local temperatures from saved logits to metrics, and unknown classes inside an image."""
 
 import json
 import sys
@@ -73,7 +73,7 @@ def test_a_network_is_trained_and_beats_the_single_temperature_on_other_images(s
     assert values["local"][0]["miou"] == metrics["miou"]
 
 
-def test_training_is_repeatable_and_goes_on_where_it_was_interrupted(saved, monkeypatch):
+def test_training_is_repeatable_and_resumes_where_it_was_interrupted(saved, monkeypatch):
     assert train(saved)[0] == 0
     path = network_file(saved)
     whole, time = path.read_bytes(), path.stat().st_mtime_ns
@@ -99,7 +99,7 @@ def test_training_is_repeatable_and_goes_on_where_it_was_interrupted(saved, monk
     assert train(saved, "--epochs", "2")[0] == 0 and path.read_bytes() != whole
 
 
-def test_what_local_temperatures_cannot_do_is_said(relis):
+def test_missing_inputs_of_local_temperatures_are_refused(relis):
     relis.eval("Cityscapes", "good")
     relis.refused("No logits in", "extract_logits.py", "--logit_pixels -1", code_out_err=train(relis))
     assert relis.eval("Cityscapes", "good", "--save", "logits", "--logit_pixels", "50")[0] == 0
@@ -142,7 +142,7 @@ def test_unknown_classes_by_their_confidence(idd):
     assert code == 0, err
     values = json.loads((idd.root / "ood/good/IDD_all_all.json").read_text())
     assert values["unknown"] == IDD_UNKNOWN and values["images"] == 3 and values["images_with_both"] == 2
-    confidences, unknown, of_images = [], [], []
+    confidences, unknown, per_image = [], [], []
     for path in sorted(idd.results.glob("good/IDD/*/*/logits.safetensors")):
         tensors = PackedTensors(path)
         (name,) = tensors.ids
@@ -155,11 +155,11 @@ def test_unknown_classes_by_their_confidence(idd):
         confidences.append(torch.from_numpy(logits).double().softmax(1).amax(1).numpy()[counted])
         unknown.append(np.isin(mask, (8, 17))[counted])
         if unknown[-1].any():
-            of_images.append(roc_auc_score(unknown[-1], -confidences[-1]))
+            per_image.append(roc_auc_score(unknown[-1], -confidences[-1]))
     scores, positive = -np.concatenate(confidences), np.concatenate(unknown)
     assert (values["unknown_pixels"], values["known_pixels"]) == (positive.sum(), (~positive).sum())
     assert values["pooled"]["auroc"] == pytest.approx(roc_auc_score(positive, scores), abs=1e-3)
-    assert values["mean_of_images"]["auroc"] == pytest.approx(np.mean(of_images), abs=1e-3)
+    assert values["mean_of_images"]["auroc"] == pytest.approx(np.mean(per_image), abs=1e-3)
     threshold = np.sort(scores[positive])[::-1][int(np.ceil(0.95 * positive.sum())) - 1]
     assert values["pooled"]["fpr95"] == pytest.approx((scores[~positive] >= threshold).mean(), abs=0.01)
     assert values["pooled"]["auroc"] > 0.6 and values["pooled"]["aupr"] > positive.mean()
@@ -174,8 +174,8 @@ def test_unknown_classes_by_name(idd):
     masks = sorted((idd.root / "datasets/IDD_Segmentation/gtFine").rglob("*.png"))
     assert values["unknown_pixels"] == sum(int((read_mask(path) == 17).sum()) for path in masks)
     idd.refused("'cow'", "autorickshaw", code_out_err=local_ood(idd, "--unknown", "cow"))
-    idd.refused("0 are of the unknown classes", code_out_err=local_ood(idd, "--unknown", "bridge"))
+    idd.refused("found 0 and ", code_out_err=local_ood(idd, "--unknown", "bridge"))
     idd.refused("IDD alone", code_out_err=local_ood(idd, "--trg_dataset", "ACDC"))
     mask = masks[0]
     write_png(mask, np.full((24, 40), 8, np.uint8))
-    idd.refused("do not fit", mask.name, code_out_err=local_ood(idd))
+    idd.refused("has changed since the logits", mask.name, code_out_err=local_ood(idd))
