@@ -1,16 +1,8 @@
 """SegFormer (Xie et al., NeurIPS 2021) with 16 to 96 channels."""
 
-norm_cfg = dict(type="BN", requires_grad=True)
+_base_ = ["_base.py"]
+
 model = dict(
-    type="EncoderDecoder",
-    data_preprocessor=dict(
-        type="SegDataPreProcessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-    ),
     backbone=dict(
         type="MixVisionTransformer",
         in_channels=3,
@@ -33,11 +25,5 @@ model = dict(
         in_index=[0, 1, 2, 3],
         channels=64,
         dropout_ratio=0.1,
-        num_classes=19,
-        norm_cfg=norm_cfg,
-        align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
     ),
-    train_cfg=dict(),
-    test_cfg=dict(mode="whole"),
 )

@@ -142,7 +142,8 @@ def _with_objects(
     job: ObjectJob, target: Target, names: Sequence[str], rng: np.random.Generator, floating: bool = False
 ) -> tuple[Render, Render]:
     """A street without and with those objects that found a place; where none is to be seen, another street is taken."""
-    from .objects import DYNAMIC, place_object
+    from .object_placement import place_object
+    from .objects import DYNAMIC
 
     for attempt in count():
         street = _street(job, target, attempt)
@@ -167,7 +168,7 @@ def square_around(shown: np.ndarray, rng: np.random.Generator) -> list[int]:
     """
     import numpy as np
 
-    from .objects import LEAST_HEIGHT, MOST_HEIGHT
+    from .object_placement import MAX_HEIGHT, MIN_HEIGHT
 
     height, width = shown.shape
     if shown.any():
@@ -176,7 +177,7 @@ def square_around(shown: np.ndarray, rng: np.random.Generator) -> list[int]:
         side = min(max(tall, wide), height)
         top, left = int(rows[0]) - (side - tall) // 2, int(columns[0]) - (side - wide) // 2
     else:
-        side = int(rng.integers(round(height * LEAST_HEIGHT), round(height * MOST_HEIGHT)))
+        side = int(rng.integers(round(height * MIN_HEIGHT), round(height * MAX_HEIGHT)))
         top, left = int(rng.integers(height // 4, height - side + 1)), int(rng.integers(width - side + 1))
     return [min(max(top, 0), height - side), min(max(left, 0), width - side), side]
 

@@ -1,7 +1,7 @@
-"""Objects that no class of the label space covers, standing on a street: a sheet of sprites, and where one may stand.
+"""Objects that no class of the label space covers, standing on a street: a sheet of sprites, and how one is rendered.
 
-The sprites are glyphs of an emoji font, see sprites/OFL.txt; `mini/draw_sprites.py` draws the sheet. They are lit,
-shadowed and hidden by what is nearer as everything else in the street is.
+The sprites are glyphs of an emoji font (see sprites/OFL.txt); `mini/draw_sprites.py` writes the sheet. Objects are
+lit, cast shadows and are occluded like everything else in the scene.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -17,19 +16,10 @@ import numpy as np
 from genval.runtime.files import read_json
 
 from .canvas import Canvas
-from .layout import pick, span
-
-if TYPE_CHECKING:
-    from .scene import Render
 
 SPRITES = Path(__file__).parent / "sprites"
 DYNAMIC = 5  # Cityscapes' label id of things that no class covers, animals and bags among them; trainId 255
-GROUND = (7, 8)  # label ids of what objects stand on: road and sidewalk
 PAINT = 0.85  # reflectance of a glyph's white
-LEAST_HEIGHT = 24 / 256  # of the image's height, of an object
-MOST_HEIGHT = 110 / 256
-FARTHEST = 45.0  # metres
-METRES = (0.4, 3.2)  # of an object; all names share them, since what is seen matters here and not what is likely
 
 
 @dataclass(frozen=True)
@@ -98,58 +88,3 @@ def paint_object(canvas: Canvas, thing: StreetObject) -> None:
     surface = canvas.surface(DYNAMIC, depth)
     top = row - (thing.height + thing.lift) * scale
     canvas.sprite(column - width / 2, top, patch, drawn[..., 3].astype(np.uint8), surface)
-
-
-def place_object(scene: Render, name: str, rng: np.random.Generator, floating: bool = False) -> StreetObject | None:
-    """Find a place for an object on the road or sidewalk of a street, in full view.
-
-    Its height in the image is drawn first, from 24 to 110 of 256 rows, then where it stands; its height in metres
-    follows from the distance, so that an object farther up in the image is smaller.
-
-    Args:
-        scene: the street without it.
-        name: of a sprite.
-        rng: of the draw.
-        floating: lift it anywhere above the ground, as objects that are inpainted at random are.
-
-    Returns:
-        The object, or None where no place was found in 100 draws.
-    """
-    camera, rows = scene.camera, scene.label_ids.shape[0]
-    ground = np.isin(scene.label_ids, GROUND)
-    feet = np.flatnonzero(ground & (scene.depth < FARTHEST))
-    if not len(feet):
-        return None
-    for _ in range(100):
-        high = rows * float(np.exp(span(rng, np.log(LEAST_HEIGHT), np.log(MOST_HEIGHT))))
-        row, column = divmod(int(pick(rng, feet)), scene.label_ids.shape[1])
-        depth = float(scene.depth[row, column])
-        metres = high * depth / camera.focal
-        if not METRES[0] < metres < METRES[1]:
-            continue
-        lift = 0.0
-        if floating:
-            # Published boxes start at a quarter of the image's height or below it.
-            lift = span(rng, 0, max(row - high - rows / 4, 0)) * depth / camera.focal
-        x, z = camera.on_ground(column, depth)
-        thing = StreetObject(name, x, z, metres, mirrored=rng.random() < 0.5, lift=lift)
-        if _visible_share(scene, thing) > 0.8:
-            return thing
-    return None
-
-
-def _visible_share(scene: Render, thing: StreetObject) -> float:
-    """How much of an object is inside the image and not behind something, 0..1."""
-    camera = scene.camera
-    depth = camera.depth_of(thing.x, thing.z)
-    scale = camera.focal / depth
-    column, row = camera.foot(thing.x, thing.z)
-    high = max(1, round(thing.height * scale))
-    alpha = scaled_sprite(thing.name, high)[..., 3] > 100
-    top, left = round(row - (thing.height + thing.lift) * scale), round(column - alpha.shape[1] / 2)
-    y, x = np.nonzero(alpha[:, ::-1] if thing.mirrored else alpha)
-    y, x = y + top, x + left
-    rows, columns = scene.label_ids.shape
-    inside = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
-    y, x = y[inside], x[inside]
-    return float((scene.depth[y, x] > 0.97 * depth).sum() / alpha.sum())  # the ground it stands on is no nearer

@@ -10,14 +10,13 @@ import pytest
 from genval.runtime.files import read_image, read_json, read_jsonl, read_mask
 from genval.runtime.paths import REPO_ROOT
 from mini.world import render
+from mini.world.object_placement import GROUND, place_object
 from mini.world.object_sets import LIST, TRACK, plan_training, square_around
 from mini.world.objects import (
     DYNAMIC,
-    GROUND,
     SPRITES,
     StreetObject,
     object_names,
-    place_object,
     scaled_sprite,
     sprite,
 )
