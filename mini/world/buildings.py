@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -40,7 +42,7 @@ def paint_segment(canvas: Canvas, segment: Segment, india: bool) -> None:
     rng = np.random.Generator(np.random.PCG64(segment.seed))
     kind = segment.kind.removeprefix("low ")
     if kind == "building":
-        _building(canvas, segment, rng, india)
+        _paint_building(canvas, segment, rng, india)
     elif kind == "wall":
         _wall(canvas, segment, rng, india)
     elif kind == "fence":
@@ -85,14 +87,27 @@ def _facade(
     rng: np.random.Generator,
     palette: np.ndarray,
     style: int,
+    *,
     grounds: list[int],
-    bays: int,
     floors: int,
     texels: int,
     lit: float,
     light_seed: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """A facade as a texture (h, w, 4) and the light of its windows (h, w, 3) or None."""
+    """A facade as a texture (h, w, 4) and the light of its windows (h, w, 3) or None.
+
+    Args:
+        canvas: decides whether windows are lit.
+        rng: of the windows' states.
+        palette: see `_palette`.
+        style: see `facade_tile`.
+        grounds: kind of the ground floor of each bay.
+        floors: number of storeys.
+        texels: height of a storey.
+        lit: share of the windows that are lit at night.
+        light_seed: of the lights.
+    """
+    bays = len(grounds)
     upper = cv2.repeat(facade_tile(style, 0, texels), max(floors - 1, 1), bays)[: (floors - 1) * texels]
     bottom = np.concatenate([facade_tile(style, g, texels) for g in grounds], 1)
     tiles = np.concatenate([upper, bottom], 0)
@@ -139,98 +154,175 @@ def _palette(rng: np.random.Generator, wall: tuple, lit: float) -> np.ndarray:
     return palette
 
 
-def _building(canvas: Canvas, segment: Segment, rng: np.random.Generator, india: bool) -> None:
+@dataclass(frozen=True)
+class _Building:
+    """How one building looks: everything that its generator decides before it is painted.
+
+    Attributes:
+        wall: RGB, 0..255.
+        style: of the windows, see `facade_tile`.
+        pitched: whether the roof is pitched; flat otherwise.
+        roof: RGB of a pitched roof.
+        rise: height of a pitched roof above the walls, metres.
+        lit_share: share of the windows that are lit at night.
+        height: of the walls, metres.
+        back: X of the rear wall.
+        sun_front: share of the sunlight on the street front, 0..1.
+        palette: see `_palette`.
+        grounds: kind of the ground floor of each bay, see `facade_tile`.
+    """
+
+    wall: np.ndarray
+    style: int
+    pitched: bool
+    roof: np.ndarray
+    rise: float
+    lit_share: float
+    height: float
+    back: float
+    sun_front: float
+    palette: np.ndarray
+    grounds: list[int]
+
+    def ridge(self, segment: Segment) -> float:
+        """X of a pitched roof's ridge."""
+        return (segment.x + self.back) / 2
+
+
+def _sample_building(canvas: Canvas, segment: Segment, rng: np.random.Generator, india: bool) -> _Building:
+    """Choose the look of a building."""
+    wall = np.clip(np.array(pick(rng, INDIA_WALLS if india else WALLS)) * span(rng, 0.8, 1.08), 0, 250)
+    style, depth = int(rng.random() * 10), span(rng, 9, 13)
+    pitched = segment.floors <= 4 and rng.random() < (0.15 if india else 0.65)
+    roof, rise = np.array(pick(rng, ROOFS), float), span(rng, 1.8, 3.8)
+    shops, lit_share = rng.random() < (0.75 if india else 0.4), span(rng, 0.15, 0.6)
+    sun_front = _lit(canvas, (-segment.side, 0, 0))
+    palette = _palette(rng, wall, sun_front)
+    bays = max(2, round((segment.z1 - segment.z0) / span(rng, 2.4, 3.3)))
+    choices = (1, 1, 1, 2) if shops else (3, 3, 3, 2, 3, 5 if segment.floors < 4 else 4)
+    return _Building(
+        wall=wall,
+        style=style,
+        pitched=pitched,
+        roof=roof,
+        rise=rise,
+        lit_share=lit_share,
+        height=segment.floors * STOREY + 0.4,
+        back=segment.x + segment.side * depth,
+        sun_front=sun_front,
+        palette=palette,
+        grounds=[pick(rng, choices) for _ in range(bays)],
+    )
+
+
+def _paint_building(canvas: Canvas, segment: Segment, rng: np.random.Generator, india: bool) -> None:
+    """Paint a building: the end that faces the camera, the roof, the street front and what stands on a flat roof."""
     stretch = _visible_stretch(canvas, segment)
     if stretch is None:
         return
     z0, z1 = stretch
-    wall = np.clip(np.array(pick(rng, INDIA_WALLS if india else WALLS)) * span(rng, 0.8, 1.08), 0, 250)
-    style, deep = int(rng.random() * 10), span(rng, 9, 13)
-    pitched = segment.floors <= 4 and rng.random() < (0.15 if india else 0.65)
-    roof, rise = np.array(pick(rng, ROOFS), float), span(rng, 1.8, 3.8)
-    shops, lit_share = rng.random() < (0.75 if india else 0.4), span(rng, 0.15, 0.6)
+    building = _sample_building(canvas, segment, rng, india)
+    if segment.z0 > canvas.camera.nearest_z(building.back) + 0.5 and segment.z0 == z0:
+        _paint_end(canvas, segment, building, rng)
     side, x = segment.side, segment.x
-    height = segment.floors * STOREY + 0.4
-    back = x + side * deep
-    sun_front, sun_end = _lit(canvas, (-side, 0, 0)), _lit(canvas, (0, 0, -1))
-    palette = _palette(rng, wall, sun_front)
-    bays = max(2, round((segment.z1 - segment.z0) / span(rng, 2.4, 3.3)))
-    choices = (1, 1, 1, 2) if shops else (3, 3, 3, 2, 3, 5 if segment.floors < 4 else 4)
-    grounds = [pick(rng, choices) for _ in range(bays)]
-    camera = canvas.camera
-    snow = np.array(SNOW, float)
-    if segment.z0 > camera.nearest_z(back) + 0.5 and segment.z0 == z0:  # the end that faces the camera
-        left, right = min(x, back), max(x, back)
-        quad = _upright(left, segment.z0, right, segment.z0, 0, height)
-        pixels, plane, near, far = _quad(canvas, quad)
-        scale = camera.focal / near
-        surface = canvas.plane(BUILDING, plane, near, far)
-        end_bays = 3
-        blank = rng.random() < 0.4
-        if blank or scale * STOREY < 7:
-            canvas.polygon(pixels, wall * 0.9, sun_end, surface)
-        else:
-            end_palette = palette.copy()
-            end_palette[:, 3] = (255 * sun_end * (palette[:, 3] / max(palette[:, 3].max(), 1))).astype(np.uint8)
-            texels = _texels(scale)
-            texture, light = _facade(
-                canvas,
-                rng,
-                end_palette,
-                style,
-                [3] * end_bays,
-                end_bays,
-                segment.floors,
-                texels,
-                lit_share,
-                segment.seed,
-            )
-            canvas.warp(pixels, texture, surface, glow=light)
-        if pitched:
-            ridge = (x + back) / 2
-            gable = np.array([[x, height, segment.z0], [ridge, height + rise, segment.z0], [back, height, segment.z0]])
-            canvas.polygon(camera.project(gable)[0], wall * 0.92, sun_end, surface)
-    quad = _upright(x, z1, x, z0, 0, height) if side < 0 else _upright(x, z0, x, z1, 0, height)
+    low, high = 0, building.height
+    quad = _upright(x, z1, x, z0, low, high) if side < 0 else _upright(x, z0, x, z1, low, high)
     pixels, plane, near, far = _quad(canvas, quad)
-    if np.ptp(pixels[:, 0]) < 1.5 or pixels[:, 0].max() < 0 or pixels[:, 0].min() > camera.width:
+    if np.ptp(pixels[:, 0]) < 1.5 or pixels[:, 0].max() < 0 or pixels[:, 0].min() > canvas.camera.width:
         return
     surface = canvas.plane(BUILDING, plane, near, far)
-    if pitched:
-        slope = np.array(
-            [
-                [x - side * 0.3, height - 0.1, z0],
-                [x - side * 0.3, height - 0.1, z1],
-                [(x + back) / 2, height + rise, z1],
-                [(x + back) / 2, height + rise, z0],
-            ]
-        )
-        tone = snow if canvas.snowy else roof
-        canvas.polygon(camera.project(slope)[0], tone, _lit(canvas, (-0.5 * side, 0.86, 0)), surface)
-        if rng.random() < 0.6:
-            _chimney(
-                canvas,
-                (x + back) / 2 - side * 0.8,
-                span(rng, max(z0, segment.z0), z1 - 0.5),
-                height + rise * 0.7,
-                surface,
-            )
-    scale = camera.focal / near
-    if STOREY * scale < 5:
-        canvas.polygon(pixels, wall * 0.8, sun_front, surface)
-    else:
-        texture, light = _facade(
-            canvas, rng, palette, style, grounds, bays, segment.floors, _texels(scale), lit_share, segment.seed
-        )
-        cut = int((z0 - segment.z0) / (segment.z1 - segment.z0) * texture.shape[1])
-        # Left facades run from far (left texel) to near; right ones from near to far.
-        keep = np.s_[:, cut:] if side > 0 else np.s_[:, : texture.shape[1] - cut]
-        canvas.warp(pixels, texture[keep], surface, glow=None if light is None else light[keep])
+    if building.pitched:
+        _paint_roof(canvas, segment, building, rng, z0, z1, surface)
+    _paint_front(canvas, segment, building, rng, z0, pixels, canvas.camera.focal / near, surface)
     band = np.array(
-        [[x - side * 0.25, height, z0], [x - side * 0.25, height, z1], [x, height - 0.35, z1], [x, height - 0.35, z0]]
+        [[x - side * 0.25, high, z0], [x - side * 0.25, high, z1], [x, high - 0.35, z1], [x, high - 0.35, z0]]
     )
-    canvas.polygon(camera.project(band)[0], snow if canvas.snowy else wall * 0.72, sun_front, surface)
-    if india and not pitched and rng.random() < 0.6:
-        _tank(canvas, x + side * 1.5, span(rng, z0 + 0.2, max(z1 - 1, z0 + 0.3)), height, surface)
+    tone = np.array(SNOW, float) if canvas.snowy else building.wall * 0.72
+    canvas.polygon(canvas.camera.project(band)[0], tone, building.sun_front, surface)
+    if india and not building.pitched and rng.random() < 0.6:
+        _tank(canvas, x + side * 1.5, span(rng, z0 + 0.2, max(z1 - 1, z0 + 0.3)), high, surface)
+
+
+def _paint_end(canvas: Canvas, segment: Segment, building: _Building, rng: np.random.Generator) -> None:
+    """Paint the end wall that faces the camera, blank or with windows, and the gable of a pitched roof."""
+    x, z, back, height = segment.x, segment.z0, building.back, building.height
+    pixels, plane, near, far = _quad(canvas, _upright(min(x, back), z, max(x, back), z, 0, height))
+    scale = canvas.camera.focal / near
+    surface = canvas.plane(BUILDING, plane, near, far)
+    sun = _lit(canvas, (0, 0, -1))
+    blank = rng.random() < 0.4
+    if blank or scale * STOREY < 7:
+        canvas.polygon(pixels, building.wall * 0.9, sun, surface)
+    else:
+        palette = building.palette.copy()
+        palette[:, 3] = (255 * sun * (palette[:, 3] / max(palette[:, 3].max(), 1))).astype(np.uint8)
+        texture, light = _facade(
+            canvas,
+            rng,
+            palette,
+            building.style,
+            grounds=[3, 3, 3],
+            floors=segment.floors,
+            texels=_texels(scale),
+            lit=building.lit_share,
+            light_seed=segment.seed,
+        )
+        canvas.warp(pixels, texture, surface, glow=light)
+    if building.pitched:
+        gable = np.array([[x, height, z], [building.ridge(segment), height + building.rise, z], [back, height, z]])
+        canvas.polygon(canvas.camera.project(gable)[0], building.wall * 0.92, sun, surface)
+
+
+def _paint_roof(
+    canvas: Canvas,
+    segment: Segment,
+    building: _Building,
+    rng: np.random.Generator,
+    z0: float,
+    z1: float,
+    surface: int,
+) -> None:
+    """Paint the street side of a pitched roof, with or without a chimney."""
+    eaves, ridge = segment.x - segment.side * 0.3, building.ridge(segment)
+    low, high = building.height - 0.1, building.height + building.rise
+    slope = np.array([[eaves, low, z0], [eaves, low, z1], [ridge, high, z1], [ridge, high, z0]])
+    tone = np.array(SNOW, float) if canvas.snowy else building.roof
+    sun = _lit(canvas, (-0.5 * segment.side, 0.86, 0))
+    canvas.polygon(canvas.camera.project(slope)[0], tone, sun, surface)
+    if rng.random() < 0.6:
+        z = span(rng, max(z0, segment.z0), z1 - 0.5)
+        _chimney(canvas, ridge - segment.side * 0.8, z, building.height + building.rise * 0.7, surface)
+
+
+def _paint_front(
+    canvas: Canvas,
+    segment: Segment,
+    building: _Building,
+    rng: np.random.Generator,
+    z0: float,
+    pixels: np.ndarray,
+    scale: float,
+    surface: int,
+) -> None:
+    """Paint the street front, whose visible part starts at `z0`, into `pixels` (4, 2); `scale`: pixels per metre."""
+    if STOREY * scale < 5:
+        canvas.polygon(pixels, building.wall * 0.8, building.sun_front, surface)
+        return
+    texture, light = _facade(
+        canvas,
+        rng,
+        building.palette,
+        building.style,
+        grounds=building.grounds,
+        floors=segment.floors,
+        texels=_texels(scale),
+        lit=building.lit_share,
+        light_seed=segment.seed,
+    )
+    cut = int((z0 - segment.z0) / (segment.z1 - segment.z0) * texture.shape[1])
+    # Left facades run from far (left texel) to near; right ones from near to far.
+    keep = np.s_[:, cut:] if segment.side > 0 else np.s_[:, : texture.shape[1] - cut]
+    canvas.warp(pixels, texture[keep], surface, glow=None if light is None else light[keep])
 
 
 def _texels(pixels_a_metre: float) -> int:

@@ -195,60 +195,16 @@ def _line_side(rng: np.random.Generator, layout: Layout, side: int) -> None:
 
 
 def _plant_side(rng: np.random.Generator, layout: Layout, side: int) -> None:
-    """Trees, lamps, signs, bollards and lights along one side."""
+    """Place trees, garden plants, lamps, signs, signals, bollards and pylons along one side."""
     kerb = layout.right if side > 0 else layout.left
-    chance = {"city": 0.4, "residential": 0.6, "avenue": 1.0, "suburb": 0.8, "works": 0.35}[layout.style]
-    step = span(rng, 7, 13)
-    gap_start, gap_end = layout.crossing or (np.inf, -np.inf)
-    if rng.random() < chance:
-        kind = (
-            "palm"
-            if layout.india and rng.random() < 0.4
-            else pick(rng, ("tree", "tree", "tree", "conifer" if layout.style == "suburb" else "tree"))
-        )
-        seed, size = _seed(rng), span(rng, 0.75, 1.15)
-        for z in np.arange(span(rng, 7, 15), 80, step):
-            if not gap_start - 2 < z < gap_end + 2 and rng.random() < 0.85:
-                layout.things.append(
-                    Thing(
-                        kind,
-                        kerb + side * span(rng, 0.8, 1.2),
-                        z + span(rng, -1, 1),
-                        size=size * span(rng, 0.85, 1.15),
-                        seed=seed + int(z),
-                    )
-                )
+    _plant_street_trees(rng, layout, side, kerb)
     if layout.garden > 1.5:
-        for _ in range(int(span(rng, 2, 7))):
-            x = layout.facade(side) - side * span(rng, 0.6, layout.garden - 0.5)
-            layout.things.append(
-                Thing(
-                    pick(rng, ("bush", "bush", "tree", "conifer")),
-                    x,
-                    span(rng, 6, 60),
-                    size=span(rng, 0.5, 0.8),
-                    seed=_seed(rng),
-                )
-            )
+        _plant_garden(rng, layout, side)
     if rng.random() < 0.8:
         seed, gap = _seed(rng), span(rng, 18, 30)
         for z in np.arange(span(rng, 8, 20), 90, gap):
             layout.things.append(Thing("lamp", kerb + side * 0.45, z, heading=-side, seed=seed))
-    for _ in range(int(span(rng, 0.6, 3.4))):
-        layout.things.append(
-            Thing(
-                "sign", kerb + side * span(rng, 0.4, 0.8), span(rng, 8, 34), size=span(rng, 0.9, 1.4), seed=_seed(rng)
-            )
-        )
-    if rng.random() < 0.12:
-        layout.things.append(Thing("board", kerb + side * 0.7, span(rng, 14, 32), heading=-side, seed=_seed(rng)))
-    if layout.crossing or rng.random() < 0.3:
-        at = layout.crossing[0] - span(rng, 1, 2) if layout.crossing else span(rng, 13, 28)
-        layout.things.append(Thing("signal", kerb + side * 0.5, at, heading=-side, seed=layout.seed))
-        if layout.crossing and rng.random() < 0.7:
-            layout.things.append(
-                Thing("signal", kerb + side * 0.5, layout.crossing[1] + 1, heading=-side, seed=layout.seed)
-            )
+    _place_signs(rng, layout, side, kerb)
     if rng.random() < 0.2:
         start = span(rng, 6, 15)
         for k in range(int(span(rng, 3, 8))):
@@ -256,6 +212,48 @@ def _plant_side(rng: np.random.Generator, layout: Layout, side: int) -> None:
     if layout.india and rng.random() < 0.8:
         for z in np.arange(span(rng, 8, 20), 80, 24.0):
             layout.things.append(Thing("pylon", kerb + side * (layout.verge + 0.5), z, seed=layout.seed))
+
+
+def _plant_street_trees(rng: np.random.Generator, layout: Layout, side: int, kerb: float) -> None:
+    """Plant a row of similar trees at the kerb, with a gap at the crossing."""
+    chance = {"city": 0.4, "residential": 0.6, "avenue": 1.0, "suburb": 0.8, "works": 0.35}[layout.style]
+    step = span(rng, 7, 13)
+    gap_start, gap_end = layout.crossing or (np.inf, -np.inf)
+    if rng.random() >= chance:
+        return
+    if layout.india and rng.random() < 0.4:
+        kind = "palm"
+    else:
+        kind = pick(rng, ("tree", "tree", "tree", "conifer" if layout.style == "suburb" else "tree"))
+    seed, size = _seed(rng), span(rng, 0.75, 1.15)
+    for z in np.arange(span(rng, 7, 15), 80, step):
+        if not gap_start - 2 < z < gap_end + 2 and rng.random() < 0.85:
+            x = kerb + side * span(rng, 0.8, 1.2)
+            tree = Thing(kind, x, z + span(rng, -1, 1), size=size * span(rng, 0.85, 1.15), seed=seed + int(z))
+            layout.things.append(tree)
+
+
+def _plant_garden(rng: np.random.Generator, layout: Layout, side: int) -> None:
+    """Plant bushes and small trees between the sidewalk and the building line."""
+    for _ in range(int(span(rng, 2, 7))):
+        x = layout.facade(side) - side * span(rng, 0.6, layout.garden - 0.5)
+        kind = pick(rng, ("bush", "bush", "tree", "conifer"))
+        layout.things.append(Thing(kind, x, span(rng, 6, 60), size=span(rng, 0.5, 0.8), seed=_seed(rng)))
+
+
+def _place_signs(rng: np.random.Generator, layout: Layout, side: int, kerb: float) -> None:
+    """Place traffic signs, a board and traffic lights."""
+    for _ in range(int(span(rng, 0.6, 3.4))):
+        x = kerb + side * span(rng, 0.4, 0.8)
+        layout.things.append(Thing("sign", x, span(rng, 8, 34), size=span(rng, 0.9, 1.4), seed=_seed(rng)))
+    if rng.random() < 0.12:
+        layout.things.append(Thing("board", kerb + side * 0.7, span(rng, 14, 32), heading=-side, seed=_seed(rng)))
+    if layout.crossing or rng.random() < 0.3:
+        x = kerb + side * 0.5
+        z = layout.crossing[0] - span(rng, 1, 2) if layout.crossing else span(rng, 13, 28)
+        layout.things.append(Thing("signal", x, z, heading=-side, seed=layout.seed))
+        if layout.crossing and rng.random() < 0.7:
+            layout.things.append(Thing("signal", x, layout.crossing[1] + 1, heading=-side, seed=layout.seed))
 
 
 def _vehicle(rng: np.random.Generator, india: bool) -> str:
@@ -279,67 +277,93 @@ LENGTHS = {
 }
 
 
+RARE_VEHICLES = (("truck", 0.3), ("bus", 0.28), ("rider motorcycle", 0.26), ("rider bicycle", 0.14))
+
+
 def _fill_lanes(rng: np.random.Generator, layout: Layout) -> None:
-    """Moving traffic, parked vehicles, trams, crossing traffic and cyclists."""
-    wanted = [
-        k
-        for k, p in (("truck", 0.3), ("bus", 0.28), ("rider motorcycle", 0.26), ("rider bicycle", 0.14))
-        if rng.random() < p
-    ]
+    """Place moving traffic, parked vehicles, cyclists, a tram and crossing traffic."""
+    # Each rare kind is planned with its own probability and placed at the first chance.
+    planned = [kind for kind, probability in RARE_VEHICLES if rng.random() < probability]
     density = span(rng, 8, 34)
     for x, direction in layout.lanes:
-        z = span(rng, 10, 26) if x == 0 else span(rng, 7, 20)
-        queue = rng.random() < 0.2
-        while z < 85:
-            kind = wanted.pop(int(rng.random() * len(wanted))) if wanted and x != 0 else _vehicle(rng, layout.india)
-            if x == 0 and wanted and rng.random() < 0.5:
-                kind = wanted.pop()
-            length = LENGTHS[kind]
-            if x == 0 and kind in ("bus", "truck"):
-                z += 5
-            centre = z + length / 2
-            layout.things.append(
-                Thing(kind, x + span(rng, -0.3, 0.3), centre, 0.0 if direction > 0 else np.pi, seed=_seed(rng))
-            )
-            z += length + (span(rng, 2, 5) if queue else span(rng, 5, 10) + rng.exponential(density))
-    for side, parked in zip((-1, 1), layout.parking, strict=True):
+        _fill_lane(rng, layout, x, direction, planned, density)
+    for side, parking in zip((-1, 1), layout.parking, strict=True):
         kerb = layout.right if side > 0 else layout.left
-        flow = 0.0 if side > 0 else np.pi
-        if layout.india:
-            flow = np.pi - flow
-        if parked:
-            z, gap = span(rng, 2, 12), span(rng, 0.5, 5)
-            while z < 75:
-                kind = wanted.pop() if wanted and rng.random() < 0.5 else ("car" if rng.random() < 0.97 else "truck")
-                if kind.startswith("rider") or kind == "bus":
-                    kind = "car"
-                if layout.india and rng.random() < 0.45:
-                    kind = pick(rng, ("rickshaw", "motorcycle"))
-                length = LENGTHS.get(kind, 1.2)
-                if not any(
-                    abs(zebra - z - length / 2) < 2 + length / 2 for zebra in layout.zebras
-                ) and not _in_crossing(layout, z, length):
-                    turn = np.pi / 2 if kind == "motorcycle" else flow + span(rng, -0.04, 0.04)
-                    layout.things.append(
-                        Thing(kind, kerb - side * (1.15 if length > 2 else 0.9), z + length / 2, turn, seed=_seed(rng))
-                    )
-                z += length + span(rng, 0.7, 1.4) + (rng.exponential(gap) if rng.random() < 0.4 else 0)
+        heading = _kerb_heading(layout, side)
+        if parking:
+            _fill_parking(rng, layout, side, kerb, heading, planned)
         for kind, share in (("rider bicycle", 0.38), ("rider motorcycle", 0.14)):
             if rng.random() < share:
-                offset = 0.6 + (PARKING if parked else 0)
-                layout.things.append(Thing(kind, kerb - side * offset, span(rng, 7, 26), flow, seed=_seed(rng)))
+                offset = 0.6 + (PARKING if parking else 0)
+                layout.things.append(Thing(kind, kerb - side * offset, span(rng, 7, 26), heading, seed=_seed(rng)))
     if layout.tram is not None and rng.random() < 0.85:
         away = rng.random() < 0.5
         layout.things.append(Thing("tram", layout.tram, span(rng, 8, 30) + 12, 0.0 if away else np.pi, seed=_seed(rng)))
     if layout.crossing and rng.random() < 0.6:
-        z0, z1 = layout.crossing
-        kind = pick(rng, ("car", "car", "car", "truck", "bus" if rng.random() < 0.5 else "car", "rider bicycle"))
-        east = rng.random() < 0.5
-        z = z0 + (z1 - z0) * (0.3 if east else 0.7)
-        layout.things = [t for t in layout.things if not (t.kind in LENGTHS and z0 - 4 < t.z < z1 + 4)]
-        layout.things.append(
-            Thing(kind, span(rng, layout.left, layout.right), z, np.pi / 2 if east else -np.pi / 2, seed=_seed(rng))
-        )
+        _cross_traffic(rng, layout, *layout.crossing)
+
+
+def _fill_lane(
+    rng: np.random.Generator, layout: Layout, x: float, direction: int, planned: list[str], density: float
+) -> None:
+    """Place the traffic of one lane, near to far; what is placed of `planned` is removed from it."""
+    own = x == 0
+    z = span(rng, 10, 26) if own else span(rng, 7, 20)
+    queue = rng.random() < 0.2
+    while z < 85:
+        kind = planned.pop(int(rng.random() * len(planned))) if planned and not own else _vehicle(rng, layout.india)
+        if own and planned and rng.random() < 0.5:
+            kind = planned.pop()
+        length = LENGTHS[kind]
+        if own and kind in ("bus", "truck"):
+            z += 5
+        heading = 0.0 if direction > 0 else np.pi
+        layout.things.append(Thing(kind, x + span(rng, -0.3, 0.3), z + length / 2, heading, seed=_seed(rng)))
+        z += length + (span(rng, 2, 5) if queue else span(rng, 5, 10) + rng.exponential(density))
+
+
+def _kerb_heading(layout: Layout, side: int) -> float:
+    """The direction of traffic at the kerb of a side, radians."""
+    heading = 0.0 if side > 0 else np.pi
+    return np.pi - heading if layout.india else heading
+
+
+def _fill_parking(
+    rng: np.random.Generator, layout: Layout, side: int, kerb: float, heading: float, planned: list[str]
+) -> None:
+    """Place parked vehicles along one kerb, none on a zebra or in the crossing."""
+    z, gap = span(rng, 2, 12), span(rng, 0.5, 5)
+    while z < 75:
+        kind = _parked_vehicle(rng, layout.india, planned)
+        length = LENGTHS.get(kind, 1.2)
+        middle = z + length / 2
+        # `zebra - z - length / 2`, not `zebra - middle`: the same to the last bit as in rendered data sets.
+        on_zebra = any(abs(zebra - z - length / 2) < 2 + length / 2 for zebra in layout.zebras)
+        if not on_zebra and not _in_crossing(layout, z, length):
+            turn = np.pi / 2 if kind == "motorcycle" else heading + span(rng, -0.04, 0.04)
+            x = kerb - side * (1.15 if length > 2 else 0.9)
+            layout.things.append(Thing(kind, x, middle, turn, seed=_seed(rng)))
+        z += length + span(rng, 0.7, 1.4) + (rng.exponential(gap) if rng.random() < 0.4 else 0)
+
+
+def _parked_vehicle(rng: np.random.Generator, india: bool, planned: list[str]) -> str:
+    """A kind of parked vehicle: mostly cars; riders and buses of `planned` become cars."""
+    kind = planned.pop() if planned and rng.random() < 0.5 else "car" if rng.random() < 0.97 else "truck"
+    if kind.startswith("rider") or kind == "bus":
+        kind = "car"
+    if india and rng.random() < 0.45:
+        kind = pick(rng, ("rickshaw", "motorcycle"))
+    return kind
+
+
+def _cross_traffic(rng: np.random.Generator, layout: Layout, z0: float, z1: float) -> None:
+    """Place a vehicle that drives through the crossing z0..z1 in place of the traffic there."""
+    kind = pick(rng, ("car", "car", "car", "truck", "bus" if rng.random() < 0.5 else "car", "rider bicycle"))
+    east = rng.random() < 0.5
+    z = z0 + (z1 - z0) * (0.3 if east else 0.7)
+    layout.things = [t for t in layout.things if not (t.kind in LENGTHS and z0 - 4 < t.z < z1 + 4)]
+    x = span(rng, layout.left, layout.right)
+    layout.things.append(Thing(kind, x, z, np.pi / 2 if east else -np.pi / 2, seed=_seed(rng)))
 
 
 def _in_crossing(layout: Layout, z: float, length: float) -> bool:

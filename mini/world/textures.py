@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from functools import cache
 
 import cv2
@@ -140,49 +142,71 @@ def facade_tile(style: int, ground: int, texels: int) -> np.ndarray:
     style 0..9 is the window of an upper storey; ground 0 is an upper storey, 1 a shop, 2 a door, 3 a plain window,
     4 an arcade, 5 a garage.
     """
-    h, w = texels, int(texels * 0.8)
-    tile = np.full((h, w), WALL, np.uint8)
-
-    def box(x0: float, y0: float, x1: float, y1: float, material: int) -> None:
-        tile[
-            round(y0 * h) : max(round(y1 * h), round(y0 * h) + 1), round(x0 * w) : max(round(x1 * w), round(x0 * w) + 1)
-        ] = material
-
+    tile = np.full((texels, int(texels * 0.8)), WALL, np.uint8)
     if style % 3 == 1:  # masonry courses
-        tile[:: max(h // 10, 2)] = JOINT
+        tile[:: max(texels // 10, 2)] = JOINT
+    box = functools.partial(_fill_box, tile)
+    if ground in (1, 2, 4, 5):
+        _paint_entrance(box, ground)
+        return tile
+    if ground == 3:
+        box(0, 0.9, 1, 1, JOINT)
+    if style % 5 == 3:
+        _paint_ribbon_window(box)
+    else:
+        _paint_window(box, style)
+        if style in (4, 6, 9) and ground == 0:
+            _paint_balcony(box)
+    return tile
+
+
+def _fill_box(tile: np.ndarray, x0: float, y0: float, x1: float, y1: float, material: int) -> None:
+    """Fill a rectangle of a tile, 0..1 of its width and height, with a material; it is at least one texel thick."""
+    h, w = tile.shape
+    top, left = round(y0 * h), round(x0 * w)
+    tile[top : max(round(y1 * h), top + 1), left : max(round(x1 * w), left + 1)] = material
+
+
+def _paint_entrance(box: Callable[..., None], ground: int) -> None:
+    """Paint a ground floor without a plain window: 1 a shop, 2 a door, 4 an arcade, 5 a garage."""
     if ground == 1:
         box(0, 0.05, 1, 0.2, AWNING)
         box(0, 0.2, 1, 0.25, SHADE)
         box(0.05, 0.25, 0.95, 0.88, SHOP)
         box(0.48, 0.25, 0.52, 0.88, FRAME)
         box(0, 0.88, 1, 1, JOINT)
-        return tile
-    if ground == 2:
+    elif ground == 2:
         box(0.24, 0.16, 0.76, 1, TRIM)
         box(0.3, 0.3, 0.7, 1, DOOR)
         box(0.3, 0.21, 0.7, 0.29, SHEEN)
         box(0.48, 0.32, 0.52, 1, SHADE)
-        return tile
-    if ground == 4:
+    elif ground == 4:
         box(0.12, 0.15, 0.88, 1, SHADE)
         box(0.3, 0.08, 0.7, 0.18, SHADE)
         box(0.25, 0.4, 0.75, 0.95, SHOP)
-        return tile
-    if ground == 5:
+    else:
         box(0.08, 0.25, 0.92, 1, DOOR)
         for y in (0.4, 0.55, 0.7, 0.85):
             box(0.08, y, 0.92, y + 0.03, SHADE)
-        return tile
-    if ground == 3:
-        box(0, 0.9, 1, 1, JOINT)
-    left, right, top, low = ((0.24, 0.76, 0.2, 0.78), (0.16, 0.84, 0.18, 0.72), (0.3, 0.7, 0.16, 0.84),
-                             (0.0, 1.0, 0.25, 0.72), (0.1, 0.9, 0.12, 0.88))[style % 5]  # fmt: skip
-    if style % 5 == 3:  # ribbon windows
-        box(0, top - 0.04, 1, low + 0.04, TRIM)
-        box(0, top, 1, low, GLASS)
-        box(0, top, 0.4, low - 0.2, SHEEN)
-        box(0, top, 0.06, low, FRAME)
-        return tile
+
+
+# Left, right, top and bottom of a window, 0..1 of the tile, by style modulo 5.
+_WINDOWS = ((0.24, 0.76, 0.2, 0.78), (0.16, 0.84, 0.18, 0.72), (0.3, 0.7, 0.16, 0.84), (0.0, 1.0, 0.25, 0.72),
+            (0.1, 0.9, 0.12, 0.88))  # fmt: skip
+
+
+def _paint_ribbon_window(box: Callable[..., None]) -> None:
+    """Paint one bay of a band of glass that runs along the whole storey."""
+    _, _, top, low = _WINDOWS[3]
+    box(0, top - 0.04, 1, low + 0.04, TRIM)
+    box(0, top, 1, low, GLASS)
+    box(0, top, 0.4, low - 0.2, SHEEN)
+    box(0, top, 0.06, low, FRAME)
+
+
+def _paint_window(box: Callable[..., None], style: int) -> None:
+    """Paint a window with frame, sill and, in some styles, trim or shutters."""
+    left, right, top, low = _WINDOWS[style % 5]
     if style in (0, 2, 5):
         box(left - 0.05, top - 0.07, right + 0.05, low + 0.05, TRIM)
     if style in (5, 7):
@@ -197,9 +221,11 @@ def facade_tile(style: int, ground: int, texels: int) -> np.ndarray:
     if style % 2 == 0:
         box(left, top + 0.2, right, top + 0.24, FRAME)
     box(left - 0.04, low, right + 0.04, low + 0.05, TRIM)
-    if style in (4, 6, 9) and ground == 0:  # balcony
-        box(0.05, 0.62, 0.95, 0.66, RAIL)
-        for x in np.linspace(0.06, 0.9, 7):
-            box(x, 0.66, x + 0.03, 0.92, RAIL)
-        box(0.03, 0.92, 0.97, 1, SHUTTER)
-    return tile
+
+
+def _paint_balcony(box: Callable[..., None]) -> None:
+    """Paint a railing in front of a window."""
+    box(0.05, 0.62, 0.95, 0.66, RAIL)
+    for x in np.linspace(0.06, 0.9, 7):
+        box(x, 0.66, x + 0.03, 0.92, RAIL)
+    box(0.03, 0.92, 0.97, 1, SHUTTER)

@@ -118,30 +118,66 @@ def _ring(mesh: Mesh, profile: list[tuple[float, float, float]], materials: list
     return faces
 
 
+@dataclass(frozen=True)
+class _CarShape:
+    """Proportions of a car: metres, and shares of the length for what lies along it (0 is the middle, front positive).
+
+    The glasshouse stands on the belt line between the rear and the front belt points, and its roof is between the roof
+    points.
+    """
+
+    length: float
+    width: float
+    belt: float
+    roof: float
+    boot: float
+    rear_belt: float
+    rear_roof: float
+    front_roof: float
+    front_belt: float
+    bonnet: float
+    is_van: bool = False
+
+    @property
+    def half_roof(self) -> float:
+        """Half the width of the roof, metres."""
+        return self.width / 2 * (0.9 if self.is_van else 0.8)
+
+
+_SILL = 0.3  # metres, height of a car's lower edge
+_CARS = {
+    "sedan": _CarShape(4.6, 1.8, 0.94, 1.44, -0.47, -0.34, -0.2, 0.06, 0.2, 0.47),
+    "hatch": _CarShape(4.0, 1.74, 0.94, 1.48, -0.495, -0.48, -0.38, 0.05, 0.2, 0.46),
+    "wagon": _CarShape(4.7, 1.82, 0.94, 1.46, -0.495, -0.48, -0.4, 0.05, 0.2, 0.47),
+    "suv": _CarShape(4.6, 1.9, 1.08, 1.72, -0.495, -0.485, -0.42, 0.08, 0.2, 0.47),
+    "van": _CarShape(5.2, 1.98, 1.12, 2.1, -0.495, -0.49, -0.47, 0.2, 0.34, 0.47, is_van=True),
+}
+
+
 @cache
 def car_mesh(shape: str) -> Mesh:
     """A passenger car: a lower body and a glasshouse."""
-    # length, width, belt, roof (metres); as shares of the length: boot, rear belt and roof, front roof and belt, bonnet
-    numbers = {
-        "sedan": (4.6, 1.8, 0.94, 1.44, -0.47, -0.34, -0.2, 0.06, 0.2, 0.47),
-        "hatch": (4.0, 1.74, 0.94, 1.48, -0.495, -0.48, -0.38, 0.05, 0.2, 0.46),
-        "wagon": (4.7, 1.82, 0.94, 1.46, -0.495, -0.48, -0.4, 0.05, 0.2, 0.47),
-        "suv": (4.6, 1.9, 1.08, 1.72, -0.495, -0.485, -0.42, 0.08, 0.2, 0.47),
-        "van": (5.2, 1.98, 1.12, 2.1, -0.495, -0.49, -0.47, 0.2, 0.34, 0.47),
-    }[shape]
-    length, width, belt, roof, z_boot, z_rb, z_rr, z_fr, z_fb, z_bonnet = numbers
-    w, low, k = width / 2, 0.3, 0.8 if shape != "van" else 0.9
-    half = length / 2
+    car = _CARS[shape]
+    half, w, k = car.length / 2, car.width / 2, car.half_roof
     mesh = Mesh()
     profile = [
-        (-half, low, w * 0.95), (-half, belt * 0.84, w * 0.98), (z_boot * length, belt * 0.97, w * 0.97),
-        (z_rb * length, belt, w * 0.96),
-        (z_rr * length, roof - 0.02, w * k), (z_fr * length, roof, w * k), (z_fb * length, belt, w * 0.96),
-        (z_bonnet * length, belt * 0.8, w * 0.94), (half, belt * 0.66, w * 0.92), (half, low, w * 0.9),
+        (-half, _SILL, w * 0.95), (-half, car.belt * 0.84, w * 0.98),
+        (car.boot * car.length, car.belt * 0.97, w * 0.97), (car.rear_belt * car.length, car.belt, w * 0.96),
+        (car.rear_roof * car.length, car.roof - 0.02, k), (car.front_roof * car.length, car.roof, k),
+        (car.front_belt * car.length, car.belt, w * 0.96), (car.bonnet * car.length, car.belt * 0.8, w * 0.94),
+        (half, car.belt * 0.66, w * 0.92), (half, _SILL, w * 0.9),
     ]  # fmt: skip
-    ring = _ring(mesh, profile, ["body", "body", "body", "body", "body", "body", "body", "body", "body"])
+    ring = _ring(mesh, profile, ["body"] * 9)
+    _add_car_details(mesh, ring, car)
+    for side in (-1, 1):
+        _add_car_side(mesh, car, side)
+    return mesh.finish(0.7)
+
+
+def _add_car_details(mesh: Mesh, ring: list[int], car: _CarShape) -> None:
+    """Add glass, lights, number plates and seams to the faces across a car, `ring` from the rear to the front."""
     rear, lid, screen, roof_face, wind, nose, front = ring[0], ring[2], ring[3], ring[4], ring[5], ring[7], ring[8]
-    mesh.patch(screen, 0.07, 0.93, 0.1, 0.92, "solid" if shape == "van" else "glass")
+    mesh.patch(screen, 0.07, 0.93, 0.1, 0.92, "solid" if car.is_van else "glass")
     mesh.patch(wind, 0.06, 0.94, 0.06, 0.94, "glass")
     mesh.patch(rear, 0.0, 1.0, 0.0, 0.3, "dark")
     mesh.patch(rear, 0.02, 0.2, 0.55, 0.96, "tail")
@@ -156,44 +192,32 @@ def car_mesh(shape: str) -> Mesh:
     mesh.patch(front, 0.27, 0.73, 0.08, 0.42, "grille")
     mesh.patch(front, 0.36, 0.64, 0.5, 0.68, "plate")
     mesh.patch(front, 0.0, 1.0, 0.75, 1.0, "dark")
-    for side in (-1, 1):
-        outline = [(side * w * 0.98, y, z) for z, y in (
-            (-half, low), (-half, belt * 0.84), (z_boot * length, belt * 0.97), (z_rb * length, belt),
-            (z_fb * length, belt),
-            (z_bonnet * length, belt * 0.8), (half, belt * 0.66), (half, low))]  # fmt: skip
-        house = mesh.add([(side * w * 0.96, belt, z_rb * length), (side * w * k, roof - 0.02, z_rr * length),
-                          (side * w * k, roof, z_fr * length), (side * w * 0.96, belt, z_fb * length)],
-                          "body")  # fmt: skip
-        lower = mesh.add(outline, "body", convex=False)
-        if shape == "van":
-            mesh.patch(house, 0.1, 0.9, 0.72, 0.95, "glass")
-        else:
-            mesh.patch(house, 0.12, 0.88, 0.07, 0.5, "glass")
-            mesh.patch(house, 0.12, 0.88, 0.54, 0.94, "glass")
-        for z in (-0.05 * length, 0.2 * length):
-            mesh.add(
-                [
-                    (side * w, low + 0.1, z),
-                    (side * w, belt * 0.95, z),
-                    (side * w, belt * 0.95, z + 0.03),
-                    (side * w, low + 0.1, z + 0.03),
-                ],
-                "seam",
-                lower,
-            )
-        mesh.add(
-            [
-                (side * w, low, -half * 0.9),
-                (side * w, low + 0.08, -half * 0.9),
-                (side * w, low + 0.08, half * 0.9),
-                (side * w, low, half * 0.9),
-            ],
-            "dark",
-            lower,
-        )
-        for z in (-0.3 * length, 0.31 * length):
-            mesh.wheel(lower, side * w, z, 0.33)
-    return mesh.finish(0.7)
+
+
+def _add_car_side(mesh: Mesh, car: _CarShape, side: int) -> None:
+    """Add one side of a car (-1 left, 1 right): its lower body, windows, door seams, sill and wheels."""
+    length, half, w, k, belt = car.length, car.length / 2, car.width / 2, car.half_roof, car.belt
+    z_rear, z_front = car.rear_belt * length, car.front_belt * length
+    outline = [(side * w * 0.98, y, z) for z, y in (
+        (-half, _SILL), (-half, belt * 0.84), (car.boot * length, belt * 0.97), (z_rear, belt), (z_front, belt),
+        (car.bonnet * length, belt * 0.8), (half, belt * 0.66), (half, _SILL))]  # fmt: skip
+    house = mesh.add([(side * w * 0.96, belt, z_rear), (side * k, car.roof - 0.02, car.rear_roof * length),
+                      (side * k, car.roof, car.front_roof * length), (side * w * 0.96, belt, z_front)],
+                     "body")  # fmt: skip
+    lower = mesh.add(outline, "body", convex=False)
+    if car.is_van:
+        mesh.patch(house, 0.1, 0.9, 0.72, 0.95, "glass")
+    else:
+        mesh.patch(house, 0.12, 0.88, 0.07, 0.5, "glass")
+        mesh.patch(house, 0.12, 0.88, 0.54, 0.94, "glass")
+    x = side * w
+    for z in (-0.05 * length, 0.2 * length):
+        seam = [(x, _SILL + 0.1, z), (x, belt * 0.95, z), (x, belt * 0.95, z + 0.03), (x, _SILL + 0.1, z + 0.03)]
+        mesh.add(seam, "seam", lower)
+    rear, front = -half * 0.9, half * 0.9
+    mesh.add([(x, _SILL, rear), (x, _SILL + 0.08, rear), (x, _SILL + 0.08, front), (x, _SILL, front)], "dark", lower)
+    for z in (-0.3 * length, 0.31 * length):
+        mesh.wheel(lower, x, z, 0.33)
 
 
 def _box(
