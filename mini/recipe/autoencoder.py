@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mini.recipe.training import Log, Optimisation, fit, weight_count
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def train_autoencoder(
     recipe: AutoencoderRecipe,
     output: Path,
     device: torch.device,
-    log: Callable[[str], None] = print,
+    log: Log = print,
 ) -> dict[str, Any]:
     """Train on `images` and save a diffusers `AutoencoderKL` folder (fp16 safetensors).
 
@@ -53,8 +53,48 @@ def train_autoencoder(
     from diffusers import AutoencoderKL
 
     torch.manual_seed(recipe.seed)
+    model = build_autoencoder(recipe, images.shape[-2]).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.05, anneal_strategy="cos"
+    )
+    generator = torch.Generator(device).manual_seed(recipe.seed)
+
+    def losses(step: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        index = torch.randint(len(images), (recipe.batch_size,), generator=generator, device=device)
+        target = to_model_range(images[index])
+        if step % 2:
+            target = target.flip(-1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            posterior = model.encode(target).latent_dist
+            reconstruction = model.decode(posterior.sample()).sample
+        loss = _reconstruction_loss(reconstruction.float(), target, recipe)
+        loss = loss + recipe.kl_weight * posterior.kl().mean()
+        return loss, [loss]
+
+    optimisation = Optimisation(
+        parameters=list(model.parameters()), optimisers=[(optimiser, recipe.learning_rate)], scheduler=schedule
+    )
+    result = fit("autoencoder", losses, optimisation, labels=["loss"], steps=recipe.steps, log=log)
+    deviation = _normalise_latents(model.eval(), images)
+    model.half().save_pretrained(output, safe_serialization=True)
+    seconds = result.seconds
+
+    reloaded = AutoencoderKL.from_pretrained(output).to(device).eval()
+    return {
+        "psnr_db": _psnr(reloaded, images[-256:]),
+        "latent_deviation": [round(value, 3) for value in deviation.tolist()],
+        "parameters": weight_count(reloaded),
+        "seconds": round(seconds, 1),
+    }
+
+
+def build_autoencoder(recipe: AutoencoderRecipe, height: int) -> Any:
+    """An `AutoencoderKL` of the recipe's size with random weights, for images of a height."""
+    from diffusers import AutoencoderKL
+
     levels = len(recipe.block_out_channels)
-    model = AutoencoderKL(
+    return AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -65,42 +105,8 @@ def train_autoencoder(
         norm_num_groups=16,
         mid_block_add_attention=False,
         scaling_factor=1.0,
-        sample_size=images.shape[-2],
-    ).to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.05, anneal_strategy="cos"
+        sample_size=height,
     )
-    generator = torch.Generator(device).manual_seed(recipe.seed)
-    start = time.perf_counter()
-    for step in range(recipe.steps):
-        index = torch.randint(len(images), (recipe.batch_size,), generator=generator, device=device)
-        target = to_model_range(images[index])
-        if step % 2:
-            target = target.flip(-1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            posterior = model.encode(target).latent_dist
-            reconstruction = model.decode(posterior.sample()).sample
-        loss = _reconstruction_loss(reconstruction.float(), target, recipe)
-        loss = loss + recipe.kl_weight * posterior.kl().mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 200 == 0 or step == recipe.steps - 1:
-            log(f"autoencoder step {step} loss {loss.item():.4f} {time.perf_counter() - start:.0f} s")
-    deviation = _normalise_latents(model.eval(), images)
-    model.half().save_pretrained(output, safe_serialization=True)
-    seconds = time.perf_counter() - start
-
-    reloaded = AutoencoderKL.from_pretrained(output).to(device).eval()
-    return {
-        "psnr_db": _psnr(reloaded, images[-256:]),
-        "latent_deviation": [round(value, 3) for value in deviation.tolist()],
-        "parameters": sum(p.numel() for p in reloaded.parameters()),
-        "seconds": round(seconds, 1),
-    }
 
 
 def to_model_range(images: torch.Tensor) -> torch.Tensor:

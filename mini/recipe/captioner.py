@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import re
 import string
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from torch.nn import functional as F
 from genval.captions.blip import fuse_attention, load_blip
 from genval.datasets.labels import CITYSCAPES, CLASSES, IDD
 from genval.runtime.files import read_mask
-from mini.recipe.views import Views, caption_parts, moved, named_domains, names, progress
+from mini.recipe.training import Log, Optimisation, fit, warm_cosine, weight_count
+from mini.recipe.views import Views, caption_parts, moved, named_domains, names
 from mini.world.captions import COUNTED, DOMAIN_PHRASES
 
 NUM_CLASSES = len(CLASSES)
@@ -61,7 +61,7 @@ def train_captioner(
     output: Path,
     device: torch.device,
     classes: Tensor | None = None,
-    log: Callable[[str], None] = print,
+    log: Log = print,
 ) -> dict[str, Any]:
     """Train on captioned images and save a folder that `BlipForConditionalGeneration.from_pretrained` reads, in fp16.
 
@@ -83,22 +83,67 @@ def train_captioner(
     Returns:
         Figures: last smoothed losses (nats a token, a part, a cell), parameters, steps, seconds.
     """
-    from transformers import BlipConfig, BlipForConditionalGeneration
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.manual_seed(recipe.seed)
     processor = build_processor(texts, recipe.image_size)
     tokenizer = processor.tokenizer
-    begin, end = tokenizer.convert_tokens_to_ids("[DEC]"), tokenizer.sep_token_id
     tokens = tokenizer(
         list(texts), padding=True, truncation=True, max_length=recipe.text_tokens, return_tensors="pt"
     ).to(device)
-    tokens["input_ids"][:, 0] = begin
+    tokens["input_ids"][:, 0] = tokenizer.convert_tokens_to_ids("[DEC]")
     parts, wanted = part_table(texts)
     wanted = wanted.to(device)
 
-    model = BlipForConditionalGeneration(
+    model = build_captioner(tokenizer, recipe).to(device)
+    fuse_attention(model)
+    if device.type == "cuda":
+        for layer in model.vision_model.encoder.layers:
+            layer.compile()
+    heads = _Heads(recipe, len(parts), classes).to(device)
+    views = Views(images, recipe.batch_size, device, recipe.seed)
+    model.train()
+
+    def losses(_: int) -> tuple[Tensor, list[Tensor]]:
+        index, pixels, warp = views.sample()
+        ids, mask = tokens["input_ids"][index], tokens["attention_mask"][index]
+        labels = ids.masked_fill(mask == 0, -100)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            result = model(pixel_values=pixels, input_ids=ids, attention_mask=mask, labels=labels)
+            part_logits, class_logits = heads(result.image_embeds)
+        part_loss = F.binary_cross_entropy_with_logits(part_logits.float(), wanted[index].expand_as(part_logits))
+        class_loss = heads.class_loss(class_logits, index, warp)
+        word_loss = result.loss.float()
+        loss = word_loss + recipe.parts_weight * part_loss + recipe.classes_weight * class_loss
+        return loss, [word_loss, part_loss, class_loss]
+
+    result = fit(
+        "captioner",
+        losses,
+        _optimisation(model, heads, recipe, device),
+        labels=["words", "parts", "classes"],
+        steps=recipe.steps,
+        seconds=recipe.seconds,
+        untimed_first_step=True,
+        log=log,
+    )
+    model.half().eval().save_pretrained(output)
+    processor.save_pretrained(output)
+    return {
+        **{f"loss_{label}": round(value, 4) for label, value in result.losses.items()},
+        "parameters": weight_count(model),
+        "bytes": (output / "model.safetensors").stat().st_size,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+    }
+
+
+def build_captioner(tokenizer: Any, recipe: CaptionerRecipe) -> Any:
+    """A BLIP of the recipe's size with random weights."""
+    from transformers import BlipConfig, BlipForConditionalGeneration
+
+    return BlipForConditionalGeneration(
         BlipConfig(
             text_config={
                 "vocab_size": len(tokenizer),
@@ -107,9 +152,9 @@ def train_captioner(
                 "num_hidden_layers": recipe.text_layers,
                 "num_attention_heads": recipe.attention_heads,
                 "max_position_embeddings": recipe.text_tokens + 8,
-                "bos_token_id": begin,
-                "eos_token_id": end,
-                "sep_token_id": end,
+                "bos_token_id": tokenizer.convert_tokens_to_ids("[DEC]"),
+                "eos_token_id": tokenizer.sep_token_id,
+                "sep_token_id": tokenizer.sep_token_id,
                 "pad_token_id": tokenizer.pad_token_id,
             },
             vision_config={
@@ -122,86 +167,62 @@ def train_captioner(
                 "initializer_range": 0.02,
             },
         )
-    ).to(device)
-    fuse_attention(model)
-    if device.type == "cuda":
-        for layer in model.vision_model.encoder.layers:
-            layer.compile()
-    part_head = nn.Linear(2 * recipe.vision_width, len(parts)).to(device)
-    first_head = nn.Linear(recipe.vision_width, len(parts)).to(device)
-    class_head = nn.Linear(recipe.vision_width, NUM_CLASSES * recipe.cells**2).to(device)
-    if classes is not None:
-        seen = torch.bincount(classes.flatten(), minlength=256)[:NUM_CLASSES].to(device) / classes.numel()
-        rare = (1 / seen.clamp(min=1e-6)).sqrt().clamp(max=recipe.rare_weight)
-        classes = classes.to(device)
-    heads = nn.ModuleList([part_head, first_head, class_head])
+    )
+
+
+class _Heads(nn.Module):
+    """The layers of the second and the third task, which are not saved.
+
+    Args:
+        recipe: width and cells.
+        parts: number of caption parts.
+        classes: (N, C, C) uint8 trainIds of the cells, or None: without the third task.
+    """
+
+    def __init__(self, recipe: CaptionerRecipe, parts: int, classes: Tensor | None) -> None:
+        super().__init__()
+        self._cells = recipe.cells
+        self._part_head = nn.Linear(2 * recipe.vision_width, parts)
+        self._first_head = nn.Linear(recipe.vision_width, parts)
+        self._class_head = nn.Linear(recipe.vision_width, NUM_CLASSES * recipe.cells**2)
+        self._classes: Tensor | None
+        self.register_buffer("_classes", classes)
+        self._weight: Tensor
+        if classes is not None:
+            share = torch.bincount(classes.flatten(), minlength=256)[:NUM_CLASSES] / classes.numel()
+            self.register_buffer("_weight", (1 / share.clamp(min=1e-6)).sqrt().clamp(max=recipe.rare_weight))
+
+    def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the parts (2, B, parts) and the classes (B, tokens, classes * cells^2), from the image's tokens."""
+        tokens = embeddings[:, 1:]
+        pooled = torch.cat([tokens.mean(1), tokens.amax(1)], 1)
+        parts = torch.stack([self._part_head(pooled), self._first_head(embeddings[:, 0])])
+        return parts, self._class_head(tokens)
+
+    def class_loss(self, logits: Tensor, index: Tensor, warp: Tensor) -> Tensor:
+        """Cross-entropy of the cells' classes of images `index` moved by `warp`; 0 without the third task."""
+        if self._classes is None:
+            return torch.zeros((), device=logits.device)
+        moved_classes = moved(self._classes[index].unsqueeze(1).float(), warp, "nearest")[:, 0].long()
+        maps = cell_map(logits.float(), self._cells)
+        return F.cross_entropy(maps, moved_classes, weight=self._weight, ignore_index=255)
+
+
+def _optimisation(model: Any, heads: nn.Module, recipe: CaptionerRecipe, device: torch.device) -> Optimisation:
+    """Muon for the matrices of the transformers' layers, AdamW for all other weights."""
     trained = [*model.parameters(), *heads.parameters()]
     layers = (model.vision_model.encoder, model.text_decoder.bert.encoder)
     matrices = [weight for part in layers for weight in part.parameters() if weight.ndim == 2]
     known = set(map(id, matrices))
     others = [weight for weight in trained if id(weight) not in known]
     decay = recipe.weight_decay
-    optimisers = (
-        torch.optim.Muon(matrices, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=0.0, weight_decay=decay, betas=(0.9, 0.98), fused=device.type == "cuda"),
+    muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(others, lr=0.0, weight_decay=decay, betas=(0.9, 0.98), fused=device.type == "cuda")
+    return Optimisation(
+        parameters=trained,
+        optimisers=[(muon, recipe.matrix_rate), (adamw, recipe.learning_rate)],
+        schedule=warm_cosine(recipe.warmup),
     )
-    rates = (recipe.matrix_rate, recipe.learning_rate)
-    views = Views(images, recipe.batch_size, device, recipe.seed)
-    smoothed = torch.zeros(3, device=device)
-    start, step = time.perf_counter(), 0
-    model.train()
-    while (done := progress(step, recipe.steps, start, recipe.seconds)) < 1:
-        warm = min(1.0, done / recipe.warmup)
-        for optimiser, rate in zip(optimisers, rates, strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = rate * warm * (0.5 + 0.5 * math.cos(math.pi * done))
-        index, pixels, warp = views.draw()
-        ids, mask = tokens["input_ids"][index], tokens["attention_mask"][index]
-        labels = ids.masked_fill(mask == 0, -100)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            result = model(pixel_values=pixels, input_ids=ids, attention_mask=mask, labels=labels)
-            tokens_seen = result.image_embeds[:, 1:]
-            part_logits = torch.stack(
-                [
-                    part_head(torch.cat([tokens_seen.mean(1), tokens_seen.amax(1)], 1)),
-                    first_head(result.image_embeds[:, 0]),
-                ]
-            )
-            class_logits = class_head(tokens_seen)
-        part_loss = F.binary_cross_entropy_with_logits(part_logits.float(), wanted[index].expand_as(part_logits))
-        class_loss = torch.zeros((), device=device)
-        if classes is not None:
-            shown = moved(classes[index].unsqueeze(1).float(), warp, "nearest")[:, 0].long()
-            class_loss = F.cross_entropy(
-                of_cells(class_logits.float(), recipe.cells), shown, weight=rare, ignore_index=255
-            )
-        loss = result.loss.float() + recipe.parts_weight * part_loss + recipe.classes_weight * class_loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        losses = torch.stack([result.loss.float(), part_loss, class_loss]).detach()
-        smoothed = smoothed.lerp(losses, max(0.02, 1 / (step + 1)))
-        if step % 100 == 0:
-            word, part, cell = smoothed.tolist()
-            seconds = time.perf_counter() - start
-            log(f"captioner step {step} words {word:.4f} parts {part:.4f} classes {cell:.4f} {seconds:.0f} s")
-        if step == 0:
-            start = time.perf_counter()  # compiling is no part of the schedule
-        step += 1
-
-    model.half().eval().save_pretrained(output)
-    processor.save_pretrained(output)
-    return {
-        "loss_words": round(smoothed[0].item(), 4),
-        "loss_parts": round(smoothed[1].item(), 4),
-        "loss_classes": round(smoothed[2].item(), 4),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "bytes": (output / "model.safetensors").stat().st_size,
-        "steps": step,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
 
 
 def measure_captioner(
@@ -243,7 +264,7 @@ def measure_captioner(
     return figures
 
 
-def of_cells(logits: Tensor, cells: int) -> Tensor:
+def cell_map(logits: Tensor, cells: int) -> Tensor:
     """Logits (B, N * N, classes * cells^2) of N x N tokens as a map (B, classes, N * cells, N * cells)."""
     side = math.isqrt(logits.shape[1])
     return F.pixel_shuffle(logits.transpose(1, 2).unflatten(2, (side, side)), cells)

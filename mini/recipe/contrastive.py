@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import string
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from genval.captions.clip import load_clip
 from genval.runtime.files import replace_file, write_json
 from mini.recipe.diffusion import DiffusionRecipe, build_tokenizer
-from mini.recipe.views import MEAN, STD, Views, caption_parts, progress
+from mini.recipe.training import Log, Optimisation, fit, float32_cosine, warm_cosine, weight_count
+from mini.recipe.views import MEAN, STD, Views, caption_parts
 from mini.world.captions import DOMAIN_PHRASES
 
 DOMAINS = tuple(DOMAIN_PHRASES)
@@ -59,7 +59,7 @@ def train_contrastive(
     recipe: ContrastiveRecipe,
     output: Path,
     device: torch.device,
-    log: Callable[[str], None] = print,
+    log: Log = print,
 ) -> dict[str, Any]:
     """Train on captioned images and save a folder that open_clip reads as `local-dir:`, in fp16.
 
@@ -93,48 +93,51 @@ def train_contrastive(
     )
     views = Views(images, recipe.batch_size, device, recipe.seed)
     phrases = _Phrases(texts, recipe.seed)
-    smoothed = torch.zeros(2, device=device)
-    start, step = time.perf_counter(), 0
     model.train()
-    while (done := progress(step, recipe.steps, start, recipe.seconds)) < 1:
-        warm = min(1.0, done / recipe.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * warm * (0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * done)).item())
-        index, pixels, _ = views.draw()
-        drawn = index.tolist()
-        written, true = phrases.draw(drawn)
+
+    def losses(_: int) -> tuple[Tensor, list[Tensor]]:
+        index, pixels, _ = views.sample()
+        chosen = index.tolist()
+        written, true = phrases.sample(chosen)
         ids = tokenizer(
             [*written, *phrases.domains()], padding="max_length", truncation=True, max_length=recipe.text_tokens,
             return_tensors="pt",
         ).input_ids  # fmt: skip
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            seen = model.encode_image(pixels.contiguous(memory_format=torch.channels_last), normalize=True)
-            said = model.encode_text(ids.to(device), normalize=True)
-        logits = model.logit_scale.exp() * seen.float() @ said.float().T
-        count = len(drawn)
+            images_embedded = model.encode_image(pixels.contiguous(memory_format=torch.channels_last), normalize=True)
+            texts_embedded = model.encode_text(ids.to(device), normalize=True)
+        logits = model.logit_scale.exp() * images_embedded.float() @ texts_embedded.float().T
+        count = len(chosen)
         pair_loss = multi_positive_loss(logits[:, :count], true.to(device))
-        domains = torch.tensor([phrases.domain_of[i] for i in drawn]).to(device)
+        domains = torch.tensor([phrases.domain_numbers[i] for i in chosen]).to(device)
         domain_loss = nn.functional.cross_entropy(logits[:, count:], domains, ignore_index=-1)
-        optimiser.zero_grad(set_to_none=True)
-        (pair_loss + recipe.domain_weight * domain_loss).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, 4.6052)  # at most 100, as in CLIP
-        smoothed = smoothed.lerp(torch.stack([pair_loss, domain_loss]).detach(), max(0.02, 1 / (step + 1)))
-        if step % 100 == 0:
-            pair, domain = smoothed.tolist()
-            log(f"clip step {step} pairs {pair:.4f} domains {domain:.4f} {time.perf_counter() - start:.0f} s")
-        step += 1
+        return pair_loss + recipe.domain_weight * domain_loss, [pair_loss, domain_loss]
 
+    @torch.no_grad()
+    def limit_scale() -> None:
+        model.logit_scale.clamp_(0, 4.6052)  # at most 100, as in CLIP
+
+    result = fit(
+        "clip",
+        losses,
+        Optimisation(
+            parameters=list(model.parameters()),
+            optimisers=[(optimiser, recipe.learning_rate)],
+            schedule=warm_cosine(recipe.warmup, float32_cosine),
+        ),
+        labels=["pairs", "domains"],
+        steps=recipe.steps,
+        seconds=recipe.seconds,
+        after_step=limit_scale,
+        log=log,
+    )
     save_open_clip(model, config, tokenizer, output)
     return {
-        "loss_pairs": round(smoothed[0].item(), 4),
-        "loss_domains": round(smoothed[1].item(), 4),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **{f"loss_{label}": round(value, 4) for label, value in result.losses.items()},
+        "parameters": weight_count(model),
         "bytes": (output / "open_clip_model.safetensors").stat().st_size,
-        "steps": step,
-        "seconds": round(time.perf_counter() - start, 1),
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
     }
 
 
@@ -193,7 +196,7 @@ class _Phrases:
     """Texts for images, drawn from the parts of their captions.
 
     Attributes:
-        domain_of: the number of each caption's domain, -1 where it names none.
+        domain_numbers: the number of each caption's domain, -1 where it names none.
     """
 
     def __init__(self, texts: Sequence[str], seed: int) -> None:
@@ -205,11 +208,11 @@ class _Phrases:
         self._has = torch.zeros(len(texts), len(number))
         for row, numbers in zip(self._has, self._numbers, strict=True):
             row[numbers] = 1
-        self.domain_of = [
+        self.domain_numbers = [
             DOMAINS.index(parts[-1]) if parts and parts[-1] in DOMAIN_PHRASES else -1 for parts in self._parts
         ]
 
-    def draw(self, index: Sequence[int]) -> tuple[list[str], Tensor]:
+    def sample(self, index: Sequence[int]) -> tuple[list[str], Tensor]:
         """A text for each image, and (B, B) bool: of which images (rows) each text (columns) is true."""
         has = self._has[list(index)]
         written, says = [], torch.zeros_like(has)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import string
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genval.grounding.detector import Detection, as_caption, load_detector, mend_text_positions
-from mini.recipe.diffusion import update_average
-from mini.recipe.object_crops import CropDraws, MeasuredCrop, ObjectImages
-from mini.recipe.views import progress
+from mini.recipe.object_crops import CropSampler, MeasuredCrop, ObjectImages
+from mini.recipe.training import Average, Log, Optimisation, fit, float32_cosine, warm_cosine, weight_count
 
 # transformers knows these tokens by their numbers, which are those of BERT's uncased vocabulary, as are the letters'.
 _SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
@@ -57,11 +54,11 @@ class DetectorRecipe:
 
 
 def train_detector(
-    pictures: ObjectImages,
+    images: ObjectImages,
     recipe: DetectorRecipe,
     output: Path,
     device: torch.device,
-    log: Callable[[str], None] = print,
+    log: Log = print,
 ) -> dict[str, Any]:
     """Train on squares around objects and save a folder that `GroundingDinoForObjectDetection` reads, in fp16.
 
@@ -77,65 +74,73 @@ def train_detector(
     Returns:
         Figures: last smoothed losses, parameters, bytes, steps, seconds.
     """
-    from transformers import GroundingDinoImageProcessor
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.manual_seed(recipe.seed)
     torch.set_float32_matmul_precision("high")
-    known = sorted(set(pictures.names))
+    known = sorted(set(images.names))
     tokenizer = build_tokenizer(known)
     names = _Names(tokenizer, known, device)
     model = build_detector(recipe, len(tokenizer)).to(device)
     mend_text_positions(model)
-    average = copy.deepcopy(model).requires_grad_(False)
+    average = Average(model, recipe.ema)
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=0.0, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=device.type == "cuda"
     )
-    draws = CropDraws(pictures.to(device), recipe.image_size, recipe.seed)
-    shown = torch.tensor([known.index(name) for name in pictures.names], device=device)
-    smoothed = torch.zeros(4, device=device)
-    start, step = time.perf_counter(), 0
+    sampler = CropSampler(images.to(device), recipe.image_size, recipe.seed)
+    shown = torch.tensor([known.index(name) for name in images.names], device=device)
     model.train()
-    while (done := progress(step, recipe.steps, start, recipe.seconds)) < 1:
-        warm = min(1.0, done / recipe.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * warm * (0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * done)).item())
-        index = draws.indices(recipe.batch_size)
-        lot = torch.rand(recipe.batch_size, generator=draws.generator, device=device)
+
+    def losses(_: int) -> tuple[Tensor, Sequence[Tensor]]:
+        index = sampler.indices(recipe.batch_size)
+        lot = torch.rand(recipe.batch_size, generator=sampler.generator, device=device)
         empty = lot < recipe.empty_share
         wrong = (lot > 1 - recipe.wrong_share) & (len(known) > 1)
-        other = torch.randint(1, max(2, len(known)), lot.shape, generator=draws.generator, device=device)
+        other = torch.randint(1, max(2, len(known)), lot.shape, generator=sampler.generator, device=device)
         asked = (shown[index] + wrong * other) % len(known)
-        crops = draws.draw(index, empty)
+        crops = sampler.sample(index, empty)
         tokens = names.tokens(asked)
         guesses = predictions(model, model(pixel_values=crops.pixels, **tokens), tokens["attention_mask"])
-        target = names.wanted[asked], crops.boxes, ~(empty | wrong), recipe.finders
-        first, *layers = (detection_losses(*guess, *target) for guess in guesses)
+        first, *layers = (
+            detection_losses(logits, boxes, names.wanted[asked], crops.boxes, ~(empty | wrong), recipe.finders)
+            for logits, boxes in guesses
+        )
         parts = torch.cat([first, torch.stack(layers).mean(0)])
-        optimiser.zero_grad(set_to_none=True)
-        parts.sum().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        update_average(average, model, min(recipe.ema, (step + 1) / (step + 10)))
-        smoothed = smoothed.lerp(parts.detach(), max(0.02, 1 / (step + 1)))
-        if step % 100 == 0:
-            shares, seconds = " ".join(f"{value:.3f}" for value in smoothed.tolist()), time.perf_counter() - start
-            log(f"detector step {step} names and boxes of proposals, of queries {shares} {seconds:.0f} s")
-        step += 1
+        return parts.sum(), parts
 
-    average.half().eval().save_pretrained(output)
+    result = fit(
+        "detector",
+        losses,
+        Optimisation(
+            parameters=list(model.parameters()),
+            optimisers=[(optimiser, recipe.learning_rate)],
+            schedule=warm_cosine(recipe.warmup, float32_cosine),
+        ),
+        labels=["proposal_names", "proposal_boxes", "names", "boxes"],
+        steps=recipe.steps,
+        seconds=recipe.seconds,
+        average=average,
+        log=log,
+    )
+    _save_detector(average.model, tokenizer, recipe, output)
+    return {
+        **{f"loss_{label}": round(value, 4) for label, value in result.losses.items()},
+        "parameters": weight_count(average.model),
+        "bytes": (output / "model.safetensors").stat().st_size,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+    }
+
+
+def _save_detector(model: Any, tokenizer: Any, recipe: DetectorRecipe, output: Path) -> None:
+    """Save model, tokenizer and, last, preprocessing, in fp16."""
+    from transformers import GroundingDinoImageProcessor
+
+    model.half().eval().save_pretrained(output)
     tokenizer.save_pretrained(output)
     size = {"shortest_edge": recipe.image_size, "longest_edge": 2 * recipe.image_size}
     GroundingDinoImageProcessor(size=size).save_pretrained(output)
-    keys = ("loss_proposal_names", "loss_proposal_boxes", "loss_names", "loss_boxes")
-    return {
-        **{key: round(value, 4) for key, value in zip(keys, smoothed.tolist(), strict=True)},
-        "parameters": sum(parameter.numel() for parameter in average.parameters()),
-        "bytes": (output / "model.safetensors").stat().st_size,
-        "steps": step,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
 
 
 def build_detector(recipe: DetectorRecipe, vocabulary: int) -> Any:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import re
 import string
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from genval.runtime.errors import GenValError
-from genval.runtime.files import replace_file
 from mini.recipe.autoencoder import encode_images
+from mini.recipe.training import Average, Log, Optimisation, Snapshot, fit, weight_count
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def train_diffusion(
     recipe: DiffusionRecipe,
     output: Path,
     device: torch.device,
-    log: Callable[[str], None] = print,
+    log: Log = print,
 ) -> dict[str, Any]:
     """Train a UNet and a CLIP-type text encoder together, and save a diffusers Stable Diffusion folder in fp16.
 
@@ -70,8 +67,7 @@ def train_diffusion(
     Returns:
         Figures: last smoothed loss, parameters, images per second, seconds.
     """
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import AutoencoderKL
 
     torch.manual_seed(recipe.seed)
     vae = AutoencoderKL.from_pretrained(autoencoder).to(device).eval()
@@ -81,7 +77,96 @@ def train_diffusion(
     input_ids = torch.tensor(tokens["input_ids"], device=device)
     empty_ids = torch.tensor(tokenizer("", padding="max_length", max_length=recipe.text_tokens)["input_ids"]).to(device)
 
-    text_encoder = CLIPTextModel(
+    text_encoder = build_text_encoder(tokenizer, recipe).to(device)
+    unet = build_unet(latents.shape[2], latents.shape[-2:], recipe).to(device, memory_format=torch.channels_last)
+    scheduler = build_scheduler()
+    trained = torch.nn.ModuleDict({"unet": unet, "text": text_encoder})
+    average = Average(trained, recipe.ema)
+    optimiser = torch.optim.AdamW(
+        trained.parameters(), lr=recipe.learning_rate, weight_decay=1e-2, fused=device.type == "cuda"
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser,
+        recipe.learning_rate,
+        total_steps=recipe.steps,
+        pct_start=min(0.3, recipe.warmup_steps / recipe.steps),
+    )
+    batches = _VelocityBatches(latents, input_ids, empty_ids, scheduler.alphas_cumprod.to(device), recipe)
+    parts = {"trained": trained, "average": average.model, "optimiser": optimiser, "schedule": schedule}
+    snapshot = Snapshot(output, recipe, parts, batches.generator, recipe.snapshot_steps)
+    optimisation = Optimisation(
+        parameters=list(trained.parameters()), optimisers=[(optimiser, recipe.learning_rate)], scheduler=schedule
+    )
+    result = fit(
+        "diffusion",
+        lambda _: batches.losses(unet, text_encoder),
+        optimisation,
+        labels=["loss"],
+        steps=recipe.steps,
+        average=average,
+        snapshot=snapshot,
+        log=log,
+    )
+    seconds = result.seconds
+    _save_pipeline(output, vae, tokenizer, scheduler, average.model)
+    snapshot.path.unlink(missing_ok=True)
+    return {
+        "loss": round(result.losses["loss"], 4),
+        "unet_parameters": weight_count(unet),
+        "text_parameters": weight_count(text_encoder),
+        "images_per_second": round(result.new_steps * recipe.batch_size / seconds, 1),
+        "seconds": round(seconds, 1),
+    }
+
+
+class _VelocityBatches:
+    """Noisy latents of random images and the velocity that the UNet is to predict.
+
+    Args:
+        latents: (N, 2, C, h, w) of each image and its mirror image.
+        input_ids: (N, tokens) of the captions.
+        empty_ids: (tokens,) of the empty caption.
+        alphas: the schedule's cumulative products.
+        recipe: batch size and share of empty captions.
+    """
+
+    def __init__(
+        self,
+        latents: torch.Tensor,
+        input_ids: torch.Tensor,
+        empty_ids: torch.Tensor,
+        alphas: torch.Tensor,
+        recipe: DiffusionRecipe,
+    ) -> None:
+        self._latents, self._input_ids, self._empty_ids = latents, input_ids, empty_ids
+        self._alphas, self._recipe = alphas, recipe
+        self.generator = torch.Generator(latents.device).manual_seed(recipe.seed)
+
+    def losses(self, unet: Any, text_encoder: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The mean squared error of the velocity of one batch."""
+        count, device, generator = self._recipe.batch_size, self._latents.device, self.generator
+        index = torch.randint(len(self._latents), (count,), generator=generator, device=device)
+        flips = torch.randint(2, (count,), generator=generator, device=device)
+        clean = self._latents[index, flips].float()
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        timesteps = torch.randint(len(self._alphas), (count,), generator=generator, device=device)
+        dropped = torch.rand(count, generator=generator, device=device) < self._recipe.caption_dropout
+        ids = torch.where(dropped[:, None], self._empty_ids, self._input_ids[index])
+        alphas = self._alphas[timesteps]
+        signal, sigma = alphas.sqrt().view(-1, 1, 1, 1), (1 - alphas).sqrt().view(-1, 1, 1, 1)
+        noisy, velocity = signal * clean + sigma * noise, signal * noise - sigma * clean
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            context = text_encoder(ids).last_hidden_state
+            predicted = unet(noisy, timesteps, context).sample
+        loss = F.mse_loss(predicted.float(), velocity)
+        return loss, [loss]
+
+
+def build_text_encoder(tokenizer: Any, recipe: DiffusionRecipe) -> Any:
+    """A `CLIPTextModel` of the recipe's size with random weights."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=recipe.text_width,
@@ -94,20 +179,32 @@ def train_diffusion(
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    ).to(device)
+    )
+
+
+def build_unet(channels: int, size: Sequence[int], recipe: DiffusionRecipe) -> Any:
+    """A `UNet2DConditionModel` of the recipe's size with random weights; `size` is (h, w) of the latents."""
+    from diffusers import UNet2DConditionModel
+
     levels = len(recipe.block_out_channels)
-    unet = UNet2DConditionModel(
-        sample_size=latents.shape[-2:],
-        in_channels=latents.shape[2],
-        out_channels=latents.shape[2],
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=recipe.block_out_channels,
         layers_per_block=recipe.layers_per_block,
         down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (levels - 1),
         up_block_types=("CrossAttnUpBlock2D",) * (levels - 1) + ("UpBlock2D",),
         cross_attention_dim=recipe.text_width,
-        attention_head_dim=recipe.attention_heads,  # the head count, in spite of its name, as in SD 1.x configs
-    ).to(device, memory_format=torch.channels_last)
-    scheduler = DDIMScheduler(
+        attention_head_dim=recipe.attention_heads,  # the number of heads, despite its name, as in SD 1.x configs
+    )
+
+
+def build_scheduler() -> Any:
+    """The noise schedule: velocity prediction, zero terminal signal-to-noise ratio."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -118,118 +215,23 @@ def train_diffusion(
         set_alpha_to_one=True,
         steps_offset=1,
     )
-    alphas = scheduler.alphas_cumprod.to(device)
-    trained = torch.nn.ModuleDict({"unet": unet, "text": text_encoder})
-    average = copy.deepcopy(trained).requires_grad_(False)
-    optimiser = torch.optim.AdamW(
-        trained.parameters(), lr=recipe.learning_rate, weight_decay=1e-2, fused=device.type == "cuda"
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        recipe.learning_rate,
-        total_steps=recipe.steps,
-        pct_start=min(0.3, recipe.warmup_steps / recipe.steps),
-    )
-    generator = torch.Generator(device).manual_seed(recipe.seed)
-    snapshot = _Snapshot(output, recipe, trained, average, optimiser, schedule, generator)
-    first_step = snapshot.load()
-    smoothed = torch.zeros((), device=device)
-    start = time.perf_counter()
-    for step in range(first_step, recipe.steps):
-        index = torch.randint(len(latents), (recipe.batch_size,), generator=generator, device=device)
-        flips = torch.randint(2, (recipe.batch_size,), generator=generator, device=device)
-        clean = latents[index, flips].float()
-        noise = torch.randn(clean.shape, generator=generator, device=device)
-        timesteps = torch.randint(len(alphas), (recipe.batch_size,), generator=generator, device=device)
-        dropped = torch.rand(recipe.batch_size, generator=generator, device=device) < recipe.caption_dropout
-        ids = torch.where(dropped[:, None], empty_ids, input_ids[index])
-        signal, sigma = alphas[timesteps].sqrt().view(-1, 1, 1, 1), (1 - alphas[timesteps]).sqrt().view(-1, 1, 1, 1)
-        noisy, velocity = signal * clean + sigma * noise, signal * noise - sigma * clean
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            context = text_encoder(ids).last_hidden_state
-            predicted = unet(noisy, timesteps, context).sample
-        loss = F.mse_loss(predicted.float(), velocity)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0, foreach=True)
-        optimiser.step()
-        schedule.step()
-        update_average(average, trained, min(recipe.ema, (step + 1) / (step + 10)))
-        taken = step - first_step
-        smoothed = smoothed.lerp(loss.detach(), 0.02 if taken > 50 else 1 / (taken + 1))
-        if (step + 1) % recipe.snapshot_steps == 0:
-            snapshot.save(step + 1)
-        if step % 250 == 0 or step == recipe.steps - 1:
-            seconds = time.perf_counter() - start
-            log(f"diffusion step {step} loss {smoothed.item():.4f} {seconds:.0f} s")
-    seconds = time.perf_counter() - start
+
+
+def _save_pipeline(output: Path, vae: Any, tokenizer: Any, scheduler: Any, models: Any) -> None:
+    """Save a Stable Diffusion folder in fp16."""
+    from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline(
         vae=vae,
-        text_encoder=average["text"].eval(),
+        text_encoder=models["text"].eval(),
         tokenizer=tokenizer,
-        unet=average["unet"].eval(),
+        unet=models["unet"].eval(),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(output, safe_serialization=True)
-    snapshot.path.unlink(missing_ok=True)
-    return {
-        "loss": round(smoothed.item(), 4),
-        "unet_parameters": sum(p.numel() for p in unet.parameters()),
-        "text_parameters": sum(p.numel() for p in text_encoder.parameters()),
-        "images_per_second": round((recipe.steps - first_step) * recipe.batch_size / seconds, 1),
-        "seconds": round(seconds, 1),
-    }
-
-
-class _Snapshot:
-    """All that a run is made of, in one file of plain tensors beside its output."""
-
-    def __init__(
-        self,
-        output: Path,
-        recipe: DiffusionRecipe,
-        trained: torch.nn.Module,
-        average: torch.nn.Module,
-        optimiser: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-        generator: torch.Generator,
-    ) -> None:
-        self.path = output.with_name(f"{output.name}.snapshot.pt")
-        self.recipe = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(recipe).items()}
-        self.parts: dict[str, Any] = {
-            "trained": trained,
-            "average": average,
-            "optimiser": optimiser,
-            "schedule": schedule,
-        }
-        self.generator = generator
-
-    def save(self, step: int) -> None:
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        with replace_file(self.path) as temporary:
-            torch.save({"step": step, "recipe": self.recipe, "noise": self.generator.get_state(), **state}, temporary)
-
-    def load(self) -> int:
-        """Put a saved state in place and return the step it was saved after; 0 where there is none.
-
-        Raises:
-            GenValError: the state was saved under another recipe.
-        """
-        if not self.path.exists():
-            return 0
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
-        if state["recipe"] != self.recipe:
-            raise GenValError(
-                f"{self.path} was saved with other settings. Use the same ones, or delete it to start anew."
-            )
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        self.generator.set_state(state["noise"])
-        return int(state["step"])
 
 
 def build_tokenizer(texts: Sequence[str], recipe: DiffusionRecipe) -> Any:
@@ -277,8 +279,3 @@ def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
         else:
             merged.append(symbol)
     return merged
-
-
-@torch.no_grad()
-def update_average(average: torch.nn.Module, trained: torch.nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(trained.parameters()), 1 - decay)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +22,8 @@ from genval.runtime.files import read_image, read_jsonl
 from genval.runtime.progress import progress_bar
 from genval.runtime.seeds import item_seed
 from mini.recipe.autoencoder import to_model_range
-from mini.recipe.diffusion import update_average
-from mini.recipe.views import held_out, progress
+from mini.recipe.training import Average, Log, Optimisation, fit, warm_cosine, weight_count
+from mini.recipe.views import held_out
 
 CONTEXT = 1.5  # a crop's side over its box's, as ood_objects/sd_inpaint.py cuts it
 
@@ -158,7 +156,7 @@ def train_inpainting(
     recipe: InpaintingRecipe,
     output: Path,
     device: torch.device,
-    log: Callable[[str], None] = print,
+    log: Log = print,
 ) -> dict[str, Any]:
     """Go on from the UNet and text encoder in `base`; save a folder that borrows the rest from there, in fp16.
 
@@ -192,41 +190,39 @@ def train_inpainting(
     limit = tokenizer.model_max_length
     ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
     trained = torch.nn.ModuleDict({"unet": unet, "text": text_encoder}).train()
-    average = copy.deepcopy(trained).requires_grad_(False).eval()
+    average = Average(trained, recipe.ema)
     task = _Task(vae, crops, prompts, ids["input_ids"].to(device), scheduler.alphas_cumprod.to(device), recipe)
     optimiser = torch.optim.AdamW(trained.parameters(), lr=0.0, weight_decay=1e-2, fused=device.type == "cuda")
     inside = (~crops.apart).nonzero()[:, 0].to(device)
     generator = torch.Generator(device).manual_seed(recipe.seed)
-    smoothed = torch.zeros((), device=device)
-    start, step = time.perf_counter(), 0
-    while (done := progress(step, recipe.steps, start, recipe.seconds)) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = (
-                recipe.learning_rate * min(1.0, done / recipe.warmup) * (0.5 + 0.5 * float(np.cos(np.pi * done)))
-            )
-        chosen = inside[torch.randint(len(inside), (recipe.batch_size,), generator=generator, device=device)]
-        errors, masks = task.errors(trained, chosen, task.draw_prompts(chosen, generator), generator)
-        loss = (errors * (masks + recipe.kept_weight * (1 - masks))).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0, foreach=True)
-        optimiser.step()
-        update_average(average, trained, min(recipe.ema, (step + 1) / (step + 10)))
-        smoothed = smoothed.lerp(loss.detach(), max(0.02, 1 / (step + 1)))
-        if step % 250 == 0:
-            log(f"inpainting step {step} loss {smoothed.item():.4f} {time.perf_counter() - start:.0f} s")
-        step += 1
-    seconds = time.perf_counter() - start
 
-    figures = {"loss": round(smoothed.item(), 4)} | task.measure(average, crops.apart.nonzero()[:, 0].to(device))
+    def losses(_: int) -> tuple[Tensor, list[Tensor]]:
+        chosen = inside[torch.randint(len(inside), (recipe.batch_size,), generator=generator, device=device)]
+        errors, masks = task.errors(trained, chosen, task.sample_prompts(chosen, generator), generator)
+        loss = (errors * (masks + recipe.kept_weight * (1 - masks))).mean()
+        return loss, [loss]
+
+    optimisation = Optimisation(
+        parameters=list(trained.parameters()),
+        optimisers=[(optimiser, recipe.learning_rate)],
+        schedule=warm_cosine(recipe.warmup),
+    )
+    result = fit(
+        "inpainting", losses, optimisation, labels=["loss"], steps=recipe.steps, seconds=recipe.seconds,
+        average=average, log=log,
+    )  # fmt: skip
+    seconds = result.seconds
+    measured = task.measure(average.model, crops.apart.nonzero()[:, 0].to(device))
     shared = Path(os.path.relpath(base, output)).as_posix()
-    save_inpainting(average["unet"], output, shared, text_encoder=average["text"])
-    return figures | {
-        "unet_parameters": sum(p.numel() for p in unet.parameters()),
-        "text_parameters": sum(p.numel() for p in text_encoder.parameters()),
+    save_inpainting(average.model["unet"], output, shared, text_encoder=average.model["text"])
+    return {
+        "loss": round(result.losses["loss"], 4),
+        **measured,
+        "unet_parameters": weight_count(unet),
+        "text_parameters": weight_count(text_encoder),
         "crops": len(inside),
-        "steps": step,
-        "images_per_second": round(step * recipe.batch_size / seconds, 1),
+        "steps": result.steps,
+        "images_per_second": round(result.steps * recipe.batch_size / seconds, 1),
         "seconds": round(seconds, 1),
     }
 
@@ -278,7 +274,7 @@ class _Task:
             masks.append(F.interpolate(hidden, clean[-1].shape[-2:]).half())
         self._clean, self._masks, self._masked = (torch.cat(parts) for parts in (clean, masks, masked))
 
-    def draw_prompts(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+    def sample_prompts(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """Rows of the prompts for crops (B,): a sentence, a name alone, or nothing."""
         draw = torch.rand(2, len(chosen), generator=generator, device=chosen.device)
         rows = torch.where(draw[0] < self._recipe.bare_names, self._names[chosen], self._texts[chosen])

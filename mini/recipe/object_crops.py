@@ -83,8 +83,8 @@ def load_object_images(data_dir: Path, limit: int | None = None, workers: int = 
     def load(index: int) -> None:
         record = records[index]
         mask = read_mask(data_dir / record["mask"])
-        pictures = [read_image(data_dir / record[field]) for field in ("image", "clean")]
-        for found in (mask, *pictures):
+        frames = [read_image(data_dir / record[field]) for field in ("image", "clean")]
+        for found in (mask, *frames):
             if found.shape[:2] != (height, width):
                 raise GenValError(
                     f"{data_dir / record['image']}: it, its mask and the street without the object are not of one "
@@ -96,8 +96,8 @@ def load_object_images(data_dir: Path, limit: int | None = None, workers: int = 
         box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
         left = int(np.clip((box[0] + box[2] - side) / 2, 0, width - side))
         top = int(np.clip((box[1] + box[3] - side) / 2, 0, height - side))
-        for stack, picture in zip((images, clean), pictures, strict=True):
-            stack[index] = picture[top : top + side, left : left + side].transpose(2, 0, 1)
+        for stack, frame in zip((images, clean), frames, strict=True):
+            stack[index] = frame[top : top + side, left : left + side].transpose(2, 0, 1)
         masks[index, 0] = mask[top : top + side, left : left + side]
         boxes[index] = (box - (left, top, left, top)).clip(0, side)
 
@@ -109,7 +109,7 @@ def load_object_images(data_dir: Path, limit: int | None = None, workers: int = 
 
 
 @torch.no_grad()
-def through_autoencoder(pictures: ObjectImages, folder: Path, device: torch.device, batch_size: int = 16) -> None:
+def through_autoencoder(images: ObjectImages, folder: Path, device: torch.device, batch_size: int = 16) -> None:
     """Replace every other image, with and without its object, by what the autoencoder in `folder` makes of it.
 
     Generated images come out of it; the models meet little else.
@@ -117,13 +117,13 @@ def through_autoencoder(pictures: ObjectImages, folder: Path, device: torch.devi
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
-    for images in (pictures.images, pictures.clean):
-        for start in range(0, len(images), 2 * batch_size):
+    for stack in (images.images, images.clean):
+        for start in range(0, len(stack), 2 * batch_size):
             chosen = slice(start, start + 2 * batch_size, 2)
-            pixels = images[chosen].to(device).float() / 127.5 - 1
+            pixels = stack[chosen].to(device).float() / 127.5 - 1
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 again = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
-            images[chosen] = ((again.float() + 1) * 127.5).round().clamp(0, 255).to(images.device, torch.uint8)
+            stack[chosen] = ((again.float() + 1) * 127.5).round().clamp(0, 255).to(stack.device, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Crops:
     boxes: Tensor
 
 
-class CropDraws:
+class CropSampler:
     """Random squares of object images, changed in colour and sharpness.
 
     Args:
@@ -150,9 +150,9 @@ class CropDraws:
         seed: of the draw.
     """
 
-    def __init__(self, pictures: ObjectImages, size: int, seed: int) -> None:
-        self._images, self._size = pictures, size
-        self._device = pictures.images.device
+    def __init__(self, images: ObjectImages, size: int, seed: int) -> None:
+        self._images, self._size = images, size
+        self._device = images.images.device
         self.generator = torch.Generator(self._device).manual_seed(seed)
         self._scale = [torch.tensor(values, device=self._device).view(1, 3, 1, 1) for values in (MEAN, STD)]
 
@@ -160,14 +160,14 @@ class CropDraws:
         """Which images: int64 (count,)."""
         return torch.randint(len(self._images), (count,), generator=self.generator, device=self._device)
 
-    def draw(self, index: Tensor, empty: Tensor) -> Crops:
+    def sample(self, index: Tensor, empty: Tensor) -> Crops:
         """A square of each image, with the object or, where `empty` (B,) says so, of the street without it."""
-        pictures, side = self._images, self._images.images.shape[-1]
-        squares = draw_squares(pictures.boxes[index], side, self.generator)
+        images, side = self._images, self._images.images.shape[-1]
+        squares = sample_squares(images.boxes[index], side, self.generator)
         flips = torch.where(self._uniform(len(index)) < 0.5, 1.0, -1.0)
-        streets = torch.where(empty.view(-1, 1, 1, 1), pictures.clean[index], pictures.images[index])
+        streets = torch.where(empty.view(-1, 1, 1, 1), images.clean[index], images.images[index])
         pixels = cut(streets.float() / 255, squares, self._size, flips)
-        masks = (cut(pictures.masks[index].float() / 255, squares, self._size, flips) > 0.5).float()
+        masks = (cut(images.masks[index].float() / 255, squares, self._size, flips) > 0.5).float()
         masks = masks * (~empty).view(-1, 1, 1, 1)
         mean, std = self._scale
         return Crops((self._changed(pixels) - mean) / std, masks, mask_boxes(masks))
@@ -188,7 +188,7 @@ class CropDraws:
         return (pixels + _NOISE * self._uniform(count, 1, 1, 1) * noise).clamp(0, 1)
 
 
-def draw_squares(boxes: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def sample_squares(boxes: Tensor, side: int, generator: torch.Generator) -> Tensor:
     """A square around each object, which fills 30 to 100 % of its side and may stick out by 6 % of its own.
 
     Around small objects squares stay large: ood_objects/ puts objects in squares of a quarter of the frame and more.
@@ -266,19 +266,16 @@ class MeasuredCrop:
         return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def measured_crops(pictures: ObjectImages, seed: int = 0) -> list[MeasuredCrop]:
+def measured_crops(images: ObjectImages, seed: int = 0) -> list[MeasuredCrop]:
     """A square of each image to measure on, of whole pixels and not changed."""
     generator = torch.Generator().manual_seed(seed)
-    squares = draw_squares(pictures.boxes.cpu(), pictures.images.shape[-1], generator).round().int().tolist()
+    squares = sample_squares(images.boxes.cpu(), images.images.shape[-1], generator).round().int().tolist()
     crops = []
     for index, (left, top, side) in enumerate(squares):
         rows, columns = slice(top, top + side), slice(left, left + side)
         image, empty = (
-            stack[index, :, rows, columns].cpu().numpy().transpose(1, 2, 0)
-            for stack in (pictures.images, pictures.clean)
+            stack[index, :, rows, columns].cpu().numpy().transpose(1, 2, 0) for stack in (images.images, images.clean)
         )
-        mask = pictures.masks[index, 0, rows, columns].cpu().numpy() > 127
-        crops.append(
-            MeasuredCrop(np.ascontiguousarray(image), np.ascontiguousarray(empty), mask, pictures.names[index])
-        )
+        mask = images.masks[index, 0, rows, columns].cpu().numpy() > 127
+        crops.append(MeasuredCrop(np.ascontiguousarray(image), np.ascontiguousarray(empty), mask, images.names[index]))
     return crops

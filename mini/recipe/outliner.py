@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,8 @@ from genval.grounding.masks import choose
 from genval.grounding.outliner import load_outliner
 from genval.grounding.settings import MaskSettings
 from genval.runtime.flags import make_settings
-from mini.recipe.diffusion import update_average
-from mini.recipe.object_crops import CropDraws, MeasuredCrop, ObjectImages
-from mini.recipe.views import progress
+from mini.recipe.object_crops import CropSampler, MeasuredCrop, ObjectImages
+from mini.recipe.training import Average, Log, Optimisation, fit, float32_cosine, warm_cosine, weight_count
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,11 @@ class OutlinerRecipe:
 
 
 def train_outliner(
-    pictures: ObjectImages,
+    images: ObjectImages,
     recipe: OutlinerRecipe,
     output: Path,
     device: torch.device,
-    log: Callable[[str], None] = print,
+    log: Log = print,
 ) -> dict[str, Any]:
     """Train on squares around objects and their boxes, and save a folder that `SamModel` reads, in fp16.
 
@@ -71,49 +68,49 @@ def train_outliner(
     logging.disable_progress_bar()
     torch.manual_seed(recipe.seed)
     model = build_outliner(recipe).to(device)
-    average = copy.deepcopy(model).requires_grad_(False)
+    average = Average(model, recipe.ema)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(
         trained, lr=0.0, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=device.type == "cuda"
     )
-    draws = CropDraws(pictures.to(device), recipe.image_size, recipe.seed)
-    smoothed = torch.zeros(2, device=device)
-    start, step = time.perf_counter(), 0
+    sampler = CropSampler(images.to(device), recipe.image_size, recipe.seed)
     model.train()
-    while (done := progress(step, recipe.steps, start, recipe.seconds)) < 1:
-        warm = min(1.0, done / recipe.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * warm * (0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * done)).item())
-        index = draws.indices(recipe.batch_size)
-        crops = draws.draw(index, torch.zeros_like(index, dtype=torch.bool))
-        prompts = jittered(crops.boxes, recipe.jitter, draws.generator) * recipe.image_size
+
+    def losses(_: int) -> tuple[Tensor, Sequence[Tensor]]:
+        index = sampler.indices(recipe.batch_size)
+        crops = sampler.sample(index, torch.zeros_like(index, dtype=torch.bool))
+        prompts = jittered(crops.boxes, recipe.jitter, sampler.generator) * recipe.image_size
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             result = model(pixel_values=crops.pixels, input_boxes=prompts.unsqueeze(1), multimask_output=True)
         logits = F.interpolate(
             result.pred_masks[:, 0].float(), crops.masks.shape[-2:], mode="bilinear", align_corners=False
         )
         parts = outline_losses(logits, result.iou_scores[:, 0].float(), crops.masks)
-        optimiser.zero_grad(set_to_none=True)
-        parts.sum().backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        update_average(average, model, min(recipe.ema, (step + 1) / (step + 10)))
-        smoothed = smoothed.lerp(parts.detach(), max(0.02, 1 / (step + 1)))
-        if step % 100 == 0:
-            mask, estimate = smoothed.tolist()
-            log(f"outliner step {step} masks {mask:.4f} estimates {estimate:.4f} {time.perf_counter() - start:.0f} s")
-        step += 1
+        return parts.sum(), parts
 
-    average.half().eval().save_pretrained(output)
+    result = fit(
+        "outliner",
+        losses,
+        Optimisation(
+            parameters=trained,
+            optimisers=[(optimiser, recipe.learning_rate)],
+            schedule=warm_cosine(recipe.warmup, float32_cosine),
+        ),
+        labels=["masks", "estimates"],
+        steps=recipe.steps,
+        seconds=recipe.seconds,
+        average=average,
+        log=log,
+    )
+    average.model.half().eval().save_pretrained(output)
     side = recipe.image_size
     SamImageProcessor(size={"longest_edge": side}, pad_size={"height": side, "width": side}).save_pretrained(output)
     return {
-        "loss_masks": round(smoothed[0].item(), 4),
-        "loss_estimates": round(smoothed[1].item(), 4),
-        "parameters": sum(parameter.numel() for parameter in average.parameters()),
+        **{f"loss_{label}": round(value, 4) for label, value in result.losses.items()},
+        "parameters": weight_count(average.model),
         "bytes": (output / "model.safetensors").stat().st_size,
-        "steps": step,
-        "seconds": round(time.perf_counter() - start, 1),
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
     }
 
 

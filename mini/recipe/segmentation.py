@@ -11,7 +11,6 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import replace_file
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.segmenters import Segmenter, load_segmenter
+from mini.recipe.training import Log, Optimisation, fit
 
 ARCHITECTURES = REPO_ROOT / "mini" / "segmenters"
 NUM_CLASSES = len(CLASSES)
@@ -102,7 +102,7 @@ def train_segmenter(
     seconds: float | None = None,
     batch_size: int = 32,
     num_classes: int = NUM_CLASSES,
-    log: Callable[[str], None] = print,
+    log: Log = print,
 ) -> dict[str, Any]:
     """Train one small segmenter, save it in fp16, read it back and measure it.
 
@@ -145,7 +145,10 @@ def train_segmenter(
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     network = _build(recipe).to(device, memory_format=layout)  # type: ignore[call-overload]
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-        done = _fit(name, network, images, train_ids, recipe, steps, seconds, batch_size, num_classes, log)
+        done = _fit(
+            name, network, images, train_ids, steps=steps, seconds=seconds, batch_size=batch_size,
+            num_classes=num_classes, log=log,
+        )  # fmt: skip
     _save(network.cpu().eval(), name, output)
     elapsed = time.perf_counter() - start
 
@@ -255,15 +258,15 @@ def _fit(
     network: nn.Module,
     images: Tensor,
     train_ids: Tensor,
-    recipe: SegmenterRecipe,
+    *,
     steps: int,
     seconds: float | None,
     batch_size: int,
     num_classes: int,
-    log: Callable[[str], None],
+    log: Log,
 ) -> int:
     """Train in place; the number of steps taken."""
-    device = images.device
+    device, recipe = images.device, SEGMENTER_RECIPES[name]
     augmentation = AUGMENTATIONS[recipe.augmentation]
     weights = _class_weights(train_ids, num_classes)
     optimiser = torch.optim.AdamW(
@@ -272,15 +275,8 @@ def _fit(
     generator = torch.Generator(device).manual_seed(recipe.seed)
     sizes = random.Random(recipe.seed)
     network.train()
-    start = time.perf_counter()
-    for step in range(steps):
-        progress = step / steps
-        if seconds is not None:
-            progress = max(progress, (time.perf_counter() - start) / seconds)
-            if progress >= 1:
-                return step
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * _schedule(progress)
+
+    def losses(_: int) -> tuple[Tensor, list[Tensor]]:
         index = torch.randint(len(images), (batch_size,), generator=generator, device=device)
         half = sizes.random() < _HALF_SCALE
         pixels, labels = augment(images[index], train_ids[index], augmentation, half, generator)
@@ -290,13 +286,14 @@ def _fit(
             logits = _logits(network, pixels)
         logits = F.interpolate(logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False)
         loss = F.cross_entropy(logits, labels, weight=weights, ignore_index=IGNORE)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        if step % 500 == 0:
-            log(f"{name} step {step} loss {loss.item():.4f} {time.perf_counter() - start:.0f} s")
-    return steps
+        return loss, [loss]
+
+    optimisation = Optimisation(
+        parameters=list(network.parameters()),
+        optimisers=[(optimiser, recipe.learning_rate)],
+        schedule=lambda rate, progress: rate * _schedule(progress),
+    )
+    return fit(name, losses, optimisation, labels=["loss"], steps=steps, seconds=seconds, log=log).steps
 
 
 def _schedule(progress: float) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import time
 
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ class Views:
         self._coin = random.Random(seed)  # its own, for the device's would have to be waited for
         self._scale = [torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD)]
 
-    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+    def sample(self) -> tuple[Tensor, Tensor, Tensor]:
         """Indices (B,), normalised images float32 (B, 3, H, W), and how they moved (B, 2, 3), for `moved`."""
         count, device, generator = self._batch_size, self._images.device, self._generator
         index = torch.randint(len(self._images), (count,), generator=generator, device=device)
@@ -59,7 +58,7 @@ class Views:
 
 
 def moved(maps: Tensor, warp: Tensor, mode: str = "bilinear") -> Tensor:
-    """Float maps (B, C, h, w) moved as `Views.draw` says, mirrored at the edges; `mode` nearest keeps their values."""
+    """Move float maps (B, C, h, w) as `Views.sample` says, mirrored at the edges; `mode` "nearest" keeps their values."""
     grid = F.affine_grid(warp, list(maps.shape), align_corners=False)
     return F.grid_sample(maps, grid, mode=mode, padding_mode="reflection", align_corners=False)
 
@@ -67,12 +66,6 @@ def moved(maps: Tensor, warp: Tensor, mode: str = "bilinear") -> Tensor:
 def held_out(count: int) -> Tensor:
     """Which of `count` captioned images are measured on and not trained on: every twentieth, bool (count,)."""
     return torch.arange(count) % 20 == 10
-
-
-def progress(step: int, steps: int, start: float, seconds: float | None) -> float:
-    """How much of a schedule is over, 0..1: by steps, or by time where that is limited and further on."""
-    elapsed = (time.perf_counter() - start) / seconds if seconds else 0.0
-    return min(1.0, max(step / steps, elapsed))
 
 
 def caption_parts(text: str) -> list[str]:

@@ -11,14 +11,15 @@ from genval.runtime.files import write_png
 from mini.recipe.captioner import (
     CaptionerRecipe,
     build_processor,
+    cell_map,
     load_class_cells,
     measure_captioner,
-    of_cells,
     part_table,
     train_captioner,
 )
 from mini.recipe.contrastive import DOMAINS, _Phrases, measure_contrastive, multi_positive_loss
-from mini.recipe.views import Views, caption_parts, held_out, moved, named_domains, names, progress
+from mini.recipe.training import progress
+from mini.recipe.views import Views, caption_parts, held_out, moved, named_domains, names
 
 CPU = torch.device("cpu")
 FOG = "a narrow street with tram tracks and a crossing with two cars and a person, trees and grass, in thick fog"
@@ -46,8 +47,8 @@ def test_every_caption_of_the_world_names_one_domain():
 
 def test_views_are_the_same_for_one_seed_and_stay_close_to_the_image():
     images = torch.arange(32, dtype=torch.uint8).mul(8).view(1, 1, 1, 32).expand(4, 3, 32, 32).contiguous()
-    index, pixels, warp = Views(images, 6, CPU, 0).draw()
-    again = Views(images, 6, CPU, 0).draw()
+    index, pixels, warp = Views(images, 6, CPU, 0).sample()
+    again = Views(images, 6, CPU, 0).sample()
     assert torch.equal(index, again[0]) and torch.equal(pixels, again[1])
     assert pixels.shape == (6, 3, 32, 32)
     rising = pixels[:, 0, 16, 31] > pixels[:, 0, 16, 0]
@@ -115,7 +116,7 @@ def test_captioner_learns_from_masks_and_is_read_back(tmp_path):
 def test_tokens_become_a_map_of_cells():
     tokens = torch.zeros(1, 4, 3 * 4)  # 2x2 tokens of 3 classes in 2x2 cells
     tokens[0, 1, 2 * 4 + 2] = 5  # upper right token, third class, lower left cell
-    cells = of_cells(tokens, 2)
+    cells = cell_map(tokens, 2)
     assert cells.shape == (1, 3, 4, 4) and cells[0, 2, 1, 2] == 5 and cells.sum() == 5
 
 
@@ -151,9 +152,9 @@ def test_multi_positive_loss_is_the_mean_over_right_pairs():
 def test_drawn_texts_are_true_of_the_images_that_have_their_parts():
     texts = [FOG, NIGHT, "a wide street with two cars, trees, in fog", "a wide street with many cars, at night"]
     phrases = _Phrases(texts, 0)
-    assert [DOMAINS[i] for i in phrases.domain_of] == ["fog", "night", "fog", "night"]
+    assert [DOMAINS[i] for i in phrases.domain_numbers] == ["fog", "night", "fog", "night"]
     for _ in range(20):
-        written, true = phrases.draw([0, 1, 2, 3])
+        written, true = phrases.sample([0, 1, 2, 3])
         for column, text in enumerate(written):
             said = set(caption_parts(text)) | named_domains(text)
             for row, whole in enumerate(texts):

@@ -24,13 +24,13 @@ from mini.recipe.detector import (
     predictions,
 )
 from mini.recipe.object_crops import (
-    CropDraws,
+    CropSampler,
     MeasuredCrop,
     cut,
-    draw_squares,
     load_object_images,
     mask_boxes,
     measured_crops,
+    sample_squares,
 )
 from mini.recipe.outliner import jittered, mask_overlap, measure_outliner, outline_losses
 
@@ -69,15 +69,15 @@ def data_dir(tmp_path_factory):
 
 
 def test_images_are_read_around_their_object(data_dir):
-    pictures = load_object_images(data_dir, workers=2)
-    assert len(pictures) == 6 and pictures.names == list(NAMES) * 3
-    assert pictures.images.shape == pictures.clean.shape == (6, 3, 64, 64)
-    for mask, box, image, clean in zip(pictures.masks, pictures.boxes, pictures.images, pictures.clean, strict=True):
+    streets = load_object_images(data_dir, workers=2)
+    assert len(streets) == 6 and streets.names == list(NAMES) * 3
+    assert streets.images.shape == streets.clean.shape == (6, 3, 64, 64)
+    for mask, box, image, clean in zip(streets.masks, streets.boxes, streets.images, streets.clean, strict=True):
         rows, columns = mask[0].any(1).nonzero()[:, 0], mask[0].any(0).nonzero()[:, 0]
         assert box.tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
         assert torch.equal((image != clean).any(0), mask[0] > 0)
-    odd = pictures.part(torch.arange(6) % 2 == 1)
-    assert odd.names == ["polar bear"] * 3 and torch.equal(odd.boxes[0], pictures.boxes[1])
+    odd = streets.part(torch.arange(6) % 2 == 1)
+    assert odd.names == ["polar bear"] * 3 and torch.equal(odd.boxes[0], streets.boxes[1])
 
 
 def test_bad_lists_of_objects_are_refused(data_dir, tmp_path):
@@ -107,7 +107,7 @@ def test_squares_lie_inside_and_hold_their_object():
     generator = torch.Generator().manual_seed(0)
     starts = torch.rand(500, 2, generator=generator) * 160
     boxes = torch.cat([starts, starts + 20 + torch.rand(500, 2, generator=generator) * 76], 1)
-    left, top, side = draw_squares(boxes, 256, generator).unbind(1)
+    left, top, side = sample_squares(boxes, 256, generator).unbind(1)
     extent = (boxes[:, 2:] - boxes[:, :2]).amax(1)
     share = extent / side
     assert side.min() > 46 - 1e-3 and side.max() <= 256 and share.max() <= 1 + 1e-5
@@ -132,15 +132,15 @@ def test_boxes_and_masks_move_with_the_square():
 
 
 def test_draws_show_the_object_or_the_street_without_it(data_dir):
-    pictures = load_object_images(data_dir)
+    streets = load_object_images(data_dir)
     index, empty = torch.arange(6), torch.tensor([False, True] * 3)
-    crops = CropDraws(pictures, 32, 0).draw(index, empty)
-    again = CropDraws(pictures, 32, 0).draw(index, empty)
+    crops = CropSampler(streets, 32, 0).sample(index, empty)
+    again = CropSampler(streets, 32, 0).sample(index, empty)
     assert torch.equal(crops.pixels, again.pixels) and crops.pixels.shape == (6, 3, 32, 32)
     assert (crops.masks.amax((1, 2, 3)) == (~empty).float()).all() and (crops.boxes[empty] == 0).all()
     spread = crops.pixels.std((2, 3)).amax(1)
     assert spread[~empty].min() > spread[empty].max()  # the streets are noise of one grey
-    (first, *_) = measured_crops(pictures)
+    (first, *_) = measured_crops(streets)
     assert first.image.shape == first.empty.shape == (*first.mask.shape, 3) and first.name == "lion"
     assert ((first.image != first.empty).any(-1) == first.mask).all()
     assert first.mask[int(first.box[1]) :, int(first.box[0]) :].sum() == first.mask.sum()
@@ -351,8 +351,8 @@ def test_trained_models_are_loaded_by_the_script_that_uses_them(tmp_path):
         assert (output / name / "model.safetensors").stat().st_size < 5e6
     assert "skipped" in call(*command)
 
-    pictures = load_object_images(data)
-    for number, image in enumerate(pictures.images[:2]):
+    streets = load_object_images(data)
+    for number, image in enumerate(streets.images[:2]):
         write_png(objects / f"refined/lion/{number}.png", image.permute(1, 2, 0).numpy())
         place = {f"{number}.png": {"pos_mask": [0, 0], "size_mask": 64}}
         write_json(objects / f"with_positions/lion/{number}_pos.json", place)

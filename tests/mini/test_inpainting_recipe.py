@@ -92,7 +92,7 @@ def test_prompts_are_sentences_names_or_nothing_in_the_shares_asked():
     task._recipe, task._none = SMALL, 9
     task._texts, task._names = torch.tensor([0, 1]), torch.tensor([2, 3])
     chosen = torch.tensor([0, 1]).repeat(2000)
-    rows = task.draw_prompts(chosen, torch.Generator().manual_seed(0))
+    rows = task.sample_prompts(chosen, torch.Generator().manual_seed(0))
     assert (rows == 9).float().mean() == pytest.approx(0.12, abs=0.02)
     asked = rows != 9
     assert ((rows[asked] == chosen[asked]) | (rows[asked] == chosen[asked] + 2)).all()

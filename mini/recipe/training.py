@@ -1,0 +1,228 @@
+"""The training loop of all recipes: time budget, learning rate, averaged weights, snapshots and log lines."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genval.runtime.errors import GenValError
+from genval.runtime.files import replace_file
+
+LOG_STEPS = 100
+Log = Callable[[str], None]
+
+
+class Average:
+    """An exponential moving average of a model's weights, which is what is saved.
+
+    Args:
+        model: the model that is trained.
+        decay: share of the average that a step keeps, in the long run; less in the first steps.
+
+    Attributes:
+        model: a copy of the model with the averaged weights, in evaluation mode.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._trained, self._decay = model, decay
+        self.model: Any = copy.deepcopy(model).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Add the weights after `step` (0 is the first) to the average."""
+        decay = min(self._decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(self.model.parameters()), list(self._trained.parameters()), 1 - decay)
+
+
+class Snapshot:
+    """The whole state of a run, in one file of plain tensors next to its output.
+
+    Args:
+        output: the folder that the run writes.
+        recipe: a dataclass of settings; a snapshot of other settings is refused.
+        parts: objects with `state_dict` and `load_state_dict`, by name.
+        generator: the run's random generator.
+        every: steps between two snapshots.
+    """
+
+    def __init__(
+        self, output: Path, recipe: Any, parts: Mapping[str, Any], generator: torch.Generator, every: int
+    ) -> None:
+        self.path = output.with_name(f"{output.name}.snapshot.pt")
+        self.every = every
+        self._recipe = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(recipe).items()}
+        self._parts, self._generator = parts, generator
+
+    def save(self, step: int) -> None:
+        """Save the state after `step` steps."""
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        with replace_file(self.path) as temporary:
+            torch.save({"step": step, "recipe": self._recipe, "noise": self._generator.get_state(), **state}, temporary)
+
+    def load(self) -> int:
+        """Restore a saved state and return the number of steps it was saved after; 0 if there is none.
+
+        Raises:
+            GenValError: the state was saved with other settings.
+        """
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        if state["recipe"] != self._recipe:
+            raise GenValError(
+                f"{self.path} was saved with other settings. Use the same ones, or delete it to start again."
+            )
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self._generator.set_state(state["noise"])
+        return int(state["step"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How weights are changed.
+
+    Attributes:
+        parameters: all trained weights; the norm of their gradient is clipped to 1.
+        optimisers: each with its highest learning rate.
+        schedule: (highest learning rate, progress 0..1) -> learning rate; None where `scheduler` sets it.
+        scheduler: a PyTorch scheduler, stepped after each step.
+    """
+
+    parameters: Sequence[Tensor]
+    optimisers: Sequence[tuple[torch.optim.Optimizer, float]]
+    schedule: Callable[[float, float], float] | None = None
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+
+    def set_rates(self, progress: float) -> None:
+        """Set the learning rates for the next step."""
+        if self.schedule is not None:
+            for optimiser, rate in self.optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = self.schedule(rate, progress)
+
+    def step(self, loss: Tensor) -> None:
+        """Take one step down the gradient of `loss`."""
+        for optimiser, _ in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for optimiser, _ in self.optimisers:
+            optimiser.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What `fit` returns.
+
+    Attributes:
+        losses: the last smoothed losses by name.
+        steps: number of steps that the weights have taken, with those before a snapshot.
+        new_steps: number of steps that this process has taken.
+        start: when the schedule began, `time.perf_counter`.
+    """
+
+    losses: dict[str, float]
+    steps: int
+    new_steps: int
+    start: float
+
+    @property
+    def seconds(self) -> float:
+        """Time since the schedule began."""
+        return time.perf_counter() - self.start
+
+
+def fit(
+    name: str,
+    losses: Callable[[int], tuple[Tensor, Sequence[Tensor]]],
+    optimisation: Optimisation,
+    *,
+    labels: Sequence[str],
+    steps: int,
+    seconds: float | None = None,
+    average: Average | None = None,
+    snapshot: Snapshot | None = None,
+    after_step: Callable[[], object] | None = None,
+    untimed_first_step: bool = False,
+    log: Log = print,
+) -> Fit:
+    """Train until the steps or the time are over.
+
+    Args:
+        name: of the model, for log lines.
+        losses: step -> the loss of a batch, and its parts to report, one scalar per label.
+        optimisation: optimisers and learning rates.
+        labels: names of the reported parts.
+        steps: number of steps.
+        seconds: end after this time even if steps remain; the schedule is then shortened accordingly.
+        average: averaged weights to update.
+        snapshot: where the state is saved; a state found there is resumed.
+        after_step: called after each step.
+        untimed_first_step: start the clock after the first step, which compiles the model.
+        log: takes a line of text.
+    """
+    step = first = snapshot.load() if snapshot else 0
+    smoothed: Tensor | None = None
+    start = time.perf_counter()
+    while (done := progress(step, steps, start, seconds)) < 1:
+        optimisation.set_rates(done)
+        loss, parts = losses(step)
+        optimisation.step(loss)
+        if after_step is not None:
+            after_step()
+        if average is not None:
+            average.update(step)
+        values = torch.stack([part.detach().float() for part in parts])
+        smoothed = torch.zeros_like(values) if smoothed is None else smoothed
+        smoothed = smoothed.lerp(values, max(0.02, 1 / (step - first + 1)))
+        if snapshot is not None and (step + 1) % snapshot.every == 0:
+            snapshot.save(step + 1)
+        if step % LOG_STEPS == 0 or step == steps - 1:
+            shown = " ".join(f"{label} {value:.4f}" for label, value in zip(labels, smoothed.tolist(), strict=True))
+            log(f"{name} step {step} {shown} {time.perf_counter() - start:.0f} s")
+        if untimed_first_step and step == first:
+            start = time.perf_counter()
+        step += 1
+    last = [0.0] * len(labels) if smoothed is None else smoothed.tolist()
+    return Fit(dict(zip(labels, last, strict=True)), step, step - first, start)
+
+
+def progress(step: int, steps: int, start: float, seconds: float | None) -> float:
+    """The share of a schedule that is over, 0..1: by steps, or by time if that is limited and further on."""
+    elapsed = (time.perf_counter() - start) / seconds if seconds else 0.0
+    return min(1.0, max(step / steps, elapsed))
+
+
+def warm_cosine(warmup: float, cosine: Callable[[float], float] = math.cos) -> Callable[[float, float], float]:
+    """A schedule: linear warm-up over a share of the steps, times half a cosine that falls to 0.
+
+    Args:
+        warmup: share of the schedule, 0..1.
+        cosine: `float32_cosine` where released weights were trained with it; their bits depend on it.
+    """
+
+    def rate(highest: float, done: float) -> float:
+        return highest * min(1.0, done / warmup) * (0.5 + 0.5 * cosine(math.pi * done))
+
+    return rate
+
+
+def float32_cosine(angle: float) -> float:
+    """The cosine in float32."""
+    return torch.cos(torch.tensor(angle)).item()
+
+
+def weight_count(model: nn.Module) -> int:
+    """The number of a model's weights."""
+    return sum(parameter.numel() for parameter in model.parameters())
