@@ -105,22 +105,9 @@ def train_captioner(
     views = Views(images, recipe.batch_size, device, recipe.seed)
     model.train()
 
-    def losses(_: int) -> tuple[Tensor, list[Tensor]]:
-        index, pixels, warp = views.sample()
-        ids, mask = tokens["input_ids"][index], tokens["attention_mask"][index]
-        labels = ids.masked_fill(mask == 0, -100)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            result = model(pixel_values=pixels, input_ids=ids, attention_mask=mask, labels=labels)
-            part_logits, class_logits = heads(result.image_embeds)
-        part_loss = F.binary_cross_entropy_with_logits(part_logits.float(), wanted[index].expand_as(part_logits))
-        class_loss = heads.class_loss(class_logits, index, warp)
-        word_loss = result.loss.float()
-        loss = word_loss + recipe.parts_weight * part_loss + recipe.classes_weight * class_loss
-        return loss, [word_loss, part_loss, class_loss]
-
     result = fit(
         "captioner",
-        losses,
+        lambda _: _losses(model, heads, views, tokens, wanted, recipe),
         _optimisation(model, heads, recipe, device),
         labels=["words", "parts", "classes"],
         steps=recipe.steps,
@@ -206,6 +193,32 @@ class _Heads(nn.Module):
         moved_classes = moved(self._classes[index].unsqueeze(1).float(), warp, "nearest")[:, 0].long()
         maps = cell_map(logits.float(), self._cells)
         return F.cross_entropy(maps, moved_classes, weight=self._weight, ignore_index=255)
+
+
+def _losses(
+    model: Any, heads: _Heads, views: Views, tokens: Any, wanted: Tensor, recipe: CaptionerRecipe
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss of a batch, and its parts: of the words, the caption's parts and the cells' classes.
+
+    Args:
+        model: in training mode.
+        heads: of the second and the third task.
+        views: gives the images.
+        tokens: `input_ids` and `attention_mask` (N, tokens) of the captions.
+        wanted: (N, parts) from `part_table`.
+        recipe: weights of the losses.
+    """
+    index, pixels, warp = views.sample()
+    ids, mask = tokens["input_ids"][index], tokens["attention_mask"][index]
+    labels = ids.masked_fill(mask == 0, -100)
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
+        result = model(pixel_values=pixels, input_ids=ids, attention_mask=mask, labels=labels)
+        part_logits, class_logits = heads(result.image_embeds)
+    part_loss = F.binary_cross_entropy_with_logits(part_logits.float(), wanted[index].expand_as(part_logits))
+    class_loss = heads.class_loss(class_logits, index, warp)
+    word_loss = result.loss.float()
+    loss = word_loss + recipe.parts_weight * part_loss + recipe.classes_weight * class_loss
+    return loss, [word_loss, part_loss, class_loss]
 
 
 def _optimisation(model: Any, heads: nn.Module, recipe: CaptionerRecipe, device: torch.device) -> Optimisation:

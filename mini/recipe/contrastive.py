@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from genval.captions.clip import load_clip
 from genval.runtime.files import replace_file, write_json
 from mini.recipe.diffusion import DiffusionRecipe, build_tokenizer
-from mini.recipe.training import Log, Optimisation, fit, float32_cosine, warm_cosine, weight_count
+from mini.recipe.training import Log, adamw, fit, float32_cosine, warm_cosine, weight_count
 from mini.recipe.views import MEAN, STD, Views, caption_parts
 from mini.world.captions import DOMAIN_PHRASES
 
@@ -88,30 +88,13 @@ def train_contrastive(
     )
     config = _config(recipe, len(tokenizer), tokenizer.eos_token_id)
     model = CLIP(**config["model_cfg"]).to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=0.0, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=device.type == "cuda"
-    )
+    optimisation = adamw(
+        model.parameters(), device, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay,
+        schedule=warm_cosine(recipe.warmup, float32_cosine),
+    )  # fmt: skip
     views = Views(images, recipe.batch_size, device, recipe.seed)
     phrases = _Phrases(texts, recipe.seed)
     model.train()
-
-    def losses(_: int) -> tuple[Tensor, list[Tensor]]:
-        index, pixels, _ = views.sample()
-        chosen = index.tolist()
-        written, true = phrases.sample(chosen)
-        ids = tokenizer(
-            [*written, *phrases.domains()], padding="max_length", truncation=True, max_length=recipe.text_tokens,
-            return_tensors="pt",
-        ).input_ids  # fmt: skip
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            images_embedded = model.encode_image(pixels.contiguous(memory_format=torch.channels_last), normalize=True)
-            texts_embedded = model.encode_text(ids.to(device), normalize=True)
-        logits = model.logit_scale.exp() * images_embedded.float() @ texts_embedded.float().T
-        count = len(chosen)
-        pair_loss = multi_positive_loss(logits[:, :count], true.to(device))
-        domains = torch.tensor([phrases.domain_numbers[i] for i in chosen]).to(device)
-        domain_loss = nn.functional.cross_entropy(logits[:, count:], domains, ignore_index=-1)
-        return pair_loss + recipe.domain_weight * domain_loss, [pair_loss, domain_loss]
 
     @torch.no_grad()
     def limit_scale() -> None:
@@ -119,12 +102,8 @@ def train_contrastive(
 
     result = fit(
         "clip",
-        losses,
-        Optimisation(
-            parameters=list(model.parameters()),
-            optimisers=[(optimiser, recipe.learning_rate)],
-            schedule=warm_cosine(recipe.warmup, float32_cosine),
-        ),
+        lambda _: _losses(model, tokenizer, views, phrases, recipe),
+        optimisation,
         labels=["pairs", "domains"],
         steps=recipe.steps,
         seconds=recipe.seconds,
@@ -139,6 +118,29 @@ def train_contrastive(
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
     }
+
+
+def _losses(
+    model: Any, tokenizer: Any, views: Views, phrases: _Phrases, recipe: ContrastiveRecipe
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss of a batch, and its parts: of the pairs and of the domains."""
+    index, pixels, _ = views.sample()
+    device = pixels.device
+    chosen = index.tolist()
+    written, true = phrases.sample(chosen)
+    ids = tokenizer(
+        [*written, *phrases.domains()], padding="max_length", truncation=True, max_length=recipe.text_tokens,
+        return_tensors="pt",
+    ).input_ids  # fmt: skip
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        images_embedded = model.encode_image(pixels.contiguous(memory_format=torch.channels_last), normalize=True)
+        texts_embedded = model.encode_text(ids.to(device), normalize=True)
+    logits = model.logit_scale.exp() * images_embedded.float() @ texts_embedded.float().T
+    count = len(chosen)
+    pair_loss = multi_positive_loss(logits[:, :count], true.to(device))
+    domains = torch.tensor([phrases.domain_numbers[i] for i in chosen]).to(device)
+    domain_loss = nn.functional.cross_entropy(logits[:, count:], domains, ignore_index=-1)
+    return pair_loss + recipe.domain_weight * domain_loss, [pair_loss, domain_loss]
 
 
 def measure_contrastive(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from genval.grounding.detector import Detection, as_caption, load_detector, mend_text_positions
 from mini.recipe.object_crops import CropSampler, MeasuredCrop, ObjectImages
-from mini.recipe.training import Average, Log, Optimisation, fit, float32_cosine, warm_cosine, weight_count
+from mini.recipe.training import Average, Log, adamw, fit, float32_cosine, warm_cosine, weight_count
 
 # transformers knows these tokens by their numbers, which are those of BERT's uncased vocabulary, as are the letters'.
 _SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
@@ -85,38 +85,18 @@ def train_detector(
     model = build_detector(recipe, len(tokenizer)).to(device)
     mend_text_positions(model)
     average = Average(model, recipe.ema)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=0.0, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=device.type == "cuda"
-    )
+    optimisation = adamw(
+        model.parameters(), device, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay,
+        schedule=warm_cosine(recipe.warmup, float32_cosine),
+    )  # fmt: skip
     sampler = CropSampler(images.to(device), recipe.image_size, recipe.seed)
     shown = torch.tensor([known.index(name) for name in images.names], device=device)
     model.train()
 
-    def losses(_: int) -> tuple[Tensor, Sequence[Tensor]]:
-        index = sampler.indices(recipe.batch_size)
-        lot = torch.rand(recipe.batch_size, generator=sampler.generator, device=device)
-        empty = lot < recipe.empty_share
-        wrong = (lot > 1 - recipe.wrong_share) & (len(known) > 1)
-        other = torch.randint(1, max(2, len(known)), lot.shape, generator=sampler.generator, device=device)
-        asked = (shown[index] + wrong * other) % len(known)
-        crops = sampler.sample(index, empty)
-        tokens = names.tokens(asked)
-        guesses = predictions(model, model(pixel_values=crops.pixels, **tokens), tokens["attention_mask"])
-        first, *layers = (
-            detection_losses(logits, boxes, names.wanted[asked], crops.boxes, ~(empty | wrong), recipe.finders)
-            for logits, boxes in guesses
-        )
-        parts = torch.cat([first, torch.stack(layers).mean(0)])
-        return parts.sum(), parts
-
     result = fit(
         "detector",
-        losses,
-        Optimisation(
-            parameters=list(model.parameters()),
-            optimisers=[(optimiser, recipe.learning_rate)],
-            schedule=warm_cosine(recipe.warmup, float32_cosine),
-        ),
+        lambda _: _losses(model, sampler, names, shown, recipe),
+        optimisation,
         labels=["proposal_names", "proposal_boxes", "names", "boxes"],
         steps=recipe.steps,
         seconds=recipe.seconds,
@@ -131,6 +111,36 @@ def train_detector(
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
     }
+
+
+def _losses(
+    model: Any, sampler: CropSampler, names: _Names, shown: Tensor, recipe: DetectorRecipe
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """The loss of a batch, and its parts: names and boxes of the proposals, then of the queries.
+
+    Args:
+        model: in training mode.
+        sampler: gives the squares.
+        names: what can be asked for.
+        shown: (N,) int64, the number of each image's name.
+        recipe: batch size, and shares of the squares without the object.
+    """
+    device, count = shown.device, len(names.wanted)
+    index = sampler.indices(recipe.batch_size)
+    lot = torch.rand(recipe.batch_size, generator=sampler.generator, device=device)
+    empty = lot < recipe.empty_share
+    wrong = (lot > 1 - recipe.wrong_share) & (count > 1)
+    other = torch.randint(1, max(2, count), lot.shape, generator=sampler.generator, device=device)
+    asked = (shown[index] + wrong * other) % count
+    crops = sampler.sample(index, empty)
+    tokens = names.tokens(asked)
+    guesses = predictions(model, model(pixel_values=crops.pixels, **tokens), tokens["attention_mask"])
+    first, *layers = (
+        detection_losses(logits, boxes, names.wanted[asked], crops.boxes, ~(empty | wrong), recipe.finders)
+        for logits, boxes in guesses
+    )
+    parts = torch.cat([first, torch.stack(layers).mean(0)])
+    return parts.sum(), parts
 
 
 def _save_detector(model: Any, tokenizer: Any, recipe: DetectorRecipe, output: Path) -> None:

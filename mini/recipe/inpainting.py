@@ -22,7 +22,7 @@ from genval.runtime.files import read_image, read_jsonl
 from genval.runtime.progress import progress_bar
 from genval.runtime.seeds import item_seed
 from mini.recipe.autoencoder import to_model_range
-from mini.recipe.training import Average, Log, Optimisation, fit, warm_cosine, weight_count
+from mini.recipe.training import Average, Log, adamw, fit, warm_cosine, weight_count
 from mini.recipe.views import held_out
 
 CONTEXT = 1.5  # a crop's side over its box's, as ood_objects/sd_inpaint.py cuts it
@@ -192,7 +192,10 @@ def train_inpainting(
     trained = torch.nn.ModuleDict({"unet": unet, "text": text_encoder}).train()
     average = Average(trained, recipe.ema)
     task = _Task(vae, crops, prompts, ids["input_ids"].to(device), scheduler.alphas_cumprod.to(device), recipe)
-    optimiser = torch.optim.AdamW(trained.parameters(), lr=0.0, weight_decay=1e-2, fused=device.type == "cuda")
+    optimisation = adamw(
+        trained.parameters(), device, learning_rate=recipe.learning_rate, weight_decay=1e-2,
+        schedule=warm_cosine(recipe.warmup), betas=(0.9, 0.999),
+    )  # fmt: skip
     inside = (~crops.apart).nonzero()[:, 0].to(device)
     generator = torch.Generator(device).manual_seed(recipe.seed)
 
@@ -202,11 +205,6 @@ def train_inpainting(
         loss = (errors * (masks + recipe.kept_weight * (1 - masks))).mean()
         return loss, [loss]
 
-    optimisation = Optimisation(
-        parameters=list(trained.parameters()),
-        optimisers=[(optimiser, recipe.learning_rate)],
-        schedule=warm_cosine(recipe.warmup),
-    )
     result = fit(
         "inpainting", losses, optimisation, labels=["loss"], steps=recipe.steps, seconds=recipe.seconds,
         average=average, log=log,

@@ -18,7 +18,7 @@ from genval.grounding.outliner import load_outliner
 from genval.grounding.settings import MaskSettings
 from genval.runtime.flags import make_settings
 from mini.recipe.object_crops import CropSampler, MeasuredCrop, ObjectImages
-from mini.recipe.training import Average, Log, Optimisation, fit, float32_cosine, warm_cosine, weight_count
+from mini.recipe.training import Average, Log, adamw, fit, float32_cosine, warm_cosine, weight_count
 
 
 @dataclass(frozen=True)
@@ -70,32 +70,17 @@ def train_outliner(
     model = build_outliner(recipe).to(device)
     average = Average(model, recipe.ema)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(
-        trained, lr=0.0, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=device.type == "cuda"
-    )
+    optimisation = adamw(
+        trained, device, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay,
+        schedule=warm_cosine(recipe.warmup, float32_cosine),
+    )  # fmt: skip
     sampler = CropSampler(images.to(device), recipe.image_size, recipe.seed)
     model.train()
 
-    def losses(_: int) -> tuple[Tensor, Sequence[Tensor]]:
-        index = sampler.indices(recipe.batch_size)
-        crops = sampler.sample(index, torch.zeros_like(index, dtype=torch.bool))
-        prompts = jittered(crops.boxes, recipe.jitter, sampler.generator) * recipe.image_size
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            result = model(pixel_values=crops.pixels, input_boxes=prompts.unsqueeze(1), multimask_output=True)
-        logits = F.interpolate(
-            result.pred_masks[:, 0].float(), crops.masks.shape[-2:], mode="bilinear", align_corners=False
-        )
-        parts = outline_losses(logits, result.iou_scores[:, 0].float(), crops.masks)
-        return parts.sum(), parts
-
     result = fit(
         "outliner",
-        losses,
-        Optimisation(
-            parameters=trained,
-            optimisers=[(optimiser, recipe.learning_rate)],
-            schedule=warm_cosine(recipe.warmup, float32_cosine),
-        ),
+        lambda _: _losses(model, sampler, recipe),
+        optimisation,
         labels=["masks", "estimates"],
         steps=recipe.steps,
         seconds=recipe.seconds,
@@ -112,6 +97,21 @@ def train_outliner(
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
     }
+
+
+def _losses(model: Any, sampler: CropSampler, recipe: OutlinerRecipe) -> tuple[Tensor, Sequence[Tensor]]:
+    """The loss of a batch, and its parts: of the masks and of their estimated quality."""
+    device = sampler.generator.device
+    index = sampler.indices(recipe.batch_size)
+    crops = sampler.sample(index, torch.zeros_like(index, dtype=torch.bool))
+    prompts = jittered(crops.boxes, recipe.jitter, sampler.generator) * recipe.image_size
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        result = model(pixel_values=crops.pixels, input_boxes=prompts.unsqueeze(1), multimask_output=True)
+    logits = F.interpolate(
+        result.pred_masks[:, 0].float(), crops.masks.shape[-2:], mode="bilinear", align_corners=False
+    )
+    parts = outline_losses(logits, result.iou_scores[:, 0].float(), crops.masks)
+    return parts.sum(), parts
 
 
 def build_outliner(recipe: OutlinerRecipe) -> Any:

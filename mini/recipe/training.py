@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,21 @@ class Optimisation:
             optimiser.step()
         if self.scheduler is not None:
             self.scheduler.step()
+
+
+def adamw(
+    parameters: Iterable[Tensor],
+    device: torch.device,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    schedule: Callable[[float, float], float],
+    betas: tuple[float, float] = (0.9, 0.98),
+) -> Optimisation:
+    """AdamW for all weights, fused on a GPU."""
+    weights = list(parameters)
+    optimiser = torch.optim.AdamW(weights, lr=0.0, weight_decay=weight_decay, betas=betas, fused=device.type == "cuda")
+    return Optimisation(parameters=weights, optimisers=[(optimiser, learning_rate)], schedule=schedule)
 
 
 @dataclass(frozen=True)

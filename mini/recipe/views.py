@@ -58,7 +58,7 @@ class Views:
 
 
 def moved(maps: Tensor, warp: Tensor, mode: str = "bilinear") -> Tensor:
-    """Move float maps (B, C, h, w) as `Views.sample` says, mirrored at the edges; `mode` "nearest" keeps their values."""
+    """Move float maps (B, C, h, w) as `Views.sample` says, mirrored at the edges; mode "nearest" keeps their values."""
     grid = F.affine_grid(warp, list(maps.shape), align_corners=False)
     return F.grid_sample(maps, grid, mode=mode, padding_mode="reflection", align_corners=False)
 
