@@ -2,12 +2,12 @@
 
 Reads:  checkpoints/mini
 Writes: --output_dir: world/ (rendered streets), generated/ (ControlNet/style_transfer.py --preset mini),
-        mini_world.json; prints two tables in Markdown. Run again, it keeps the images that are there.
+        mini_world.json; prints two tables in Markdown. Run the same command again to resume.
 
     python benchmarks/mini_world.py --accelerator gpu --num_samples 200
 
 Masks: mIoU of a mini segmenter on rendered clear streets at the generator's size, on their reconstruction by the
-generator's VAE, which is the ceiling of anything it can draw, and on the generated streets of the same masks.
+generator's VAE, which is the ceiling of anything that it can generate, and on the generated streets of the same masks.
 Weather: a logistic regression on colours and edges of image bands, fitted to rendered streets and their
 reconstructions alike, so that the VAE's blur says nothing; first on held-out renders, then on generated streets.
 """
@@ -36,8 +36,8 @@ BASE = "checkpoints/mini/stable-diffusion"
 DOMAINS = ("clear", "fog", "night", "rain", "snow", "india")
 # Bands of an image, top to bottom, whose statistics tell the weather: the sky at the top, the road at the bottom.
 BANDS = 4
-# How style_transfer.py draws; what is not given is as in the preset.
-DRAWING = ("controlnet", "sampler", "steps", "guidance_scale", "control_scale", "batch_size", "precision")
+# How style_transfer.py generates; what is not given is as in the preset.
+GENERATION = ("controlnet", "sampler", "steps", "guidance_scale", "control_scale", "batch_size", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class MiniWorldSettings:
 
     SCRIPT: ClassVar[str] = "benchmarks/mini_world"
 
-    num_samples: int = flag(64, "held-out masks; images a domain", type=positive_int)
-    num_train: int = flag(100, "renders a domain the weather is learned from", type=positive_int)
+    num_samples: int = flag(64, "held-out masks; images per domain", type=positive_int)
+    num_train: int = flag(100, "rendered images per domain that the weather classifier is fitted to", type=positive_int)
     segmenter: str = flag("mini-segformer-mit", "the best of checkpoints/mini/training.json")
     output_dir: str = flag("results/mini/mini_world", "where everything is written")
     accelerator: str = flag("auto", "auto, cpu, gpu")
@@ -67,11 +67,11 @@ def main(settings: MiniWorldSettings) -> None:
     folder = resolve(settings.output_dir)
     world, generated = folder / "world", folder / "generated"
     script("mini/render.py", out=world, num_train=settings.num_train, num_val=settings.num_samples)
-    drawing = {flag: getattr(settings, flag) for flag in DRAWING if getattr(settings, flag) is not None}
+    generation = {flag: getattr(settings, flag) for flag in GENERATION if getattr(settings, flag) is not None}
     for domain in DOMAINS:
         flags = {"preset": "mini", "domain": domain, "num_samples": settings.num_samples, "without_replacement": True}
         places = {"data_dir": world / "cityscapes", "output_dir": generated, "accelerator": settings.accelerator}
-        script("ControlNet/style_transfer.py", **flags, **places, devices=1, **drawing)
+        script("ControlNet/style_transfer.py", **flags, **places, devices=1, **generation)
 
     import numpy as np
     import torch
@@ -80,17 +80,20 @@ def main(settings: MiniWorldSettings) -> None:
     from genval.datasets.items import find_original
     from genval.diffusion.models.pipelines import load_base
     from genval.runtime.files import read_image, read_json, write_json
-    from genval.runtime.tables import markdown_table
     from genval.segmenters import load_segmenter
 
     gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
     base = load_base(BASE, "cuda" if gpu else "cpu")
     segmenter = load_segmenter(settings.segmenter, base.device)
     items = {domain: find_items(f"Cityscapes_{domain}", root=generated / domain) for domain in DOMAINS}
-    pictures = {domain: np.stack([read_image(item.image) for item in items[domain]]) for domain in DOMAINS}
+    generated_images = {domain: np.stack([read_image(item.image) for item in items[domain]]) for domain in DOMAINS}
     originals = np.stack([read_image(find_original(item) or item.image) for item in items["clear"]])
-    sets = {"rendered": originals, "reconstructed": reconstruct(base, originals), "generated": pictures["clear"]}
-    masks = {name: mask_figures(segmenter, images, items["clear"]) for name, images in sets.items()}
+    sets = {
+        "rendered": originals,
+        "reconstructed": reconstruct(base, originals),
+        "generated": generated_images["clear"],
+    }
+    masks = {name: mask_scores(segmenter, images, items["clear"]) for name, images in sets.items()}
     for values in masks.values():
         values["share_of_ceiling"] = values["miou"] / masks["reconstructed"]["miou"]
 
@@ -99,18 +102,29 @@ def main(settings: MiniWorldSettings) -> None:
     weather = {}
     for domain in DOMAINS:
         held_out = rendered(world, domain, "val", height, width)
-        cases = {"rendered": held_out, "reconstructed": reconstruct(base, held_out), "generated": pictures[domain]}
+        cases = {
+            "rendered": held_out,
+            "reconstructed": reconstruct(base, held_out),
+            "generated": generated_images[domain],
+        }
         said = {name: classifier.predict(band_statistics(images)) for name, images in cases.items()}
         weather[domain] = {f"{name}_not_clear": float((names != "clear").mean()) for name, names in said.items()}
         weather[domain] |= {f"{name}_right": float((names == domain).mean()) for name, names in said.items()}
-    settings = read_json(generated / "clear/settings.json")["settings"]
-    about = {key: settings[key] for key in (*DRAWING, "base_hash", "controlnet_hash", "num_samples")}
-    about |= {"segmenter": settings.segmenter, "num_train": settings.num_train, "size": [height, width]}
-    write_json(folder / "mini_world.json", {"settings": about, "masks": masks, "weather": weather})
+    recorded = read_json(generated / "clear/settings.json")["settings"]
+    metadata = {key: recorded[key] for key in (*GENERATION, "base_hash", "controlnet_hash", "num_samples")}
+    metadata |= {"segmenter": settings.segmenter, "num_train": settings.num_train, "size": [height, width]}
+    write_json(folder / "mini_world.json", {"settings": metadata, "masks": masks, "weather": weather})
+    print_tables(masks, weather, len(originals))
+    print(f"wrote {folder / 'mini_world.json'}")
+
+
+def print_tables(masks: dict[str, dict[str, float]], weather: dict[str, dict[str, float]], images: int) -> None:
+    """Print the agreement with the masks and the weather of each domain as Markdown tables."""
+    from genval.runtime.tables import markdown_table
 
     header = ["clear streets", "images", "mIoU %", "pixel accuracy %", "% of the ceiling"]
     rows = [
-        [name, len(originals), 100 * v["miou"], v["pixel_accuracy_percent"], 100 * v["share_of_ceiling"]]
+        [name, images, 100 * v["miou"], v["pixel_accuracy_percent"], 100 * v["share_of_ceiling"]]
         for name, v in masks.items()
     ]
     print(markdown_table(header, rows), end="\n\n")
@@ -123,7 +137,6 @@ def main(settings: MiniWorldSettings) -> None:
     ]
     keys = ("generated_not_clear", "generated_right", "rendered_not_clear", "rendered_right")
     print(markdown_table(header, [[domain, *(100 * weather[domain][key] for key in keys)] for domain in DOMAINS]))
-    print(f"wrote {folder / 'mini_world.json'}")
 
 
 def script(name: str, **flags: Any) -> None:
@@ -161,7 +174,7 @@ def reconstruct(base: StableDiffusion, images: np.ndarray, batch_size: int = 16)
     return np.concatenate([to_uint8(base.decode_latents(latent)) for latent in latents])
 
 
-def mask_figures(segmenter: Any, images: np.ndarray, items: list[Item], batch_size: int = 16) -> dict[str, float]:
+def mask_scores(segmenter: Any, images: np.ndarray, items: list[Item], batch_size: int = 16) -> dict[str, float]:
     """Agreement of a segmenter with the masks of `items` on images of them, pooled."""
     import numpy as np
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from genval.captions.blip import fuse_attention, load_blip
 from genval.datasets.labels import CITYSCAPES, CLASSES, IDD
 from genval.runtime.files import read_mask
-from mini.recipe.training import Log, Optimisation, fit, warm_cosine, weight_count
+from mini.recipe.training import Log, Optimisation, fit, warm_cosine
 from mini.recipe.views import Views, caption_parts, moved, named_domains, names
 from mini.world.captions import COUNTED, DOMAIN_PHRASES
 
@@ -89,10 +89,7 @@ def train_captioner(
     torch.manual_seed(recipe.seed)
     processor = build_processor(texts, recipe.image_size)
     tokenizer = processor.tokenizer
-    tokens = tokenizer(
-        list(texts), padding=True, truncation=True, max_length=recipe.text_tokens, return_tensors="pt"
-    ).to(device)
-    tokens["input_ids"][:, 0] = tokenizer.convert_tokens_to_ids("[DEC]")
+    tokens = _tokenize(tokenizer, texts, recipe.text_tokens).to(device)
     parts, wanted = part_table(texts)
     wanted = wanted.to(device)
 
@@ -106,24 +103,20 @@ def train_captioner(
     model.train()
 
     result = fit(
-        "captioner",
-        lambda _: _losses(model, heads, views, tokens, wanted, recipe),
-        _optimisation(model, heads, recipe, device),
-        labels=["words", "parts", "classes"],
-        steps=recipe.steps,
-        seconds=recipe.seconds,
-        untimed_first_step=True,
-        log=log,
-    )
+        "captioner", lambda _: _losses(model, heads, views, tokens, wanted, recipe),
+        _optimisation(model, heads, recipe, device), labels=["words", "parts", "classes"], steps=recipe.steps,
+        seconds=recipe.seconds, untimed_first_step=True, log=log,
+    )  # fmt: skip
     model.half().eval().save_pretrained(output)
     processor.save_pretrained(output)
-    return {
-        **{f"loss_{label}": round(value, 4) for label, value in result.losses.items()},
-        "parameters": weight_count(model),
-        "bytes": (output / "model.safetensors").stat().st_size,
-        "steps": result.steps,
-        "seconds": round(result.seconds, 1),
-    }
+    return result.scores(model, output / "model.safetensors")
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
+    """The captions' `input_ids` and `attention_mask` (N, tokens), each beginning with the decoder's start token."""
+    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+    tokens["input_ids"][:, 0] = tokenizer.convert_tokens_to_ids("[DEC]")
+    return tokens
 
 
 def build_captioner(tokenizer: Any, recipe: CaptionerRecipe) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from genval.captions.clip import load_clip
 from genval.runtime.files import replace_file, write_json
 from mini.recipe.diffusion import DiffusionRecipe, build_tokenizer
-from mini.recipe.training import Log, adamw, fit, float32_cosine, warm_cosine, weight_count
+from mini.recipe.training import Log, adamw, fit, float32_cosine, warm_cosine
 from mini.recipe.views import MEAN, STD, Views, caption_parts
 from mini.world.captions import DOMAIN_PHRASES
 
@@ -111,13 +111,7 @@ def train_contrastive(
         log=log,
     )
     save_open_clip(model, config, tokenizer, output)
-    return {
-        **{f"loss_{label}": round(value, 4) for label, value in result.losses.items()},
-        "parameters": weight_count(model),
-        "bytes": (output / "open_clip_model.safetensors").stat().st_size,
-        "steps": result.steps,
-        "seconds": round(result.seconds, 1),
-    }
+    return result.scores(model, output / "open_clip_model.safetensors")
 
 
 def _losses(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from genval.grounding.detector import Detection, as_caption, load_detector, mend_text_positions
 from mini.recipe.object_crops import CropSampler, MeasuredCrop, ObjectImages
-from mini.recipe.training import Average, Log, adamw, fit, float32_cosine, warm_cosine, weight_count
+from mini.recipe.training import Average, Log, adamw, fit, float32_cosine, warm_cosine
 
 # transformers knows these tokens by their numbers, which are those of BERT's uncased vocabulary, as are the letters'.
 _SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
@@ -104,13 +104,7 @@ def train_detector(
         log=log,
     )
     _save_detector(average.model, tokenizer, recipe, output)
-    return {
-        **{f"loss_{label}": round(value, 4) for label, value in result.losses.items()},
-        "parameters": weight_count(average.model),
-        "bytes": (output / "model.safetensors").stat().st_size,
-        "steps": result.steps,
-        "seconds": round(result.seconds, 1),
-    }
+    return result.scores(average.model, output / "model.safetensors")
 
 
 def _losses(

@@ -71,42 +71,27 @@ def train_diffusion(
 
     torch.manual_seed(recipe.seed)
     vae = AutoencoderKL.from_pretrained(autoencoder).to(device).eval()
-    latents = torch.stack([encode_images(vae, images), encode_images(vae, images.flip(-1))], 1)
+    latents = _encode_both_ways(vae, images)
     tokenizer = build_tokenizer(texts, recipe)
-    tokens = tokenizer(list(texts), padding="max_length", truncation=True, max_length=recipe.text_tokens)
-    input_ids = torch.tensor(tokens["input_ids"], device=device)
+    input_ids = _tokenize(tokenizer, texts, recipe.text_tokens).to(device)
+    # Without truncation: the tokenizer is saved with the settings of its last call.
     empty_ids = torch.tensor(tokenizer("", padding="max_length", max_length=recipe.text_tokens)["input_ids"]).to(device)
-
     text_encoder = build_text_encoder(tokenizer, recipe).to(device)
     unet = build_unet(latents.shape[2], latents.shape[-2:], recipe).to(device, memory_format=torch.channels_last)
     scheduler = build_scheduler()
     trained = torch.nn.ModuleDict({"unet": unet, "text": text_encoder})
     average = Average(trained, recipe.ema)
-    optimiser = torch.optim.AdamW(
-        trained.parameters(), lr=recipe.learning_rate, weight_decay=1e-2, fused=device.type == "cuda"
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        recipe.learning_rate,
-        total_steps=recipe.steps,
-        pct_start=min(0.3, recipe.warmup_steps / recipe.steps),
-    )
+    optimisation = _optimisation(trained, recipe, device)
     batches = _VelocityBatches(latents, input_ids, empty_ids, scheduler.alphas_cumprod.to(device), recipe)
-    parts = {"trained": trained, "average": average.model, "optimiser": optimiser, "schedule": schedule}
+    parts = {
+        "trained": trained, "average": average.model,
+        "optimiser": optimisation.optimisers[0][0], "schedule": optimisation.scheduler,
+    }  # fmt: skip
     snapshot = Snapshot(output, recipe, parts, batches.generator, recipe.snapshot_steps)
-    optimisation = Optimisation(
-        parameters=list(trained.parameters()), optimisers=[(optimiser, recipe.learning_rate)], scheduler=schedule
-    )
     result = fit(
-        "diffusion",
-        lambda _: batches.losses(unet, text_encoder),
-        optimisation,
-        labels=["loss"],
-        steps=recipe.steps,
-        average=average,
-        snapshot=snapshot,
-        log=log,
-    )
+        "diffusion", lambda _: batches.losses(unet, text_encoder), optimisation, labels=["loss"], steps=recipe.steps,
+        average=average, snapshot=snapshot, log=log,
+    )  # fmt: skip
     seconds = result.seconds
     _save_pipeline(output, vae, tokenizer, scheduler, average.model)
     snapshot.path.unlink(missing_ok=True)
@@ -117,6 +102,25 @@ def train_diffusion(
         "images_per_second": round(result.new_steps * recipe.batch_size / seconds, 1),
         "seconds": round(seconds, 1),
     }
+
+
+def _optimisation(trained: torch.nn.Module, recipe: DiffusionRecipe, device: torch.device) -> Optimisation:
+    """AdamW with a warm-up and one cosine."""
+    rate = recipe.learning_rate
+    optimiser = torch.optim.AdamW(trained.parameters(), lr=rate, weight_decay=1e-2, fused=device.type == "cuda")
+    warmup = min(0.3, recipe.warmup_steps / recipe.steps)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=recipe.steps, pct_start=warmup)
+    return Optimisation(parameters=list(trained.parameters()), optimisers=[(optimiser, rate)], scheduler=scheduler)
+
+
+def _encode_both_ways(vae: Any, images: torch.Tensor) -> torch.Tensor:
+    """Latents (N, 2, C, h, w) of each image and its mirror image."""
+    return torch.stack([encode_images(vae, images), encode_images(vae, images.flip(-1))], 1)
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> torch.Tensor:
+    """Token ids (N, length) of captions."""
+    return torch.tensor(tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)["input_ids"])
 
 
 class _VelocityBatches:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from genval.diffusion.inpainting.model import save_inpainting
 from genval.runtime.errors import GenValError
@@ -176,38 +176,25 @@ def train_inpainting(
         Figures: last smoothed loss, and inside the box of held-out crops with the right name, with another and with
         none; parameters, steps, images a second, seconds.
     """
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from diffusers import AutoencoderKL, DDIMScheduler
+    from transformers import CLIPTokenizer
 
     torch.manual_seed(recipe.seed)
     vae = AutoencoderKL.from_pretrained(base / "vae").float().to(device).eval()
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder").float().to(device)
-    unet = widened(UNet2DConditionModel.from_pretrained(base / "unet").float())
-    unet = unet.to(device, memory_format=torch.channels_last)
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
-    prompts = [*sorted({*crops.texts, *crops.names}), ""]
-    limit = tokenizer.model_max_length
-    ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
-    trained = torch.nn.ModuleDict({"unet": unet, "text": text_encoder}).train()
+    trained = _load_trained(base, device)
     average = Average(trained, recipe.ema)
-    task = _Task(vae, crops, prompts, ids["input_ids"].to(device), scheduler.alphas_cumprod.to(device), recipe)
+    task = _build_task(vae, crops, tokenizer, scheduler.alphas_cumprod.to(device), recipe)
     optimisation = adamw(
         trained.parameters(), device, learning_rate=recipe.learning_rate, weight_decay=1e-2,
         schedule=warm_cosine(recipe.warmup), betas=(0.9, 0.999),
     )  # fmt: skip
     inside = (~crops.apart).nonzero()[:, 0].to(device)
     generator = torch.Generator(device).manual_seed(recipe.seed)
-
-    def losses(_: int) -> tuple[Tensor, list[Tensor]]:
-        chosen = inside[torch.randint(len(inside), (recipe.batch_size,), generator=generator, device=device)]
-        errors, masks = task.errors(trained, chosen, task.sample_prompts(chosen, generator), generator)
-        loss = (errors * (masks + recipe.kept_weight * (1 - masks))).mean()
-        return loss, [loss]
-
     result = fit(
-        "inpainting", losses, optimisation, labels=["loss"], steps=recipe.steps, seconds=recipe.seconds,
-        average=average, log=log,
+        "inpainting", lambda _: _losses(task, trained, inside, recipe, generator), optimisation, labels=["loss"],
+        steps=recipe.steps, seconds=recipe.seconds, average=average, log=log,
     )  # fmt: skip
     seconds = result.seconds
     measured = task.measure(average.model, crops.apart.nonzero()[:, 0].to(device))
@@ -216,13 +203,43 @@ def train_inpainting(
     return {
         "loss": round(result.losses["loss"], 4),
         **measured,
-        "unet_parameters": weight_count(unet),
-        "text_parameters": weight_count(text_encoder),
+        "unet_parameters": weight_count(trained["unet"]),
+        "text_parameters": weight_count(trained["text"]),
         "crops": len(inside),
         "steps": result.steps,
         "images_per_second": round(result.steps * recipe.batch_size / seconds, 1),
         "seconds": round(seconds, 1),
     }
+
+
+def _load_trained(base: Path, device: torch.device) -> nn.ModuleDict:
+    """The widened UNet and the text encoder of `base`, in training mode."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder").float().to(device)
+    unet = widened(UNet2DConditionModel.from_pretrained(base / "unet").float())
+    unet = unet.to(device, memory_format=torch.channels_last)
+    return nn.ModuleDict({"unet": unet, "text": text_encoder}).train()
+
+
+def _losses(
+    task: _Task, models: Any, inside: Tensor, recipe: InpaintingRecipe, generator: torch.Generator
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss of a batch of the crops `inside` (N,); errors outside the box count less."""
+    index = torch.randint(len(inside), (recipe.batch_size,), generator=generator, device=inside.device)
+    chosen = inside[index]
+    errors, masks = task.errors(models, chosen, task.sample_prompts(chosen, generator), generator)
+    loss = (errors * (masks + recipe.kept_weight * (1 - masks))).mean()
+    return loss, [loss]
+
+
+def _build_task(vae: Any, crops: ObjectCrops, tokenizer: Any, alphas: Tensor, recipe: InpaintingRecipe) -> _Task:
+    """The task with all prompts of the crops tokenized, the empty one last."""
+    prompts = [*sorted({*crops.texts, *crops.names}), ""]
+    limit = tokenizer.model_max_length
+    ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
+    return _Task(vae, crops, prompts, ids["input_ids"].to(alphas.device), alphas, recipe)
 
 
 def widened(unet: Any) -> Any:

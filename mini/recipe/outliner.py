@@ -18,7 +18,7 @@ from genval.grounding.outliner import load_outliner
 from genval.grounding.settings import MaskSettings
 from genval.runtime.flags import make_settings
 from mini.recipe.object_crops import CropSampler, MeasuredCrop, ObjectImages
-from mini.recipe.training import Average, Log, adamw, fit, float32_cosine, warm_cosine, weight_count
+from mini.recipe.training import Average, Log, adamw, fit, float32_cosine, warm_cosine
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,7 @@ def train_outliner(
     average.model.half().eval().save_pretrained(output)
     side = recipe.image_size
     SamImageProcessor(size={"longest_edge": side}, pad_size={"height": side, "width": side}).save_pretrained(output)
-    return {
-        **{f"loss_{label}": round(value, 4) for label, value in result.losses.items()},
-        "parameters": weight_count(average.model),
-        "bytes": (output / "model.safetensors").stat().st_size,
-        "steps": result.steps,
-        "seconds": round(result.seconds, 1),
-    }
+    return result.scores(average.model, output / "model.safetensors")
 
 
 def _losses(model: Any, sampler: CropSampler, recipe: OutlinerRecipe) -> tuple[Tensor, Sequence[Tensor]]:

@@ -141,9 +141,7 @@ def train_segmenter(
     output = resolve(output)
     start = time.perf_counter()
     torch.manual_seed(recipe.seed)
-    # On the CPU, the channels-last backward pass of some of these networks crashes torch 2.14 (seen with the HRNet).
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    network = _build(recipe).to(device, memory_format=layout)  # type: ignore[call-overload]
+    network = _build(recipe, device)
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         done = _fit(
             name, network, images, train_ids, steps=steps, seconds=seconds, batch_size=batch_size,
@@ -152,21 +150,26 @@ def train_segmenter(
     _save(network.cpu().eval(), name, output)
     elapsed = time.perf_counter() - start
 
+    scores = _measure(name, output, val_images, val_train_ids, device) | {"seconds": round(elapsed, 1), "steps": done}
+    log(f"{name}: mIoU {scores['val_miou']:.3f}, at half scale {scores['val_miou_half_scale']:.3f}, {elapsed:.0f} s")
+    return scores
+
+
+def _measure(
+    name: str, output: Path, val_images: Tensor, val_train_ids: Tensor, device: torch.device
+) -> dict[str, Any]:
+    """The scores of the saved segmenter `name` on images at full and at half size, and its size."""
     segmenter = load_segmenter(specification(name, output), device)
     full = _evaluate(segmenter, val_images, val_train_ids)
     half = _evaluate(segmenter, _halve(val_images.float()).round_().byte(), val_train_ids[:, ::2, ::2])
-    figures = {
+    return {
         "val_miou": full["miou"],
         "val_pixel_accuracy_percent": full["pixel_accuracy_percent"],
         "val_miou_half_scale": half["miou"],
         "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
         "bytes": weights_file(name, output).stat().st_size,
-        "seconds": round(elapsed, 1),
-        "steps": done,
         "val_iou": full["iou"],
     }
-    log(f"{name}: mIoU {figures['val_miou']:.3f}, at half scale {figures['val_miou_half_scale']:.3f}, {elapsed:.0f} s")
-    return figures
 
 
 def specification(name: str, folder: Path) -> str:
@@ -231,7 +234,14 @@ def augment(
     return pixels, labels.round_().long()
 
 
-def _build(recipe: SegmenterRecipe) -> nn.Module:
+def _build(recipe: SegmenterRecipe, device: torch.device) -> nn.Module:
+    """A network with random weights on a device."""
+    # On the CPU, the channels-last backward pass of some of these networks crashes torch 2.14 (seen with the HRNet).
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    return _build_on_cpu(recipe).to(device, memory_format=layout)  # type: ignore[call-overload]
+
+
+def _build_on_cpu(recipe: SegmenterRecipe) -> nn.Module:
     path = ARCHITECTURES / recipe.architecture
     if path.suffix == ".py":
         from genval.segmenters.openmmlab import build_network

@@ -152,6 +152,16 @@ class Fit:
     new_steps: int
     start: float
 
+    def scores(self, model: nn.Module, file: Path) -> dict[str, Any]:
+        """The last losses, the model's size, and how long its training took, for `training.json`."""
+        return {
+            **{f"loss_{label}": round(value, 4) for label, value in self.losses.items()},
+            "parameters": weight_count(model),
+            "bytes": file.stat().st_size,
+            "steps": self.steps,
+            "seconds": round(self.seconds, 1),
+        }
+
     @property
     def seconds(self) -> float:
         """Time since the schedule began."""
