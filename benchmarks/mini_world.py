@@ -86,12 +86,12 @@ def main(settings: MiniWorldSettings) -> None:
     base = load_base(BASE, "cuda" if gpu else "cpu")
     segmenter = load_segmenter(settings.segmenter, base.device)
     items = {domain: find_items(f"Cityscapes_{domain}", root=generated / domain) for domain in DOMAINS}
-    generated_images = {domain: np.stack([read_image(item.image) for item in items[domain]]) for domain in DOMAINS}
+    outputs = {domain: np.stack([read_image(item.image) for item in items[domain]]) for domain in DOMAINS}
     originals = np.stack([read_image(find_original(item) or item.image) for item in items["clear"]])
     sets = {
         "rendered": originals,
         "reconstructed": reconstruct(base, originals),
-        "generated": generated_images["clear"],
+        "generated": outputs["clear"],
     }
     masks = {name: mask_scores(segmenter, images, items["clear"]) for name, images in sets.items()}
     for values in masks.values():
@@ -105,7 +105,7 @@ def main(settings: MiniWorldSettings) -> None:
         cases = {
             "rendered": held_out,
             "reconstructed": reconstruct(base, held_out),
-            "generated": generated_images[domain],
+            "generated": outputs[domain],
         }
         said = {name: classifier.predict(band_statistics(images)) for name, images in cases.items()}
         weather[domain] = {f"{name}_not_clear": float((names != "clear").mean()) for name, names in said.items()}

@@ -13,11 +13,16 @@ Writes: OUT/cityscapes/..., OUT/acdc/{rgb_anon,gt}/dusk/..., OUT/training/{diffu
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from genval.runtime import cli
+try:
+    from genval.runtime import cli
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag
 from genval.runtime.paths import resolve

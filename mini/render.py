@@ -16,10 +16,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
-from genval.runtime import cli
+try:
+    from genval.runtime import cli
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag
 from genval.runtime.paths import resolve

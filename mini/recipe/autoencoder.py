@@ -15,7 +15,7 @@ from mini.recipe.training import Log, Optimisation, fit, weight_count
 class AutoencoderRecipe:
     """Size and schedule of the autoencoder."""
 
-    block_out_channels: tuple[int, ...] = (32, 64, 96)  # one block a halving: 3 blocks make factor 4
+    block_out_channels: tuple[int, ...] = (32, 64, 96)  # one block per halving: 3 blocks make factor 4
     layers_per_block: int = 1
     latent_channels: int = 4
     steps: int = 2000
@@ -44,10 +44,10 @@ def train_autoencoder(
         recipe: size and schedule.
         output: folder to write.
         device: where to train.
-        log: takes a line of text.
+        log: called with each line of text.
 
     Returns:
-        Figures: PSNR in dB over the last 256 images after saving and reloading in fp16, parameters, seconds, and the
+        Scores: PSNR in dB over the last 256 images after saving and reloading in fp16, parameters, seconds, and the
         deviation of each latent channel before normalisation.
     """
     from diffusers import AutoencoderKL

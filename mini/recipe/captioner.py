@@ -32,8 +32,8 @@ NUM_CLASSES = len(CLASSES)
 class CaptionerRecipe:
     """Size and schedule of the captioner."""
 
-    image_size: int = 256  # pixels a side: frames are twice as wide as high, and squeezed
-    patch_size: int = 8  # 192 numbers a patch, no more than a token holds: larger ones lose what is small
+    image_size: int = 256  # pixels per side: frames are twice as wide as high, and squeezed
+    patch_size: int = 8  # 192 numbers per patch, no more than a token holds: larger ones lose what is small
     vision_width: int = 192
     vision_layers: int = 6
     text_width: int = 128
@@ -78,10 +78,10 @@ def train_captioner(
         recipe: size and schedule.
         output: folder to write.
         device: where to train.
-        log: takes a line of text.
+        log: called with each line of text.
 
     Returns:
-        Figures: last smoothed losses (nats a token, a part, a cell), parameters, steps, seconds.
+        Scores: last smoothed losses (nats per token, part and cell), parameters, steps, seconds.
     """
     from transformers.utils import logging
 
@@ -234,7 +234,7 @@ def _optimisation(model: Any, heads: nn.Module, recipe: CaptionerRecipe, device:
 def measure_captioner(
     folder: Path, images: Sequence[np.ndarray], texts: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
-    """How often the saved captioner is right on images it was not trained on.
+    """Measure the saved captioner on images that it was not trained on.
 
     A caption names the right weather where its phrases are those of the true domain and of no other. A thing is there
     where the true caption names it, which it does from a share of the image on: 4e-4 for a car (26 of the 256x256
@@ -247,7 +247,7 @@ def measure_captioner(
         device: where to run.
 
     Returns:
-        Figures, all but the counts 0..1: `weather_accuracy`, the least of a domain `weather_accuracy_worst`, and for
+        Scores, all but the counts 0..1: `weather_accuracy`, the least of a domain `weather_accuracy_worst`, and for
         `car` and `person`: accuracy, accuracy balanced over present and absent, and the share present.
     """
     blip = load_blip(str(folder)).to(device)

@@ -73,10 +73,10 @@ def train_contrastive(
         recipe: size and schedule.
         output: folder to write.
         device: where to train.
-        log: takes a line of text.
+        log: called with each line of text.
 
     Returns:
-        Figures: last smoothed losses (nats), parameters, steps, seconds.
+        Scores: last smoothed losses (nats), parameters, steps, seconds.
     """
     from open_clip import CLIP
 
@@ -140,7 +140,7 @@ def _losses(
 def measure_contrastive(
     folder: Path, images: Sequence[np.ndarray], texts: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
-    """How often the saved model is right on images it was not trained on.
+    """Measure the saved model on images that it was not trained on.
 
     Args:
         folder: written by `train_contrastive`.
@@ -149,7 +149,7 @@ def measure_contrastive(
         device: where to run.
 
     Returns:
-        Figures 0..1: `domain_accuracy` of the most similar of "a street, {phrase}" (the first phrase of each domain),
+        Scores 0..1: `domain_accuracy` of the most similar of "a street, {phrase}" (the first phrase of each domain),
         the least of a domain `domain_accuracy_worst`, and `against_clear_worst`: the share of images, of a domain and
         of clear ones alike, that the domain's phrase and the clear one tell apart, for the domain where it is least.
     """
@@ -177,7 +177,7 @@ def multi_positive_loss(logits: Tensor, true: Tensor) -> Tensor:
 
     Args:
         logits: (B, T) similarity of image and text.
-        true: (B, T) bool, which pairs are right; at least one a row and a column.
+        true: (B, T) bool, which pairs are right; at least one per row and column.
 
     Returns:
         The mean negative log-probability of the right ones, over rows and over columns, averaged.

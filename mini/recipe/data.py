@@ -45,7 +45,7 @@ def load_captioned_images(
     if not records:
         raise GenValError(
             f"{data_dir / jsonl} is missing or lists no image. "
-            f"Make the data first: python mini/render.py --out {data_dir}"
+            f"Render the data first: python mini/render.py --output_dir {data_dir}"
         )
     images = np.empty((len(records), 3, height, width), np.uint8)
     label_ids = np.empty((len(records), height, width), np.uint8) if masks else None

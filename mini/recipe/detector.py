@@ -69,10 +69,10 @@ def train_detector(
         recipe: size and schedule.
         output: folder to write: model, tokenizer and preprocessing.
         device: where to train.
-        log: takes a line of text.
+        log: called with each line of text.
 
     Returns:
-        Figures: last smoothed losses, parameters, bytes, steps, seconds.
+        Scores: last smoothed losses, parameters, bytes, steps, seconds.
     """
     from transformers.utils import logging
 
@@ -312,7 +312,7 @@ class _Names:
 
 
 def measure_detector(folder: Path, crops: Sequence[MeasuredCrop], device: torch.device) -> dict[str, Any]:
-    """How well the saved detector does on squares it was not trained on, through the code that uses it.
+    """Measure the saved detector on squares that it was not trained on, through the code that uses it.
 
     Args:
         folder: written by `train_detector`.
@@ -320,8 +320,8 @@ def measure_detector(folder: Path, crops: Sequence[MeasuredCrop], device: torch.
         device: where to run.
 
     Returns:
-        `held_out`, the number of squares; `box_iou`, the mean overlap of the surest box with the true one; and by
-        threshold, 0..1: `recall`, squares where something is found that overlaps the object by half; `false_alarms`,
+        `held_out`, the number of squares; `box_iou`, the mean overlap of the highest-scoring box with the true one; and
+        by threshold, 0..1: `recall`, squares where something is found that overlaps the object by half; `false_alarms`,
         those where something is found in the street without the object; `wrong_names`, those where the object is taken
         for the next name in the alphabet. Without squares, nothing.
     """

@@ -62,10 +62,10 @@ def train_diffusion(
         recipe: size and schedule.
         output: folder to write.
         device: where to train.
-        log: takes a line of text.
+        log: called with each line of text.
 
     Returns:
-        Figures: last smoothed loss, parameters, images per second, seconds.
+        Scores: last smoothed loss, parameters, images per second, seconds.
     """
     from diffusers import AutoencoderKL
 
@@ -83,10 +83,7 @@ def train_diffusion(
     average = Average(trained, recipe.ema)
     optimisation = _optimisation(trained, recipe, device)
     batches = _VelocityBatches(latents, input_ids, empty_ids, scheduler.alphas_cumprod.to(device), recipe)
-    parts = {
-        "trained": trained, "average": average.model,
-        "optimiser": optimisation.optimisers[0][0], "schedule": optimisation.scheduler,
-    }  # fmt: skip
+    parts = {"trained": trained, "average": average.model, **optimisation.state()}
     snapshot = Snapshot(output, recipe, parts, batches.generator, recipe.snapshot_steps)
     result = fit(
         "diffusion", lambda _: batches.losses(unet, text_encoder), optimisation, labels=["loss"], steps=recipe.steps,

@@ -1,4 +1,4 @@
-"""The small inpainting model: the small Stable Diffusion's UNet, taught to draw a named object into a box."""
+"""The small inpainting model: the small Stable Diffusion's UNet, trained to generate a named object in a box."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONTEXT = 1.5  # a crop's side over its box's, as ood_objects/sd_inpaint.py cuts
 class InpaintingRecipe:
     """Crops and schedule."""
 
-    size: int = 128  # pixels a side of a crop
+    size: int = 128  # pixels per side of a crop
     variants: int = 4  # crops of each image
     least_side: float = 0.15  # of the frame's height: smaller objects would be a blur in the crop
     most_room: float = 1.5  # the box's side over the object's, at most
@@ -87,7 +87,7 @@ def load_object_crops(data_dir: Path, recipe: InpaintingRecipe, limit: int | Non
     if not records:
         raise GenValError(
             f"{path} is missing or lists no object of at least {recipe.least_side:.0%} of the image's height. "
-            f"Make the data first: python mini/render.py --out {data_dir} --training_objects 8000"
+            f"Render the data first: python mini/render.py --output_dir {data_dir} --training_objects 8000"
         )
     images = np.empty((len(records), recipe.variants, 3, recipe.size, recipe.size), np.uint8)
     boxes = np.empty((len(records), recipe.variants, 4), np.int64)
@@ -121,7 +121,7 @@ def cut_crop(
         frame: (H, W, 3) uint8.
         square: top, left, side around the object, pixels of the frame.
         recipe: the crop's size, and how much room the box leaves.
-        rng: of the draw.
+        rng: of the random choices.
 
     Returns:
         (size, size, 3) uint8, and top, left, bottom, right of the box in it.
@@ -158,11 +158,11 @@ def train_inpainting(
     device: torch.device,
     log: Log = print,
 ) -> dict[str, Any]:
-    """Go on from the UNet and text encoder in `base`; save a folder that borrows the rest from there, in fp16.
+    """Continue training the UNet and text encoder of `base`; save a folder that borrows the rest from there, in fp16.
 
     The UNet's first convolution gets five channels more, the mask and the latents of the image without the box, at
     first with zero weights (Rombach et al., 2022, section 4.5). The text encoder is trained along, for the base has
-    never read an object's name.
+    never seen an object's name.
 
     Args:
         crops: from `load_object_crops`.
@@ -170,11 +170,11 @@ def train_inpainting(
         recipe: size and schedule.
         output: folder to write, as `genval.diffusion.inpainting.model.save_inpainting` does.
         device: where to train.
-        log: takes a line of text.
+        log: called with each line of text.
 
     Returns:
-        Figures: last smoothed loss, and inside the box of held-out crops with the right name, with another and with
-        none; parameters, steps, images a second, seconds.
+        Scores: last smoothed loss, and inside the box of held-out crops with the right name, with another and with
+        none; parameters, steps, images per second, seconds.
     """
     from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTokenizer

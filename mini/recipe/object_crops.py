@@ -58,7 +58,7 @@ class ObjectImages:
 
 
 def load_object_images(data_dir: Path, limit: int | None = None, workers: int = 8) -> ObjectImages:
-    """Read what `data_dir/training/objects.jsonl` lists; lines without an object are passed over.
+    """Read what `data_dir/training/objects.jsonl` lists; lines without an object are skipped.
 
     Each line is `{"image", "clean", "mask", "object"}`: a street with an object, the same street without it, where the
     object is seen (0 and 255), and its name; paths start at `data_dir`.
@@ -70,7 +70,9 @@ def load_object_images(data_dir: Path, limit: int | None = None, workers: int = 
     listed = data_dir / "training/objects.jsonl"
     records = [line for line in read_jsonl(listed) if line.get("object")][:limit] if listed.is_file() else []
     if not records:
-        raise GenValError(f"{listed} is missing or lists no object. Make the data first: python mini/render.py --help")
+        raise GenValError(
+            f"{listed} is missing or lists no object. Render the data first: python mini/render.py --help"
+        )
     lacking = [f"{field!r}: {line}" for line in records for field in ("image", "clean", "mask") if not line.get(field)]
     if lacking:
         raise GenValError(f"{listed}: a line has no field {lacking[0][:300]}")
@@ -147,7 +149,7 @@ class CropSampler:
     Args:
         images: on the device where the squares are made.
         size: of the squares, in pixels.
-        seed: of the draw.
+        seed: of the random choices.
     """
 
     def __init__(self, images: ObjectImages, size: int, seed: int) -> None:
@@ -196,7 +198,7 @@ def sample_squares(boxes: Tensor, side: int, generator: torch.Generator) -> Tens
     Args:
         boxes: (B, 4) left, top, right, bottom in pixels.
         side: of the image; squares lie inside it.
-        generator: of the draw.
+        generator: of the random choices.
 
     Returns:
         (B, 3) float32: left, top, side.

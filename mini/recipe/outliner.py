@@ -57,10 +57,10 @@ def train_outliner(
         recipe: size and schedule.
         output: folder to write: model and preprocessing.
         device: where to train.
-        log: takes a line of text.
+        log: called with each line of text.
 
     Returns:
-        Figures: last smoothed losses of masks and of their estimated quality, parameters, bytes, steps, seconds.
+        Scores: last smoothed losses of masks and of their estimated quality, parameters, bytes, steps, seconds.
     """
     from transformers import SamImageProcessor
     from transformers.utils import logging
@@ -157,7 +157,7 @@ def jittered(boxes: Tensor, deviation: float, generator: torch.Generator) -> Ten
 
 
 def outline_losses(logits: Tensor, estimates: Tensor, masks: Tensor) -> Tensor:
-    """Losses of three masks an image and of their estimated quality.
+    """Losses of three masks per image and of their estimated quality.
 
     Of the three the best one learns, by cross-entropy and Dice loss, as in Segment Anything (Kirillov et al., 2023,
     which has focal loss in place of cross-entropy); every estimate learns its own mask's intersection over union.
@@ -187,7 +187,7 @@ def mask_overlap(one: Tensor, other: Tensor) -> Tensor:
 def measure_outliner(
     folder: Path, crops: Sequence[MeasuredCrop], device: torch.device, detector: Path | None = None
 ) -> dict[str, Any]:
-    """How well the saved outliner does on squares it was not trained on, through the code that uses it.
+    """Measure the saved outliner on squares that it was not trained on, through the code that uses it.
 
     Args:
         folder: written by `train_outliner`.

@@ -104,11 +104,10 @@ def train_segmenter(
     num_classes: int = NUM_CLASSES,
     log: Log = print,
 ) -> dict[str, Any]:
-    """Train one small segmenter, save it in fp16, read it back and measure it.
+    """Train one small segmenter, save it in fp16, load it again and measure it.
 
-    Everything stays on the device as uint8; batches are drawn, augmented and normalised there. Batches have only two
-    shapes, the images' size and half of it, so that cuDNN's benchmark mode settles at once. Seeds are fixed; on a GPU
-    the last bits still vary, since some backward operations add in no fixed order.
+    Batches are sampled, augmented and normalised on the device. They have two shapes only, the images' size and half
+    of it, so that cuDNN's benchmark mode settles quickly. On a GPU, the last bits vary between runs.
 
     Args:
         name: a key of `SEGMENTER_RECIPES`.
@@ -121,12 +120,12 @@ def train_segmenter(
         device: where to train.
         steps: of the optimiser.
         seconds: end after this time even if steps remain; the learning rate's decay is shortened accordingly.
-        batch_size: images a step.
+        batch_size: images per step.
         num_classes: how many classes the labels have; the head keeps 19 logits in any case.
-        log: takes a line of text.
+        log: called with each line of text.
 
     Returns:
-        Figures of the file that was saved: `val_miou` (over the classes that are labelled, 0..1),
+        Scores of the file that was saved: `val_miou` (over the classes that are labelled, 0..1),
         `val_pixel_accuracy_percent`, `val_miou_half_scale`, `parameters`, `bytes`, `seconds`, `steps`, and `val_iou`
         by class (None where it is not labelled).
 
@@ -143,10 +142,7 @@ def train_segmenter(
     torch.manual_seed(recipe.seed)
     network = _build(recipe, device)
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-        done = _fit(
-            name, network, images, train_ids, steps=steps, seconds=seconds, batch_size=batch_size,
-            num_classes=num_classes, log=log,
-        )  # fmt: skip
+        done = _fit(name, network, images, train_ids, steps, seconds, batch_size, num_classes, log)
     _save(network.cpu().eval(), name, output)
     elapsed = time.perf_counter() - start
 
@@ -268,7 +264,6 @@ def _fit(
     network: nn.Module,
     images: Tensor,
     train_ids: Tensor,
-    *,
     steps: int,
     seconds: float | None,
     batch_size: int,

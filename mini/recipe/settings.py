@@ -37,9 +37,7 @@ class TrainSettings:
     )
     captioner_steps: int = flag(9000, "training steps of the captioner", type=positive_int)
     clip_steps: int = flag(1500, "training steps of the CLIP model", type=positive_int)
-    captioner_seconds: int | None = flag(
-        None, "time limit of the captioner and of the CLIP model, seconds", type=positive_int
-    )
+    captioner_seconds: int | None = flag(None, "time limit of captioner and CLIP model, seconds", type=positive_int)
     inpainting_steps: int = flag(6000, "training steps of the inpainting model", type=positive_int)
     inpainting_seconds: int | None = flag(None, "time limit, seconds", type=positive_int)
     detector_steps: int = flag(4000, "training steps of the detector", type=positive_int)

@@ -109,6 +109,11 @@ class Optimisation:
                 for group in optimiser.param_groups:
                     group["lr"] = self.schedule(rate, progress)
 
+    def state(self) -> dict[str, Any]:
+        """What a snapshot saves of one optimiser and its scheduler."""
+        ((optimiser, _),) = self.optimisers
+        return {"optimiser": optimiser, "schedule": self.scheduler}
+
     def step(self, loss: Tensor) -> None:
         """Take one step down the gradient of `loss`."""
         for optimiser, _ in self.optimisers:
@@ -195,7 +200,7 @@ def fit(
         snapshot: where the state is saved; a state found there is resumed.
         after_step: called after each step.
         untimed_first_step: start the clock after the first step, which compiles the model.
-        log: takes a line of text.
+        log: called with each line of text.
     """
     step = first = snapshot.load() if snapshot else 0
     smoothed: Tensor | None = None

@@ -25,9 +25,9 @@ class Views:
 
     Args:
         images: (N, 3, H, W) uint8 RGB.
-        batch_size: images a batch.
+        batch_size: images per batch.
         device: where batches are made; the images are kept there.
-        seed: of the draw.
+        seed: of the random choices.
     """
 
     def __init__(self, images: Tensor, batch_size: int, device: torch.device, seed: int) -> None:

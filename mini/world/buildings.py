@@ -14,7 +14,7 @@ from .textures import STATES, TILE_SCALES, facade_tile, recolor, stains
 
 BUILDING, WALL_LABEL, FENCE = 11, 12, 13
 STOREY = 3.1  # metres
-FLAT = 9  # pixels; what is lower is drawn in one colour
+FLAT = 9  # pixels; anything lower is painted in one colour
 WALLS = ((206, 190, 160), (190, 150, 120), (150, 84, 66), (214, 208, 196), (178, 176, 170), (196, 160, 96),
          (222, 196, 150), (160, 120, 100), (140, 150, 160), (206, 170, 150), (120, 70, 56), (186, 196, 186),
          (230, 222, 206), (170, 140, 116))  # fmt: skip
@@ -36,7 +36,7 @@ TINTS = np.array((0.8, 1.0, 1.25, 1.6))[:, None, None]  # of the glass in each s
 
 
 def paint_segment(canvas: Canvas, segment: Segment, india: bool) -> None:
-    """Draw one stretch of a side."""
+    """Paint one stretch of a side."""
     if _outside(canvas, segment):
         return
     rng = np.random.Generator(np.random.PCG64(segment.seed))

@@ -90,7 +90,7 @@ def _wheel(radius: float, z: float) -> np.ndarray:
 
 
 def paint_figure(canvas: Canvas, thing: Thing, instance: int) -> None:
-    """Draw a person, a cycle, or a cycle with its rider."""
+    """Paint a person, a cycle, or a cycle with its rider."""
     camera = canvas.camera
     depth = camera.depth_of(thing.x, thing.z)
     if depth < 2.5:

@@ -22,7 +22,7 @@ SMALL_BULKS = {"person": (0.3, 0.5, 1.7), "lamp": (0.16, 0.16, 6.6), "sign": (0.
 
 @dataclass(frozen=True)
 class GroundGrid:
-    """World coordinates of the ground rows: X, Z (R, W), forward distance (R, 1), first row, metres a pixel."""
+    """World coordinates of the ground rows: X, Z (R, W), forward distance (R, 1), first row, metres per pixel."""
 
     first: int
     x: np.ndarray
@@ -131,7 +131,7 @@ def _materials(
     gain -= 0.05 * np.maximum(1 - np.abs(in_lane - 0.8) / 0.35, 0) * on_road  # tyre tracks are darker
     color = np.stack([cv2.LUT(labels, column.copy()) for column in table.T])
     color *= gain
-    if rng.random() < 0.5:  # a mended patch of road
+    if rng.random() < 0.5:  # a repaired patch of road
         px, pz = span(rng, layout.left, layout.right), span(rng, 6, 18)
         patch = (np.abs(x - px) < span(rng, 0.4, 1.3)) & (np.abs(z - pz) < span(rng, 0.8, 3)) & on_road
         color *= 1 - span(rng, 0.1, 0.25) * patch

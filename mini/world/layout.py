@@ -1,4 +1,4 @@
-"""What stands where: a street and its things in world metres, drawn from one random generator.
+"""What stands where: a street and its things in world metres, sampled with one random generator.
 
 The layout does not depend on the weather or the image size. The car drives along +Z with X = 0 the middle of its
 lane. India is another country: traffic keeps left, and other things stand along the street.
@@ -86,7 +86,7 @@ class Layout:
 
 
 def sample(rng: np.random.Generator, india: bool) -> Layout:
-    """Draw a street."""
+    """Sample a street."""
     style = pick(rng, ("city", "works", "suburb", "residential", "city")) if india else pick(rng, STYLES)
     lane = span(rng, 3.0, 3.6)
     same = 2 if rng.random() < (0.55 if style in ("avenue", "works") else 0.25) else 1

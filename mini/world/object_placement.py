@@ -18,17 +18,17 @@ METRES = (0.4, 3.2)  # height of an object; the same range for all names, becaus
 def place_object(scene: Render, name: str, rng: np.random.Generator, floating: bool = False) -> StreetObject | None:
     """Find a place for an object on the road or sidewalk of a street, in full view.
 
-    Its height in the image is drawn first, from 24 to 110 of 256 rows, then where it stands; its height in metres
+    Its height in the image is sampled first, from 24 to 110 of 256 rows, then where it stands; its height in metres
     follows from the distance, so that an object farther up in the image is smaller.
 
     Args:
         scene: the street without it.
         name: of a sprite.
-        rng: of the draw.
+        rng: of the random choices.
         floating: lift it anywhere above the ground, as objects that are inpainted at random are.
 
     Returns:
-        The object, or None where no place was found in 100 draws.
+        The object, or None where no place was found in 100 attempts.
     """
     camera, rows = scene.camera, scene.label_ids.shape[0]
     ground = np.isin(scene.label_ids, GROUND)

@@ -78,7 +78,7 @@ def plan_training(number: int) -> Iterator[ObjectJob]:
 
 def render_test_set(number: int, target: Target, workers: int) -> int:
     """Render what is missing of the test set; returns how many images were written."""
-    jobs = [job for job in plan_test(number) if _lacks(target, job.image, job.mask)]
+    jobs = [job for job in plan_test(number) if _is_missing(target, job.image, job.mask)]
     return render_jobs(_render_test, jobs, target, workers)[1]
 
 
@@ -89,7 +89,9 @@ def render_training_set(number: int, target: Target, workers: int) -> int:
     path = target.out / LIST
     known = {line["image"]: line for line in read_jsonl(path)} if path.exists() else {}
     jobs = [
-        job for job in plan_training(number) if job.image not in known or _lacks(target, job.image, job.mask, job.clean)
+        job
+        for job in plan_training(number)
+        if job.image not in known or _is_missing(target, job.image, job.mask, job.clean)
     ]
     new, written = render_jobs(_render_training, jobs, target, workers)
     known |= new
@@ -97,7 +99,7 @@ def render_training_set(number: int, target: Target, workers: int) -> int:
     return written
 
 
-def _lacks(target: Target, *paths: str) -> bool:
+def _is_missing(target: Target, *paths: str) -> bool:
     return target.overwrite or not all((target.out / path).exists() for path in paths)
 
 
@@ -185,5 +187,5 @@ def square_around(shown: np.ndarray, rng: np.random.Generator) -> list[int]:
 def _write(target: Target, writer: ThreadPoolExecutor, files: dict[str, np.ndarray]) -> list:
     from genval.runtime.files import write_png
 
-    wanted = {target.out / path: pixels for path, pixels in files.items() if _lacks(target, path)}
+    wanted = {target.out / path: pixels for path, pixels in files.items() if _is_missing(target, path)}
     return [writer.submit(write_png, path, pixels, noisy=True) for path, pixels in wanted.items()]

@@ -69,22 +69,22 @@ def scaled_sprite(name: str, height: int) -> np.ndarray:
 
 
 def paint_object(canvas: Canvas, thing: StreetObject) -> None:
-    """Draw an object, lit from the side of the sun and darker towards its foot."""
+    """Paint an object, lit from the side of the sun and darker towards its foot."""
     camera = canvas.camera
     depth = camera.depth_of(thing.x, thing.z)
-    scale = camera.focal / depth  # pixels a metre
+    scale = camera.focal / depth  # pixels per metre
     column, row = camera.foot(thing.x, thing.z)
-    drawn = scaled_sprite(thing.name, max(1, round(thing.height * scale)))
+    scaled = scaled_sprite(thing.name, max(1, round(thing.height * scale)))
     if thing.mirrored:
-        drawn = drawn[:, ::-1]
-    height, width = drawn.shape[:2]
+        scaled = scaled[:, ::-1]
+    height, width = scaled.shape[:2]
     patch = np.empty((height, width, 4), np.uint8)
     # What is near the ground gets less light from the sky.
     above = np.linspace(1, 0, height, dtype=np.float32)[:, None, None]
-    patch[..., :3] = drawn[..., :3] * (PAINT * np.clip(0.72 + 1.6 * above, 0, 1))
+    patch[..., :3] = scaled[..., :3] * (PAINT * np.clip(0.72 + 1.6 * above, 0, 1))
     across = np.linspace(-1, 1, width, dtype=np.float32)
     lit = 0.4 + 0.4 * max(0.0, -canvas.sun[2]) + 0.3 * canvas.sun[0] * across
     patch[..., 3] = 255 * np.clip(lit, 0, 1)
     surface = canvas.surface(DYNAMIC, depth)
     top = row - (thing.height + thing.lift) * scale
-    canvas.sprite(column - width / 2, top, patch, drawn[..., 3].astype(np.uint8), surface)
+    canvas.sprite(column - width / 2, top, patch, scaled[..., 3].astype(np.uint8), surface)

@@ -12,7 +12,7 @@ import numpy as np
 # Materials of facade tiles. A cell adds 16 * state, so that windows of one facade differ (see `buildings.py`).
 WALL, JOINT, FRAME, GLASS, SHEEN, TRIM, SHUTTER, DOOR, SHOP, AWNING, RAIL, SHADE = range(12)
 STATES = 4
-TILE_SCALES = (40, 20, 10)  # texels a storey, finest first
+TILE_SCALES = (40, 20, 10)  # texels per storey, finest first
 
 
 @cache

@@ -429,7 +429,7 @@ def paint_vehicle(canvas: Canvas, thing: Thing, instance: int, india: bool) -> N
     label = LABELS[thing.kind]
     mean = camera.depth_of(thing.x, thing.z)
     parents = sorted((i for i in mesh.parents if seen[i]), key=lambda i: -distance[i])
-    scale = camera.focal / mean  # pixels a metre
+    scale = camera.focal / mean  # pixels per metre
     tiny = scale < 8
     for i in parents:
         face = mesh.faces[i]

@@ -54,7 +54,7 @@ def _rgb(*values: float) -> np.ndarray:
 
 
 def sample_light(domain: str, azimuth: float, rng: np.random.Generator) -> Light:
-    """Draw the illumination of a domain; `azimuth` of the sun is in radians, 0 behind the camera."""
+    """Sample the illumination of a domain; `azimuth` of the sun is in radians, 0 behind the camera."""
     elevation = span(rng, 0.4, 1.1)
     sun = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), -np.cos(azimuth) * np.cos(elevation)])
     warm, mood = span(rng, 0, 1), span(rng, 0.9, 1.08)

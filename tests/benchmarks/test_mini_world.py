@@ -71,6 +71,6 @@ def test_masks_are_pooled_before_the_mean(benchmark, tmp_path):
         def __call__(self, images, size):
             return torch.nn.functional.one_hot(torch.zeros(len(images), *size, dtype=torch.long), 19).movedim(-1, 1)
 
-    values = benchmark.mask_figures(AllRoad(), np.zeros((3, 8, 16, 3), np.uint8), items, batch_size=2)
+    values = benchmark.mask_scores(AllRoad(), np.zeros((3, 8, 16, 3), np.uint8), items, batch_size=2)
     road = np.mean([CITYSCAPES.to_train_ids(mask) == 0 for mask in masks])
     assert values == pytest.approx({"miou": road / 2, "pixel_accuracy_percent": 100 * road})
