@@ -165,7 +165,7 @@ def find_images(settings: EvaluationSettings, dataset: str) -> tuple[list[Item],
 
 
 def results_name(settings: EvaluationSettings, dataset: str) -> str:
-    """Return the name of a data set's results; those of a gated set are kept apart, as `Cityscapes_fog-gated`."""
+    """Return the name of a data set's results; a gated set has its own name, `Cityscapes_fog-gated`."""
     return f"{dataset}{GATED_SUFFIX}" if settings.gate and is_generated(dataset) else dataset
 
 
