@@ -1,4 +1,4 @@
-"""Reproduce the paper's protocol in one command: from data sets and checkpoints on the disk to all tables and one page.
+"""Reproduce the paper's protocol in one command, from data sets and checkpoints to tables and report.
 
 The protocol has 512 images in each of five domains, the 42 segmenters of the zoo, temperatures found on generated images
 and tested on the real domains, generated objects, corruptions as a baseline, correlations, tables and the report.

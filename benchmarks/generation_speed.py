@@ -5,10 +5,11 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 
     python benchmarks/generation_speed.py --output results/generation_speed.json
 
-`proxy` is diffusers in float32, one picture at a time, 25 DDIM steps: the published code took 1.56 times as long beside
-it on an H100 (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.generate`, as ControlNet/style_transfer.py
-does, text encoding, decoding and the way back to the CPU included. Warm-up (compiling, recording) is given apart.
-`psnr_dB` compares a row's first picture with the proxy's: same noise, prompt and mask, other precision.
+`proxy` is diffusers in float32, one image at a time, 25 DDIM steps: the published code took 1.56 times as long
+beside it on an H100 (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.generate`, as
+ControlNet/style_transfer.py does, text encoding, decoding and the way back to the CPU included. Warm-up (compiling,
+recording) is given apart. `psnr_dB` compares a row's first image with the proxy's: same noise, prompt and mask,
+other precision.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from genval.runtime.settings import comma_list, positive_int
 
 PUBLISHED_OVER_PROXY = 1.56
 PEAK_TFLOPS = 792.0  # bf16 matrix products measured on an H100 80GB HBM3
-# TFLOP a step and for decoding one picture, with guidance, counted on the published computation.
+# TFLOP a step and for decoding one image, with guidance, counted on the published computation.
 ARITHMETIC = {"sd15": (2.174, 2.51)}
 
 # batch size, sampler, steps, compiled, graphed
@@ -173,7 +174,7 @@ class Benchmark:
         self.reference: Any = None
 
     def measure(self, name: str) -> dict[str, Any]:
-        """One row: seconds a picture and what follows from it."""
+        """One row: seconds an image and what follows from it."""
         import torch
 
         batch, sampler, steps, compiled, graphed = ROWS[name]
@@ -199,7 +200,7 @@ class Benchmark:
         return row
 
     def time(self, draw: Callable[[], Any]) -> tuple[float, Any]:
-        """Seconds of a call, and the first picture it drew."""
+        """Seconds of a call, and the first image it drew."""
         import torch
 
         start = time.perf_counter()
@@ -240,7 +241,7 @@ class Benchmark:
         return draw
 
     def proxy(self, steps: int) -> Callable[[], Any]:
-        """A call that draws one picture with diffusers' pipeline in float32."""
+        """A call that draws one image with diffusers' pipeline in float32."""
         import torch
         from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 
@@ -350,7 +351,7 @@ dummy_tokenizer.model_max_length = 77  # type: ignore[attr-defined]
 
 
 def psnr(image: Any, reference: Any) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures in dB."""
+    """Peak signal-to-noise ratio of two uint8 images in dB."""
     import numpy as np
 
     error = np.mean((image.astype(np.float64) - reference) ** 2)

@@ -5,11 +5,12 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 
     python benchmarks/inpainting_speed.py --output results/inpainting_speed.json
 
-The published code is diffusers' StableDiffusionInpaintPipeline in float16, one picture at a time: 512x512, 50 steps for
-`inpaint`; the whole frame of 1024x2048, 32 of 50 steps for `refine`. The rows named published run exactly that. All
-other rows run `genval.diffusion.inpainting.model.inpaint` as the scripts do, text, encoding, decoding and the way back to the
-CPU included; those named stage run a script's whole stage, PNG files of 1024x2048 included. Warm-up (compiling) is
-given apart. `psnr_dB` compares a row's first picture with the published row's: same noise and picture, other precision.
+The published code is diffusers' StableDiffusionInpaintPipeline in float16, one image at a time: 512x512, 50 steps
+for `inpaint`; the whole frame of 1024x2048, 32 of 50 steps for `refine`. The rows named published run exactly that.
+All other rows run `genval.diffusion.inpainting.model.inpaint` as the scripts do, text, encoding, decoding and the way
+back to the CPU included; those named stage run a script's whole stage, PNG files of 1024x2048 included. Warm-up
+(compiling) is given apart. `psnr_dB` compares a row's first image with the published row's: same noise and image,
+other precision.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from genval.runtime.settings import comma_list, positive_int
 
 @dataclass(frozen=True)
 class Row:
-    """What a row measures: `side` is of the crop at true size, `batch` pictures at a time."""
+    """What a row measures: `side` is of the crop at true size, `batch` images at a time."""
 
     stage: str
     batch: int
@@ -151,7 +152,7 @@ class Benchmark:
         self.published: dict[str, tuple[float, Any]] = {}
 
     def measure(self, name: str) -> dict[str, Any]:
-        """One row: seconds a picture and what follows from it."""
+        """One row: seconds an image and what follows from it."""
         import torch
 
         row = ROWS[name]
@@ -190,7 +191,7 @@ class Benchmark:
         return InpaintingConfig(self.args.steps or row.steps, guidance, strength, row.sampler)
 
     def time(self, draw: Callable[[], Any]) -> tuple[float, Any]:
-        """Seconds of a call, and the first picture it drew."""
+        """Seconds of a call, and the first image it drew."""
         import torch
 
         start = time.perf_counter()
@@ -231,7 +232,7 @@ class Benchmark:
         return draw
 
     def proxy(self, row: Row) -> Callable[[], Any]:
-        """A call that draws one picture with diffusers' pipeline in float16; for refinement, the whole frame."""
+        """A call that draws one image with diffusers' pipeline in float16; for refinement, the whole frame."""
         import torch
         from diffusers import StableDiffusionInpaintPipeline
 
@@ -259,8 +260,8 @@ class Benchmark:
 
         def draw() -> Any:
             text = model.encode_text(["", *batch.prompts])
-            # At full strength the same noise makes the same picture as ours; below it the pipeline adds its own.
-            given = {"latents": noise.to(model.dtype)} if config.strength == 1 else {}
+            # At full strength the same noise makes the same image as ours; below it the pipeline adds its own.
+            given = {"latents": noise.to(model.dtype)} if config.denoising_strength == 1 else {}
             images = pipeline(
                 prompt_embeds=text.states[1:],
                 negative_prompt_embeds=text.states[:1],
@@ -280,12 +281,12 @@ class Benchmark:
         return draw
 
     def stage(self, row: Row) -> tuple[float, float, int]:
-        """Seconds of the first batch and of the ones after it, and how many pictures those are, files included."""
+        """Seconds of the first batch and of the ones after it, and how many images those are, files included."""
         import torch
 
         from genval.artifacts.stage import run_stage
         from genval.datasets.items import Item
-        from genval.datasets.ood_objects import find_object_pictures
+        from genval.datasets.ood_objects import find_object_images
         from genval.datasets.placement import PlacementConfig
         from genval.diffusion.inpainting.stages import ObjectStage, RefinementStage, plan_objects, plan_refinements
 
@@ -302,7 +303,7 @@ class Benchmark:
             )
             if row.stage == "refine":
                 write_inpainted(stage, objects)
-                pictures = find_object_pictures(stage.folder, stage.folder)
+                pictures = find_object_images(stage.folder, stage.folder)
                 objects = plan_refinements(pictures, "{object}", 0)
                 stage = RefinementStage(Path(folder) / "refined", {}, model, config, size, **options)
             seconds = []
@@ -349,7 +350,7 @@ def write_inpainted(stage: Any, items: Sequence[Any]) -> None:
 
 
 def inputs(batch: int, height: int, width: int) -> Any:
-    """Pictures, boxes, prompts and seeds of a batch."""
+    """Images, boxes, prompts and seeds of a batch."""
     import cv2
     import numpy as np
 
@@ -402,7 +403,7 @@ dummy_tokenizer.model_max_length = 77  # type: ignore[attr-defined]
 
 
 def psnr(image: Any, reference: Any) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures in dB."""
+    """Peak signal-to-noise ratio of two uint8 images in dB."""
     import numpy as np
 
     error = np.mean((image.astype(np.float64) - reference) ** 2)

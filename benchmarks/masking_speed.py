@@ -1,12 +1,12 @@
 """Speed of finding and outlining objects, GroundingDINO Swin-T and SAM ViT-H with random weights of true size.
 
-Reads:  nothing: weights and pictures are random
+Reads:  nothing: weights and images are random
 Writes: --output, JSON; prints a Markdown table
 
     python benchmarks/masking_speed.py --output results/masking_speed.json
 
-A row is PRECISION:BATCH. `loop` rows take one picture after the other, preparation and all, as the published code does
-(in float32); the others are batches, prepared by threads meanwhile, as ood_objects/get_masks.py does. Every picture
+A row is PRECISION:BATCH. `loop` rows take one image after the other, preparation and all, as the published code does
+(in float32); the others are batches, prepared by threads meanwhile, as ood_objects/get_masks.py does. Every image
 gets both models: a box in its middle is outlined, whatever was detected. Files are neither read nor written.
 """
 
@@ -62,9 +62,9 @@ class MaskingSpeedSettings:
         type=comma_list,
     )
     pictures: int = flag(64, "of the batched rows; loops take a quarter", type=positive_int)
-    side: int = flag(384, "pixels of a picture's side", type=positive_int)
-    threads: int = flag(8, "that prepare pictures", type=positive_int)
-    tiny: bool = flag(False, "small models and pictures, to try it out")
+    side: int = flag(384, "pixels of an image's side", type=positive_int)
+    threads: int = flag(8, "that prepare images", type=positive_int)
+    tiny: bool = flag(False, "small models and images, to try it out")
     accelerator: str = flag("cuda", "")
     output: str = flag("results/masking_speed.json", "")
     preset: str | None = None
@@ -91,10 +91,10 @@ def main(settings: MaskingSpeedSettings) -> None:
             torch.cuda.reset_peak_memory_stats(device)
         seconds = [walk(*models, shown, batch, 0 if loop else settings.threads) for _ in range(2)][-1]
         gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-        rows.append({"row": text, "ms a picture": 1000 * seconds / len(shown), "GiB": gib})
+        rows.append({"row": text, "ms an image": 1000 * seconds / len(shown), "GiB": gib})
         for name in ("loop-32-true", f"loop-{precision}"):
-            known = [row["ms a picture"] for row in rows if row["row"] == name]
-            rows[-1][f"x {name}"] = known[0] / rows[-1]["ms a picture"] if known else None
+            known = [row["ms an image"] for row in rows if row["row"] == name]
+            rows[-1][f"x {name}"] = known[0] / rows[-1]["ms an image"] if known else None
         print(rows[-1], flush=True)
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         write_json(resolve(settings.output), {"device": machine, "torch": torch.__version__, "rows": rows})
@@ -156,10 +156,10 @@ def place_models(
 
 
 def walk(detector: Any, outliner: Any, pictures: list[np.ndarray], size: int, threads: int) -> float:
-    """Go through the pictures in batches of `size`; without threads they are prepared in between. Returns seconds."""
+    """Go through the images in batches of `size`; without threads they are prepared in between. Returns seconds."""
 
-    def prepare(picture: np.ndarray) -> Prepared:
-        return detector.prepare(picture), outliner.prepare(picture), picture.shape[:2]
+    def prepare(image: np.ndarray) -> Prepared:
+        return detector.prepare(image), outliner.prepare(image), image.shape[:2]
 
     start = time.perf_counter()
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -170,7 +170,7 @@ def walk(detector: Any, outliner: Any, pictures: list[np.ndarray], size: int, th
 
 
 def see(detector: Any, outliner: Any, batch: list[Prepared]) -> None:
-    """Both models on a batch of prepared pictures; their results are on the CPU afterwards."""
+    """Both models on a batch of prepared images; their results are on the CPU afterwards."""
     for_detector, for_outliner, sizes = zip(*batch, strict=True)
     detector.detect(for_detector, sizes, "lion", 0.999, 0.25, 0.8)
     middle = [(width / 4, height / 4, 3 * width / 4, 3 * height / 4) for height, width in sizes]

@@ -2,13 +2,13 @@
 
 Reads:  checkpoints/mini
 Writes: --output_dir: world/ (rendered streets), generated/ (ControlNet/style_transfer.py --preset mini),
-        mini_world.json; prints two tables in Markdown. Run again, it keeps the pictures that are there.
+        mini_world.json; prints two tables in Markdown. Run again, it keeps the images that are there.
 
     python benchmarks/mini_world.py --accelerator gpu --num_samples 200
 
 Masks: mIoU of a mini segmenter on rendered clear streets at the generator's size, on their reconstruction by the
 generator's VAE, which is the ceiling of anything it can draw, and on the generated streets of the same masks.
-Weather: a logistic regression on colours and edges of picture bands, fitted to rendered streets and their
+Weather: a logistic regression on colours and edges of image bands, fitted to rendered streets and their
 reconstructions alike, so that the VAE's blur says nothing; first on held-out renders, then on generated streets.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 BASE = "checkpoints/mini/stable-diffusion"
 DOMAINS = ("clear", "fog", "night", "rain", "snow", "india")
-# Bands of a picture, top to bottom, whose statistics tell the weather: the sky at the top, the road at the bottom.
+# Bands of an image, top to bottom, whose statistics tell the weather: the sky at the top, the road at the bottom.
 BANDS = 4
 # How style_transfer.py draws; what is not given is as in the preset.
 DRAWING = ("controlnet", "sampler", "steps", "guidance_scale", "control_scale", "batch_size", "precision")
@@ -140,16 +140,17 @@ def rendered(world: Path, domain: str, split: str, height: int, width: int) -> n
     import numpy as np
 
     from genval.datasets import find_items
+    from genval.datasets.boxes import Box
     from genval.diffusion.framing import fit_image
     from genval.runtime.files import read_image
 
     name, cond = {"clear": ("Cityscapes", "all"), "india": ("IDD", "all")}.get(domain, ("ACDC", domain))
     images = [read_image(item.image) for item in find_items(name, cond, split=split, datasets_dir=world)]
-    return np.stack([fit_image(image, (0, 0, *image.shape[:2]), height, width) for image in images])
+    return np.stack([fit_image(image, Box(0, 0, *image.shape[:2]), height, width) for image in images])
 
 
 def reconstruct(base: StableDiffusion, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
-    """Pictures through the generator's VAE and back, RGB uint8 (N, H, W, 3)."""
+    """Images through the generator's VAE and back, RGB uint8 (N, H, W, 3)."""
     import numpy as np
     import torch
 
@@ -161,7 +162,7 @@ def reconstruct(base: StableDiffusion, images: np.ndarray, batch_size: int = 16)
 
 
 def mask_figures(segmenter: Any, images: np.ndarray, items: list[Item], batch_size: int = 16) -> dict[str, float]:
-    """Agreement of a segmenter with the masks of `items` on pictures of them, pooled."""
+    """Agreement of a segmenter with the masks of `items` on images of them, pooled."""
     import numpy as np
 
     from genval.datasets import CLASSES, read_pair

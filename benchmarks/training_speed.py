@@ -2,7 +2,7 @@
 
 A row is `[SIZE:][OPTION-...]BATCH`. Ours (`8`, `compile-32`, `sdxl:checkpointing-4`) run as ControlNet/train.py does:
 its module, its Trainer, latents and text states cached. Options: compile, cudnn (attention), checkpointing, 8bit, ema.
-`proxy-8` is a plain diffusers loop in bfloat16 that encodes pictures and captions at every step; the published code's
+`proxy-8` is a plain diffusers loop in bfloat16 that encodes images and captions at every step; the published code's
 speed is a 3.5th of it (both were once timed side by side). Weights are random, at true size, made on the device.
 Warm-up (compiling, choosing convolution algorithms, one optimiser step) is counted apart.
 
@@ -56,7 +56,7 @@ COLUMNS = {
 class Size:
     """Configs of a model, and what a row of it does."""
 
-    side: int  # pixels of the square pictures
+    side: int  # pixels of the square images
     pairs: int  # an optimiser step
     unet: dict[str, Any]
     vae: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Images a second of the zoo's models and of their evaluation, against mmsegmentation's own inference, random weights.
+"""Images per second of the zoo's models, of their evaluation and of mmsegmentation's inference, with random weights.
 
 Reads:  the configs that ship with mmsegmentation
 Writes: {output}/zoo_speed.json, after every row, and {output}/zoo_speed.md
@@ -42,10 +42,10 @@ class ZooSpeedSettings:
     segmenters: tuple[str, ...] = flag(tuple(path_dicts.ZOO), "names; by default all 42", type=comma_list)
     size: str = flag("full", "1024x2048, 512x1024 or 128x256", choices=tuple(SIZES))
     precisions: tuple[str, ...] = flag(("32-true", "bf16-true"), "", type=comma_list)
-    batch_size: int = flag(1, "images a forward pass", type=positive_int)
-    compile: Literal[on, off] = flag("off", "compile the segmenter", bare="on")
-    channels_last: bool = flag(False, "")
-    seconds: float = flag(5.0, "of measuring, each way; at least three passes")
+    batch_size: int = flag(1, "images per forward pass", type=positive_int)
+    compile: Literal["on", "off"] = flag("off", "compile the segmenter", bare="on")
+    channels_last: bool = flag(False, "use the channels-last memory format")
+    seconds: float = flag(5.0, "seconds of each measurement, of at least three passes")
     accelerator: str = flag("cuda", "")
     output: str = flag("results/zoo_speed", "")
     overwrite: bool = flag(False, "measure rows again")
@@ -66,26 +66,18 @@ def main(settings: ZooSpeedSettings) -> None:
     path = resolve(settings.output) / "zoo_speed.json"
     rows: list[dict[str, Any]] = read_json(path) if path.exists() else []
     for model in settings.segmenters:
+        shared = {
+            "batch_size": settings.batch_size,
+            "compile": settings.compile == "on",
+            "channels_last": settings.channels_last,
+            "device": name,
+        }
         wanted = [
-            dict(
-                zip(
-                    KEYS,
-                    (
-                        model,
-                        settings.size,
-                        p,
-                        settings.batch_size,
-                        settings.compile == "on",
-                        settings.channels_last,
-                        name,
-                    ),
-                    strict=True,
-                )
-            )
-            for p in settings.precisions
+            {"model": model, "size": settings.size, "precision": precision, **shared}
+            for precision in settings.precisions
         ]
         present = [{key: row[key] for key in KEYS} for row in rows]
-        wanted = [settings for settings in wanted if settings.overwrite or settings not in present]
+        wanted = [row for row in wanted if settings.overwrite or row not in present]
         if not wanted:
             continue
         for row in measure(model, wanted, device, settings.seconds):
@@ -158,7 +150,7 @@ def mmseg_inference(network: Any, images: Tensor) -> Tensor:
 
 
 def timed(run: Callable[[], Tensor], device: torch.device, seconds: float) -> dict[str, Any]:
-    """Call `run` once, then for `seconds`, at least three times: passes a second of the median pass."""
+    """Call `run` once, then for `seconds`, at least three times: passes per second of the median pass."""
     import statistics
     import time
 
@@ -184,7 +176,7 @@ def timed(run: Callable[[], Tensor], device: torch.device, seconds: float) -> di
 def evaluate(
     segmenter: Any, images: Tensor, logits: Tensor, device: torch.device, seconds: float
 ) -> tuple[float, float]:
-    """Images a second from the host's memory to logits on the device, and to statistics in the host's memory."""
+    """Images per second from the host's memory to logits on the device, and to statistics in the host's memory."""
     import torch
 
     from genval.evaluation.inference import launch_batch
@@ -208,7 +200,7 @@ def evaluate(
 
 
 def batches_per_s(launch: Callable[[], Callable[[], Any]], seconds: float) -> float:
-    """Batches a second, each launched before the one before it is waited for; two go before, then at least six."""
+    """Batches per second, each launched before the previous one is finished; two for warm-up, then at least six."""
     import itertools
     import time
 

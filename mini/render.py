@@ -1,13 +1,13 @@
 """Render the embedded world's data sets: streets with labels and captions, laid out like the real sets.
 
 Reads:  nothing.
-Writes: --output_dir, with cityscapes/ (clear), acdc/ (fog, night, rain, snow), IDD_Segmentation/ (india), a caption of every
-        picture in captions/captions_{set}.json, the captioned clear pairs in training/{train,val}.jsonl, and the
-        training pictures of every domain in training/diffusion.jsonl, where the caption names the weather too.
-        The domain objects (not rendered unless named) is dataset_AnomalyTrack/, laid out as SegmentMeIfYouCan's
-        RoadAnomaly21: --num_val clear streets with objects on them. --training_objects writes more of these, with what
-        is needed to learn from them, below training/objects/, listed in training/objects.jsonl.
-        Pictures that exist are kept, so that the same command goes on after a stop.
+Writes: --output_dir, with cityscapes/ (clear), acdc/ (fog, night, rain, snow), IDD_Segmentation/ (india), a caption
+        of every image in captions/captions_{set}.json, the captioned clear pairs in training/{train,val}.jsonl, and the
+        training images of every domain in training/diffusion.jsonl, where the caption names the weather too.
+        The domain "objects" (rendered only if named) is dataset_AnomalyTrack/, in the layout of SegmentMeIfYouCan's
+        RoadAnomaly21: --num_val clear streets with objects. --training_objects writes more of these, with what is
+        needed to learn from them, to training/objects/, listed in training/objects.jsonl.
+        Run the same command again to resume.
 
     python mini/render.py --num_train 2000 --num_val 200
 """
@@ -79,7 +79,7 @@ def main(settings: RenderSettings) -> None:
     counts = {"train": settings.num_train, "val": settings.num_val}
     domains = [domain for domain in settings.domains if domain != OBJECTS]
     jobs = [job for domain in domains for split in SPLITS for job in plan(domain, split, counts[split])]
-    # The size is written first: a killed run leaves pictures of one size, and the next one must know which.
+    # The size is written first: a killed run leaves images of one size, and the next one must know which.
     write_json(
         target.out / "derived.json", {"made_by": "mini/render.py", "height": settings.height, "width": settings.width}
     )
@@ -102,7 +102,7 @@ def main(settings: RenderSettings) -> None:
         written += render_test_set(settings.num_val, target, settings.num_workers)
     if settings.training_objects:
         written += render_training_set(settings.training_objects, target, settings.num_workers)
-    print(f"Rendered {written} pictures, kept {asked - written}, in {target.out}: {', '.join(settings.domains)}")
+    print(f"Rendered {written} images, kept {asked - written}, in {target.out}: {', '.join(settings.domains)}")
 
 
 if __name__ == "__main__":

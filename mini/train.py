@@ -1,8 +1,8 @@
 """Train the small checkpoints of the embedded world, or of any data set in the same layout.
 
-Stages, in order: `autoencoder` and `diffusion` (a Stable Diffusion of 10 M parameters, on captioned pictures of all
+Stages, in order: `autoencoder` and `diffusion` (a Stable Diffusion of 10 M parameters, on captioned images of all
 weathers, without masks), `controlnet` (ControlNet/tool_add_control.py and ControlNet/train.py, on clear scenes and
-masks), `segmenters` (on clear scenes), `captioner` (a BLIP and a CLIP, on captioned pictures of all weathers),
+masks), `segmenters` (on clear scenes), `captioner` (a BLIP and a CLIP, on captioned images of all weathers),
 `inpainting` (the Stable Diffusion again, on streets with objects), `detector` and `outliner` (a GroundingDINO and a
 Segment Anything, on the same). A stage whose output exists is passed over, so that a stopped run goes on.
 
@@ -36,7 +36,7 @@ from genval.runtime.settings import comma_list, positive_int, seed_flag
 
 if TYPE_CHECKING:
     from mini.recipe.data import CaptionedImages
-    from mini.recipe.object_crops import ObjectPictures
+    from mini.recipe.object_crops import ObjectImages
 
 STAGES = ("autoencoder", "diffusion", "controlnet", "segmenters", "captioner", "inpainting", "detector", "outliner")
 
@@ -52,8 +52,8 @@ class TrainSettings:
     stages: tuple[str, ...] = flag(STAGES, "some of the stages above", type=comma_list)
     accelerator: str = flag("cuda", "torch device: cuda, cuda:1 or cpu")
     num_workers: int = flag(os.cpu_count() or 1, "threads that decode images", type=positive_int)
-    height: int = flag(128, "height of the generated pictures", type=positive_int, title="size and length")
-    width: int = flag(256, "width of the generated pictures", type=positive_int)
+    height: int = flag(128, "height of the generated images", type=positive_int, title="size and length")
+    width: int = flag(256, "width of the generated images", type=positive_int)
     autoencoder_steps: int = flag(2400, "", type=positive_int)
     diffusion_steps: int = flag(5000, "", type=positive_int)
     controlnet_steps: int = flag(3000, "", type=positive_int)
@@ -163,7 +163,8 @@ def controlnet_stage(settings: TrainSettings) -> dict[str, Any]:
         "ControlNet/train.py", "--preset", "mini", "--data_dir", settings.data,
         "--base", base, "--controlnet", start, "--output", settings.folder / "controlnet",
         "--height", settings.height, "--width", settings.width,
-        "--max_steps", settings.controlnet_steps, "--seed", settings.seed, "--num_workers", settings.num_workers, *device, *batch, *logs,
+        "--max_steps", settings.controlnet_steps, "--seed", settings.seed, "--num_workers", settings.num_workers,
+        *device, *batch, *logs,
     )  # fmt: skip
     return {"steps": settings.controlnet_steps}
 
@@ -268,7 +269,7 @@ def detector_stage(settings: TrainSettings) -> dict[str, Any]:
     recipe = DetectorRecipe(
         steps=settings.detector_steps, seconds=settings.detector_seconds, seed=settings.seed, **sizes(settings)
     )
-    trained, measured = object_pictures(
+    trained, measured = object_images(
         settings.data, settings.folder, settings.accelerator, settings.limit, settings.num_workers
     )
     folder, device = settings.folder / "grounding-dino", torch.device(settings.accelerator)
@@ -287,7 +288,7 @@ def outliner_stage(settings: TrainSettings) -> dict[str, Any]:
     recipe = OutlinerRecipe(
         steps=settings.outliner_steps, seconds=settings.outliner_seconds, seed=settings.seed, **sizes(settings)
     )
-    trained, measured = object_pictures(
+    trained, measured = object_images(
         settings.data, settings.folder, settings.accelerator, settings.limit, settings.num_workers
     )
     folder, device = settings.folder / "sam", torch.device(settings.accelerator)
@@ -298,16 +299,16 @@ def outliner_stage(settings: TrainSettings) -> dict[str, Any]:
 
 
 @functools.cache
-def object_pictures(
+def object_images(
     data_dir: Path, output: Path, device: str, limit: int | None, workers: int
-) -> tuple[ObjectPictures, ObjectPictures]:
+) -> tuple[ObjectImages, ObjectImages]:
     """The streets with objects to train on and to measure on, read once for the two stages that need them."""
     import torch
 
-    from mini.recipe.object_crops import load_object_pictures, through_autoencoder
+    from mini.recipe.object_crops import load_object_images, through_autoencoder
     from mini.recipe.views import held_out
 
-    pictures = load_object_pictures(data_dir, limit, workers)
+    pictures = load_object_images(data_dir, limit, workers)
     apart = held_out(len(pictures))
     trained, measured = pictures.part(~apart), pictures.part(apart)
     if (output / "stable-diffusion/vae").is_dir():
@@ -317,7 +318,7 @@ def object_pictures(
 
 @functools.cache
 def captioned_images(data_dir: Path, height: int, width: int, limit: int | None, workers: int) -> CaptionedImages:
-    """The pictures of all weathers, read once for the two stages that train on them."""
+    """The images of all weathers, read once for the two stages that train on them."""
     from mini.recipe.data import load_captioned_images
 
     return load_captioned_images(data_dir, "training/diffusion.jsonl", height, width, limit=limit, workers=workers)

@@ -10,7 +10,8 @@ Writes: results/ood_detection/{set}/{segmenter}.json (metrics of each image, and
     python ood_detection/main_gen_ood.py --segmenters DLV3+ResNet50 --trg_dataset RoadAnomaly21,RoadObstacle21
 
 There is one forward pass per image. The object is the positive class, and the negated confidence is the score. In the
-JSON, `aupr_in` is the AUPR of the OBJECT and `aupr_out` that of the background: published names, unlike the literature's.
+JSON, `aupr_in` is the AUPR of the OBJECT and `aupr_out` that of the background: published names, unlike the
+literature's.
 """
 
 from __future__ import annotations

@@ -22,11 +22,11 @@ except ModuleNotFoundError as error:
 
 def main(settings: MaskSettings) -> None:
     if settings.run.dry_run:
-        from genval.datasets.ood_objects import find_object_pictures
+        from genval.datasets.ood_objects import find_object_images
         from genval.runtime.paths import resolve
 
         folders = resolve(settings.images_dir), resolve(settings.positions_dir)
-        images = find_object_pictures(*folders, settings.objects)[: settings.run.limit]
+        images = find_object_images(*folders, settings.objects)[: settings.run.limit]
         print(f"Would mask {len(images)} objects: {', '.join(dict.fromkeys(image.object for image in images))}")
         return
 

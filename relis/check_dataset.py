@@ -45,7 +45,7 @@ def check(settings: CheckSettings, dataset: str) -> int:
         root=settings.trg_root,
         datasets_dir=settings.datasets_dir,
         generated_dir=settings.generated_dir,
-        set_aside=unpaired,
+        skipped=unpaired,
     )
     with progress_bar(len(items), f"checking {dataset}", unit="pair") as bar:
         report = check_items(items, unpaired, settings.num_workers, bar.update)

@@ -37,9 +37,7 @@ def main(settings: CorruptionSettings) -> None:
             print(f"{domain}: {len(items)} images to {folder}")
             continue
         made = corrupt_set(settings, items, domain, folder)
-        print(
-            f"{domain}: corrupted {made} of {len(items)} images, the others existed; wrote {settings.output_dir}/{domain}"
-        )
+        print(f"{domain}: corrupted {made} of {len(items)} images, the others existed; wrote {folder}")
 
 
 if __name__ == "__main__":

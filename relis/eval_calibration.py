@@ -7,7 +7,8 @@ Writes: {output_dir}/{segmenter}/{trg_dataset}_{conditions}.json, .csv and _reli
     python relis/eval_calibration.py --trg_dataset ACDC --cond fog --segmenters SegFormer-B0
 
 ECE: 15 bins of equal width, (lower, upper]. Adaptive ECE: 15 bins of equal population. KS: the largest gap between
-cumulated confidence and accuracy. From logits the three are exact; from counts the last two are within 1e-4 on full-size images.
+cumulated confidence and accuracy. From logits the three are exact; from counts the last two are within 1e-4 on
+full-size images.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Writes: {output_dir}/{segmenter}/{tested set}/from_{calibrating set}/{method}.js
 
     python relis/eval_calibration_clustering.py --protocol synthetic --domains fog,night --segmenters SegFormer-B0
 
-An image takes its cluster's temperature; with --soft it takes the mean of all temperatures, weighted by inverse distance
-(k-means) or posterior (gmm). Temperatures of --hardest 0.5 are those of {calibrating set}_hardest50.
+An image takes its cluster's temperature; with --soft it takes the mean of all temperatures, weighted by inverse
+distance (k-means) or posterior (gmm). Temperatures of --hardest 0.5 are those of {calibrating set}_hardest50.
 """
 
 from __future__ import annotations

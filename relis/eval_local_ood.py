@@ -1,4 +1,4 @@
-"""Measure how well a pixel's confidence detects unknown classes in an image: IDD's autorickshaws, billboards and others.
+"""Measure how well a pixel's confidence detects unknown classes, e.g. IDD's autorickshaws and billboards.
 
 Reads:  the logits that relis/extract_logits.py (or relis/eval.py --save logits) wrote in --eval_dir, and the
         masks of IDD (level3Ids)
@@ -7,8 +7,8 @@ Writes: {output_dir}/{segmenter}/{set}_{unknown}.json and _per_image.csv
     python relis/eval_local_ood.py --segmenters SegFormer-B0 --unknown autorickshaw,billboard
 
 Pixels of IDD's classes without a counterpart among the 19 are the positives, those of its 17 known classes the
-negatives; unlabelled pixels are neither. AUROC 0.5 is chance; FPR95 is the fraction of known pixels below the confidence
-that 95 % of the unknown pixels are below.
+negatives; unlabelled pixels are neither. AUROC 0.5 is chance; FPR95 is the fraction of known pixels below the
+confidence that 95 % of the unknown pixels are below.
 """
 
 from __future__ import annotations

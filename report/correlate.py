@@ -7,7 +7,8 @@ Writes: {output_dir}/correlation.json (described in genval/report/__init__.py), 
 
     python report/correlate.py --domains fog,night
 
-Missing results are listed with the command that computes them; the rest is compared. The last three lines are the verdict.
+Missing results are listed with the command that computes them; the rest is compared. The last three lines are the
+verdict.
 """
 
 from __future__ import annotations

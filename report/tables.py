@@ -1,4 +1,4 @@
-"""Write the paper's tables: correlation by domain and by class, calibration improvement, OOD metrics by score, mIoU by model.
+"""Write the paper's tables: correlation by domain and class, calibration, OOD metrics by score, mIoU by segmenter.
 
 Reads:  {output_dir}/correlation.json, written by report/correlate.py
 Writes: {output_dir}/tables/*.csv, *.md and *.tex

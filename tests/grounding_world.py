@@ -116,7 +116,7 @@ def tokenizer():
     return BertTokenizer(vocab=vocabulary)
 
 
-def write_object_pictures(root: Path, objects: tuple[str, ...] = ("lion", "polar bear"), count: int = 3) -> None:
+def write_object_images(root: Path, objects: tuple[str, ...] = ("lion", "polar bear"), count: int = 3) -> None:
     """Frames of 80x160 pixels with a bright disc in a box, as ood_objects/sd_inpaint.py lays them out."""
     from genval.runtime.files import write_json, write_png
 
@@ -135,7 +135,7 @@ def write_object_pictures(root: Path, objects: tuple[str, ...] = ("lion", "polar
 
 
 @pytest.fixture
-def object_pictures(tmp_path: Path) -> Path:
-    """Two objects of three pictures each."""
-    write_object_pictures(tmp_path / "ood_objects")
+def object_images(tmp_path: Path) -> Path:
+    """Two objects of three images each."""
+    write_object_images(tmp_path / "ood_objects")
     return tmp_path / "ood_objects"

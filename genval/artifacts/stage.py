@@ -158,7 +158,7 @@ class ManifestStage(Stage[Item, Loaded, Output]):
             raise GenValError(f"{self.folder} is a file: expected a folder. Remove it, or give another --output_dir.")
         if overwrite:
             self.clear()
-        elif self.holds_outputs() and not (self.folder / "settings.json").exists():
+        elif self.settings is not None and self.holds_outputs() and not (self.folder / "settings.json").exists():
             raise GenValError(
                 f"{self.folder} holds images but no settings.json: it was not written by {self.script}. Give another "
                 "--output_dir, or --overwrite to replace them."

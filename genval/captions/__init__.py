@@ -1,1 +1,1 @@
-"""Captions of pictures: BLIP writes them, CLIP ranks phrases for them, and a filter takes the weather out of them."""
+"""Captions of images: BLIP writes them, CLIP ranks phrases for them, and a filter takes the weather out of them."""

@@ -1,4 +1,4 @@
-"""BLIP through transformers: a caption from a picture (Li et al., 2022)."""
+"""BLIP through transformers: a caption from an image (Li et al., 2022)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Blip:
         return pixels
 
     def caption_images(self, images: Sequence[np.ndarray], max_tokens: int = 32, batch_size: int = 32) -> list[str]:
-        """Captions of RGB uint8 (H, W, 3) pictures: the likeliest word each time, up to `max_tokens` tokens."""
+        """Captions of RGB uint8 (H, W, 3) images: the likeliest word each time, up to `max_tokens` tokens."""
         return self.caption_prepared([self.prepare(image) for image in images], max_tokens, batch_size)
 
     @torch.no_grad()

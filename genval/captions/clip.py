@@ -1,4 +1,4 @@
-"""CLIP through open_clip: pictures and phrases as vectors of one space (Radford et al., 2021)."""
+"""CLIP through open_clip: images and phrases as vectors of one space (Radford et al., 2021)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Clip:
         return self._transform(Image.fromarray(image))
 
     def encode_images(self, images: Sequence[np.ndarray], batch_size: int = 64) -> Tensor:
-        """Vectors of RGB uint8 (H, W, 3) pictures: float32 (N, D) of length 1, on the CPU."""
+        """Vectors of RGB uint8 (H, W, 3) images: float32 (N, D) of length 1, on the CPU."""
         return self.encode_prepared([self.prepare(image) for image in images], batch_size)
 
     @torch.no_grad()

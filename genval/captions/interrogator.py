@@ -1,6 +1,6 @@
-"""Captions that CLIP finds like their pictures, after CLIP-interrogator (github.com/pharmapsychotic/clip-interrogator).
+"""Captions that CLIP finds like their images, after CLIP-interrogator (github.com/pharmapsychotic/clip-interrogator).
 
-BLIP writes a caption; CLIP then ranks lists of phrases by their similarity to the picture. Its four modes:
+BLIP writes a caption; CLIP then ranks lists of phrases by their similarity to the image. Its four modes:
 
 - caption: BLIP's sentence alone;
 - fast: the sentence and the phrases of all lists that are most similar, ranked once;
@@ -52,7 +52,7 @@ class PhraseLists:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture as the two models' input: `blip` float32 (3, h, w), and `clip` too where CLIP is asked."""
+    """An image as the two models' input: `blip` float32 (3, h, w), and `clip` too where CLIP is asked."""
 
     blip: Tensor
     clip: Tensor | None
@@ -68,7 +68,7 @@ class Description:
 
 
 class Interrogator:
-    """Describes pictures in batches.
+    """Describes images in batches.
 
     Args:
         blip: the captioner, on its device.
@@ -93,7 +93,7 @@ class Interrogator:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a description depends on beside the picture."""
+        """What a description depends on beside the image."""
         return {
             **asdict(self.config),
             "blip_hash": self._blip.hash,
@@ -107,7 +107,7 @@ class Interrogator:
         return Prepared(self._blip.prepare(image), self._clip.prepare(image) if self._clip else None)
 
     def describe(self, pictures: Sequence[Prepared]) -> list[Description]:
-        """A description of each picture."""
+        """A description of each image."""
         count = max(1, len(pictures))  # a caller's batch is one batch of the networks
         captions = self._blip.caption_prepared([one.blip for one in pictures], self.config.max_tokens, count)
         if self._clip is None:
@@ -146,7 +146,7 @@ class Interrogator:
         return self._joined([opening, trending, movement, *self._top(image, "flavors", _CLASSIC_FLAVORS)])
 
     def _best(self, captions: Sequence[str], images: Tensor) -> list[str]:
-        """The chain of every picture, one link of all at a time, so that texts are encoded in large batches."""
+        """The chain of every image, one link of all at a time, so that texts are encoded in large batches."""
         attributes = [self._attributes(image) for image in images]
         subsets = [kept for size in range(5) for kept in itertools.combinations(range(4), size)]
         texts, similarities = self._most_similar(
@@ -184,7 +184,7 @@ class Interrogator:
         return medium, artist, trending, movement
 
     def _most_similar(self, texts: Sequence[Sequence[str]], images: Tensor) -> tuple[list[str], list[float]]:
-        """Of each picture's texts the one most similar to it, and how similar."""
+        """Of each image's texts the one most similar to it, and how similar."""
         assert self._clip is not None
         vectors = self._clip.encode_texts([text for of_image in texts for text in of_image])
         best, values = [], []

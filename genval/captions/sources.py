@@ -1,4 +1,4 @@
-"""Which pictures are captioned: a data set's, or those a pattern matches."""
+"""Which images are captioned: a data set's, or those a pattern matches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from genval.runtime.paths import REPO_ROOT, resolve
 
 @dataclass(frozen=True)
 class Source:
-    """A picture to caption.
+    """An image to caption.
 
     Attributes:
         key: its path as the files of captions name it.
@@ -29,9 +29,9 @@ class Source:
 
 
 def find_sources(
-    name: str, split: str | None, datasets_dir: str | Path | None = None, set_aside: list[BadFile] | None = None
+    name: str, split: str | None, datasets_dir: str | Path | None = None, skipped: list[BadFile] | None = None
 ) -> list[Source]:
-    """The pictures of a set of `path_dicts.CAPTION_SETS`, by condition, scene and id.
+    """The images of a set of `path_dicts.CAPTION_SETS`, by condition, scene and id.
 
     Keys start at the data set's folder, or at `datasets_dir` where the set is made of several.
 
@@ -39,10 +39,10 @@ def find_sources(
         name: of the set.
         split: a split's folder; None is every split with public labels.
         datasets_dir: the folder of the data sets; None is the set's own in path_dicts.py, or `datasets`.
-        set_aside: pictures without a mask are added to this list instead of being an error.
+        skipped: images without a mask are added to this list instead of being an error.
 
     Raises:
-        GenValError: an unknown name, or the pictures are not there.
+        GenValError: an unknown name, or the images are not there.
     """
     if name not in path_dicts.CAPTION_SETS:
         raise GenValError(
@@ -55,22 +55,22 @@ def find_sources(
     for dataset, cond in entry["parts"]:
         root = find_root(dataset, datasets_dir=_as_given(folder), flag="--datasets_dir")
         start = folder if len(entry["parts"]) > 1 else root
-        items = find_items(dataset, cond, split=split or ALL, root=root, set_aside=set_aside)
+        items = find_items(dataset, cond, split=split or ALL, root=root, skipped=skipped)
         sources += [Source(_below(item.image, start), item.image, _below(item.mask, start)) for item in items]
     return sources
 
 
 def match_sources(pattern: str) -> list[Source]:
-    """The pictures that a pattern with `*`, `?` and `**` matches, sorted; keys start at the repository's root.
+    """The images that a pattern with `*`, `?` and `**` matches, sorted; keys start at the repository's root.
 
     Raises:
-        GenValError: it matches no picture.
+        GenValError: it matches no image.
     """
     found = [Path(path) for path in glob.glob(str(resolve(pattern)), recursive=True)]
     images = sorted(path for path in found if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
     if not images:
         raise GenValError(
-            f"--images {pattern} matches no picture ({', '.join(IMAGE_EXTENSIONS)}): it matches {len(found)} files. "
+            f"--images {pattern} matches no image ({', '.join(IMAGE_EXTENSIONS)}): it matches {len(found)} files. "
             "Put the pattern in quotes; relative ones start at the repository's root."
         )
     return [Source(_below(image, REPO_ROOT), image) for image in images]

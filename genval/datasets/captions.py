@@ -9,7 +9,7 @@ from typing import Any
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_jsonl, write_json
 
-_EXPECTED = 'expected {"data set": {"path": "caption"}}, or one {"image": ..., "text": ...} a line'
+_EXPECTED = 'expected {"data set": {"path": "caption"}}, or one {"image": ..., "text": ...} per line'
 
 
 def read_captions(path: str | Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Walk a data set before anything is computed on it: what it holds, and everything that is wrong with it."""
+"""Check a data set before an evaluation: its contents and its faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from genval.runtime.files import read_image, read_mask
 
 @dataclass(frozen=True)
 class Finding:
-    """What one pair of files holds."""
+    """The contents and faults of one pair of files."""
 
     item: Item
     size: tuple[int, int] | None  # width and height of the image; None if it cannot be decoded
@@ -27,7 +27,7 @@ class Finding:
 
 
 def inspect(item: Item) -> Finding:
-    """Decode a pair, compare the sizes and count the mask's ids. Every fault is noted, none raised."""
+    """Decode a pair, compare the sizes and count the mask's ids. Faults are collected, not raised."""
     faults: list[BadFile] = []
 
     def note(file: object, reason: str) -> None:
@@ -48,9 +48,9 @@ def inspect(item: Item) -> Finding:
     if size and mask_size and size != mask_size:
         note(item.mask, f"{_size(mask_size)} pixels, the image has {_size(size)}")
     space = find_label_space(item.label_space)
-    strange = np.flatnonzero((pixels > 0) & (space.known == 0)).tolist()
-    if strange:
-        note(item.mask, f"ids that are not {space.name}: {', '.join(map(str, strange))}")
+    unknown = np.flatnonzero((pixels > 0) & (space.known == 0)).tolist()
+    if unknown:
+        note(item.mask, f"ids that are not {space.name}: {', '.join(map(str, unknown))}")
     return Finding(item, size, pixels, faults)
 
 
@@ -60,18 +60,18 @@ def check_items(
     workers: int = 4,
     on_done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Inspect every pair in threads and sum up what was found.
+    """Inspect every pair in threads and summarise the findings.
 
     Args:
         items: from `find_items`.
-        unpaired: what it set aside.
+        unpaired: files that it skipped.
         workers: threads; Pillow decodes outside Python's lock.
         on_done: called after each pair.
 
     Returns:
         `pairs`, their number; `scenes`, pairs by `condition/scene`; `sizes`, images by `WIDTHxHEIGHT`; `ids`, pixels by
         id; `classes`, pixels and images by class; `ignored_pixels`; `masks_without_a_class`, masks in which no pixel
-        counts; `faults`, a list of `BadFile` as dictionaries, empty if all is well.
+        has a class; `faults`, a list of `BadFile` as dictionaries, empty if all is well.
     """
     scenes: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -82,13 +82,13 @@ def check_items(
         for finding in pool.map(inspect, items):
             item = finding.item
             table = find_label_space(item.label_space).table
-            of_class = np.bincount(table, finding.pixels, minlength=256).astype(np.int64)
+            class_counts = np.bincount(table, finding.pixels, minlength=256).astype(np.int64)
             scenes[f"{item.cond}/{item.scene}"] += 1
             sizes[_size(finding.size) if finding.size else "unreadable"] += 1
             ids += finding.pixels
-            class_pixels += of_class
-            class_images += of_class > 0
-            if of_class.any() and not of_class[: len(CLASSES)].any():
+            class_pixels += class_counts
+            class_images += class_counts > 0
+            if class_counts.any() and not class_counts[: len(CLASSES)].any():
                 unlabelled.append(str(item.mask))
             faults += finding.faults
             on_done()

@@ -1,7 +1,7 @@
-"""Classic corruptions of clear pictures: what a user would try who does not generate anything.
+"""Standard corruptions of clear images: the baseline of generated images.
 
 Rain, snow and darkness are kornia's (Apache-2.0) `RandomRain`, `RandomSnow`, and `adjust_gamma` with
-`RandomGaussianNoise`. kornia has no fog: here it is its fractal map, `contrib.diamond_square`, laid over the picture by
+`RandomGaussianNoise`. kornia has no fog: its fractal map, `contrib.diamond_square`, is blended with the image by
 the formula of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations" (ICLR 2019), with their constants. Severities are 1 to 5, as theirs.
 """
@@ -27,32 +27,32 @@ _RAIN = ((0.02, 0.9), (0.04, 0.8), (0.07, 0.7), (0.1, 0.6), (0.15, 0.5))
 _SNOW = ((0.3, 1.5), (0.4, 1.75), (0.5, 2.0), (0.6, 2.5), (0.7, 3.0))
 # Gamma, gain, and standard deviation of the sensor's noise.
 _NIGHT = ((1.2, 0.7, 0.02), (1.5, 0.5, 0.03), (1.8, 0.4, 0.04), (2.1, 0.3, 0.05), (2.5, 0.25, 0.06))
-# A streak is this part of the picture's height long.
+# The length of a streak is the image's height divided by this number.
 _STREAK = 16
 
 
 def corrupt(image: np.ndarray, domain: str, severity: int, seed: int) -> np.ndarray:
-    """Corrupt a picture; the same seed gives the same picture.
+    """Corrupt an image. Equal seeds give equal results.
 
-    Not for several threads at a time: kornia draws from torch's one generator, which is put back afterwards.
+    Not thread-safe: kornia samples from torch's global generator, whose state is restored afterwards.
 
     Args:
         image: RGB uint8 (H, W, 3), at least 16 pixels high and wide.
         domain: one of `CORRUPTIONS`.
         severity: 1 to 5.
-        seed: of the drawing.
+        seed: of the random numbers.
 
     Returns:
         RGB uint8 (H, W, 3).
 
     Raises:
-        GenValError: there is no such corruption or severity, or the picture is too small.
+        GenValError: there is no such corruption or severity, or the image is too small.
     """
     import torch
 
     check(domain, severity)
     if min(image.shape[:2]) < _STREAK:
-        raise GenValError(f"A picture must be at least 16x16 to be corrupted, found {image.shape[1]}x{image.shape[0]}.")
+        raise GenValError(f"An image must be at least 16x16 to be corrupted, found {image.shape[1]}x{image.shape[0]}.")
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -62,7 +62,7 @@ def corrupt(image: np.ndarray, domain: str, severity: int, seed: int) -> np.ndar
 
 
 def check(domain: str, severity: int) -> None:
-    """Refuse what is not there.
+    """Check the name and the severity of a corruption.
 
     Raises:
         GenValError: there is no such corruption or severity.

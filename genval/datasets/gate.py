@@ -1,4 +1,4 @@
-"""`gate.json` beside a generated set: which of its pictures are good enough to be measured on."""
+"""`gate.json` of a generated set: which of its images are good enough for an evaluation."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, write_json
 
 GATE = "gate.json"
-# What the reason of a picture that a gate dropped begins with.
+# Prefix of the reason why the gate drops an image.
 GATED = "gate: "
 
 
 def write_gate(
-    folder: Path, items: Sequence[Item], reasons: Mapping[str, Sequence[str]], about: Mapping[str, Any]
+    folder: Path, items: Sequence[Item], reasons: Mapping[str, Sequence[str]], metadata: Mapping[str, Any]
 ) -> tuple[int, int]:
-    """Write which pictures are kept and which dropped, and why; returns how many of each.
+    """Write which images are kept and which are dropped, with reasons. Return the number of each.
 
     Args:
         folder: of the generated set.
-        items: the pictures that were judged.
-        reasons: why each is dropped, by id; none keeps it.
-        about: the thresholds and what the scores were made with.
+        items: the judged images.
+        reasons: the reasons to drop each image, by id; an image without reasons is kept.
+        metadata: the thresholds and the models that computed the scores.
     """
     kept, dropped = [], []
     for item in items:
-        # The mark ties the judgement to the file: a picture made again has to be judged again.
+        # The mark ties the judgement to the file: an image that is generated again has to be judged again.
         entry = {"id": item.id, "image_mark": file_mark(item.image)}
         if reasons[item.id]:
             dropped.append({**entry, "reasons": list(reasons[item.id])})
         else:
             kept.append(entry)
-    write_json(folder / GATE, {**about, "kept": kept, "dropped": dropped})
+    write_json(folder / GATE, {**metadata, "kept": kept, "dropped": dropped})
     return len(kept), len(dropped)
 
 
 def apply_gate(items: Sequence[Item], folder: Path) -> tuple[list[Item], list[BadFile]]:
-    """The pictures that the set's gate keeps, and those it drops, with the reasons.
+    """Return the images that the set's gate keeps, and those that it drops, with the reasons.
 
     Raises:
-        GenValError: the set has no gate, or one that does not judge these very files.
+        GenValError: the set has no gate, or it judged other files.
     """
     path = folder / GATE
     command = f"python ControlNet/check_generated.py --folder {folder}"
@@ -59,7 +59,7 @@ def apply_gate(items: Sequence[Item], folder: Path) -> tuple[list[Item], list[Ba
     changed = [item for item in items if item.id in marks and marks[item.id] != file_mark(item.image)]
     if unknown or changed:
         raise GenValError(
-            f"{path} does not judge the pictures as they are: {len(unknown)} are not in it, {len(changed)} have "
+            f"{path} does not match the current images: {len(unknown)} are not in it, {len(changed)} have "
             f"changed since (first: {(unknown + changed)[0].image}). Run: {command}"
         )
     kept = [item for item in items if "reasons" not in verdicts[item.id]]

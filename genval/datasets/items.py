@@ -31,7 +31,7 @@ class Item:
 
 @dataclass(frozen=True)
 class BadFile:
-    """A file that `--skip_bad` set aside, and why."""
+    """A file that `--skip_bad` skips, and the reason."""
 
     id: str
     cond: str
@@ -54,28 +54,28 @@ def find_items(
     root: str | Path | None = None,
     datasets_dir: str | Path = "datasets",
     generated_dir: str | Path = path_dicts.GENERATED_ROOT,
-    set_aside: list[BadFile] | None = None,
+    skipped: list[BadFile] | None = None,
 ) -> list[Item]:
-    """All labelled images of a data set, or of some of its conditions and scenes.
+    """Find the labelled images of a data set, or of some of its conditions and scenes.
 
-    An image and its mask belong together by name; the order of files on the disk does not matter.
+    Images and masks are paired by name; the order of files on disk does not matter.
 
     Args:
         dataset: a name of `layouts.LAYOUTS`, `Cityscapes_{domain}`, or `folder:IMAGES,MASKS,LABELS`.
-        cond: condition or conditions, or "all"; of MUSES, whose conditions are such as "fog_night", a part will do.
+        cond: condition or conditions, or "all"; for MUSES, with conditions like "fog_night", a part is enough.
         scene: city, recording or folder, one or several, or "all".
-        split: a split's folder, or "all" (every split with public labels); None is the data set's usual one.
-        root: the data set's folder, where it is not one that `layouts.find_root` finds.
+        split: a split's folder, or "all" (every split with public labels); None is the default split of the data set.
+        root: the data set's folder, if `layouts.find_root` does not find it.
         datasets_dir: the folder of the data sets.
         generated_dir: the folder of the generated sets.
-        set_aside: images without a mask, masks without an image and files of one id are added to this list instead of
-            being an error.
+        skipped: images without a mask, masks without an image and files of one id are added to this list instead of
+            raising an error.
 
     Returns:
         The items sorted by condition, scene and id; never empty.
 
     Raises:
-        GenValError: unknown data set, condition, scene or split; no files; a file without its partner; two files
+        GenValError: unknown data set, condition, scene or split; no files; an unpaired file; two files
             for one id.
     """
     layout = find_layout(dataset)
@@ -91,13 +91,13 @@ def find_items(
 
     both = images.keys() | masks.keys()
     conds = _choose("condition", cond, {key.cond for key in both}, dataset, layout)
-    of_cond = {key for key in both if key.cond in conds}
-    scenes = _choose("scene", scene, {key.scene for key in of_cond}, dataset, layout)
-    wanted = sorted(key for key in of_cond if key.scene in scenes)
+    in_conds = {key for key in both if key.cond in conds}
+    scenes = _choose("scene", scene, {key.scene for key in in_conds}, dataset, layout)
+    wanted = sorted(key for key in in_conds if key.scene in scenes)
 
-    _check_unique(wanted, images, set_aside)
-    _check_unique(wanted, masks, set_aside)
-    _check_pairs(wanted, images, masks, root, layout, set_aside)
+    _check_unique(wanted, images, skipped)
+    _check_unique(wanted, masks, skipped)
+    _check_pairs(wanted, images, masks, root, layout, skipped)
     paired = [key for key in wanted if len(images.get(key, ())) == len(masks.get(key, ())) == 1]
     if not paired:
         raise GenValError(f"No image of {dataset} in {root} has a mask: expected names as in {_expected(layout)}.")
@@ -105,7 +105,7 @@ def find_items(
 
 
 def find_original(item: Item) -> Path | None:
-    """The real crop whose mask a picture was made from, where the generator saved it."""
+    """The real crop from whose mask an image was generated, if the generator saved it."""
     folder = item.image.parents[3] / "original" / item.image.parent.relative_to(item.image.parents[2])
     # The published generator gives originals no suffix of their own.
     matches = sorted(path for end in (".*", "_*") for path in folder.glob(f"{glob.escape(item.id)}{end}"))
@@ -135,7 +135,7 @@ def _scan(
 
 
 def _folders(root: Path, template: str, splits: Sequence[str]) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Every folder that fits the template, with what its placeholders stand for."""
+    """Every folder that matches the template, with the values of its placeholders."""
     places: list[tuple[Path, dict[str, str]]] = [(root, {})]
     for part in template.split("/"):
         if part == "{split}" and splits:
@@ -175,7 +175,7 @@ def _choose(kind: str, asked: str | Sequence[str], known: set[str], dataset: str
     flag = "cond" if kind == "condition" else "scene"
     if kind == "condition":
         names = [layout.cond if name in layout.cond_aliases else name for name in names]
-        if "{" in layout.cond:  # put together from parts: "night" is every condition at night
+        if "{" in layout.cond:  # composed of parts: "night" means every condition at night
             whole = {name: [cond for cond in known if name in cond.split("_")] or [name] for name in names}
             names = [cond for name in names for cond in whole[name]]
     for name in names:
@@ -192,14 +192,14 @@ def _choose(kind: str, asked: str | Sequence[str], known: set[str], dataset: str
     return set(names)
 
 
-def _check_unique(wanted: Sequence[_Key], files: dict[_Key, list[Path]], set_aside: list[BadFile] | None) -> None:
+def _check_unique(wanted: Sequence[_Key], files: dict[_Key, list[Path]], skipped: list[BadFile] | None) -> None:
     for key in wanted:
         first, *others = files.get(key, [Path()])
-        if others and set_aside is None:
+        if others and skipped is None:
             raise GenValError(f"Two files for {key.id}: {first} and {others[0]}. Remove one of them.")
-        if others and set_aside is not None:
+        if others and skipped is not None:
             reason = f"another file of this id: {others[0]}"
-            set_aside.append(BadFile(key.id, key.cond, key.scene, str(first), reason))
+            skipped.append(BadFile(key.id, key.cond, key.scene, str(first), reason))
 
 
 def _check_pairs(
@@ -208,23 +208,23 @@ def _check_pairs(
     masks: dict[_Key, list[Path]],
     root: Path,
     layout: Layout,
-    set_aside: list[BadFile] | None,
+    skipped: list[BadFile] | None,
 ) -> None:
-    if set_aside is not None:
+    if skipped is not None:
         for files, others, reason in (
             (images, masks, "image without a mask"),
             (masks, images, "mask without an image"),
         ):
-            lonely = [key for key in wanted if key in files and key not in others]
-            set_aside += [BadFile(key.id, key.cond, key.scene, str(files[key][0]), reason) for key in lonely]
+            unpaired = [key for key in wanted if key in files and key not in others]
+            skipped += [BadFile(key.id, key.cond, key.scene, str(files[key][0]), reason) for key in unpaired]
         return
-    lonely_images = [images[key][0] for key in wanted if key not in masks]
-    lonely_masks = [masks[key][0] for key in wanted if key not in images]
+    unpaired_images = [images[key][0] for key in wanted if key not in masks]
+    unpaired_masks = [masks[key][0] for key in wanted if key not in images]
     faults = []
-    if lonely_images:
-        faults.append(f"{_count(lonely_images, 'image')} without a mask ({_first(lonely_images, root)})")
-    if lonely_masks:
-        faults.append(f"{_count(lonely_masks, 'mask')} without an image ({_first(lonely_masks, root)})")
+    if unpaired_images:
+        faults.append(f"{_count(unpaired_images, 'image')} without a mask ({_first(unpaired_images, root)})")
+    if unpaired_masks:
+        faults.append(f"{_count(unpaired_masks, 'mask')} without an image ({_first(unpaired_masks, root)})")
     if faults:
         raise GenValError(
             f"{root}: {' and '.join(faults)}. Expected names as in {_expected(layout)}. "

@@ -1,12 +1,12 @@
 """Label spaces: the 19 Cityscapes classes, and the tables that turn each data set's own ids into trainIds.
 
-A table is a uint8 array of 256 entries, so that a whole mask is translated by one look-up a pixel: `table[mask]`, or
+A table is a uint8 array of 256 entries, so that a whole mask is translated by one look-up per pixel: `table[mask]`, or
 `cv2.LUT(mask, table)`, which is about ten times faster (0.3 ms for 1024x2048).
 
 Sources: the Cityscapes ids are those of `cityscapesscripts.helpers.labels`, which ACDC shares; the IDD ids are the
 `level3Ids` of the IDD public code; CamVid is the 11-class version of SegNet; the ids of Mapillary Vistas are the
 places of the classes in the `config.json` of its releases, their trainIds those of RobustNet (CVPR 2021,
-`datasets/mapillary.py`). Anything else comes as a JSON file: see `find_label_space`.
+`datasets/mapillary.py`). Other label spaces are JSON files: see `find_label_space`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CLASS_SETS: dict[str, tuple[int, ...]] = {"19": CLASSES_19, "17": IDD_17, "11": 
 """Class sets by the name `--classes` gives them."""
 
 PALETTE: np.ndarray = np.zeros((256, 3), np.uint8)
-"""RGB of each trainId, uint8 (256, 3): the Cityscapes colours; black for everything that is not a class."""
+"""RGB of each trainId, uint8 (256, 3): the Cityscapes colours; black for pixels without a class."""
 PALETTE[:19] = [
     (128, 64, 128),
     (244, 35, 232),
@@ -84,11 +84,11 @@ PALETTE[:19] = [
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The ids a data set's masks hold, and what they mean."""
+    """The ids in a data set's masks, and their meaning."""
 
     name: str  # as errors call it
     table: np.ndarray  # uint8 (256,): id -> trainId, IGNORE for ids without one
-    known: np.ndarray  # uint8 (256,): 1 for ids a sound mask may hold
+    known: np.ndarray  # uint8 (256,): 1 for ids that a valid mask may contain
     classes: tuple[int, ...]  # the trainIds that can occur, ascending
 
     def to_train_ids(self, label_ids: np.ndarray, source: str = "mask") -> np.ndarray:
@@ -110,10 +110,10 @@ class LabelSpace:
         import cv2
 
         if cv2.countNonZero(cv2.LUT(label_ids, self.known)) != label_ids.size:
-            strange = [int(value) for value in np.unique(label_ids) if not self.known[value]]
+            unknown = [int(value) for value in np.unique(label_ids) if not self.known[value]]
             allowed = _ranges(np.flatnonzero(self.known).tolist())
             raise GenValError(
-                f"{source} holds ids that are not {self.name}: expected {allowed}, found {_ranges(strange)}. "
+                f"{source} holds ids that are not {self.name}: expected {allowed}, found {_ranges(unknown)}. "
                 "Give the file with the raw ids, or use --skip_bad."
             )
         return cv2.LUT(label_ids, self.table)
@@ -157,7 +157,7 @@ IDD = _space(
      7: 18},
     [*range(40), *range(251, 256)],  # the conversion tools write 251..255 for kinds of unlabelled and out of region
 )
-# What level3Ids leaves without a trainId. An animal is a person there, and a train is among the other vehicles.
+# Classes of level3Ids without a trainId. An animal is a person there, and a train is among the other vehicles.
 IDD_UNKNOWN: dict[str, int] = {
     "drivable fallback": 1, "non-drivable fallback": 3, "autorickshaw": 8, "vehicle fallback": 12, "curb": 13,
     "guard rail": 16, "billboard": 17, "obstacle fallback": 21, "bridge": 23,
@@ -174,7 +174,7 @@ MAPILLARY_V1 = _space(
      20: 12, 21: 12, 22: 12, 55: 13, 61: 14, 54: 15, 58: 16, 57: 17, 52: 18},
     range(66),
 )
-# A class that v2.0 has divided hands its trainId on to its parts: marks on the lane (35..44, 46..55, 57, 58), lights
+# The parts of a class that v2.0 divides inherit its trainId: marks on the lane (35..44, 46..55, 57, 58), lights
 # (90..95), signs seen from the front (99..101, 103). Crossings (45, 56) have none in either version.
 MAPILLARY_V2 = _space(
     "Mapillary Vistas v2.0 ids",
@@ -192,7 +192,7 @@ LABEL_SPACES: dict[str, LabelSpace] = {
     "mapillary-v1.2": MAPILLARY_V1,
     "mapillary-v2.0": MAPILLARY_V2,
 }
-"""Label spaces by the name an `Item` carries."""
+"""Label spaces by the name in `Item.label_space`."""
 
 
 @functools.cache
@@ -205,7 +205,7 @@ def find_label_space(name: str) -> LabelSpace:
             name are errors where they occur, unless it has the key "other", whose value must be null.
 
     Raises:
-        GenValError: no such label space or file, or the file does not say what it should.
+        GenValError: no such label space or file, or the content of the file is invalid.
     """
     if name in LABEL_SPACES:
         return LABEL_SPACES[name]
@@ -237,9 +237,9 @@ def find_unknown_ids(dataset: str, names: Sequence[str]) -> dict[str, int]:
     """
     if dataset != "IDD":
         raise GenValError(f"Unknown classes have names in IDD alone, found --trg_dataset {dataset}. Give IDD.")
-    strange = [name for name in names if name not in IDD_UNKNOWN and name != "all"]
-    if strange:
-        raise GenValError(f"Unknown class {strange[0]!r}: expected all, or some of {', '.join(IDD_UNKNOWN)}.")
+    unknown = [name for name in names if name not in IDD_UNKNOWN and name != "all"]
+    if unknown:
+        raise GenValError(f"Unknown class {unknown[0]!r}: expected all, or some of {', '.join(IDD_UNKNOWN)}.")
     return {name: value for name, value in IDD_UNKNOWN.items() if name in names or "all" in names}
 
 

@@ -1,7 +1,7 @@
-"""The folders of pictures with an object in them: `images/ood_objects/{stage}/{object}/{i}...`.
+"""The folders of images with an object in them: `images/ood_objects/{stage}/{object}/{i}...`.
 
-`with_positions` holds the pictures with their labels and boxes, `refined` the pictures gone over again, `masks` the
-object's outline, or a text that says why there is none.
+`with_positions` holds the images with their labels and boxes, `refined` the refined images, `masks` the
+object's mask, or a text file with the reason why there is none.
 """
 
 from __future__ import annotations
@@ -15,34 +15,26 @@ from pathlib import Path
 
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.manifest import Manifest
+from genval.datasets.boxes import Box
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_jsonl
 
 CURATED = "curated.json"
-# A name that is a folder as it stands: small letters, because some disks take no notice of capitals. What looks like
-# the end of a made-up folder's name is not, so that two names never share a folder; nor is what looks like a file that
-# a stage keeps beside the folders.
+# Names that are used verbatim as folder names: lower case, because some file systems ignore case. A name that ends like
+# a hashed folder name does not match, so that two names never share a folder; nor does a name that ends like the files
+# that a stage writes next to the folders.
 _SAFE = re.compile(r"(?!.*(?:-[0-9a-f]{8}|\.jsonl?)$)[a-z0-9](?:[a-z0-9 _.-]{0,62}[a-z0-9_-])?")
 
 
 @dataclass(frozen=True)
-class Box:
-    """A square in a frame, in pixels."""
-
-    top: int
-    left: int
-    side: int
-
-
-@dataclass(frozen=True)
-class ObjectPicture:
-    """A picture with an object in it.
+class ObjectImage:
+    """An image with an object in it.
 
     Attributes:
-        folder: of the object, its name made safe.
+        folder: of the object, the safe form of its name.
         number: the file's name without the suffix, usually a number.
         object: the name as the user gave it.
-        image: the picture.
+        image: the image.
         position: the file of its box.
     """
 
@@ -58,7 +50,7 @@ class ObjectPicture:
 
 
 def read_objects(path: Path) -> list[str]:
-    """The objects of a list, one a line; blank lines and repetitions are left out.
+    """Read a list of objects, one per line. Blank lines and repetitions are skipped.
 
     Raises:
         GenValError: the file is missing, is not text, or names no object.
@@ -69,12 +61,12 @@ def read_objects(path: Path) -> list[str]:
         raise GenValError(f"--objects_file: cannot read {path} ({error}).") from error
     names = list(dict.fromkeys(line for line in lines if line))
     if not names:
-        raise GenValError(f"--objects_file: {path} is empty: expected an object a line, such as: polar bear")
+        raise GenValError(f"--objects_file: {path} is empty: expected one object per line, e.g. polar bear")
     return names
 
 
 def object_folder(name: str) -> str:
-    """The folder of an object: its name where that is safe anywhere, else what is safe of it and a hash of the whole.
+    """The folder of an object: its name if that is a safe folder name, else its safe characters and a hash of the name.
 
     >>> object_folder("polar bear"), object_folder("../x"), object_folder("")
     ('polar bear', 'x-d42ff05c', 'object-1271cf25')
@@ -86,22 +78,22 @@ def object_folder(name: str) -> str:
     return f"{words}-{hashlib.blake2b(name.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"
 
 
-def find_object_pictures(
+def find_object_images(
     images: Path, positions: Path, objects: Sequence[str] | None = None, maker: str = "ood_objects/refine_gen_images.py"
-) -> list[ObjectPicture]:
-    """The pictures `{images}/{object}/{i}.png`, by object and number, with `{positions}/{object}/{i}_pos.json`.
+) -> list[ObjectImage]:
+    """The images `{images}/{object}/{i}.png`, by object and number, with `{positions}/{object}/{i}_pos.json`.
 
-    An object's name is its folder's unless a line of `{positions}/manifest.jsonl` says otherwise.
+    An object's name is that of its folder unless a line of `{positions}/manifest.jsonl` gives another.
 
     Args:
         images: the folder of a stage.
         positions: the folder with the boxes.
-        objects: the objects wanted, by name or folder; None is all.
-        maker: the script that makes the pictures, for the error's advice.
+        objects: names or folders of the requested objects; None is all.
+        maker: the script that generates the images, which errors name.
 
     Raises:
-        GenValError: there are no pictures, an object is not there, a picture has no box, or it was made of another
-            picture than is beside the box now.
+        GenValError: there are no images, an object is missing, an image has no box, or it was made from another
+            image than the one that is now next to the box.
     """
     manifest = positions / "manifest.jsonl"
     names = {
@@ -113,33 +105,33 @@ def find_object_pictures(
     if objects is not None:
         absent = [name for name in objects if name not in folders and name not in names.values()]
         if absent:
-            raise GenValError(f"No pictures of {', '.join(absent)} in {images}: found {', '.join(folders) or 'none'}.")
+            raise GenValError(f"No images of {', '.join(absent)} in {images}: found {', '.join(folders) or 'none'}.")
         folders = [folder for folder in folders if folder in objects or names.get(folder) in objects]
-    pictures = [
-        ObjectPicture(folder, path.stem, names.get(folder, folder), path, positions / folder / f"{path.stem}_pos.json")
+    found = [
+        ObjectImage(folder, path.stem, names.get(folder, folder), path, positions / folder / f"{path.stem}_pos.json")
         for folder in folders
         for path in sorted((images / folder).glob("*.png"), key=lambda path: natural(path.stem))
         if not path.stem.endswith("_gt")
     ]
-    if not pictures:
-        raise GenValError(f"No pictures in {images}: expected {{object}}/{{i}}.png. Run: python {maker}")
-    lost = [picture for picture in pictures if not picture.position.exists()]
-    if lost:
+    if not found:
+        raise GenValError(f"No images in {images}: expected {{object}}/{{i}}.png. Run: python {maker}")
+    missing = [image for image in found if not image.position.exists()]
+    if missing:
         raise GenValError(
-            f"{lost[0].position} does not exist ({len(lost)} of {len(pictures)} pictures have no box). Make it again "
-            f"with ood_objects/sd_inpaint.py, or remove {lost[0].image}."
+            f"{missing[0].position} does not exist ({len(missing)} of {len(found)} images have no box). Make it again "
+            f"with ood_objects/sd_inpaint.py, or remove {missing[0].image}."
         )
-    # A line of sd_inpaint.py has a position, and its source is a street.
+    # Records of sd_inpaint.py have a position; their source is a street.
     refined = {key: line for key, line in Manifest(images).records.items() if "position" not in line}
-    for picture in pictures:
-        mark, drawn = refined.get(picture.id, {}).get("source"), positions / f"{picture.id}.png"
-        if mark is not None and drawn.exists() and mark != file_mark(drawn):
-            raise GenValError(f"{picture.image} is made of another {drawn} than is there now. Run: python {maker}")
-    return pictures
+    for image in found:
+        mark, inpainted = refined.get(image.id, {}).get("source"), positions / f"{image.id}.png"
+        if mark is not None and inpainted.exists() and mark != file_mark(inpainted):
+            raise GenValError(f"{image.image} was made from another {inpainted} than the current. Run: python {maker}")
+    return found
 
 
-def frame_size(picture: ObjectPicture) -> tuple[int, int]:
-    """Height and width of a picture in pixels, from its head.
+def frame_size(image: ObjectImage) -> tuple[int, int]:
+    """Height and width of an image in pixels, from the header of its file.
 
     Raises:
         GenValError: it is not an image.
@@ -147,49 +139,49 @@ def frame_size(picture: ObjectPicture) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with Image.open(picture.image) as image:
-            return image.height, image.width
+        with Image.open(image.image) as file:
+            return file.height, file.width
     except OSError as error:
-        raise GenValError(f"{picture.image} cannot be decoded ({error}). Make it again.") from error
+        raise GenValError(f"{image.image} cannot be decoded ({error}). Make it again.") from error
 
 
-def read_box(picture: ObjectPicture, height: int, width: int) -> Box:
-    """The box of a picture's object, from `{"{i}.png": {"pos_mask": [row, column], "size_mask": side}}`.
+def read_box(image: ObjectImage, height: int, width: int) -> Box:
+    """The box of an image's object, from `{"{i}.png": {"pos_mask": [row, column], "size_mask": side}}`.
 
     Raises:
-        GenValError: the file is damaged, speaks of another picture, or the box is not inside the frame.
+        GenValError: the file is damaged, refers to another image, or the box is not inside the frame.
     """
-    content = read_json(picture.position)
+    content = read_json(image.position)
     try:
-        entry = content[f"{picture.number}.png"]
+        entry = content[f"{image.number}.png"]
         (top, left), side = entry["pos_mask"], entry["size_mask"]
-        box = Box(int(top), int(left), int(side))
+        box = Box.square(int(top), int(left), int(side))
     except (KeyError, TypeError, ValueError) as error:
-        form = f'{{"{picture.number}.png": {{"pos_mask": [row, column], "size_mask": side}}}}'
+        form = f'{{"{image.number}.png": {{"pos_mask": [row, column], "size_mask": side}}}}'
         raise GenValError(
-            f"{picture.position}: expected {form}, found {str(content)[:200]}. Make it again with "
+            f"{image.position}: expected {form}, found {str(content)[:200]}. Make it again with "
             "ood_objects/sd_inpaint.py."
         ) from error
-    if box.side < 1 or min(box.top, box.left) < 0 or box.top + box.side > height or box.left + box.side > width:
+    if box.side < 1 or not Box(0, 0, height, width).contains(box):
         raise GenValError(
-            f"{picture.position}: the box at row {box.top}, column {box.left}, {box.side} pixels wide, is not inside "
-            f"{picture.image} of {width}x{height} pixels. The two are not of one run: make them again."
+            f"{image.position}: the box at row {box.top}, column {box.left}, {box.side} pixels wide, is not inside "
+            f"{image.image} of {width}x{height} pixels. They are from different runs: generate them again."
         )
     return box
 
 
-def mask_path(masks: Path, picture_id: str) -> Path:
-    """Where the mask of `{object}/{i}` is."""
-    return masks / f"{picture_id}_mask.png"
+def mask_path(masks: Path, image_id: str) -> Path:
+    """The path of the mask of `{object}/{i}`."""
+    return masks / f"{image_id}_mask.png"
 
 
-def absence_path(masks: Path, picture_id: str) -> Path:
-    """Where the text is that says why `{object}/{i}` has no mask."""
-    return masks / f"{picture_id}_mask.txt"
+def absence_path(masks: Path, image_id: str) -> Path:
+    """The path of the text file with the reason why `{object}/{i}` has no mask."""
+    return masks / f"{image_id}_mask.txt"
 
 
 def read_curated(masks: Path) -> dict[str, bool]:
-    """Which masks a person wants, by `{object}/{i}`; empty where nobody has chosen.
+    """Read which masks a person accepted, by `{object}/{i}`; empty without a `curated.json`.
 
     Raises:
         GenValError: the file is not `{object: {i: true or false}}`.
@@ -210,6 +202,6 @@ def read_curated(masks: Path) -> dict[str, bool]:
 
 
 def natural(text: str) -> list[tuple[bool, int, str]]:
-    """A sort key that counts: "2" before "10", and numbers before words."""
+    """A natural sort key: "2" before "10", and numbers before words."""
     parts = [part for part in re.split(r"(\d+)", text) if part]
     return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts]

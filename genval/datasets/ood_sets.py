@@ -1,4 +1,4 @@
-"""Pictures with unknown objects and their masks: the generated set, and the public sets in the layouts they come in.
+"""Images with unknown objects and their masks: the generated set, and the public sets in the layouts they come in.
 
 find_ood_items("RoadAnomaly21")        # sorted, paired by name
 image, kinds = read_ood_pair(items[0])  # RGB uint8 (H, W, 3), uint8 (H, W): 0 background, 1 object, 255 void
@@ -24,7 +24,7 @@ from genval.artifacts.manifest import Manifest
 from genval.datasets.items import IMAGE_EXTENSIONS, BadFile, Item
 from genval.datasets.labels import IGNORE
 from genval.datasets.layouts import DERIVED, suggestion
-from genval.datasets.ood_objects import absence_path, find_object_pictures, mask_path, natural, read_curated
+from genval.datasets.ood_objects import absence_path, find_object_images, mask_path, natural, read_curated
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_mask
 from genval.runtime.paths import resolve
@@ -32,7 +32,7 @@ from genval.runtime.paths import resolve
 GENERATED = "generated"
 PAIR_PREFIX = "pair:"
 _PAIR_FORM = "pair:IMAGES,MASKS"
-# Pictures that are measured, and started again after a kill, together.
+# Number of images that are measured together; an interrupted run repeats at most one block.
 BLOCK = 32
 _IMAGE = r"\.(?:png|jpe?g|webp)"
 
@@ -44,12 +44,12 @@ _UNKNOWN = 254
 
 @dataclass(frozen=True)
 class OodItem(Item):
-    """A picture and the mask of its object."""
+    """An image and the mask of its object."""
 
     kinds: tuple[tuple[int, int], ...] = tuple(_TRACK.items())  # the mask's id -> 0 background, 1 object, 255 void
-    frame: Path | None = None  # labelIds of the picture's street, where there are any
+    frame: Path | None = None  # labelIds of the image's street, if available
     void: tuple[int, ...] = ()  # ids of `frame`, or else of the mask, that are not counted outside the object
-    block: str = ""  # of the pictures that are measured together
+    block: str = ""  # name of the block of images that are measured together
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class OodLayout:
     kinds: Mapping[int, int]
 
 
-LAYOUTS: dict[str, OodLayout] = {
+OOD_LAYOUTS: dict[str, OodLayout] = {
     "RoadAnomaly21": OodLayout(
         ((rf"images/([^/]+){_IMAGE}", r"labels_masks/([^/]+)_labels_semantic\.png"),),
         _TRACK,
@@ -105,7 +105,7 @@ LAYOUTS: dict[str, OodLayout] = {
 
 @dataclass(frozen=True)
 class GeneratedFolders:
-    """Where the stages of ood_objects/ left their files."""
+    """The folders that the scripts of ood_objects/ wrote."""
 
     images: str = "images/ood_objects/refined"
     masks: str = "images/ood_objects/masks"
@@ -114,10 +114,10 @@ class GeneratedFolders:
 
 @dataclass(frozen=True)
 class OodSet:
-    """What was found of a set."""
+    """The images found of a set."""
 
     items: tuple[OodItem, ...]
-    left_out: dict[str, int]  # pictures that are not measured, by reason
+    left_out: dict[str, int]  # images that are not measured, by reason
 
 
 def find_ood_items(
@@ -128,28 +128,28 @@ def find_ood_items(
     objects: Sequence[str] | None = None,
     curated: bool = True,
     void: Iterable[int] = (),
-    set_aside: list[BadFile] | None = None,
+    skipped: list[BadFile] | None = None,
 ) -> OodSet:
-    """All pictures of a set that have a mask.
+    """All images of a set that have a mask.
 
     Args:
-        dataset: `GENERATED`, a name of `LAYOUTS`, or `pair:IMAGES,MASKS`: two folders (relative: from the repository's
-            root) with files of one name, masks of 0, 1 and 255.
+        dataset: `GENERATED`, a name of `OOD_LAYOUTS`, or `pair:IMAGES,MASKS`: two folders (relative: from the
+            repository's root) with files of one name, masks of 0, 1 and 255.
         datasets_dir: the folder of the data sets.
-        root: the set's own folder, where it is not found below `datasets_dir`.
+        root: the set's own folder, if it is not below `datasets_dir`.
         generated: the folders of the generated set.
         objects: of the generated set only these, by name or folder.
-        curated: leave out what a person has said false to in `curated.json`.
+        curated: skip images that `curated.json` sets to false.
         void: ids that are not counted outside the object: labelIds of the street in the generated set
             (`{i}_gt.png`), the mask's own ids elsewhere.
-        set_aside: files without their partner are added to this list instead of being an error.
+        skipped: unpaired files are added to this list instead of raising an error.
 
     Raises:
-        GenValError: the set is unknown or not there; a file without its partner, or two files for one id.
+        GenValError: the set is unknown or missing; a file is unpaired, or two files have one id.
     """
     ids = tuple(sorted(set(void)))
     if dataset == GENERATED:
-        return _find_generated(generated, objects, curated, ids, set_aside)
+        return _find_generated(generated, objects, curated, ids, skipped)
     if objects is not None:
         raise GenValError(f"--objects is for the generated set, found --trg_dataset {dataset}.")
     if dataset.startswith(PAIR_PREFIX):
@@ -158,19 +158,19 @@ def find_ood_items(
             raise GenValError(f"Expected {_PAIR_FORM} without commas inside, found {dataset!r}.")
         places = [resolve(folder) for folder in folders]
         images_found, masks_found = _match(places[0], rf"(.+){_IMAGE}"), _match(places[1], r"(.+)\.png")
-        return _pair(dataset, images_found, masks_found, _TRACK, ids, set_aside, f"{places[0]} and {places[1]}")
-    if dataset not in LAYOUTS:
-        known = [GENERATED, *LAYOUTS]
+        return _pair(dataset, images_found, masks_found, _TRACK, ids, skipped, f"{places[0]} and {places[1]}")
+    if dataset not in OOD_LAYOUTS:
+        known = [GENERATED, *OOD_LAYOUTS]
         raise GenValError(
             f"Unknown set {dataset!r}.{suggestion(dataset, known)} Known: {', '.join(known)}, {_PAIR_FORM}."
         )
-    layout, places = LAYOUTS[dataset], _places(dataset, Path(datasets_dir), root)
+    layout, places = OOD_LAYOUTS[dataset], _places(dataset, Path(datasets_dir), root)
     for place, (images, masks) in itertools.product(places, layout.forms):
         masks_found = _match(place, masks)
-        # Test images have no public mask: only a mask without its image is a fault.
+        # Test images have no public mask: only a mask without an image is an error.
         images_found = {key: path for key, path in _match(place, images).items() if key in masks_found}
         if images_found:
-            return _pair(dataset, images_found, masks_found, layout.kinds, ids, set_aside, str(place))
+            return _pair(dataset, images_found, masks_found, layout.kinds, ids, skipped, str(place))
     expected = ", or ".join(f"{images} and {masks}" for images, masks in layout.forms)
     raise GenValError(
         f"No images with masks of {dataset} in {places[0]}: expected {expected}. "
@@ -179,7 +179,7 @@ def find_ood_items(
 
 
 def read_ood_pair(item: OodItem) -> tuple[np.ndarray, np.ndarray]:
-    """Decode a picture and what its pixels are.
+    """Decode an image and the kinds of its pixels.
 
     Returns:
         The image, RGB uint8 (H, W, 3); uint8 (H, W), 0 background, 1 object, 255 void.
@@ -194,16 +194,16 @@ def read_ood_pair(item: OodItem) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_kinds(item: OodItem) -> np.ndarray:
-    """What a picture's pixels are: as `read_ood_pair`, without the image."""
+    """Return the kinds of an image's pixels: as `read_ood_pair`, without the image."""
     mask = read_mask(item.mask)
     table = np.full(256, _UNKNOWN, np.uint8)
     table[[key for key, _ in item.kinds]] = [kind for _, kind in item.kinds]
     kinds: np.ndarray = table[mask]
     if (kinds == _UNKNOWN).any():
-        strange = sorted({int(value) for value in np.unique(mask)} - {key for key, _ in item.kinds})
+        unknown = sorted({int(value) for value in np.unique(mask)} - {key for key, _ in item.kinds})
         known = ", ".join(str(key) for key, _ in item.kinds)
         raise GenValError(
-            f"{item.mask} is not a mask of {item.cond}: expected the values {known}, found {strange[:8]}."
+            f"{item.mask} is not a mask of {item.cond}: expected the values {known}, found {unknown[:8]}."
         )
     if item.void:
         labels = mask if item.frame is None else read_mask(item.frame)
@@ -214,7 +214,7 @@ def read_kinds(item: OodItem) -> np.ndarray:
 
 
 def blocks_of(items: Sequence[OodItem]) -> dict[str, list[OodItem]]:
-    """Items by the block in which they are measured, in order."""
+    """Group items by the block in which they are measured, in order."""
     blocks: dict[str, list[OodItem]] = {}
     for item in items:
         blocks.setdefault(item.block, []).append(item)
@@ -226,49 +226,49 @@ def _find_generated(
     objects: Sequence[str] | None,
     curated: bool,
     void: tuple[int, ...],
-    set_aside: list[BadFile] | None,
+    skipped: list[BadFile] | None,
 ) -> OodSet:
     images, masks, positions = (resolve(path) for path in (folders.images, folders.masks, folders.positions))
     chosen = read_curated(masks) if curated else {}
-    outlined = Manifest(masks).records
+    mask_records = Manifest(masks).records
     left_out = {"no object found": 0, "not chosen in curated.json": 0}
     items: list[OodItem] = []
     place: dict[str, int] = {}
-    for picture in find_object_pictures(images, positions, objects):
-        # Blocks do not move when a person changes curated.json: only those that lose or gain a picture are new.
-        number = place[picture.folder] = place.get(picture.folder, -1) + 1
-        mask, absence = mask_path(masks, picture.id), absence_path(masks, picture.id)
-        line, reason = outlined.get(picture.id, {}), None
+    for image in find_object_images(images, positions, objects):
+        # Blocks do not move when a person changes curated.json: only blocks that lose or gain an image change.
+        number = place[image.folder] = place.get(image.folder, -1) + 1
+        mask, absence = mask_path(masks, image.id), absence_path(masks, image.id)
+        line, reason = mask_records.get(image.id, {}), None
         if not (mask.exists() or absence.exists()):
-            reason = f"{picture.image} has neither {mask} nor a {absence.name}"
-        elif "source" in line and line["source"] != file_mark(picture.image):
-            reason = f"{picture.image} was made again since it was outlined"
+            reason = f"{image.image} has neither {mask} nor a {absence.name}"
+        elif "source" in line and line["source"] != file_mark(image.image):
+            reason = f"{image.image} was made again after its mask"
         if reason is not None:
-            if set_aside is None:
+            if skipped is None:
                 raise GenValError(f"{reason}. Run: python ood_objects/get_masks.py")
-            set_aside.append(BadFile(picture.id, GENERATED, picture.folder, str(picture.image), reason))
+            skipped.append(BadFile(image.id, GENERATED, image.folder, str(image.image), reason))
         elif not mask.exists():
             left_out["no object found"] += 1
-        elif not chosen.get(picture.id, True):
+        elif not chosen.get(image.id, True):
             left_out["not chosen in curated.json"] += 1
         else:
-            frame = positions / picture.folder / f"{picture.number}_gt.png"
+            frame = positions / image.folder / f"{image.number}_gt.png"
             if void and not frame.exists():
                 raise GenValError(f"--void needs the street's labels: {frame} does not exist.")
             item = OodItem(
-                id=picture.id,
-                image=picture.image,
+                id=image.id,
+                image=image.image,
                 mask=mask,
                 cond=GENERATED,
-                scene=picture.object,
+                scene=image.object,
                 kinds=tuple(_BINARY.items()),
                 frame=frame if void else None,
                 void=void,
-                block=f"{picture.folder}-{number // BLOCK:05d}",
+                block=f"{image.folder}-{number // BLOCK:05d}",
             )
             items.append(item)
     if not items:
-        raise GenValError(f"No picture in {images} has a mask in {masks}. Run: python ood_objects/get_masks.py")
+        raise GenValError(f"No image in {images} has a mask in {masks}. Run: python ood_objects/get_masks.py")
     return OodSet(tuple(items), {reason: number for reason, number in left_out.items() if number})
 
 
@@ -278,20 +278,20 @@ def _pair(
     masks: Mapping[str, Path],
     kinds: Mapping[int, int],
     void: tuple[int, ...],
-    set_aside: list[BadFile] | None,
+    skipped: list[BadFile] | None,
     place: str,
 ) -> OodSet:
-    lonely = [(images[key], "mask", key) for key in images.keys() - masks.keys()]
-    lonely += [(masks[key], "image", key) for key in masks.keys() - images.keys()]
-    for path, missing, key in sorted(lonely):
-        if set_aside is None:
+    unpaired = [(images[key], "mask", key) for key in images.keys() - masks.keys()]
+    unpaired += [(masks[key], "image", key) for key in masks.keys() - images.keys()]
+    for path, missing, key in sorted(unpaired):
+        if skipped is None:
             raise GenValError(
-                f"{path} has no {missing} of its name ({len(lonely)} such files). Add it, or use --skip_bad."
+                f"{path} has no {missing} of its name ({len(unpaired)} such files). Add it, or use --skip_bad."
             )
-        set_aside.append(BadFile(key, dataset, dataset, str(path), f"no {missing} of its name"))
+        skipped.append(BadFile(key, dataset, dataset, str(path), f"no {missing} of its name"))
     keys = sorted(images.keys() & masks.keys(), key=natural)
     if not keys:
-        raise GenValError(f"No pictures with masks in {place}.")
+        raise GenValError(f"No images with masks in {place}.")
     known = tuple(kinds.items())
     items = [
         OodItem(
@@ -312,7 +312,7 @@ def _pair(
 def _match(root: Path, pattern: str) -> dict[str, Path]:
     """Files whose path below `root` fits, by what the groups match."""
     found: dict[str, Path] = {}
-    # A release's parts may be links to where they are.
+    # Parts of a release may be symbolic links.
     files = (Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names)
     for path in sorted(files):
         match = re.fullmatch(pattern, path.relative_to(root).as_posix())
@@ -326,7 +326,7 @@ def _match(root: Path, pattern: str) -> dict[str, Path]:
 
 
 def _places(dataset: str, datasets_dir: Path, root: str | Path | None) -> list[Path]:
-    """Where a set may be: its folder, or one folder deeper, whatever its capitals."""
+    """The folders where a set may be: its own folder, or one folder deeper, in any capitalisation."""
     if root is not None:
         return [resolve(root)]
     exact = Path(path_dicts.OOD_ROOTS[dataset])
@@ -343,5 +343,5 @@ def _entries(place: Path) -> list[Path]:
 def _sizes_differ(first: Path, image: np.ndarray, second: Path, mask: np.ndarray) -> GenValError:
     return GenValError(
         f"{first} and {second} differ in size: expected one size, found {image.shape[1]}x{image.shape[0]} and "
-        f"{mask.shape[1]}x{mask.shape[0]} pixels. They are not of one run: make them again."
+        f"{mask.shape[1]}x{mask.shape[0]} pixels. They are from different runs: generate them again."
     )

@@ -1,4 +1,4 @@
-"""Where an object is put into a street: the published random square, or one that stands on the ground.
+"""The place of an object in a street: the published random square, or one that stands on the ground.
 
 Sizes are given for a frame of 1024 rows, as the published ones are, and scale with the frame's height.
 """
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from genval.datasets.ood_objects import Box
+from genval.datasets.boxes import Box
 from genval.runtime.errors import GenValError
 
 PLACEMENTS = ("published", "road")
 REFERENCE_HEIGHT = 1024
 # labelIds of Cityscapes: road and sidewalk.
 GROUND_IDS = (7, 8)
-# The published crop begins at this share of the frame's height, or below it: nothing is put into the sky.
+# The published crop begins at this fraction of the frame's height, or below it, so that no object is in the sky.
 _HIGHEST = 0.25
-# Where the horizon is in Cityscapes' frames, and how high its camera hangs in metres.
+# The horizon of Cityscapes as a fraction of the frame's height, and the height of the camera in metres.
 _HORIZON = 0.42
 _CAMERA_HEIGHT = 1.22
 # Boxes on the ground are this many metres high.
 _METRES = (0.6, 2.4)
-# Of the lower quarter of a box at least this share is ground: nothing else stands where the object will.
+# At least this fraction of the lower quarter of a box is ground: the place of the object is free.
 _ON_GROUND = 0.6
 _TRIES = 200
 
@@ -34,7 +34,7 @@ class Placement:
     """A box, and the square around it that a model sees.
 
     Attributes:
-        box: where the object is drawn.
+        box: where the object is inpainted.
         crop: the square, inside the frame; the box is in its middle unless the frame's edge is near.
         rule: "published" or "road".
     """
@@ -46,13 +46,13 @@ class Placement:
 
 @dataclass(frozen=True)
 class PlacementConfig:
-    """How boxes are drawn; the defaults are the published ones.
+    """How boxes are chosen. The defaults are the published ones.
 
     Attributes:
         rule: "published", anywhere below a quarter of the frame, or "road": standing on road or sidewalk, smaller the
             farther up.
         smallest, largest: sides of a box in a frame of 1024 rows, in pixels.
-        context: side of the crop over the box's.
+        context: side of the crop, as a multiple of the box's side.
     """
 
     rule: str = "published"
@@ -72,11 +72,11 @@ class PlacementConfig:
 
 
 def place(label_ids: np.ndarray, config: PlacementConfig, rng: np.random.Generator, source: object = "") -> Placement:
-    """Draw a place for an object.
+    """Choose a place for an object at random.
 
     Args:
         label_ids: uint8 (H, W), the frame's mask of Cityscapes' labelIds.
-        rng: whose state decides.
+        rng: the source of random numbers.
         source: what errors call the frame, usually its path.
 
     Returns:
@@ -92,7 +92,7 @@ def place(label_ids: np.ndarray, config: PlacementConfig, rng: np.random.Generat
         raise GenValError(
             f"{source} is {width}x{height}: too small for a crop of {int(config.context * largest)} pixels around a "
             f"box of {largest}, of which the rows below {height - room[0]} and the width have to hold one. Give a "
-            f"smaller --max_box (for frames of {REFERENCE_HEIGHT} rows) or --context, or leave such frames out."
+            f"smaller --max_box (for frames of {REFERENCE_HEIGHT} rows) or --context, or remove such frames."
         )
     if config.rule == "road":
         box = _on_ground(label_ids, smallest, largest, rng)
@@ -101,30 +101,30 @@ def place(label_ids: np.ndarray, config: PlacementConfig, rng: np.random.Generat
         if int(config.context * largest) > height - int(height * _HIGHEST):
             raise GenValError(
                 f"{source} has no road or sidewalk for a box of {smallest} pixels or more, and is too small for the "
-                "published placement. Give a smaller --max_box, or leave such frames out."
+                "published placement. Give a smaller --max_box, or remove such frames."
             )
     side = int(rng.integers(smallest, largest + 1))
     crop = int(config.context * side)
     top = int(rng.integers(int(height * _HIGHEST), height - crop + 1))
     left = int(rng.integers(0, width - crop + 1))
     margin = (crop - side) // 2
-    return Placement(Box(top + margin, left + margin, side), Box(top, left, crop), "published")
+    return Placement(Box.square(top + margin, left + margin, side), Box.square(top, left, crop), "published")
 
 
 def crop_around(box: Box, context: float, height: int, width: int) -> Box:
-    """The square of `context` times a box's side around it, moved, and where need be made smaller, to fit the frame."""
+    """The square of `context` times a box's side around it, moved, and if necessary made smaller, to fit the frame."""
     side = max(box.side, min(int(context * box.side), height, width))
     margin = (side - box.side) // 2
     top = min(max(0, box.top - margin), height - side)
     left = min(max(0, box.left - margin), width - side)
-    return Box(top, left, side)
+    return Box.square(top, left, side)
 
 
 def _on_ground(label_ids: np.ndarray, smallest: int, largest: int, rng: np.random.Generator) -> Box | None:
-    """A square that stands on the ground, as large as a thing of 0.6 to 2.4 m is there; None: no room.
+    """A square on the ground, as large as an object of 0.6 to 2.4 m at that distance; None if there is no room.
 
-    Under a camera at a height c above flat ground, a thing of height m that stands on row r covers m (r - h) / c rows,
-    where h is the row of the horizon.
+    Under a camera at a height c above flat ground, an object of height m that stands on row r covers m (r - h) / c
+    rows, where h is the row of the horizon.
     """
     height, width = label_ids.shape
     horizon = _HORIZON * height
@@ -146,5 +146,5 @@ def _on_ground(label_ids: np.ndarray, smallest: int, largest: int, rng: np.rando
         above, below, right = foot + 1 - max(1, side // 4), foot + 1, left + side
         standing = covered[below, right] - covered[above, right] - covered[below, left] + covered[above, left]
         if standing >= _ON_GROUND * (below - above) * side:
-            return Box(top, left, side)
+            return Box.square(top, left, side)
     return None

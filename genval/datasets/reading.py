@@ -1,4 +1,4 @@
-"""Pixels of items: one pair at a time, or in batches decoded ahead by threads."""
+"""Decode items: one pair at a time, or in batches that threads prefetch."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
     return image, find_label_space(item.label_space).to_train_ids(label_ids, str(item.mask))
 
 
-def readable(items: Sequence[Item], set_aside: list[BadFile], workers: int = 4) -> list[Item]:
-    """The items whose two files can be decoded and fit each other; the others are added to `set_aside`."""
+def readable(items: Sequence[Item], skipped: list[BadFile], workers: int = 4) -> list[Item]:
+    """Return the items whose two files can be decoded and have one size; the others are added to `skipped`."""
 
     def fault(item: Item) -> str | None:
         try:
@@ -58,17 +58,17 @@ def readable(items: Sequence[Item], set_aside: list[BadFile], workers: int = 4) 
 
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         faults = dict(zip(items, pool.map(fault, items), strict=True))
-    set_aside += [
+    skipped += [
         BadFile(item.id, item.cond, item.scene, str(item.image), reason) for item, reason in faults.items() if reason
     ]
     return [item for item in items if faults[item] is None]
 
 
 def partition(items: Sequence[Item], batch_size: int) -> list[tuple[Item, ...]]:
-    """Cut items into chunks of at most `batch_size`, none across two scenes.
+    """Divide items into chunks of at most `batch_size`; no chunk spans two scenes.
 
-    The chunks depend on the items of a scene alone: an interrupted run, a run over other scenes beside it and a run
-    over more processes compute each image in the same company, hence to the same bits.
+    Chunks depend only on the items of a scene. An interrupted run, a run on other scenes and a run on more processes
+    therefore compute each image in the same batch, and give bitwise equal results.
     """
     chunks: list[tuple[Item, ...]] = []
     for _, group in itertools.groupby(items, key=lambda item: (item.cond, item.scene)):
@@ -80,7 +80,7 @@ def partition(items: Sequence[Item], batch_size: int) -> list[tuple[Item, ...]]:
 def load_batches(
     chunks: Sequence[Sequence[Item]],
     workers: int,
-    set_aside: list[BadFile] | None = None,
+    skipped: list[BadFile] | None = None,
     read: Callable[[Any], tuple[np.ndarray, np.ndarray]] = read_pair,
 ) -> Iterator[Batch]:
     """Decode chunks in order, ahead of use, in `workers` threads.
@@ -90,7 +90,7 @@ def load_batches(
     Args:
         chunks: from `partition`.
         workers: threads; Pillow decodes outside Python's lock, so threads suffice.
-        set_aside: bad items are added to this list instead of being an error.
+        skipped: bad items are added to this list instead of raising an error.
         read: decodes an item into an image and its mask, uint8 (H, W).
 
     Raises:
@@ -104,23 +104,23 @@ def load_batches(
             for chunk in chunks:
                 for item in itertools.islice(upcoming, max(0, len(chunk) + ahead - len(waiting))):
                     waiting.append((item, pool.submit(read, item)))
-                yield from _stack(list(_results(waiting, len(chunk), set_aside)))
+                yield from _stack(list(_results(waiting, len(chunk), skipped)))
         finally:
             for _, future in waiting:
                 future.cancel()
 
 
 def _results(
-    waiting: deque[tuple[Item, Future[tuple[np.ndarray, np.ndarray]]]], count: int, set_aside: list[BadFile] | None
+    waiting: deque[tuple[Item, Future[tuple[np.ndarray, np.ndarray]]]], count: int, skipped: list[BadFile] | None
 ) -> Iterator[tuple[Item, np.ndarray, np.ndarray]]:
     for _ in range(count):
         item, future = waiting.popleft()
         try:
             yield item, *future.result()
         except GenValError as error:
-            if set_aside is None:
+            if skipped is None:
                 raise
-            set_aside.append(BadFile(item.id, item.cond, item.scene, str(item.image), str(error)))
+            skipped.append(BadFile(item.id, item.cond, item.scene, str(item.image), str(error)))
 
 
 def _stack(pairs: Sequence[tuple[Item, np.ndarray, np.ndarray]]) -> Iterator[Batch]:

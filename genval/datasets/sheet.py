@@ -1,4 +1,4 @@
-"""Pictures in rows and columns, with titles."""
+"""A contact sheet: images in rows and columns, with titles."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def contact_sheet(
     groups: Sequence[tuple[str, int]],
     tile_width: int = 256,
 ) -> np.ndarray:
-    """Lay pictures out on white.
+    """Lay images out on a white canvas.
 
     Args:
-        rows: a title, and one RGB uint8 (H, W, 3) picture a column; None leaves the place empty.
+        rows: a title, and one RGB uint8 (H, W, 3) image per column; None leaves the cell empty.
         groups: titles above the columns, and how many columns each spans.
-        tile_width: pixels; the height follows from the first picture's proportions.
+        tile_width: pixels; the height follows from the first image's proportions.
 
     Returns:
         RGB uint8 (H, W, 3).
@@ -30,20 +30,20 @@ def contact_sheet(
     import cv2
     from PIL import Image, ImageDraw, ImageFont
 
-    first = next(picture for _, pictures in rows for picture in pictures if picture is not None)
+    first = next(image for _, images in rows for image in images if image is not None)
     height = max(1, round(tile_width * first.shape[0] / first.shape[1]))
     columns = sum(span for _, span in groups)
     sheet = np.full(
         (_TITLE + len(rows) * (height + _GAP), _MARGIN + columns * (tile_width + _GAP), 3), 255, dtype=np.uint8
     )
-    for row, (_, pictures) in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            if picture is None:
+    for row, (_, images) in enumerate(rows):
+        for column, image in enumerate(images):
+            if image is None:
                 continue
             top, left = _TITLE + row * (height + _GAP), _MARGIN + column * (tile_width + _GAP)
-            shrink = picture.shape[1] > tile_width
+            shrink = image.shape[1] > tile_width
             resized = cv2.resize(
-                picture, (tile_width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_NEAREST
+                image, (tile_width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_NEAREST
             )
             sheet[top : top + height, left : left + tile_width] = resized
 

@@ -1,4 +1,4 @@
-"""From a camera's frame to the picture a diffusion model takes: crop to its shape, then resize.
+"""From a camera's frame to the image a diffusion model takes: crop to its shape, then resize.
 
 The published training and generation cut a square on the shorter side at a random place and resize it to 512x512;
 a target of the frame's own shape keeps the whole frame.
@@ -9,13 +9,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from genval.datasets.boxes import Box
 from genval.runtime.errors import GenValError
-
-Box = tuple[int, int, int, int]
 
 
 def crop_box(height: int, width: int, target_height: int, target_width: int, place: float) -> Box:
-    """The largest box of the target's shape inside an image, as (top, left, height, width) in pixels.
+    """The largest box of the target's shape inside an image.
 
     Args:
         height, width: the image's size.
@@ -25,7 +24,7 @@ def crop_box(height: int, width: int, target_height: int, target_width: int, pla
     scale = min(height / target_height, width / target_width)
     box_height = min(height, max(1, round(target_height * scale)))
     box_width = min(width, max(1, round(target_width * scale)))
-    return (
+    return Box(
         min(int(place * (height - box_height + 1)), height - box_height),
         min(int(place * (width - box_width + 1)), width - box_width),
         box_height,
@@ -52,9 +51,8 @@ def fit_image(image: np.ndarray, box: Box, height: int, width: int, resize: str 
     Args:
         resize: "area", which is bilinear where the image does not shrink, or "nearest", which aliases (published).
     """
-    top, left, box_height, box_width = box
-    crop = image[top : top + box_height, left : left + box_width]
-    shrinks = height <= box_height and width <= box_width
+    crop = image[box.rows, box.columns]
+    shrinks = height <= box.height and width <= box.width
     smooth = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     method = cv2.INTER_NEAREST_EXACT if resize == "nearest" else smooth
     return np.ascontiguousarray(cv2.resize(crop, (width, height), interpolation=method))
@@ -62,7 +60,6 @@ def fit_image(image: np.ndarray, box: Box, height: int, width: int, resize: str 
 
 def fit_mask(mask: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
     """Crop a uint8 (H, W) mask and resize it to (height, width) by nearest neighbour: no new ids appear."""
-    top, left, box_height, box_width = box
-    crop = mask[top : top + box_height, left : left + box_width]
+    crop = mask[box.rows, box.columns]
     # The exact variant samples at pixel centres as the image resize does; plain INTER_NEAREST is half a pixel off.
     return np.ascontiguousarray(cv2.resize(crop, (width, height), interpolation=cv2.INTER_NEAREST_EXACT))

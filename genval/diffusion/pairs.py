@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from genval.diffusion.framing import Box, check_pair, crop_box, fit_image, fit_mask
+from genval.datasets.boxes import Box
+from genval.diffusion.framing import check_pair, crop_box, fit_image, fit_mask
 from genval.diffusion.models.hints import CITYSCAPES_IDS, LabelSet
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_jsonl, read_mask

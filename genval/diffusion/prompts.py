@@ -101,7 +101,7 @@ def fit_prompt(template: str, caption: str, domain: str, fits: Callable[[str], b
     """A prompt that `fits`: words are taken from the caption's end until it does.
 
     What a text encoder cannot read it leaves out without a word, and the domain usually comes last: a long caption's
-    picture would be of no domain.
+    image would be of no domain.
 
     Raises:
         GenValError: the domain's own words do not fit.

@@ -260,7 +260,7 @@ class TransferStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int
             "id": item.id,
             **files,
             "source": item.source.id,
-            "box": list(loaded.box),
+            "box": [loaded.box.top, loaded.box.left, loaded.box.height, loaded.box.width],
             "prompt": item.prompt,
             "negative_prompt": self.negative_prompt,
             "seed": seed,
@@ -325,7 +325,7 @@ def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
     # The embedded world's captions are next to its Cityscapes folder, the published ones in it or in ControlNet/.
     captions_from = find_captions(settings.captions, split, data_dir, data_dir.parent) if source is None else source
     bad: list[BadFile] | None = [] if settings.skip_bad else None
-    frames = find_items("Cityscapes", split=split, root=data_dir, set_aside=bad)
+    frames = find_items("Cityscapes", split=split, root=data_dir, skipped=bad)
     frames = frames if bad is None else readable(frames, bad)
     frames, captions = caption_frames(frames, captions_from, bad)
     transfers = choose_transfers(

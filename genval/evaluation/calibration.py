@@ -204,8 +204,8 @@ def calibrate(
 
     Args:
         images: those of the set, from `read_images`.
-        method: number of clusters (1 needs no features), clustering method, metric, and whether each predicted class has
-            a temperature of its own.
+        method: number of clusters (1 needs no features), clustering method, metric, and whether each predicted class
+            has a temperature of its own.
         subsamples: number of images chosen at random; None for all.
         seed: of the choice and of the clustering.
         hardest: fraction of these images that `hardest_images` chooses; 1 is all.

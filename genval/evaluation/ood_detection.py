@@ -151,7 +151,7 @@ def ood_results_name(settings: OodDetectionSettings, dataset: str) -> str:
 def known_max_logits(
     settings: OodDetectionSettings, fabric: Fabric, segmenter: nn.Module, model: str
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Measure mean and standard deviation of each class's maximum logit on the set `standardise`, and keep them on disk.
+    """Measure mean and standard deviation of each class's maximum logit on the set `standardise`; store them.
 
     The first process measures, one image at a time. Without the setting, return None.
     """

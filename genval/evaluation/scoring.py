@@ -65,8 +65,8 @@ _Values = dict[str, Any]
 class ScoringStage(Stage[Item, _Loaded, _Values]):
     """Scores the images of a generated set.
 
-    An image's scores are appended to `scores.jsonl` as they are computed, and at the end moved into the line of the set's
-    manifest, where it has one. Scores made from the same files with the same models are kept.
+    An image's scores are appended to `scores.jsonl` as they are computed, and at the end moved into the line of the
+    set's manifest, where it has one. Scores made from the same files with the same models are kept.
 
     Args:
         folder: of the set.
@@ -257,7 +257,7 @@ def find_set(settings: ScoringSettings, skipped: list[BadFile] | None = None) ->
         GenValError: the set is missing, or as `genval.datasets.find_items`.
     """
     folder = resolve(settings.folder) if settings.folder else resolve(settings.generated_dir) / str(settings.domain)
-    items = find_items(f"Cityscapes_{folder.name}", split="all", root=folder, set_aside=skipped)
+    items = find_items(f"Cityscapes_{folder.name}", split="all", root=folder, skipped=skipped)
     return folder, items[: settings.run.limit]
 
 

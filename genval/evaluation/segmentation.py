@@ -153,7 +153,7 @@ def find_images(settings: EvaluationSettings, dataset: str) -> tuple[list[Item],
                 root=settings.trg_root,
                 datasets_dir=settings.datasets_dir,
                 generated_dir=settings.generated_dir,
-                set_aside=bad if settings.skip_bad else None,
+                skipped=bad if settings.skip_bad else None,
             )
         )
     ordered = sorted(items, key=lambda item: (item.cond, item.scene, item.id))

@@ -122,7 +122,7 @@ class EvaluationSettings:
     split: str | None = flag(None, "folder of a split, or all (default: the data set's usual split)")
     gate: bool = flag(
         False,
-        "of a generated set, only the images that check_generated.py kept; the results are those of {trg_dataset}-gated",
+        "of a generated set, only the images that check_generated.py kept; results are named {trg_dataset}-gated",
     )
     datasets_dir: str = flag("datasets", "folder of the data sets")
     generated_dir: str = flag(path_dicts.GENERATED_ROOT, "folder of the generated sets")
@@ -178,7 +178,7 @@ class OodDetectionSettings:
     trg_dataset: tuple[str, ...] = flag(
         ("generated",),
         "generated, RoadAnomaly21, RoadObstacle21, FishyscapesLostAndFound, FishyscapesStatic, RoadAnomaly, "
-        "StreetHazards, or two folders with files of the same names, pair:IMAGES,MASKS (0 background, 1 object, 255 void)",
+        "StreetHazards, or two folders with the same file names, pair:IMAGES,MASKS (0 background, 1 object, 255 void)",
         type=dataset_list,
         title="data",
     )
@@ -389,8 +389,8 @@ class CalibrationSets:
 
     protocol: Literal["none", "cityscapes", "synthetic"] = flag(
         "none",
-        "the papers' splits. cityscapes: lindau and munster calibrate, frankfurt tests. synthetic: each generated domain "
-        "of --domains calibrates, the real one tests. none: the sets that the flags name",
+        "the papers' splits. cityscapes: lindau and munster calibrate, frankfurt tests. synthetic: each generated "
+        "domain of --domains calibrates, the real one tests. none: the sets that the flags name",
         title="calibration",
     )
     domains: tuple[str, ...] = flag(
@@ -414,8 +414,8 @@ class CalibrationMethod:
     per_class_temperature: bool = flag(False, "one temperature per predicted class")
     hardest: tuple[float, ...] = flag(
         (1.0,),
-        "calibrate on this fraction of the images, those with the lowest pixel accuracy; several, e.g. 1,0.5, one after "
-        "the other; 1 is all, as published",
+        "calibrate on this fraction of the images, those with the lowest pixel accuracy; several, e.g. 1,0.5, one "
+        "after the other; 1 is all, as published",
         type=fraction_list,
     )
 

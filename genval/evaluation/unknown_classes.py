@@ -55,9 +55,8 @@ def measure_unknown(scenes: Sequence[SceneResults], unknown: Sequence[int]) -> U
         for item_id in tensors.ids:
             mask = resolve(records[item_id]["mask"]) if item_id in records else path
             if item_id not in records or file_mark(mask) != records[item_id]["mask_mark"]:
-                raise GenValError(
-                    f"{mask} and the logits of {item_id} do not fit. Run: {_command(results).with_flags(overwrite=True)}"
-                )
+                command = _command(results).with_flags(overwrite=True)
+                raise GenValError(f"{mask} and the logits of {item_id} do not fit. Run: {command}")
             logits, labels, indices = tensors.read(item_id, "logits", "labels", "indices")
             is_unknown = np.isin(read_mask(mask).reshape(-1)[indices], unknown)
             counted[f"{results.scene}/{item_id}"] = _count(logits, is_unknown, labels)

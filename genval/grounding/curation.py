@@ -1,4 +1,4 @@
-"""A person's choice among masks: a sheet of pictures for each object, and a file to say yes or no in."""
+"""A person's choice among masks: a sheet of images for each object, and a file to say yes or no in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from genval.datasets.ood_objects import CURATED, ObjectPicture, mask_path, natural, read_curated
+from genval.datasets.ood_objects import CURATED, ObjectImage, mask_path, natural, read_curated
 from genval.datasets.sheet import contact_sheet
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_mask, write_json, write_png
@@ -22,10 +22,10 @@ _OUTLINE = (255, 60, 200)
 
 
 def update_choices(masks: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
-    """Write `curated.json`: `{object: {i: true or false}}` for each picture with a mask.
+    """Write `curated.json`: `{object: {i: true or false}}` for each image with a mask.
 
     What the file says already stays. A new mask starts as true, or as false where CLIP (if it was asked) finds its
-    picture nearer to a name of the scene than to the object's.
+    image nearer to a name of the scene than to the object's.
 
     Args:
         masks: the folder of the masks.
@@ -36,25 +36,25 @@ def update_choices(masks: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[
     """
     before = read_curated(masks)
     choices = {
-        picture_id: before.get(picture_id, not _is_doubtful(line))
-        for picture_id, line in lines.items()
+        image_id: before.get(image_id, not _is_doubtful(line))
+        for image_id, line in lines.items()
         if line["mask"] is not None
     }
     by_object: dict[str, dict[str, bool]] = {}
-    for picture_id in sorted(choices, key=natural):
-        folder, _, number = picture_id.rpartition("/")
-        by_object.setdefault(folder, {})[number] = choices[picture_id]
+    for image_id in sorted(choices, key=natural):
+        folder, _, number = image_id.rpartition("/")
+        by_object.setdefault(folder, {})[number] = choices[image_id]
     write_json(masks / CURATED, by_object)
     return choices
 
 
 def write_sheets(
     masks: Path,
-    pictures: Sequence[ObjectPicture],
+    images: Sequence[ObjectImage],
     lines: Mapping[str, Mapping[str, Any]],
     choices: Mapping[str, bool],
 ) -> list[Path]:
-    """Write `{masks}/{object}/sheet.png`: each picture with a mask, outlined, under its number.
+    """Write `{masks}/{object}/sheet.png`: each image with a mask, outlined, under its number.
 
     A green frame stands for true in `curated.json`, a red one for false.
 
@@ -62,12 +62,12 @@ def write_sheets(
         The sheets' paths.
 
     Raises:
-        GenValError: a picture or a mask is missing or damaged, or the two differ in size.
+        GenValError: an image or a mask is missing or damaged, or the two differ in size.
     """
     sheets = []
-    folders = dict.fromkeys(picture.folder for picture in pictures if picture.id in choices)
+    folders = dict.fromkeys(picture.folder for picture in images if picture.id in choices)
     for folder in folders:
-        members = [picture for picture in pictures if picture.folder == folder and picture.id in choices]
+        members = [picture for picture in images if picture.folder == folder and picture.id in choices]
         tiles = [_tile(masks, one, lines[one.id], choices[one.id]) for one in members]
         columns = min(_COLUMNS, max(4, len(tiles)))
         starts = range(0, len(tiles), columns)
@@ -79,7 +79,7 @@ def write_sheets(
     return sheets
 
 
-def _tile(masks: Path, picture: ObjectPicture, line: Mapping[str, Any], keep: bool) -> np.ndarray:
+def _tile(masks: Path, picture: ObjectImage, line: Mapping[str, Any], keep: bool) -> np.ndarray:
     import cv2
 
     image, mask = read_image(picture.image), read_mask(mask_path(masks, picture.id))

@@ -28,7 +28,7 @@ class Detection:
     """A box and how sure it is.
 
     Attributes:
-        box: left, top, right, bottom in pixels of the picture.
+        box: left, top, right, bottom in pixels of the image.
         score: the largest probability over the phrase's tokens, 0..1.
         phrase: the tokens whose probability is above the text threshold; empty where none is.
     """
@@ -46,7 +46,7 @@ class Detector:
     Args:
         model: transformers' GroundingDinoForObjectDetection.
         tokenizer: BERT's.
-        shortest: pixels that a picture's shorter side is resized to.
+        shortest: pixels that an image's shorter side is resized to.
         longest: pixels that its longer side may have.
         mean: of the normalisation, of values 0..1.
         std: likewise.
@@ -98,11 +98,11 @@ class Detector:
         text_threshold: float,
         nms_threshold: float,
     ) -> list[list[Detection]]:
-        """Boxes of what `text` names in each picture, the surest first.
+        """Boxes of what `text` names in each image, the surest first.
 
         Args:
-            inputs: of `prepare`. Pictures of one size run together, so that no padding enters.
-            sizes: height and width of each picture before, in pixels.
+            inputs: of `prepare`. Images of one size run together, so that no padding enters.
+            sizes: height and width of each image before, in pixels.
             text: names, lower case or not; several are separated by " . ".
             box_threshold: a box is kept whose largest token probability is above it.
             text_threshold: a token is part of a box's phrase if its probability is above it.
@@ -144,7 +144,7 @@ class Detector:
         text_threshold: float,
         nms_threshold: float,
     ) -> list[Detection]:
-        """Detections of one picture from probabilities (queries, tokens) and boxes (queries, 4), 0..1."""
+        """Detections of one image from probabilities (queries, tokens) and boxes (queries, 4), 0..1."""
         from torchvision.ops import box_convert, clip_boxes_to_image, nms
 
         scores = probabilities.amax(dim=1)

@@ -13,7 +13,8 @@ import numpy as np
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.stage import ManifestStage, StageReport, run_stage
 from genval.captions.clip import load_clip
-from genval.datasets.ood_objects import Box, ObjectPicture, absence_path, find_object_pictures, mask_path, read_box
+from genval.datasets.boxes import Box
+from genval.datasets.ood_objects import ObjectImage, absence_path, find_object_images, mask_path, read_box
 from genval.grounding.curation import update_choices, write_sheets
 from genval.grounding.detector import Detection, Detector, load_detector
 from genval.grounding.outliner import Outliner, load_outliner
@@ -31,7 +32,7 @@ _DECIMALS = 6
 class _Loaded:
     """The part of an image around its box, as the two models take it."""
 
-    image: ObjectPicture
+    image: ObjectImage
     mark: str
     frame: tuple[int, int]
     box: Box
@@ -45,7 +46,7 @@ class _Loaded:
 _Mask = tuple[dict[str, Any], "np.ndarray | None"]
 
 
-class MaskStage(ManifestStage[ObjectPicture, _Loaded, _Mask]):
+class MaskStage(ManifestStage[ObjectImage, _Loaded, _Mask]):
     """Detects and segments objects, with one line per image in `{folder}/manifest.jsonl`.
 
     The mask is that of the highest-scoring detection that names the object: a token of the name is above the text
@@ -77,21 +78,21 @@ class MaskStage(ManifestStage[ObjectPicture, _Loaded, _Mask]):
         self._settings = settings
         self._similarity = similarity
 
-    def partition(self, items: Sequence[ObjectPicture], batch_size: int) -> list[list[Sequence[ObjectPicture]]]:
-        units: list[list[Sequence[ObjectPicture]]] = []
+    def partition(self, items: Sequence[ObjectImage], batch_size: int) -> list[list[Sequence[ObjectImage]]]:
+        units: list[list[Sequence[ObjectImage]]] = []
         for _, group in itertools.groupby(items, key=lambda item: item.folder):
             units += super().partition(list(group), batch_size)
         return units
 
-    def files(self, item: ObjectPicture) -> dict[str, str]:
+    def files(self, item: ObjectImage) -> dict[str, str]:
         line = self.manifest.records.get(item.id, {})
         path = absence_path if line.get("mask") is None else mask_path
         return {"mask": path(Path(), item.id).as_posix()}
 
-    def is_done(self, item: ObjectPicture) -> bool:
+    def is_done(self, item: ObjectImage) -> bool:
         return super().is_done(item) and self.manifest.records[item.id]["source"] == file_mark(item.image)
 
-    def load(self, item: ObjectPicture) -> _Loaded:
+    def load(self, item: ObjectImage) -> _Loaded:
         frame = read_image(item.image)
         height, width = frame.shape[:2]
         box = read_box(item, height, width)
@@ -102,7 +103,7 @@ class MaskStage(ManifestStage[ObjectPicture, _Loaded, _Mask]):
         inputs = (self._detector.prepare(crop), self._outliner.prepare(crop))
         return _Loaded(item, mark, (height, width), box, top, left, crop, *inputs)
 
-    def compute(self, items: Sequence[ObjectPicture], loaded: Sequence[_Loaded]) -> list[_Mask]:
+    def compute(self, items: Sequence[ObjectImage], loaded: Sequence[_Loaded]) -> list[_Mask]:
         """Return each image's line and its mask, uint8 (H, W) of the frame; None where nothing was detected."""
         batch, name = loaded, items[0].object
         settings = self._settings
@@ -171,7 +172,7 @@ class MaskStage(ManifestStage[ObjectPicture, _Loaded, _Mask]):
         }
         return {**line, **self.record}, frame
 
-    def write(self, item: ObjectPicture, loaded: _Loaded, output: _Mask) -> dict[str, Any]:
+    def write(self, item: ObjectImage, loaded: _Loaded, output: _Mask) -> dict[str, Any]:
         line, mask = output
         masked, absent = mask_path(self.folder, item.id), absence_path(self.folder, item.id)
         if mask is None:
@@ -203,7 +204,7 @@ def quality(mask: np.ndarray, box: Box, detection: Sequence[float]) -> dict[str,
     """
     area = np.count_nonzero(mask)
     left, top, right, bottom = detection
-    inside_box = mask[box.top : box.top + box.side, box.left : box.left + box.side]
+    inside_box = mask[box.rows, box.columns]
     inside_detection = mask[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))]
     return {
         "mask_area_ratio": round(area / box.side**2, _DECIMALS),
@@ -256,17 +257,17 @@ class Masked:
     sheets: list[Path]
 
 
-def find_images(settings: MaskSettings) -> list[ObjectPicture]:
+def find_images(settings: MaskSettings) -> list[ObjectImage]:
     """Find the images to mask.
 
     Raises:
         GenValError: an image or its box is missing.
     """
     folders = resolve(settings.images_dir), resolve(settings.positions_dir)
-    return find_object_pictures(*folders, settings.objects)[: settings.run.limit]
+    return find_object_images(*folders, settings.objects)[: settings.run.limit]
 
 
-def mask_objects(settings: MaskSettings, images: Sequence[ObjectPicture] | None = None) -> Masked | None:
+def mask_objects(settings: MaskSettings, images: Sequence[ObjectImage] | None = None) -> Masked | None:
     """Detect and segment inpainted objects; resume where an earlier run stopped.
 
     Args:
@@ -296,7 +297,7 @@ def mask_objects(settings: MaskSettings, images: Sequence[ObjectPicture] | None 
         "precision": precision,
     }
     stage = MaskStage(resolve(settings.output_dir), detector, outliner, settings, record, similarity)
-    report: StageReport[ObjectPicture] = run_stage(
+    report: StageReport[ObjectImage] = run_stage(
         stage,
         images,
         fabric=fabric,

@@ -39,7 +39,7 @@ class Outliner:
         self.hash = weights_hash(model)
         self.precision = precision
         self.device = torch.device("cpu")
-        # The second version stretches a picture to its square, the first keeps its proportions and fills up.
+        # The second version stretches an image to its square, the first keeps its proportions and fills up.
         self.stretches = model.config.model_type.startswith("sam2")
         side = (model.config.prompt_encoder_config if self.stretches else model.config.vision_config).image_size
         self.side = int(side if isinstance(side, int) else side[0])
@@ -57,7 +57,7 @@ class Outliner:
         """RGB uint8 (H, W, 3) of any size to what `outline` takes.
 
         The first version resizes bytes with Pillow's bilinear filter (the longer side to `side`), the second stretches
-        numbers on the device: the picture is left as it is.
+        numbers on the device: the image is left as it is.
         """
         from PIL import Image
 
@@ -73,15 +73,15 @@ class Outliner:
         sizes: Sequence[tuple[int, int]],
         boxes: Sequence[tuple[float, float, float, float]],
     ) -> list[tuple[np.ndarray, float]]:
-        """The best of three masks of what lies in a picture's box, by the model's own estimate of its quality.
+        """The best of three masks of what lies in an image's box, by the model's own estimate of its quality.
 
         Args:
             inputs: of `prepare`.
-            sizes: height and width of each picture before, in pixels.
-            boxes: left, top, right, bottom in pixels of each picture before.
+            sizes: height and width of each image before, in pixels.
+            boxes: left, top, right, bottom in pixels of each image before.
 
         Returns:
-            For each picture a mask, bool (H, W), and its estimated intersection over union.
+            For each image a mask, bool (H, W), and its estimated intersection over union.
 
         Raises:
             GenValError: the model gives values that are not finite.
@@ -107,12 +107,12 @@ class Outliner:
         return outlined
 
     def to_size(self, logits: Tensor, fitted: tuple[int, ...], size: tuple[int, int]) -> Tensor:
-        """Logits (B, C, h, w) of the model's square to the size of the picture, bilinearly.
+        """Logits (B, C, h, w) of the model's square to the size of the image, bilinearly.
 
         Args:
             logits: as the model gives them.
-            fitted: height and width of the picture inside the square, from `prepare`.
-            size: height and width of the picture before.
+            fitted: height and width of the image inside the square, from `prepare`.
+            size: height and width of the image before.
         """
         if not self.stretches:
             logits = functional.interpolate(logits, (self.side, self.side), mode="bilinear", align_corners=False)
@@ -120,7 +120,7 @@ class Outliner:
         return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
 
     def _normalised(self, picture: np.ndarray) -> Tensor:
-        """The model's input of one picture, float32 (3, side, side)."""
+        """The model's input of one image, float32 (3, side, side)."""
         pixels = torch.from_numpy(picture).to(self.device).permute(2, 0, 1).float() / 255
         if self.stretches:
             square = (self.side, self.side)
@@ -157,6 +157,6 @@ def load_outliner(name: str, precision: str = "32-true") -> Outliner:
 
 
 def fitted_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width of a picture whose longer side becomes `side`, rounded to the nearest."""
+    """Height and width of an image whose longer side becomes `side`, rounded to the nearest."""
     scale = side / max(height, width)
     return int(height * scale + 0.5), int(width * scale + 0.5)

@@ -1,4 +1,4 @@
-"""Whether a picture shows what it should, by CLIP: nearer to the object's name than to the names of the scene."""
+"""Whether an image shows what it should, by CLIP: nearer to the object's name than to the names of the scene."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Encoder(Protocol):
 
 
 class Similarity:
-    """Cosines of pictures with an object's name and with the names of the scene's classes.
+    """Cosines of images with an object's name and with the names of the scene's classes.
 
     Args:
         encoder: gives float32 (N, D) vectors of length 1.
@@ -40,7 +40,7 @@ class Similarity:
         self._objects: dict[str, Tensor] = {}
 
     def __call__(self, images: Sequence[np.ndarray], name: str) -> list[dict[str, Any]]:
-        """Of each RGB uint8 (H, W, 3) picture: `object` and `scene`, the cosines with the object's name and with the
+        """Of each RGB uint8 (H, W, 3) image: `object` and `scene`, the cosines with the object's name and with the
         nearest of the scene's names, and `scene_name`.
 
         A scene name that is the object's own is left out.

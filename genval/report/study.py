@@ -47,7 +47,8 @@ def correlate(settings: CorrelationSettings) -> dict[str, Any]:
     models = list_models(root) if settings.segmenters == "all" else model_list(settings.segmenters, settings.preset)
     if not models:
         raise GenValError(
-            f"No results in {root}. Run: python relis/eval.py --trg_dataset Cityscapes,Cityscapes_fog,ACDC --segmenters all"
+            f"No results in {root}. "
+            "Run: python relis/eval.py --trg_dataset Cityscapes,Cityscapes_fog,ACDC --segmenters all"
         )
     missing: list[Missing] = []
     clear = read_evidence(root, models, Place(settings.clear_dataset, settings.clear_cond), settings.preset, missing)
@@ -92,7 +93,7 @@ def correlate(settings: CorrelationSettings) -> dict[str, Any]:
 
 
 def true_place(domain: str, true_dataset: str | None) -> Place:
-    """The set of true pictures of a domain, by `path_dicts.REAL_SETS`, or its condition in another data set.
+    """The set of true images of a domain, by `path_dicts.REAL_SETS`, or its condition in another data set.
 
     Raises:
         GenValError: the table has no such domain.

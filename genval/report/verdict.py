@@ -1,30 +1,36 @@
-"""Three sentences for one reader: can it be trusted, which model, how many images."""
+"""The verdict: three answers in complete sentences. Can it be trusted, which segmenter, how many images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from genval.report.comparison import CLEAR, CORRUPTED, SYNTHETIC
 
 # A ranking whose Pearson's r has its interval above this is taken for trustworthy.
 TRUSTED_R = 0.5
-TRUST_WORDS = {
-    "better": "Yes, better than clear weather",
-    "yes": "Yes, though clear weather may say as much",
-    "worse": "Yes, though clear weather says more",
-    "alone": "Yes, not compared with clear weather",
-    "weak": "Only roughly",
-    "no": "Not shown",
+_TRUST_SENTENCES = {
+    "better": "Yes for {}: generated images predict the reference mIoU, and better than clear weather does.",
+    "yes": "Yes for {}: generated images predict the reference mIoU, but clear weather may predict it as well.",
+    "worse": "Yes for {}: generated images predict the reference mIoU, but clear weather predicts it better.",
+    "alone": "Yes for {}: generated images predict the reference mIoU. There are no results in clear weather.",
+    "weak": "Only roughly for {}: the correlation is positive, but it may be weak.",
+    "no": "Not for {}: no correlation is shown.",
 }
-# What is trusted, by whether it beats clear weather; None where that was not measured.
+_CORRUPTION_SENTENCES = {
+    "yes": "Generated images predict better than classic corruptions for {}.",
+    "undecided": "It is undecided whether generated images or classic corruptions predict better for {}.",
+    "no": "Classic corruptions predict better than generated images for {}.",
+}
+# The trust by whether generated images beat clear weather; None where that was not measured.
 TRUSTED = {"yes": "better", "undecided": "yes", "no": "worse", None: "alone"}
-BEATS_WORDS = {"yes": "better", "undecided": "no clear difference", "no": "worse"}
-NOTHING = "Nothing can be said yet: three models with results on the clear, a generated and its true set are needed."
+NOTHING = (
+    "There is no answer yet: it needs three segmenters with results on the clear, a generated and its reference set."
+)
 
 
 def answer(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the sentences say, by domain.
+    """Compute the answers by domain.
 
     `trust`: where the interval of Pearson's r (over models and images) lies above 0.5, "better" when that of the
     difference to clear weather lies above 0, "worse" when it lies below, "yes" when it holds 0, "alone" without results
@@ -49,13 +55,19 @@ def answer(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"trust": trust, "model": model, "images": images}
 
 
+QUESTIONS = (
+    "Can the synthetic verdict be trusted?",
+    "Which segmenter should be used?",
+    "How many generated images are enough?",
+)
+
+
 def verdict(values: Mapping[str, Any], answers: Mapping[str, Any]) -> list[str]:
-    """The three sentences, from `correlation.json`'s parts and what `answer` gives."""
-    questions = ("Can the synthetic verdict be trusted?", "Which model to trust?", "How many generated images?")
+    """Return the three answers as text, from the parts of `correlation.json` and the result of `answer`."""
     if not values["robustness"]:
-        return [f"{question} {NOTHING}" for question in questions]
-    said = (_trust(values, answers), _models(values, answers), _images(answers))
-    return [f"{question} {'. '.join(parts)}." for question, parts in zip(questions, said, strict=True)]
+        return [f"{question} {NOTHING}" for question in QUESTIONS]
+    sentences = (_trust(values, answers), _segmenters(values, answers), _images(answers))
+    return [f"{question} {' '.join(said)}" for question, said in zip(QUESTIONS, sentences, strict=True)]
 
 
 def _trust(values: Mapping[str, Any], answers: Mapping[str, Any]) -> list[str]:
@@ -63,58 +75,62 @@ def _trust(values: Mapping[str, Any], answers: Mapping[str, Any]) -> list[str]:
         correlation = values["robustness"][domain]["correlation"]
         ends = _interval(correlation[SYNTHETIC]["pearson"])
         parts = [f"r {_two(correlation[SYNTHETIC]['pearson']['value'])}"]
-        parts += [f"{_two(ends[0])} to {_two(ends[1])}"] if ends else []
-        parts += [f"{s} {_two(correlation[s]['pearson']['value'])}" for s in (CLEAR, CORRUPTED) if correlation[s]]
-        return f"{domain} ({', '.join(parts)})"
+        parts[0] += f", 95 % interval {_two(ends[0])} to {_two(ends[1])}" if ends else ""
+        for side, name in ((CLEAR, "clear weather"), (CORRUPTED, "corruptions")):
+            if correlation[side]:
+                parts.append(f"{name} {_two(correlation[side]['pearson']['value'])}")
+        return f"{domain} ({'; '.join(parts)})"
 
-    groups = _group(answers["trust"], lambda trust: TRUST_WORDS[trust], TRUST_WORDS.values())
-    said = [f"{word} for {_listed(map(shown, domains))}" for word, domains in groups.items()]
+    groups = _group(answers["trust"], _TRUST_SENTENCES)
+    said = [_TRUST_SENTENCES[trust].format(_join(map(shown, domains))) for trust, domains in groups.items()]
     beats = {domain: of["beats"][CORRUPTED] for domain, of in values["robustness"].items() if of["beats"][CORRUPTED]}
-    against = _group(beats, lambda beat: BEATS_WORDS[beat], BEATS_WORDS.values())
-    if against:
-        said += ["Against classic corruptions: " + "; ".join(f"{w} for {_listed(d)}" for w, d in against.items())]
+    against = _group(beats, _CORRUPTION_SENTENCES)
+    return said + [_CORRUPTION_SENTENCES[beat].format(_join(domains)) for beat, domains in against.items()]
+
+
+def _segmenters(values: Mapping[str, Any], answers: Mapping[str, Any]) -> list[str]:
+    short, said = values["short_names"], []
+    for domain, model in answers["model"].items():
+        name, best, high = short[model["chosen"]], short[model["best"]], model["regret_high"]
+        said.append(f"For {domain}, generated images choose {name}.")
+        if model["regret"] == 0:
+            said.append(f"{name} is also the best one on the reference images.")
+        else:
+            said.append(
+                f"On the reference images it is {model['regret']:.1f} points of mIoU below {best}, the best one."
+            )
+        if high is not None:
+            said[-1] = f"{said[-1][:-1]} (95 % interval: a loss of up to {high:.1f} points)."
     return said
 
 
-def _models(values: Mapping[str, Any], answers: Mapping[str, Any]) -> list[str]:
-    short = values["short_names"]
-
-    def shown(model: Mapping[str, Any]) -> str:
-        if model["regret"] == 0:
-            return f"{short[model['chosen']]}, the best on true pictures too,"
-        return (
-            f"{short[model['chosen']]}, on true pictures {model['regret']:.1f} points of mIoU below "
-            f"{short[model['best']]},"
-        )
-
-    def within(domain: str) -> str:
-        high = answers["model"][domain]["regret_high"]
-        return domain if high is None else f"{domain} (95 % interval: up to {high:.1f} points lost)"
-
-    groups = _group(answers["model"], shown)
-    return [f"{said} for {_listed(map(within, domains))}" for said, domains in groups.items()]
-
-
 def _images(answers: Mapping[str, Any]) -> list[str]:
-    def shown(key: str) -> dict[str, list[str]]:
-        return _group(answers["images"], lambda of: str(of[key] or f"More than {of['total']}"))
+    said = []
+    for key, purpose in (("settles_choice", "choose a segmenter"), ("settles_ranking", "rank the segmenters")):
+        enough: dict[int, list[str]] = {}
+        too_few: dict[int, list[str]] = {}
+        for domain, curve in answers["images"].items():
+            if curve[key]:
+                enough.setdefault(curve[key], []).append(domain)
+            else:
+                too_few.setdefault(curve["total"], []).append(domain)
+        said += [f"{number} images are enough to {purpose} for {_join(names)}." for number, names in enough.items()]
+        said += [
+            f"{number} images are not enough to {purpose} for {_join(names, 'or')}."
+            for number, names in too_few.items()
+        ]
+    return said
 
-    said = [f"{number} choose a model for {_listed(domains)}" for number, domains in shown("settles_choice").items()]
-    ranked = shown("settles_ranking").items()
-    return said + [f"{number} settle the ranking for {_listed(domains)}" for number, domains in ranked]
+
+def _group(by_domain: Mapping[str, str], order: Iterable[str]) -> dict[str, list[str]]:
+    """Return the domains by their value, in the given order of values."""
+    groups = {value: [domain for domain, found in by_domain.items() if found == value] for value in order}
+    return {value: domains for value, domains in groups.items() if domains}
 
 
-def _group(by_domain: Mapping[str, Any], say: Callable[[Any], str], order: Iterable[str] = ()) -> dict[str, list[str]]:
-    """The domains of which the same is said, by what is said."""
-    groups: dict[str, list[str]] = {word: [] for word in order}
-    for domain, value in by_domain.items():
-        groups.setdefault(say(value), []).append(domain)
-    return {word: domains for word, domains in groups.items() if domains}
-
-
-def _listed(names: Iterable[str]) -> str:
+def _join(names: Iterable[str], word: str = "and") -> str:
     *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
+    return f"{', '.join(others)} {word} {last}" if others else last
 
 
 def _interval(estimate: Mapping[str, Any]) -> list[float] | None:

@@ -86,7 +86,7 @@ def _evaluation(
 def calibration_steps(
     protocol: Protocol, group: tuple[str, ...], groups: Sequence[tuple[str, ...]], missing_data: dict[str, Missing]
 ) -> list[Step]:
-    """Temperatures found on generated, clear and corrupted pictures, tried on the real domains.
+    """Temperatures found on generated, clear and corrupted images, tried on the real domains.
 
     Those of generated ones are found twice: on all of them, as published, and on the hardest.
     """
@@ -175,17 +175,17 @@ def detection_steps(
     inputs: tuple[Path, ...],
     generated: int,
 ) -> list[Step]:
-    """The segmenters on generated objects, so many pictures, and on true ones."""
+    """The segmenters on generated objects, so many images, and on true ones."""
     root = resolve(protocol.option("ood_detection/main_gen_ood", "output_dir", "results/ood_detection"))
     needs = ("render",) if protocol.render else ()
     sets = true_object_sets(protocol)
 
-    def step(name: str, datasets: Sequence[str], pictures: int, before: tuple[str, ...]) -> Step:
+    def step(name: str, datasets: Sequence[str], images: int, before: tuple[str, ...]) -> Step:
         flags = ("--segmenters", list_models(protocol, group), "--trg_dataset", ",".join(datasets))
         command = protocol.command("ood_detection/main_gen_ood", *flags, device=True)
         files = [OodResults(root, one, model).csv for one in datasets for model in group]
         size, made = len(files), partial(of_files, files)
-        return Step(name, "detect", (command,), size, made, before, inputs=inputs, work=len(group) * pictures)
+        return Step(name, "detect", (command,), size, made, before, inputs=inputs, work=len(group) * images)
 
     steps = [step(step_name("detect", "generated objects", group, groups), ["generated"], generated, ("outline",))]
     if sets:

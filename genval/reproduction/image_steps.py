@@ -1,4 +1,4 @@
-"""The steps that make pictures: rendered, generated and corrupted streets, and streets with objects."""
+"""The steps that make images: rendered, generated and corrupted streets, and streets with objects."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def image_steps_of(protocol: Protocol, missing_data: dict[str, Missing]) -> list
 
 
 def object_steps(protocol: Protocol, missing_data: dict[str, Missing]) -> list[Step]:
-    """Pictures with objects, and the objects' outlines."""
+    """Images with objects, and the objects' outlines."""
     script = "ood_objects/sd_inpaint"
     names = option(protocol.preset, script, "objects", None)
     file = resolve(protocol.option(script, "objects_file", "ood_objects/objects.txt"))

@@ -15,8 +15,8 @@ class Command:
     Flags that are None, False or empty are omitted, True stands for a flag without a value, and the items of a sequence
     are joined by commas.
 
-    >>> print(Command("relis/eval", {"segmenters": "SegFormer-B0", "cond": ["fog", "night"], "gate": True, "seed": None}))
-    python relis/eval.py --segmenters SegFormer-B0 --cond fog,night --gate
+    >>> print(Command("relis/eval", {"segmenters": "a", "cond": ["fog", "night"], "gate": True, "seed": None}))
+    python relis/eval.py --segmenters a --cond fog,night --gate
     """
 
     script: str

@@ -1,4 +1,4 @@
-"""What a segmenter is: RGB uint8 images in, float32 logits of the 19 Cityscapes classes out."""
+"""The base class of segmenters: RGB uint8 images to float32 logits of the 19 Cityscapes classes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 class Segmenter(nn.Module, abc.ABC):
     """A segmentation network with its preprocessing.
 
-    Subclasses say in `run` how the network runs. They may set `align_corners` (how logits are resized), `reads_bgr`
-    (the network's channel order, and that of `mean` and `std`), and what sizes the network takes: at least
-    `minimum_size` pixels a side, and multiples of `size_divisor`. Images of other sizes are padded at the bottom and
-    the right with the mean colour, and the logits cropped.
+    Subclasses implement `run`, the forward pass of the network. They may set `align_corners` (how logits are resized),
+    `reads_bgr` (the network's channel order, and that of `mean` and `std`), and the sizes that the network accepts: at
+    least `minimum_size` pixels per side, and multiples of `size_divisor`. Images of other sizes are padded at the
+    bottom and the right with the mean colour, and the logits are cropped.
 
     Args:
-        name: as the user spelled it.
+        name: as given by the user.
         network: in evaluation mode, on its device.
         mean: of the three input channels, on the scale 0..255.
         std: of the three input channels, on the scale 0..255.
@@ -69,7 +69,7 @@ class Segmenter(nn.Module, abc.ABC):
         self.class_map = class_map.to(device) if class_map is not None else None
         self.memory_format = torch.contiguous_format
         strides = [max(m.stride) for m in network.modules() if isinstance(m, nn.Conv2d)]
-        self.distrusts_onednn = not strides or max(strides) > 2  # none: the network cannot be looked into
+        self.avoids_onednn = not strides or max(strides) > 2  # none: the structure of the network is not known
 
     @abc.abstractmethod
     def run(self, pixels: Tensor) -> Tensor:
@@ -97,11 +97,11 @@ class Segmenter(nn.Module, abc.ABC):
         return F.pad(pixels, (0, right, 0, bottom)) if right or bottom else pixels
 
     def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Have torch.compile translate the network, at the first image of each size and batch: minutes, once."""
+        """Compile the network with torch.compile. This takes minutes at the first batch of each shape."""
         self.run = torch.compile(self.run, backend=backend, dynamic=False)  # type: ignore[method-assign]
 
     def use_channels_last(self) -> None:
-        """Lay weights and images out channels last, which suits the convolutions of recent GPUs."""
+        """Use the channels-last memory format, which is faster for convolutions on recent GPUs."""
         self.memory_format = torch.channels_last
         self.network.to(memory_format=torch.channels_last)
 
@@ -146,7 +146,7 @@ class Segmenter(nn.Module, abc.ABC):
 
     def _arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
         stack = contextlib.ExitStack()
-        if device.type == "cpu" and self.precision.startswith("bf16") and self.distrusts_onednn:
+        if device.type == "cpu" and self.precision.startswith("bf16") and self.avoids_onednn:
             # oneDNN's bfloat16 convolutions of stride 4 and 8 are wrong for some numbers of channels (torch 2.14.1);
             # without it they are right, and slow.
             warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")

@@ -37,7 +37,7 @@ def load_torchvision(
     """Load one of torchvision's segmentation models: fcn, deeplabv3, lraspp.
 
     Args:
-        name: as the user spelled it.
+        name: as given by the user.
         architecture: as `torchvision.models.get_model` takes it, e.g. `deeplabv3_resnet50`.
         checkpoint: its state dict, with or without the auxiliary head; normalisation: see `read_normalisation`. None:
             torchvision's own weights (COCO images, the 21 classes of Pascal VOC), fetched if they are not in its cache.
@@ -90,7 +90,7 @@ def load_smp(
     """Load a model of segmentation_models_pytorch, built with its defaults.
 
     Args:
-        name: as the user spelled it.
+        name: as given by the user.
         architecture: e.g. `unet`, in any capitals.
         encoder: e.g. `resnet34`.
         checkpoint: its state dict; normalisation: see `read_normalisation`.

@@ -1,4 +1,4 @@
-"""Weights from files: found where users put them, read without running code, and matched key by key."""
+"""Read weights from files without running code, and match them key by key."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     safetensors file.
 
     Nothing but tensors and plain values is unpickled (`weights_only=True`). Files of mmengine's runner may hold NumPy
-    numbers and the logging history beside the weights: the former are let through, the latter passed over. A leading
+    numbers and the logging history in addition to the weights: the former are allowed, the latter is skipped. A leading
     `module.` (DataParallel) is dropped from the keys.
 
     Raises:
@@ -65,8 +65,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, architecture: str) -> None:
     """Put `state` into `network` if every key and every shape agrees.
 
-    A checkpoint that fits only in part still loads and predicts, wrongly and without a word; so nothing is
-    forgiven. Model-zoo files hold their training-only auxiliary heads, and so do the networks built from the configs.
+    A checkpoint that fits only in part would load without an error and give wrong predictions; so every mismatch is an
+    error. Model-zoo files hold their training-only auxiliary heads, and so do the networks built from the configs.
 
     Raises:
         GenValError: keys are missing, left over or of another shape, or a value is not finite.

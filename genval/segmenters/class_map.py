@@ -19,7 +19,7 @@ class ClassMap(nn.Module):
     """Merges the logits of a network's classes into those of the 19.
 
     Probabilities add: the logit of a class is the log-sum-exp of those of its parts, taken at the network's own
-    resolution. Parts without a trainId are left out, so that the softmax over the result is the network's, given that
+    resolution. Parts without a trainId are dropped, so that the softmax over the result is the network's, given that
     the pixel is of one of the 19. The most probable class after merging may differ from the trainId of the most
     probable part.
 
@@ -37,11 +37,11 @@ class ClassMap(nn.Module):
         self.register_buffer("table", torch.from_numpy(space.table.copy()))
 
     def check(self, name: str, outputs: int) -> None:
-        """Raise GenValError unless the map says what each of `outputs` classes is, and gives no other a trainId."""
+        """Raise GenValError unless the map covers each of the `outputs` classes, and gives no other id a trainId."""
         unknown = [i for i in range(outputs) if not self.space.known[i]]
         beyond = [i for i in range(outputs, 256) if self.space.table[i] != IGNORE]
         if unknown or beyond:
-            fault = f"says nothing of {unknown[:8]}" if unknown else f"also names {beyond[:8]}"
+            fault = f"does not contain {unknown[:8]}" if unknown else f"also names {beyond[:8]}"
             raise GenValError(
                 f"{name} has {outputs} classes, numbered from 0, and the class map ({self.space.name}) {fault}."
             )
@@ -61,5 +61,5 @@ def check_outputs(name: str, outputs: int, class_map: ClassMap | None) -> None:
     elif outputs != NUM_CLASSES:
         raise GenValError(
             f"{name} has {outputs} classes, expected {NUM_CLASSES} (Cityscapes trainIds). "
-            "Say what its classes are with --class_map: a JSON file of ids, or a label space's name."
+            "Give the meaning of its classes with --class_map: a JSON file of ids, or a label space's name."
         )

@@ -1,4 +1,4 @@
-"""Networks that bring their own arithmetic in one file: ONNX and TorchScript."""
+"""Networks exported with their arithmetic in one file: ONNX and TorchScript."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tens
 class OnnxSegmenter(Segmenter):
     """An ONNX network run by onnxruntime, on the GPU where its GPU build is installed.
 
-    Its one input is (B, 3, H, W): float pixels are normalised (see `read_normalisation`), uint8 ones given as they are.
-    Its output is the logits, or the first of its outputs is. A network exported for a fixed batch gets that many images
-    at a time; one exported for a fixed size gets every image resized to it, bilinearly, and so are the logits back.
+    Its one input is (B, 3, H, W): float pixels are normalised (see `read_normalisation`), uint8 pixels are used
+    as given. Its output is the logits, or the first of its outputs is. A network exported for a fixed batch size gets
+    that many images at a time. For a network exported for a fixed size, images are resized bilinearly to that size, and
+    the logits back.
 
     Raises:
         GenValError: the file's input or output is of another kind, or onnxruntime cannot read it.
@@ -60,7 +61,7 @@ class OnnxSegmenter(Segmenter):
         self.session, self.input, self.dtype = session, inputs[0].name, dtype
         self.batch = shape[0] if isinstance(shape[0], int) else None
         self.size = (shape[2], shape[3]) if isinstance(shape[2], int) and isinstance(shape[3], int) else None
-        # The network's weights are out of torch's sight: the file's hash stands for them.
+        # torch does not see the network's weights: the hash of the file represents them.
         self.register_buffer("file_hash", _file_hash(file))
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class OnnxSegmenter(Segmenter):
             pixels = resized.round().to(pixels.dtype) if pixels.dtype == torch.uint8 else resized
         values = pixels.cpu().numpy().astype(self.dtype)
         step = self.batch or len(values)
-        # A last batch that is not full is filled up with its first image.
+        # An incomplete last batch is padded with its first image.
         parts = [values[start : start + step] for start in range(0, len(values), step)]
         parts = [np.concatenate([part, *[part[:1]] * (step - len(part))]) for part in parts]
         try:

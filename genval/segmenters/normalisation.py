@@ -1,4 +1,4 @@
-"""What pixels a network was trained on, where its file format does not say."""
+"""The normalisation of a network's input, for file formats that do not contain it."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class Normalisation:
 
 
 def read_normalisation(file: Path, embedded: Mapping[str, str] | None = None) -> Normalisation:
-    """The normalisation that `{file}.json` beside a file gives, else what is embedded in the file, else ImageNet's.
+    """The normalisation in `{file}.json`, else the one embedded in the file, else ImageNet's.
 
-    The keys are those of `Normalisation`, any of which may be left out.
+    The keys are those of `Normalisation`, all of which are optional.
 
     Args:
         file: the network's file, e.g. `model.onnx`: `model.onnx.json` is looked for.
-        embedded: the same keys with values as JSON text, from the file's own metadata; others are not looked at.
+        embedded: the same keys with values as JSON text, from the file's own metadata; other keys are ignored.
 
     Raises:
         GenValError: the JSON has other keys or values than expected.
     """
-    beside = file.with_name(f"{file.name}.json")
-    if beside.is_file():
-        values, source = read_json(beside), str(beside)
+    sidecar = file.with_name(f"{file.name}.json")
+    if sidecar.is_file():
+        values, source = read_json(sidecar), str(sidecar)
     else:
         found = {key: text for key, text in (embedded or {}).items() if key in Normalisation.__dataclass_fields__}
         values, source = {key: _parse(text) for key, text in found.items()}, f"the metadata of {file}"

@@ -48,7 +48,8 @@ class _MissingOperations(types.ModuleType):
 
         def missing(*args: Any, **kwargs: Any) -> Any:
             raise GenValError(
-                f"This model needs mmcv's compiled operation {name}, which mmcv-lite lacks: install mmcv 2.1.0 instead."
+                f"This model needs mmcv's compiled operation {name}, which mmcv-lite does not have: install mmcv 2.1.0 "
+                "instead."
             )
 
         return missing
@@ -70,14 +71,14 @@ def import_mmseg() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import mmseg.models  # noqa: F401
-        # A remark on training sizes that mmseg repeats for each size of image and each layer.
+        # A warning about training sizes that mmseg repeats for each image size and layer.
         warnings.filterwarnings("ignore", message="When align_corners=True", module="mmseg")
     except ImportError as error:
         raise GenValError(f"mmsegmentation, mmcv-lite and mmengine are needed ({error}). {_INSTALL}") from error
 
 
 def read_config(config: str | Path, overrides: Mapping[str, Any] | None = None) -> Any:
-    """Read an mmsegmentation config: a file of one's own, else one that ships with the package.
+    """Read an mmsegmentation config: the user's file, else one that ships with the package.
 
     Args:
         config: a path (relative: from the repository's root), or a shipped config's, e.g. `pspnet/pspnet_r18-...py`.
@@ -86,7 +87,7 @@ def read_config(config: str | Path, overrides: Mapping[str, Any] | None = None) 
 
     Returns:
         The mmengine `Config`; nothing in its model is fetched on building (`pretrained` and the like are removed),
-        and synchronised batch norm is the plain one, the same in evaluation and at home on every device.
+        and synchronised batch norm becomes plain batch norm, which is equal in evaluation and runs on every device.
 
     Raises:
         GenValError: no such config, or it cannot be read, has no model, or needs a module that is not installed.
@@ -114,7 +115,7 @@ def read_config(config: str | Path, overrides: Mapping[str, Any] | None = None) 
 
 
 def build_network(config: str | Path, overrides: Mapping[str, Any] | None = None) -> nn.Module:
-    """The network of a config (see `read_config`) with fresh weights, in evaluation mode on the CPU.
+    """Build the network of a config (see `read_config`) with random weights, in evaluation mode on the CPU.
 
     Raises:
         GenValError: as `read_config`, or mmsegmentation cannot build the model.
@@ -136,14 +137,14 @@ class OpenMMLabSegmenter(Segmenter):
     """An mmsegmentation `EncoderDecoder` in its config's own test mode, images at their native size.
 
     `whole` is one pass; `slide` is a window over the image with the logits averaged where windows overlap: the
-    arithmetic of mmseg 1.2.2, `EncoderDecoder.slide_inference`, with several windows in a pass. The config's test
+    arithmetic of mmseg 1.2.2, `EncoderDecoder.slide_inference`, with several windows per pass. The config's test
     pipeline (a resize, mostly to the data set's own size) is not applied.
 
     LRASPP heads pool over a fixed window and fail on inputs that are smaller: those are padded. The same is done where
     the config's data preprocessor asks for a multiple of `size_divisor` at test time.
 
     Args:
-        name: as the user spelled it.
+        name: as given by the user.
         network: from `build_network`.
         precision: see `Segmenter`.
         class_map: see `Segmenter`.
@@ -154,7 +155,7 @@ class OpenMMLabSegmenter(Segmenter):
     """
 
     network: Any  # an mmseg EncoderDecoder
-    windows_a_pass = 8
+    windows_per_pass = 8
     """Windows of the sliding window in one forward pass: 1024x2048 in windows of 769x769 gives exactly 8."""
 
     def __init__(self, name: str, network: Any, precision: str = "32-true", class_map: ClassMap | None = None) -> None:
@@ -173,7 +174,7 @@ class OpenMMLabSegmenter(Segmenter):
             class_map,
         )
         self.align_corners = network.align_corners
-        # OpenMMLab's loader gives BGR: a model whose preprocessor does not turn it round was trained on BGR.
+        # OpenMMLab's loader gives BGR: a model whose preprocessor does not convert it was trained on BGR.
         self.reads_bgr = not getattr(preprocessor, "channel_conversion", False)
         self.test_mode = network.test_cfg.get("mode", "whole")
         if self.test_mode not in ("whole", "slide"):
@@ -209,9 +210,9 @@ class OpenMMLabSegmenter(Segmenter):
         ]
         total = pixels.new_zeros((batch, self.network.out_channels, height, width), dtype=torch.float32)
         count = pixels.new_zeros((height, width), dtype=torch.float32)
-        windows_a_pass = max(1, self.windows_a_pass // batch)
-        for start in range(0, len(corners), windows_a_pass):
-            group = corners[start : start + windows_a_pass]
+        windows_per_pass = max(1, self.windows_per_pass // batch)
+        for start in range(0, len(corners), windows_per_pass):
+            group = corners[start : start + windows_per_pass]
             windows = torch.cat([pixels[..., y : y + crop_height, x : x + crop_width] for y, x in group])
             for (y, x), logits in zip(group, self.run(windows).split(batch), strict=True):
                 total[..., y : y + crop_height, x : x + crop_width] += logits
@@ -252,7 +253,7 @@ def _find_config(config: str | Path) -> Path:
 
 
 def _make_self_contained(node: Any) -> None:
-    """Remove what would fetch weights, and replace SyncBN, everywhere below `node`."""
+    """Remove the entries that download weights, and replace SyncBN, everywhere below `node`."""
     if isinstance(node, dict):
         node.pop("pretrained", None)
         if isinstance(node.get("init_cfg"), dict) and node["init_cfg"].get("type") == "Pretrained":
@@ -273,7 +274,7 @@ def _window_starts(length: int, crop: int, stride: int) -> list[int]:
 
 
 def _casting(forward: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
-    """`forward` under autocast, which brings the two sides of each product to one dtype."""
+    """`forward` under autocast, which casts the two sides of each product to one dtype."""
 
     def cast(pixels: Tensor, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(pixels.device.type, dtype):
@@ -283,7 +284,7 @@ def _casting(forward: Callable[..., Any], dtype: torch.dtype) -> Callable[..., A
 
 
 def _minimum_size(network: Any) -> int:
-    """The smallest input side in pixels: 1, but for LRASPP heads their pooling window at the features' stride."""
+    """The smallest input side in pixels: for LRASPP heads the pooling window times the stride of features, else 1."""
     from mmseg.models.decode_heads import LRASPPHead
 
     if not isinstance(network.decode_head, LRASPPHead):

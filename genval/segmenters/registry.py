@@ -1,4 +1,4 @@
-"""From a name to a segmenter."""
+"""Load segmenters by name or specification."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from genval.segmenters.class_map import ClassMap
 _MODEL_ZOO = "https://github.com/open-mmlab/mmsegmentation/blob/v0.30.0/docs/en/model_zoo.md"
 
 
-# What follows each prefix; the last of optional parts is a file.
+# The form of a specification after each prefix; the last part, if optional, is a file.
 PREFIXES: dict[str, str] = {
     "mmseg": "CONFIG,CHECKPOINT",
     "hf": "NAME_OR_FOLDER",
@@ -41,7 +41,7 @@ def list_segmenters() -> list[str]:
 
 
 def describe_segmenters(checkpoint_root: str | Path = path_dicts.CHECKPOINT_ROOT) -> str:
-    """A line for each name, with its checkpoint and whether it is on the disk, and the forms of specifications."""
+    """Describe each name in one line, with its checkpoint and whether that exists, and the forms of specifications."""
     rows = []
     for name in list_segmenters():
         if name in path_dicts.ZOO:
@@ -75,11 +75,11 @@ def load_segmenter(
             `hf:NAME_OR_FOLDER`, a transformers model for semantic segmentation;
             `torchvision:NAME[,CHECKPOINT]` and `smp:ARCHITECTURE,ENCODER,CHECKPOINT`, networks of those libraries;
             `onnx:FILE` and `torchscript:FILE`, exported networks;
-            `module:function`, any Python function that takes the device and returns a callable (an `nn.Module`, say)
+            `module:function`, any Python function that takes the device and returns a callable (e.g. an `nn.Module`)
             from RGB uint8 images (B, 3, H, W) to logits (B, 19, h, w) of any size.
         device: where it runs.
         precision: `32-true`, `16-true`, `bf16-true`, `16-mixed` or `bf16-mixed`; logits are float32 in any case.
-            A Python function's result keeps its weights as they are: `true` means `mixed` there.
+            The weights of a Python function's network are not cast: `true` means `mixed` there.
         checkpoint_root: the folder that the zoo's checkpoints are below (or one folder deeper).
         class_map: what the network's outputs mean, if not the 19: see `labels.find_label_space` and `ClassMap`.
         compiled: translate the network with torch.compile (see `Segmenter.compile_network`).
@@ -145,7 +145,7 @@ def _load(
 
 
 class FactorySegmenter(Segmenter):
-    """What a user's function returned: it gets the uint8 images as they are."""
+    """A network that a user's function returned. Its input is the uint8 images, unchanged."""
 
     def __init__(
         self, name: str, function: Callable[[Tensor], Tensor], precision: str, class_map: ClassMap | None = None

@@ -1,5 +1,8 @@
-"""Semantic segmentation models of the transformers library: a class a pixel (SegFormer, UPerNet, BEiT, DPT, ...), or
-queries that each have a mask and a class (MaskFormer, Mask2Former, OneFormer)."""
+"""Semantic segmentation models of the transformers library.
+
+They predict one class per pixel (SegFormer, UPerNet, BEiT, DPT, ...), or queries that each have a mask and a class
+(MaskFormer, Mask2Former, OneFormer).
+"""
 
 from __future__ import annotations
 
@@ -67,10 +70,10 @@ class TransformersSegmenter(Segmenter):
 class QuerySegmenter(Segmenter):
     """A transformers model whose queries each have a mask and a distribution over classes, on images at native size.
 
-    A class's score at a pixel is the sum over queries q of p(class | q) * sigmoid(mask of q), "no object" left out:
-    what the image processors' `post_process_semantic_segmentation` computes. Such scores are no distribution: they sum
-    to less or more than 1. The logits given here are their logarithms, so that the soft-max is each class's share of
-    the sum, and the most probable class theirs. What calibration measures is that share.
+    A class's score at a pixel is the sum over queries q of p(class | q) * sigmoid(mask of q), without "no object":
+    what the image processors' `post_process_semantic_segmentation` computes. Such scores are not a distribution: their
+    sum is not 1. The logits are their logarithms, so that the softmax is each class's share of the sum, and the
+    most probable class is that of the scores. Calibration is measured on that share.
 
     Mask2Former's masks are resized to the image before the sigmoid, as its authors do (transformers resizes them to
     384x384 there, the size its processor makes of every image); those of the others after the sum.
@@ -92,18 +95,18 @@ class QuerySegmenter(Segmenter):
         if self.task is not None:
             inputs["task_inputs"] = self.task.to(pixels.device).expand(len(pixels), -1)
         outputs = self.network(**inputs)
-        of_class = outputs.class_queries_logits.float().softmax(-1)[..., :-1]
+        class_scores = outputs.class_queries_logits.float().softmax(-1)[..., :-1]
         masks = outputs.masks_queries_logits.float()
         size = pixels.shape[-2:]
         if self.masks_first:
             scores = torch.zeros((), device=masks.device)
-            # All masks at the size of the image would be 100 floats a pixel.
+            # All masks at the size of the image would be 100 floats per pixel.
             for start in range(0, masks.shape[1], _QUERIES_AT_A_TIME):
                 some = slice(start, start + _QUERIES_AT_A_TIME)
                 share = F.interpolate(masks[:, some], size, mode="bilinear", align_corners=False).sigmoid()
-                scores = scores + torch.einsum("bqc,bqhw->bchw", of_class[:, some], share)
+                scores = scores + torch.einsum("bqc,bqhw->bchw", class_scores[:, some], share)
         else:
-            scores = torch.einsum("bqc,bqhw->bchw", of_class, masks.sigmoid())
+            scores = torch.einsum("bqc,bqhw->bchw", class_scores, masks.sigmoid())
             scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
         return scores.clamp(min=_SMALLEST_SCORE).log()
 
@@ -119,7 +122,7 @@ def load_transformers(
     """Load a folder in the transformers format, or a name on the Hugging Face hub, for semantic segmentation.
 
     Args:
-        name: as the user spelled it.
+        name: as given by the user.
         source: a folder (relative: from the repository's root, or below `checkpoint_root`), else a name on the hub.
         device: where the model goes.
         precision: see `Segmenter`.
@@ -182,9 +185,7 @@ def _locate(source: str, checkpoint_root: str | Path) -> tuple[str, bool]:
         # Asked first and once: loading would try several times, for half a minute, and print each time.
         HfApi().model_info(source, timeout=10)
     except GatedRepoError as error:
-        raise GenValError(
-            f"The hub's {source} is for those who asked: accept its terms, then: hf auth login"
-        ) from error
+        raise GenValError(f"The hub's {source} is gated: accept its terms, then: hf auth login") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise GenValError(
             f"There is no folder {resolve(source)}, and the Hugging Face hub has no model {source!r}. {_EXPECTED}"
@@ -203,7 +204,7 @@ def _cached(location: str) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the hub's remarks to itself: what matters of them is in the error."""
+    """Silence the hub's log: the errors contain the relevant part."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -224,7 +225,7 @@ def _oneformer_task(location: str, local: bool) -> Tensor:
 
 
 def _check_label_order(location: str, id2label: dict[int, str]) -> None:
-    """Refuse Cityscapes' own classes in another order; names that are not Cityscapes' say nothing about the order."""
+    """Refuse Cityscapes' own classes in another order; other names give no information about the order."""
     names = tuple(id2label[index].lower().replace("_", " ").replace("-", " ") for index in range(NUM_CLASSES))
     if names != CLASSES and sorted(names) == sorted(CLASSES):
         raise GenValError(f"{location} has the Cityscapes classes in another order than the trainIds: {names}.")

@@ -63,7 +63,7 @@ def train_captioner(
     classes: Tensor | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train on captioned pictures and save a folder that `BlipForConditionalGeneration.from_pretrained` reads, in fp16.
+    """Train on captioned images and save a folder that `BlipForConditionalGeneration.from_pretrained` reads, in fp16.
 
     Beside the next word, the vision transformer predicts which parts the caption has ("two cars", "cars", "trees", the
     weather), and from each token the class of each cell of its patch, where rare classes weigh more: small things are
@@ -207,10 +207,10 @@ def train_captioner(
 def measure_captioner(
     folder: Path, images: Sequence[np.ndarray], texts: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
-    """How often the saved captioner is right on pictures it was not trained on.
+    """How often the saved captioner is right on images it was not trained on.
 
     A caption names the right weather where its phrases are those of the true domain and of no other. A thing is there
-    where the true caption names it, which it does from a share of the picture on: 4e-4 for a car (26 of the 256x256
+    where the true caption names it, which it does from a share of the image on: 4e-4 for a car (26 of the 256x256
     pixels the network sees), 2.5e-4 for a person (16 pixels).
 
     Args:
@@ -250,7 +250,7 @@ def of_cells(logits: Tensor, cells: int) -> Tensor:
 
 
 def load_class_cells(data_dir: Path, records: Sequence[dict[str, Any]], side: int, workers: int) -> Tensor | None:
-    """The class in the middle of each of `side` x `side` cells of each picture.
+    """The class in the middle of each of `side` x `side` cells of each image.
 
     Args:
         data_dir: where the paths of the records start.

@@ -61,10 +61,10 @@ def train_contrastive(
     device: torch.device,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train on captioned pictures and save a folder that open_clip reads as `local-dir:`, in fp16.
+    """Train on captioned images and save a folder that open_clip reads as `local-dir:`, in fp16.
 
     A text is a caption, or some of its parts. CLIP's loss takes every other pair of a batch for a wrong one; "two cars"
-    is true of many pictures, so here every text whose parts are all in a picture's caption is a right one of it
+    is true of many images, so here every text whose parts are all in an image's caption is a right one of it
     (supervised contrastive loss: Khosla et al., 2020). A second loss names the domain among six phrases.
 
     Args:
@@ -141,7 +141,7 @@ def train_contrastive(
 def measure_contrastive(
     folder: Path, images: Sequence[np.ndarray], texts: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
-    """How often the saved model is right on pictures it was not trained on.
+    """How often the saved model is right on images it was not trained on.
 
     Args:
         folder: written by `train_contrastive`.
@@ -151,7 +151,7 @@ def measure_contrastive(
 
     Returns:
         Figures 0..1: `domain_accuracy` of the most similar of "a street, {phrase}" (the first phrase of each domain),
-        the least of a domain `domain_accuracy_worst`, and `against_clear_worst`: the share of pictures, of a domain and
+        the least of a domain `domain_accuracy_worst`, and `against_clear_worst`: the share of images, of a domain and
         of clear ones alike, that the domain's phrase and the clear one tell apart, for the domain where it is least.
     """
     clip = load_clip(str(folder)).to(device)
@@ -174,10 +174,10 @@ def measure_contrastive(
 
 
 def multi_positive_loss(logits: Tensor, true: Tensor) -> Tensor:
-    """CLIP's loss where a picture may have several right texts, and a text several right pictures.
+    """CLIP's loss where an image may have several right texts, and a text several right images.
 
     Args:
-        logits: (B, T) similarity of picture and text.
+        logits: (B, T) similarity of image and text.
         true: (B, T) bool, which pairs are right; at least one a row and a column.
 
     Returns:
@@ -190,7 +190,7 @@ def multi_positive_loss(logits: Tensor, true: Tensor) -> Tensor:
 
 
 class _Phrases:
-    """Texts for pictures, drawn from the parts of their captions.
+    """Texts for images, drawn from the parts of their captions.
 
     Attributes:
         domain_of: the number of each caption's domain, -1 where it names none.
@@ -210,7 +210,7 @@ class _Phrases:
         ]
 
     def draw(self, index: Sequence[int]) -> tuple[list[str], Tensor]:
-        """A text for each picture, and (B, B) bool: of which pictures (rows) each text (columns) is true."""
+        """A text for each image, and (B, B) bool: of which images (rows) each text (columns) is true."""
         has = self._has[list(index)]
         written, says = [], torch.zeros_like(has)
         for row, i in enumerate(index):
@@ -221,7 +221,7 @@ class _Phrases:
                 kept = sorted(self._random.sample(kept, self._random.randint(1, min(4, len(parts)))))
                 written.append(", ".join(self._worded(parts[k]) for k in kept))
             says[row, [self._numbers[i][k] for k in kept]] = 1
-        return written, (1 - has) @ says.T == 0  # nothing is said that the picture has not
+        return written, (1 - has) @ says.T == 0  # nothing is said that the image has not
 
     def domains(self) -> list[str]:
         """A text for each domain, of one wording."""

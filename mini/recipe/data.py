@@ -1,4 +1,4 @@
-"""Pictures, masks and captions read once into memory: the small models train on sets that fit a GPU."""
+"""Images, masks and captions read once into memory: the small models train on sets that fit a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from genval.runtime.progress import progress_bar
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Pictures of one size with a caption each, and masks where the set has them.
+    """Images of one size with a caption each, and masks where the set has them.
 
     Attributes:
         images: (N, 3, H, W) uint8 RGB.

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from genval.grounding.detector import Detection, as_caption, load_detector, mend_text_positions
 from mini.recipe.diffusion import update_average
-from mini.recipe.object_crops import CropDraws, MeasuredCrop, ObjectPictures
+from mini.recipe.object_crops import CropDraws, MeasuredCrop, ObjectImages
 from mini.recipe.views import progress
 
 # transformers knows these tokens by their numbers, which are those of BERT's uncased vocabulary, as are the letters'.
@@ -57,7 +57,7 @@ class DetectorRecipe:
 
 
 def train_detector(
-    pictures: ObjectPictures,
+    pictures: ObjectImages,
     recipe: DetectorRecipe,
     output: Path,
     device: torch.device,
@@ -68,7 +68,7 @@ def train_detector(
     A square shows the object that is asked for, another one, or none at all: the same street without it.
 
     Args:
-        pictures: streets with an object, of many names.
+        images: streets with an object, of many names.
         recipe: size and schedule.
         output: folder to write: model, tokenizer and preprocessing.
         device: where to train.
@@ -141,7 +141,7 @@ def train_detector(
 def build_detector(recipe: DetectorRecipe, vocabulary: int) -> Any:
     """A GroundingDINO of the recipe's size with random weights of a spread that suits small widths.
 
-    transformers draws all weights with a deviation of 0.02 and starts the fusion of text and picture at 1e-4, for
+    transformers draws all weights with a deviation of 0.02 and starts the fusion of text and image at 1e-4, for
     training that begins at large pretrained backbones; with both, small layers hardly pass on a signal.
     """
     from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
@@ -216,7 +216,7 @@ def predictions(model: Any, result: Any, attends: Tensor) -> list[tuple[Tensor, 
 def detection_losses(
     logits: Tensor, guessed: Tensor, wanted: Tensor, boxes: Tensor, present: Tensor, count: int
 ) -> Tensor:
-    """Losses of predictions in pictures with one object or none.
+    """Losses of predictions in images with one object or none.
 
     The `count` predictions nearest to an object, by DETR's matching cost (Carion et al., 2020), are to give its box (L1
     and generalised IoU). They, and all whose box overlaps it by half, are to give the tokens of its name with a
@@ -228,7 +228,7 @@ def detection_losses(
         guessed: (B, n, 4) boxes, centre and size 0..1.
         wanted: (B, tokens) bool, which tokens are the name's.
         boxes: (B, 4) true ones: left, top, right, bottom 0..1.
-        present: (B,) bool, whether the picture shows what is asked for.
+        present: (B,) bool, whether the image shows what is asked for.
         count: of the predictions that are to find it.
 
     Returns:

@@ -35,7 +35,7 @@ class InpaintingRecipe:
     """Crops and schedule."""
 
     size: int = 128  # pixels a side of a crop
-    variants: int = 4  # crops of each picture
+    variants: int = 4  # crops of each image
     least_side: float = 0.15  # of the frame's height: smaller objects would be a blur in the crop
     most_room: float = 1.5  # the box's side over the object's, at most
     steps: int = 6000
@@ -88,7 +88,7 @@ def load_object_crops(data_dir: Path, recipe: InpaintingRecipe, limit: int | Non
     records = [line for line in records if line["box"][2] >= recipe.least_side * max(heights)]
     if not records:
         raise GenValError(
-            f"{path} is missing or lists no object of at least {recipe.least_side:.0%} of the picture's height. "
+            f"{path} is missing or lists no object of at least {recipe.least_side:.0%} of the image's height. "
             f"Make the data first: python mini/render.py --out {data_dir} --training_objects 8000"
         )
     images = np.empty((len(records), recipe.variants, 3, recipe.size, recipe.size), np.uint8)
@@ -162,7 +162,7 @@ def train_inpainting(
 ) -> dict[str, Any]:
     """Go on from the UNet and text encoder in `base`; save a folder that borrows the rest from there, in fp16.
 
-    The UNet's first convolution gets five channels more, the mask and the latents of the picture without the box, at
+    The UNet's first convolution gets five channels more, the mask and the latents of the image without the box, at
     first with zero weights (Rombach et al., 2022, section 4.5). The text encoder is trained along, for the base has
     never read an object's name.
 
@@ -232,7 +232,7 @@ def train_inpainting(
 
 
 def widened(unet: Any) -> Any:
-    """The UNet for 4 noisy latents, 1 mask and 4 latents of the masked picture: the new inputs have zero weights."""
+    """The UNet for 4 noisy latents, 1 mask and 4 latents of the masked image: the new inputs have zero weights."""
     from diffusers import UNet2DConditionModel
 
     channels = unet.config.in_channels

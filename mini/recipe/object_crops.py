@@ -18,7 +18,7 @@ from genval.runtime.progress import progress_bar
 # The normalisation of GroundingDINO and Segment Anything, on the scale 0..1.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-# The longer side of an object as a share of the square it is cut out with, and the least square as one of the picture.
+# The longer side of an object as a share of the square it is cut out with, and the least square as one of the image.
 _SMALLEST, _LARGEST = 0.3, 1.0
 _LEAST = 0.18
 _CUT = 0.06  # of the object's side may be outside the square
@@ -27,7 +27,7 @@ _NOISE = 0.03  # deviation of the pixels' noise, at most
 
 
 @dataclass(frozen=True)
-class ObjectPictures:
+class ObjectImages:
     """Streets with one object each, as high as they are and as wide, around the object.
 
     Attributes:
@@ -47,17 +47,17 @@ class ObjectPictures:
     def __len__(self) -> int:
         return len(self.names)
 
-    def part(self, chosen: Tensor) -> ObjectPictures:
+    def part(self, chosen: Tensor) -> ObjectImages:
         """Those that a bool (N,) chooses."""
         names = [name for name, keep in zip(self.names, chosen.tolist(), strict=True) if keep]
-        return ObjectPictures(self.images[chosen], self.clean[chosen], self.masks[chosen], self.boxes[chosen], names)
+        return ObjectImages(self.images[chosen], self.clean[chosen], self.masks[chosen], self.boxes[chosen], names)
 
-    def to(self, device: torch.device) -> ObjectPictures:
+    def to(self, device: torch.device) -> ObjectImages:
         moved = (tensor.to(device) for tensor in (self.images, self.clean, self.masks, self.boxes))
-        return ObjectPictures(*moved, self.names)
+        return ObjectImages(*moved, self.names)
 
 
-def load_object_pictures(data_dir: Path, limit: int | None = None, workers: int = 8) -> ObjectPictures:
+def load_object_images(data_dir: Path, limit: int | None = None, workers: int = 8) -> ObjectImages:
     """Read what `data_dir/training/objects.jsonl` lists; lines without an object are passed over.
 
     Each line is `{"image", "clean", "mask", "object"}`: a street with an object, the same street without it, where the
@@ -92,7 +92,7 @@ def load_object_pictures(data_dir: Path, limit: int | None = None, workers: int 
                 )
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
-            raise GenValError(f"{data_dir / record['mask']} is empty: the picture shows no {record['object']}.")
+            raise GenValError(f"{data_dir / record['mask']} is empty: the image shows no {record['object']}.")
         box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
         left = int(np.clip((box[0] + box[2] - side) / 2, 0, width - side))
         top = int(np.clip((box[1] + box[3] - side) / 2, 0, height - side))
@@ -105,14 +105,14 @@ def load_object_pictures(data_dir: Path, limit: int | None = None, workers: int 
         for _ in pool.map(load, range(len(records))):
             bar.update()
     names = [str(record["object"]) for record in records]
-    return ObjectPictures(*map(torch.from_numpy, (images, clean, masks, boxes)), names)
+    return ObjectImages(*map(torch.from_numpy, (images, clean, masks, boxes)), names)
 
 
 @torch.no_grad()
-def through_autoencoder(pictures: ObjectPictures, folder: Path, device: torch.device, batch_size: int = 16) -> None:
-    """Replace every other picture, with and without its object, by what the autoencoder in `folder` makes of it.
+def through_autoencoder(pictures: ObjectImages, folder: Path, device: torch.device, batch_size: int = 16) -> None:
+    """Replace every other image, with and without its object, by what the autoencoder in `folder` makes of it.
 
-    Generated pictures come out of it; the models meet little else.
+    Generated images come out of it; the models meet little else.
     """
     from diffusers import AutoencoderKL
 
@@ -142,27 +142,27 @@ class Crops:
 
 
 class CropDraws:
-    """Random squares of object pictures, changed in colour and sharpness.
+    """Random squares of object images, changed in colour and sharpness.
 
     Args:
-        pictures: on the device where the squares are made.
+        images: on the device where the squares are made.
         size: of the squares, in pixels.
         seed: of the draw.
     """
 
-    def __init__(self, pictures: ObjectPictures, size: int, seed: int) -> None:
-        self._pictures, self._size = pictures, size
+    def __init__(self, pictures: ObjectImages, size: int, seed: int) -> None:
+        self._images, self._size = pictures, size
         self._device = pictures.images.device
         self.generator = torch.Generator(self._device).manual_seed(seed)
         self._scale = [torch.tensor(values, device=self._device).view(1, 3, 1, 1) for values in (MEAN, STD)]
 
     def indices(self, count: int) -> Tensor:
-        """Which pictures: int64 (count,)."""
-        return torch.randint(len(self._pictures), (count,), generator=self.generator, device=self._device)
+        """Which images: int64 (count,)."""
+        return torch.randint(len(self._images), (count,), generator=self.generator, device=self._device)
 
     def draw(self, index: Tensor, empty: Tensor) -> Crops:
-        """A square of each picture, with the object or, where `empty` (B,) says so, of the street without it."""
-        pictures, side = self._pictures, self._pictures.images.shape[-1]
+        """A square of each image, with the object or, where `empty` (B,) says so, of the street without it."""
+        pictures, side = self._images, self._images.images.shape[-1]
         squares = draw_squares(pictures.boxes[index], side, self.generator)
         flips = torch.where(self._uniform(len(index)) < 0.5, 1.0, -1.0)
         streets = torch.where(empty.view(-1, 1, 1, 1), pictures.clean[index], pictures.images[index])
@@ -176,7 +176,7 @@ class CropDraws:
         return torch.rand(shape, generator=self.generator, device=self._device)
 
     def _changed(self, pixels: Tensor) -> Tensor:
-        """Pictures 0..1 of another light, some of them blurred, with noise."""
+        """Images 0..1 of another light, some of them blurred, with noise."""
         count, size = len(pixels), self._size
         coarse = F.interpolate(pixels, (size // 2, size // 2), mode="area")
         coarse = F.interpolate(coarse, (size, size), mode="bilinear", align_corners=False)
@@ -195,7 +195,7 @@ def draw_squares(boxes: Tensor, side: int, generator: torch.Generator) -> Tensor
 
     Args:
         boxes: (B, 4) left, top, right, bottom in pixels.
-        side: of the picture; squares lie inside it.
+        side: of the image; squares lie inside it.
         generator: of the draw.
 
     Returns:
@@ -216,7 +216,7 @@ def cut(maps: Tensor, squares: Tensor, size: int, flips: Tensor) -> Tensor:
     """Squares of float maps (B, C, S, S), resized to `size` bilinearly; mirrored where `flips` (B,) is -1 and not 1.
 
     Args:
-        maps: pictures.
+        maps: images.
         squares: (B, 3) left, top, side in pixels.
         size: of the result's sides.
         flips: 1 or -1.
@@ -266,8 +266,8 @@ class MeasuredCrop:
         return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def measured_crops(pictures: ObjectPictures, seed: int = 0) -> list[MeasuredCrop]:
-    """A square of each picture to measure on, of whole pixels and not changed."""
+def measured_crops(pictures: ObjectImages, seed: int = 0) -> list[MeasuredCrop]:
+    """A square of each image to measure on, of whole pixels and not changed."""
     generator = torch.Generator().manual_seed(seed)
     squares = draw_squares(pictures.boxes.cpu(), pictures.images.shape[-1], generator).round().int().tolist()
     crops = []

@@ -20,7 +20,7 @@ from genval.grounding.outliner import load_outliner
 from genval.grounding.settings import MaskSettings
 from genval.runtime.flags import make_settings
 from mini.recipe.diffusion import update_average
-from mini.recipe.object_crops import CropDraws, MeasuredCrop, ObjectPictures
+from mini.recipe.object_crops import CropDraws, MeasuredCrop, ObjectImages
 from mini.recipe.views import progress
 
 
@@ -47,7 +47,7 @@ class OutlinerRecipe:
 
 
 def train_outliner(
-    pictures: ObjectPictures,
+    pictures: ObjectImages,
     recipe: OutlinerRecipe,
     output: Path,
     device: torch.device,
@@ -56,7 +56,7 @@ def train_outliner(
     """Train on squares around objects and their boxes, and save a folder that `SamModel` reads, in fp16.
 
     Args:
-        pictures: streets with an object.
+        images: streets with an object.
         recipe: size and schedule.
         output: folder to write: model and preprocessing.
         device: where to train.
@@ -166,7 +166,7 @@ def jittered(boxes: Tensor, deviation: float, generator: torch.Generator) -> Ten
 
 
 def outline_losses(logits: Tensor, estimates: Tensor, masks: Tensor) -> Tensor:
-    """Losses of three masks a picture and of their estimated quality.
+    """Losses of three masks an image and of their estimated quality.
 
     Of the three the best one learns, by cross-entropy and Dice loss, as in Segment Anything (Kirillov et al., 2023,
     which has focal loss in place of cross-entropy); every estimate learns its own mask's intersection over union.

@@ -1,4 +1,4 @@
-"""What the captioner and the CLIP model train on: slightly changed pictures, and captions taken apart."""
+"""What the captioner and the CLIP model train on: slightly changed images, and captions taken apart."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mini.world.captions import DOMAIN_PHRASES
 # The mean and deviation that CLIP's and BLIP's own preprocessing use, on the scale 0..1.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-_SHIFT = 0.06  # of the picture's side, up to +-
+_SHIFT = 0.06  # of the image's side, up to +-
 _GAIN = 0.08  # of the brightness, 1 +- this
-_COARSE_SHARE = 0.25  # of the batches: generated pictures are half as high as rendered ones
+_COARSE_SHARE = 0.25  # of the batches: generated images are half as high as rendered ones
 _PHRASES = {phrase: domain for domain, phrases in DOMAIN_PHRASES.items() for phrase in phrases}
 
 
 class Views:
-    """Random batches of pictures: mirrored, shifted, of other brightness, and at times of half the height.
+    """Random batches of images: mirrored, shifted, of other brightness, and at times of half the height.
 
     Args:
         images: (N, 3, H, W) uint8 RGB.
-        batch_size: pictures a batch.
-        device: where batches are made; the pictures are kept there.
+        batch_size: images a batch.
+        device: where batches are made; the images are kept there.
         seed: of the draw.
     """
 
@@ -39,7 +39,7 @@ class Views:
         self._scale = [torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD)]
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices (B,), normalised pictures float32 (B, 3, H, W), and how they moved (B, 2, 3), for `moved`."""
+        """Indices (B,), normalised images float32 (B, 3, H, W), and how they moved (B, 2, 3), for `moved`."""
         count, device, generator = self._batch_size, self._images.device, self._generator
         index = torch.randint(len(self._images), (count,), generator=generator, device=device)
         change = torch.rand(count, 4, generator=generator, device=device)
@@ -65,7 +65,7 @@ def moved(maps: Tensor, warp: Tensor, mode: str = "bilinear") -> Tensor:
 
 
 def held_out(count: int) -> Tensor:
-    """Which of `count` captioned pictures are measured on and not trained on: every twentieth, bool (count,)."""
+    """Which of `count` captioned images are measured on and not trained on: every twentieth, bool (count,)."""
     return torch.arange(count) % 20 == 10
 
 

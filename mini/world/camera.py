@@ -1,7 +1,7 @@
 """A pinhole camera behind a windscreen.
 
 World axes: X to the right, Y up, Z along the street, metres. Pitch is expressed by the row of the horizon,
-so vertical edges of the world stay vertical in the picture.
+so vertical edges of the world stay vertical in the image.
 """
 
 from __future__ import annotations

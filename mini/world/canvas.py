@@ -1,4 +1,4 @@
-"""The picture being painted, far to near: surface colour, direct sun, emitted light and surface ids.
+"""The image being painted, far to near: surface colour, direct sun, emitted light and surface ids.
 
 A surface id stands for a label, an instance and a plane of inverse depth, so that one buffer of ids gives the
 label map, the depth map and the visible size of each object.
@@ -20,7 +20,7 @@ SKY = 23
 
 
 class Canvas:
-    """Buffers of one picture.
+    """Buffers of one image.
 
     color: (H, W, 4) uint8, reflectance RGB and the share of direct sun that arrives (255 is full).
     glow: (H, W, 3) uint8, emitted light; only painted when `lights_on`.
@@ -185,7 +185,7 @@ class Canvas:
                 cv2.copyTo(light, mask, self.glow[area])
 
     def shows(self, left: float, top: float, width: int, height: int) -> bool:
-        """Whether a sprite of that size at (left, top) is in the picture."""
+        """Whether a sprite of that size at (left, top) is in the image."""
         rows, cols = self.ids.shape
         x, y = round(left), round(top)
         return x < cols and y < rows and x + width > 0 and y + height > 0

@@ -1,4 +1,4 @@
-"""What a person would say about the content of a picture, without a word about the weather."""
+"""What a person would say about the content of an image, without a word about the weather."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOMAIN_PHRASES: dict[str, tuple[str, ...]] = {
 CLASS_NAMES = {7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light",
                20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car",
                27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle"}  # fmt: skip
-# Kind, singular, plural, share of the picture that counts as seen.
+# Kind, singular, plural, share of the image that counts as seen.
 COUNTED = (
     ("tram", "a tram", "trams", 1.5e-3),
     ("bus", "a bus", "buses", 1.5e-3),
@@ -33,7 +33,7 @@ COUNTED = (
     ("bicycle", "a parked bicycle", "parked bicycles", 3e-4),
 )
 NUMBERS = {2: "two", 3: "three", 4: "several", 5: "several", 6: "several"}
-# Label, phrase, share of the picture that counts as seen.
+# Label, phrase, share of the image that counts as seen.
 STUFF = (
     (11, "houses", 0.03),
     (21, "trees", 0.03),

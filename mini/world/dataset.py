@@ -1,7 +1,7 @@
-"""Data sets of the embedded world: where each picture goes, what is written, and the lists beside it.
+"""Data sets of the embedded world: where each image goes, what is written, and the lists beside it.
 
 The folders and names are those of Cityscapes (clear), ACDC (fog, night, rain, snow) and IDD (india). NumPy and OpenCV
-are imported where a picture is made, so that a script may import this module and still answer --help at once.
+are imported where an image is made, so that a script may import this module and still answer --help at once.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ CITIES = {"train": ("aachen", "bochum", "bremen"), "val": ("frankfurt", "lindau"
 IDD_IDS = {7: 0, 8: 2, 11: 22, 12: 14, 13: 15, 17: 20, 19: 19, 20: 18, 21: 24, 22: 1, 23: 25, 24: 4, 25: 5, 26: 9,
            27: 10, 28: 11, 32: 6, 33: 7}  # fmt: skip
 OBJECTS = "objects"  # the domain of clear streets with objects on them, which is not rendered unless asked for
-BATCH = 10  # pictures a process takes at a time; it waits for the disk once a batch
+BATCH = 10  # images a process takes at a time; it waits for the disk once a batch
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture: what to render, and where it goes below the output folder."""
+    """One image: what to render, and where it goes below the output folder."""
 
     domain: str
     split: str
@@ -49,7 +49,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Target:
-    """Where and how large the pictures are, and whether existing ones are rendered again."""
+    """Where and how large the images are, and whether existing ones are rendered again."""
 
     out: Path
     height: int
@@ -90,7 +90,7 @@ def check_size(target: Target) -> None:
     """Refuse to mix sizes in a folder.
 
     Raises:
-        GenValError: `derived.json` records pictures of another size, and they are not to be overwritten.
+        GenValError: `derived.json` records images of another size, and they are not to be overwritten.
     """
     from genval.runtime.files import read_json
 
@@ -101,13 +101,13 @@ def check_size(target: Target) -> None:
     size = (made.get("height"), made.get("width")) if isinstance(made, dict) else None
     if size != (target.height, target.width):
         raise GenValError(
-            f"{target.out} holds pictures of (height, width) {size}, asked for {(target.height, target.width)}. "
+            f"{target.out} holds images of (height, width) {size}, asked for {(target.height, target.width)}. "
             "Choose another --out, or --overwrite."
         )
 
 
 def read_captions(out: Path, domains: Sequence[str]) -> dict[str, str]:
-    """The captions of the sets of some domains that earlier runs wrote, by picture."""
+    """The captions of the sets of some domains that earlier runs wrote, by image."""
     from genval.runtime.files import read_json
 
     captions: dict[str, str] = {}
@@ -119,12 +119,12 @@ def read_captions(out: Path, domains: Sequence[str]) -> dict[str, str]:
 
 
 def render_all(jobs: Sequence[Job], target: Target, workers: int) -> tuple[dict[str, str], int]:
-    """Render what is missing, with a progress bar; returns the captions by picture and how many were written."""
+    """Render what is missing, with a progress bar; returns the captions by image and how many were written."""
     return render_jobs(_render_job, jobs, target, workers)
 
 
 def render_jobs(render_job: RenderJob, jobs: Sequence[Any], target: Target, workers: int) -> tuple[dict[str, Any], int]:
-    """Run `render_job` on each job in several processes; returns its results by picture and how many were written."""
+    """Run `render_job` on each job in several processes; returns its results by image and how many were written."""
     from genval.runtime.progress import progress_bar
 
     found: dict[str, Any] = {}
@@ -155,9 +155,9 @@ def _pool(workers: int) -> Iterator[Any]:
 
 
 def render_batch(task: tuple[RenderJob, Sequence[Any], Target]) -> list[tuple[Any, Any, bool]]:
-    """Render some pictures; returns each one's job, result and whether anything was written.
+    """Render some images; returns each one's job, result and whether anything was written.
 
-    A second thread encodes and flushes one picture while the next is rendered. All are on the disk on return.
+    A second thread encodes and flushes one image while the next is rendered. All are on the disk on return.
     """
     import cv2
 
@@ -171,7 +171,7 @@ def render_batch(task: tuple[RenderJob, Sequence[Any], Target]) -> list[tuple[An
 
 
 def _render_job(job: Job, target: Target, writer: ThreadPoolExecutor) -> tuple[str, list]:
-    """The caption of a picture, and the pending writes of the files it lacks."""
+    """The caption of an image, and the pending writes of the files it lacks."""
     import numpy as np
 
     from genval.runtime.files import write_png
@@ -200,24 +200,24 @@ def with_weather(caption: str, image: str, domain: str) -> str:
 
 
 def write_captions(out: Path, domains: Sequence[str], captions: dict[str, str]) -> None:
-    """Write captions/captions_{set}.json for the sets of some domains, with the pictures of earlier runs."""
+    """Write captions/captions_{set}.json for the sets of some domains, with the images of earlier runs."""
     from genval.runtime.files import write_json
 
     for domain in domains:
-        name, image = set_name(domain), _picture_folder(domain)
+        name, image = set_name(domain), _image_folder(domain)
         found = {path: text for path, text in sorted(captions.items()) if path.startswith(image)}
         write_json(out / "captions" / f"captions_{name}.json", {name: found})
 
 
-def _picture_folder(domain: str) -> str:
-    """The folder of a domain's pictures, with a slash."""
+def _image_folder(domain: str) -> str:
+    """The folder of a domain's images, with a slash."""
     return {"clear": "cityscapes/", "india": "IDD_Segmentation/"}.get(domain, f"acdc/rgb_anon/{domain}/")
 
 
 def write_training_lists(out: Path) -> None:
     """List the captioned clear pairs in training/{train,val}.jsonl, and all training pairs in diffusion.jsonl.
 
-    The lists follow the captions, which hold the pictures of earlier and larger runs too.
+    The lists follow the captions, which hold the images of earlier and larger runs too.
     """
     from genval.runtime.files import write_jsonl
 
@@ -241,7 +241,7 @@ def write_training_lists(out: Path) -> None:
 
 
 def _mask_of(image: str) -> str:
-    """The mask of a picture: IDD's holds level3Ids, the others labelIds."""
+    """The mask of an image: IDD's holds level3Ids, the others labelIds."""
     ids = "labellevel3Ids" if image.startswith("IDD") else "labelIds"
     mask = image.replace("/leftImg8bit/", "/gtFine/").replace("_leftImg8bit.png", f"_gtFine_{ids}.png")
     return mask.replace("/rgb_anon/", "/gt/").replace("_rgb_anon.png", "_gt_labelIds.png")

@@ -13,7 +13,7 @@ LAMP_HEIGHT = 6.6  # metres
 
 
 class _Pen:
-    """Draws upright flat shapes at one ground point in metres: x to the right of the picture, y up."""
+    """Draws upright flat shapes at one ground point in metres: x to the right of the image, y up."""
 
     def __init__(self, canvas: Canvas, thing: Thing) -> None:
         self.canvas = canvas

@@ -1,6 +1,6 @@
 """What stands where: a street and its things in world metres, drawn from one random generator.
 
-The layout does not depend on the weather or the picture size. The car drives along +Z with X = 0 the middle of its
+The layout does not depend on the weather or the image size. The car drives along +Z with X = 0 the middle of its
 lane. India is another country: traffic keeps left, and other things stand along the street.
 """
 

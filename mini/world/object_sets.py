@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 TRACK = "dataset_AnomalyTrack"
 LIST = "training/objects.jsonl"
-WITHOUT = 5  # every which training picture has no object
+WITHOUT = 5  # every which training image has no object
 FLOATING = 0.3  # share of training objects that hang where a box at random would put them
-MOST_OBJECTS = 3  # in a test picture
+MOST_OBJECTS = 3  # in a test image
 NEXT = 1_000_000  # from a street without room for an object to the one taken instead
 
 
 @dataclass(frozen=True)
 class ObjectJob:
-    """One picture: which street, and where its files go below the output folder."""
+    """One image: which street, and where its files go below the output folder."""
 
     split: str
     index: int
@@ -50,7 +50,7 @@ class ObjectJob:
 
     @property
     def clean(self) -> str:
-        """The same street without the object; the picture itself where it has none."""
+        """The same street without the object; the image itself where it has none."""
         return self.image if self.is_empty else self.image.replace(".png", "_clean.png")
 
     @property
@@ -77,13 +77,13 @@ def plan_training(number: int) -> Iterator[ObjectJob]:
 
 
 def render_test_set(number: int, target: Target, workers: int) -> int:
-    """Render what is missing of the test set; returns how many pictures were written."""
+    """Render what is missing of the test set; returns how many images were written."""
     jobs = [job for job in plan_test(number) if _lacks(target, job.image, job.mask)]
     return render_jobs(_render_test, jobs, target, workers)[1]
 
 
 def render_training_set(number: int, target: Target, workers: int) -> int:
-    """Render what is missing of the training set and list all of it; returns how many pictures were written."""
+    """Render what is missing of the training set and list all of it; returns how many images were written."""
     from genval.runtime.files import read_jsonl, write_jsonl
 
     path = target.out / LIST

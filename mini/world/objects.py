@@ -26,7 +26,7 @@ SPRITES = Path(__file__).parent / "sprites"
 DYNAMIC = 5  # Cityscapes' label id of things that no class covers, animals and bags among them; trainId 255
 GROUND = (7, 8)  # label ids of what objects stand on: road and sidewalk
 PAINT = 0.85  # reflectance of a glyph's white
-LEAST_HEIGHT = 24 / 256  # of the picture's height, of an object
+LEAST_HEIGHT = 24 / 256  # of the image's height, of an object
 MOST_HEIGHT = 110 / 256
 FARTHEST = 45.0  # metres
 METRES = (0.4, 3.2)  # of an object; all names share them, since what is seen matters here and not what is likely
@@ -103,8 +103,8 @@ def paint_object(canvas: Canvas, thing: StreetObject) -> None:
 def place_object(scene: Render, name: str, rng: np.random.Generator, floating: bool = False) -> StreetObject | None:
     """Find a place for an object on the road or sidewalk of a street, in full view.
 
-    Its height in the picture is drawn first, from 24 to 110 of 256 rows, then where it stands; its height in metres
-    follows from the distance, so that an object farther up in the picture is smaller.
+    Its height in the image is drawn first, from 24 to 110 of 256 rows, then where it stands; its height in metres
+    follows from the distance, so that an object farther up in the image is smaller.
 
     Args:
         scene: the street without it.
@@ -129,7 +129,7 @@ def place_object(scene: Render, name: str, rng: np.random.Generator, floating: b
             continue
         lift = 0.0
         if floating:
-            # Published boxes start at a quarter of the picture's height or below it.
+            # Published boxes start at a quarter of the image's height or below it.
             lift = span(rng, 0, max(row - high - rows / 4, 0)) * depth / camera.focal
         x, z = camera.on_ground(column, depth)
         thing = StreetObject(name, x, z, metres, mirrored=rng.random() < 0.5, lift=lift)
@@ -139,7 +139,7 @@ def place_object(scene: Render, name: str, rng: np.random.Generator, floating: b
 
 
 def _visible_share(scene: Render, thing: StreetObject) -> float:
-    """How much of an object is inside the picture and not behind something, 0..1."""
+    """How much of an object is inside the image and not behind something, 0..1."""
     camera = scene.camera
     depth = camera.depth_of(thing.x, thing.z)
     scale = camera.focal / depth

@@ -1,4 +1,4 @@
-"""From an index to a labelled picture."""
+"""From an index to a labelled image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FURNITURE = ("lamp", "signal", "sign", "board", "bollard", "pylon")
 
 @dataclass(frozen=True)
 class Render:
-    """A labelled picture.
+    """A labelled image.
 
     image: (H, W, 3) uint8 RGB. label_ids: (H, W) uint8 Cityscapes label ids. depth: (H, W) float32 metres, the sky is
     1e4. caption: the content in words, without the weather. objects: names of the classes present. camera: what saw it.
@@ -58,7 +58,7 @@ def render(
     if domain not in DOMAINS:
         raise ValueError(f"domain {domain!r} is none of {', '.join(DOMAINS)}")
     if width != 2 * height or height < 32:
-        raise ValueError(f"expected a picture twice as wide as high and at least 32 high, found {height} x {width}")
+        raise ValueError(f"expected an image twice as wide as high and at least 32 high, found {height} x {width}")
     india = domain == "india"
     layout = sample(_generator(split_seed, index, 1 if india else 0), india)
     weather_rng = _generator(split_seed, index, 100 + DOMAINS.index(domain))

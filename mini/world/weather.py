@@ -1,4 +1,4 @@
-"""Light and air: from surface colours to the picture a camera takes in each domain."""
+"""Light and air: from surface colours to the image a camera takes in each domain."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UPRIGHT = _by_label(1, {ROAD: 0, SIDEWALK: 0, TERRAIN: 0}, np.int32)
 
 @dataclass(frozen=True)
 class Light:
-    """Illumination of a picture; colours are (3,) float32 with 1 as full daylight.
+    """Illumination of an image; colours are (3,) float32 with 1 as full daylight.
 
     zenith and horizon are what the sky looks like, 0..255; visibility is metres of meteorological range.
     """
@@ -101,7 +101,7 @@ def develop(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Light the canvas and add air, weather and camera: image (H, W, 3) uint8, labels uint8, depth float32 metres.
 
-    In between, pictures are planes (3, H, W) float32, 0..255.
+    In between, images are planes (3, H, W) float32, 0..255.
     """
     labels, depth = canvas.labels(), canvas.depth()
     planes = cv2.split(canvas.color)

@@ -23,7 +23,7 @@ def test_rows_are_timed_beside_the_published_code(tmp_path: Path) -> None:
     ]
     assert measured["inpaint_published"]["x published"] == measured["refine_published"]["x published"] == 1
     assert all(row["images/s"] > 0 and row["x published"] > 0 for row in measured.values())
-    # The published row's picture is ours: same noise, prompt and mask.
+    # The published row's image is ours: same noise, prompt and mask.
     assert measured["inpaint_eager_16"]["psnr_dB"] > 40
 
 

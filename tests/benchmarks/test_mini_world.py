@@ -1,4 +1,4 @@
-"""benchmarks/mini_world.py: its parts, on a generator that reconstructs every picture exactly."""
+"""benchmarks/mini_world.py: its parts, on a generator that reconstructs every image exactly."""
 
 import runpy
 from types import SimpleNamespace

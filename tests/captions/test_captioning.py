@@ -17,7 +17,7 @@ RECORD = {"mode": "fast", "blip_hash": "00"}
 
 
 class BrightnessInterrogator:
-    """Tells how bright a picture is, and in how large a company it was described."""
+    """Tells how bright an image is, and in how large a company it was described."""
 
     def __init__(self, fail_after=None):
         self.batches = []
@@ -26,11 +26,11 @@ class BrightnessInterrogator:
     def prepare(self, image):
         return int(image.mean())
 
-    def describe(self, pictures):
+    def describe(self, images):
         if self.fail_after is not None and len(self.batches) >= self.fail_after:
             raise KeyboardInterrupt
-        self.batches.append(list(pictures))
-        return [Description("a street", f"{value} of {len(pictures)}, in the rain", 0.25) for value in pictures]
+        self.batches.append(list(images))
+        return [Description("a street", f"{value} of {len(images)}, in the rain", 0.25) for value in images]
 
 
 def caption(folder, interrogator, sources, record=RECORD, **options):
@@ -83,7 +83,7 @@ def test_lines_of_other_settings_are_made_again(sources, tmp_path):
     assert len(captions) == 3  # a line of the other mode is no caption of this run
 
 
-def test_damaged_pictures(sources, tmp_path):
+def test_damaged_images(sources, tmp_path):
     sources[4].image.write_bytes(sources[4].image.read_bytes()[:40])
     with pytest.raises(GenValError, match="cannot be decoded"):
         caption(tmp_path / "out", BrightnessInterrogator(), sources)
@@ -119,5 +119,5 @@ def test_patterns(sources, tmp_path):
     found = match_sources(str(tmp_path / "**" / "*"))
     assert [source.image for source in found] == [source.image for source in sources]
     assert found[0].key == str(sources[0].image) and found[0].mask is None
-    with pytest.raises(GenValError, match=r"matches no picture .* it matches 1 files"):
+    with pytest.raises(GenValError, match=r"matches no image .* it matches 1 files"):
         match_sources(str(tmp_path / "**" / "*.txt"))

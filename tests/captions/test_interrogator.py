@@ -56,9 +56,9 @@ def picture(**weights):
     return Prepared(torch.zeros(3, 1, 1), torch.nn.functional.normalize(vector, dim=0))
 
 
-def described(mode, *pictures, clip=None, **config):
+def described(mode, *images, clip=None, **config):
     interrogator = Interrogator(WordBlip(), clip or WordClip(), LISTS, InterrogatorConfig(mode, **config))
-    return interrogator.describe(pictures)
+    return interrogator.describe(images)
 
 
 STREET = picture(street=3, trees=2.5, cars=2, tram=0.1, photo=0.4, drone=0.3, map=0.2, news=0.15)
@@ -85,7 +85,7 @@ def test_best_grows_while_it_helps_and_is_the_most_similar_of_all():
         described(mode, STREET)[0] if mode != "caption" else described("best", STREET, max_flavors=1)[0]
         for mode in ("best", "fast", "classic", "caption")
     )
-    # The greedy chain adds trees, then cars, and nothing that is not in the picture.
+    # The greedy chain adds trees, then cars, and nothing that is not in the image.
     assert best.text == "street, trees, cars"
     assert best.similarity > max(fast.similarity, classic.similarity, caption.similarity)
 
@@ -104,7 +104,7 @@ def test_best_is_what_trying_every_link_by_hand_gives():
     assert description.text == text and description.similarity == pytest.approx(value, abs=1e-5)
 
 
-def test_pictures_of_a_batch_do_not_mix():
+def test_images_of_a_batch_do_not_mix():
     others = [picture(street=1, snow=1), STREET, picture(tram=1), picture(street=1)]
     together = described("best", *others)
     assert together == [described("best", one)[0] for one in others]

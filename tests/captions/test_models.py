@@ -89,8 +89,8 @@ def test_blip_captions_are_those_of_transformers(caption_models, pictures):
     captions = blip.caption_images(pictures, max_tokens=5, batch_size=2)
     processor = BlipProcessor.from_pretrained(caption_models.blip)
     model = BlipForConditionalGeneration.from_pretrained(caption_models.blip, dtype=torch.float32)
-    for picture, caption in zip(pictures, captions, strict=True):
-        tokens = model.generate(**processor(images=Image.fromarray(picture), return_tensors="pt"), max_new_tokens=5)
+    for image, caption in zip(pictures, captions, strict=True):
+        tokens = model.generate(**processor(images=Image.fromarray(image), return_tensors="pt"), max_new_tokens=5)
         words = processor.decode(tokens[0], skip_special_tokens=True)
         assert caption.replace(" ", "") == words.replace(" ", "") and caption
 

@@ -33,7 +33,7 @@ def mask(root, city, number):
 
 def check(root):
     unpaired = []
-    items = find_items("Cityscapes", datasets_dir=root, set_aside=unpaired)
+    items = find_items("Cityscapes", datasets_dir=root, skipped=unpaired)
     done = []
     report = check_items(items, unpaired, workers=2, on_done=lambda: done.append(1))
     assert len(done) == len(items)

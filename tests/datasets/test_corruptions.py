@@ -14,7 +14,7 @@ def street():
 
 
 @pytest.mark.parametrize("domain", CORRUPTIONS)
-def test_a_seed_gives_a_picture_whatever_was_drawn_before(street, domain):
+def test_a_seed_gives_an_image_whatever_was_drawn_before(street, domain):
     torch.manual_seed(1)
     first = corrupt(street, domain, 3, seed=7)
     state = torch.get_rng_state()

@@ -65,9 +65,9 @@ def test_an_image_without_a_mask_and_a_mask_without_an_image_are_both_named(root
     with pytest.raises(GenValError, match=r"1 image without a mask .*lindau_000009.* and 1 mask without .*munster_0"):
         find(root)
     assert len(find(root, scene="frankfurt")) == 2  # other scenes are none of its business
-    set_aside = []
-    assert [item.id for item in find(root, set_aside=set_aside)] == sorted(NAMES)
-    assert [(bad.scene, bad.reason) for bad in set_aside] == [
+    skipped = []
+    assert [item.id for item in find(root, skipped=skipped)] == sorted(NAMES)
+    assert [(bad.scene, bad.reason) for bad in skipped] == [
         ("lindau", "image without a mask"),
         ("munster", "mask without an image"),
     ]
@@ -75,7 +75,7 @@ def test_an_image_without_a_mask_and_a_mask_without_an_image_are_both_named(root
 
 def test_a_missing_file_never_shifts_the_pairs(root):
     (root / "cityscapes/gtFine/val/frankfurt/frankfurt_000000_000001_gtFine_labelIds.png").unlink()
-    for item in find(root, set_aside=[]):
+    for item in find(root, skipped=[]):
         assert item.image.name.removesuffix("_leftImg8bit.png") == item.mask.name.removesuffix("_gtFine_labelIds.png")
 
 
@@ -208,17 +208,17 @@ def test_the_partition_of_a_scene_does_not_depend_on_the_others(pixels):
     assert partition(find(pixels, scene="b"), 4) == whole[2:]
 
 
-def test_a_bad_pair_stops_or_is_set_aside(pixels):
+def test_a_bad_pair_stops_or_is_skipped(pixels):
     bad = pixels / "cityscapes/leftImg8bit/val/a/a_000001_000000_leftImg8bit.png"
     bad.write_bytes(bad.read_bytes()[:-30])
     write_png(pixels / "cityscapes/gtFine/val/a/a_000003_000000_gtFine_labelIds.png", np.zeros((9, 6), np.uint8))
     chunks = partition(find(pixels), 2)
     with pytest.raises(GenValError, match=r"a_000001_000000_leftImg8bit\.png cannot be decoded"):
         list(load_batches(chunks, workers=2))
-    set_aside = []
-    assert sum(len(batch.items) for batch in load_batches(chunks, 2, set_aside)) == 5
-    assert [entry.id for entry in set_aside] == ["a_000001_000000", "a_000003_000000"]
-    assert "found 6x8 and 6x9 pixels" in set_aside[1].reason
+    skipped = []
+    assert sum(len(batch.items) for batch in load_batches(chunks, 2, skipped)) == 5
+    assert [entry.id for entry in skipped] == ["a_000001_000000", "a_000003_000000"]
+    assert "found 6x8 and 6x9 pixels" in skipped[1].reason
 
 
 def test_the_size_mismatch_names_both_files(pixels):

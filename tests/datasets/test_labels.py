@@ -47,12 +47,12 @@ def test_translation_is_the_boolean_assignment_of_the_definition(space, seed):
 
 
 @pytest.mark.parametrize(
-    ("space", "strange"), [(labels.CITYSCAPES, [34, 254]), (labels.IDD, [40, 250]), (labels.CAMVID, [12, 255])]
+    ("space", "unknown"), [(labels.CITYSCAPES, [34, 254]), (labels.IDD, [40, 250]), (labels.CAMVID, [12, 255])]
 )
-def test_unknown_ids_are_named(space, strange):
+def test_unknown_ids_are_named(space, unknown):
     mask = np.zeros((3, 4), np.uint8)
-    mask[0, :2] = strange
-    with pytest.raises(GenValError, match=f"a/b.png holds ids .*found {strange[0]}, {strange[1]}"):
+    mask[0, :2] = unknown
+    with pytest.raises(GenValError, match=f"a/b.png holds ids .*found {unknown[0]}, {unknown[1]}"):
         space.to_train_ids(mask, "a/b.png")
 
 

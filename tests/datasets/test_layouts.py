@@ -7,9 +7,9 @@ import pytest
 
 from genval.datasets import find_items, read_pair
 from genval.datasets.layouts import LAYOUTS, classes_of, find_layout, find_root
-from genval.runtime.cli import dataset_list
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
+from genval.runtime.settings import dataset_list
 
 
 def touch(root, *paths):

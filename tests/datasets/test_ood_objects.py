@@ -1,4 +1,4 @@
-"""Pictures with an object and their boxes, in the layout of the published code."""
+"""Images with an object and their boxes, in the layout of the published code."""
 
 import json
 import re
@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genval.artifacts.fingerprint import file_mark
+from genval.datasets.boxes import Box
 from genval.datasets.ood_objects import (
-    Box,
-    find_object_pictures,
+    find_object_images,
     natural,
     object_folder,
     read_box,
@@ -21,28 +21,28 @@ from genval.runtime.paths import REPO_ROOT
 
 
 def find(root, objects=None):
-    return find_object_pictures(root / "refined", root / "with_positions", objects)
+    return find_object_images(root / "refined", root / "with_positions", objects)
 
 
-def test_pictures_come_by_object_and_number(object_pictures):
-    (object_pictures / "refined" / "lion" / "2.png").rename(object_pictures / "refined" / "lion" / "10.png")
-    place = object_pictures / "with_positions" / "lion"
+def test_images_are_sorted_by_object_and_number(object_images):
+    (object_images / "refined" / "lion" / "2.png").rename(object_images / "refined" / "lion" / "10.png")
+    place = object_images / "with_positions" / "lion"
     (place / "2_pos.json").rename(place / "10_pos.json")
-    assert [picture.id for picture in find(object_pictures, ["lion"])] == ["lion/0", "lion/1", "lion/10"]
-    assert len(find(object_pictures)) == 6
+    assert [image.id for image in find(object_images, ["lion"])] == ["lion/0", "lion/1", "lion/10"]
+    assert len(find(object_images)) == 6
 
 
-def test_the_manifest_knows_the_name_behind_a_folder(object_pictures):
-    (object_pictures / "refined" / "polar bear").rename(object_pictures / "refined" / "polar_bear")
-    (object_pictures / "with_positions" / "polar bear").rename(object_pictures / "with_positions" / "polar_bear")
+def test_the_manifest_gives_the_object_of_a_folder(object_images):
+    (object_images / "refined" / "polar bear").rename(object_images / "refined" / "polar_bear")
+    (object_images / "with_positions" / "polar bear").rename(object_images / "with_positions" / "polar_bear")
     line = json.dumps({"id": "polar_bear/0", "object": "polar bear"})
-    (object_pictures / "with_positions" / "manifest.jsonl").write_text(line + "\n")
-    assert {picture.object for picture in find(object_pictures, ["polar bear"])} == {"polar bear"}
+    (object_images / "with_positions" / "manifest.jsonl").write_text(line + "\n")
+    assert {image.object for image in find(object_images, ["polar bear"])} == {"polar bear"}
 
 
-def test_a_box_is_row_column_and_side(object_pictures):
-    picture = find(object_pictures)[1]
-    assert read_box(picture, 80, 160) == Box(80 - 44 - 1, 10, 44)
+def test_a_box_is_row_column_and_side(object_images):
+    image = find(object_images)[1]
+    assert read_box(image, 80, 160) == Box.square(80 - 44 - 1, 10, 44)
 
 
 @pytest.mark.parametrize(
@@ -55,43 +55,43 @@ def test_a_box_is_row_column_and_side(object_pictures):
         ('{"0.png": {"pos_mask": [60, 10], "size_mask": 40}}', "is not inside"),
     ],
 )
-def test_a_box_that_does_not_fit_is_an_error(object_pictures, content, message):
-    picture = find(object_pictures)[0]
-    picture.position.write_text(content)
+def test_a_box_that_does_not_fit_is_an_error(object_images, content, message):
+    image = find(object_images)[0]
+    image.position.write_text(content)
     with pytest.raises(GenValError, match=message):
-        read_box(picture, 80, 160)
+        read_box(image, 80, 160)
 
 
-def test_missing_pictures_objects_and_boxes_are_errors(object_pictures, tmp_path):
+def test_missing_images_objects_and_boxes_are_errors(object_images, tmp_path):
     with pytest.raises(GenValError, match=r"Run: python ood_objects/refine_gen_images\.py"):
         find(tmp_path / "nowhere")
-    with pytest.raises(GenValError, match=r"No pictures of zebra .* found lion, polar bear"):
-        find(object_pictures, ["lion", "zebra"])
-    (object_pictures / "with_positions" / "lion" / "1_pos.json").unlink()
+    with pytest.raises(GenValError, match=r"No images of zebra .* found lion, polar bear"):
+        find(object_images, ["lion", "zebra"])
+    (object_images / "with_positions" / "lion" / "1_pos.json").unlink()
     with pytest.raises(GenValError, match=r"1_pos\.json does not exist \(1 of 6"):
-        find(object_pictures)
+        find(object_images)
 
 
-def test_a_picture_made_of_another_than_is_there_is_an_error(object_pictures):
-    drawn, refined = (object_pictures / stage / "lion/0.png" for stage in ("with_positions", "refined"))
-    drawn.write_bytes(b"first")
-    line = json.dumps({"id": "lion/0", "source": file_mark(drawn)})
-    (object_pictures / "refined/manifest.jsonl").write_text(line + "\n")
-    assert len(find(object_pictures)) == 6
-    drawn.write_bytes(b"second")
-    with pytest.raises(GenValError, match=r"refined/lion/0\.png is made of another .*refine_gen_images\.py"):
-        find(object_pictures)
-    assert len(find(object_pictures, ["polar bear"])) == 3
-    # What sd_inpaint.py drew names a street there.
+def test_an_image_made_from_another_source_is_an_error(object_images):
+    inpainted, refined = (object_images / stage / "lion/0.png" for stage in ("with_positions", "refined"))
+    inpainted.write_bytes(b"first")
+    line = json.dumps({"id": "lion/0", "source": file_mark(inpainted)})
+    (object_images / "refined/manifest.jsonl").write_text(line + "\n")
+    assert len(find(object_images)) == 6
+    inpainted.write_bytes(b"second")
+    with pytest.raises(GenValError, match=r"refined/lion/0\.png was made from another .*refine_gen_images\.py"):
+        find(object_images)
+    assert len(find(object_images, ["polar bear"])) == 3
+    # Records of sd_inpaint.py name a street.
     line = json.dumps({"id": "lion/0", "source": "munster_000001", "position": "lion/0_pos.json"})
-    (object_pictures / "refined/manifest.jsonl").write_text(line + "\n")
-    assert len(find(object_pictures)) == 6
+    (object_images / "refined/manifest.jsonl").write_text(line + "\n")
+    assert len(find(object_images)) == 6
     refined.unlink()
-    drawn.unlink()
-    assert len(find(object_pictures)) == 5
+    inpainted.unlink()
+    assert len(find(object_images)) == 5
 
 
-def test_numbers_are_counted():
+def test_natural_order():
     assert sorted(["10", "9", "a2", "a10", "2"], key=natural) == ["2", "9", "10", "a2", "a10"]
 
 

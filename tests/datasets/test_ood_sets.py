@@ -1,4 +1,4 @@
-"""Pictures with objects: the generated set and the public layouts, paired by name and checked."""
+"""Images with objects: the generated set and the public layouts, paired by name and checked."""
 
 import json
 
@@ -90,7 +90,7 @@ def test_test_images_without_a_public_mask_are_no_fault_but_a_mask_without_its_i
     with pytest.raises(GenValError, match=r"validation1_labels_semantic\.png has no image"):
         find_ood_items("RoadAnomaly21", tmp_path)
     bad: list[BadFile] = []
-    assert len(find_ood_items("RoadAnomaly21", tmp_path, set_aside=bad).items) == 1 and len(bad) == 1
+    assert len(find_ood_items("RoadAnomaly21", tmp_path, skipped=bad).items) == 1 and len(bad) == 1
 
 
 def test_a_set_may_lie_one_folder_deeper_or_at_trg_root(tmp_path):
@@ -138,35 +138,35 @@ def test_the_generated_set_leaves_out_what_was_not_found_or_not_chosen(tmp_path)
     assert image.shape == (*SIZE, 3) and kinds.sum() == 15 and set(np.unique(kinds)) == {0, 1}
 
 
-def test_a_picture_without_mask_or_reason_is_an_error(tmp_path):
+def test_an_image_without_mask_or_reason_is_an_error(tmp_path):
     folders = make_generated(tmp_path)
     (tmp_path / "masks/lion/1_mask.png").unlink()
     with pytest.raises(GenValError, match=r"lion/1\.png has neither .*Run: python ood_objects/get_masks\.py"):
         find_ood_items("generated", generated=folders)
     bad: list[BadFile] = []
-    assert len(find_ood_items("generated", generated=folders, set_aside=bad).items) == 7 and len(bad) == 1
+    assert len(find_ood_items("generated", generated=folders, skipped=bad).items) == 7 and len(bad) == 1
 
 
 @pytest.mark.parametrize("found", [True, False])
-def test_a_picture_that_was_made_again_since_it_was_outlined_is_an_error(tmp_path, found):
+def test_an_image_that_was_made_again_since_it_was_outlined_is_an_error(tmp_path, found):
     folders = make_generated(tmp_path)
-    pictures = {item.id: item.image for item in find_ood_items("generated", generated=folders).items}
-    # Lines without a mark, and pictures without a line, are somebody's own.
-    lines = [{"id": "lion/0", "source": file_mark(pictures["lion/0"])}, {"id": "lion/2"}]
-    lines.append({"id": "lion/1", "source": file_mark(pictures["lion/1"])})
+    images = {item.id: item.image for item in find_ood_items("generated", generated=folders).items}
+    # Lines without a mark, and images without a line, are somebody's own.
+    lines = [{"id": "lion/0", "source": file_mark(images["lion/0"])}, {"id": "lion/2"}]
+    lines.append({"id": "lion/1", "source": file_mark(images["lion/1"])})
     (tmp_path / "masks/manifest.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     if not found:
         (tmp_path / "masks/lion/1_mask.png").rename(tmp_path / "masks/lion/1_mask.txt")
     assert len(find_ood_items("generated", generated=folders).items) == 7 + found
-    write_png(pictures["lion/1"], np.full((*SIZE, 3), 91, np.uint8))
+    write_png(images["lion/1"], np.full((*SIZE, 3), 91, np.uint8))
     with pytest.raises(GenValError, match=r"lion/1\.png was made again .*Run: python ood_objects/get_masks\.py"):
         find_ood_items("generated", generated=folders)
     bad: list[BadFile] = []
-    assert len(find_ood_items("generated", generated=folders, set_aside=bad).items) == 7
+    assert len(find_ood_items("generated", generated=folders, skipped=bad).items) == 7
     assert [file.id for file in bad] == ["lion/1"]
 
 
-def test_curating_moves_no_picture_to_another_block(tmp_path):
+def test_curating_moves_no_image_to_another_block(tmp_path):
     folders = make_generated(tmp_path, numbers=range(BLOCK + 2), objects=("lion",))
     before = {item.id: item.block for item in find_ood_items("generated", generated=folders).items}
     assert [len(items) for items in blocks_of(find_ood_items("generated", generated=folders).items).values()] == [

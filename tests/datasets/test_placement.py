@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from genval.datasets.ood_objects import Box
+from genval.datasets.boxes import Box
 from genval.datasets.placement import PlacementConfig, crop_around, place
 from genval.runtime.errors import GenValError
 
@@ -60,7 +60,7 @@ def test_on_the_road_squares_stand_on_ground_and_grow_towards_the_camera():
         assert 24 <= box.side <= 128 and mask[foot, box.left + box.side // 2] == 7
         quarter = mask[foot + 1 - box.side // 4 : foot + 1, box.left : box.left + box.side]
         assert (quarter == 7).mean() >= 0.6
-        assert inside(box, one.crop) and inside(one.crop, Box(0, 0, 512)) and one.crop.top + one.crop.side <= 256
+        assert inside(box, one.crop) and inside(one.crop, Box.square(0, 0, 512)) and one.crop.top + one.crop.side <= 256
         # 0.6 to 2.4 m under a camera at 1.22 m, half a row of rounding
         assert (box.side + 0.5) / (foot - 0.42 * 256) >= 0.6 / 1.22 - 0.01
         assert (box.side - 0.5) / (foot - 0.42 * 256) <= 2.4 / 1.22 + 0.01
@@ -106,6 +106,6 @@ def test_settings_that_make_no_sense_are_refused(settings, words):
 
 
 def test_a_crop_around_a_box_stays_in_the_frame():
-    assert crop_around(Box(50, 60, 40), 1.5, 200, 400) == Box(40, 50, 60)
-    assert crop_around(Box(0, 370, 30), 2, 200, 400) == Box(0, 340, 60)
-    assert crop_around(Box(0, 0, 200), 1.5, 200, 400) == Box(0, 0, 200)
+    assert crop_around(Box.square(50, 60, 40), 1.5, 200, 400) == Box.square(40, 50, 60)
+    assert crop_around(Box.square(0, 370, 30), 2, 200, 400) == Box.square(0, 340, 60)
+    assert crop_around(Box.square(0, 0, 200), 1.5, 200, 400) == Box.square(0, 0, 200)

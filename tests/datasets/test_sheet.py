@@ -3,7 +3,7 @@ import numpy as np
 from genval.datasets.sheet import contact_sheet
 
 
-def test_pictures_stand_in_rows_and_columns_and_gaps_stay_white():
+def test_images_stand_in_rows_and_columns_and_gaps_stay_white():
     red, blue = (np.full((10, 20, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
     sheet = contact_sheet([("first", [red, blue]), ("second", [None, red])], [("fog", 1), ("night", 1)], tile_width=40)
     assert sheet.dtype == np.uint8 and sheet.shape[2] == 3

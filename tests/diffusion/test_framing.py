@@ -3,22 +3,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genval.datasets.boxes import Box
 from genval.diffusion.framing import check_pair, crop_box, fit_image, fit_mask
 from genval.runtime.errors import GenValError
 
 
 def test_published_square_lies_on_the_shorter_side() -> None:
-    assert crop_box(1024, 2048, 512, 512, 0.0) == (0, 0, 1024, 1024)
-    assert crop_box(1024, 2048, 512, 512, 1.0) == (0, 1024, 1024, 1024)
+    assert crop_box(1024, 2048, 512, 512, 0.0) == Box(0, 0, 1024, 1024)
+    assert crop_box(1024, 2048, 512, 512, 1.0) == Box(0, 1024, 1024, 1024)
 
 
 def test_frame_of_the_targets_shape_is_not_cut() -> None:
-    assert crop_box(1024, 2048, 128, 256, 0.7) == (0, 0, 1024, 2048)
+    assert crop_box(1024, 2048, 128, 256, 0.7) == Box(0, 0, 1024, 2048)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 64), st.integers(1, 64), st.floats(0, 1))
 def test_box_lies_inside(height: int, width: int, target_height: int, target_width: int, place: float) -> None:
-    top, left, box_height, box_width = crop_box(height, width, target_height, target_width, place)
+    box = crop_box(height, width, target_height, target_width, place)
+    top, left, box_height, box_width = box.top, box.left, box.height, box.width
     assert top >= 0 and left >= 0 and box_height >= 1 and box_width >= 1
     assert top + box_height <= height and left + box_width <= width
     assert box_height == height or box_width == width

@@ -51,7 +51,7 @@ def pipeline_latents(
     noise = item_noise(given.seeds, (4, SIDE // 4, SIDE // 4))
     pixels = torch.from_numpy(given.images).permute(0, 3, 1, 2) / 127.5 - 1
     masks = torch.from_numpy(given.masks)
-    if config.strength < 1:
+    if config.denoising_strength < 1:
         pipeline.prepare_latents = lambda *_, timestep, **__: (
             pipeline.scheduler.add_noise(model.encode_pixels(pixels), noise, timestep),
             noise,
@@ -65,7 +65,7 @@ def pipeline_latents(
         negative_prompt=negative_prompts,
         num_inference_steps=config.steps,
         guidance_scale=config.guidance_scale,
-        strength=config.strength,
+        strength=config.denoising_strength,
         latents=noise,
         height=SIDE,
         width=SIDE,
@@ -150,7 +150,7 @@ def test_what_is_hidden_counts_only_below_full_strength(model: StableDiffusion) 
     assert (drawn[0] - drawn[1]).abs().max() > 0.01
 
 
-def test_a_bad_picture_is_drawn_again(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_image_is_drawn_again(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     config, calls = InpaintingConfig(1, 3.0), []
     decode = type(model).decode_latents
 
@@ -165,7 +165,7 @@ def test_a_bad_picture_is_drawn_again(model: StableDiffusion, monkeypatch: pytes
     drawn = inpaint(make_inpainter(model, config), batch(3), config)
     assert calls == [3, 1] and drawn.retries == [0, 1, 0] and drawn.seeds[::2] == [1, 3] and drawn.seeds[1] != 2
     monkeypatch.setattr(sampling, "_BLACK", 255)
-    with pytest.raises(GenValError, match="Black or non-finite pictures"):
+    with pytest.raises(GenValError, match="Black or non-finite images"):
         inpaint(make_inpainter(model, config), batch(1), config)
 
 
@@ -214,10 +214,10 @@ def test_another_model_is_refused(base_folder: Path) -> None:
     ("settings", "words"),
     [
         ({"steps": 0}, "--steps"),
-        ({"strength": 0}, "--strength"),
-        ({"strength": 1.2}, "--strength"),
-        ({"strength": float("nan")}, "--strength"),
-        ({"steps": 1, "strength": 0.5}, "leaves no step"),
+        ({"denoising_strength": 0}, "--denoising_strength"),
+        ({"denoising_strength": 1.2}, "--denoising_strength"),
+        ({"denoising_strength": float("nan")}, "--denoising_strength"),
+        ({"steps": 1, "denoising_strength": 0.5}, "leaves no step"),
         ({"guidance_scale": float("nan")}, "--guidance_scale"),
         ({"sampler": "lcm"}, "--sampler"),
     ],

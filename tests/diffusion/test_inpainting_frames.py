@@ -4,11 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from genval.datasets.ood_objects import Box
-from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_feathered, seam, square
-from genval.diffusion.sampling.windows import Window
+from genval.datasets.boxes import Box
+from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_feathered, seam
 
-BOX, CROP = Box(20, 50, 40), Window(10, 40, 60, 60)
+BOX, CROP = Box.square(20, 50, 40), Box(10, 40, 60, 60)
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def test_a_crop_is_resized_by_cubic_interpolation(frame):
 def test_the_mask_is_the_box_at_the_models_size():
     mask = box_mask(BOX, CROP, 60, 60)
     assert mask.sum() == 1600 and mask[10:50, 10:50].all()
-    mask = box_mask(Box(0, 0, 2), Window(0, 0, 60, 60), 6, 6)
+    mask = box_mask(Box.square(0, 0, 2), Box(0, 0, 60, 60), 6, 6)
     assert mask.sum() == 1 and mask[0, 0]
 
 
@@ -41,8 +40,8 @@ def test_a_blurred_mask_loses_its_corners_alone():
 
 @pytest.mark.parametrize("side", [1, 2, 3, 20, 60, 128, 200])
 def test_a_blurred_mask_is_never_empty_however_small_the_box(side):
-    box = Box(200, 100, side)
-    plain, blurred = (box_mask(box, Window(0, 0, 512, 512), 512, 512, blurred) for blurred in (False, True))
+    box = Box.square(200, 100, side)
+    plain, blurred = (box_mask(box, Box(0, 0, 512, 512), 512, 512, blurred) for blurred in (False, True))
     assert 0.5 < (plain & blurred).sum() / plain.sum() <= 1 and not (blurred & ~plain).any()
 
 
@@ -70,9 +69,9 @@ def test_a_seam_mixes_around_the_box_and_no_farther(frame):
 
 
 def test_a_seam_ends_at_the_crops_edge_and_at_the_frames():
-    share = seam(square(Box(18, 48, 44)), BOX, 8)
+    share = seam(Box.square(18, 48, 44), BOX, 8)
     assert share[0].max() == 0 and share[:, -1].max() == 0 and share.max() == 1
-    at_corner = seam(square(Box(20, 50, 60)), BOX, 8)
+    at_corner = seam(Box.square(20, 50, 60), BOX, 8)
     assert at_corner[0, 0] == 1 and (at_corner[:40, :40] == 1).all() and at_corner[:, 48:].max() == 0
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from genval.artifacts.stage import run_stage
+from genval.datasets.boxes import Box
 from genval.datasets.items import find_items
-from genval.datasets.ood_objects import Box, find_object_pictures, object_folder
+from genval.datasets.ood_objects import find_object_images, object_folder
 from genval.datasets.placement import PlacementConfig
 from genval.diffusion.inpainting import stages as inpainting_stages
 from genval.diffusion.inpainting.model import load_inpainting
@@ -95,7 +96,7 @@ def test_files_are_the_published_ones(drawn: Path, city_folder: Path) -> None:
         assert np.array_equal(read_mask(drawn / line["gt"]), read_mask(source.mask))
         number = line["id"].rpartition("/")[2]
         place = json.loads((drawn / line["position"]).read_text())
-        box = Box(**line["box"])
+        box = Box.square(**line["box"])
         assert place == {f"{number}.png": {"pos_mask": [box.top, box.left], "size_mask": box.side}}
         assert 8 <= box.side <= 16 and line["crop"]["top"] >= 8 and line["placement"] == "published"
         changed = np.any(image != read_image(source.image), axis=-1)
@@ -103,7 +104,7 @@ def test_files_are_the_published_ones(drawn: Path, city_folder: Path) -> None:
         assert not changed.any()
         assert line["frame"] == [32, 64] and line["run_seed"] == 0 and line["retries"] == 0
     assert {line["object"] for line in lines(drawn)} == set(NAMES)
-    assert {picture.object for picture in find_object_pictures(drawn, drawn)} == set(NAMES)
+    assert {picture.object for picture in find_object_images(drawn, drawn)} == set(NAMES)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(
@@ -156,7 +157,7 @@ def refinement(folder: Path, model: StableDiffusion, **settings: Any) -> Refinem
 
 
 def refinements(drawn: Path) -> list[ObjectItem]:
-    return plan_refinements(find_object_pictures(drawn, drawn), "{object}", 0)
+    return plan_refinements(find_object_images(drawn, drawn), "{object}", 0)
 
 
 def test_refinement_touches_the_crop_alone(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_refinement_touches_the_crop_alone(drawn: Path, model: StableDiffusion, 
     assert make(refinement(tmp_path, model), items, 4) == 0
 
 
-def test_a_picture_that_was_drawn_anew_is_refined_anew(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
+def test_an_image_that_was_drawn_anew_is_refined_anew(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "drawn")
     items = refinements(tmp_path / "drawn")
     make(refinement(tmp_path / "refined", model), items, 4)

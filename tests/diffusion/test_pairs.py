@@ -83,7 +83,7 @@ def test_damaged_pairs_are_refused(tmp_path: Path) -> None:
         load_framed(pair, HEIGHT, WIDTH, 0)
 
 
-def test_damaged_pairs_are_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_pairs_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     city = write_cityscapes(tmp_path / "city")
     pairs = read_pairs(city / "training/train.jsonl", city)
     pairs[2].mask.write_bytes(pairs[2].mask.read_bytes()[:60])

@@ -112,7 +112,7 @@ def test_an_item_does_not_depend_on_its_batch(models: tuple[StableDiffusion, Any
     assert (together[0] != together[1]).any()
 
 
-def test_a_window_as_large_as_the_picture_is_the_picture(models: tuple[StableDiffusion, Any]) -> None:
+def test_a_window_as_large_as_the_image_is_the_image(models: tuple[StableDiffusion, Any]) -> None:
     base, controlnet = models
     direct, tiled = (
         sample_latents(
@@ -144,11 +144,11 @@ def test_windows_see_their_own_part_of_the_mask(
         np.testing.assert_array_equal(crop.numpy(), one[0][:, left : left + HEIGHT])
 
 
-def test_an_upscaled_picture_keeps_what_was_drawn_small(models: tuple[StableDiffusion, Any]) -> None:
+def test_an_upscaled_image_keeps_what_was_drawn_small(models: tuple[StableDiffusion, Any]) -> None:
     base, controlnet = models
 
     def draw(strength: float) -> np.ndarray:
-        config = SamplingConfig(10, 1.0, large="upscaled", tile=24, upscale_strength=strength)
+        config = SamplingConfig(10, 1.0, large="upscaled", tile=24, upscale_denoising_strength=strength)
         return generate(base, controlnet, masks(1), ["a"], [""], [1], config).images[0].astype(float)
 
     little, more, all_anew = draw(0.1), draw(0.4), draw(1.0)
@@ -157,9 +157,14 @@ def test_an_upscaled_picture_keeps_what_was_drawn_small(models: tuple[StableDiff
 
 @pytest.mark.parametrize(
     "settings",
-    [{"large": "huge"}, {"upscale_strength": 0.0}, {"upscale_strength": 1.5}, {"guidance_scale": float("nan")}],
+    [
+        {"large": "huge"},
+        {"upscale_denoising_strength": 0.0},
+        {"upscale_denoising_strength": 1.5},
+        {"guidance_scale": float("nan")},
+    ],
 )
-def test_bad_settings_of_large_pictures(settings: dict[str, Any]) -> None:
+def test_bad_settings_of_large_images(settings: dict[str, Any]) -> None:
     with pytest.raises(GenValError, match="--" + next(iter(settings))):
         SamplingConfig(**settings)
 
@@ -195,7 +200,7 @@ def test_hint_embedding_runs_once_and_is_put_back(models: tuple[StableDiffusion,
 
 
 @pytest.mark.parametrize("bad", [0.0, float("nan")])
-def test_failed_pictures_are_drawn_again_with_other_seeds(
+def test_failed_images_are_drawn_again_with_other_seeds(
     models: tuple[StableDiffusion, Any], monkeypatch: pytest.MonkeyPatch, bad: float
 ) -> None:
     base, controlnet = models
@@ -219,7 +224,7 @@ def test_failed_pictures_are_drawn_again_with_other_seeds(
     assert again.seeds == generated.seeds and (again.images == generated.images).all()
 
 
-def test_a_picture_that_always_fails_is_an_error(
+def test_an_image_that_always_fails_is_an_error(
     models: tuple[StableDiffusion, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, controlnet = models

@@ -90,7 +90,7 @@ def test_empty_prompts_are_zeros_where_the_base_says_so(models: tuple[StableDiff
         index.write_text(before)
 
 
-def test_the_pictures_size_is_a_condition(models: tuple[StableDiffusionXL, Any]) -> None:
+def test_the_images_size_is_a_condition(models: tuple[StableDiffusionXL, Any]) -> None:
     base, _ = models
     added = base.added_conditions(base.encode_text(["a", "b"]), 512, 1024)
     assert added["time_ids"].tolist() == [[512, 1024, 0, 0, 512, 1024]] * 2
@@ -121,7 +121,7 @@ def test_control_is_saved_and_fits_only_its_base(
         load_controlnet(tmp_path / "c", load_base(base_folder))
 
 
-def test_a_picture(models: tuple[StableDiffusionXL, Any]) -> None:
+def test_an_image(models: tuple[StableDiffusionXL, Any]) -> None:
     generated = generate(*models, masks(), PROMPTS, ["", "dark"], [1, 2], SamplingConfig(2, 3.0))
     assert generated.images.shape == (2, HEIGHT, WIDTH, 3)
 

@@ -244,14 +244,14 @@ def test_out_of_memory_halves_the_batch(
     monkeypatch.setattr(transfer_module, "generate", limited)
     assert world.make(tmp_path / "small", 5) == 7
     assert sizes == [5, 2, 2, 1, 2]
-    assert "Out of memory with 5 pictures at a time: going on with 2." in capsys.readouterr().out
+    assert "Out of memory with 5 images at a time: going on with 2." in capsys.readouterr().out
     monkeypatch.setattr(transfer_module, "generate", original)
     world.make(tmp_path / "large", 5)
     small, large = contents(tmp_path / "small"), contents(tmp_path / "large")
     assert small.keys() == large.keys()
 
 
-def test_one_picture_too_large_for_the_memory(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_image_too_large_for_the_memory(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> Any:
         raise torch.OutOfMemoryError("full")
 

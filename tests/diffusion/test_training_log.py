@@ -74,7 +74,7 @@ def test_the_best_controlnet_is_kept(
     assert cv2.imread(str(tmp_path / "image_log/step_000003.png")).shape == (3 * HEIGHT, 3 * WIDTH, 3)
 
 
-def test_pictures_do_not_depend_on_the_batch_size(
+def test_images_do_not_depend_on_the_batch_size(
     base_folder: Path, controlnet_folder: Path, city_folder: Path, tmp_path: Path
 ) -> None:
     base = load_base(base_folder)

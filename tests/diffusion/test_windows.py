@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from genval.diffusion.sampling.windows import Window, blend_weights, windows
+from genval.datasets.boxes import Box
+from genval.diffusion.sampling.windows import blend_weights, windows
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_windows_cover_everything_and_overlap(size: tuple[int, int], window: tup
 
 
 def test_the_same_place_in_pixels() -> None:
-    assert Window(1, 2, 3, 4).times(8) == Window(8, 16, 24, 32)
+    assert Box(1, 2, 3, 4).times(8) == Box(8, 16, 24, 32)
 
 
 def test_weights_are_largest_in_the_middle_and_never_zero() -> None:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from genval.datasets.ood_objects import find_object_pictures, mask_path, read_curated
+from genval.datasets.ood_objects import find_object_images, mask_path, read_curated
 from genval.grounding.curation import update_choices, write_sheets
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, write_png
@@ -35,18 +35,18 @@ def test_other_content_is_refused(tmp_path, content):
         read_curated(tmp_path)
 
 
-def test_sheets_show_the_choice_in_colours(object_pictures):
-    pictures = find_object_pictures(object_pictures / "refined", object_pictures / "with_positions", ["lion"])
-    masks = object_pictures / "masks"
-    for picture in pictures:
+def test_sheets_show_the_choice_in_colours(object_images):
+    images = find_object_images(object_images / "refined", object_images / "with_positions", ["lion"])
+    masks = object_images / "masks"
+    for image in images:
         mask = np.zeros((80, 160), dtype=np.uint8)
         mask[40:60, 30:50] = 255
-        write_png(mask_path(masks, picture.id), mask)
-    lines = {picture.id: line() for picture in pictures}
-    sheet = write_sheets(masks, pictures, lines, {"lion/0": True, "lion/1": False})
+        write_png(mask_path(masks, image.id), mask)
+    lines = {image.id: line() for image in images}
+    sheet = write_sheets(masks, images, lines, {"lion/0": True, "lion/1": False})
     assert sheet == [masks / "lion" / "sheet.png"]
     found = {tuple(colour) for colour in read_image(sheet[0]).reshape(-1, 3).tolist()}
     assert {(40, 170, 70), (210, 50, 40), (255, 60, 200)} <= found
     write_png(mask_path(masks, "lion/0"), np.zeros((40, 80), dtype=np.uint8))
     with pytest.raises(GenValError, match="160x80 pixels and its mask"):
-        write_sheets(masks, pictures, lines, {"lion/0": True})
+        write_sheets(masks, images, lines, {"lion/0": True})

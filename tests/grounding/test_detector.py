@@ -27,7 +27,7 @@ def detect(detector, images, text="lion", box=0.25, overlap=0.8, text_threshold=
     ("size", "expected"),
     [((512, 512), (800, 800)), ((1024, 2048), (666, 1332)), ((300, 400), (800, 1066)), ((400, 300), (1066, 800))],
 )
-def test_pictures_are_resized_as_published(size, expected):
+def test_images_are_resized_as_published(size, expected):
     assert input_size(*size, 800, 1333) == expected
 
 
@@ -37,7 +37,7 @@ def test_a_caption_is_lower_case_and_ends_with_a_full_stop():
 
 
 def select(probabilities, boxes, box=0.25, text=0.25, overlap=0.8):
-    """`Detector._select` on figures of our own, for "polar bear." on a picture of 100x200."""
+    """`Detector._select` on figures of our own, for "polar bear." on an image of 100x200."""
     from grounding_world import tokenizer
 
     shell = Detector.__new__(Detector)
@@ -67,12 +67,12 @@ def test_of_two_boxes_that_overlap_the_surer_is_kept():
     assert len(select(probabilities, boxes, overlap=0.4)) == 1
 
 
-def test_boxes_end_at_the_picture():
+def test_boxes_end_at_the_image():
     found = select([[0.0, 0.5, 0.5, 0.0, 0.0]], [[0.0, 0.5, 0.2, 2.0]])[0]
     assert found.box == pytest.approx((0, 0, 20, 100))
 
 
-def test_a_batch_gives_what_single_pictures_give(detector, images):
+def test_a_batch_gives_what_single_images_give(detector, images):
     images.append(images[0][:30])  # another size among them
     together = detect(detector, images)
     for image, found in zip(images, together, strict=True):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from genval.artifacts.stage import run_stage
-from genval.datasets.ood_objects import Box, find_object_pictures
+from genval.datasets.boxes import Box
+from genval.datasets.ood_objects import find_object_images
 from genval.grounding.detector import Detection, load_detector
 from genval.grounding.masks import MaskStage, choose, quality
 from genval.grounding.outliner import load_outliner
@@ -25,7 +26,7 @@ def test_the_surest_detection_that_names_the_object_is_taken():
 def test_quality_of_a_mask():
     mask = np.zeros((20, 30), dtype=np.uint8)
     mask[4:8, 10:20] = 255  # 40 pixels: 32 in the box (columns 10..17), 20 in the detection (columns 10..14)
-    figures = quality(mask, Box(2, 8, 10), (9.5, 3.2, 14.4, 8.0))
+    figures = quality(mask, Box.square(2, 8, 10), (9.5, 3.2, 14.4, 8.0))
     assert figures == {"mask_area_ratio": 0.4, "mask_inside_box": 0.8, "mask_inside_detection": 0.5}
 
 
@@ -36,7 +37,7 @@ def test_thresholds_are_fractions(name):
 
 
 class Encoder:
-    """Vectors along the axes, chosen by a text's last word; pictures by their first pixel."""
+    """Vectors along the axes, chosen by a text's last word; images by their first pixel."""
 
     hash = "0"
     axes = ("lion", "road", "car")
@@ -69,13 +70,13 @@ def models(grounding_models):
 
 
 @pytest.fixture
-def make(models, object_pictures):
+def make(models, object_images):
     """Mask what is missing, two images per batch; returns how many were written."""
-    images = find_object_pictures(object_pictures / "refined", object_pictures / "with_positions")
+    images = find_object_images(object_images / "refined", object_images / "with_positions")
 
     def make(**settings):
         record = {"box": 0.25, **settings}
-        stage = MaskStage(object_pictures / "masks", *models, MaskSettings(**settings), record)
+        stage = MaskStage(object_images / "masks", *models, MaskSettings(**settings), record)
         return run_stage(stage, images, batch_size=2, num_workers=2).written
 
     return make
@@ -86,42 +87,42 @@ def masks(root):
     return {path.relative_to(root / "masks").as_posix(): path.read_bytes() for path in paths}
 
 
-def test_a_run_goes_on_where_it_stopped(make, object_pictures):
+def test_a_run_goes_on_where_it_stopped(make, object_images):
     assert make() == 6
-    expected, manifest = masks(object_pictures), object_pictures / "masks" / "manifest.jsonl"
+    expected, manifest = masks(object_images), object_images / "masks" / "manifest.jsonl"
     assert len(expected) == 6
     assert make() == 0
     lines = manifest.read_text().splitlines(keepends=True)
     manifest.write_text("".join(lines[:2] + lines[3:]))  # one line is lost, and one file
-    (object_pictures / "masks" / next(name for name in expected if name.startswith("polar bear/2"))).unlink()
+    (object_images / "masks" / next(name for name in expected if name.startswith("polar bear/2"))).unlink()
     assert make() == 2
-    assert masks(object_pictures) == expected
+    assert masks(object_images) == expected
 
 
-def test_other_settings_and_other_pictures_are_seen(make, object_pictures):
+def test_other_settings_and_other_images_are_seen(make, object_images):
     make()
     assert make(text_threshold=0.3) == 6
     assert make(text_threshold=0.3, margin=0.2) == 6
-    write_png(object_pictures / "refined" / "lion" / "0.png", np.full((80, 160, 3), 90, dtype=np.uint8))
+    write_png(object_images / "refined" / "lion" / "0.png", np.full((80, 160, 3), 90, dtype=np.uint8))
     assert make(text_threshold=0.3, margin=0.2) == 1
 
 
-def test_only_finding_nothing_becomes_a_text(make, object_pictures):
+def test_only_finding_nothing_becomes_a_text(make, object_images):
     make(box_threshold=1.0)
-    written = masks(object_pictures)
+    written = masks(object_images)
     assert len(written) == 6
     assert written["lion/0_mask.txt"] == b"No detection of 'lion' is above the box threshold 1.0.\n"
     make(text_threshold=1.0)
-    assert b"detections names 'lion' above the text threshold 1.0" in masks(object_pictures)["lion/0_mask.txt"]
+    assert b"detections names 'lion' above the text threshold 1.0" in masks(object_images)["lion/0_mask.txt"]
     # Found with other thresholds, the texts make way for masks.
     make(text_threshold=0.0)
-    assert {name.rpartition(".")[2] for name in masks(object_pictures)} == {"png"}
+    assert {name.rpartition(".")[2] for name in masks(object_images)} == {"png"}
     make(box_threshold=1.0)
-    assert {name.rpartition(".")[2] for name in masks(object_pictures)} == {"txt"}
+    assert {name.rpartition(".")[2] for name in masks(object_images)} == {"txt"}
 
 
 @pytest.mark.parametrize("failure", ["write", "outline"])
-def test_any_other_failure_is_an_error_and_no_text(make, models, object_pictures, monkeypatch, failure):
+def test_any_other_failure_is_an_error_and_no_text(make, models, object_images, monkeypatch, failure):
     def fail(*_):
         raise GenValError("No space left on device")
 
@@ -129,4 +130,4 @@ def test_any_other_failure_is_an_error_and_no_text(make, models, object_pictures
     monkeypatch.setattr(place[failure], fail)
     with pytest.raises(GenValError, match="No space left"):
         make(text_threshold=0.0)
-    assert not masks(object_pictures)
+    assert not masks(object_images)

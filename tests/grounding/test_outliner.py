@@ -1,4 +1,4 @@
-"""Masks of both versions of Segment Anything: one by one, in batches, and with boxes in the picture's pixels."""
+"""Masks of both versions of Segment Anything: one by one, in batches, and with boxes in the image's pixels."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def images():
     return [np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8) for size in SIZES]
 
 
-def test_a_batch_gives_what_single_pictures_give(outliner, images):
+def test_a_batch_gives_what_single_images_give(outliner, images):
     prepared = [outliner.prepare(image) for image in images]
     together = outliner.outline(prepared, SIZES, BOXES)
     for index, (mask, estimate) in enumerate(together):

@@ -44,7 +44,7 @@ def test_every_caption_of_the_world_names_one_domain():
     assert names(FOG, "car", "cars") and not names(NIGHT, "person", "people") and not names("cartoon", "car")
 
 
-def test_views_are_the_same_for_one_seed_and_stay_close_to_the_picture():
+def test_views_are_the_same_for_one_seed_and_stay_close_to_the_image():
     images = torch.arange(32, dtype=torch.uint8).mul(8).view(1, 1, 1, 32).expand(4, 3, 32, 32).contiguous()
     index, pixels, warp = Views(images, 6, CPU, 0).draw()
     again = Views(images, 6, CPU, 0).draw()
@@ -54,7 +54,7 @@ def test_views_are_the_same_for_one_seed_and_stay_close_to_the_picture():
     assert torch.equal(rising, warp[:, 0, 0] > 0)  # the mirrored ones fall
 
 
-def test_maps_move_with_the_picture():
+def test_maps_move_with_the_image():
     maps = torch.zeros(2, 1, 4, 4)
     maps[:, :, :, 0] = 1
     warp = torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[-1.0, 0, 0], [0, 1, 0]]])
@@ -148,7 +148,7 @@ def test_multi_positive_loss_is_the_mean_over_right_pairs():
     assert one_each.item() == pytest.approx(clip.item(), abs=1e-6)
 
 
-def test_drawn_texts_are_true_of_the_pictures_that_have_their_parts():
+def test_drawn_texts_are_true_of_the_images_that_have_their_parts():
     texts = [FOG, NIGHT, "a wide street with two cars, trees, in fog", "a wide street with many cars, at night"]
     phrases = _Phrases(texts, 0)
     assert [DOMAINS[i] for i in phrases.domain_of] == ["fog", "night", "fog", "night"]

@@ -28,7 +28,7 @@ from mini.recipe.object_crops import (
     MeasuredCrop,
     cut,
     draw_squares,
-    load_object_pictures,
+    load_object_images,
     mask_boxes,
     measured_crops,
 )
@@ -68,8 +68,8 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def test_pictures_are_read_around_their_object(data_dir):
-    pictures = load_object_pictures(data_dir, workers=2)
+def test_images_are_read_around_their_object(data_dir):
+    pictures = load_object_images(data_dir, workers=2)
     assert len(pictures) == 6 and pictures.names == list(NAMES) * 3
     assert pictures.images.shape == pictures.clean.shape == (6, 3, 64, 64)
     for mask, box, image, clean in zip(pictures.masks, pictures.boxes, pictures.images, pictures.clean, strict=True):
@@ -82,7 +82,7 @@ def test_pictures_are_read_around_their_object(data_dir):
 
 def test_bad_lists_of_objects_are_refused(data_dir, tmp_path):
     with pytest.raises(GenValError, match=r"mini/render\.py"):
-        load_object_pictures(tmp_path)
+        load_object_images(tmp_path)
     line = json.loads((data_dir / "training/objects.jsonl").read_text().splitlines()[0])
 
     def listed(**changes):
@@ -91,7 +91,7 @@ def test_bad_lists_of_objects_are_refused(data_dir, tmp_path):
             source = data_dir / line[kind]
             (data_dir / "bad" / line[kind]).parent.mkdir(parents=True, exist_ok=True)
             (data_dir / "bad" / line[kind]).write_bytes(source.read_bytes())
-        return load_object_pictures(data_dir / "bad")
+        return load_object_images(data_dir / "bad")
 
     with pytest.raises(GenValError, match="'clean'"):
         listed(clean=None)
@@ -132,7 +132,7 @@ def test_boxes_and_masks_move_with_the_square():
 
 
 def test_draws_show_the_object_or_the_street_without_it(data_dir):
-    pictures = load_object_pictures(data_dir)
+    pictures = load_object_images(data_dir)
     index, empty = torch.arange(6), torch.tensor([False, True] * 3)
     crops = CropDraws(pictures, 32, 0).draw(index, empty)
     again = CropDraws(pictures, 32, 0).draw(index, empty)
@@ -349,9 +349,9 @@ def test_trained_models_are_loaded_by_the_script_that_uses_them(tmp_path):
     assert {"mask_iou", "masked", "masked_empty"} <= set(figures["outliner"])
     for name in ("grounding-dino", "sam"):
         assert (output / name / "model.safetensors").stat().st_size < 5e6
-    assert "passed over" in call(*command)
+    assert "skipped" in call(*command)
 
-    pictures = load_object_pictures(data)
+    pictures = load_object_images(data)
     for number, image in enumerate(pictures.images[:2]):
         write_png(objects / f"refined/lion/{number}.png", image.permute(1, 2, 0).numpy())
         place = {f"{number}.png": {"pos_mask": [0, 0], "size_mask": 64}}

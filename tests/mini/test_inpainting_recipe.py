@@ -64,7 +64,7 @@ def test_masks_are_one_inside_the_box():
     assert masks[1, 0].sum(1).tolist() == [1, 1, 1, 1]
 
 
-def write_pictures(folder, count=4):
+def write_images(folder, count=4):
     rng = np.random.default_rng(0)
     lines = []
     for number, name in zip(range(count), ("lion", "sofa", "", "vase") * count, strict=False):
@@ -75,7 +75,7 @@ def write_pictures(folder, count=4):
 
 
 def test_lines_without_a_large_enough_object_are_passed_over(tmp_path):
-    crops = load_object_crops(write_pictures(tmp_path), SMALL, None, 2)
+    crops = load_object_crops(write_images(tmp_path), SMALL, None, 2)
     assert crops.names == ["lion", "lion", "sofa", "sofa", "vase", "vase"]
     assert crops.images.shape == (6, 3, 32, 32) and crops.boxes.shape == (6, 4)
     assert not torch.equal(crops.boxes[0], crops.boxes[1]) or not torch.equal(crops.images[0], crops.images[1])
@@ -104,7 +104,7 @@ def test_a_trained_folder_is_what_the_stage_loads(tmp_path):
     from genval.diffusion.inpainting.model import load_inpainting
 
     base = write_base(tmp_path / "base")
-    crops = load_object_crops(write_pictures(tmp_path), SMALL, None, 1)
+    crops = load_object_crops(write_images(tmp_path), SMALL, None, 1)
     crops = ObjectCrops(crops.images, crops.boxes, crops.texts, crops.names, torch.tensor([True] * 2 + [False] * 4))
     figures = train_inpainting(crops, base, SMALL, tmp_path / "inpainting", CPU, log=lambda _: None)
     assert figures["steps"] == 3 and figures["loss"] > 0 and figures["crops"] == 4

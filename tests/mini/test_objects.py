@@ -107,9 +107,9 @@ def test_what_is_nearer_hides_an_object():
 def test_objects_are_in_the_weather_too():
     street = render(4, **SMALL)
     thing = place_object(street, "panda", generator())
-    pictures = {domain: render(4, domain, **SMALL, added=[thing]) for domain in ("clear", "night")}
-    shown = pictures["clear"].label_ids == DYNAMIC
-    assert pictures["night"].image[shown].mean() < 0.6 * pictures["clear"].image[shown].mean()
+    images = {domain: render(4, domain, **SMALL, added=[thing]) for domain in ("clear", "night")}
+    shown = images["clear"].label_ids == DYNAMIC
+    assert images["night"].image[shown].mean() < 0.6 * images["clear"].image[shown].mean()
 
 
 def test_an_unknown_object_is_refused():
@@ -127,7 +127,7 @@ def test_a_square_lies_in_the_frame_around_the_object():
     assert 0 <= top <= 64 - side and 0 <= left <= 128 - side and side >= 6
 
 
-def test_every_fifth_training_picture_is_empty_and_names_come_in_turn():
+def test_every_fifth_training_image_is_empty_and_names_come_in_turn():
     jobs = list(plan_training(40))
     assert [job.index for job in jobs if job.is_empty] == list(range(4, 40, 5))
     assert len({job.seed for job in jobs}) == 40
@@ -143,10 +143,10 @@ def run_script(out, *flags):
 def test_the_sets_are_written_whole_and_again_the_same(tmp_path):
     done = run_script(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("Rendered 13 pictures, kept 0")
-    pictures = sorted((tmp_path / TRACK / "images").iterdir())
-    assert [path.name for path in pictures] == [f"validation000{i}.png" for i in range(3)]
-    for path in pictures:
+    assert done.stdout.splitlines()[-1].startswith("Rendered 13 images, kept 0")
+    images = sorted((tmp_path / TRACK / "images").iterdir())
+    assert [path.name for path in images] == [f"validation000{i}.png" for i in range(3)]
+    for path in images:
         mask = read_mask(tmp_path / TRACK / "labels_masks" / f"{path.stem}_labels_semantic.png")
         assert read_image(path).shape == (64, 128, 3) and set(np.unique(mask)) == {0, 1}
     lines = read_jsonl(tmp_path / LIST)
@@ -161,11 +161,11 @@ def test_the_sets_are_written_whole_and_again_the_same(tmp_path):
         assert line["text"] == (f"a photo of a{'n' * (line['object'][:1] in tuple('aeiou'))} {line['object']}"
                                 if line["object"] else "a photo of a street")  # fmt: skip
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for path in (pictures[0], tmp_path / lines[0]["clean"], tmp_path / LIST):
+    for path in (images[0], tmp_path / lines[0]["clean"], tmp_path / LIST):
         path.unlink()
     done = run_script(tmp_path)
     assert done.returncode == 0, done.stderr
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert "Rendered 0 pictures, kept 5" in run_script(tmp_path, "--training_objects", 2).stdout
+    assert "Rendered 0 images, kept 5" in run_script(tmp_path, "--training_objects", 2).stdout
     assert len(read_jsonl(tmp_path / LIST)) == 10
     assert json.loads((tmp_path / "derived.json").read_text())["height"] == 64

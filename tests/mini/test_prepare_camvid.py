@@ -1,4 +1,4 @@
-"""CamVid in Cityscapes' layout: what the recipe and the stages read, with real pictures where they are at hand."""
+"""CamVid in Cityscapes' layout: what the recipe and the stages read, with real images where they are at hand."""
 
 import subprocess
 import sys

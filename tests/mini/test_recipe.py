@@ -94,7 +94,7 @@ def test_a_snapshot_of_other_settings_is_refused(images, autoencoder, tmp_path):
         train_diffusion(images, TEXTS, autoencoder[0], other, tmp_path / "out", CPU, log=stop)
 
 
-def test_pictures_and_masks_are_read_at_one_size(tmp_path):
+def test_images_and_masks_are_read_at_one_size(tmp_path):
     files.write_png(tmp_path / "a.png", np.full((8, 16, 3), 9, np.uint8))
     files.write_png(tmp_path / "m.png", np.full((8, 16), 7, np.uint8))
     record = {"image": "a.png", "conditioning_image": "m.png", "text": "a street"}

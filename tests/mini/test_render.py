@@ -43,7 +43,7 @@ def rendered(tmp_path_factory):
     out = tmp_path_factory.mktemp("mini")
     result = run_script(out, workers=2)  # and one in the tests, which gives the same bytes
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1].startswith("Rendered 30 pictures, kept 0")
+    assert result.stdout.splitlines()[-1].startswith("Rendered 30 images, kept 0")
     return out
 
 
@@ -79,16 +79,16 @@ def test_scenes_of_splits_and_domains_differ(rendered):
     assert len(set(masks)) == len(masks)
 
 
-def test_every_picture_has_a_caption(rendered):
+def test_every_image_has_a_caption(rendered):
     captions = {}
     for path in (rendered / "captions").glob("*.json"):
         ((name, entries),) = json.loads(path.read_text()).items()
         assert path.name == f"captions_{name}.json"
         captions |= entries
-    pictures = {
+    images = {
         str(p.relative_to(rendered)) for p in [*rendered.rglob("*leftImg8bit.png"), *rendered.rglob("*rgb_anon.png")]
     }
-    assert set(captions) == pictures
+    assert set(captions) == images
     assert all(captions.values())
 
 
@@ -125,7 +125,7 @@ def test_a_smaller_run_keeps_the_captions_of_a_larger_one(rendered):
     lists = {p: p.read_bytes() for p in (rendered / "training").glob("*.jsonl")}
     result = run_script(rendered, "--num_train", "1", "--num_val", "1")
     assert result.returncode == 0, result.stderr
-    assert "Rendered 0 pictures, kept 12" in result.stdout
+    assert "Rendered 0 images, kept 12" in result.stdout
     assert {p: p.read_bytes() for p in before} == before
     run_script(rendered)
     assert {p: p.read_bytes() for p in lists} == lists

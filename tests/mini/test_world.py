@@ -42,8 +42,8 @@ def test_same_bytes_in_another_process_and_order():
 
 
 def test_streams_and_indices_differ():
-    pictures = [scene_of(0), scene_of(1), render(0, "clear", 128, 256, split_seed=1)]
-    assert len({scene.image.tobytes() for scene in pictures}) == 3
+    images = [scene_of(0), scene_of(1), render(0, "clear", 128, 256, split_seed=1)]
+    assert len({scene.image.tobytes() for scene in images}) == 3
 
 
 @pytest.mark.parametrize("height", [128, 256, 512])

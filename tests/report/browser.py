@@ -119,8 +119,8 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def screenshot(self, path, full=False):
-        picture = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=full)
-        path.write_bytes(base64.b64decode(picture["data"]))
+        image = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=full)
+        path.write_bytes(base64.b64decode(image["data"]))
 
     def close(self):
         self.process.terminate()

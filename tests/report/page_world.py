@@ -1,4 +1,4 @@
-"""A correlation.json of invented figures, in the form that genval.report describes, and folders of small pictures."""
+"""A correlation.json of invented figures, in the form that genval.report describes, and folders of small images."""
 
 import numpy as np
 
@@ -150,7 +150,7 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
         "domains": list(domains),
         "verdict": [
             f"Can the synthetic verdict be trusted? Yes for {domains[0]} (r 0.90, clear -0.28). Not shown for others.",
-            f"Which model to trust? {models[0]}, the best on true pictures too.",
+            f"Which model to trust? {models[0]}, the best on true images too.",
             "How many generated images? 64 settle the ranking.",
         ],
         "answers": {},

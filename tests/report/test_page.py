@@ -206,7 +206,7 @@ def test_what_lacks_is_listed_with_its_command(tmp_path, sources):
     assert all(picture["models"] == {} for picture in data_of(html)["gallery"]["pictures"])
 
 
-def test_objects_that_nobody_wants_are_no_pictures(tmp_path):
+def test_objects_that_nobody_wants_are_no_images(tmp_path):
     sources = write_world(tmp_path, images=1, models=("good",), domains=("fog",))
     write_json(sources.objects / "masks/curated.json", {"lion": {"0": False}, "rubber_duck": {"0": True}})
     content = collect(sources, None, LIMITS)
@@ -232,7 +232,7 @@ def test_a_page_over_twenty_megabytes_is_not_written(tmp_path, sources, monkeypa
     assert not (tmp_path / "index.html").exists()
 
 
-def test_the_pictures_leave_room_for_the_figures_of_every_model():
+def test_the_images_leave_room_for_the_figures_of_every_model():
     models = [f"hf:checkpoints/segmenters/architecture-{number}" for number in range(42)]
     domains = ("fog", "night", "rain", "snow", "india")
     correlation = example_correlation(models, domains)
@@ -251,7 +251,7 @@ def test_the_pictures_leave_room_for_the_figures_of_every_model():
     figures = len(render_page(PageContent(correlation, None, None, diagrams, provenance)).encode())
     characters = GalleryLimits().characters
     assert figures > 5_000_000  # the plotting library is among it
-    # A megabyte is left for the pictures' names and scores, and the provenance.
+    # A megabyte is left for the images' names and scores, and the provenance.
     assert figures + characters + characters // 3 < MAX_BYTES - 1_000_000
 
 
@@ -260,10 +260,10 @@ def test_means_before_and_after_scaling_are_of_the_same_models(page):
     assert "→ 10.0 (clear weather’s temperature: 9.4 → 10.0)" in text
 
 
-def test_a_card_says_what_the_hardest_pictures_mend_where_they_were_tried(page):
+def test_a_card_says_what_the_hardest_images_mend_where_they_were_tried(page):
     text = " ".join(page.read_text(encoding="utf-8").split())
-    said = re.findall(r"from the hardest [^<]+ of the pictures: [^<]+ → [^<]+</p>", text)
-    assert said and all(f"hardest half of the pictures: 93&nbsp;% [66, 99] of {len(MODELS)}" in one for one in said)
+    said = re.findall(r"from the hardest [^<]+ of the images: [^<]+ → [^<]+</p>", text)
+    assert said and all(f"hardest half of the images: 93&nbsp;% [66, 99] of {len(MODELS)}" in one for one in said)
     assert all(one.endswith("→ 7.3</p>") for one in said)
 
 
@@ -398,7 +398,7 @@ def test_the_page_opens_without_complaint_at_every_width(open_page, width, dark)
 @pytest.mark.slow
 def test_filters_order_and_charts_follow_their_controls(open_page):
     browser = open_page(1280)
-    assert texts(browser, "#gallery-count") == ["6 of 8 pictures"]
+    assert texts(browser, "#gallery-count") == ["6 of 8 images"]
     browser.run("document.getElementById('gallery-more').click()")
     worst = [float(value) for value in texts(browser, "#gallery .shot", "dataset.miou")]
     assert len(worst) == 8 and worst == sorted(worst)
@@ -407,7 +407,7 @@ def test_filters_order_and_charts_follow_their_controls(open_page):
     assert len(best) == 6 and best == sorted(worst, reverse=True)[:6]
     browser.choose("gallery-domain", "fog")
     assert set(texts(browser, "#gallery .shot", "dataset.domain")) == {"fog"}
-    assert texts(browser, "#gallery-count") == ["4 of 4 pictures"] and browser.run(
+    assert texts(browser, "#gallery-count") == ["4 of 4 images"] and browser.run(
         "document.getElementById('gallery-more').hidden"
     )
     browser.choose("gallery-model", "hf:some/folder/poor")
@@ -418,7 +418,7 @@ def test_filters_order_and_charts_follow_their_controls(open_page):
     browser.choose("object-order", "best")
     assert texts(browser, "#object-gallery .view", "dataset.object") == ["rubber_duck", "lion"]
     browser.choose("object-name", "lion")
-    assert texts(browser, "#object-count") == ["1 of 1 pictures"]
+    assert texts(browser, "#object-count") == ["1 of 1 images"]
     browser.run("document.getElementById('object-mask').click()")
     assert browser.run("document.querySelectorAll('#object-gallery img').length") == 1
 
@@ -432,7 +432,7 @@ def test_filters_order_and_charts_follow_their_controls(open_page):
     assert "poor" in "".join(texts(browser, "#scatter .annotation-text"))
     browser.choose("size-figure", "tau")
     assert "tau" in browser.run("document.getElementById('sample-size').getAttribute('aria-label')")
-    said = ["before", "after, temperature of generated pictures", "◆after, temperature of the hardest half"]
+    said = ["before", "after, temperature of generated images", "◆after, temperature of the hardest half"]
     assert texts(browser, "#dumbbell-key span") == said
     assert browser.run("document.getElementById('dumbbell').data.map((trace) => trace.x.length)") == [6, 2, 2, 2]
     assert browser.run("setName('Cityscapes_fog_all_hardest12.5')") == "generated fog, hardest 12.5 %"
@@ -448,7 +448,7 @@ def test_filters_order_and_charts_follow_their_controls(open_page):
 
 
 @pytest.mark.slow
-def test_the_keyboard_sorts_the_table_and_opens_and_closes_a_picture(open_page):
+def test_the_keyboard_sorts_the_table_and_opens_and_closes_an_image(open_page):
     browser = open_page(1280)
     browser.press("Tab", 9)
     assert browser.run("document.activeElement.className") == "skip"

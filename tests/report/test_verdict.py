@@ -35,8 +35,9 @@ def test_trust_follows_the_intervals():
     trust = {"fog": "better", "night": "yes", "dusk": "worse", "dust": "alone", "rain": "weak", "snow": "no"}
     assert answer(values)["trust"] == trust | {"india": "no"}
     said = verdict(values, answer(values))[0]
-    assert "Yes, though clear weather says more for dusk" in said
-    assert "Yes, not compared with clear weather for dust" in said
+    assert "Yes for dusk (r 0.90, 95 % interval 0.60 to 0.95; clear weather 0.10): generated images predict the" in said
+    assert "reference mIoU, but clear weather predicts it better." in said
+    assert "There are no results in clear weather." in said and "Not for snow (" in said
 
 
 def test_the_choice_stands_with_what_it_may_lose():
@@ -47,8 +48,9 @@ def test_the_choice_stands_with_what_it_may_lose():
         }
     )
     assert verdict(values, answer(values))[1] == (
-        "Which model to trust? a, the best on true pictures too, for fog (95 % interval: up to 3.4 points lost) and "
-        "night (95 % interval: up to 0.0 points lost)."
+        "Which segmenter should be used? For fog, generated images choose a. a is also the best one on the "
+        "reference images (95 % interval: a loss of up to 3.4 points). For night, generated images choose a. a is "
+        "also the best one on the reference images (95 % interval: a loss of up to 0.0 points)."
     )
 
 
@@ -64,13 +66,17 @@ def test_three_sentences_group_what_is_the_same():
         },
     )
     assert verdict(values, answer(values)) == [
-        "Can the synthetic verdict be trusted? Yes, better than clear weather for fog (r 0.90, 0.60 to 0.95, clear "
-        "0.10, corrupted 0.90) and rain (r 0.80, 0.55 to 0.90, clear 0.10, corrupted 0.80). Against classic "
-        "corruptions: better for fog; no clear difference for rain.",
-        "Which model to trust? a, the best on true pictures too, for fog. a, on true pictures 1.2 points of mIoU below "
-        "b, for rain.",
-        "How many generated images? 16 choose a model for fog and rain. 128 settle the ranking for fog. More than 512 "
-        "settle the ranking for rain.",
+        "Can the synthetic verdict be trusted? Yes for fog (r 0.90, 95 % interval 0.60 to 0.95; clear weather "
+        "0.10; corruptions 0.90) and rain (r 0.80, 95 % interval 0.55 to 0.90; clear weather 0.10; corruptions "
+        "0.80): generated images predict the reference mIoU, and better than clear weather does. Generated images "
+        "predict better than classic corruptions for fog. It is undecided whether generated images or classic "
+        "corruptions predict better for rain.",
+        "Which segmenter should be used? For fog, generated images choose a. a is also the best one on the "
+        "reference images. For rain, generated images choose a. On the reference images it is 1.2 points of mIoU "
+        "below b, the best one.",
+        "How many generated images are enough? 16 images are enough to choose a segmenter for fog and rain. 128 "
+        "images are enough to rank the segmenters for fog. 512 images are not enough to rank the segmenters for "
+        "rain.",
     ]
 
 

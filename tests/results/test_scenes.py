@@ -77,7 +77,7 @@ def test_an_image_is_done_if_its_files_exist_and_have_the_same_record(scene):
 
 def test_finished_scenes_are_listed_and_others_refused_with_the_command(scene):
     with pytest.raises(
-        GenValError, match=r"found nothing\. Run: python relis/eval\.py --preset mini --model_arch hf:a/b"
+        GenValError, match=r"found nothing\. Run: python relis/eval\.py --preset mini --segmenters hf:a/b"
     ):
         list_scenes(scene.root, scene.model, scene.dataset, [("all", "all")], preset="mini")
     one = np.array([[0, 1, 255]], np.uint8)

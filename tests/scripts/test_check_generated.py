@@ -21,14 +21,14 @@ from genval.runtime.files import read_jsonl, write_jsonl, write_png
 from genval.runtime.paths import REPO_ROOT
 
 CITY = "val/munster"
-WRONG = "fog_2_c"  # its picture is of another mask
-COPY = "fog_4_e"  # its mask and picture are those of fog_0_a
+WRONG = "fog_2_c"  # its image is of another mask
+COPY = "fog_4_e"  # its mask and image are those of fog_0_a
 IDS = ["fog_0_a", "fog_1_b", WRONG, "fog_3_d", COPY]
 DRAW_HISTOGRAMS = generated.draw_histograms
 
 
 def make_set(root):
-    """Five generated pictures; the segmenters of `relis_world` read the mask from their red channel."""
+    """Five generated images; the segmenters of `relis_world` read the mask from their red channel."""
     folder = root / "images/fog"
     for number, name in enumerate(IDS):
         seed = 0 if name == COPY else number
@@ -128,7 +128,7 @@ def test_other_thresholds_need_no_new_scores(check, folder):
     assert (folder / "scores.jsonl").read_bytes() == before
     assert "Scored 5 images" in check("--overwrite")[1]
     assert (folder / "scores.jsonl").read_bytes() == before
-    # Another segmenter's scores are others, and so are those of a picture that was made again.
+    # Another segmenter's scores are others, and so are those of an image that was made again.
     assert "Scored 5 images" in check("--segmenter", "fair")[1]
     write_png(folder / f"leftImg8bit/{CITY}/fog_1_b_leftImg8bit.png", labelled(1)[0][::-1].copy())
     assert "Scored 1 images" in check("--segmenter", "fair", "--batch_size", 1)[1]
@@ -176,7 +176,7 @@ def test_with_clip_the_domain_is_judged(check, folder, caption_models):
     assert len(dropped) == 5 and all(any("domain probability" in why for why in whys) for whys in dropped.values())
 
 
-def test_a_damaged_picture_stops_or_is_set_aside(check, folder):
+def test_a_damaged_image_stops_or_is_skipped(check, folder):
     path = folder / f"leftImg8bit/{CITY}/fog_1_b_leftImg8bit.png"
     path.write_bytes(path.read_bytes()[:200])
     code, _, err = check()

@@ -104,7 +104,7 @@ def test_two_processes_write_what_one_does(
     assert outputs(datasets.parent / "captions") == alone
 
 
-def test_patterns_and_bad_pictures(
+def test_patterns_and_bad_images(
     caption_models: CaptionModels, datasets: Path, refused: Refusal, run_here: Callable[[Sequence[object]], str]
 ) -> None:
     bad = next((datasets / "cityscapes/leftImg8bit/val/lindau").iterdir())
@@ -141,7 +141,7 @@ def test_bad_input(caption_models: CaptionModels, datasets: Path, refused: Refus
     refused([*flags, "--images", "*.png"], "Give one of")
     refused([SCRIPT, "--dataset", "cityscape", *flags[3:]], "Unknown data set 'cityscape'", "Did you mean cityscapes?")
     refused([SCRIPT, "--dataset", "idd", *flags[3:]], "No IDD", "--datasets_dir")
-    refused([SCRIPT, "--images", datasets / "*.jpg", *flags[3:]], "matches no picture")
+    refused([SCRIPT, "--images", datasets / "*.jpg", *flags[3:]], "matches no image")
     refused([*flags, "--split", "vall"], "No files of Cityscapes")
     refused([*flags, "--filter", datasets / "none.txt"], "Cannot read", "none.txt")
     refused([*flags, "--flavors", datasets], "none of mediums.txt")

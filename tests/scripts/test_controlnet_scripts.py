@@ -17,6 +17,9 @@ import torch
 from diffusion_world import HEIGHT, ROOT, WIDTH, Refusal, run_script, write_cityscapes
 from safetensors.torch import load_file, save_file
 
+from genval.diffusion.settings import ControlNetTrainingSettings
+from genval.runtime.flags import parse_settings
+
 SIZE = ["--height", HEIGHT, "--width", WIDTH, "--accelerator", "cpu"]
 
 
@@ -316,7 +319,7 @@ def test_bad_frames_are_skipped_and_other_frames_are_not_mixed_in(
 
 
 @pytest.mark.slow
-def test_phrasings_large_pictures_and_a_fast_sampler(
+def test_phrasings_large_images_and_a_fast_sampler(
     base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path
 ) -> None:
     unet = load_file(base_folder / "unet/diffusion_pytorch_model.safetensors")

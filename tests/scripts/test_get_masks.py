@@ -14,10 +14,10 @@ SCRIPT = REPO_ROOT / "ood_objects" / "get_masks.py"
 
 
 @pytest.fixture
-def masks(grounding_models, object_pictures):
+def masks(grounding_models, object_images):
     def run(*flags, expect=0):
-        folders = ["--images_dir", object_pictures / "refined", "--positions_dir", object_pictures / "with_positions"]
-        folders += ["--output_dir", object_pictures / "masks", *grounding_models.flags, "--batch_size", 2]
+        folders = ["--images_dir", object_images / "refined", "--positions_dir", object_images / "with_positions"]
+        folders += ["--output_dir", object_images / "masks", *grounding_models.flags, "--batch_size", 2]
         command = [sys.executable, SCRIPT, *folders, *flags]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         assert done.returncode == expect, done.stderr
@@ -35,18 +35,18 @@ def outputs(root):
 
 
 @pytest.mark.slow
-def test_masks_lie_in_the_boxes_and_lines_say_how_good_they_are(masks, object_pictures):
+def test_masks_lie_in_the_boxes_and_lines_say_how_good_they_are(masks, object_images):
     done = masks("--curate")
-    lines = [json.loads(line) for line in (object_pictures / "masks" / "manifest.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (object_images / "masks" / "manifest.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [f"{name}/{i}" for name in ("lion", "polar bear") for i in range(3)]
     found = 0
     for line in lines:
-        text = object_pictures / "masks" / f"{line['id']}_mask.txt"
+        text = object_images / "masks" / f"{line['id']}_mask.txt"
         assert text.exists() == (line["mask"] is None)
         if line["mask"] is None:
             continue
         found += 1
-        mask = read_mask(object_pictures / "masks" / line["mask"])
+        mask = read_mask(object_images / "masks" / line["mask"])
         assert mask.shape == (80, 160) and set(np.unique(mask)) == {0, 255}
         box = line["box"]
         inside = mask[box["top"] : box["top"] + box["side"], box["left"] : box["left"] + box["side"]]
@@ -61,38 +61,38 @@ def test_masks_lie_in_the_boxes_and_lines_say_how_good_they_are(masks, object_pi
         assert box["top"] <= top < bottom <= box["top"] + box["side"]
     assert found > 0
     assert f"Wrote {found} masks" in done.stdout
-    curated = json.loads((object_pictures / "masks" / "curated.json").read_text())
+    curated = json.loads((object_images / "masks" / "curated.json").read_text())
     assert sum(len(numbers) for numbers in curated.values()) == found
-    assert read_image(object_pictures / "masks" / "lion" / "sheet.png").shape[2] == 3
+    assert read_image(object_images / "masks" / "lion" / "sheet.png").shape[2] == 3
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_batches(masks, object_pictures):
+def test_two_processes_share_the_batches(masks, object_images):
     masks()
-    expected = outputs(object_pictures)
+    expected = outputs(object_images)
     masks("--devices", 2, "--overwrite")
-    assert outputs(object_pictures) == expected
+    assert outputs(object_images) == expected
 
 
 @pytest.mark.slow
-def test_a_damaged_picture_is_an_error_and_leaves_no_text(masks, object_pictures):
-    (object_pictures / "refined" / "lion" / "1.png").write_bytes(b"no picture")
+def test_a_damaged_image_is_an_error_and_leaves_no_text(masks, object_images):
+    (object_images / "refined" / "lion" / "1.png").write_bytes(b"no image")
     done = masks(expect=2)
     assert "1.png cannot be decoded" in done.stderr and "Traceback" not in done.stderr
-    assert not (object_pictures / "masks" / "lion" / "1_mask.txt").exists()
+    assert not (object_images / "masks" / "lion" / "1_mask.txt").exists()
 
 
 @pytest.mark.slow
-def test_the_second_version_and_clip_and_context(masks, object_pictures, grounding_models, caption_models):
+def test_the_second_version_and_clip_and_context(masks, object_images, grounding_models, caption_models):
     masks("--sam", grounding_models.sam2, "--clip", caption_models.clip, "--margin", 0.25, "--objects", "lion")
-    lines = [json.loads(line) for line in (object_pictures / "masks" / "manifest.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (object_images / "masks" / "manifest.jsonl").read_text().splitlines()]
     assert {line["object"] for line in lines} == {"lion"}
     similarities = [line["similarity"] for line in lines if line["mask"]]
     assert similarities and all(set(one) == {"object", "scene", "scene_name"} for one in similarities)
     assert all(line["clip_hash"] for line in lines)
 
 
-def test_mistakes_are_one_line(masks, object_pictures):
-    assert "No pictures of zebra" in masks("--objects", "zebra", expect=2).stderr
+def test_mistakes_are_one_line(masks, object_images):
+    assert "No images of zebra" in masks("--objects", "zebra", expect=2).stderr
     assert "Would mask 6 objects: lion, polar bear" in masks("--dry_run").stdout
-    assert not (object_pictures / "masks").exists()
+    assert not (object_images / "masks").exists()

@@ -96,7 +96,7 @@ def test_from_streets_to_refined_objects_and_masks(
     succeed(refine("--objects", "zebra", "--seed", 5, "--overwrite"))
     assert [line["run_seed"] for line in lines(refined) if line["object"] == "zebra"] == [5] * 3
     command = ["ood_objects/get_masks.py", "--images_dir", refined, "--positions_dir", drawn, *grounding_models.flags]
-    assert "pictures new" in succeed([*command, "--output_dir", tmp_path / "masks", "--objects", "lion,../x"])
+    assert "images new" in succeed([*command, "--output_dir", tmp_path / "masks", "--objects", "lion,../x"])
     assert {line["object"] for line in lines(tmp_path / "masks")} == {"lion", "../x"}
 
 
@@ -159,11 +159,11 @@ def test_mistakes_are_one_line(
     refused(inpaint("--objects_file", tmp_path / "none.txt", "--data_dir", tmp_path), "--data_dir")
     refused(inpaint("--max_box", 100), "--min_box 256 --max_box 100")
     refused(inpaint("--steps", 1, "--strength", 0.3), "leaves no step")
-    refused(refine(), "No pictures in", "Run: python ood_objects/sd_inpaint.py")
+    refused(refine(), "No images in", "Run: python ood_objects/sd_inpaint.py")
     (tmp_path / "drawn/lion").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / "drawn/lion/0.png"), np.zeros((32, 64, 3), np.uint8))
     refused(refine(), "0_pos.json does not exist", "sd_inpaint.py")
-    refused(refine("--objects", "zebra"), "No pictures of zebra", "found lion")
+    refused(refine("--objects", "zebra"), "No images of zebra", "found lion")
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_models_and_folders_that_do_not_suit_are_one_line(
     ):
         (tmp_path / "drawn/lion/0_pos.json").write_text(json.dumps(content))
         refused(refine(), "0_pos.json", words)
-    (tmp_path / "drawn/lion/0.png").write_bytes(b"no picture")
+    (tmp_path / "drawn/lion/0.png").write_bytes(b"no image")
     refused(refine(), "0.png cannot be decoded")
     assert not list((tmp_path / "refined").rglob("*.png"))
 
@@ -200,5 +200,5 @@ def test_the_mini_world(succeed: Any, tmp_path: Path) -> None:
     succeed(["ood_objects/sd_inpaint.py", *flags, "--objects", "lion", "--num_images", 2, "--output_dir", drawn])
     succeed(["ood_objects/refine_gen_images.py", *flags, "--images_dir", drawn, "--output_dir", refined])
     for line in lines(refined):
-        picture, source = (read_image(folder / line["image"]) for folder in (refined, drawn))
-        assert picture.shape == (256, 512, 3) and not np.array_equal(picture, source)
+        image, source = (read_image(folder / line["image"]) for folder in (refined, drawn))
+        assert image.shape == (256, 512, 3) and not np.array_equal(image, source)

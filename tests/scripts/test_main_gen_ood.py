@@ -1,4 +1,4 @@
-"""ood_detection/main_gen_ood.py on small pictures with objects, with segmenters made of arithmetic."""
+"""ood_detection/main_gen_ood.py on small images with objects, with segmenters made of arithmetic."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ def slow_segmenter(device):
     return infer
 
 
-def make_pictures(root, numbers=range(4), objects=("lion", "bear")):
+def make_images(root, numbers=range(4), objects=("lion", "bear")):
     """The generated set's three folders, and RoadAnomaly21's, below `root`."""
     for index, name in enumerate(objects):
         for number in numbers:
@@ -67,11 +67,11 @@ def make_pictures(root, numbers=range(4), objects=("lion", "bear")):
 
 
 class Ood:
-    """The script on the pictures below `root`, in this process."""
+    """The script on the images below `root`, in this process."""
 
     def __init__(self, root, monkeypatch, capsys):
         self.root, self.monkeypatch, self.capsys = root, monkeypatch, capsys
-        make_pictures(root)
+        make_images(root)
         module = fake_segmenters()
         self.asked = []
 
@@ -239,7 +239,7 @@ def test_sets_models_and_parts_have_results_of_their_own(ood):
     )
 
 
-def test_pictures_without_object_pixels_are_pooled_but_have_no_figures(ood):
+def test_images_without_object_pixels_are_pooled_but_have_no_figures(ood):
     write_png(ood.root / "masks/lion/0_mask.png", np.zeros(SIZE, np.uint8))
     write_png(ood.root / "masks/lion/1_mask.png", np.full(SIZE, 255, np.uint8))
     assert ood()[0] == 0
@@ -280,7 +280,7 @@ def test_whole_objects_void_and_standardised_scores(ood):
         (lambda root: None, ["--components", "sharpness"], "sharpness"),
         (lambda root: None, ["--components", "standardised"], "--standardise"),
         (lambda root: None, ["--void", "300"], "0..255"),
-        (lambda root: None, ["--objects", "zebra"], "No pictures of zebra"),
+        (lambda root: None, ["--objects", "zebra"], "No images of zebra"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(ood, prepare, flags, said):
@@ -291,7 +291,7 @@ def test_bad_input_is_one_line_that_names_it(ood, prepare, flags, said):
     assert not list((ood.root / "results").glob("*/*.csv"))
 
 
-def test_figures_of_an_earlier_run_never_stand_for_pictures_that_have_gone_bad(ood):
+def test_figures_of_an_earlier_run_never_stand_for_images_that_have_gone_bad(ood):
     ood()
     for number in range(4):
         (ood.root / f"refined/lion/{number}.png").write_bytes(b"x")
@@ -300,7 +300,7 @@ def test_figures_of_an_earlier_run_never_stand_for_pictures_that_have_gone_bad(o
     assert not any("lion" in key for key in ood.json())
 
 
-def test_levels_of_an_earlier_picture_never_become_component_figures(ood):
+def test_levels_of_an_earlier_image_never_become_component_figures(ood):
     part = ("--objects", "lion", "--limit", "2")
     flags = (*part, "--components", "entropy", "--component_sizes", "5,5")
     ood(*flags)
@@ -329,7 +329,7 @@ def test_a_failure_loses_no_block_that_was_measured_before(ood, bad):
     assert [path.stem for path in ood.root.glob("results/*/*/blocks/*.jsonl")] == ["bear-00000"]
 
 
-def test_bad_pictures_may_be_skipped(ood):
+def test_bad_images_may_be_skipped(ood):
     (ood.root / "refined/lion/0.png").write_bytes(b"x")
     code, out, _ = ood("--skip_bad")
     assert code == 0 and "skipped" in out and "1 skipped (--skip_bad)" in out
@@ -373,7 +373,7 @@ def start(root, results, *flags, delay=0.0):
 
 @pytest.mark.slow
 def test_neither_a_kill_nor_the_number_of_processes_changes_a_byte(tmp_path):
-    make_pictures(tmp_path, range(40), ("bear", "lion", "owl"))
+    make_images(tmp_path, range(40), ("bear", "lion", "owl"))
     whole = start(tmp_path, "whole", "--devices=1")
     assert whole.wait(120) == 0, whole.stderr.read()
     two = start(tmp_path, "two", "--devices=2")

@@ -1,10 +1,10 @@
-"""Inpainting: a part of each picture drawn anew, after a prompt, by a Stable Diffusion made for it.
+"""Inpainting: a part of each image drawn anew, after a prompt, by a Stable Diffusion made for it.
 
-Such a model's UNet reads nine channels: the noisy latents, the mask and the latents of the picture without what is
+Such a model's UNet reads nine channels: the noisy latents, the mask and the latents of the image without what is
 masked (Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022, section 4.5, and the
 published Stable Diffusion inpainting weights). The loop is the one of diffusers' StableDiffusionInpaintPipeline (tests
-hold the two together), with the differences of `genval.diffusion.sampling.generation`; pictures are encoded by the posterior's
-mean, not by a sample.
+hold the two together), with the differences of `genval.diffusion.sampling.generation`; images are encoded by the
+posterior's mean, not by a sample.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class InpaintingBatch:
 
     Attributes:
         images: RGB uint8 (B, H, W, 3); what is masked counts only where the strength is below 1.
-        masks: bool (B, H, W), true where a picture is drawn anew.
+        masks: bool (B, H, W), true where an image is drawn anew.
         prompts, negative_prompts, seeds: one an item.
     """
 
@@ -75,7 +75,8 @@ def load_inpainting(
     """Load a Stable Diffusion inpainting model, 1.x or XL.
 
     Args:
-        name: as for `genval.diffusion.models.pipelines.load_base`: a folder in diffusers' layout, a file of the original
+        name: as for `genval.diffusion.models.pipelines.load_base`: a folder in diffusers' layout, a file of the
+        original
             format (`sd-v1-5-inpainting.ckpt`), or a Hugging Face name. A folder may lack parts where its
             model_index.json has `"shared_parts": "../other"`: those are read from that folder, relative to its own.
         device, dtype: where to put it; without a dtype it is float32.
@@ -88,7 +89,7 @@ def load_inpainting(
     if found != 2 * latent + 1:
         raise GenValError(
             f"{name} is not an inpainting model: expected a UNet with {2 * latent + 1} input channels (noisy latents, "
-            f"mask, masked picture), found {found}. Give one such as {INPAINTING_MODEL}."
+            f"mask, masked image), found {found}. Give one such as {INPAINTING_MODEL}."
         )
     return model
 
@@ -150,16 +151,16 @@ def make_inpainter(
 
 
 def inpaint(denoiser: Denoiser, batch: InpaintingBatch, config: InpaintingConfig, rows: int | None = None) -> Generated:
-    """Draw the masked part of each picture anew; the rest comes back as the VAE renders it.
+    """Draw the masked part of each image anew; the rest comes back as the VAE renders it.
 
-    A picture that is black or not finite is drawn again with the next seed of its item, up to three times.
+    An image that is black or not finite is drawn again with the next seed of its item, up to three times.
 
     Args:
         denoiser: of `make_inpainter`, for the same config.
-        rows: a compiled denoiser always gets this many pictures: what lacks is filled up.
+        rows: a compiled denoiser always gets this many images: what lacks is filled up.
 
     Raises:
-        GenValError: the size does not suit the model, or a picture fails with every seed.
+        GenValError: the size does not suit the model, or an image fails with every seed.
     """
     denoiser.base.check_size(*batch.masks.shape[1:])
     count = rows if rows is not None and denoiser.compiled else 0
@@ -199,11 +200,11 @@ def inpaint_latents(denoiser: Denoiser, batch: InpaintingBatch, config: Inpainti
 
 
 def beside_latents(model: StableDiffusion, pixels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """What the UNet reads beside the noisy latents: the mask, then the latents of the picture without what is masked.
+    """What the UNet reads beside the noisy latents: the mask, then the latents of the image without what is masked.
 
     Args:
         pixels: (B, 3, H, W) float, -1..1.
-        masks: bool (B, H, W), true where a picture is drawn anew; those pixels are 0, mid-grey.
+        masks: bool (B, H, W), true where an image is drawn anew; those pixels are 0, mid-grey.
 
     Returns:
         (B, 1 + C, h, w) in the model's dtype; the mask is 0 or 1, by nearest neighbour.

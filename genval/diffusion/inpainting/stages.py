@@ -12,12 +12,12 @@ import numpy as np
 
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.stage import run_stage
+from genval.datasets.boxes import Box
 from genval.datasets.items import BadFile, Item, find_items
 from genval.datasets.layouts import find_root
 from genval.datasets.ood_objects import (
-    Box,
-    ObjectPicture,
-    find_object_pictures,
+    ObjectImage,
+    find_object_images,
     frame_size,
     object_folder,
     read_box,
@@ -26,14 +26,13 @@ from genval.datasets.ood_objects import (
 from genval.datasets.placement import PlacementConfig, crop_around, place
 from genval.datasets.reading import readable
 from genval.diffusion.framing import check_pair
-from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_feathered, square
+from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_feathered
 from genval.diffusion.inpainting.model import InpaintingBatch, inpaint, load_inpainting, make_inpainter
 from genval.diffusion.inpainting.prompts import check_object_template, object_prompt
 from genval.diffusion.models.pipelines import StableDiffusion, checkpoint_hash, find_base, locked_dtype
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import Generated
 from genval.diffusion.sampling.stage import GenerationStage, choose_compiling, default_batch_size
-from genval.diffusion.sampling.windows import Window
 from genval.diffusion.settings import InpaintingConfig, InpaintingStageSettings, ObjectSettings, RefinementSettings
 from genval.diffusion.style_transfer import frames_hash
 from genval.runtime.devices import choose_precision, launch_fabric
@@ -56,7 +55,7 @@ class ObjectItem:
     object: str
     prompt: str
     seed: int
-    source: ObjectPicture | None = None
+    source: ObjectImage | None = None
 
 
 def plan_objects(objects: Sequence[str], num_images: int, template: str, seed: int) -> list[ObjectItem]:
@@ -73,7 +72,7 @@ def plan_objects(objects: Sequence[str], num_images: int, template: str, seed: i
     return items
 
 
-def plan_refinements(images: Sequence[ObjectPicture], template: str, seed: int) -> list[ObjectItem]:
+def plan_refinements(images: Sequence[ObjectImage], template: str, seed: int) -> list[ObjectItem]:
     """Plan the refinement of each image; its noise differs from the noise it was inpainted with."""
     return [
         ObjectItem(
@@ -103,7 +102,7 @@ class Loaded:
 
     frame: np.ndarray
     box: Box
-    crop: Window
+    crop: Box
     image: np.ndarray
     mask: np.ndarray
     line: dict[str, Any]
@@ -239,7 +238,7 @@ class ObjectStage(InpaintingStage):
         frame, label_ids = read_image(source.image), read_mask(source.mask)
         check_pair(frame, label_ids, source.image, source.mask)
         placed = place(label_ids, self.placement, rng, source.image)
-        crop = square(placed.crop)
+        crop = placed.crop
         files = self.files(item)
         return Loaded(
             frame,
@@ -308,9 +307,9 @@ class RefinementStage(InpaintingStage):
         frame = read_image(item.source.image)
         height, width = frame.shape[:2]
         box = read_box(item.source, height, width)
-        crop, size = Window(0, 0, height, width), (height, width)
+        crop, size = Box(0, 0, height, width), (height, width)
         if not self.whole_frame:
-            crop, size = square(crop_around(box, self.context, height, width)), (self.size, self.size)
+            crop, size = crop_around(box, self.context, height, width), (self.size, self.size)
         try:
             self.model.check_size(*size)
         except GenValError as error:
@@ -362,7 +361,7 @@ def plan_object_stage(settings: ObjectSettings) -> ObjectPlan:
     bad: list[BadFile] | None = [] if settings.skip_bad else None
     data_dir = find_root("Cityscapes", settings.data_dir, flag="--data_dir")
     split = "train" if settings.from_train else "val"
-    frames = find_items("Cityscapes", split=split, root=data_dir, set_aside=bad)
+    frames = find_items("Cityscapes", split=split, root=data_dir, skipped=bad)
     frames = frames if bad is None else readable(frames, bad)
     objects = settings.objects or read_objects(resolve(settings.objects_file))
     items = plan_objects(objects, settings.num_images, settings.prompt_template, settings.seed)
@@ -408,7 +407,7 @@ def plan_refinement_stage(settings: RefinementSettings) -> list[ObjectItem]:
     """
     check_object_template(settings.prompt_template)
     folder = resolve(settings.images_dir)
-    images = find_object_pictures(folder, folder, settings.objects, maker="ood_objects/sd_inpaint.py")
+    images = find_object_images(folder, folder, settings.objects, maker="ood_objects/sd_inpaint.py")
     return plan_refinements(images, settings.prompt_template, settings.seed)[: settings.run.limit]
 
 

@@ -52,7 +52,7 @@ def add_control(
 
     Args:
         encoding: how masks become hints; it gives the hint's channels and is kept in the config.
-        hint_init: "default" (the published random initialisation) or "hinges" (`genval.diffusion.models.hints.init_hinges`).
+        hint_init: "default" (random, as published) or "hinges" (`genval.diffusion.models.hints.init_hinges`).
         seed: of the random initialisation.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Label ids as the picture a ControlNet is steered by.
+"""Label ids as the image a ControlNet is steered by.
 
 The published encoding is one channel, (labelId + 1) / 34, with Cityscapes' labelIds -1..33. A ControlNet can be made
 for colours or for one channel a class instead, and for any label set. What it reads is kept in its `config.json`, and

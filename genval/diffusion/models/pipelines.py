@@ -114,7 +114,7 @@ class StableDiffusion:
         return self
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse a picture size the UNet cannot halve and double without a remainder.
+        """Refuse an image size the UNet cannot halve and double without a remainder.
 
         Raises:
             GenValError: a side is not a multiple of the VAE's factor times the UNet's.
@@ -147,10 +147,10 @@ class StableDiffusion:
         return tokens.input_ids.to(self.device)
 
     def added_conditions(self, text: TextStates, height: int, width: int) -> dict[str, torch.Tensor] | None:
-        """What UNet and ControlNet take as `added_cond_kwargs` for a picture of that size; None for Stable Diffusion 1.
+        """What UNet and ControlNet take as `added_cond_kwargs` for an image of that size; None for Stable Diffusion 1.
 
         Args:
-            text: of `encode_text`, a row a picture.
+            text: of `encode_text`, a row an image.
         """
         return None
 
@@ -178,7 +178,7 @@ class StableDiffusion:
 
 @dataclasses.dataclass
 class StableDiffusionXL(StableDiffusion):
-    """Stable Diffusion XL (Podell et al. 2023): two text encoders, and the picture's size as a condition.
+    """Stable Diffusion XL (Podell et al. 2023): two text encoders, and the image's size as a condition.
 
     Attributes:
         text_encoder_2, tokenizer_2: transformers' CLIPTextModelWithProjection, and its CLIPTokenizer.
@@ -213,7 +213,7 @@ class StableDiffusionXL(StableDiffusion):
         return TextStates(states, pooled)
 
     def added_conditions(self, text: TextStates, height: int, width: int) -> dict[str, torch.Tensor]:
-        """The pooled text, and the picture's size as original size, crop (none) and target size."""
+        """The pooled text, and the image's size as original size, crop (none) and target size."""
         if text.pooled is None:
             raise ValueError("Stable Diffusion XL needs pooled text states")
         # In float32, whatever the model's dtype: bfloat16 does not hold every size.

@@ -164,7 +164,7 @@ def vae_sources(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, So
         ("decoder", "up_blocks", "upsamplers", "upsample"),
     ):
         for level in range(levels):
-            # The decoder's levels are numbered like the encoder's, from the largest picture to the smallest.
+            # The decoder's levels are numbered like the encoder's, from the largest image to the smallest.
             number = level if side == "encoder" else levels - 1 - level
             name = "down" if side == "encoder" else "up"
             for layer in range(layers + 1):

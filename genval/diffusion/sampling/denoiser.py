@@ -143,7 +143,7 @@ class Denoiser:
         """Compute what all steps of a batch share.
 
         Args:
-            text: a row a picture; under guidance the negative prompts' rows, then the prompts'.
+            text: a row an image; under guidance the negative prompts' rows, then the prompts'.
             hints: (B, channels, H, W), the ControlNet's; None without one.
             timesteps: (steps,), of the steps to come.
             added: of `StableDiffusion.added_conditions`, a row each of `text`.

@@ -1,10 +1,10 @@
-"""Pictures from label masks and prompts: classifier-free guided sampling with a ControlNet.
+"""Images from label masks and prompts: classifier-free guided sampling with a ControlNet.
 
 The loop is the one of diffusers' StableDiffusionControlNetPipeline (tests hold the two together) with two differences:
 an item's noise comes from its own seed wherever it lies in a batch, and latents stay in float32 between steps. What a
 step computes is in `genval.diffusion.sampling.denoiser`.
 
-Pictures larger than a model was trained for are made of overlapping windows (Bar-Tal et al., "MultiDiffusion", ICML
+Images larger than a model was trained for are made of overlapping windows (Bar-Tal et al., "MultiDiffusion", ICML
 2023: at each step the predictions of all windows are averaged), or drawn small first and then drawn over enlarged.
 """
 
@@ -19,22 +19,23 @@ import cv2
 import numpy as np
 import torch
 
+from genval.datasets.boxes import Box
 from genval.diffusion.models.hints import encode_hint, read_encoding
 from genval.diffusion.models.pipelines import StableDiffusion, to_uint8
 from genval.diffusion.sampling.denoiser import Denoiser
-from genval.diffusion.sampling.windows import Window, blend_weights, windows
+from genval.diffusion.sampling.windows import blend_weights, windows
 from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 
-# No pixel of a failed picture is brighter than this.
+# No pixel of a failed image is brighter than this.
 _BLACK = 8
 _RETRIES = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """A batch of pictures: `images` RGB uint8 (B, H, W, 3), the `seeds` they were drawn with, and `retries` of each."""
+    """A batch of images: `images` RGB uint8 (B, H, W, 3), the `seeds` they were drawn with, and `retries` of each."""
 
     images: np.ndarray
     seeds: list[int]
@@ -77,20 +78,20 @@ def generate(
     denoiser: Denoiser | None = None,
     rows: int | None = None,
 ) -> Generated:
-    """Generate one picture a mask.
+    """Generate one image a mask.
 
-    A picture that is black or not finite is drawn again with the next seed of its item, up to three times.
+    An image that is black or not finite is drawn again with the next seed of its item, up to three times.
 
     Args:
         base, controlnet: on one device and of one dtype.
-        masks: (B, H, W) uint8 of the ids the ControlNet was made for; H and W are the pictures' size.
+        masks: (B, H, W) uint8 of the ids the ControlNet was made for; H and W are the images' size.
         prompts, negative_prompts, seeds: one an item.
         denoiser: of `make_denoiser`, to be kept over many batches; one is made where it is not given.
-        rows: pictures or windows computed at a time; all of a batch's pictures where it is not given. A compiled
+        rows: images or windows computed at a time; all of a batch's images where it is not given. A compiled
             denoiser always gets this many: what lacks is filled up.
 
     Raises:
-        GenValError: the size does not suit the model, or a picture fails with every seed.
+        GenValError: the size does not suit the model, or an image fails with every seed.
     """
     check_size(base, config, *masks.shape[1:])
     denoiser = denoiser or make_denoiser(base, controlnet, config)
@@ -98,7 +99,7 @@ def generate(
     rows = rows or len(batch)
 
     def draw(chosen: list[int], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        return _pictures(denoiser, dataclasses.replace(batch.rows(chosen), seeds=seeds), config, rows)
+        return _images(denoiser, dataclasses.replace(batch.rows(chosen), seeds=seeds), config, rows)
 
     return draw_until_good(draw, prompts, seeds)
 
@@ -106,14 +107,14 @@ def generate(
 def draw_until_good(
     draw: Callable[[list[int], list[int]], tuple[np.ndarray, np.ndarray]], prompts: Sequence[str], seeds: Sequence[int]
 ) -> Generated:
-    """A batch of pictures, of which the bad ones are drawn again with the next seeds of their items, up to three times.
+    """A batch of images, of which the bad ones are drawn again with the next seeds of their items, up to three times.
 
     Args:
-        draw: of some items, by number, and their seeds: pictures, uint8 (B, H, W, 3), and which are good, bool (B,).
+        draw: of some items, by number, and their seeds: images, uint8 (B, H, W, 3), and which are good, bool (B,).
         prompts, seeds: of all items.
 
     Raises:
-        GenValError: a picture is bad with every seed.
+        GenValError: an image is bad with every seed.
     """
     images, good = draw(list(range(len(seeds))), list(seeds))
     used, retries = list(seeds), [0] * len(seeds)
@@ -127,7 +128,7 @@ def draw_until_good(
     if not good.all():
         failed_prompts = "; ".join(repr(prompts[i]) for i in np.flatnonzero(~good)[:3])
         raise GenValError(
-            f"Black or non-finite pictures with {_RETRIES + 1} seeds for {failed_prompts}. "
+            f"Black or non-finite images with {_RETRIES + 1} seeds for {failed_prompts}. "
             "Try --precision 32-true, or check the checkpoints."
         )
     return Generated(images, used, retries)
@@ -145,7 +146,7 @@ def join_generated(parts: Sequence[Generated]) -> Generated:
 def make_denoiser(
     base: StableDiffusion, controlnet: Any, config: SamplingConfig, compiled: bool = False, graphed: bool = False
 ) -> Denoiser:
-    """The denoiser of a run, and the decoder made ready for it: in tiles where pictures are large.
+    """The denoiser of a run, and the decoder made ready for it: in tiles where images are large.
 
     Raises:
         GenValError: a network of another kind than Stable Diffusion's.
@@ -166,7 +167,7 @@ def compile_decoder(base: StableDiffusion) -> None:
 
 
 def check_size(base: StableDiffusion, config: SamplingConfig, height: int, width: int) -> None:
-    """Refuse a picture or window size that the model cannot draw.
+    """Refuse an image or window size that the model cannot draw.
 
     Raises:
         GenValError: a side is not a multiple of what the base needs.
@@ -219,13 +220,13 @@ def item_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _pictures(denoiser: Denoiser, batch: _Batch, config: SamplingConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures, RGB uint8 (B, H, W, 3), and which of them are good, bool (B,)."""
+def _images(denoiser: Denoiser, batch: _Batch, config: SamplingConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images, RGB uint8 (B, H, W, 3), and which of them are good, bool (B,)."""
     return check_pixels(_decode(denoiser, _latents(denoiser, batch, config, rows), rows))
 
 
 def check_pixels(pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Raw pixels, (B, 3, H, W), as pictures, RGB uint8 (B, H, W, 3), and which are good: finite and not black."""
+    """Raw pixels, (B, 3, H, W), as images, RGB uint8 (B, H, W, 3), and which are good: finite and not black."""
     finite = pixels.isfinite().flatten(1).all(1).cpu().numpy()
     images = to_uint8(pixels.nan_to_num())
     return images, finite & (images.reshape(len(images), -1).max(1) > _BLACK)
@@ -310,7 +311,7 @@ def _denoise(
 
 
 def _blend(
-    predicted: torch.Tensor, places: Sequence[Window], weights: torch.Tensor, shape: tuple[int, ...]
+    predicted: torch.Tensor, places: Sequence[Box], weights: torch.Tensor, shape: tuple[int, ...]
 ) -> torch.Tensor:
     """The weighted mean of windows, (items x windows, C, h, w), where they overlap; of `shape`."""
     total, covered = predicted.new_zeros(shape), predicted.new_zeros(shape[2:])
@@ -345,7 +346,7 @@ def _filled(denoiser: Denoiser, chunk: Sequence[Any], rows: int) -> list[Any]:
 
 
 def _window_size(base: StableDiffusion, config: SamplingConfig, height: int, width: int) -> tuple[int, int]:
-    """Pixels of a window: the whole picture, a square, or the whole picture made small."""
+    """Pixels of a window: the whole image, a square, or the whole image made small."""
     if config.large == "direct":
         return height, width
     if config.large == "tiled":

@@ -1,39 +1,21 @@
-"""Overlapping windows that cover a picture larger than a model was trained for."""
+"""Overlapping windows that cover an image larger than a model was trained for."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any
 
 import torch
+
+from genval.datasets.boxes import Box
 
 # Neighbouring windows share at least this part of their side.
 _OVERLAP = 0.25
 
 
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """A window's place in the last two dimensions of an array."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def cut(self, array: Any) -> Any:
-        """The window of an array or tensor (..., H, W), as a view."""
-        return array[..., self.top : self.top + self.height, self.left : self.left + self.width]
-
-    def times(self, factor: int) -> Window:
-        """The same place in an array `factor` times as large."""
-        return Window(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
-
-
-def windows(height: int, width: int, window_height: int, window_width: int) -> list[Window]:
+def windows(height: int, width: int, window_height: int, window_width: int) -> list[Box]:
     """The fewest windows that cover (height, width) with at least a quarter of their side shared, evenly spread."""
     tops, lefts = _starts(height, window_height), _starts(width, window_width)
-    return [Window(top, left, window_height, window_width) for top in tops for left in lefts]
+    return [Box(top, left, window_height, window_width) for top in tops for left in lefts]
 
 
 def blend_weights(height: int, width: int, device: torch.device) -> torch.Tensor:

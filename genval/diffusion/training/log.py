@@ -1,4 +1,4 @@
-"""What a training run shows while it goes: a progress bar, pictures of fixed validation masks, and how well a
+"""What a training run shows while it goes: a progress bar, images of fixed validation masks, and how well a
 segmenter finds the masks again in them."""
 
 from __future__ import annotations
@@ -98,16 +98,16 @@ class StepCheckpoints(Callback):
 
 
 class ImageLog(Callback):
-    """Writes `step_{n}.png`: a row a validation pair, with the mask, the picture generated from it and the real one.
+    """Writes `step_{n}.png`: a row a validation pair, with the mask, the image generated from it and the real one.
 
-    With a segmenter it also measures mask agreement: the mIoU of its predictions on the generated pictures against
+    With a segmenter it also measures mask agreement: the mIoU of its predictions on the generated images against
     the masks they were generated from. It is logged as `mask_agreement`, and the ControlNet of the best one so far is
     kept in `best/`, with `best/agreement.json`.
 
     Args:
-        folder: the run's; pictures go to `image_log/` in it.
+        folder: the run's; images go to `image_log/` in it.
         pairs: the validation pairs to show; their crops and noise are the same at every step.
-        every: optimiser steps between two pictures.
+        every: optimiser steps between two images.
         sampling: how to sample.
         segmenter: (B, 3, H, W) uint8 RGB to logits (B, 19, H, W), a `torch.nn.Module`.
         save_dtype: of the best weights, "fp32" or "fp16".
@@ -142,7 +142,7 @@ class ImageLog(Callback):
                     logger.log_metrics({"mask_agreement": agreement}, step)
 
     def write(self, module: Any, step: int) -> float | None:
-        """Generate with the module's trained ControlNet and write the picture of `step`; returns mask agreement."""
+        """Generate with the module's trained ControlNet and write the image of `step`; returns mask agreement."""
         config = module.config
         labels = module.encoding.labels
         framed = [
@@ -164,7 +164,7 @@ class ImageLog(Callback):
         return agreement
 
     def _generate(self, module: Any, framed: Sequence[FramedPair]) -> np.ndarray:
-        """Pictures for the pairs' masks, RGB uint8 (B, H, W, 3), as many at a time as the training trains on."""
+        """Images for the pairs' masks, RGB uint8 (B, H, W, 3), as many at a time as the training trains on."""
         config = module.config
         controlnet = move(copy.deepcopy(module.trained), module.base.device, module.base.dtype).eval()
         seeds = [item_seed(config.seed, f"image log {i}") for i in range(len(framed))]
@@ -188,7 +188,7 @@ class ImageLog(Callback):
 
 
 def mask_agreement(segmenter: torch.nn.Module, images: np.ndarray, truth: np.ndarray) -> float:
-    """mIoU over the classes in the masks, 0..1, of a segmenter's predictions on pictures against their masks.
+    """mIoU over the classes in the masks, 0..1, of a segmenter's predictions on images against their masks.
 
     Args:
         segmenter: (B, 3, H, W) uint8 RGB to logits (B, 19, H, W), on its device.
@@ -196,7 +196,7 @@ def mask_agreement(segmenter: torch.nn.Module, images: np.ndarray, truth: np.nda
         truth: (B, H, W) uint8 trainIds, IGNORE where nothing counts.
     """
     device = next((parameter.device for parameter in segmenter.parameters()), torch.device("cpu"))
-    names = [f"picture {i}" for i in range(len(images))]
+    names = [f"image {i}" for i in range(len(images))]
     predictions = np.concatenate(
         [predict(segmenter, images[i : i + 1], names[i : i + 1], device) for i in range(len(images))]
     )

@@ -73,7 +73,7 @@ class ControlNetModule(LightningModule):
         self._encoded = encoded
         self._predict: Callable[..., torch.Tensor] = self._denoise
         if config.compile:
-            # The batches are all of one shape; the pictures of the image log, which are not, go through the models.
+            # The batches are all of one shape; the images of the image log, which are not, go through the models.
             options = _INDUCTOR if torch.cuda.is_available() else None
             self._predict = torch.compile(self._denoise, dynamic=False, options=options)
 

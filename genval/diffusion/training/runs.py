@@ -139,7 +139,7 @@ def make_trainer(
         )
     except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
         raise GenValError(
-            f"--accelerator {accelerator} --devices {devices} --precision {precision} cannot be had: "
+            f"--accelerator {accelerator} --devices {devices} --precision {precision} are not available: "
             f"{' '.join(str(error).split())} Use --accelerator cpu --devices 1, or auto."
         ) from error
     # How many steps the epochs make depends on the number of devices, which only the Trainer knows.

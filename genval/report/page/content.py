@@ -56,7 +56,7 @@ def collect(sources: PageSources, domains: Sequence[str] | None, limits: Gallery
     Args:
         sources: the folders.
         domains: the generated sets to show; None is all there are, in the order of correlation.json.
-        limits: of the pictures.
+        limits: of the images.
 
     Raises:
         GenValError: a file is damaged, a domain that was asked for is not there, or there is nothing at all.
@@ -113,7 +113,7 @@ def collect(sources: PageSources, domains: Sequence[str] | None, limits: Gallery
         report("images with objects and their masks", "ood_objects/get_masks")
     if not (correlation or gallery or diagrams or objects):
         raise GenValError(
-            f"There is nothing to report: no correlation.json in {sources.report}, no pictures in {sources.generated}, "
+            f"There is nothing to report: no correlation.json in {sources.report}, no images in {sources.generated}, "
             f"no results in {sources.errors}, {sources.scaling} and {sources.ood}. Run: {missing[0].remedy}"
         )
     provenance = collect_provenance(sources.generated, sources.evaluated, [sources.objects, sources.ood])

@@ -1,4 +1,4 @@
-"""Pictures as data URIs: JPEG for photographs, PNG with a palette for maps of classes."""
+"""Images as data URIs: JPEG for photographs, PNG with a palette for maps of classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 QUALITY = 80
-# Okabe and Ito's vermillion and orange: told apart from a grey picture with any colour vision.
+# Okabe and Ito's vermillion and orange: told apart from a grey image with any colour vision.
 WRONG = (213, 94, 0, 235)
 OUTLINE = (230, 159, 0, 255)
 TINT = (230, 159, 0, 60)
@@ -22,7 +22,7 @@ _UNLABELLED = (0, 0, 0, 150)
 
 
 def photograph(image: np.ndarray, width: int) -> str:
-    """An RGB uint8 (H, W, 3) picture as JPEG, no wider than `width` pixels."""
+    """An RGB uint8 (H, W, 3) image as JPEG, no wider than `width` pixels."""
     from PIL import Image
 
     size = _fit(image, width)
@@ -42,7 +42,7 @@ def class_map(train_ids: np.ndarray, width: int) -> str:
 
 
 def error_map(train_ids: np.ndarray, prediction: np.ndarray, width: int) -> str:
-    """What is wrong in a prediction, to lay over the picture: wrong pixels vermillion, unlabelled ones dark.
+    """What is wrong in a prediction, to lay over the image: wrong pixels vermillion, unlabelled ones dark.
 
     Args:
         train_ids: of the mask, uint8 (H, W).
@@ -55,7 +55,7 @@ def error_map(train_ids: np.ndarray, prediction: np.ndarray, width: int) -> str:
 
 
 def object_map(mask: np.ndarray, width: int) -> str:
-    """A mask, bool (H, W), to lay over the picture: the object's outline, and a tint inside."""
+    """A mask, bool (H, W), to lay over the image: the object's outline, and a tint inside."""
     import cv2
 
     inside = shrink(mask.astype(np.uint8), width)
@@ -74,7 +74,7 @@ def shrink(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _fit(values: np.ndarray, width: int) -> tuple[int, int]:
-    """The width and height of a picture shrunk to a width."""
+    """The width and height of an image shrunk to a width."""
     height, full = values.shape[:2]
     return (full, height) if full <= width else (width, max(1, round(height * width / full)))
 

@@ -1,4 +1,4 @@
-"""The pictures of generated sets that the page shows: mask, original, generated, predictions and errors."""
+"""The images of generated sets that the page shows: mask, original, generated, predictions and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GalleryLimits:
 
     pictures: int = 24  # of a domain
     models: int = 8  # whose predictions are shown
-    width: int = 360  # of a picture, pixels
+    width: int = 360  # of an image, pixels
     # Of the gallery's data URIs together; the objects' take a third as much again. With the plotting library's 4.8 MB
     # and the figures and diagrams of 42 models in five domains the page stays below 20 MB.
     characters: int = 8_000_000
@@ -36,10 +36,10 @@ class GalleryLimits:
 def collect_gallery(
     generated_dir: Path, domains: Sequence[str], results: Path, limits: GalleryLimits
 ) -> dict[str, Any]:
-    """Choose pictures of each domain and encode them with the predictions that are there.
+    """Choose images of each domain and encode them with the predictions that are there.
 
-    Half of a domain's pictures are those with the lowest mIoU, averaged over the models shown; the others lie evenly
-    over the set. Where everything does not fit, every domain loses its last pictures.
+    Half of a domain's images are those with the lowest mIoU, averaged over the models shown; the others lie evenly
+    over the set. Where everything does not fit, every domain loses its last images.
 
     Args:
         generated_dir: folder of the generated sets.
@@ -48,11 +48,11 @@ def collect_gallery(
         limits: how much.
 
     Returns:
-        `domains`, how many pictures each has and shows; `models`; `pictures`, each with its data URIs, and by model the
+        `domains`, how many images each has and shows; `models`; `images`, each with its data URIs, and by model the
         prediction, its errors, mIoU and pixel accuracy.
 
     Raises:
-        GenValError: a picture or prediction is damaged, or a prediction is of another size than its mask.
+        GenValError: an image or prediction is damaged, or a prediction is of another size than its mask.
     """
     sets = {domain: find_items(f"Cityscapes_{domain}", generated_dir=generated_dir) for domain in domains}
     scores = {
@@ -137,7 +137,7 @@ def _choose(items: Sequence[Item], scores: Sequence[Mapping[str, dict[str, float
 
 
 def _in_turn(chosen: Mapping[str, Sequence[Item]]) -> Iterator[tuple[str, Item]]:
-    """The first picture of every domain, then the second, ..."""
+    """The first image of every domain, then the second, ..."""
     for of_turn in zip_longest(*chosen.values()):
         yield from ((domain, item) for domain, item in zip(chosen, of_turn, strict=True) if item is not None)
 

@@ -1,4 +1,4 @@
-"""Pictures with an object nobody trained for, cut out around it, with what each model's scores say about them."""
+"""Images with an object nobody trained for, cut out around it, with what each model's scores say about them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from genval.datasets.ood_objects import ObjectPicture, find_object_pictures, mask_path, read_curated
+from genval.datasets.ood_objects import ObjectImage, find_object_images, mask_path, read_curated
 from genval.report.page.encoding import object_map, photograph
 from genval.report.page.gallery import GalleryLimits
 from genval.runtime.errors import GenValError
@@ -21,26 +21,26 @@ _CONTEXT = 1.8
 
 
 def collect_objects(folder: Path, results: Path, models: Sequence[str], limits: GalleryLimits) -> dict[str, Any]:
-    """Choose pictures of every object in turn and encode them.
+    """Choose images of every object in turn and encode them.
 
-    Pictures without a mask, and those that curated.json refuses, are left out, as the evaluation leaves them out.
+    Images without a mask, and those that curated.json refuses, are left out, as the evaluation leaves them out.
 
     Args:
         folder: with `refined`, `masks` and `with_positions`.
         results: `{model}.json` of the generated set, as ood_detection/main_gen_ood.py writes them.
         models: whose scores are shown where they are there; else the first that there are.
-        limits: how much, `pictures` of an object; data URIs take a third of what the gallery's may.
+        limits: how much, `images` of an object; data URIs take a third of what the gallery's may.
 
     Returns:
-        `objects`, how many pictures each has and shows; `models`; `scores`, their names; `pictures`, each with its data
+        `objects`, how many images each has and shows; `models`; `scores`, their names; `images`, each with its data
         URIs and by model and score the AUROC in percent.
 
     Raises:
-        GenValError: a picture or mask is damaged, or the two differ in size.
+        GenValError: an image or mask is damaged, or the two differ in size.
     """
     masks, curated = folder / "masks", read_curated(folder / "masks")
-    by_object: dict[str, list[ObjectPicture]] = {}
-    for picture in find_object_pictures(folder / "refined", folder / "with_positions"):
+    by_object: dict[str, list[ObjectImage]] = {}
+    for picture in find_object_images(folder / "refined", folder / "with_positions"):
         if mask_path(masks, picture.id).exists() and curated.get(picture.id, True):
             by_object.setdefault(picture.object, []).append(picture)
     figures = dict(read_figures(path) for path in sorted(results.glob("*.json")))
@@ -72,7 +72,7 @@ def collect_objects(folder: Path, results: Path, models: Sequence[str], limits: 
 
 
 def read_figures(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
-    """A model's name, and the AUROC in percent by score of each `{object}/{i}`, from its file of figures by picture.
+    """A model's name, and the AUROC in percent by score of each `{object}/{i}`, from its file of figures by image.
 
     Raises:
         GenValError: it is not a file of ood_detection/main_gen_ood.py.
@@ -88,7 +88,7 @@ def read_figures(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
     return content["pooled"].get("model", path.stem), figures
 
 
-def _encode(picture: ObjectPicture, masks: Path, width: int) -> dict[str, Any]:
+def _encode(picture: ObjectImage, masks: Path, width: int) -> dict[str, Any]:
     """The square around the object, and its mask there."""
     path = mask_path(masks, picture.id)
     image, mask = read_image(picture.image), read_mask(path) > 0

@@ -1,4 +1,4 @@
-"""Reliability diagrams of evaluated sets, and before and after temperatures found on generated pictures."""
+"""Reliability diagrams of evaluated sets, and before and after temperatures found on generated images."""
 
 from __future__ import annotations
 

@@ -250,8 +250,8 @@ def _facts(content: PageContent, robustness: Mapping[str, Any]) -> list[tuple[in
     counts = [
         (models, "model", "models"),
         (len(domains), "condition", "conditions"),
-        (images, "generated picture", "generated pictures"),
-        (objects, "picture of an unknown object", "pictures of unknown objects"),
+        (images, "generated image", "generated images"),
+        (objects, "image of an unknown object", "images of unknown objects"),
     ]
     return [(number, one if number == 1 else many) for number, one, many in counts if number]
 
