@@ -46,7 +46,7 @@ def measure_scaling(
         settings: of report/correlate.py.
         domain: whose reference set is tested.
         models: names as given to relis/eval.py.
-        lacks: what is missing is added to it.
+        missing: what is missing is appended.
 
     Returns:
         None when no model was tried with temperatures of all synthetic images.

@@ -1,4 +1,4 @@
-"""The report's page: what is chosen, how it is encoded, what is said of what lacks, and the whole in a browser."""
+"""The report's page: what is chosen, how it is encoded, which parts are reported missing, and the page in a browser."""
 
 import base64
 import dataclasses
@@ -187,7 +187,7 @@ def test_nothing_to_show_is_an_error_with_a_command(tmp_path):
         collect(nothing, None, LIMITS)
 
 
-def test_what_lacks_is_listed_with_its_command(tmp_path, sources):
+def test_missing_parts_are_listed_with_their_command(tmp_path, sources):
     bare = PageSources(
         **dict.fromkeys(("report", "evaluated", "errors", "scaling", "objects", "ood"), tmp_path),
         generated=sources.generated,
