@@ -146,7 +146,7 @@ class TrainingSpeedSettings:
     rows: tuple[str, ...] = flag(("proxy-8", "8", "compile-32", "sdxl:4"), "what to time", type=comma_list)
     size: str = flag("sd15", "of rows that name none; tiny runs on a CPU", choices=tuple(SIZES))
     steps: int = flag(3, "optimiser steps that are timed, of 128 images", type=positive_int)
-    output: str | None = flag(None, "JSON file for the figures")
+    output: str | None = flag(None, "JSON file for the results")
     accelerator: str = flag("auto", "auto, cpu or gpu")
     devices: str = flag("auto", "number of devices")
     num_nodes: int = flag(1, "number of machines", type=positive_int)

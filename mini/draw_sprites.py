@@ -1,4 +1,4 @@
-"""Draw the sheet of objects that the embedded world puts on its streets, from an emoji font. For maintainers: the sheet
+"""Draw the sheet of objects that the mini world puts on its streets, from an emoji font. For maintainers: the sheet
 is in git, and nothing else needs the font.
 
 Reads:  --font, Noto Color Emoji as Debian's package fonts-noto-color-emoji installs it; ood_objects/objects.txt
@@ -64,7 +64,7 @@ def main(settings: DrawSpritesSettings) -> None:
     if not path.is_file():
         raise GenValError(f"{path} does not exist. Install Debian's fonts-noto-color-emoji, or give its file.")
     if not features.check("raqm"):
-        raise GenValError("Pillow lacks Raqm, which joins the code points of the polar bear. Use Pillow's own wheels.")
+        raise GenValError("Pillow has no Raqm, which the polar bear's code points need. Use Pillow's own wheels.")
     font = ImageFont.truetype(str(path), GLYPH_SIZE)
     rows = -(-len(GLYPHS) // settings.columns)
     sheet = Image.new("RGBA", (settings.columns * settings.cell, rows * settings.cell))

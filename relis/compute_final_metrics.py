@@ -92,9 +92,8 @@ def pool(settings: FinalMetricsSettings, model: str, dataset: str, scenes: list[
     write_csv(stem.with_name(f"{stem.name}.csv"), list(single), [list(single.values())])
     write_json(stem.with_name(f"{stem.name}.json"), head | overall)
     low, high = map(percent, overall["intervals"]["miou"])
-    accuracies = [overall["pixel_accuracy_percent"], percent(overall["mean_class_accuracy"])]
-    others = [percent(overall["ece"]), percent(overall["auroc"])]
-    return [model, dataset, len(rows), percent(overall["miou"]), low, high, *accuracies, *others]
+    others = [percent(overall[name]) for name in ("mean_class_accuracy", "ece", "auroc")]
+    return [model, dataset, len(rows), percent(overall["miou"]), low, high, overall["pixel_accuracy_percent"], *others]
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def main(settings: PageSettings) -> None:
         ood=resolve(settings.ood_dir),
         preset=settings.preset,
     )
-    limits = GalleryLimits(pictures=settings.max_gallery, models=settings.gallery_models, width=settings.image_width)
+    limits = GalleryLimits(images=settings.max_gallery, models=settings.gallery_models, width=settings.image_width)
     content = collect(sources, None if settings.domains == ("all",) else list(settings.domains), limits)
     path = write_page(sources.report / "index.html", content)
     for missing in content.missing:

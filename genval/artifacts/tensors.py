@@ -80,7 +80,7 @@ def pack(path: Path, parts: Mapping[str, Path], about: Mapping[str, Any]) -> Non
             start, source = old_start, path
         of_item.pop(f"{item_id}/__metadata__", None)
         if not of_item:
-            raise GenValError(f"{path} lacks {item_id}: expected {part}. Run the same command again.")
+            raise GenValError(f"{path} has no {item_id}: expected {part}. Run the same command again.")
         for key, entry in sorted(of_item.items(), key=lambda pair: pair[1]["data_offsets"][0]):
             first, last = entry["data_offsets"]
             header[key] = {**entry, "data_offsets": [position, position + last - first]}

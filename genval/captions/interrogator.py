@@ -232,7 +232,7 @@ def read_phrase_lists(flavors: str | Path | None = None) -> PhraseLists:
 
     Args:
         flavors: a file of flavours, or a folder with any of mediums.txt, artists.txt, trendings.txt, movements.txt and
-            flavors.txt, such as CLIP-interrogator's data folder; what it lacks is taken from this package.
+            flavors.txt, such as CLIP-interrogator's data folder; files it does not have are taken from this package.
 
     Raises:
         GenValError: the file or folder is missing, empty or no text.

@@ -63,14 +63,14 @@ def read_pairs(jsonl: str | Path, data_dir: str | Path) -> list[Pair]:
     `leftImg8bit` in it is replaced by `gtFine_labelIds`.
 
     Raises:
-        GenValError: the file is missing or empty, a line lacks a key, or a file it names does not exist.
+        GenValError: the file is missing or empty, a line has no such key, or a file it names does not exist.
     """
     data_dir = Path(data_dir)
     pairs = []
     for number, record in enumerate(read_jsonl(jsonl), 1):
-        lacking = [key for key in _KEYS if not isinstance(record.get(key), str)]
-        if lacking:
-            raise GenValError(f"{jsonl}, entry {number} lacks the text {', '.join(lacking)}.")
+        missing = [key for key in _KEYS if not isinstance(record.get(key), str)]
+        if missing:
+            raise GenValError(f"{jsonl}, entry {number} has no text {', '.join(missing)}.")
         mask = record["conditioning_image"].replace("leftImg8bit.png", "gtFine_labelIds.png")
         pair = Pair(_locate(data_dir, record["image"]), _locate(data_dir, mask), record["text"])
         for file in (pair.image, pair.mask):

@@ -88,7 +88,7 @@ def check_template(template: str) -> None:
     if not {"domain"} <= fields <= {"caption", "domain"}:
         raise GenValError(
             f"--prompt_template: expected text with {{domain}}, and {{caption}} where captions are used; found "
-            f"{template!r}. Without {{domain}} every domain would be drawn alike."
+            f"{template!r}. Without {{domain}} every domain would get the same prompt."
         )
 
 

@@ -7,7 +7,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,8 +81,8 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
 
     Args:
         settings: the settings of the evaluation.
-        segmenter: a loaded segmenter (see `genval.segmenters.base`) to evaluate under the name in `settings.model`;
-            None loads the segmenters that the settings name.
+        segmenter: a loaded segmenter (see `genval.segmenters.base`) to evaluate under the name in `settings.model`,
+            in its own precision; None loads the segmenters that the settings name.
 
     Returns:
         The results, in the first process; an empty list in the others, and with `dry_run`, which prints what would be
@@ -91,7 +91,11 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
     Raises:
         GenValError: a data set or a checkpoint is missing, an image is bad, or a result cannot be written.
     """
-    names = model_list(settings.model.segmenters, settings.preset) if segmenter is None else [settings.model.segmenters]
+    if segmenter is None:
+        names = model_list(settings.model.segmenters, settings.preset)
+    else:
+        names = [settings.model.segmenters]
+        settings = _with_precision(settings, getattr(segmenter, "precision", settings.device.precision))
     jobs = {results_name(settings, dataset): find_images(settings, dataset) for dataset in settings.trg_dataset}
     if settings.run.dry_run:
         for dataset, (items, bad) in jobs.items():
@@ -119,6 +123,11 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
             )
             done += [stage.evaluated] if stage.evaluated else []
     return done
+
+
+def _with_precision(settings: EvaluationSettings, precision: Any) -> EvaluationSettings:
+    """Return the settings with another precision, which is recorded with the results."""
+    return replace(settings, device=replace(settings.device, precision=precision))
 
 
 def load(settings: SegmenterSettings, name: str, device: torch.device, precision: str) -> nn.Module:
@@ -165,7 +174,7 @@ def find_images(settings: EvaluationSettings, dataset: str) -> tuple[list[Item],
 
 
 def results_name(settings: EvaluationSettings, dataset: str) -> str:
-    """Return the name of a data set's results; those of a gated set are kept apart, as `Cityscapes_fog-gated`."""
+    """Return the name of a data set's results; a gated set has its own name, `Cityscapes_fog-gated`."""
     return f"{dataset}{GATED_SUFFIX}" if settings.gate and is_generated(dataset) else dataset
 
 

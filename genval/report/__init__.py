@@ -41,7 +41,7 @@ A comparison (`genval.report.comparison.compare`):
     per_class         {class: {"synthetic" and "clear": {coefficient: estimate over both (or over models) as {"value",
                       "low", "high"}}, "difference": {"value", "low", "high"} of Pearson's}} (mIoU only)
 
-Temperature scaling (`genval.report.scaling`), on the true set, percent. Sources of temperatures are synthetic (all
+Temperature scaling (`genval.report.scaling`), on the reference set, percent. Sources of temperatures are synthetic (all
 generated images, as published), "synthetic, hardest half" and whatever other shares of the hardest images were tried
 ("synthetic, hardest 25 %"), clear and corrupted:
 
@@ -53,14 +53,14 @@ generated images, as published), "synthetic, hardest half" and whatever other sh
                       scaling: `mean` of that source is over the same models
     mean              {"before" and source: {"value", "low", "high"}}: mean ECE, interval over models; "before" over all
                       of `models`, a source over those tried with it
-    after             correlation across models of ECE after scaling, synthetic set against true set, as in
+    after             correlation across models of ECE after scaling, synthetic set against reference set, as in
                       `correlation.synthetic`, or null
     less_than_clear   {"value", "low", "high"}: ECE after synthetic scaling less ECE after clear scaling, or null
 
 A sample-size curve (`genval.report.sample_size`):
 
     images            [8, 16, ...] numbers of generated images
-    pearson           [{"value", "low", "high", "width"}] at each number: r with the true figures, which are held fixed
+    pearson           [{"value", "low", "high", "width"}] at each number: r with the (fixed) reference scores
     tau               [{"value", "low"}]: Kendall's tau with the ranking by all generated images; low: its 5 % quantile
     regret            [{"value", "high"}]: points between the true figures of the model chosen by so many images and
                       of the one chosen by all of them; high is the 95 % quantile

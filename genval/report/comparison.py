@@ -1,4 +1,4 @@
-"""How well figures on one set predict those on the true one, across models, beside what one knows without it."""
+"""How well scores on one set predict scores on the reference set, across models, compared with the baselines."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ def class_iou(counts: np.ndarray) -> np.ndarray:
         counts: (..., 3, C): hits, labelled pixels, predicted pixels.
 
     Returns:
-        float64 (..., C); NaN for a class without a labelled pixel. (`segmentation.iou_per_class` gives 0 where it is
-        predicted all the same. In a small drawn set that would punish every model for a class the draw lacks.)
+        float64 (..., C); NaN for a class without a labelled pixel. (`segmentation.iou_per_class` gives 0 where such a
+        class is predicted. A small resample may not contain the class, and 0 would lower the score of every model.)
     """
     hits, labelled, predicted = np.moveaxis(counts, -2, 0)
     with np.errstate(divide="ignore", invalid="ignore"):

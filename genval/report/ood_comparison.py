@@ -63,7 +63,7 @@ def compare_ood_detection(
         settings: of report/correlate.py.
         models: names as given to relis/eval.py.
         clear_miou: the baseline: what clear-weather mIoU says of a model.
-        lacks: what is missing is added to it.
+        missing: what is missing is appended.
     """
     root = resolve(settings.ood_dir)
     places = sorted(place.name for place in root.glob("*") if place.is_dir())

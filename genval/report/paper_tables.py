@@ -141,7 +141,7 @@ def _robustness(values: Mapping[str, Any]) -> Table:
             theirs, less = comparison["correlation"][baseline], comparison["difference"][baseline]
             row += [theirs and theirs["pearson"]["value"], _ends(less and less["pearson"])]
         rows.append([*row, *(of_generator.get(domain) for of_generator in published.values())])
-    title = "Correlation of synthetic and true mIoU across models, by domain, with 95 % intervals"
+    title = "Correlation of synthetic and reference mIoU across models, by domain, with 95 % intervals"
     return Table("correlation_by_domain", title, header, rows, note=_NOTE)
 
 
@@ -156,7 +156,7 @@ def _classes(values: Mapping[str, Any]) -> Table:
             pearson = of_domain[name][SYNTHETIC]["pearson"] if name in of_domain else None
             row += [pearson and pearson["value"], _pair(pearson)]
         rows.append(row)
-    title = "Correlation of synthetic and true IoU across models, by class, with 95 % intervals"
+    title = "Correlation of synthetic and reference IoU across models, by class, with 95 % intervals"
     return Table("correlation_by_class", title, header, rows)
 
 
@@ -176,7 +176,7 @@ def _calibration(values: Mapping[str, Any]) -> Table:
                 less = scaling["less_than_clear"] if source == SYNTHETIC else None
                 row = [domain, source, improved["models"], *shares, *means, _pair(less)]
                 rows.append([*row, own and own["pearson"]["value"], _ends(own and own["pearson"]), published])
-    title = "Models whose ECE on the true set improves with temperature scaling, by domain and source of temperatures"
+    title = "Models whose ECE on the reference set drops with temperature scaling, by domain and source"
     return Table("calibration_improvement", title, header, rows, note=_NOTE)
 
 
@@ -192,7 +192,7 @@ def _ood_figures(values: Mapping[str, Any]) -> Table:
 
 
 def _ood_correlation(values: Mapping[str, Any]) -> Table:
-    header = ["true set", "score", "metric", "models", "r", "95 %", "Spearman", "Kendall", "r of clear mIoU"]
+    header = ["reference set", "score", "metric", "models", "r", "95 %", "Spearman", "Kendall", "r of clear mIoU"]
     header += [f"published r{SECONDARY}"]
     rows = []
     for name, of_set in values["ood_detection"].items():
@@ -202,7 +202,7 @@ def _ood_correlation(values: Mapping[str, Any]) -> Table:
                 row = [name, score, metric, own["models"], own["pearson"]["value"], _ends(own["pearson"])]
                 row += [own["spearman"]["value"], own["kendall"]["value"], clear and clear["pearson"]["value"]]
                 rows.append([*row, values["published"]["ood_pearson"]])
-    title = f"Correlation of OOD metrics on the {GENERATED} and the true set across models, with 95 % intervals"
+    title = f"Correlation of OOD metrics on the {GENERATED} and the reference set across models, with 95 % intervals"
     return Table("ood_correlation", title, header, rows, note=_NOTE)
 
 

@@ -12,7 +12,7 @@ PUBLISHED: dict[str, Any] = {
         "SD 1.5": {"night": 0.85, "rain": 0.86, "snow": 0.85, "fog": 0.77, "india": 0.71},
         "SDXL": {"night": 0.84, "rain": 0.90, "snow": 0.82, "fog": 0.89, "india": 0.93},
     },
-    # Percentage of the models whose ECE on the true set improves with synthetic temperatures, as it was worded.
+    # Percentage of the models whose ECE on the reference set improves with synthetic temperatures, as it was worded.
     "ece_improved_percent": {
         "india": "72.5",
         "fog": "over 90",

@@ -1,4 +1,4 @@
-"""Temperature scaling tried on true sets: what relis/eval_calibration_clustering.py left, model by model."""
+"""Temperature scaling on reference sets: results of relis/eval_calibration_clustering.py, per model."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def hardest_source(share: float) -> str:
 def measure_scaling(
     settings: CorrelationSettings, domain: str, models: Sequence[str], missing: list[Missing]
 ) -> dict[str, Any] | None:
-    """ECE on the true set before and after scaling, as `genval.report` describes it.
+    """ECE on the reference set before and after scaling, as `genval.report` describes it.
 
     Args:
         settings: of report/correlate.py.
-        domain: whose true set is tested.
+        domain: whose reference set is tested.
         models: names as given to relis/eval.py.
-        lacks: what is missing is added to it.
+        missing: what is missing is appended.
 
     Returns:
         None when no model was tried with temperatures of all synthetic images.
@@ -119,7 +119,7 @@ def _tried_shares(
 
 
 def _tested(domain: str, true_dataset: str | None) -> list[ImageSet]:
-    """The true set by the names it may have been tested under."""
+    """The reference set by the names it may have been tested under."""
     dataset, cond = (true_dataset, domain) if true_dataset else path_dicts.REAL_SETS.get(domain, ("", domain))
     return [ImageSet(dataset, (cond,)), ImageSet(dataset)] if dataset == "IDD" else [ImageSet(dataset, (cond,))]
 
@@ -169,7 +169,7 @@ def _mean(values: np.ndarray, draws: int, seed: int) -> dict[str, float | None] 
 def _after(
     root: Path, own: ImageSet, models: Sequence[str], on_true: Mapping[str, float], method: str, draws: int, seed: int
 ) -> dict[str, Any] | None:
-    """Whether ECE after scaling on the synthetic set, with its own temperatures, predicts that on the true set."""
+    """Whether ECE after scaling on the synthetic set, with its own temperatures, predicts that on the reference set."""
     tries = {model: _read(root, model, [own], [own], method) for model in models}
     both = [model for model, values in tries.items() if values is not None]
     if len(both) < FEWEST_MODELS:

@@ -35,7 +35,7 @@ FEWEST_COMPARED = 3
 
 
 def correlate(settings: CorrelationSettings) -> dict[str, Any]:
-    """Compare the synthetic, the clear and the corrupted figures with the true ones, as far as there are results.
+    """Compare synthetic, clear and corrupted scores with reference scores, as far as there are results.
 
     Args:
         settings: of report/correlate.py.
@@ -93,7 +93,7 @@ def correlate(settings: CorrelationSettings) -> dict[str, Any]:
 
 
 def true_place(domain: str, true_dataset: str | None) -> Place:
-    """The set of true images of a domain, by `path_dicts.REAL_SETS`, or its condition in another data set.
+    """The reference set of a domain, by `path_dicts.REAL_SETS`, or its condition in another data set.
 
     Raises:
         GenValError: the table has no such domain.
@@ -102,7 +102,7 @@ def true_place(domain: str, true_dataset: str | None) -> Place:
         return Place(true_dataset, domain)
     if domain not in path_dicts.REAL_SETS:
         raise GenValError(
-            f"No true set is known for the domain {domain!r}: expected one of {', '.join(path_dicts.REAL_SETS)}. "
+            f"No reference set is known for the domain {domain!r}: expected one of {', '.join(path_dicts.REAL_SETS)}. "
             "Give --reference_dataset, or add it to REAL_SETS in path_dicts.py."
         )
     return Place(*path_dicts.REAL_SETS[domain])
@@ -123,7 +123,7 @@ def choose_classes(domain: str, sides: Mapping[str, Evidence], asked: str) -> tu
 
     Args:
         domain: india is compared over IDD's 17 classes.
-        sides: of them, the true and the synthetic set decide.
+        sides: of them, the reference and the synthetic set decide.
         asked: "19" or "17" for a fixed set; "auto" for those labelled in both sets.
     """
     both = np.flatnonzero(sides[TRUE].labelled() & sides[SYNTHETIC].labelled()).tolist()
@@ -163,7 +163,7 @@ def _read_sides(
 def _compared(sides: Mapping[str, Evidence], has: Sequence[np.ndarray]) -> np.ndarray | None:
     """Indices of the models that can be compared, or None where they are too few.
 
-    A model needs the true, the synthetic and the clear set; without corrupted results it is left out of that
+    A model needs the reference, the synthetic and the clear set; without corrupted results it is excluded from that
     comparison alone.
     """
     if TRUE not in sides or SYNTHETIC not in sides:

@@ -50,8 +50,8 @@ def _rows(head: Sequence[str], estimates: Mapping[str, Any] | None) -> list[list
 
 
 def markdown_summary(values: Mapping[str, Any]) -> str:
-    """The main figures: Pearson's r beside its baselines, ranking, calibration, sample size, what is missing."""
-    parts = ["# Does the synthetic verdict predict the true one?", "\n".join(f"- {line}" for line in values["verdict"])]
+    """The main results: Pearson's r and its baselines, ranking, calibration, sample size, what is missing."""
+    parts = ["# Do synthetic scores predict reference scores?", "\n".join(f"- {line}" for line in values["verdict"])]
     for title, part in (
         ("mIoU", "robustness"),
         ("ECE", "calibration"),
@@ -59,13 +59,13 @@ def markdown_summary(values: Mapping[str, Any]) -> str:
     ):
         found = [entry for entry in comparisons(values) if entry[0] == part]
         if found:
-            parts += [f"## {title}: Pearson's r with the true figure across models", _correlations(found)]
+            parts += [f"## {title}: Pearson's r with the reference score across models", _correlations(found)]
             # A table of every score and metric would be pages long: the file has them.
             main = [entry for entry in found if entry[3]["figure"] in ("miou", "ece", "auroc")]
             parts += [f"### {title}: choosing a model", _rankings(main, values["short_names"])]
     scaling = {domain: of["scaling"] for domain, of in values["calibration"].items() if of["scaling"]}
     if scaling:
-        parts += ["## Temperature scaling on the true set", _scaling(scaling)]
+        parts += ["## Temperature scaling on the reference set", _scaling(scaling)]
     if values["sample_size"]:
         parts += ["## Number of generated images", _curves(values["sample_size"])]
     if values["missing"]:

@@ -39,7 +39,7 @@ def load_captioned_images(
     paths start at `data_dir`.
 
     Raises:
-        GenValError: the list is missing or empty, a line lacks a field, or a file cannot be read.
+        GenValError: the list is missing or empty, a field is missing in a line, or a file cannot be read.
     """
     records: list[dict[str, Any]] = read_jsonl(data_dir / jsonl)[:limit] if (data_dir / jsonl).is_file() else []
     if not records:

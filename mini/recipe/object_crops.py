@@ -64,8 +64,8 @@ def load_object_images(data_dir: Path, limit: int | None = None, workers: int = 
     object is seen (0 and 255), and its name; paths start at `data_dir`.
 
     Raises:
-        GenValError: the list is missing or names no object, a line lacks a field, a file cannot be read, sizes differ,
-            or a mask is empty.
+        GenValError: the list is missing or names no object, a field is missing in a line, a file cannot be read, sizes
+            differ, or a mask is empty.
     """
     listed = data_dir / "training/objects.jsonl"
     records = [line for line in read_jsonl(listed) if line.get("object")][:limit] if listed.is_file() else []

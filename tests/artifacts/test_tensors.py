@@ -48,7 +48,7 @@ def test_missing_and_damaged_files_are_refused(tmp_path):
     assert packed_ids(packed) == [] and read_about(packed) is None
     with pytest.raises(GenValError, match="does not exist or is empty"):
         PackedTensors(packed)
-    with pytest.raises(GenValError, match="lacks a"):
+    with pytest.raises(GenValError, match="has no a"):
         pack(packed, {"a": tmp_path / "nothing"}, {})
     parts = {"a": make_part(tmp_path, "a", 1)}
     pack(packed, parts, {})

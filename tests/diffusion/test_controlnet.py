@@ -107,7 +107,7 @@ def test_base_with_a_missing_file_or_key_is_refused(base_folder: Path, tmp_path:
             load_base(folder)
         shutil.copy(base_folder / part / file, folder / part / file)
     (folder / "vae" / WEIGHTS).unlink()
-    with pytest.raises(GenValError, match=r"lacks vae/diffusion_pytorch_model\.safetensors"):
+    with pytest.raises(GenValError, match=r"has no vae/diffusion_pytorch_model\.safetensors"):
         load_base(folder)
 
 

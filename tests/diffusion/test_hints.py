@@ -71,7 +71,7 @@ def test_a_users_own_label_set(tmp_path: Path) -> None:
     assert labels.name == "cows" and labels.train_ids[[0, 2, 5, 6, 7]].tolist() == [10, 0, IGNORE, 13, IGNORE]
     assert labels.colours[6].tolist() == PALETTE[13].tolist()
     labels.check(np.array([[0, 2, 7, 255]], np.uint8), "a.png")
-    with pytest.raises(GenValError, match=r"a.png holds ids that are not cows's: 1, 8"):
+    with pytest.raises(GenValError, match=r"a.png has ids that are not labels of cows: 1, 8"):
         labels.check(np.array([[8, 1, 0]], np.uint8), "a.png")
     check_labels(encodings["colour"], str(file), "the/net")
 

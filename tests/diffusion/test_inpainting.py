@@ -187,7 +187,7 @@ def test_parts_are_shared_with_another_folder(inpainting_folder: Path, base_fold
     assert checkpoint_hash(tmp_path / "without") == checkpoint_hash(inpainting_folder)
     assert checkpoint_hash(tmp_path / "with") != checkpoint_hash(inpainting_folder)
     save_inpainting(model.unet, tmp_path / "lost", "../nowhere")
-    with pytest.raises(GenValError, match=r"lacks .*vae/config\.json"):
+    with pytest.raises(GenValError, match=r"has no .*vae/config\.json"):
         load_inpainting(tmp_path / "lost")
 
 

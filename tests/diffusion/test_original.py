@@ -242,7 +242,7 @@ def test_documented_extras_are_passed_over(
         ({"model.diffusion_model.new.weight": torch.ones(1)}, "unexpected keys: model.diffusion_model.new.weight;"),
         ({"something_else": torch.ones(1)}, "unexpected keys: something_else;"),
         ({"first_stage_model.decoder.conv_in.bias": torch.ones(3)}, "other shapes: first_stage_model.decoder.conv_in"),
-        ({"model.diffusion_model.out.2.weight": None}, "lacks model.diffusion_model.out.2.weight"),
+        ({"model.diffusion_model.out.2.weight": None}, "has no model.diffusion_model.out.2.weight"),
         ({"alphas_cumprod": torch.linspace(1, 0, 1000)}, "noise schedule is not Stable Diffusion's"),
     ],
 )

@@ -50,7 +50,7 @@ def test_published_links_are_used_where_they_exist(city_folder: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"image": "a.png", "text": "x"}', "entry 1 lacks the text conditioning_image"),
+        ('{"image": "a.png", "text": "x"}', "entry 1 has no text conditioning_image"),
         ('{"image": "a.png", "conditioning_image": "b.png", "text": "x"}', "a.png does not exist"),
         ("", "no entries"),
         ("{", "line 1 is not valid JSON"),

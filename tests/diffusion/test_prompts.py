@@ -47,7 +47,7 @@ def test_templates() -> None:
     check_template("{domain}: {caption}")
     assert make_prompt("{caption}, {domain}", "a road", "in fog") == "a road, in fog"
     assert make_prompt("{caption}, {domain}", "", "in fog") == "in fog"
-    with pytest.raises(GenValError, match="every domain would be drawn alike"):
+    with pytest.raises(GenValError, match="every domain would get the same prompt"):
         check_template("{caption}, in fog")
 
 

@@ -37,7 +37,7 @@ def test_a_drawn_set_has_the_figures_of_its_images_together(matrices):
             assert drawn[draw, model] == pytest.approx(100 * segmentation.mean_iou(pooled, CLASSES))
 
 
-def test_a_class_that_a_draw_lacks_is_left_out_and_not_zero(matrices):
+def test_a_class_missing_in_a_draw_is_left_out_and_not_zero(matrices):
     matrix = matrices[:, 0].sum(0)
     matrix[0, :] = 0  # no label, but predicted
     assert matrix[:, 0].sum() > 0

@@ -1,4 +1,4 @@
-"""The report's page: what is chosen, how it is encoded, what is said of what lacks, and the whole in a browser."""
+"""The report's page: what is chosen, how it is encoded, which parts are reported missing, and the page in a browser."""
 
 import base64
 import dataclasses
@@ -32,7 +32,7 @@ from genval.runtime.files import write_json, write_png
 from genval.runtime.paths import REPO_ROOT
 
 MODELS = ("good", "hf:some/folder/poor")
-LIMITS = GalleryLimits(pictures=4, models=2, width=32)
+LIMITS = GalleryLimits(images=4, models=2, width=32)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +58,14 @@ def data_of(html):
 
 def test_maps_keep_their_classes_and_photographs_their_colours():
     train_ids = np.array([[0, 13, 255, 18]], np.uint8).repeat(8, 0).repeat(8, 1)
-    header, picture = decode(class_map(train_ids, 16))
-    assert header == "data:image/png;base64" and picture.size == (16, 4)
-    assert np.array_equal(np.asarray(picture), shrink(train_ids, 16))
-    assert np.asarray(picture.convert("RGB"))[0, 5].tolist() == [0, 0, 142]  # Cityscapes' colour of cars
+    header, entry = decode(class_map(train_ids, 16))
+    assert header == "data:image/png;base64" and entry.size == (16, 4)
+    assert np.array_equal(np.asarray(entry), shrink(train_ids, 16))
+    assert np.asarray(entry.convert("RGB"))[0, 5].tolist() == [0, 0, 142]  # Cityscapes' colour of cars
     image = np.full((20, 40, 3), (200, 60, 20), np.uint8)
-    header, picture = decode(photograph(image, 10))
-    assert header == "data:image/jpeg;base64" and picture.size == (10, 5)
-    assert np.abs(np.asarray(picture).astype(int) - (200, 60, 20)).max() < 8
+    header, entry = decode(photograph(image, 10))
+    assert header == "data:image/jpeg;base64" and entry.size == (10, 5)
+    assert np.abs(np.asarray(entry).astype(int) - (200, 60, 20)).max() < 8
     assert decode(photograph(image, 400))[1].size == (40, 20)
 
 
@@ -86,14 +86,14 @@ def test_an_object_has_an_outline_and_a_tint():
 
 def test_half_of_the_gallery_is_the_worst_and_half_an_even_spread(tmp_path):
     write_world(tmp_path, images=8, domains=("fog",))
-    limits = dataclasses.replace(LIMITS, pictures=4)
+    limits = dataclasses.replace(LIMITS, images=4)
     gallery = collect_gallery(tmp_path / "generated", ["fog"], tmp_path / "eval", limits)
-    everything = dataclasses.replace(LIMITS, pictures=8)
+    everything = dataclasses.replace(LIMITS, images=8)
     scores = {
-        picture["id"]: np.mean([of_model["miou"] for of_model in picture["models"].values()])
-        for picture in collect_gallery(tmp_path / "generated", ["fog"], tmp_path / "eval", everything)["pictures"]
+        entry["id"]: np.mean([of_model["miou"] for of_model in entry["models"].values()])
+        for entry in collect_gallery(tmp_path / "generated", ["fog"], tmp_path / "eval", everything)["images"]
     }
-    shown = [picture["id"] for picture in gallery["pictures"]]
+    shown = [entry["id"] for entry in gallery["images"]]
     assert gallery["domains"] == [{"name": "fog", "images": 8, "shown": 4}]
     assert set(sorted(scores, key=scores.get)[:2]) <= set(shown)
     items = [item.id for item in find_items("Cityscapes_fog", generated_dir=tmp_path / "generated")]
@@ -103,12 +103,12 @@ def test_half_of_the_gallery_is_the_worst_and_half_an_even_spread(tmp_path):
 
 def test_the_gallery_stays_within_its_budget_and_takes_from_every_domain(sources):
     whole = collect_gallery(sources.generated, ["fog", "night"], sources.evaluated, LIMITS)
-    size = len(json.dumps(whole["pictures"]))
+    size = len(json.dumps(whole["images"]))
     small = dataclasses.replace(LIMITS, characters=size // 2)
     half = collect_gallery(sources.generated, ["fog", "night"], sources.evaluated, small)
-    assert len(json.dumps(half["pictures"])) <= 1.1 * size / 2
+    assert len(json.dumps(half["images"])) <= 1.1 * size / 2
     counts = [entry["shown"] for entry in half["domains"]]
-    assert sum(counts) == len(half["pictures"]) < 8 and max(counts) - min(counts) <= 1 and min(counts) > 0
+    assert sum(counts) == len(half["images"]) < 8 and max(counts) - min(counts) <= 1 and min(counts) > 0
 
 
 def test_a_prediction_of_another_size_is_named(tmp_path):
@@ -187,7 +187,7 @@ def test_nothing_to_show_is_an_error_with_a_command(tmp_path):
         collect(nothing, None, LIMITS)
 
 
-def test_what_lacks_is_listed_with_its_command(tmp_path, sources):
+def test_missing_parts_are_listed_with_their_command(tmp_path, sources):
     bare = PageSources(
         **dict.fromkeys(("report", "evaluated", "errors", "scaling", "objects", "ood"), tmp_path),
         generated=sources.generated,
@@ -202,16 +202,16 @@ def test_what_lacks_is_listed_with_its_command(tmp_path, sources):
     ]
     html = render_page(content)
     assert all(command in html for command in commands)
-    assert 'id="agreement"' not in html and 'id="pictures"' in html
-    assert all(picture["models"] == {} for picture in data_of(html)["gallery"]["pictures"])
+    assert 'id="agreement"' not in html and 'id="generated"' in html
+    assert all(entry["models"] == {} for entry in data_of(html)["gallery"]["images"])
 
 
 def test_objects_that_nobody_wants_are_no_images(tmp_path):
     sources = write_world(tmp_path, images=1, models=("good",), domains=("fog",))
     write_json(sources.objects / "masks/curated.json", {"lion": {"0": False}, "rubber_duck": {"0": True}})
     content = collect(sources, None, LIMITS)
-    assert [picture["object"] for picture in content.objects["pictures"]] == ["rubber_duck"]
-    assert content.objects["pictures"][0]["models"] == {"good": {"entropy": 90.0}}
+    assert [entry["object"] for entry in content.objects["images"]] == ["rubber_duck"]
+    assert content.objects["images"][0]["models"] == {"good": {"entropy": 90.0}}
     write_json(sources.objects / "masks/curated.json", {"lion": {"0": False}, "rubber_duck": {"0": False}})
     content = collect(sources, None, LIMITS)
     assert content.objects is None and content.missing[-1].remedy.endswith("get_masks.py --preset mini")
@@ -260,9 +260,9 @@ def test_means_before_and_after_scaling_are_of_the_same_models(page):
     assert "→ 10.0 (clear weather’s temperature: 9.4 → 10.0)" in text
 
 
-def test_a_card_says_what_the_hardest_images_mend_where_they_were_tried(page):
+def test_a_card_shows_the_result_of_the_hardest_images(page):
     text = " ".join(page.read_text(encoding="utf-8").split())
-    said = re.findall(r"from the hardest [^<]+ of the images: [^<]+ → [^<]+</p>", text)
+    said = re.findall(r"temperatures of the hardest [^<]+ of the images: [^<]+ → [^<]+</p>", text)
     assert said and all(f"hardest half of the images: 93&nbsp;% [66, 99] of {len(MODELS)}" in one for one in said)
     assert all(one.endswith("→ 7.3</p>") for one in said)
 
@@ -314,9 +314,9 @@ def test_the_page_is_one_well_formed_file_that_asks_for_nothing(page, sources):
 def test_texts_cannot_break_out_of_the_page(page):
     html = page.read_text(encoding="utf-8")
     assert "</script> & <b>" not in html
-    picture = data_of(html)["gallery"]["pictures"][0]
-    assert "</script> & <b>in</b>" in picture["prompt"]
-    assert int(picture["seed"]) >= 2**62  # as text: a browser's numbers have 53 bits
+    entry = data_of(html)["gallery"]["images"][0]
+    assert "</script> & <b>in</b>" in entry["prompt"]
+    assert int(entry["seed"]) >= 2**62  # as text: a browser's numbers have 53 bits
 
 
 def test_the_domains_are_in_the_order_of_the_comparison(page):
@@ -426,11 +426,11 @@ def test_filters_order_and_charts_follow_their_controls(open_page):
     assert "generated against true" in browser.run(label)
     browser.choose("scatter-side", "clear")
     assert "clear weather against true" in browser.run(label)
-    browser.choose("scatter-figure", "ece")
+    browser.choose("scatter-metric", "ece")
     assert "ECE of 2 models" in browser.run(label)
     browser.choose("scatter-model", "hf:some/folder/poor")
     assert "poor" in "".join(texts(browser, "#scatter .annotation-text"))
-    browser.choose("size-figure", "tau")
+    browser.choose("size-metric", "tau")
     assert "tau" in browser.run("document.getElementById('sample-size').getAttribute('aria-label')")
     said = ["before", "after, temperature of generated images", "◆after, temperature of the hardest half"]
     assert texts(browser, "#dumbbell-key span") == said

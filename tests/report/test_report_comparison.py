@@ -59,7 +59,7 @@ def test_a_good_predictor_beats_a_bad_one_and_not_the_other_way(sides):
     assert compare(MODELS, same, True, DRAWS, SEED)["difference"]["clear"]["pearson"]["over_both"] == [0, 0]
 
 
-def test_a_baseline_that_lacks_models_is_compared_over_those_it_has(sides):
+def test_a_baseline_with_missing_models_is_compared_over_those_it_has(sides):
     corrupted = sides["synthetic"].value.copy()
     corrupted[3] = np.nan
     drawn = np.repeat(corrupted[None], DRAWS, 0)

@@ -137,8 +137,8 @@ def test_a_controlnet_with_a_base_in_its_file_needs_no_other(tmp_path, monkeypat
     base = {"model.diffusion_model.a": torch.zeros(1), f"{TEXT}a": torch.zeros(1)}
 
     torch.save({"state_dict": control}, path)
-    inputs, lacks = find_weights("ControlNet/style_transfer", None)
-    assert inputs == (path,) and ["--base" in lack.what for lack in lacks] == [True]
+    inputs, missing = find_weights("ControlNet/style_transfer", None)
+    assert inputs == (path,) and ["--base" in one.what for one in missing] == [True]
     torch.save({"state_dict": control | base}, path)
     assert find_weights("ControlNet/style_transfer", None) == ((path,), ())
     # Given by a preset, another base is what the script takes.

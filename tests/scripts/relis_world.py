@@ -63,7 +63,7 @@ def make_world(root):
 
 
 class FakeSegmenter(torch.nn.Module):
-    """Reads the class from the red channel and is wrong on a share of the pixels that depends on its name."""
+    """Reads the class from the red channel and is wrong on a fraction of the pixels that depends on its name."""
 
     def __init__(self, name, wrong):
         super().__init__()
@@ -81,7 +81,7 @@ FAKE_MODELS = {"good": 0.1, "fair": 0.3, "poor": 0.6}
 
 
 def slow_segmenter(device):
-    """A segmenter for processes of their own, as `relis_world:slow_segmenter`; `DELAY` is its time for a batch."""
+    """A segmenter for subprocesses (`relis_world:slow_segmenter`); `DELAY` is its time per batch."""
 
     def infer(images):
         time.sleep(float(os.environ.get("DELAY", 0)))
@@ -95,7 +95,7 @@ def fake_segmenters():
     from genval.runtime.errors import GenValError
 
     module = types.ModuleType("genval.segmenters")
-    module.__path__ = [str(REPO_ROOT / "genval/segmenters")]  # what is inside the package is the real thing
+    module.__path__ = [str(REPO_ROOT / "genval/segmenters")]  # submodules are the real ones
 
     def load_segmenter(name, device, precision="32-true", **options):
         if name == "nan":
@@ -118,8 +118,8 @@ def load_script(name):
     return module
 
 
-def draw_fewer_sets(monkeypatch, draws=40):
-    """Intervals from few bootstrap draws: a thousand are most of what evaluating a tiny set costs."""
+def use_fewer_draws(monkeypatch, draws=40):
+    """Use few bootstrap draws: a thousand would take most of the time of evaluating a tiny set."""
     from genval.metrics import reliability
     from genval.results import scenes as results
 
@@ -134,7 +134,7 @@ class Relis:
         self.results = root / "results"
         self.monkeypatch, self.capsys = monkeypatch, capsys
         monkeypatch.setitem(sys.modules, "genval.segmenters", fake_segmenters())
-        draw_fewer_sets(monkeypatch)
+        use_fewer_draws(monkeypatch)
 
     def __call__(self, script, *flags):
         """Run a script; returns exit code, standard output and standard error."""
@@ -157,7 +157,7 @@ class Relis:
         )  # fmt: skip
 
     def refused(self, *said, code_out_err):
-        """Check that a call ended with one line on standard error that says all of `said`."""
+        """Check that a call ended with one line on standard error that contains all of `said`."""
         code, _, err = code_out_err
         lines = [line for line in err.strip().splitlines() if line.startswith("error:")]
         assert code == 2, err

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from relis_world import draw_fewer_sets, fake_segmenters, labelled
+from relis_world import fake_segmenters, labelled, use_fewer_draws
 
 from genval.datasets.labels import CITYSCAPES, CLASSES
 from genval.evaluation import scoring
@@ -53,7 +53,7 @@ def folder(tmp_path):
 def check(folder, monkeypatch, capsys):
     """`check(*flags)` runs the script in this process; returns exit code, output and errors."""
     monkeypatch.setitem(sys.modules, "genval.segmenters", fake_segmenters())
-    draw_fewer_sets(monkeypatch)
+    use_fewer_draws(monkeypatch)
     # The histograms take longer than everything else here: only one test has them written.
     monkeypatch.setattr(scoring, "write_histograms", lambda path, *_: path.write_bytes(b""))
 

@@ -15,7 +15,7 @@ def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
 
-def test_a_set_is_one_of_the_evaluator_and_its_masks_are_those_of_the_streets(relis):
+def test_a_corrupted_set_can_be_evaluated_and_has_the_masks_of_the_clear_set(relis):
     code, out, err = corrupt(relis, "--domain", "fog,night")
     assert code == 0, err
     assert "corrupted 5 of 5 images" in out
@@ -33,7 +33,7 @@ def test_a_set_is_one_of_the_evaluator_and_its_masks_are_those_of_the_streets(re
     assert len({record["seed"] for record in records}) == 5
 
 
-def test_a_run_goes_on_and_gives_the_same_bytes(relis):
+def test_a_resumed_run_writes_the_same_bytes(relis):
     corrupt(relis, "--domain", "rain", output="whole")
     corrupt(relis, "--domain", "rain", "--limit", "2")
     code, out, err = corrupt(relis, "--domain", "rain")
@@ -45,7 +45,7 @@ def test_a_run_goes_on_and_gives_the_same_bytes(relis):
     assert files(relis.root / "corrupted") != files(relis.root / "whole")
 
 
-def test_what_cannot_be_corrupted_is_refused(relis):
+def test_invalid_input_is_refused(relis):
     relis.refused("'india'", "another country", code_out_err=corrupt(relis, "--domain", "india"))
     relis.refused("severity", code_out_err=corrupt(relis, "--severity", "6"))
     corrupt(relis, "--domain", "snow", "--limit", "2")

@@ -22,7 +22,7 @@ PUBLISHED = ("entropy", "confidence", "logits")
 
 
 class UnsureSegmenter(torch.nn.Module):
-    """Less sure where red is bright, by an amount that depends on its name."""
+    """Less confident where red is bright, by an amount that depends on its name."""
 
     def __init__(self, name, slope=0.02):
         super().__init__()
@@ -37,7 +37,7 @@ class UnsureSegmenter(torch.nn.Module):
 
 
 def slow_segmenter(device):
-    """For processes of their own, as `test_main_gen_ood:slow_segmenter`; `DELAY` is its time for a batch."""
+    """A segmenter for subprocesses (`test_main_gen_ood:slow_segmenter`); `DELAY` is its time per batch."""
 
     def infer(images):
         time.sleep(float(os.environ.get("DELAY", 0)))
@@ -125,7 +125,7 @@ def read(root, name, number):
     return read_image(root / f"refined/{name}/{number}.png"), read_mask(root / f"masks/{name}/{number}_mask.png") == 255
 
 
-def test_figures_are_those_of_the_published_procedure(ood):
+def test_metrics_equal_those_of_the_published_procedure(ood):
     from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
     assert ood("--exact")[0] == 0
@@ -197,7 +197,7 @@ def test_running_again_measures_nothing_and_changes_nothing(ood):
     assert all(path.stat().st_mtime_ns > stamp for path, stamp in blocks.items())
 
 
-def test_only_what_has_changed_is_measured_again(ood):
+def test_only_changed_blocks_are_measured_again(ood):
     ood()
     blocks = {path: path.stat().st_mtime_ns for path in (ood.root / "results").rglob("blocks/*")}
     mask = np.zeros(SIZE, np.uint8)
@@ -239,7 +239,7 @@ def test_sets_models_and_parts_have_results_of_their_own(ood):
     )
 
 
-def test_images_without_object_pixels_are_pooled_but_have_no_figures(ood):
+def test_images_without_object_pixels_are_pooled_but_have_no_metrics(ood):
     write_png(ood.root / "masks/lion/0_mask.png", np.zeros(SIZE, np.uint8))
     write_png(ood.root / "masks/lion/1_mask.png", np.full(SIZE, 255, np.uint8))
     assert ood()[0] == 0
@@ -291,7 +291,7 @@ def test_bad_input_is_one_line_that_names_it(ood, prepare, flags, said):
     assert not list((ood.root / "results").glob("*/*.csv"))
 
 
-def test_figures_of_an_earlier_run_never_stand_for_images_that_have_gone_bad(ood):
+def test_metrics_of_an_earlier_run_are_not_used_for_images_that_are_now_bad(ood):
     ood()
     for number in range(4):
         (ood.root / f"refined/lion/{number}.png").write_bytes(b"x")
@@ -300,7 +300,7 @@ def test_figures_of_an_earlier_run_never_stand_for_images_that_have_gone_bad(ood
     assert not any("lion" in key for key in ood.json())
 
 
-def test_levels_of_an_earlier_image_never_become_component_figures(ood):
+def test_levels_of_an_earlier_image_are_not_used_for_component_metrics(ood):
     part = ("--objects", "lion", "--limit", "2")
     flags = (*part, "--components", "entropy", "--component_sizes", "5,5")
     ood(*flags)
@@ -313,7 +313,7 @@ def test_levels_of_an_earlier_image_never_become_component_figures(ood):
     assert found[0]["components"] == found[1]["components"]
 
 
-def test_the_streets_labels_are_part_of_what_a_figure_is_made_from(ood):
+def test_the_labels_of_the_street_are_part_of_the_record(ood):
     ood("--void", "0")
     before = ood.json()["pooled"]["pixels"]
     write_png(ood.root / "with_positions/lion/0_gt.png", np.ones(SIZE, np.uint8))
@@ -322,7 +322,7 @@ def test_the_streets_labels_are_part_of_what_a_figure_is_made_from(ood):
 
 
 @pytest.mark.parametrize("bad", ["0", "1"])
-def test_a_failure_loses_no_block_that_was_measured_before(ood, bad):
+def test_a_failure_loses_no_block_that_was_measured_before_it(ood, bad):
     (ood.root / f"refined/lion/{bad}.png").write_bytes(b"x")
     code, _, err = ood("--batch_size", "1")
     assert code == 2 and f"lion/{bad}.png" in err

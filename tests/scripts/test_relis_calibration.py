@@ -1,4 +1,4 @@
-"""The calibration scripts of relis/, from logits to temperatures tried on another set."""
+"""The calibration scripts of relis/, from logits to temperatures tested on another set."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def image_of(relis, name):
     return read_image(relis.root / f"datasets/cityscapes/leftImg8bit/val/frankfurt/{name}_leftImg8bit.png")
 
 
-def test_logits_with_their_labels_and_places(relis):
+def test_logits_with_their_labels_and_positions(relis):
     code, out, _ = extract(relis, "extract_logits", "--logit_pixels", "50", "--fp16")
     path = relis.results / "good/Cityscapes/clean/frankfurt/logits.safetensors"
     assert code == 0 and "wrote 2 files" in out
@@ -174,7 +174,7 @@ def test_a_vanilla_temperature_is_the_best_of_the_grid_and_helps(saved):
     assert stem.with_name("vanilla_ece_reliability.png").exists()
 
 
-def test_temperatures_of_the_hardest_images_lie_beside_those_of_all(saved):
+def test_temperatures_of_the_hardest_images_have_a_folder_of_their_own(saved):
     flags = ("--protocol", "synthetic", "--domains", "fog")
     published = []
     for more in ((), ("--hardest", "1,0.4")):
@@ -233,7 +233,7 @@ def test_clusters_classes_seeds_and_soft_assignment(saved, how):
     assert values["after_mean"]["ece"] == pytest.approx(np.mean([one["ece"] for one in values["after"]]), abs=1e-6)
 
 
-def test_what_is_missing_is_named(relis):
+def test_missing_inputs_are_named(relis):
     relis.eval()
     flags = ("--protocol", "cityscapes")
     result = scale(relis, "compute_clusters_temp_scaling", *flags)

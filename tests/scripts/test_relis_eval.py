@@ -1,4 +1,4 @@
-"""relis/eval.py: what it writes, what it refuses, and that a killed run goes on to the same bytes."""
+"""relis/eval.py: its outputs, its errors, and that a killed and resumed run writes the same bytes."""
 
 import csv
 import hashlib
@@ -68,7 +68,7 @@ def test_conditions_and_scenes_are_paired_and_acdc_is_merged(relis):
     )  # fmt: skip
 
 
-def test_generated_sets_and_several_sets_at_once(relis):
+def test_generated_sets_and_several_sets_in_one_run(relis):
     code, out, _ = relis.eval("Cityscapes_fog,Cityscapes_night", "good")
     assert code == 0 and "Cityscapes_night | night" in out
     assert (relis.results / "good/Cityscapes_fog/fog/munster/predictions/fog_0_munster_000000_000019.png").exists()
@@ -83,7 +83,7 @@ def test_the_batch_size_does_not_change_a_byte_here(relis):
     assert different == {"settings.json"}
 
 
-def test_images_of_several_sizes_go_through_together(relis):
+def test_images_of_several_sizes_are_evaluated_in_one_run(relis):
     write_pair(relis.root / "datasets/cityscapes", "munster", "munster_000002_000019", 3, size=(16, 24))
     code, _, _ = relis.eval("Cityscapes", "good", "--batch_size", "3", "--scene", "munster")
     assert code == 0
@@ -101,7 +101,7 @@ def test_temporary_files_of_a_killed_run_are_removed(relis):
     assert digest(relis.results) == before
 
 
-def test_running_again_only_makes_what_is_missing_or_stale(relis):
+def test_a_second_run_computes_only_missing_and_outdated_results(relis):
     relis.eval()
     before, folder = digest(relis.results), relis.results / "good/Cityscapes/clean/frankfurt"
     kept, lost = (folder / f"predictions/{name}.png" for name in CITYSCAPES_NAMES["frankfurt"][:2])
@@ -111,7 +111,7 @@ def test_running_again_only_makes_what_is_missing_or_stale(relis):
     assert kept.stat().st_mtime_ns == stamp
     assert digest(relis.results) == before
 
-    # Another image under the same name is evaluated anew.
+    # An image that changed under the same name is evaluated again.
     name = CITYSCAPES_NAMES["frankfurt"][0]
     write_pair(relis.root / "datasets/cityscapes", "frankfurt", name, 77)
     relis.eval()
@@ -124,7 +124,7 @@ def test_running_again_only_makes_what_is_missing_or_stale(relis):
     }  # fmt: skip
 
 
-def test_other_weights_under_the_same_name_are_evaluated_anew(relis, monkeypatch):
+def test_other_weights_under_the_same_name_are_evaluated_again(relis, monkeypatch):
     relis.eval()
     path = relis.results / "good/Cityscapes/clean/munster/metrics.json"
     before = json.loads(path.read_text())["miou"]
@@ -208,7 +208,7 @@ def test_nothing_left_is_no_result(relis):
     ],
     ids=lambda value: "-".join(value)[:40] if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_evaluated_is_refused_and_nothing_is_written(relis, call, said):
+def test_invalid_input_is_refused_and_nothing_is_written(relis, call, said):
     relis.refused(*said, code_out_err=relis.eval(*call))
     assert not list(relis.results.rglob("*.png")) and not list(relis.results.rglob("metrics.json"))
 
@@ -226,7 +226,7 @@ def test_a_results_folder_that_cannot_be_made_is_refused(relis):
 
 
 def start(root, results, *flags, delay=0.0):
-    """relis/eval.py in a process of its own."""
+    """Start relis/eval.py in a subprocess."""
     command = [
         sys.executable, REPO_ROOT / "relis/eval.py", "--trg_dataset", "Cityscapes,Cityscapes_fog",
         "--model_arch", "relis_world:slow_segmenter", "--datasets_dir", root / "datasets",

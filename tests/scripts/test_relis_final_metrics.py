@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from relis_world import draw_fewer_sets
+from relis_world import use_fewer_draws
 
 from genval.metrics.segmentation import mean_iou
 from genval.runtime.files import read_image
@@ -45,7 +45,7 @@ def rows_of(path):
 
 
 def test_all_scenes_and_conditions_are_pooled_from_counts(evaluated, monkeypatch):
-    draw_fewer_sets(monkeypatch, 1000)  # the published number: an interval's width is compared
+    use_fewer_draws(monkeypatch, 1000)  # the published number: an interval's width is compared
     assert final(evaluated)[0] == 0
     folder = evaluated.root / "final/good/ACDC"
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -100,7 +100,7 @@ def test_models_without_or_with_other_images_are_named_and_left_out(report):
     write_set(report.results, "beta", "Cityscapes_fog", "fog", FOG[:4], 0.5)
     _, values = report.correlate()
     assert values["robustness"] == {}  # two models are left
-    assert "Nothing can be said" in values["verdict"][0]
+    assert "There is no answer yet" in values["verdict"][0]
     missing = [lack["what"] for lack in values["missing"]]
     assert "no results of alpha on Cityscapes_fog (fog)" in missing
     assert "results on other images of beta on Cityscapes_fog (fog)" in missing

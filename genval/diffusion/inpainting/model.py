@@ -157,7 +157,7 @@ def inpaint(denoiser: Denoiser, batch: InpaintingBatch, config: InpaintingConfig
 
     Args:
         denoiser: of `make_inpainter`, for the same config.
-        rows: a compiled denoiser always gets this many images: what lacks is filled up.
+        rows: a compiled denoiser always gets this many images: smaller batches are padded.
 
     Raises:
         GenValError: the size does not suit the model, or an image fails with every seed.

@@ -35,7 +35,7 @@ def check_object_template(template: str) -> None:
     if not {"object"} <= fields <= {"article", "object"}:
         raise GenValError(
             f"--prompt_template: expected text with {{object}}, and {{article}} for 'a' or 'an'; found {template!r}. "
-            "Without {object} every object would be drawn alike."
+            "Without {object} every object would get the same prompt."
         )
 
 

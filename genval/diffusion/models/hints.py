@@ -87,10 +87,10 @@ class LabelSet:
             GenValError: with the ids.
         """
         if cv2.countNonZero(cv2.LUT(mask, self._known_table)) != mask.size:
-            strange = sorted(set(np.unique(mask).tolist()) - self.known)
+            unknown = sorted(set(np.unique(mask).tolist()) - self.known)
             raise GenValError(
-                f"{source} holds ids that are not {self.name}'s: {', '.join(map(str, strange))}. Give the file with "
-                "the raw ids, or a ControlNet made for this label set (tool_add_control.py --hint_labels)."
+                f"{source} has ids that are not labels of {self.name}: {', '.join(map(str, unknown))}. Give "
+                "the file with the raw ids, or a ControlNet for this label set (tool_add_control.py --hint_labels)."
             )
 
 

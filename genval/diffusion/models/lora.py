@@ -51,7 +51,7 @@ def fuse_lora(unet: Any, name: str | Path) -> int:
         The number of layers that were changed.
 
     Raises:
-        GenValError: the file is damaged, is for another part or another base, or lacks half of a layer.
+        GenValError: the file is damaged, is for another part or another base, or has only half of a layer.
     """
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
     from diffusers.utils import convert_unet_state_dict_to_peft

@@ -336,7 +336,7 @@ def find_model(name: str | Path, files: Sequence[str], optional: Sequence[str] =
     missing = [file for file in files if not _variant(_part_file(folder, file)).exists()]
     if missing:
         raise GenValError(
-            f"{folder} lacks {', '.join(missing)}: expected a folder in diffusers' layout with safetensors weights. "
+            f"{folder} has no {', '.join(missing)}: expected a folder in diffusers' layout with safetensors weights. "
             "Fetch or make it again."
         )
     return folder

@@ -219,7 +219,7 @@ class Shapes(dict[str, tuple[int, ...]]):
         self.source = source
 
     def __missing__(self, key: str) -> tuple[int, ...]:
-        raise GenValError(f"{self.source} lacks {self.prefix}{key}: the file is incomplete. Fetch or make it again.")
+        raise GenValError(f"{self.source} has no {self.prefix}{key}: the file is incomplete. Download it again.")
 
     def any_below(self, prefix: str) -> bool:
         """Whether a module has a tensor: a lost one does not hide its module, and is then missed."""

@@ -333,7 +333,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
                 f"{path} cannot be read ({first_words(error)}): it is {_head(path)}. Fetch or make it again."
             ) from error
         raise GenValError(
-            f"{path} cannot be read safely: beside tensors it holds a Python object, {refused[1]}, and to load such "
+            f"{path} cannot be read safely: it contains tensors and a Python object, {refused[1]}, and to load such "
             "things can run code. Give a .safetensors file, or save the state_dict alone where you trust the file."
         ) from error
     content = content if isinstance(content, dict) else {}

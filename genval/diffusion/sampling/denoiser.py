@@ -401,13 +401,13 @@ def check_network(network: Any, source: str) -> None:
     """
     config = network.config
     kinds = [*config.down_block_types, *config.get("up_block_types", ()), config.mid_block_type]
-    strange = [str(kind) for kind in kinds if kind not in _BLOCKS]
-    strange += [f"{key} {config[key]}" for key, value in _EXPECTED.items() if config.get(key, value) != value]
+    unsupported = [str(kind) for kind in kinds if kind not in _BLOCKS]
+    unsupported += [f"{key} {config[key]}" for key, value in _EXPECTED.items() if config.get(key, value) != value]
     if config.addition_embed_type not in (None, "text_time"):
-        strange.append(f"addition_embed_type {config.addition_embed_type}")
-    if strange:
+        unsupported.append(f"addition_embed_type {config.addition_embed_type}")
+    if unsupported:
         raise GenValError(
-            f"{source} is not of Stable Diffusion 1, 2 or XL: found {', '.join(strange)}. Give another base or "
+            f"{source} is not of Stable Diffusion 1, 2 or XL: found {', '.join(unsupported)}. Give another base or "
             "ControlNet."
         )
 

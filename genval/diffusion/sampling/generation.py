@@ -88,7 +88,7 @@ def generate(
         prompts, negative_prompts, seeds: one an item.
         denoiser: of `make_denoiser`, to be kept over many batches; one is made where it is not given.
         rows: images or windows computed at a time; all of a batch's images where it is not given. A compiled
-            denoiser always gets this many: what lacks is filled up.
+            denoiser always gets this many: smaller batches are padded.
 
     Raises:
         GenValError: the size does not suit the model, or an image fails with every seed.

@@ -105,7 +105,7 @@ def collect(sources: PageSources, domains: Sequence[str] | None, limits: Gallery
     if all(any((sources.objects / stage).glob("*/*.png")) for stage in ("refined", "masks")):
         models = gallery["models"] if gallery else []
         objects = collect_objects(sources.objects, sources.ood / "generated", models, limits)
-    if objects and objects["pictures"]:
+    if objects and objects["images"]:
         if not objects["models"]:
             report("OOD scores of the generated objects", "ood_detection/main_gen_ood", segmenters="all")
     else:

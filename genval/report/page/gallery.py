@@ -25,7 +25,7 @@ from genval.runtime.files import read_image, read_mask
 class GalleryLimits:
     """How much of the generated sets is shown."""
 
-    pictures: int = 24  # of a domain
+    images: int = 24  # of a domain
     models: int = 8  # whose predictions are shown
     width: int = 360  # of an image, pixels
     # Of the gallery's data URIs together; the objects' take a third as much again. With the plotting library's 4.8 MB
@@ -61,26 +61,26 @@ def collect_gallery(
     }
     models = _spread_by_score({model: by for model, by in scores.items() if any(by.values())}, limits.models)
     chosen = {
-        domain: _choose(items, [scores[model][domain] for model in models], limits.pictures)
+        domain: _choose(items, [scores[model][domain] for model in models], limits.images)
         for domain, items in sets.items()
     }
     manifests = {domain: Manifest(_root_of(items)).records for domain, items in sets.items()}
-    pictures: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
     left = limits.characters
     for domain, item in _in_turn(chosen):
         shown = {model: scores[model][domain].get(item.id) for model in models}
-        picture = _encode(item, manifests[domain].get(item.id, {}), results, shown, limits.width)
-        left -= sum(map(len, _strings(picture)))
+        entry = _encode(item, manifests[domain].get(item.id, {}), results, shown, limits.width)
+        left -= sum(map(len, _strings(entry)))
         if left < 0:
             break
-        pictures.append({"domain": domain, **picture})
+        images.append({"domain": domain, **entry})
     return {
         "domains": [
-            {"name": domain, "images": len(items), "shown": sum(p["domain"] == domain for p in pictures)}
+            {"name": domain, "images": len(items), "shown": sum(p["domain"] == domain for p in images)}
             for domain, items in sets.items()
         ],
         "models": models,
-        "pictures": pictures,
+        "images": images,
     }
 
 

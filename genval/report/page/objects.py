@@ -40,61 +40,59 @@ def collect_objects(folder: Path, results: Path, models: Sequence[str], limits: 
     """
     masks, curated = folder / "masks", read_curated(folder / "masks")
     by_object: dict[str, list[ObjectImage]] = {}
-    for picture in find_object_images(folder / "refined", folder / "with_positions"):
-        if mask_path(masks, picture.id).exists() and curated.get(picture.id, True):
-            by_object.setdefault(picture.object, []).append(picture)
-    figures = dict(read_figures(path) for path in sorted(results.glob("*.json")))
-    shown_models = [model for model in models if model in figures] or sorted(figures)[: limits.models]
-    count, characters = limits.pictures, limits.characters // 3
+    for item in find_object_images(folder / "refined", folder / "with_positions"):
+        if mask_path(masks, item.id).exists() and curated.get(item.id, True):
+            by_object.setdefault(item.object, []).append(item)
+    scores_of = dict(read_scores(path) for path in sorted(results.glob("*.json")))
+    shown_models = [model for model in models if model in scores_of] or sorted(scores_of)[: limits.models]
+    count, characters = limits.images, limits.characters // 3
     spread = {
-        name: [pictures[index * len(pictures) // count] for index in range(count)]
-        if len(pictures) > count
-        else pictures
-        for name, pictures in by_object.items()
+        name: [images[index * len(images) // count] for index in range(count)] if len(images) > count else images
+        for name, images in by_object.items()
     }
     shown: list[dict[str, Any]] = []
-    for picture in (picture for of_turn in zip_longest(*spread.values()) for picture in of_turn if picture):
-        scores = {model: figures[model].get(picture.id) for model in shown_models}
-        entry = {**_encode(picture, masks, limits.width), "models": {model: by for model, by in scores.items() if by}}
+    for item in (item for of_turn in zip_longest(*spread.values()) for item in of_turn if item):
+        scores = {model: scores_of[model].get(item.id) for model in shown_models}
+        entry = {**_encode(item, masks, limits.width), "models": {model: by for model, by in scores.items() if by}}
         characters -= len(entry["image"]) + len(entry["mask"])
         if characters < 0:
             break
         shown.append(entry)
     return {
         "objects": [
-            {"name": name, "images": len(pictures), "shown": sum(entry["object"] == name for entry in shown)}
-            for name, pictures in by_object.items()
+            {"name": name, "images": len(images), "shown": sum(entry["object"] == name for entry in shown)}
+            for name, images in by_object.items()
         ],
         "models": [model for model in shown_models if any(model in entry["models"] for entry in shown)],
         "scores": list(dict.fromkeys(score for entry in shown for by in entry["models"].values() for score in by)),
-        "pictures": shown,
+        "images": shown,
     }
 
 
-def read_figures(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
-    """A model's name, and the AUROC in percent by score of each `{object}/{i}`, from its file of figures by image.
+def read_scores(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
+    """A model's name, and the AUROC in percent by score of each `{object}/{i}`, from its file of scores per image.
 
     Raises:
         GenValError: it is not a file of ood_detection/main_gen_ood.py.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("pooled"), dict):
-        raise GenValError(f"{path} has no pooled figures. Delete it and run: python ood_detection/main_gen_ood.py")
-    figures = {}
+        raise GenValError(f"{path} has no pooled scores. Delete it and run: python ood_detection/main_gen_ood.py")
+    scores_of = {}
     for image, entry in content.items():
         found = {score: by.get("auroc") for score, by in entry.items() if isinstance(by, dict)}
         name = "/".join(Path(image).with_suffix("").parts[-2:])
-        figures[name] = {score: 100 * value for score, value in found.items() if value is not None}
-    return content["pooled"].get("model", path.stem), figures
+        scores_of[name] = {score: 100 * value for score, value in found.items() if value is not None}
+    return content["pooled"].get("model", path.stem), scores_of
 
 
-def _encode(picture: ObjectImage, masks: Path, width: int) -> dict[str, Any]:
+def _encode(item: ObjectImage, masks: Path, width: int) -> dict[str, Any]:
     """The square around the object, and its mask there."""
-    path = mask_path(masks, picture.id)
-    image, mask = read_image(picture.image), read_mask(path) > 0
+    path = mask_path(masks, item.id)
+    image, mask = read_image(item.image), read_mask(path) > 0
     if image.shape[:2] != mask.shape:
         raise GenValError(
-            f"{path} is {mask.shape}, {picture.image} is {image.shape[:2]}: expected one size. Delete the mask and "
+            f"{path} is {mask.shape}, {item.image} is {image.shape[:2]}: expected one size. Delete the mask and "
             "run: python ood_objects/get_masks.py"
         )
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -108,8 +106,8 @@ def _encode(picture: ObjectImage, masks: Path, width: int) -> dict[str, Any]:
     )
     window = np.s_[top : top + side, left : left + side]
     return {
-        "id": picture.id,
-        "object": picture.object,
+        "id": item.id,
+        "object": item.object,
         "share": 100 * float(mask.mean()),
         "image": photograph(image[window], width),
         "mask": object_map(mask[window], width),

@@ -19,7 +19,7 @@ from genval.runtime.files import write_bytes
 
 MAX_BYTES = 20_000_000
 SIDES = ("synthetic", "clear", "corrupted")
-SIDE_NAMES = {"synthetic": "generated", "clear": "clear weather", "corrupted": "corruptions", "true": "true"}
+SIDE_NAMES = {"synthetic": "generated", "clear": "clear weather", "corrupted": "corruptions", "true": "reference"}
 _OOD_METRICS = ("auroc", "fpr95", "aupr_object", "aupr_background")
 _NAMES = {
     "auroc": "AUROC",
@@ -82,7 +82,7 @@ def render_page(content: PageContent) -> str:
 
 
 def _view(content: PageContent) -> dict[str, Any]:
-    """What the template shows by itself."""
+    """Variables of the page template."""
     correlation = content.correlation or {}
     robustness = {name: value for name, value in correlation.get("robustness", {}).items() if value}
     calibration = correlation.get("calibration", {})
@@ -95,13 +95,13 @@ def _view(content: PageContent) -> dict[str, Any]:
         "ranking": ("Ranking", robustness),
         "images": ("Sample size", sample_size),
         "calibration": ("Calibration", scaled or content.diagrams),
-        "pictures": ("Pictures", content.gallery),
+        "generated": ("Images", content.gallery),
         "objects": ("Objects", content.objects or ood or correlation.get("ood_figures")),
         "provenance": ("Provenance", True),
     }
-    figures = [("miou", "mIoU")] if robustness else []
+    metrics_shown = [("miou", "mIoU")] if robustness else []
     if any(value and value.get("ece") for value in calibration.values()):
-        figures.append(("ece", "ECE"))
+        metrics_shown.append(("ece", "ECE"))
     models = correlation.get("models", [])
     scores = list(dict.fromkeys(score for by_score in ood.values() for score in by_score))
     metrics = list(dict.fromkeys(name for by in ood.values() for by_metric in by.values() for name in by_metric))
@@ -121,7 +121,7 @@ def _view(content: PageContent) -> dict[str, Any]:
             if side
             for estimate in [side["pearson"]["value"], *(side["pearson"]["over_both"] or [])]
         ),
-        "scatter_figures": figures,
+        "scatter_metrics": metrics_shown,
         "labels": labels,
         "model_choices": [(model, labels[model]) for model in models],
         "model_rows": rows,
@@ -211,7 +211,7 @@ def _verdict_line(line: str) -> dict[str, Any]:
     question, mark, rest = line.partition("? ")
     if not mark:
         return {"question": line, "answers": []}
-    # A true minus sign, and no break after "(r".
+    # A minus sign instead of a hyphen, and no break after "(r".
     rest = re.sub(r"(?<=[\s(])-(?=\d)", "−", rest).replace("(r ", "(r\u00a0")
     return {"question": f"{question}?", "answers": re.split(r"(?<=\.) ", rest)}
 
@@ -257,7 +257,7 @@ def _facts(content: PageContent, robustness: Mapping[str, Any]) -> list[tuple[in
 
 
 def _model_rows(models: Sequence[str], robustness: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]:
-    """Each model's generated and true figure by domain, the model with the best mean true figure first."""
+    """Each model's generated and reference score per domain, the model with the best mean reference score first."""
     values = {domain: {row["model"]: row for row in comparison["models"]} for domain, comparison in robustness.items()}
 
     def cell(model: str, domain: str, side: str) -> float | None:
@@ -292,7 +292,7 @@ def _ticks(low: float) -> list[float]:
 
 
 def _number(value: float | None, digits: int) -> str:
-    """A number with a true minus sign, or a dash."""
+    """A number with a minus sign instead of a hyphen, or a dash."""
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 

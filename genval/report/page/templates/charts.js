@@ -71,7 +71,7 @@ function facet(place, key, heading, side) {
 
 const ends = (entry) => (entry.low == null ? [entry.value, entry.value] : [entry.low, entry.high]);
 
-/** Two facets of one figure share their axes: sizes may be compared between them. */
+/** Facets of one metric share their axes, so sizes can be compared between them. */
 function commonRange(comparisons, sides) {
   const values = comparisons.flatMap((c) => c.models.flatMap((row) => [...sides, "true"].filter((s) => row[s]).flatMap((s) => ends(row[s]))));
   const [low, high] = [Math.min(...values), Math.max(...values)];
@@ -79,9 +79,9 @@ function commonRange(comparisons, sides) {
   return [Math.max(0, low - gap), high + gap];
 }
 
-/** A facet for each comparison: a predictor's figure across, the true one up, a dot a model. */
+/** A facet per comparison: a predictor's score across, the reference score up, one dot per model. */
 function drawScatter(place, comparisons, side, text, highlighted) {
-  const across = { synthetic: "generated pictures", clear: "clear pictures", corrupted: "corrupted pictures" }[side];
+  const across = { synthetic: "generated images", clear: "clear images", corrupted: "corrupted images" }[side];
   const present = Object.entries(comparisons).filter(([, comparison]) => comparison);
   const keys = present.map(([name]) => name);
   [...place.children].filter((child) => !keys.includes(child.dataset.key)).forEach((child) => child.remove());
@@ -111,21 +111,21 @@ function drawScatter(place, comparisons, side, text, highlighted) {
           color: rows.map((row) => colour(row.model === highlighted ? "bright" : side)), line: { width: 1.5, color: colour("card") },
           symbol: { synthetic: "circle", clear: "circle-open", corrupted: "diamond" }[side],
         },
-        hovertemplate: `<b>%{customdata[0]}</b><br>${DATA.sideNames[side]} %{x:.1f} [%{customdata[1]:.1f}, %{customdata[2]:.1f}]<br>true %{y:.1f} [%{customdata[3]:.1f}, %{customdata[4]:.1f}]<extra></extra>`,
+        hovertemplate: `<b>%{customdata[0]}</b><br>${DATA.sideNames[side]} %{x:.1f} [%{customdata[1]:.1f}, %{customdata[2]:.1f}]<br>reference %{y:.1f} [%{customdata[3]:.1f}, %{customdata[4]:.1f}]<extra></extra>`,
       },
     ], {
       xaxis: axis(`${text} of ${across}, %`, { range, constrain: "domain" }),
-      yaxis: axis(`${text} of true pictures, %`, { range, scaleanchor: "x", constrain: "domain" }),
+      yaxis: axis(`${text} of reference images, %`, { range, scaleanchor: "x", constrain: "domain" }),
       annotations: chosen ? [{ x: chosen[side].value, y: chosen.true.value, text: `<b>${DATA.labels[chosen.model]}</b>`, showarrow: false, yshift: 17, font: { color: colour("bright") } }] : [],
     });
-    element.setAttribute("aria-label", `${title(name)}: ${text} of ${rows.length} models, ${DATA.sideNames[side]} against true, ${note}`);
+    element.setAttribute("aria-label", `${title(name)}: ${text} of ${rows.length} models, ${DATA.sideNames[side]} against reference, ${note}`);
   }
 }
 
 function drawAgreement() {
-  const figure = valueOf("scatter-figure");
-  const text = byId("scatter-figure").selectedOptions[0].textContent;
-  drawScatter(byId("scatter"), DATA.scatter[figure], valueOf("scatter-side"), text, valueOf("scatter-model"));
+  const metric = valueOf("scatter-metric");
+  const text = byId("scatter-metric").selectedOptions[0].textContent;
+  drawScatter(byId("scatter"), DATA.scatter[metric], valueOf("scatter-side"), text, valueOf("scatter-model"));
 }
 
 function drawObjectsAgreement() {
@@ -135,45 +135,45 @@ function drawObjectsAgreement() {
 }
 
 function drawSampleSize() {
-  const figure = valueOf("size-figure");
-  const pick = { pearson: (at) => at.width, tau: (at) => at.low, regret: (at) => at.high }[figure];
+  const metric = valueOf("size-metric");
+  const pick = { pearson: (at) => at.width, tau: (at) => at.low, regret: (at) => at.high }[metric];
   const text = {
     pearson: "width of the 95 % interval of r",
     tau: "Kendall’s tau, 5 % quantile",
-    regret: "regret, 95 % quantile, points of true mIoU",
-  }[figure];
+    regret: "regret, 95 % quantile, points of reference mIoU",
+  }[metric];
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const curves = Object.entries(DATA.sampleSize).filter(([, curve]) => curve);
   const narrow = byId("sample-size").clientWidth < 560;
-  const settled = { tau: "settles_ranking", regret: "settles_choice" }[figure];
+  const settled = { tau: "settles_ranking", regret: "settles_choice" }[metric];
   const traces = curves.map(([name, curve], index) => {
     const [light, bright, symbol, dash] = LINES[index % LINES.length];
     return {
-      x: curve.images, y: curve[figure].map(pick), name, mode: "lines+markers", line: { color: dark ? bright : light, width: 2.2, dash },
+      x: curve.images, y: curve[metric].map(pick), name, mode: "lines+markers", line: { color: dark ? bright : light, width: 2.2, dash },
       marker: {
         symbol, color: dark ? bright : light, line: { width: 2, color: curve.images.map((n) => colour(settled && n === curve[settled] ? "ink" : "card")) },
         size: curve.images.map((n) => (settled && n === curve[settled] ? 14 : 8)),
       },
-      hovertemplate: `<b>${name}</b><br>%{x} pictures: %{y:.2f}<extra></extra>`,
+      hovertemplate: `<b>${name}</b><br>%{x} images: %{y:.2f}<extra></extra>`,
     };
   });
-  const line = curves.length && { tau: curves[0][1].settled_tau, regret: curves[0][1].settled_regret }[figure];
+  const line = curves.length && { tau: curves[0][1].settled_tau, regret: curves[0][1].settled_regret }[metric];
   const sizes = [...new Set(curves.flatMap(([, curve]) => curve.images))].sort((a, b) => a - b);
   draw(byId("sample-size"), traces, {
     margin: { l: 52, r: 16, t: 34, b: 44 }, showlegend: true,
     legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", font: { size: 13, color: colour("ink") }, itemclick: false, itemdoubleclick: false },
-    xaxis: axis("generated pictures a condition", { type: "log", tickvals: sizes, ticktext: sizes.map(String) }),
+    xaxis: axis("generated images per condition", { type: "log", tickvals: sizes, ticktext: sizes.map(String) }),
     yaxis: axis(narrow ? "" : text, { rangemode: "tozero" }),
     shapes: line ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: line, y1: line, line: { color: colour("soft"), width: 1, dash: "4px,4px" } }] : [],
     annotations: line ? [{ xref: "paper", x: 1, y: line, text: "settled", showarrow: false, xanchor: "right", yshift: 9, font: { size: 12, color: colour("soft") } }] : [],
   });
-  byId("sample-size").setAttribute("aria-label", `${text} against the number of generated pictures, a line a condition`);
+  byId("sample-size").setAttribute("aria-label", `${text} against the number of generated images, one line per condition`);
 }
 
-// A temperature of the hardest pictures: a chart's symbol, and the same as a character.
+// Symbols of the temperatures of the hardest images: in the chart, and as a character in its key.
 const HARDEST = [["diamond", "◆"], ["square", "■"], ["triangle-up", "▲"]];
 
-/** ECE of each model before and after: one line a model, sorted by the ECE before. */
+/** ECE of each model before and after: one line per model, sorted by the ECE before. */
 function drawDumbbell() {
   const { models, improved } = DATA.scaling[valueOf("dumbbell-domain")];
   const rows = models.filter((row) => row.before != null && row.synthetic != null).sort((a, b) => a.before - b.before);
@@ -189,7 +189,7 @@ function drawDumbbell() {
   });
   const element = byId("dumbbell");
   element.style.height = `${56 + 28 * rows.length}px`;
-  const key = [["before", "clear"], ["after, temperature of generated pictures", "synthetic"]].map(([text, side]) => make("span", { className: side }, make("i"), text));
+  const key = [["before", "clear"], ["after, temperature of generated images", "synthetic"]].map(([text, side]) => make("span", { className: side }, make("i"), text));
   const symbol = (index) => HARDEST[index % HARDEST.length];
   const ofHardest = (source) => source.replace("synthetic, ", "after, temperature of the ");
   key.push(...hardest.map((source, index) => make("span", {}, make("b", { className: "symbol", textContent: symbol(index)[1] }), ofHardest(source))));
@@ -204,7 +204,7 @@ function drawDumbbell() {
     ...hardest.map((source, index) => dots(source, ofHardest(source), { symbol: symbol(index)[0], color: colour("bright") })),
   ], {
     margin: { l: 8, r: 16, t: 4, b: 44 },
-    xaxis: axis("ECE on true pictures, %", { rangemode: "tozero" }), yaxis: axis("", { gridcolor: "rgba(0,0,0,0)", type: "category" }),
+    xaxis: axis("ECE on reference images, %", { rangemode: "tozero" }), yaxis: axis("", { gridcolor: "rgba(0,0,0,0)", type: "category" }),
   });
   element.setAttribute("aria-label", `ECE of ${rows.length} models before and after temperature scaling`);
 }
@@ -221,7 +221,7 @@ function chooseDiagram() {
   fill(byId("diagram-set"), tested.map((name) => [name, setName(name)]));
   const ofSet = DATA.diagrams.filter((entry) => entry.tested_on === valueOf("diagram-set"));
   const key = (entry) => `${entry.calibrated_on}/${entry.method}`;
-  const name = (entry) => (entry.calibrated_on ? `${setName(entry.calibrated_on)}, ${words(entry.method)}` : "nowhere: as it is");
+  const name = (entry) => (entry.calibrated_on ? `${setName(entry.calibrated_on)}, ${words(entry.method)}` : "none (uncalibrated)");
   fill(byId("diagram-source"), [...new Map(ofSet.map((entry) => [key(entry), name(entry)])).entries()]);
   const ofSource = ofSet.filter((entry) => key(entry) === valueOf("diagram-source"));
   fill(byId("diagram-model"), only("model", ofSource).map((model) => [model, DATA.labels[model]]));

@@ -16,13 +16,13 @@ function growing(kind, draw, button, ...controls) {
     const before = place.children.length;
     shown[kind] += 2 * AT_ONCE[kind];
     draw();
-    const first = place.children[before];  // the keyboard goes on where the new pictures start
+    const first = place.children[before];  // keyboard focus moves to the first new image
     (first.matches("button") ? first : first.querySelector("button")).focus({ preventScroll: true });
   });
 }
 
-if (byId("scatter")) connect(drawAgreement, "scatter-figure", "scatter-side", "scatter-model");
-if (byId("sample-size")) connect(drawSampleSize, "size-figure");
+if (byId("scatter")) connect(drawAgreement, "scatter-metric", "scatter-side", "scatter-model");
+if (byId("sample-size")) connect(drawSampleSize, "size-metric");
 if (byId("dumbbell")) connect(drawDumbbell, "dumbbell-domain");
 if (byId("diagrams")) connect(chooseDiagram, "diagram-set", "diagram-source", "diagram-model");
 if (byId("ood-scatter")) connect(drawObjectsAgreement, "ood-score", "ood-metric");

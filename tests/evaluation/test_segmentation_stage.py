@@ -7,7 +7,7 @@ import torch
 from genval.evaluation.segmentation import evaluate_all
 from genval.evaluation.settings import EvalScriptSettings
 from genval.runtime.errors import GenValError
-from genval.runtime.files import write_png
+from genval.runtime.files import read_jsonl, write_png
 from genval.runtime.flags import make_settings
 
 
@@ -57,6 +57,14 @@ def test_batches_hold_one_size_and_one_scene_in_order(pixels):
     again = Recorder()
     resumed = evaluate(pixels, again, batch_size=4)[0].metrics()
     assert str(resumed) == str(evaluated.metrics()) and not again.batches  # as text: some are NaN
+
+
+def test_the_precision_of_a_loaded_segmenter_is_recorded(pixels):
+    segmenter = Recorder()
+    segmenter.precision = "bf16-true"
+    (evaluated,) = evaluate(pixels, segmenter)
+    records = list(read_jsonl(evaluated.scenes["clean", "b"].folder / "manifest.jsonl"))
+    assert [record["precision"] for record in records] == ["bf16-true"] * 2
 
 
 def test_a_bad_pair_stops_the_run_or_is_skipped(pixels):

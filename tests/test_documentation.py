@@ -1,0 +1,132 @@
+"""What README and docs say is run or checked: Python lines, commands, links, the table of flags."""
+
+import argparse
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+from genval.runtime.flags import ALIASES, settings_parser
+from genval.runtime.paths import REPO_ROOT
+
+PAGES = [
+    REPO_ROOT / "README.md",
+    REPO_ROOT / "CONTRIBUTING.md",
+    *sorted((REPO_ROOT / "docs").rglob("*.md")),
+    *(REPO_ROOT / folder / "README.md" for folder in ("checkpoints", "datasets", "images", "results", "tests/golden")),
+]
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_CODE = re.compile(r"`([^`\n]+)`")
+
+
+def parser_of(script: str) -> argparse.ArgumentParser:
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    return settings_parser(typing.get_type_hints(module.main)["settings"])
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page: indented lines and inline code that start a script, continued lines joined."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text())
+    found = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    found += _CODE.findall(re.sub(r"\n", " ", text))
+    found = [re.sub(r"^OMP_NUM_THREADS=\d+ ", "", command) for command in found]
+    found = [re.sub(r"\s#.*", "", command).removeprefix("python ") for command in found]
+    return [
+        command
+        for command in found
+        if re.match(r"((ControlNet|relis|ood_\w+|report|mini)/\w+|reproduce)\.py\b", command)
+    ]
+
+
+def without_variables(words: list[str]) -> list[str]:
+    """A command without the shell variables of a longer recipe."""
+    return [word for word in words if not word.startswith("$")]
+
+
+COMMANDS = sorted({(page.relative_to(REPO_ROOT).as_posix(), command) for page in PAGES for command in commands(page)})
+
+
+def test_commands_are_found():
+    assert len(COMMANDS) > 60
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda value: value[:70])
+def test_every_flag_of_a_command_is_the_scripts_own(page, command):
+    """Each flag exists under this name, not as an alias."""
+    script, *words = shlex.split(command)
+    assert (REPO_ROOT / script).is_file(), f"{page}: {command}"
+    parser = parser_of(script)
+    own = {name for action in parser._actions if action.help != argparse.SUPPRESS for name in action.option_strings}
+    own.add("--list_models")
+    flags = {word.partition("=")[0] for word in without_variables(words) if word.startswith("--")}
+    assert flags <= own, f"{page}: {command}: {sorted(flags - own)}"
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPO_ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for link in _LINK.findall(page.read_text()):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_the_table_of_flags_is_that_of_the_library():
+    """The aliases of docs/flags.md are those of `ALIASES`, and each flag is one of some script."""
+    rows = [line.split("|")[1:] for line in (REPO_ROOT / "docs/flags.md").read_text().splitlines() if "| `--" in line]
+    table = {_CODE.findall(row[1])[0].removeprefix("--"): _CODE.findall(row[2]) for row in rows}
+    documented = {name: tuple(alias.removeprefix("--") for alias in aliases) for name, aliases in table.items()}
+    assert {name: aliases for name, aliases in documented.items() if aliases} == ALIASES
+    scripts = [path for path in REPO_ROOT.glob("*/*.py") if path.parent.name in ("ControlNet", "ood_objects", "relis",
+               "ood_detection", "report", "mini") and path.name not in ("__init__.py", "presets.py")]  # fmt: skip
+    known = {action.dest for path in scripts for action in parser_of(path.relative_to(REPO_ROOT).as_posix())._actions}
+    assert set(documented) <= known
+
+
+def test_every_script_is_in_the_table_of_stages():
+    text = (REPO_ROOT / "docs/stages.md").read_text()
+    folders = ("ControlNet", "ood_objects", "relis", "ood_detection", "report")
+    scripts = [path for folder in folders for path in (REPO_ROOT / folder).glob("*.py") if path.name != "__init__.py"]
+    assert not [path.name for path in scripts if path.name not in text]
+
+
+@pytest.mark.slow
+def test_the_python_lines_of_the_readme_run(tmp_path):
+    """On rendered streets, in a copy of the project, after an evaluation of three segmenters."""
+    lines = re.findall(r"```python\n(.*?)```", (REPO_ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(lines) == 1 and len(lines[0].splitlines()) <= 9
+    copy = tmp_path / "project"
+    copy.mkdir()
+    for name in ("genval", "mini", "relis", "reproduce.py", "path_dicts.py", "ControlNet"):
+        source = REPO_ROOT / name
+        shutil.copytree(source, copy / name) if source.is_dir() else shutil.copy(source, copy)
+    (copy / "checkpoints").symlink_to(REPO_ROOT / "checkpoints")
+
+    def run(*command: str) -> str:
+        env = {**os.environ, "PYTHONPATH": str(copy)}
+        done = subprocess.run([sys.executable, *command], cwd=copy, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("mini/render.py", "--num_train", "0", "--num_val", "4", "--domains", "clear,fog")
+    few = lines[0].replace("num_samples=16", "num_samples=4")
+    run("-c", few.partition("comparison")[0])
+    segmenters = "mini-segformer-hf,mini-fast-scnn,mini-pspnet-r18"
+    for dataset, cond in (("Cityscapes", "all"), ("Cityscapes_fog", "all"), ("ACDC", "fog")):
+        run("relis/eval.py", "--preset", "mini", "--segmenters", segmenters, "--trg_dataset", dataset, "--cond", cond)
+    printed = run("-c", few)
+    assert "Can the synthetic verdict be trusted?" in printed and "fog (r " in printed
