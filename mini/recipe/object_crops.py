@@ -73,9 +73,9 @@ def load_object_images(data_dir: Path, limit: int | None = None, workers: int = 
         raise GenValError(
             f"{listed} is missing or lists no object. Render the data first: python mini/render.py --help"
         )
-    lacking = [f"{field!r}: {line}" for line in records for field in ("image", "clean", "mask") if not line.get(field)]
-    if lacking:
-        raise GenValError(f"{listed}: a line has no field {lacking[0][:300]}")
+    missing = [f"{field!r}: {line}" for line in records for field in ("image", "clean", "mask") if not line.get(field)]
+    if missing:
+        raise GenValError(f"{listed}: a line has no field {missing[0][:300]}")
     height, width = read_image(data_dir / records[0]["image"]).shape[:2]
     side = min(height, width)
     images, clean = (np.empty((len(records), 3, side, side), np.uint8) for _ in range(2))
