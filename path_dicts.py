@@ -1,7 +1,7 @@
 """The one file to edit: where data sets and checkpoints are, which domains exist, which segmenters have a name.
 
 Plain data. Relative paths start at the repository's root. The 42 segmenters of the model zoo are in `ZOO_FILE`, and the
-names and defaults of the embedded world are in `mini/presets.py`.
+names and defaults of the mini world are in `mini/presets.py`.
 """
 
 import json
@@ -76,7 +76,7 @@ CHECKPOINT_ROOT = "checkpoints"
 ZOO_FILE = "genval/segmenters/zoo.json"
 ZOO: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / ZOO_FILE).read_text(encoding="utf-8"))
 
-# Segmenters of the embedded world: name -> specification (see genval/segmenters).
+# Segmenters of the mini world: name -> specification (see genval/segmenters).
 MINI_SEGMENTERS: dict[str, str] = presets.SEGMENTERS
 
 # `--preset NAME`: defaults that replace those of a script, by script.

@@ -10,7 +10,7 @@ Writes: images/ and results/ by the stages it runs, results/report/index.html by
 
     python reproduce.py --dry_run                              # what is done, to do and missing, and how long it takes
     python reproduce.py
-    python reproduce.py --preset mini --domains fog,night      # the same stages on the embedded world: make demo
+    python reproduce.py --preset mini --domains fog,night      # the same stages on the mini world: make demo
 
 Each step is a command that can also be run alone. Run the same command again to resume.
 """

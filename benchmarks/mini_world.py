@@ -1,4 +1,4 @@
-"""How good the embedded world's generator is: are masks respected in clear weather, and is its weather told from clear?
+"""How good the mini world's generator is: are masks respected in clear weather, and is its weather told from clear?
 
 Reads:  checkpoints/mini
 Writes: --output_dir: world/ (rendered streets), generated/ (ControlNet/style_transfer.py --preset mini),

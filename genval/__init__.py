@@ -54,7 +54,7 @@ def generate(domain: str, preset: str | None = None, **flags: Any) -> GeneratedS
 
     Args:
         domain: fog, night, rain, snow, india, or a text.
-        preset: "mini" selects the embedded world's data and checkpoints.
+        preset: "mini" selects the mini world's data and checkpoints.
         flags: of the script, by name: `num_samples=16`.
 
     Returns:
@@ -79,7 +79,7 @@ def evaluate(segmenter: str | nn.Module, dataset: str, preset: str | None = None
     Args:
         segmenter: a name as for `load_segmenter`, or a loaded segmenter with a `name`.
         dataset: Cityscapes, ACDC, Cityscapes_fog, ...
-        preset: "mini" selects the embedded world's data and checkpoints.
+        preset: "mini" selects the mini world's data and checkpoints.
         flags: of the script, by name: `cond="fog", save=["predictions", "logits"]`.
 
     Returns:
@@ -102,7 +102,7 @@ def compare(preset: str | None = None, **flags: Any) -> dict[str, Any]:
     """Compare the synthetic verdict with the reference sets, as report/correlate.py does, without writing files.
 
     Args:
-        preset: "mini" selects the embedded world's results.
+        preset: "mini" selects the mini world's results.
         flags: of the script, by name: `domains=["fog", "night"]`.
 
     Returns:

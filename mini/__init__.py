@@ -1,1 +1,1 @@
-"""The embedded world: rendered streets, and the recipe that trains the small checkpoints on them."""
+"""The mini world: rendered streets, and the recipe that trains the small checkpoints on them."""

@@ -1,4 +1,4 @@
-"""Draw the sheet of objects that the embedded world puts on its streets, from an emoji font. For maintainers: the sheet
+"""Draw the sheet of objects that the mini world puts on its streets, from an emoji font. For maintainers: the sheet
 is in git, and nothing else needs the font.
 
 Reads:  --font, Noto Color Emoji as Debian's package fonts-noto-color-emoji installs it; ood_objects/objects.txt

@@ -1,4 +1,4 @@
-"""Names and defaults of the embedded world, which `path_dicts.py` lists with those of the user's own data.
+"""Names and defaults of the mini world, which `path_dicts.py` lists with those of the user's own data.
 
 Plain data, no code. Relative paths start at the repository's root.
 """

@@ -1,4 +1,4 @@
-"""Render the embedded world's data sets: streets with labels and captions, laid out like the real sets.
+"""Render the mini world's data sets: streets with labels and captions, laid out like the real sets.
 
 Reads:  nothing.
 Writes: --output_dir, with cityscapes/ (clear), acdc/ (fog, night, rain, snow), IDD_Segmentation/ (india), a caption

@@ -1,4 +1,4 @@
-"""Train the small checkpoints of the embedded world, or of any data set in the same layout.
+"""Train the small checkpoints of the mini world, or of any data set in the same layout.
 
 Stages, in order: `autoencoder` and `diffusion` (a Stable Diffusion of 10 M parameters, on captioned images of all
 weathers, without masks), `controlnet` (ControlNet/tool_add_control.py and ControlNet/train.py, on clear scenes and

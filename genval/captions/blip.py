@@ -90,7 +90,7 @@ def load_blip(name: str, precision: str = "32-true") -> Blip:
     if folder is None and (name.startswith(("/", ".", "~", "checkpoints/")) or name.count("/") > 1):
         raise GenValError(
             f"No BLIP captioner at {resolve(name)}: expected a folder as BlipForConditionalGeneration is saved. "
-            "(The embedded world's is made by python mini/train.py --stages captioner.)"
+            "(The mini world's is made by python mini/train.py --stages captioner.)"
         )
     location = str(folder) if folder else name
     try:
@@ -120,7 +120,7 @@ def fuse_attention(model: Any) -> None:
     """Let the vision transformer of a BLIP model attend without the matrix of all pairs of tokens in memory.
 
     The same up to rounding. transformers (5.23) has only the plain product, with which the vision transformer of the
-    embedded world's captioner, 1,025 tokens, takes 2.3 times as long on a CPU. Where the matrix is asked for, or
+    mini world's captioner, 1,025 tokens, takes 2.3 times as long on a CPU. Where the matrix is asked for, or
     dropped out, it is made.
 
     Args:

@@ -151,7 +151,7 @@ def _source(name: str) -> tuple[str, str | None, dict[str, Any]]:
     if name.startswith(_LOCAL) or architecture not in list_models():
         raise GenValError(
             f"No CLIP model {name}: expected a folder with {_CONFIG}, hf-hub:OWNER/REPOSITORY, or a name of open_clip "
-            "such as ViT-L-14/openai. (The embedded world's is made by python mini/train.py --stages captioner.)"
+            "such as ViT-L-14/openai. (The mini world's is made by python mini/train.py --stages captioner.)"
         )
     if tag not in list_pretrained_tags_by_model(architecture):
         raise GenValError(

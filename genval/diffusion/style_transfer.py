@@ -322,7 +322,7 @@ def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
     split = "train" if settings.from_train else "val"
     data_dir = find_root("Cityscapes", settings.data_dir, flag="--data_dir")
     source = settings.fixed_caption
-    # The embedded world's captions are next to its Cityscapes folder, the published ones in it or in ControlNet/.
+    # The mini world's captions are next to its Cityscapes folder, the published ones in it or in ControlNet/.
     captions_from = find_captions(settings.captions, split, data_dir, data_dir.parent) if source is None else source
     bad: list[BadFile] | None = [] if settings.skip_bad else None
     frames = find_items("Cityscapes", split=split, root=data_dir, skipped=bad)

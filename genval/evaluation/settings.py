@@ -247,7 +247,7 @@ class GateThresholds:
     # mIoU with the mask, as a fraction of the segmenter's mIoU on the original
     min_agreement: float = flag(0.0, "minimum agreement with the mask, as a fraction of the original's")
     min_domain: float = flag(0.5, "minimum probability of the domain's phrase against the clear phrase")
-    # Measured on the embedded world: images of one seed and other settings differ in up to 12 bits, images of one mask
+    # Measured on the mini world: images of one seed and other settings differ in up to 12 bits, images of one mask
     # and other seeds in 32 or more, images of other masks in 90 or more.
     min_bits: int = flag(16, "minimum number of bits, of 256, in which an image's hash differs from every kept image's")
 

@@ -37,7 +37,7 @@ class Protocol:
         models: as given to relis/eval.py.
         num_samples: generated images a domain; with `render`, also rendered ones a set.
         num_object_images: generated images an object; None is the stage's own number.
-        render: the embedded world's data sets are rendered first.
+        render: the mini world's data sets are rendered first.
         jobs: steps at a time; with several, models are evaluated by processes of their own.
         logit_pixels: pixels an image that calibration is done on.
         device: flags of every stage that computes on a device.

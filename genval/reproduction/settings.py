@@ -22,7 +22,7 @@ class ReproductionSettings:
     num_samples: int = flag(512, "generated images per domain", type=positive_int)
     num_object_images: int | None = flag(None, "images per object (default: that of sd_inpaint.py)", type=positive_int)
     logit_pixels: int = flag(20000, "pixels per image for calibration", type=positive_int)
-    render: bool = flag(False, "render the embedded world's data sets first")
+    render: bool = flag(False, "render the mini world's data sets first")
     stages: tuple[str, ...] = flag(
         ("all",), "only these stages: render, generate, evaluate, ... as printed", type=comma_list
     )

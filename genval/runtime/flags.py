@@ -153,7 +153,7 @@ def settings_parser(
     parser.add_argument(
         "--preset",
         choices=sorted(path_dicts.PRESETS),
-        help="a table of defaults from path_dicts.py; 'mini' selects the embedded world's data and checkpoints",
+        help="a table of defaults from path_dicts.py; 'mini' selects the mini world's data and checkpoints",
     )
     for name, (show, text) in (shows or {}).items():
         parser.add_argument(f"--{name}", action=Show, show=show, help=text)

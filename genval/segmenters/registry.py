@@ -36,7 +36,7 @@ PREFIXES: dict[str, str] = {
 
 
 def list_segmenters() -> list[str]:
-    """The names `load_segmenter` knows: the model zoo's 42, then the embedded world's."""
+    """The names `load_segmenter` knows: the model zoo's 42, then the mini world's."""
     return [*path_dicts.ZOO, *path_dicts.MINI_SEGMENTERS]
 
 

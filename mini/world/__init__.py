@@ -1,4 +1,4 @@
-"""The embedded world: procedural street scenes with labels, depth and captions, in six domains.
+"""The mini world: procedural street scenes with labels, depth and captions, in six domains.
 
 `render`, `Render`, `DOMAINS` and `DOMAIN_PHRASES` are loaded at first use, since they need NumPy and OpenCV.
 """

@@ -1,4 +1,4 @@
-"""Data sets of the embedded world: where each image goes, what is written, and the lists beside it.
+"""Data sets of the mini world: where each image goes, what is written, and the lists beside it.
 
 The folders and names are those of Cityscapes (clear), ACDC (fog, night, rain, snow) and IDD (india). NumPy and OpenCV
 are imported where an image is made, so that a script may import this module and still answer --help at once.

@@ -1,4 +1,4 @@
-"""The embedded world: same bytes for the same arguments, true labels, and weather that does what weather does."""
+"""The mini world: same bytes for the same arguments, true labels, and weather that does what weather does."""
 
 import functools
 import hashlib

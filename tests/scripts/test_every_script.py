@@ -13,7 +13,7 @@ SCRIPTS = sorted(
     path.relative_to(REPO_ROOT)
     for path in REPO_ROOT.glob("*/*.py")
     if path.parent.name in ("ControlNet", "mini", "ood_detection", "ood_objects", "relis", "report")
-    and path.name != "__init__.py"
+    and "__main__" in path.read_text(encoding="utf-8")
 )
 SCRIPTS.append(Path("reproduce.py"))
 
