@@ -46,9 +46,9 @@ def main(settings: DomainTableSettings) -> None:
     }
     check_same_images(matrices, models)
 
-    of_first_model = [by_model[0] for by_model in matrices.values()]
+    first_model = [by_model[0] for by_model in matrices.values()]
     common = settings.class_set == "common"
-    classes = labelled_classes(of_first_model) if common else CLASS_SETS[settings.class_set]
+    classes = labelled_classes(first_model) if common else CLASS_SETS[settings.class_set]
     miou = {
         column: [100 * mean_iou(matrix, classes, complete=not common) for matrix in by_model]
         for column, by_model in matrices.items()
@@ -61,9 +61,8 @@ def main(settings: DomainTableSettings) -> None:
     text = f"mIoU in percent over {len(names)} classes ({', '.join(names)}).\n\n"
     text += markdown_table(["model", *columns], rows)
     if agreements:
-        text += (
-            "\n\nSynthetic against true across models: Pearson's r, its 95 % interval, mean synthetic minus true.\n\n"
-        )
+        text += "\n\nSynthetic against reference (true) across models: Pearson's r, its 95 % interval, "
+        text += "mean difference: synthetic - reference.\n\n"
         text += markdown_table(["domain", "models", "r", "from", "to", "difference"], agreements, digits=2)
     print(text)
     folder = resolve(settings.output_dir)
@@ -80,15 +79,15 @@ def main(settings: DomainTableSettings) -> None:
     print(f"wrote {settings.output_dir}/table.md, table.csv, table.json")
 
 
-def list_columns(domains: Sequence[str], true_dataset: str, gate: bool = False) -> dict[str, tuple[str, str]]:
+def list_columns(domains: Sequence[str], reference_dataset: str, gate: bool = False) -> dict[str, tuple[str, str]]:
     """Return the sets to compare: title to (data set, condition)."""
     from genval.results.scenes import GATED_SUFFIX
 
     columns = {"clear": ("Cityscapes", "clean")}
     for domain in domains:
         columns[f"synthetic {domain}"] = (f"Cityscapes_{domain}{GATED_SUFFIX if gate else ''}", domain)
-        if true_dataset != "none":
-            columns[f"true {domain}"] = ("IDD", "india") if domain == "india" else (true_dataset, domain)
+        if reference_dataset != "none":
+            columns[f"true {domain}"] = ("IDD", "india") if domain == "india" else (reference_dataset, domain)
     return columns
 
 

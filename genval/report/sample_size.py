@@ -1,4 +1,4 @@
-"""How many generated images are enough: what a smaller generated set would have said."""
+"""How many generated images are enough: the results of smaller generated sets."""
 
 from __future__ import annotations
 

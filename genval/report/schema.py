@@ -255,7 +255,7 @@ class RegretPoint(JsonRecord):
 
 @dataclass(frozen=True)
 class SampleSizeCurve(JsonRecord):
-    """What a smaller generated set would have said (`sample_size.sample_size_curve`)."""
+    """The results of smaller generated sets (`sample_size.sample_size_curve`)."""
 
     images: list[int]  # numbers of images: 8, 16, ...
     pearson: list[CorrelationPoint]

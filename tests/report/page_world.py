@@ -254,7 +254,7 @@ def evaluate(root, model, items, wrong, generator):
 
 
 def scaled(model, domain):
-    """A file of relis/eval_calibration_clustering.py: all pixels in two bins, too sure before and just right after."""
+    """A file of relis/eval_calibration_clustering.py: two bins with pixels, overconfident before."""
 
     def bins(confidence):
         values = {"pixels": [0] * 15, "right": [0] * 15, "confidence": [0.0] * 15}

@@ -195,7 +195,7 @@ def test_missing_parts_are_listed_with_their_command(tmp_path, sources):
         generated=sources.generated,
     )
     content = collect(bare, ["fog"], LIMITS)
-    commands = [lack.remedy for lack in content.missing]
+    commands = [part.remedy for part in content.missing]
     assert [command.split()[1] for command in commands] == [
         "report/correlate.py",
         "relis/eval.py",
@@ -208,7 +208,7 @@ def test_missing_parts_are_listed_with_their_command(tmp_path, sources):
     assert all(entry["models"] == {} for entry in data_of(html)["gallery"]["images"])
 
 
-def test_objects_that_nobody_wants_are_no_images(tmp_path):
+def test_refused_objects_are_not_shown(tmp_path):
     sources = write_world(tmp_path, images=1, models=("good",), domains=("fog",))
     write_json(sources.objects / "masks/curated.json", {"lion": {"0": False}, "rubber_duck": {"0": True}})
     content = collect(sources, None, LIMITS)
@@ -454,9 +454,9 @@ def test_filters_order_and_charts_follow_their_controls(open_page):
     assert browser.run("document.querySelectorAll('#object-gallery img').length") == 1
 
     label = "document.querySelector('#scatter .plot').getAttribute('aria-label')"
-    assert "generated against true" in browser.run(label)
+    assert "generated against reference" in browser.run(label)
     browser.choose("scatter-side", "clear")
-    assert "clear weather against true" in browser.run(label)
+    assert "clear weather against reference" in browser.run(label)
     browser.choose("scatter-metric", "ece")
     assert "ECE of 2 models" in browser.run(label)
     browser.choose("scatter-model", "hf:some/folder/poor")
@@ -510,5 +510,5 @@ def test_a_page_without_a_comparison_works_too(sources, tmp_path, open_page):
     browser = open_page(1280)
     browser.open(path.as_uri())
     browser.wait("document.querySelectorAll('#gallery .shot').length === 4")
-    assert texts(browser, ".contents a") == ["Pictures", "Provenance"]
+    assert texts(browser, ".contents a") == ["Images", "Provenance"]
     assert browser.complaints == []
