@@ -38,9 +38,9 @@ def main(settings: ReportArithmeticSettings) -> None:
     import scipy.stats
 
     from genval.report.comparison import compare
-    from genval.report.figures import mean_iou, miou_figure
     from genval.report.resampling import draw_images, draw_models
     from genval.report.sample_size import sample_size_curve
+    from genval.report.scores import mean_iou, miou_scores
     from genval.runtime.tables import markdown_table
 
     sides = {
@@ -51,35 +51,37 @@ def main(settings: ReportArithmeticSettings) -> None:
 
     def drawn() -> dict[str, Any]:
         weights = draw_images({side: evidence.sources for side, evidence in sides.items()}, settings.draws, 0)
-        return {side: miou_figure(evidence, weights[side], classes) for side, evidence in sides.items()}
+        return {side: miou_scores(evidence, weights[side], classes) for side, evidence in sides.items()}
 
     def plain() -> None:
         chosen = draw_models(settings.segmenters, settings.plain_draws, 0)
         weights = np.random.default_rng(0).integers(0, 3, (settings.plain_draws, settings.images))
         for draw, of_draw in enumerate(chosen):
-            figures = [
+            scores = [
                 [
                     mean_iou((weights[draw][:, None, None] * evidence.counts[:, model]).sum(0), classes)
                     for model in of_draw
                 ]
                 for evidence in sides.values()
             ]
-            for predictor in figures[1:]:
+            for predictor in scores[1:]:
                 for coefficient in (scipy.stats.pearsonr, scipy.stats.spearmanr, scipy.stats.kendalltau):
-                    coefficient(predictor, figures[0])
+                    coefficient(predictor, scores[0])
 
-    figures, seconds = timed(drawn)
+    scores, seconds = timed(drawn)
     rows = [["mIoU of all draws, three sets", seconds]]
-    rows.append(
-        ["correlations, differences, ranking", timed(lambda: compare(names, figures, True, settings.draws, 0))[1]]
-    )
+
+    def compared() -> Any:
+        return compare(names, scores, metric="miou", higher_is_better=True, sets={}, draws=settings.draws, seed=0)
+
+    rows.append(["correlations, differences, ranking", timed(compared)[1]])
     curve = timed(
         lambda: sample_size_curve(
             sides["synthetic"].counts,
             lambda counts: mean_iou(counts, classes),
-            figures["true"].value,
-            settings.draws,
-            0,
+            scores["true"].value,
+            draws=settings.draws,
+            seed=0,
         )
     )
     rows.append(["sample-size curve", curve[1]])

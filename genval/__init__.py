@@ -106,7 +106,7 @@ def compare(preset: str | None = None, **flags: Any) -> dict[str, Any]:
         flags: of the script, by name: `domains=["fog", "night"]`.
 
     Returns:
-        What `correlation.json` holds, see `genval.report`; `["verdict"]` is the verdict in sentences.
+        What `correlation.json` holds, see `genval.report.schema`; `["verdict"]` is the verdict in sentences.
 
     Raises:
         GenValError: there are no results, or a file is damaged.
@@ -116,4 +116,4 @@ def compare(preset: str | None = None, **flags: Any) -> dict[str, Any]:
     from genval.report.study import correlate
     from genval.runtime.flags import make_settings
 
-    return correlate(make_settings(CorrelationSettings, preset, **flags))
+    return correlate(make_settings(CorrelationSettings, preset, **flags)).to_json()

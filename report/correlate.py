@@ -3,7 +3,7 @@
 Reads:  what relis/eval.py wrote in --eval_dir for Cityscapes, Cityscapes_{domain}, Cityscapes_corrupt_{domain}
         and the reference sets; relis/eval_calibration_clustering.py in --scaling_dir; ood_detection/main_gen_ood.py
         in --ood_dir; as far as they exist
-Writes: {output_dir}/correlation.json (described in genval/report/__init__.py), correlation.csv, correlation.md
+Writes: {output_dir}/correlation.json (described in genval/report/schema.py), correlation.csv, correlation.md
 
     python report/correlate.py --domains fog,night
 
@@ -28,15 +28,15 @@ def main(settings: CorrelationSettings) -> None:
     from genval.runtime.files import write_bytes, write_csv, write_json
     from genval.runtime.paths import resolve
 
-    values = correlate(settings)
+    report = correlate(settings)
     folder = resolve(settings.output_dir)
-    text = markdown_summary(values)
-    write_json(folder / "correlation.json", values)
-    write_csv(folder / "correlation.csv", *csv_table(values))
+    text = markdown_summary(report)
+    write_json(folder / "correlation.json", report.to_json())
+    write_csv(folder / "correlation.csv", *csv_table(report))
     write_bytes(folder / "correlation.md", (text + "\n").encode())
     print(text)
     print(f"\nwrote {settings.output_dir}/correlation.json, correlation.csv, correlation.md\n")
-    print("\n".join(values["verdict"]))
+    print("\n".join(report.verdict))
 
 
 if __name__ == "__main__":

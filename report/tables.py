@@ -21,11 +21,11 @@ except ModuleNotFoundError as error:
 
 def main(settings: TableSettings) -> None:
     from genval.report.paper_tables import markdown, paper_tables, write_table
-    from genval.report.reading import read_correlation
+    from genval.report.schema import read_report
     from genval.runtime.paths import resolve
 
     folder = resolve(settings.output_dir)
-    tables = paper_tables(read_correlation(folder, settings.preset))
+    tables = paper_tables(read_report(folder / "correlation.json", settings.preset))
     for table in tables:
         write_table(folder / "tables", table)
         print(f"{markdown(table)}\n")

@@ -8,105 +8,132 @@ from typing import Any
 import numpy as np
 
 from genval.metrics.correlation import CORRELATIONS
-from genval.report.figures import Figure
 from genval.report.resampling import draw_models, interval
+from genval.report.schema import (
+    BASELINES,
+    CLEAR,
+    PREDICTORS,
+    SYNTHETIC,
+    TRUE,
+    ClassCoefficients,
+    ClassComparison,
+    CoefficientDifference,
+    Coefficients,
+    ComparedSet,
+    Comparison,
+    Estimate,
+    ModelScores,
+    Ranking,
+    ValueWithInterval,
+)
+from genval.report.scores import Scores
 
-TRUE = "true"
-SYNTHETIC = "synthetic"
-CLEAR = "clear"
-CORRUPTED = "corrupted"
-PREDICTORS = (SYNTHETIC, CLEAR, CORRUPTED)
-BASELINES = (CLEAR, CORRUPTED)
-# With fewer models an interval over them, or a correlation at all, says nothing.
+# With fewer models, neither an interval over them nor the correlation itself is informative.
 FEWEST_MODELS = 4
-# Of a draw that holds two models, every r is 1 or -1, give or take this.
+# If a draw holds two models, every r is 1 or -1, up to this rounding error.
 _ROUNDING = 1e-9
 TOP = 5
 
 
 def compare(
     models: Sequence[str],
-    sides: Mapping[str, Figure],
+    sides: Mapping[str, Scores],
+    *,
+    metric: str,
     higher_is_better: bool,
+    sets: Mapping[str, ComparedSet | None],
     draws: int,
     seed: int,
-) -> dict[str, Any]:
-    """A comparison, as `genval.report` describes it, from `models` to `bias`.
+) -> Comparison:
+    """Compare the predictors with the reference; the parts for classes are not filled in.
 
     Args:
-        models: their names, the axis of the figures; at least two.
-        sides: `true`, `synthetic`, and of `clear` and `corrupted` those there are, which may lack models (NaN).
-        higher_is_better: what the ranking goes by.
-        draws: of models; images were drawn as often where figures have draws.
-        seed: of the drawing of models.
+        models: their names, the axis of the scores; at least two.
+        sides: `true` and `synthetic`, and `clear` and `corrupted` where available. Baselines may miss models (NaN).
+        metric: its name.
+        higher_is_better: the order of the ranking.
+        sets: the images of each side.
+        draws: bootstrap draws of models; scores on resampled images have as many.
+        seed: of the draws of models.
     """
-    correlation: dict[str, Any] = dict.fromkeys(PREDICTORS)
-    difference: dict[str, Any] = {}
-    own = _drawn_correlations(sides[SYNTHETIC], sides[TRUE], draws, seed)
+    correlation: dict[str, Coefficients | None] = dict.fromkeys(PREDICTORS)
+    difference: dict[str, CoefficientDifference | None] = dict.fromkeys(BASELINES)
+    own = _resampled_correlations(sides[SYNTHETIC], sides[TRUE], draws, seed)
     for predictor in (predictor for predictor in PREDICTORS if predictor in sides):
         kept = np.flatnonzero(~np.isnan(sides[predictor].value))
         same, drawn = own, own
         if len(kept) < len(models):  # compared over the models that the baseline has
-            same = _drawn_correlations(sides[SYNTHETIC].of(kept), sides[TRUE].of(kept), draws, seed)
+            same = _resampled_correlations(sides[SYNTHETIC].select(kept), sides[TRUE].select(kept), draws, seed)
         if predictor in BASELINES:
-            drawn = _drawn_correlations(sides[predictor].of(kept), sides[TRUE].of(kept), draws, seed)
+            drawn = _resampled_correlations(sides[predictor].select(kept), sides[TRUE].select(kept), draws, seed)
             difference[predictor] = _difference(same, drawn, len(kept))
-        correlation[predictor] = {"models": len(kept), **{c: _estimate(v) for c, v in drawn.items()}}
-    return {
-        "models": [
-            {"model": model, **{side: _of_model(sides.get(side), index) for side in (TRUE, *PREDICTORS)}}
+        correlation[predictor] = Coefficients(len(kept), **_estimates(drawn))
+    return Comparison(
+        metric=metric,
+        unit="percent",
+        better="higher" if higher_is_better else "lower",
+        sets=dict(sets),
+        models=[
+            ModelScores(model, {side: _model_score(sides.get(side), index) for side in (TRUE, *PREDICTORS)})
             for index, model in enumerate(models)
         ],
-        "correlation": correlation,
-        "difference": {baseline: difference.get(baseline) for baseline in BASELINES},
-        "beats": {baseline: _beats(difference.get(baseline)) for baseline in BASELINES},
-        "ranking": {
+        correlation=correlation,
+        difference=difference,
+        beats={baseline: _beats(difference[baseline]) for baseline in BASELINES},
+        ranking={
             predictor: _ranking(models, sides[predictor], sides[TRUE], higher_is_better) if predictor in sides else None
             for predictor in PREDICTORS
         },
-        "bias": _bias(sides[SYNTHETIC], sides[TRUE]),
-    }
+        bias=_bias(sides[SYNTHETIC], sides[TRUE]),
+    )
 
 
 def compare_classes(
-    names: Sequence[str], sides: Mapping[str, Sequence[Figure]], draws: int, seed: int
-) -> dict[str, Any]:
-    """`per_class` of a comparison: each class's correlations, synthetic and clear, and the difference of Pearson's.
+    names: Sequence[str], sides: Mapping[str, Sequence[Scores]], draws: int, seed: int
+) -> dict[str, ClassComparison]:
+    """Compare each class on its own: the correlations of synthetic and clear, and the difference of Pearson's r.
 
     Args:
         names: of the classes.
-        sides: each side's figure of each class.
+        sides: the scores of each class, by side.
         draws: as for `compare`.
         seed: as for `compare`.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, ClassComparison] = {}
     for index, name in enumerate(names):
-        true = sides[TRUE][index]
+        reference = sides[TRUE][index]
         drawn = {
-            side: _drawn_correlations(sides[side][index], true, draws, seed, widest=True)
+            side: _resampled_correlations(sides[side][index], reference, draws, seed, widest_only=True)
             for side in (SYNTHETIC, CLEAR)
             if side in sides
         }
-        values[name] = dict.fromkeys((SYNTHETIC, CLEAR)) | {
-            side: {c: _narrow(_estimate(v)) for c, v in of_side.items()} for side, of_side in drawn.items()
+        coefficients = {
+            side: ClassCoefficients(**{c: e.with_one_interval() for c, e in _estimates(by_name).items()})
+            for side, by_name in drawn.items()
         }
-        pearson = {side: of_side["pearson"] for side, of_side in drawn.items()}
-        values[name]["difference"] = _narrow(_estimate(_minus(*pearson.values()))) if len(pearson) == 2 else None
+        difference = None
+        if len(drawn) == 2:
+            less = _minus(drawn[SYNTHETIC]["pearson"], drawn[CLEAR]["pearson"])
+            difference = _estimate(less).with_one_interval()
+        values[name] = ClassComparison(coefficients.get(SYNTHETIC), coefficients.get(CLEAR), difference)
     return values
 
 
 def number(value: Any) -> float | None:
-    """A number of whatever type as JSON has it: None for NaN."""
+    """Return a number of any type as JSON holds it: None for NaN."""
     return None if np.isnan(value) else float(value)
 
 
 _Drawn = dict[str, np.ndarray | None]
+"""A coefficient's `value`, and its values over draws: `over_models`, `over_images` and `over_both`."""
 
 
-def _drawn_correlations(x: Figure, y: Figure, draws: int, seed: int, widest: bool = False) -> dict[str, _Drawn]:
-    """Each coefficient's value, and its values over draws of models, of images, and of both at once.
+def _resampled_correlations(
+    x: Scores, y: Scores, draws: int, seed: int, widest_only: bool = False
+) -> dict[str, _Drawn]:
+    """Each coefficient's value, and its values over draws of models, of images, and of both together.
 
-    `widest` leaves those over images alone out, and those over models alone where there are those over both.
+    `widest_only` skips the draws of images alone, and those of models alone if there are draws of both.
     """
     count = len(x.value)
     chosen = draw_models(count, draws, seed) if count >= FEWEST_MODELS else None
@@ -119,9 +146,9 @@ def _drawn_correlations(x: Figure, y: Figure, draws: int, seed: int, widest: boo
         if chosen is None or images is None
         else (np.take_along_axis(images[0], chosen, 1), np.take_along_axis(images[1], chosen, 1)),
     }
-    if widest:
+    if widest_only:
         pairs["over_images"] = None
-    if widest and pairs["over_both"] is not None:
+    if widest_only and pairs["over_both"] is not None:
         pairs["over_models"] = None
     return {
         name: {way: None if pair is None else coefficient(*pair) for way, pair in pairs.items()}
@@ -129,63 +156,65 @@ def _drawn_correlations(x: Figure, y: Figure, draws: int, seed: int, widest: boo
     }
 
 
-def _estimate(drawn: _Drawn) -> dict[str, Any]:
+def _estimate(drawn: _Drawn) -> Estimate:
     value = drawn["value"]
     assert value is not None
     ends = {way: None if values is None else interval(values) for way, values in drawn.items() if way != "value"}
-    return {"value": number(value), **ends}
+    return Estimate(number(value), **ends)
+
+
+def _estimates(drawn: Mapping[str, _Drawn]) -> dict[str, Estimate]:
+    return {name: _estimate(values) for name, values in drawn.items()}
 
 
 def _minus(a: _Drawn, b: _Drawn) -> _Drawn:
     return {way: None if x is None or b[way] is None else x - b[way] for way, x in a.items()}
 
 
-def _difference(synthetic: dict[str, _Drawn], baseline: dict[str, _Drawn], models: int) -> dict[str, Any]:
+def _difference(synthetic: Mapping[str, _Drawn], baseline: Mapping[str, _Drawn], models: int) -> CoefficientDifference:
     less = {name: _minus(synthetic[name], baseline[name]) for name in synthetic}
     widest = next((v for v in (less["pearson"][way] for way in ("over_both", "over_models")) if v is not None), None)
     share = None
     if widest is not None and not np.isnan(widest).all():
         share = float(np.mean(widest[~np.isnan(widest)] > _ROUNDING))
-    return {"models": models, **{name: _estimate(drawn) for name, drawn in less.items()}, "share_above": share}
+    return CoefficientDifference(models, **_estimates(less), share_above=share)
 
 
-def _beats(difference: dict[str, Any] | None) -> str | None:
+def _beats(difference: CoefficientDifference | None) -> str | None:
     if difference is None:
         return None
-    ends = difference["pearson"]["over_both"] or difference["pearson"]["over_models"]
+    ends = difference.pearson.ends
     if ends is None:
         return "undecided"
     return "yes" if ends[0] > 0 else "no" if ends[1] < 0 else "undecided"
 
 
-def _of_model(figure: Figure | None, index: int) -> dict[str, float | None] | None:
-    if figure is None or np.isnan(figure.value[index]):
+def _model_score(scores: Scores | None, index: int) -> ValueWithInterval | None:
+    if scores is None or np.isnan(scores.value[index]):
         return None
-    ends = None if figure.drawn is None else interval(figure.drawn[:, index])
-    low, high = ends or (None, None)
-    return {"value": float(figure.value[index]), "low": low, "high": high}
+    ends = None if scores.drawn is None else interval(scores.drawn[:, index])
+    return ValueWithInterval.of_ends(float(scores.value[index]), ends)
 
 
-def _ranking(models: Sequence[str], predictor: Figure, true: Figure, higher_is_better: bool) -> dict[str, Any]:
+def _ranking(models: Sequence[str], predictor: Scores, reference: Scores, higher_is_better: bool) -> Ranking:
     sign = 1 if higher_is_better else -1
     kept = np.flatnonzero(~np.isnan(predictor.value))
-    x, y = sign * predictor.value[kept], sign * true.value[kept]
+    x, y = sign * predictor.value[kept], sign * reference.value[kept]
     common = set(np.argsort(-x, kind="stable")[:TOP]) & set(np.argsort(-y, kind="stable")[:TOP])
     ends = None
-    if predictor.drawn is not None and true.drawn is not None:
-        ends = interval(regret(sign * predictor.drawn[:, kept], sign * true.drawn[:, kept]))
-    low, high = ends or (None, None)
-    return {
-        "chosen": models[kept[int(x.argmax())]],
-        "best": models[kept[int(y.argmax())]],
-        "top_1": bool(y[x.argmax()] == y.max()),
-        "top_5": len(common) / TOP if len(kept) > TOP else None,  # of no more models all are in common
-        "regret": {"value": float(regret(x, y)), "low": low, "high": high},
-    }
+    if predictor.drawn is not None and reference.drawn is not None:
+        ends = interval(regret(sign * predictor.drawn[:, kept], sign * reference.drawn[:, kept]))
+    return Ranking(
+        chosen=models[kept[int(x.argmax())]],
+        best=models[kept[int(y.argmax())]],
+        top_1=bool(y[x.argmax()] == y.max()),
+        top_5=len(common) / TOP if len(kept) > TOP else None,  # with five models or fewer, all are in common
+        regret=ValueWithInterval.of_ends(float(regret(x, y)), ends),
+    )
 
 
 def regret(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """What choosing the model with the largest `x` (..., M) loses of the largest `y` (..., M); at least 0.
+    """Return the part of the largest `y` (..., M) that is lost by choosing the model with the largest `x` (..., M).
 
     >>> regret(np.array([3.0, 2.0, 1.0]), np.array([50.0, 52.0, 40.0]))
     np.float64(2.0)
@@ -195,15 +224,8 @@ def regret(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(undefined, np.nan, y.max(-1) - chosen)[()]
 
 
-def _bias(synthetic: Figure, true: Figure) -> dict[str, float | None]:
+def _bias(synthetic: Scores, reference: Scores) -> ValueWithInterval:
     ends = None
-    if synthetic.drawn is not None and true.drawn is not None:
-        ends = interval((synthetic.drawn - true.drawn).mean(1))
-    low, high = ends or (None, None)
-    return {"value": number((synthetic.value - true.value).mean()), "low": low, "high": high}
-
-
-def _narrow(estimate: dict[str, Any]) -> dict[str, float | None]:
-    """An estimate with one interval: over both, or over models; none where models were not drawn."""
-    ends = estimate["over_both"] or estimate["over_models"] or (None, None)
-    return {"value": estimate["value"], "low": ends[0], "high": ends[1]}
+    if synthetic.drawn is not None and reference.drawn is not None:
+        ends = interval((synthetic.drawn - reference.drawn).mean(1))
+    return ValueWithInterval.of_ends(number((synthetic.value - reference.value).mean()), ends)

@@ -1,4 +1,4 @@
-"""What relis/eval.py left of every model on one set, image by image, as arrays that resampling can weigh."""
+"""Results of relis/eval.py of every model on one set, per image, as arrays that resampling can weigh."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One set, and what several models did on its images; missing models have NaN."""
+    """One set, and the counts of several models on its images; missing models have NaN."""
 
     place: Place
     images: tuple[str, ...]  # scene/id
@@ -39,32 +39,32 @@ class Evidence:
     bins: np.ndarray | None  # float64 (N, M, 3, B): right pixels, pixels and sum of confidences by confidence
 
     def has(self) -> np.ndarray:
-        """Which models were evaluated on it, bool (M,)."""
+        """Return which models were evaluated on the set, bool (M,)."""
         return np.asarray(~np.isnan(self.counts[0, :, 0, 0]))
 
     def has_bins(self) -> np.ndarray:
-        """Which models' confidences were counted on it, bool (M,)."""
+        """Return which models have counts of confidences, bool (M,)."""
         if self.bins is None:
             return np.zeros(self.counts.shape[1], bool)
         return np.asarray(~np.isnan(self.bins[:, :, 0, 0]).any(0))
 
     def labelled(self) -> np.ndarray:
-        """Which classes have labelled pixels, bool (C,)."""
+        """Return which classes have labelled pixels, bool (C,)."""
         return np.asarray(np.nan_to_num(self.counts[:, :, 1]).sum((0, 1)) > 0)
 
 
 def read_evidence(
     root: Path, models: Sequence[str], place: Place, preset: str | None, missing: list[Missing], made_by: str = ""
 ) -> Evidence | None:
-    """Every model's counts on a set.
+    """Read the counts of every model on a set.
 
     Args:
         root: folder of the evaluation results.
         models: names as given to relis/eval.py; they are the axis M.
         place: the set.
         preset: for the commands.
-        missing: models without finished results on this set, or on other images than most, are added to it.
-        made_by: the command that makes the set's images, for when no model has results on it.
+        missing: models without finished results on this set, or on other images than most models, are appended.
+        made_by: the command that makes the images of the set; it is reported if no model has results.
 
     Returns:
         None when no model has results.
@@ -79,11 +79,10 @@ def read_evidence(
         except GenValError:
             continue
     records = {
-        model: [(scene, record) for scene in of_model for record in _records(scene)]
-        for model, of_model in found.items()
+        model: [(scene, record) for scene in scenes for record in _records(scene)] for model, scenes in found.items()
     }
-    # By their content too: a set may have been generated again, under the same names, between two evaluations.
-    marks = {model: tuple(map(_mark, of_model)) for model, of_model in records.items()}
+    # The content is compared too: a set may be generated again, with the same names, between two evaluations.
+    marks = {model: tuple(map(_mark, images)) for model, images in records.items()}
     usual = Counter(marks.values()).most_common(1)[0][0] if marks else ()
     absent = [model for model in models if model not in found]
     other = [model for model in found if marks[model] != usual]
@@ -97,8 +96,8 @@ def read_evidence(
     report(absent, "no results")
     report(other, "results on other images")
     kept = {
-        model: [(scene, record["id"]) for scene, record in of_model]
-        for model, of_model in records.items()
+        model: [(scene, record["id"]) for scene, record in images]
+        for model, images in records.items()
         if model not in other
     }
     if not usual:
@@ -112,7 +111,7 @@ def read_evidence(
 
 
 def with_street_sources(evidence: Evidence) -> Evidence:
-    """The same with each image's source taken from its name, `{domain}_{number}_{street}` or just `{street}`.
+    """Take the source of each image from its name, `{domain}_{number}_{street}` or just `{street}`.
 
     For sets made from the labelled streets: one generated or corrupted from the same street shares its source.
     """
@@ -126,12 +125,12 @@ def with_street_sources(evidence: Evidence) -> Evidence:
 
 
 def evaluation(root: Path, models: Sequence[str], place: Place, preset: str | None) -> str:
-    """The command that evaluates models on a set."""
+    """Return the command that evaluates models on a set."""
     return str(SceneResults(root, architectures(models, preset), place.dataset, place.cond, ALL).command(preset))
 
 
 def architectures(models: Sequence[str], preset: str | None) -> str:
-    """Models as `--model_arch` takes them."""
+    """Return models as `--segmenters` takes them."""
     return ALL if set(models) == set(model_list(ALL, preset)) else ",".join(models)
 
 
@@ -140,7 +139,7 @@ def _records(scene: SceneResults) -> list[dict[str, Any]]:
 
 
 def _mark(image: tuple[SceneResults, dict[str, Any]]) -> tuple[str, str | None, str | None]:
-    """An image's name, and marks of its file and its mask's."""
+    """An image's name, and the marks of its file and of its mask."""
     scene, record = image
     return f"{scene.scene}/{record['id']}", record.get("image_mark"), record.get("mask_mark")
 
@@ -152,7 +151,7 @@ def _sentence(models: Sequence[str], every: Sequence[str], place: Place, what: s
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
-    """Names for a reader: of a specification such as `hf:FOLDER` its last part, where no other model has the same.
+    """Return short names: the last part of a specification such as `hf:FOLDER`, if no other model has the same.
 
     >>> short_names(["SwinLarge", "hf:some/segformer", "mmseg:nets/unet.py,nets/unet.pth"])["hf:some/segformer"]
     'segformer'
@@ -188,7 +187,7 @@ def _read(
 def _read_bins(path: Path) -> np.ndarray:
     """Right pixels, pixels and sum of confidences in each bin of the confidence, float64 (3, B)."""
     try:
-        with np.load(path) as arrays:  # reads what is asked for alone
+        with np.load(path) as arrays:  # reads only the requested arrays
             bins, confidence = arrays["bins"].astype(np.float64), arrays["bin_confidence"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise GenValError(f"{path} is missing or damaged. Delete it and run relis/eval.py again.") from error

@@ -1,4 +1,4 @@
-"""Does detecting generated objects predict detecting true ones? What ood_detection/main_gen_ood.py left, compared."""
+"""Whether detection of generated objects predicts that of real ones, from results of ood_detection/main_gen_ood.py."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from genval.metrics.ood_pooling import PoissonBootstrap
-from genval.report.comparison import CLEAR, SYNTHETIC, TRUE, compare, number
+from genval.report.comparison import compare, number
 from genval.report.evidence import architectures, short_names
-from genval.report.figures import Figure
+from genval.report.schema import CLEAR, SYNTHETIC, TRUE, ComparedSet, Comparison, OodMeans
+from genval.report.scores import Scores
 from genval.report.settings import CorrelationSettings
 from genval.results.ood_blocks import OodResults
 from genval.runtime.commands import Command, Missing
@@ -30,39 +30,39 @@ FEWEST_COMPARED = 3
 
 @dataclass(frozen=True)
 class Detection:
-    """One set, and how well several models find its objects."""
+    """One set, and how well several models detect its objects."""
 
     name: str
     rows: dict[str, dict[str, dict[str, float]]]  # by model, score and column, fractions
-    drawn: dict[str, dict[str, dict[str, np.ndarray]]]  # by model, score and metric, (D,); models without are left out
+    drawn: dict[str, dict[str, dict[str, np.ndarray]]]  # by model, score and metric, (D,); only models with counts
 
     @property
     def scores(self) -> list[str]:
-        """Of any model, in their order."""
-        return list(dict.fromkeys(score for of_model in self.rows.values() for score in of_model))
+        """The scores of any model, in their order."""
+        return list(dict.fromkeys(score for by_score in self.rows.values() for score in by_score))
 
-    def figure(self, models: Sequence[str], score: str, metric: str) -> Figure:
-        """A metric of models in percent, NaN for those without; drawn where every model on the set is."""
+    def select(self, models: Sequence[str], score: str, metric: str) -> Scores:
+        """Return a metric of models in percent, NaN where missing; resampled if every model on the set is."""
         values = 100 * np.array([self.rows.get(model, {}).get(score, {}).get(metric, np.nan) for model in models])
         if not self.drawn or self.drawn.keys() != self.rows.keys():
-            return Figure(values, None)
-        of_any = next(iter(self.drawn.values()))[score][metric]
+            return Scores(values, None)
+        any_model = next(iter(self.drawn.values()))[score][metric]
         columns = [
-            self.drawn[model][score][metric] if model in self.drawn else np.full(len(of_any), np.nan)
+            self.drawn[model][score][metric] if model in self.drawn else np.full(len(any_model), np.nan)
             for model in models
         ]
-        return Figure(values, 100 * np.stack(columns, 1))
+        return Scores(values, 100 * np.stack(columns, 1))
 
 
 def compare_ood_detection(
-    settings: CorrelationSettings, models: Sequence[str], clear_miou: Figure | None, missing: list[Missing]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The generated set against each real one, and the mean figures of every set, as `genval.report` describes them.
+    settings: CorrelationSettings, models: Sequence[str], clear_miou: Scores | None, missing: list[Missing]
+) -> tuple[dict[str, dict[str, dict[str, Comparison]]], dict[str, dict[str, OodMeans]]]:
+    """Compare the generated set with each real one, and compute the mean metrics of every set.
 
     Args:
         settings: of report/correlate.py.
         models: names as given to relis/eval.py.
-        clear_miou: the baseline: what clear-weather mIoU says of a model.
+        clear_miou: the clear-weather mIoU of every model, the baseline.
         missing: what is missing is appended.
     """
     root = resolve(settings.ood_dir)
@@ -73,12 +73,12 @@ def compare_ood_detection(
     if GENERATED not in sets:
         missing.append(Missing("detection of generated objects", _command(settings, models)))
     if not real:
-        missing.append(Missing("detection of true objects", _command(settings, models, "RoadAnomaly21")))
-    values: dict[str, Any] = {}
+        missing.append(Missing("detection of real objects", _command(settings, models, "RoadAnomaly21")))
+    values: dict[str, dict[str, dict[str, Comparison]]] = {}
     for name in real if GENERATED in sets else ():
-        of_set = _compare_set(settings, models, sets[GENERATED], sets[name], clear_miou)
-        if of_set:
-            values[name] = of_set
+        by_score = _compare_set(settings, models, sets[GENERATED], sets[name], clear_miou)
+        if by_score:
+            values[name] = by_score
         else:
             what = f"at least {FEWEST_COMPARED} models on both {GENERATED} and {name}"
             missing.append(Missing(what, f"{_command(settings, models)} && {_command(settings, models, name)}"))
@@ -88,24 +88,24 @@ def compare_ood_detection(
 def read_detection(
     settings: CorrelationSettings, root: Path, name: str, models: Sequence[str], missing: list[Missing]
 ) -> Detection:
-    """The figures of each model on a set, and their draws: images are drawn by their names, for all models alike.
+    """Read the metrics of each model on a set and resample them: images are drawn by their names, for all models alike.
 
     Args:
         settings: of report/correlate.py.
-        root: of all sets.
+        root: folder of all sets.
         name: of the set.
         models: names as given to relis/eval.py.
-        missing: models on other images than most are added to it.
+        missing: models on other images than most models are appended.
 
     Raises:
-        GenValError: a file has not the columns, a value is not a number, or counts are damaged.
+        GenValError: a file does not have the columns, a value is not a number, or counts are damaged.
     """
     rows = {}
     for model in models:
         path = OodResults(root, name, model).csv
         if path.exists():
             rows[model] = _read_rows(path)
-    numbers = {model: next(iter(of_model.values())).get("images", np.nan) for model, of_model in rows.items()}
+    numbers = {model: next(iter(by_score.values())).get("images", np.nan) for model, by_score in rows.items()}
     usual = Counter(numbers.values()).most_common(1)[0][0] if numbers else 0
     other = [model for model, images in numbers.items() if images != usual]
     if other:
@@ -114,18 +114,18 @@ def read_detection(
         missing.append(
             Missing(f"detection by {who} on the same images of {name} as the others", _command(settings, other, name))
         )
-    rows = {model: of_model for model, of_model in rows.items() if model not in other}
+    rows = {model: by_score for model, by_score in rows.items() if model not in other}
     # The seed is one for all models: an image counts as often for each of them.
     seed = item_seed(settings.seed, f"{name} images")
     drawn = {
         model: _draw(OodResults(root, name, model), list(rows[model]), int(usual), settings.bootstrap_draws, seed)
         for model in rows
     }
-    return Detection(name, rows, {model: of_model for model, of_model in drawn.items() if of_model})
+    return Detection(name, rows, {model: by_score for model, by_score in drawn.items() if by_score})
 
 
 def _read_rows(path: Path) -> dict[str, dict[str, float]]:
-    """Values by score and column."""
+    """Read the values by score and column."""
     rows: dict[str, dict[str, float]] = {}
     with open(path, newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
@@ -142,13 +142,15 @@ def _number(path: Path, key: str, value: str | None) -> float:
     try:
         return float(value) if value else np.nan
     except ValueError as error:
-        raise GenValError(f"{path}, column {key}: expected a number, found {value!r}. Make the file again.") from error
+        raise GenValError(
+            f"{path}, column {key}: expected a number, found {value!r}. Run ood_detection/main_gen_ood.py again."
+        ) from error
 
 
 def _draw(
     results: OodResults, scores: Sequence[str], images: int, draws: int, seed: int
 ) -> dict[str, dict[str, np.ndarray]] | None:
-    """Each score's metrics on drawn images; None where the counts there are not those of the table."""
+    """Compute each score's metrics on drawn images; None where the counts do not belong to the table."""
     bootstrap = PoissonBootstrap(len(scores), 0, draws, seed)
     for path in sorted((results.folder / "blocks").glob("*.npz")):
         lines, _, coarse = results.read_block(path.stem)
@@ -169,39 +171,40 @@ def _compare_set(
     models: Sequence[str],
     generated: Detection,
     real: Detection,
-    clear_miou: Figure | None,
-) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+    clear_miou: Scores | None,
+) -> dict[str, dict[str, Comparison]]:
+    """The comparisons by score and metric, where enough models have results on both sets."""
+    values: dict[str, dict[str, Comparison]] = {}
     for score in generated.scores:
         for metric, higher in METRICS.items():
-            pair = {SYNTHETIC: generated.figure(models, score, metric), TRUE: real.figure(models, score, metric)}
+            pair = {SYNTHETIC: generated.select(models, score, metric), TRUE: real.select(models, score, metric)}
             kept = np.flatnonzero(~np.isnan(pair[SYNTHETIC].value + pair[TRUE].value))
             if len(kept) < FEWEST_COMPARED:
                 continue
-            sides = {side: figure.of(kept) for side, figure in pair.items()}
+            sides = {side: scores.select(kept) for side, scores in pair.items()}
             if clear_miou is not None and np.isfinite(clear_miou.value[kept]).sum() >= FEWEST_COMPARED:
-                # More mIoU should go with fewer false alarms: turned round, so that r has one sign.
+                # A model with more mIoU should have fewer false alarms: the sign is changed, so that r has one sign.
                 sign = 1 if higher else -1
-                of_kept = clear_miou.of(kept)
-                sides[CLEAR] = Figure(sign * of_kept.value, None if of_kept.drawn is None else sign * of_kept.drawn)
-            seed = item_seed(settings.seed, f"{real.name} {score} {metric}")
-            values.setdefault(score, {})[metric] = {
-                "figure": metric,
-                "unit": "percent",
-                "better": "higher" if higher else "lower",
-                "sets": {SYNTHETIC: {"dataset": GENERATED}, TRUE: {"dataset": real.name}},
-                **compare([models[index] for index in kept.tolist()], sides, higher, settings.bootstrap_draws, seed),
-            }
+                clear = clear_miou.select(kept)
+                sides[CLEAR] = Scores(sign * clear.value, None if clear.drawn is None else sign * clear.drawn)
+            values.setdefault(score, {})[metric] = compare(
+                [models[index] for index in kept.tolist()],
+                sides,
+                metric=metric,
+                higher_is_better=higher,
+                sets={SYNTHETIC: ComparedSet(GENERATED), TRUE: ComparedSet(real.name)},
+                draws=settings.bootstrap_draws,
+                seed=item_seed(settings.seed, f"{real.name} {score} {metric}"),
+            )
     return values
 
 
-def _means(detection: Detection) -> dict[str, Any]:
-    """`ood_figures` of a set."""
-    values: dict[str, Any] = {}
+def _means(detection: Detection) -> dict[str, OodMeans]:
+    values: dict[str, OodMeans] = {}
     for score in detection.scores:
-        found = [of_model[score] for of_model in detection.rows.values() if score in of_model]
+        found = [by_score[score] for by_score in detection.rows.values() if score in by_score]
         columns = {metric: np.array([100 * row.get(metric, np.nan) for row in found]) for metric in METRICS}
-        values[score] = {"models": len(found)} | {metric: number(column.mean()) for metric, column in columns.items()}
+        values[score] = OodMeans(len(found), **{metric: number(column.mean()) for metric, column in columns.items()})
     return values
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genval.report.comparison import CLEAR, CORRUPTED, SYNTHETIC, TRUE
 from genval.report.ood_comparison import GENERATED, METRICS
+from genval.report.schema import BASELINES, CLEAR, CORRUPTED, SYNTHETIC, TRUE, Report
 from genval.runtime.files import write_bytes, write_csv
 from genval.runtime.tables import markdown_table, percent
 
 SECONDARY = "*"
 _NOTE = f"{SECONDARY} Reported for the published system with 40 models; a secondary source, not the paper's own table."
+_SIDE_NAMES = {TRUE: "reference"}
 _LATEX = {
     "&": r"\&",
     "%": r"\%",
@@ -50,19 +51,15 @@ class Table:
         return None if None in cell else " to ".join(f"{end:.{self.digits}f}" for end in cell)
 
 
-def paper_tables(values: Mapping[str, Any]) -> list[Table]:
-    """Those tables that have a row.
-
-    Args:
-        values: as `genval.report` describes them.
-    """
+def paper_tables(report: Report) -> list[Table]:
+    """Return the tables that have a row."""
     tables = [
-        _robustness(values),
-        _classes(values),
-        _calibration(values),
-        _ood_figures(values),
-        _ood_correlation(values),
-        _models(values),
+        _robustness(report),
+        _classes(report),
+        _calibration(report),
+        _ood_means(report),
+        _ood_correlation(report),
+        _models(report),
     ]
     return [table for table in tables if table.rows]
 
@@ -117,105 +114,108 @@ def _row(cells: Sequence[Any], digits: int) -> str:
     return " & ".join(map(escape, texts)) + r" \\"
 
 
-def _ends(estimate: Mapping[str, Any] | None) -> tuple[float, float] | None:
-    """Over both, or over models; none where models were not drawn."""
-    ends = estimate and (estimate["over_both"] or estimate["over_models"])
+def _pair(ends: Sequence[float] | None) -> tuple[float, float] | None:
     return (ends[0], ends[1]) if ends else None
 
 
-def _pair(estimate: Mapping[str, Any] | None) -> tuple[float, float] | None:
-    return None if estimate is None or estimate["low"] is None else (estimate["low"], estimate["high"])
-
-
-def _robustness(values: Mapping[str, Any]) -> Table:
-    published = values["published"]["pearson"]
+def _robustness(report: Report) -> Table:
+    published = report.published.pearson
     header = ["domain", "models", "images", "classes", "r", "95 %", "Spearman", "Kendall"]
-    header += ["r of clear", "r less that of clear, 95 %", "r of corrupted", "r less that of corrupted, 95 %"]
+    for baseline in BASELINES:
+        header += [f"r of {baseline}", f"r difference: {SYNTHETIC} - {baseline}, 95 %"]
     header += [f"published {name}{SECONDARY}" for name in published]
     rows = []
-    for domain, comparison in values["robustness"].items():
-        own = comparison["correlation"][SYNTHETIC]
-        row = [domain, own["models"], comparison["sets"][SYNTHETIC]["images"], len(comparison["classes"])]
-        row += [own["pearson"]["value"], _ends(own["pearson"]), own["spearman"]["value"], own["kendall"]["value"]]
-        for baseline in (CLEAR, CORRUPTED):
-            theirs, less = comparison["correlation"][baseline], comparison["difference"][baseline]
-            row += [theirs and theirs["pearson"]["value"], _ends(less and less["pearson"])]
-        rows.append([*row, *(of_generator.get(domain) for of_generator in published.values())])
+    for domain, comparison in report.robustness.items():
+        own, generated = comparison.correlation[SYNTHETIC], comparison.sets[SYNTHETIC]
+        assert own is not None and generated is not None
+        row = [domain, own.models, generated.images, len(comparison.classes or ())]
+        row += [own.pearson.value, _pair(own.pearson.ends), own.spearman.value, own.kendall.value]
+        for baseline in BASELINES:
+            theirs, difference = comparison.correlation[baseline], comparison.difference[baseline]
+            row += [theirs and theirs.pearson.value, difference and _pair(difference.pearson.ends)]
+        rows.append([*row, *(by_domain.get(domain) for by_domain in published.values())])
     title = "Correlation of synthetic and reference mIoU across models, by domain, with 95 % intervals"
     return Table("correlation_by_domain", title, header, rows, note=_NOTE)
 
 
-def _classes(values: Mapping[str, Any]) -> Table:
-    of_domains = {domain: comparison["per_class"] for domain, comparison in values["robustness"].items()}
-    names = dict.fromkeys(name for of_domain in of_domains.values() for name in of_domain)
-    header = ["class", *(cell for domain in of_domains for cell in (f"r ({domain})", f"95 % ({domain})"))]
+def _classes(report: Report) -> Table:
+    by_domain = {domain: comparison.per_class or {} for domain, comparison in report.robustness.items()}
+    names = dict.fromkeys(name for by_class in by_domain.values() for name in by_class)
+    header = ["class", *(cell for domain in by_domain for cell in (f"r ({domain})", f"95 % ({domain})"))]
     rows: list[list[Any]] = []
     for name in names:
         row: list[Any] = [name]
-        for of_domain in of_domains.values():
-            pearson = of_domain[name][SYNTHETIC]["pearson"] if name in of_domain else None
-            row += [pearson and pearson["value"], _pair(pearson)]
+        for by_class in by_domain.values():
+            synthetic = by_class[name].synthetic if name in by_class else None
+            row += [synthetic and synthetic.pearson.value, synthetic and synthetic.pearson.ends]
         rows.append(row)
     title = "Correlation of synthetic and reference IoU across models, by class, with 95 % intervals"
     return Table("correlation_by_class", title, header, rows)
 
 
-def _calibration(values: Mapping[str, Any]) -> Table:
+def _calibration(report: Report) -> Table:
     header = ["domain", "temperatures of", "models", "improved %", "95 %", "mean ECE % before", "after"]
-    header += ["after less that with clear temperatures, 95 %", "r of ECE after", "its 95 %", f"published %{SECONDARY}"]
+    header += ["after, difference: synthetic - clear, 95 %", "r of ECE after", "its 95 %", f"published %{SECONDARY}"]
     rows: list[list[Any]] = []
-    for domain, of_domain in values["calibration"].items():
-        scaling = of_domain["scaling"]
-        for source, improved in scaling["improved"].items() if scaling else ():
-            after = scaling["mean"][source]
-            if improved["models"] and after:
-                shares = [percent(improved["share"]), (100 * improved["low"], 100 * improved["high"])]
-                published = values["published"]["ece_improved_percent"].get(domain) if source == SYNTHETIC else None
-                means = [improved["before"], after["value"]]
-                own = scaling["after"] if source == SYNTHETIC else None
-                less = scaling["less_than_clear"] if source == SYNTHETIC else None
-                row = [domain, source, improved["models"], *shares, *means, _pair(less)]
-                rows.append([*row, own and own["pearson"]["value"], _ends(own and own["pearson"]), published])
+    for domain, calibration in report.calibration.items():
+        scaling = calibration.scaling
+        for source, improved in scaling.improved.items() if scaling else ():
+            assert scaling is not None
+            mean = scaling.mean[source]
+            if not improved.models or mean is None or improved.low is None or improved.high is None:
+                continue
+            row: list[Any] = [domain, source, improved.models, percent(improved.share)]
+            row += [(100 * improved.low, 100 * improved.high), improved.before, mean.value]
+            if source == SYNTHETIC:
+                less, after = scaling.less_than_clear, scaling.after
+                row += [less and less.ends, after and after.pearson.value, after and _pair(after.pearson.ends)]
+                row += [report.published.ece_improved_percent.get(domain)]
+            else:
+                row += [None, None, None, None]
+            rows.append(row)
     title = "Models whose ECE on the reference set drops with temperature scaling, by domain and source"
     return Table("calibration_improvement", title, header, rows, note=_NOTE)
 
 
-def _ood_figures(values: Mapping[str, Any]) -> Table:
+def _ood_means(report: Report) -> Table:
     header = ["set", "score", "models", *(f"{metric} %" for metric in METRICS)]
     rows = [
-        [name, score, figures["models"], *(figures[metric] for metric in METRICS)]
-        for name, of_set in values["ood_figures"].items()
-        for score, figures in of_set.items()
+        [name, score, means.models, *(getattr(means, metric) for metric in METRICS)]
+        for name, by_score in report.ood_means.items()
+        for score, means in by_score.items()
     ]
     title = "OOD detection by score, mean over models; AUPR with the object or the background as the positive class"
     return Table("ood_by_score", title, header, rows, digits=1)
 
 
-def _ood_correlation(values: Mapping[str, Any]) -> Table:
+def _ood_correlation(report: Report) -> Table:
     header = ["reference set", "score", "metric", "models", "r", "95 %", "Spearman", "Kendall", "r of clear mIoU"]
     header += [f"published r{SECONDARY}"]
     rows = []
-    for name, of_set in values["ood_detection"].items():
-        for score, of_score in of_set.items():
-            for metric, comparison in of_score.items():
-                own, clear = (comparison["correlation"][side] for side in (SYNTHETIC, CLEAR))
-                row = [name, score, metric, own["models"], own["pearson"]["value"], _ends(own["pearson"])]
-                row += [own["spearman"]["value"], own["kendall"]["value"], clear and clear["pearson"]["value"]]
-                rows.append([*row, values["published"]["ood_pearson"]])
+    for name, by_score in report.ood_detection.items():
+        for score, by_metric in by_score.items():
+            for metric, comparison in by_metric.items():
+                own, clear = comparison.correlation[SYNTHETIC], comparison.correlation[CLEAR]
+                assert own is not None
+                row = [name, score, metric, own.models, own.pearson.value, _pair(own.pearson.ends)]
+                row += [own.spearman.value, own.kendall.value, clear and clear.pearson.value]
+                rows.append([*row, report.published.ood_pearson])
     title = f"Correlation of OOD metrics on the {GENERATED} and the reference set across models, with 95 % intervals"
     return Table("ood_correlation", title, header, rows, note=_NOTE)
 
 
-def _models(values: Mapping[str, Any]) -> Table:
-    header, by_model = ["model"], {model: [short] for model, short in values["short_names"].items()}
-    for domain, comparison in values["robustness"].items():
+def _models(report: Report) -> Table:
+    header = ["model"]
+    by_model: dict[str, list[Any]] = {model: [short] for model, short in report.short_names.items()}
+    for domain, comparison in report.robustness.items():
         for side in (CLEAR, CORRUPTED, SYNTHETIC, TRUE):
-            if comparison["sets"][side] is None:
+            if comparison.sets[side] is None:
                 continue
-            header.append(f"{side} ({domain})")
-            found = {entry["model"]: entry[side] for entry in comparison["models"]}
+            header.append(f"{_SIDE_NAMES.get(side, side)} ({domain})")
+            found = {entry.model: entry.scores[side] for entry in comparison.models}
             for model, row in by_model.items():
-                row.append(found.get(model) and found[model]["value"])
+                score = found.get(model)
+                row.append(score and score.value)
     title = "mIoU in percent; the columns of a domain, the clear one too, are over that domain's classes"
     rows = [row for row in by_model.values() if any(cell is not None for cell in row[1:])]
     return Table("miou_by_model", title, header, rows, digits=1)

@@ -1,4 +1,4 @@
-"""Bootstrap draws that every figure of a report shares: differences are between figures of the same draws.
+"""Bootstrap draws that all scores of a report share: differences are between scores of the same draws.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993): percentile intervals (chapter 13), and drawing
 whole clusters where images are not independent (chapter 8).
@@ -22,10 +22,10 @@ def draw_models(models: int, draws: int, seed: int) -> np.ndarray:
 
 
 def draw_images(sources: Mapping[str, Sequence[str]], draws: int, seed: int) -> dict[str, np.ndarray]:
-    """How often each image of several sets is drawn, when what they were made from is drawn with replacement.
+    """Draw the sources of the images with replacement, and count how often each image of several sets is drawn.
 
-    Images of one source (the same street in clear weather, corrupted, and generated from its mask twice) come and go
-    together, in all of the sets.
+    Images of one source (the same street in clear weather, corrupted, and generated from its mask twice) are
+    drawn together, in all sets.
 
     Args:
         sources: of each image of each set, in the set's order.
@@ -35,11 +35,12 @@ def draw_images(sources: Mapping[str, Sequence[str]], draws: int, seed: int) -> 
     Returns:
         float64 (draws, images) by set.
     """
-    units = sorted({source for of_set in sources.values() for source in of_set})
+    units = sorted({source for by_image in sources.values() for source in by_image})
     place = {source: index for index, source in enumerate(units)}
     weights = draw_weights(len(units), draws, seed)
     return {
-        name: weights[:, [place[source] for source in of_set]].astype(np.float64) for name, of_set in sources.items()
+        name: weights[:, [place[source] for source in by_image]].astype(np.float64)
+        for name, by_image in sources.items()
     }
 
 

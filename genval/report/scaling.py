@@ -16,9 +16,20 @@ from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
 from genval.evaluation.calibration import CITYSCAPES_CALIBRATION, ImageSet
 from genval.metrics.correlation import CORRELATIONS
 from genval.report import HARDEST_SHARE
-from genval.report.comparison import CLEAR, CORRUPTED, FEWEST_MODELS, SYNTHETIC, number
+from genval.report.comparison import FEWEST_MODELS, number
 from genval.report.evidence import architectures
 from genval.report.resampling import draw_models, interval, wilson_interval
+from genval.report.schema import (
+    CLEAR,
+    CORRUPTED,
+    SYNTHETIC,
+    Coefficients,
+    Estimate,
+    Improvement,
+    ScaledModel,
+    Scaling,
+    ValueWithInterval,
+)
 from genval.report.settings import CorrelationSettings
 from genval.results.scenes import ALL, GATED_SUFFIX, folder_name
 from genval.runtime.commands import Command, Missing
@@ -29,7 +40,7 @@ from genval.runtime.seeds import item_seed
 
 
 def hardest_source(share: float) -> str:
-    """What temperatures of the hardest generated images are called.
+    """Return the name of the temperatures of the hardest generated images.
 
     >>> hardest_source(0.5), hardest_source(0.25)
     ('synthetic, hardest half', 'synthetic, hardest 25 %')
@@ -37,10 +48,34 @@ def hardest_source(share: float) -> str:
     return f"{SYNTHETIC}, hardest {'half' if share == 0.5 else f'{100 * share:g} %'}"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Tries:
+    """The temperatures that were tried in one domain: sets that calibrate, and sets that test."""
+
+    root: Path
+    method: str
+    generated: ImageSet  # the generated set of the domain
+    tested: list[ImageSet]  # the reference set, by the names under which it may have been tested
+    sources: dict[str, list[ImageSet]]  # the sets that calibrate, by source, in order of preference
+    results: dict[str, dict[str, dict[str, Any] | None]]  # by source and model
+
+    def improved_ece(self, source: str, models: Sequence[str]) -> dict[str, float]:
+        """ECE after scaling with temperatures of a source, in percent, of the models tried with it."""
+        return {
+            model: 100 * _ece(self.results[source][model], "after_mean")
+            for model in models
+            if self.results[source][model]
+        }
+
+    def on_itself(self, model: str) -> dict[str, Any] | None:
+        """The result of the generated set's temperatures on the generated set."""
+        return _read(self.root, model, [self.generated], [self.generated], self.method)
+
+
 def measure_scaling(
     settings: CorrelationSettings, domain: str, models: Sequence[str], missing: list[Missing]
-) -> dict[str, Any] | None:
-    """ECE on the reference set before and after scaling, as `genval.report` describes it.
+) -> Scaling | None:
+    """Compare ECE on the reference set before and after scaling.
 
     Args:
         settings: of report/correlate.py.
@@ -54,50 +89,57 @@ def measure_scaling(
     Raises:
         GenValError: a file is not one of relis/eval_calibration_clustering.py.
     """
+    tries = _read_tries(settings, domain, models)
+    _list_missing(settings, domain, tries, missing)
+    kept = [model for model in models if tries.results[SYNTHETIC][model] is not None]
+    if not kept:
+        return None
+    before = {model: 100 * _ece(tries.results[SYNTHETIC][model], "before") for model in kept}
+    # Every source is of models in `before`: means before and after are over the same ones.
+    after = {source: tries.improved_ece(source, kept) for source in tries.sources}
+    if not any(tries.on_itself(model) for model in kept):
+        own = tries.generated
+        command = str(_test(settings, kept, own, own.dataset, ALL))
+        missing.append(Missing(f"temperatures of {own.name} tested on itself", command))
+    seed = item_seed(settings.seed, f"{domain} scaling")
+    both = [model for model in kept if model in after[CLEAR]]
+    less = np.array([after[SYNTHETIC][model] - after[CLEAR][model] for model in both])
+
+    def mean(values: np.ndarray) -> ValueWithInterval | None:
+        return _mean(values, settings.bootstrap_draws, seed)
+
+    return Scaling(
+        method=tries.method,
+        models=[
+            ScaledModel(model, before[model], {source: of.get(model) for source, of in after.items()}) for model in kept
+        ],
+        improved={source: _improvement(before, of) for source, of in after.items()},
+        mean={
+            "before": mean(np.array(list(before.values()))),
+            **{source: mean(np.array(list(of.values()))) for source, of in after.items()},
+        },
+        after=_correlation_after(tries, kept, after[SYNTHETIC], settings.bootstrap_draws, seed),
+        less_than_clear=mean(less),
+    )
+
+
+def _read_tries(settings: CorrelationSettings, domain: str, models: Sequence[str]) -> _Tries:
     root, method = resolve(settings.scaling_dir), settings.scaling_method
     tested = _tested(domain, settings.reference_dataset)
     own = _generated(settings, domain)
     shares = sorted({HARDEST_SHARE, *_tried_shares(root, models, tested, own, method)}, reverse=True)
-    hardest = {hardest_source(share): dataclasses.replace(own, hardest=share) for share in shares}
-    places = {
+    sources = {
         SYNTHETIC: [own],
-        **{source: [image_set] for source, image_set in hardest.items()},
+        **{hardest_source(share): [dataclasses.replace(own, hardest=share)] for share in shares},
         # Calibrated as in the papers, or on the whole set.
         CLEAR: [CITYSCAPES_CALIBRATION, ImageSet("Cityscapes"), ImageSet("Cityscapes", ("clean",))],
         CORRUPTED: [ImageSet(f"{CORRUPTED_PREFIX}{domain}")] if domain in CORRUPTIONS else [],
     }
-    tries = {
-        source: {model: _read(root, model, tested, from_sets, method) for model in models}
-        for source, from_sets in places.items()
+    results = {
+        source: {model: _read(root, model, tested, calibrating, method) for model in models}
+        for source, calibrating in sources.items()
     }
-    _list_missing(settings, domain, tested, hardest, tries, missing)
-    kept = [model for model in models if tries[SYNTHETIC][model] is not None]
-    if not kept:
-        return None
-    before = {model: 100 * _figure(tries[SYNTHETIC][model], "before") for model in kept}
-    # Every source is of models in `before`: means before and after are over the same ones.
-    after = {
-        source: {model: 100 * _figure(of_source[model], "after_mean") for model in kept if of_source[model]}
-        for source, of_source in tries.items()
-    }
-    if not any(_read(root, model, [own], [own], method) for model in kept):
-        missing.append(
-            Missing(f"temperatures of {own.name} tested on itself", str(_test(settings, kept, own, own.dataset, ALL)))
-        )
-    seed = item_seed(settings.seed, f"{domain} scaling")
-    both = [model for model in kept if model in after[CLEAR]]
-    less = np.array([after[SYNTHETIC][model] - after[CLEAR][model] for model in both])
-    return {
-        "method": method,
-        "models": [
-            {"model": m, "before": before[m], **{source: after[source].get(m) for source in places}} for m in kept
-        ],
-        "improved": {source: _improved(before, after[source]) for source in places},
-        "mean": {"before": _mean(np.array(list(before.values())), settings.bootstrap_draws, seed)}
-        | {source: _mean(np.array(list(after[source].values())), settings.bootstrap_draws, seed) for source in places},
-        "after": _after(root, own, kept, after[SYNTHETIC], method, settings.bootstrap_draws, seed),
-        "less_than_clear": _mean(less, settings.bootstrap_draws, seed),
-    }
+    return _Tries(root, method, own, tested, sources, results)
 
 
 def _generated(settings: CorrelationSettings, domain: str) -> ImageSet:
@@ -107,7 +149,7 @@ def _generated(settings: CorrelationSettings, domain: str) -> ImageSet:
 def _tried_shares(
     root: Path, models: Sequence[str], tested: Sequence[ImageSet], own: ImageSet, method: str
 ) -> set[float]:
-    """The shares of the hardest images of a generated set whose temperatures some model was tried with."""
+    """List the shares of the hardest images of a generated set whose temperatures were tried with some model."""
     shares = set()
     for model in models:
         for test in tested:
@@ -118,16 +160,18 @@ def _tried_shares(
     return shares
 
 
-def _tested(domain: str, true_dataset: str | None) -> list[ImageSet]:
-    """The reference set by the names it may have been tested under."""
-    dataset, cond = (true_dataset, domain) if true_dataset else path_dicts.REAL_SETS.get(domain, ("", domain))
+def _tested(domain: str, reference_dataset: str | None) -> list[ImageSet]:
+    """List the names under which the reference set may have been tested."""
+    dataset, cond = path_dicts.REAL_SETS.get(domain, ("", domain))
+    if reference_dataset:
+        dataset, cond = reference_dataset, domain
     return [ImageSet(dataset, (cond,)), ImageSet(dataset)] if dataset == "IDD" else [ImageSet(dataset, (cond,))]
 
 
 def _read(
     root: Path, model: str, tested: Sequence[ImageSet], calibrating: Sequence[ImageSet], method: str
 ) -> dict[str, Any] | None:
-    """The first file there is of a model tried on a set with temperatures of another."""
+    """Read the first existing result of a model on a set with temperatures of another set."""
     for test in tested:
         for source in calibrating:
             path = root / folder_name(model) / test.name / f"from_{source.name}" / f"{method}.json"
@@ -140,78 +184,56 @@ def _read(
     return None
 
 
-def _figure(values: Mapping[str, Any] | None, part: str) -> float:
+def _ece(values: Mapping[str, Any] | None, part: str) -> float:
     assert values is not None
     return float(values[part]["ece"])
 
 
-def _improved(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
+def _improvement(before: Mapping[str, float], after: Mapping[str, float]) -> Improvement:
     both = [model for model in before if model in after]
     better = sum(after[model] < before[model] for model in both)
-    low, high = wilson_interval(better, len(both))
-    ends = {"low": number(low), "high": number(high)}
+    low, high = map(number, wilson_interval(better, len(both)))
     if not both:
-        return {"models": 0, "share": None, **ends, "before": None}
+        return Improvement(0, None, low, high, None)
     mean = sum(before[model] for model in both) / len(both)
-    return {"models": len(both), "share": better / len(both), **ends, "before": mean}
+    return Improvement(len(both), better / len(both), low, high, mean)
 
 
-def _mean(values: np.ndarray, draws: int, seed: int) -> dict[str, float | None] | None:
+def _mean(values: np.ndarray, draws: int, seed: int) -> ValueWithInterval | None:
     if len(values) == 0:
         return None
     ends = None
     if len(values) >= FEWEST_MODELS:
         ends = interval(values[draw_models(len(values), draws, seed)].mean(1))
-    low, high = ends or (None, None)
-    return {"value": float(values.mean()), "low": low, "high": high}
+    return ValueWithInterval.of_ends(float(values.mean()), ends)
 
 
-def _after(
-    root: Path, own: ImageSet, models: Sequence[str], on_true: Mapping[str, float], method: str, draws: int, seed: int
-) -> dict[str, Any] | None:
+def _correlation_after(
+    tries: _Tries, models: Sequence[str], on_reference: Mapping[str, float], draws: int, seed: int
+) -> Coefficients | None:
     """Whether ECE after scaling on the synthetic set, with its own temperatures, predicts that on the reference set."""
-    tries = {model: _read(root, model, [own], [own], method) for model in models}
-    both = [model for model, values in tries.items() if values is not None]
-    if len(both) < FEWEST_MODELS:
+    on_synthetic = {model: values for model in models if (values := tries.on_itself(model))}
+    if len(on_synthetic) < FEWEST_MODELS:
         return None
-    x = np.array([100 * _figure(tries[model], "after_mean") for model in both])
-    y = np.array([on_true[model] for model in both])
-    chosen = draw_models(len(both), draws, seed)
-    return {
-        "models": len(both),
-        **{
-            name: {
-                "value": number(coefficient(x, y)),
-                "over_models": interval(coefficient(x[chosen], y[chosen])),
-                "over_images": None,
-                "over_both": None,
-            }
-            for name, coefficient in CORRELATIONS.items()
-        },
+    x = np.array([100 * _ece(values, "after_mean") for values in on_synthetic.values()])
+    y = np.array([on_reference[model] for model in on_synthetic])
+    chosen = draw_models(len(x), draws, seed)
+    estimates = {
+        name: Estimate(number(coefficient(x, y)), interval(coefficient(x[chosen], y[chosen])), None, None)
+        for name, coefficient in CORRELATIONS.items()
     }
+    return Coefficients(len(x), **estimates)
 
 
-def _list_missing(
-    settings: CorrelationSettings,
-    domain: str,
-    tested: Sequence[ImageSet],
-    hardest: Mapping[str, ImageSet],
-    tries: Mapping[str, Mapping[str, Any]],
-    missing: list[Missing],
-) -> None:
-    place = tested[0]
-    calibrating = {
-        SYNTHETIC: _generated(settings, domain),
-        **hardest,
-        CLEAR: CITYSCAPES_CALIBRATION,
-        CORRUPTED: ImageSet(f"{CORRUPTED_PREFIX}{domain}"),
-    }
-    for source, of_source in tries.items():
-        if any(of_source.values()) or (source == CORRUPTED and domain not in CORRUPTIONS):
+def _list_missing(settings: CorrelationSettings, domain: str, tries: _Tries, missing: list[Missing]) -> None:
+    tested = tries.tested[0]
+    for source, calibrating in tries.sources.items():
+        by_model = tries.results[source]
+        if any(by_model.values()) or not calibrating:
             continue
-        test = _test(settings, list(of_source), calibrating[source], place.dataset, place.conds[0])
+        test = _test(settings, list(by_model), calibrating[0], tested.dataset, tested.conds[0])
         calibrate = test.with_script("relis/compute_clusters_temp_scaling", "trg_dataset", "cond", "output_dir")
-        missing.append(Missing(f"temperatures of {source} images tested on {place.name}", f"{calibrate} && {test}"))
+        missing.append(Missing(f"temperatures of {source} images tested on {tested.name}", f"{calibrate} && {test}"))
 
 
 def _test(

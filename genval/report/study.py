@@ -1,11 +1,10 @@
-"""Everything in `correlation.json`: see `genval.report` for what it holds."""
+"""Everything in `correlation.json`, computed from the results folders."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,15 +12,27 @@ import path_dicts
 from genval.datasets import CLASS_SETS, CLASSES
 from genval.datasets.corruptions import CORRUPTIONS
 from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
-from genval.report import FORMAT
-from genval.report.comparison import CLEAR, CORRUPTED, SYNTHETIC, TRUE, compare, compare_classes
+from genval.report.comparison import compare, compare_classes
 from genval.report.evidence import Evidence, Place, read_evidence, short_names, with_street_sources
-from genval.report.figures import Figure, class_figures, ece_figure, mean_iou, miou_figure
 from genval.report.ood_comparison import compare_ood_detection
 from genval.report.published import PUBLISHED
 from genval.report.resampling import draw_images
 from genval.report.sample_size import sample_size_curve
 from genval.report.scaling import measure_scaling
+from genval.report.schema import (
+    CLEAR,
+    CORRUPTED,
+    SYNTHETIC,
+    TRUE,
+    ComparedSet,
+    Comparison,
+    DomainCalibration,
+    Findings,
+    MissingPart,
+    Report,
+    SampleSizeCurve,
+)
+from genval.report.scores import Scores, class_scores, ece_scores, mean_iou, miou_scores
 from genval.report.settings import CorrelationSettings
 from genval.report.verdict import answer, verdict
 from genval.results.scenes import GATED_SUFFIX, list_models, model_list
@@ -34,7 +45,19 @@ from genval.runtime.seeds import item_seed
 FEWEST_COMPARED = 3
 
 
-def correlate(settings: CorrelationSettings) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Domain:
+    """What one domain is compared from."""
+
+    name: str
+    sides: dict[str, Evidence]  # without baselines that too few of the compared models have
+    kept: np.ndarray  # indices of the models compared in mIoU
+    weights: dict[str, np.ndarray]  # how often each image is drawn, float64 (draws, images) by side
+    classes: list[int]
+    classes_flag: str | None
+
+
+def correlate(settings: CorrelationSettings) -> Report:
     """Compare synthetic, clear and corrupted scores with reference scores, as far as there are results.
 
     Args:
@@ -52,54 +75,45 @@ def correlate(settings: CorrelationSettings) -> dict[str, Any]:
         )
     missing: list[Missing] = []
     clear = read_evidence(root, models, Place(settings.clear_dataset, settings.clear_cond), settings.preset, missing)
-    robustness: dict[str, Any] = {}
-    calibration: dict[str, Any] = {}
-    curves: dict[str, Any] = {}
-    for domain in settings.domains:
-        sides = _read_sides(settings, root, models, domain, clear, missing)
-        kept = _compared(sides, [evidence.has() for evidence in sides.values()])
-        calibration[domain] = {"ece": None, "scaling": measure_scaling(settings, domain, models, missing)}
-        if kept is None:
-            continue
-        # A baseline that too few of the compared models have is none.
-        if CORRUPTED in sides and sides[CORRUPTED].has()[kept].sum() < FEWEST_COMPARED:
-            del sides[CORRUPTED]
-        seed = item_seed(settings.seed, domain)
-        drawn = draw_images(
-            {side: evidence.sources for side, evidence in sides.items()}, settings.bootstrap_draws, seed
-        )
-        names = [models[index] for index in kept]
-        classes, flag = choose_classes(domain, sides, settings.class_set)
-        robustness[domain] = _robustness(settings, domain, names, kept, sides, drawn, classes, flag)
-        curves[domain] = _curve(settings, domain, kept, sides, classes)
-        calibration[domain]["ece"] = _calibration(settings, domain, models, sides, drawn)
-    ood_detection, ood_figures = compare_ood_detection(settings, models, _clear_figure(settings, clear), missing)
-    values: dict[str, Any] = {
-        "format": FORMAT,
-        "settings": {key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()},
-        "models": models,
-        "short_names": short_names(models),
-        "domains": list(settings.domains),
-        "robustness": robustness,
-        "calibration": calibration,
-        "ood_detection": ood_detection,
-        "ood_figures": ood_figures,
-        "sample_size": curves,
-        "published": PUBLISHED,
-        "missing": [{"what": one.what, "command": one.remedy} for one in dict.fromkeys(missing)],
-    }
-    answers = answer(values)
-    return {**values, "answers": answers, "verdict": verdict(values, answers)}
+    robustness: dict[str, Comparison] = {}
+    calibration: dict[str, DomainCalibration] = {}
+    curves: dict[str, SampleSizeCurve] = {}
+    for name in settings.domains:
+        sides = _read_sides(settings, root, models, name, clear, missing)
+        scaling = measure_scaling(settings, name, models, missing)
+        domain = _prepare(settings, name, sides)
+        ece = None
+        if domain is not None:
+            robustness[name] = _compare_miou(settings, domain, models)
+            curves[name] = _measure_sample_size(settings, domain)
+            ece = _compare_ece(settings, domain, models)
+        calibration[name] = DomainCalibration(ece, scaling)
+    ood_detection, ood_means = compare_ood_detection(settings, models, _clear_miou(settings, clear), missing)
+    findings = Findings(
+        settings={key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()},
+        models=models,
+        short_names=short_names(models),
+        domains=list(settings.domains),
+        robustness=robustness,
+        calibration=calibration,
+        ood_detection=ood_detection,
+        ood_means=ood_means,
+        sample_size=curves,
+        published=PUBLISHED,
+        missing=[MissingPart.of(part) for part in dict.fromkeys(missing)],
+    )
+    answers = answer(findings)
+    return Report.of_findings(findings, answers, verdict(findings, answers))
 
 
-def true_place(domain: str, true_dataset: str | None) -> Place:
-    """The reference set of a domain, by `path_dicts.REAL_SETS`, or its condition in another data set.
+def reference_place(domain: str, reference_dataset: str | None) -> Place:
+    """Return the reference set of a domain, by `path_dicts.REAL_SETS`, or its condition in another data set.
 
     Raises:
         GenValError: the table has no such domain.
     """
-    if true_dataset is not None:
-        return Place(true_dataset, domain)
+    if reference_dataset is not None:
+        return Place(reference_dataset, domain)
     if domain not in path_dicts.REAL_SETS:
         raise GenValError(
             f"No reference set is known for the domain {domain!r}: expected one of {', '.join(path_dicts.REAL_SETS)}. "
@@ -109,17 +123,17 @@ def true_place(domain: str, true_dataset: str | None) -> Place:
 
 
 def synthetic_place(domain: str, gate: bool) -> Place:
-    """The generated set of a domain."""
+    """Return the generated set of a domain."""
     return Place(f"{GENERATED_PREFIX}{domain}{GATED_SUFFIX if gate else ''}", domain)
 
 
 def corrupted_place(domain: str) -> Place:
-    """The corrupted set of a domain."""
+    """Return the corrupted set of a domain."""
     return Place(f"{CORRUPTED_PREFIX}{domain}", domain)
 
 
 def choose_classes(domain: str, sides: Mapping[str, Evidence], asked: str) -> tuple[list[int], str | None]:
-    """The one class set of all sides, by index, and why it is not all 19.
+    """Choose the one class set of all sides, by index, and say why it is not all 19.
 
     Args:
         domain: india is compared over IDD's 17 classes.
@@ -145,9 +159,11 @@ def _read_sides(
     clear: Evidence | None,
     missing: list[Missing],
 ) -> dict[str, Evidence]:
-    """The evidence on each side that there is; images made from one street share their source."""
+    """Read the evidence on each side that has results; images made from one street share their source."""
     generation = Command("ControlNet/style_transfer", {"preset": settings.preset, "domain": domain})
-    true = read_evidence(root, models, true_place(domain, settings.reference_dataset), settings.preset, missing)
+    reference = read_evidence(
+        root, models, reference_place(domain, settings.reference_dataset), settings.preset, missing
+    )
     synthetic = read_evidence(
         root, models, synthetic_place(domain, settings.gate), settings.preset, missing, str(generation)
     )
@@ -157,7 +173,7 @@ def _read_sides(
         corrupted = read_evidence(root, models, corrupted_place(domain), settings.preset, missing, str(corruption))
     streets = {SYNTHETIC: synthetic, CLEAR: clear, CORRUPTED: corrupted}
     sides = {side: with_street_sources(evidence) for side, evidence in streets.items() if evidence is not None}
-    return {**({TRUE: true} if true is not None else {}), **sides}
+    return {**({TRUE: reference} if reference is not None else {}), **sides}
 
 
 def _compared(sides: Mapping[str, Evidence], has: Sequence[np.ndarray]) -> np.ndarray | None:
@@ -173,85 +189,100 @@ def _compared(sides: Mapping[str, Evidence], has: Sequence[np.ndarray]) -> np.nd
     return kept if len(kept) >= FEWEST_COMPARED else None
 
 
-def _sets(sides: Mapping[str, Evidence]) -> dict[str, Any]:
+def _prepare(settings: CorrelationSettings, name: str, sides: dict[str, Evidence]) -> _Domain | None:
+    """Choose models and classes and draw images; None where too few models can be compared."""
+    kept = _compared(sides, [evidence.has() for evidence in sides.values()])
+    if kept is None:
+        return None
+    sides = _without_small_baseline(sides, kept, Evidence.has)
+    sources = {side: evidence.sources for side, evidence in sides.items()}
+    weights = draw_images(sources, settings.bootstrap_draws, item_seed(settings.seed, name))
+    classes, flag = choose_classes(name, sides, settings.class_set)
+    return _Domain(name, sides, kept, weights, classes, flag)
+
+
+def _without_small_baseline(
+    sides: dict[str, Evidence], kept: np.ndarray, has: Callable[[Evidence], np.ndarray]
+) -> dict[str, Evidence]:
+    """Remove the corrupted set if it has results of too few of the compared models."""
     return {
-        side: {**dataclasses.asdict(sides[side].place), "images": len(sides[side].images)} if side in sides else None
+        side: evidence
+        for side, evidence in sides.items()
+        if side != CORRUPTED or has(evidence)[kept].sum() >= FEWEST_COMPARED
+    }
+
+
+def _sets(sides: Mapping[str, Evidence]) -> dict[str, ComparedSet | None]:
+    return {
+        side: ComparedSet(sides[side].place.dataset, sides[side].place.cond, len(sides[side].images))
+        if side in sides
+        else None
         for side in (TRUE, SYNTHETIC, CLEAR, CORRUPTED)
     }
 
 
-def _robustness(
-    settings: CorrelationSettings,
-    domain: str,
-    names: list[str],
-    kept: np.ndarray,
-    sides: Mapping[str, Evidence],
-    drawn: Mapping[str, np.ndarray],
-    classes: list[int],
-    flag: str | None,
-) -> dict[str, Any]:
-    seed = item_seed(settings.seed, f"{domain} models")
-    figures = {side: miou_figure(evidence, drawn[side], classes).of(kept) for side, evidence in sides.items()}
+def _compare_miou(settings: CorrelationSettings, domain: _Domain, models: Sequence[str]) -> Comparison:
+    seed = item_seed(settings.seed, f"{domain.name} models")
+    scores = {
+        side: miou_scores(evidence, domain.weights[side], domain.classes).select(domain.kept)
+        for side, evidence in domain.sides.items()
+    }
     by_class = {
-        side: [figure.of(kept) for figure in class_figures(evidence, drawn[side], classes)]
-        for side, evidence in sides.items()
+        side: [of.select(domain.kept) for of in class_scores(evidence, domain.weights[side], domain.classes)]
+        for side, evidence in domain.sides.items()
         if side != CORRUPTED
     }
-    class_names = [CLASSES[index] for index in classes]
-    return {
-        "figure": "miou",
-        "unit": "percent",
-        "better": "higher",
-        "sets": _sets(sides),
-        "classes": class_names,
-        "classes_flag": flag,
-        **compare(names, figures, True, settings.bootstrap_draws, seed),
-        "per_class": compare_classes(class_names, by_class, settings.bootstrap_draws, seed),
-    }
-
-
-def _calibration(
-    settings: CorrelationSettings,
-    domain: str,
-    models: list[str],
-    sides: Mapping[str, Evidence],
-    drawn: Mapping[str, np.ndarray],
-) -> dict[str, Any] | None:
-    with_bins = {side: evidence for side, evidence in sides.items() if evidence.has_bins().any()}
-    kept = _compared(with_bins, [evidence.has_bins() for evidence in with_bins.values()])
-    if kept is None:
-        return None
-    if CORRUPTED in with_bins and with_bins[CORRUPTED].has_bins()[kept].sum() < FEWEST_COMPARED:
-        del with_bins[CORRUPTED]
-    figures = {side: ece_figure(evidence, drawn[side]).of(kept) for side, evidence in with_bins.items()}
-    seed = item_seed(settings.seed, f"{domain} models")
-    return {
-        "figure": "ece",
-        "unit": "percent",
-        "better": "lower",
-        "sets": _sets(with_bins),
-        **compare([models[index] for index in kept], figures, False, settings.bootstrap_draws, seed),
-    }
-
-
-def _curve(
-    settings: CorrelationSettings, domain: str, kept: np.ndarray, sides: Mapping[str, Evidence], classes: list[int]
-) -> dict[str, Any]:
-    true = mean_iou(sides[TRUE].counts[:, kept].sum(0), classes)
-    return sample_size_curve(
-        sides[SYNTHETIC].counts[:, kept],
-        lambda counts: mean_iou(counts, classes),
-        true,
-        settings.bootstrap_draws,
-        item_seed(settings.seed, f"{domain} sample size"),
-        settings.settled_tau,
-        settings.settled_regret,
+    class_names = [CLASSES[index] for index in domain.classes]
+    comparison = compare(
+        [models[index] for index in domain.kept],
+        scores,
+        metric="miou",
+        higher_is_better=True,
+        sets=_sets(domain.sides),
+        draws=settings.bootstrap_draws,
+        seed=seed,
+    )
+    return dataclasses.replace(
+        comparison,
+        classes=class_names,
+        classes_flag=domain.classes_flag,
+        per_class=compare_classes(class_names, by_class, settings.bootstrap_draws, seed),
     )
 
 
-def _clear_figure(settings: CorrelationSettings, clear: Evidence | None) -> Figure | None:
-    """Clear-weather mIoU: what one knows of a model without generating anything."""
+def _compare_ece(settings: CorrelationSettings, domain: _Domain, models: Sequence[str]) -> Comparison | None:
+    with_bins = {side: evidence for side, evidence in domain.sides.items() if evidence.has_bins().any()}
+    kept = _compared(with_bins, [evidence.has_bins() for evidence in with_bins.values()])
+    if kept is None:
+        return None
+    with_bins = _without_small_baseline(with_bins, kept, Evidence.has_bins)
+    scores = {side: ece_scores(evidence, domain.weights[side]).select(kept) for side, evidence in with_bins.items()}
+    return compare(
+        [models[index] for index in kept],
+        scores,
+        metric="ece",
+        higher_is_better=False,
+        sets=_sets(with_bins),
+        draws=settings.bootstrap_draws,
+        seed=item_seed(settings.seed, f"{domain.name} models"),
+    )
+
+
+def _measure_sample_size(settings: CorrelationSettings, domain: _Domain) -> SampleSizeCurve:
+    return sample_size_curve(
+        domain.sides[SYNTHETIC].counts[:, domain.kept],
+        lambda counts: mean_iou(counts, domain.classes),
+        mean_iou(domain.sides[TRUE].counts[:, domain.kept].sum(0), domain.classes),
+        draws=settings.bootstrap_draws,
+        seed=item_seed(settings.seed, f"{domain.name} sample size"),
+        settled_tau=settings.settled_tau,
+        settled_regret=settings.settled_regret,
+    )
+
+
+def _clear_miou(settings: CorrelationSettings, clear: Evidence | None) -> Scores | None:
+    """Clear-weather mIoU, which is known of a model without generating anything."""
     if clear is None:
         return None
     drawn = draw_images({CLEAR: clear.sources}, settings.bootstrap_draws, item_seed(settings.seed, CLEAR))
-    return miou_figure(clear, drawn[CLEAR], np.flatnonzero(clear.labelled()).tolist())
+    return miou_scores(clear, drawn[CLEAR], np.flatnonzero(clear.labelled()).tolist())

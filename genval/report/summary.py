@@ -1,135 +1,157 @@
-"""`correlation.json` as a table of one row an estimate, and as a page of Markdown."""
+"""`correlation.json` as a table with one row per estimate, and as Markdown."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from genval.metrics.correlation import CORRELATIONS
-from genval.report.comparison import BASELINES, PREDICTORS, SYNTHETIC
+from genval.report.schema import (
+    BASELINES,
+    PREDICTORS,
+    SYNTHETIC,
+    Coefficients,
+    Comparison,
+    Estimate,
+    Report,
+    SampleSizeCurve,
+    Scaling,
+)
 from genval.runtime.tables import markdown_table, percent
 
 _HEADER = ["part", "domain", "score", "figure", "quantity", "models", "coefficient", "value"]
+_COEFFICIENTS = ("pearson", "spearman", "kendall")
 _WAYS = ("over_models", "over_images", "over_both")
 
 
-def comparisons(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
-    """Every comparison: its part, its domain (or set), its score where it has one, and itself."""
-    for domain, comparison in values["robustness"].items():
-        yield "robustness", domain, "", comparison
-    for domain, of_domain in values["calibration"].items():
-        if of_domain["ece"]:
-            yield "calibration", domain, "", of_domain["ece"]
-    for name, of_set in values["ood_detection"].items():
-        for score, of_score in of_set.items():
-            for comparison in of_score.values():
-                yield "ood_detection", name, score, comparison
+@dataclass(frozen=True)
+class Entry:
+    """One comparison and its place in the report."""
+
+    part: str  # robustness, calibration or ood_detection
+    domain: str  # or the reference set, in ood_detection
+    score: str  # OOD score, empty in other parts
+    comparison: Comparison
+
+    @property
+    def title(self) -> str:
+        """The entry in one table cell."""
+        return f"{self.domain}, {self.score}, {self.comparison.metric}" if self.score else self.domain
 
 
-def csv_table(values: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows: every correlation and difference with its intervals."""
+def entries(report: Report) -> Iterator[Entry]:
+    """Yield every comparison."""
+    for domain, comparison in report.robustness.items():
+        yield Entry("robustness", domain, "", comparison)
+    for domain, calibration in report.calibration.items():
+        if calibration.ece:
+            yield Entry("calibration", domain, "", calibration.ece)
+    for name, by_score in report.ood_detection.items():
+        for score, by_metric in by_score.items():
+            for comparison in by_metric.values():
+                yield Entry("ood_detection", name, score, comparison)
+
+
+def csv_table(report: Report) -> tuple[list[str], list[list[Any]]]:
+    """Return header and rows: every correlation and difference (less: minus) with its intervals."""
     header = [*_HEADER, *(f"{way}_{end}" for way in _WAYS for end in ("low", "high"))]
     rows: list[list[Any]] = []
-    for part, domain, score, comparison in comparisons(values):
-        quantities = {f"{predictor} with true": comparison["correlation"][predictor] for predictor in PREDICTORS}
-        quantities |= {f"synthetic less {baseline}": comparison["difference"][baseline] for baseline in BASELINES}
-        for quantity, estimates in quantities.items():
-            rows += _rows([part, domain, score, comparison["figure"], quantity], estimates)
-    for domain, of_domain in values["calibration"].items():
-        after = of_domain["scaling"] and of_domain["scaling"]["after"]
+    for entry in entries(report):
+        comparison = entry.comparison
+        quantities: dict[str, Coefficients | None] = {}
+        quantities |= {f"{side} with true": comparison.correlation[side] for side in PREDICTORS}
+        quantities |= {f"{SYNTHETIC} less {side}": comparison.difference[side] for side in BASELINES}
+        for quantity, coefficients in quantities.items():
+            rows += _rows([entry.part, entry.domain, entry.score, comparison.metric, quantity], coefficients)
+    for domain, calibration in report.calibration.items():
+        after = calibration.scaling.after if calibration.scaling else None
         rows += _rows(["calibration", domain, "", "ece after scaling", f"{SYNTHETIC} with true"], after)
     return header, rows
 
 
-def _rows(head: Sequence[str], estimates: Mapping[str, Any] | None) -> list[list[Any]]:
-    """A row for each coefficient."""
-    if not estimates:
+def _rows(head: Sequence[str], coefficients: Coefficients | None) -> list[list[Any]]:
+    """One row per coefficient."""
+    if coefficients is None:
         return []
-    ends = {name: [end for way in _WAYS for end in estimates[name][way] or (None, None)] for name in CORRELATIONS}
-    return [[*head, estimates["models"], name, estimates[name]["value"], *ends[name]] for name in CORRELATIONS]
+    rows: list[list[Any]] = []
+    for name in _COEFFICIENTS:
+        estimate: Estimate = getattr(coefficients, name)
+        ends = [end for way in _WAYS for end in getattr(estimate, way) or (None, None)]
+        rows.append([*head, coefficients.models, name, estimate.value, *ends])
+    return rows
 
 
-def markdown_summary(values: Mapping[str, Any]) -> str:
-    """The main results: Pearson's r and its baselines, ranking, calibration, sample size, what is missing."""
-    parts = ["# Do synthetic scores predict reference scores?", "\n".join(f"- {line}" for line in values["verdict"])]
-    for title, part in (
-        ("mIoU", "robustness"),
-        ("ECE", "calibration"),
-        ("OOD detection", "ood_detection"),
-    ):
-        found = [entry for entry in comparisons(values) if entry[0] == part]
+def markdown_summary(report: Report) -> str:
+    """Return the main results: correlations, rankings, calibration, sample size, and what is missing."""
+    parts = ["# Do synthetic scores predict reference scores?", "\n".join(f"- {line}" for line in report.verdict)]
+    for title, part in (("mIoU", "robustness"), ("ECE", "calibration"), ("OOD detection", "ood_detection")):
+        found = [entry for entry in entries(report) if entry.part == part]
         if found:
             parts += [f"## {title}: Pearson's r with the reference score across models", _correlations(found)]
-            # A table of every score and metric would be pages long: the file has them.
-            main = [entry for entry in found if entry[3]["figure"] in ("miou", "ece", "auroc")]
-            parts += [f"### {title}: choosing a model", _rankings(main, values["short_names"])]
-    scaling = {domain: of["scaling"] for domain, of in values["calibration"].items() if of["scaling"]}
+            # A table of every score and metric would be pages long; the JSON file has them.
+            main = [entry for entry in found if entry.comparison.metric in ("miou", "ece", "auroc")]
+            parts += [f"### {title}: choosing a model", _rankings(main, report.short_names)]
+    scaling = {domain: of.scaling for domain, of in report.calibration.items() if of.scaling}
     if scaling:
         parts += ["## Temperature scaling on the reference set", _scaling(scaling)]
-    if values["sample_size"]:
-        parts += ["## Number of generated images", _curves(values["sample_size"])]
-    if values["missing"]:
-        lines = [f"- {lack['what']}: `{lack['command']}`" for lack in values["missing"]]
-        parts += ["## Missing", "\n".join(lines)]
+    if report.sample_size:
+        parts += ["## Number of generated images", _curves(report.sample_size)]
+    if report.missing:
+        parts += ["## Missing", "\n".join(f"- {part.what}: `{part.command}`" for part in report.missing)]
     return "\n\n".join(parts)
 
 
-def _name(domain: str, score: str, comparison: Mapping[str, Any]) -> str:
-    return f"{domain}, {score}, {comparison['figure']}" if score else domain
-
-
-def _widest(estimate: Mapping[str, Any]) -> str | None:
-    # Over images alone it would look surer than it is: it says nothing of other models.
-    ends = estimate["over_both"] or estimate["over_models"]
+def _ends(estimate: Estimate | None) -> str | None:
+    ends = estimate.ends if estimate else None
     return f"{ends[0]:.2f} to {ends[1]:.2f}" if ends else None
 
 
-def _correlations(found: Sequence[tuple[str, str, str, Mapping[str, Any]]]) -> str:
-    header = ["domain", "models", "r", "95 %", "Spearman", "Kendall", "r of clear", "difference", "beats clear"]
-    header += ["r of corrupted", "difference", "beats corrupted"]
+def _correlations(found: Sequence[Entry]) -> str:
+    header = ["domain", "models", "r", "95 %", "Spearman", "Kendall"]
+    for baseline in BASELINES:
+        header += [f"r of {baseline}", f"difference: {SYNTHETIC} - {baseline}", f"beats {baseline}"]
     rows = []
-    for _, domain, score, comparison in found:
-        own = comparison["correlation"][SYNTHETIC]
-        row = [_name(domain, score, comparison), own["models"], own["pearson"]["value"], _widest(own["pearson"])]
-        row += [own["spearman"]["value"], own["kendall"]["value"]]
+    for entry in found:
+        own = entry.comparison.correlation[SYNTHETIC]
+        assert own is not None
+        row = [entry.title, own.models, own.pearson.value, _ends(own.pearson), own.spearman.value, own.kendall.value]
         for baseline in BASELINES:
-            theirs, less = comparison["correlation"][baseline], comparison["difference"][baseline]
-            row += [theirs and theirs["pearson"]["value"], less and _widest(less["pearson"])]
-            row += [comparison["beats"][baseline]]
+            theirs, difference = entry.comparison.correlation[baseline], entry.comparison.difference[baseline]
+            row += [theirs and theirs.pearson.value, _ends(difference.pearson if difference else None)]
+            row += [entry.comparison.beats[baseline]]
         rows.append(row)
     return markdown_table(header, rows, digits=2)
 
 
-def _rankings(found: Sequence[tuple[str, str, str, Mapping[str, Any]]], short: Mapping[str, str]) -> str:
+def _rankings(found: Sequence[Entry], short: Mapping[str, str]) -> str:
     header = ["domain", "chosen by", "model", "is the best", "top 5 in common %", "regret", "from", "to"]
-    rows = []
-    for _, domain, score, comparison in found:
+    rows: list[list[Any]] = []
+    for entry in found:
         for predictor in PREDICTORS:
-            ranking = comparison["ranking"][predictor]
+            ranking = entry.comparison.ranking[predictor]
             if ranking:
-                row: list[Any] = [_name(domain, score, comparison), predictor, short[ranking["chosen"]]]
-                row += ["yes" if ranking["top_1"] else "no", percent(ranking["top_5"]), *ranking["regret"].values()]
-                rows.append(row)
+                row = [entry.title, predictor, short[ranking.chosen], "yes" if ranking.top_1 else "no"]
+                rows.append([*row, percent(ranking.top_5), *dataclasses.astuple(ranking.regret)])
     return markdown_table(header, rows)
 
 
-def _scaling(scaling: Mapping[str, Any]) -> str:
+def _scaling(by_domain: Mapping[str, Scaling]) -> str:
     header = ["domain", "temperatures of", "models", "better %", "from", "to", "mean ECE % before", "after"]
-    rows = []
-    for domain, of_domain in scaling.items():
-        for source, improved in of_domain["improved"].items():
-            if improved["models"]:
-                shares = [100 * improved[key] for key in ("share", "low", "high")]
-                means = [improved["before"], of_domain["mean"][source]["value"]]
-                rows.append([domain, source, improved["models"], *shares, *means])
+    rows: list[list[Any]] = []
+    for domain, scaling in by_domain.items():
+        for source, improved in scaling.improved.items():
+            after = scaling.mean[source]
+            if improved.models and after:
+                shares = [percent(value) for value in (improved.share, improved.low, improved.high)]
+                rows.append([domain, source, improved.models, *shares, improved.before, after.value])
     return markdown_table(header, rows)
 
 
-def _curves(curves: Mapping[str, Any]) -> str:
+def _curves(curves: Mapping[str, SampleSizeCurve]) -> str:
     header = ["domain", "images", "r", "from", "to", "width", "tau", "5 % quantile", "choice off by", "95 % quantile"]
     rows = []
     for domain, curve in curves.items():
-        for index, images in enumerate(curve["images"]):
-            cells = [value for key in ("pearson", "tau", "regret") for value in curve[key][index].values()]
-            rows.append([domain, images, *cells])
+        for images, *points in zip(curve.images, curve.pearson, curve.tau, curve.regret, strict=True):
+            rows.append([domain, images, *(value for point in points for value in dataclasses.astuple(point))])
     return markdown_table(header, rows, digits=2)

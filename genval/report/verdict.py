@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from genval.report.comparison import CLEAR, CORRUPTED, SYNTHETIC
+from genval.report.schema import (
+    CLEAR,
+    CORRUPTED,
+    SYNTHETIC,
+    Answers,
+    Comparison,
+    EnoughImages,
+    Findings,
+    ModelChoice,
+)
 
 # A ranking whose Pearson's r has its interval above this is taken for trustworthy.
 TRUSTED_R = 0.5
@@ -29,30 +37,28 @@ NOTHING = (
 )
 
 
-def answer(values: Mapping[str, Any]) -> dict[str, Any]:
+def answer(findings: Findings) -> Answers:
     """Compute the answers by domain.
 
-    `trust`: where the interval of Pearson's r (over models and images) lies above 0.5, "better" when that of the
-    difference to clear weather lies above 0, "worse" when it lies below, "yes" when it holds 0, "alone" without results
-    in clear weather; else "weak" when r's interval lies above 0, and "no" otherwise. `model`: what the synthetic
-    figures choose, with the regret in points and the upper end of its interval, `regret_high`, or None. `images`: a
-    sample-size curve's `settles_ranking`, `settles_choice` and `total`.
+    `trust` depends on the interval of Pearson's r (over models and images) and on that of its difference to clear
+    weather. If r's interval is above 0.5, trust is "better" if the difference's interval is above 0, "worse" if it is
+    below 0, "yes" if it contains 0, and "alone" without results in clear weather. Else it is "weak" if r's interval is
+    above 0, and "no" otherwise.
     """
     trust: dict[str, str] = {}
-    model: dict[str, Any] = {}
-    for domain, comparison in values["robustness"].items():
-        ends = _interval(comparison["correlation"][SYNTHETIC]["pearson"])
-        low = ends[0] if ends else -1.0
-        trusted = TRUSTED[comparison["beats"][CLEAR]]
+    model: dict[str, ModelChoice] = {}
+    for domain, comparison in findings.robustness.items():
+        own, ranking = comparison.correlation[SYNTHETIC], comparison.ranking[SYNTHETIC]
+        assert own is not None and ranking is not None  # a comparison always has the synthetic set
+        low = own.pearson.ends[0] if own.pearson.ends else -1.0
+        trusted = TRUSTED[comparison.beats[CLEAR]]
         trust[domain] = trusted if low > TRUSTED_R else "weak" if low > 0 else "no"
-        ranking = comparison["ranking"][SYNTHETIC]
-        model[domain] = {key: ranking[key] for key in ("chosen", "best")}
-        model[domain] |= {"regret": ranking["regret"]["value"], "regret_high": ranking["regret"]["high"]}
+        model[domain] = ModelChoice(ranking.chosen, ranking.best, ranking.regret.value, ranking.regret.high)
     images = {
-        domain: {key: curve[key] for key in ("settles_ranking", "settles_choice", "total")}
-        for domain, curve in values["sample_size"].items()
+        domain: EnoughImages(curve.settles_ranking, curve.settles_choice, curve.total)
+        for domain, curve in findings.sample_size.items()
     }
-    return {"trust": trust, "model": model, "images": images}
+    return Answers(trust, model, images)
 
 
 QUESTIONS = (
@@ -62,64 +68,73 @@ QUESTIONS = (
 )
 
 
-def verdict(values: Mapping[str, Any], answers: Mapping[str, Any]) -> list[str]:
-    """Return the three answers as text, from the parts of `correlation.json` and the result of `answer`."""
-    if not values["robustness"]:
+def verdict(findings: Findings, answers: Answers) -> list[str]:
+    """Return the three answers as text."""
+    if not findings.robustness:
         return [f"{question} {NOTHING}" for question in QUESTIONS]
-    sentences = (_trust(values, answers), _segmenters(values, answers), _images(answers))
+    sentences = (_trust(findings, answers), _segmenters(findings, answers), _images(answers))
     return [f"{question} {' '.join(said)}" for question, said in zip(QUESTIONS, sentences, strict=True)]
 
 
-def _trust(values: Mapping[str, Any], answers: Mapping[str, Any]) -> list[str]:
-    def shown(domain: str) -> str:
-        correlation = values["robustness"][domain]["correlation"]
-        ends = _interval(correlation[SYNTHETIC]["pearson"])
-        parts = [f"r {_two(correlation[SYNTHETIC]['pearson']['value'])}"]
-        parts[0] += f", 95 % interval {_two(ends[0])} to {_two(ends[1])}" if ends else ""
-        for side, name in ((CLEAR, "clear weather"), (CORRUPTED, "corruptions")):
-            if correlation[side]:
-                parts.append(f"{name} {_two(correlation[side]['pearson']['value'])}")
-        return f"{domain} ({'; '.join(parts)})"
-
-    groups = _group(answers["trust"], _TRUST_SENTENCES)
-    said = [_TRUST_SENTENCES[trust].format(_join(map(shown, domains))) for trust, domains in groups.items()]
-    beats = {domain: of["beats"][CORRUPTED] for domain, of in values["robustness"].items() if of["beats"][CORRUPTED]}
+def _trust(findings: Findings, answers: Answers) -> list[str]:
+    shown = {domain: _shown(domain, comparison) for domain, comparison in findings.robustness.items()}
+    groups = _group(answers.trust, _TRUST_SENTENCES)
+    said = [
+        _TRUST_SENTENCES[trust].format(_join(shown[domain] for domain in domains)) for trust, domains in groups.items()
+    ]
+    beats = {
+        domain: beat for domain, comparison in findings.robustness.items() if (beat := comparison.beats[CORRUPTED])
+    }
     against = _group(beats, _CORRUPTION_SENTENCES)
     return said + [_CORRUPTION_SENTENCES[beat].format(_join(domains)) for beat, domains in against.items()]
 
 
-def _segmenters(values: Mapping[str, Any], answers: Mapping[str, Any]) -> list[str]:
-    short, said = values["short_names"], []
-    for domain, model in answers["model"].items():
-        name, best, high = short[model["chosen"]], short[model["best"]], model["regret_high"]
+def _shown(domain: str, comparison: Comparison) -> str:
+    """A domain with the correlation of each predictor in parentheses."""
+    own = comparison.correlation[SYNTHETIC]
+    assert own is not None
+    ends = own.pearson.ends
+    parts = [f"r {_two(own.pearson.value)}" + (f", 95 % interval {_two(ends[0])} to {_two(ends[1])}" if ends else "")]
+    for side, name in ((CLEAR, "clear weather"), (CORRUPTED, "corruptions")):
+        baseline = comparison.correlation[side]
+        if baseline:
+            parts.append(f"{name} {_two(baseline.pearson.value)}")
+    return f"{domain} ({'; '.join(parts)})"
+
+
+def _segmenters(findings: Findings, answers: Answers) -> list[str]:
+    short, said = findings.short_names, []
+    for domain, model in answers.model.items():
+        name, best = short[model.chosen], short[model.best]
         said.append(f"For {domain}, generated images choose {name}.")
-        if model["regret"] == 0:
+        if model.regret == 0:
             said.append(f"{name} is also the best one on the reference images.")
         else:
-            said.append(
-                f"On the reference images it is {model['regret']:.1f} points of mIoU below {best}, the best one."
-            )
-        if high is not None:
-            said[-1] = f"{said[-1][:-1]} (95 % interval: a loss of up to {high:.1f} points)."
+            said.append(f"On the reference images it is {model.regret:.1f} points of mIoU below {best}, the best one.")
+        if model.regret_high is not None:
+            said[-1] = f"{said[-1][:-1]} (95 % interval: a loss of up to {model.regret_high:.1f} points)."
     return said
 
 
-def _images(answers: Mapping[str, Any]) -> list[str]:
-    said = []
-    for key, purpose in (("settles_choice", "choose a segmenter"), ("settles_ranking", "rank the segmenters")):
-        enough: dict[int, list[str]] = {}
-        too_few: dict[int, list[str]] = {}
-        for domain, curve in answers["images"].items():
-            if curve[key]:
-                enough.setdefault(curve[key], []).append(domain)
-            else:
-                too_few.setdefault(curve["total"], []).append(domain)
-        said += [f"{number} images are enough to {purpose} for {_join(names)}." for number, names in enough.items()]
-        said += [
-            f"{number} images are not enough to {purpose} for {_join(names, 'or')}."
-            for number, names in too_few.items()
-        ]
-    return said
+def _images(answers: Answers) -> list[str]:
+    choice = {domain: (curve.settles_choice, curve.total) for domain, curve in answers.images.items()}
+    ranking = {domain: (curve.settles_ranking, curve.total) for domain, curve in answers.images.items()}
+    return [*_enough("choose a segmenter", choice), *_enough("rank the segmenters", ranking)]
+
+
+def _enough(purpose: str, settled: Mapping[str, tuple[int | None, int]]) -> list[str]:
+    """Sentences about the number of images that is enough, or the total that is not, by domain."""
+    enough: dict[int, list[str]] = {}
+    too_few: dict[int, list[str]] = {}
+    for domain, (number, total) in settled.items():
+        if number:
+            enough.setdefault(number, []).append(domain)
+        else:
+            too_few.setdefault(total, []).append(domain)
+    said = [f"{number} images are enough to {purpose} for {_join(names)}." for number, names in enough.items()]
+    return said + [
+        f"{total} images are not enough to {purpose} for {_join(names, 'or')}." for total, names in too_few.items()
+    ]
 
 
 def _group(by_domain: Mapping[str, str], order: Iterable[str]) -> dict[str, list[str]]:
@@ -131,11 +146,6 @@ def _group(by_domain: Mapping[str, str], order: Iterable[str]) -> dict[str, list
 def _join(names: Iterable[str], word: str = "and") -> str:
     *others, last = names
     return f"{', '.join(others)} {word} {last}" if others else last
-
-
-def _interval(estimate: Mapping[str, Any]) -> list[float] | None:
-    ends: list[float] | None = estimate["over_both"] or estimate["over_models"]
-    return ends
 
 
 def _two(value: float | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genval.artifacts.manifest import Manifest
-from genval.report import FORMAT
+from genval.report.schema import FORMAT
 from genval.reproduction.steps import Outputs, newest
 from genval.results.scenes import SceneResults
 from genval.runtime.files import read_json

@@ -1,4 +1,4 @@
-"""A correlation.json of invented figures, in the form that genval.report describes, and folders of small images."""
+"""A correlation.json of invented scores, as genval.report.schema describes it, and folders of small images."""
 
 import numpy as np
 
@@ -6,8 +6,8 @@ from genval.artifacts.settings import write_settings
 from genval.datasets import find_items, read_pair
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
-from genval.report import FORMAT
 from genval.report.page import PageSources
+from genval.report.schema import FORMAT
 from genval.results.scenes import SceneResults, folder_name, image_record
 from genval.runtime.files import write_csv, write_json, write_jsonl, write_png
 
@@ -30,7 +30,7 @@ def plain_estimate(value, half):
 
 
 def comparison(generator, models, domain, figure="miou", corrupted=True, per_class=False):
-    """True figures of every model, and predictors that know them more and less well."""
+    """Reference scores of every model, and predictors that are more and less close to them."""
     true = generator.uniform(20, 70, len(models))
     noise = {"true": 0, "synthetic": 4, "clear": 14, "corrupted": 9}
     sides = {side: np.clip(true + generator.normal(0, spread, len(models)), 1, 99) for side, spread in noise.items()}
@@ -53,8 +53,6 @@ def comparison(generator, models, domain, figure="miou", corrupted=True, per_cla
             side: None if sides[side] is None else {"dataset": f"{side}_{domain}", "cond": domain, "images": 8}
             for side in (*SIDES, "true")
         },
-        "classes": ["road", "sky"],
-        "classes_flag": None,
         "models": rows,
         "correlation": {
             side: None
@@ -85,6 +83,7 @@ def comparison(generator, models, domain, figure="miou", corrupted=True, per_cla
         "bias": {"value": -1.3, "low": -2.0, "high": -0.4},
     }
     if per_class:
+        value |= {"classes": ["road", "sky"], "classes_flag": None}
         value["per_class"] = {
             name: {
                 "synthetic": {key: plain_estimate(0.9 - 0.1 * place, 0.1) for key in COEFFICIENTS},
@@ -147,13 +146,14 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
         "format": FORMAT,
         "settings": {"preset": "mini", "script": "report/correlate"},
         "models": list(models),
+        "short_names": {},
         "domains": list(domains),
         "verdict": [
             f"Can the synthetic verdict be trusted? Yes for {domains[0]} (r 0.90, clear -0.28). Not shown for others.",
-            f"Which model to trust? {models[0]}, the best on true images too.",
+            f"Which model to trust? {models[0]}, the best on reference images too.",
             "How many generated images? 64 settle the ranking.",
         ],
-        "answers": {},
+        "answers": {"trust": {}, "model": {}, "images": {}},
         "robustness": robust,
         "calibration": {
             domain: {
@@ -173,8 +173,15 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
         if objects
         else {},
         "sample_size": {domain: curve(images) for domain in domains},
-        "published": {"models": 40, "pearson": {"SD 1.5": {"fog": 0.77}}},
-        "missing": [{"what": "true rain", "command": "python relis/eval.py --trg_dataset ACDC --cond rain"}],
+        "ood_figures": {},
+        "published": {
+            "source": "secondary",
+            "models": 40,
+            "pearson": {"SD 1.5": {"fog": 0.77}},
+            "ece_improved_percent": {},
+            "ood_pearson": "about 0.8",
+        },
+        "missing": [{"what": "reference rain", "command": "python relis/eval.py --trg_dataset ACDC --cond rain"}],
     }
 
 
@@ -247,7 +254,7 @@ def evaluate(root, model, items, wrong, generator):
 
 
 def scaled(model, domain):
-    """A file of relis/eval_calibration_clustering.py: all pixels in two bins, too sure before and just right after."""
+    """A file of relis/eval_calibration_clustering.py: two bins with pixels, overconfident before."""
 
     def bins(confidence):
         values = {"pixels": [0] * 15, "right": [0] * 15, "confidence": [0.0] * 15}

@@ -26,7 +26,9 @@ from genval.report.page.encoding import OUTLINE, TINT, WRONG, class_map, error_m
 from genval.report.page.gallery import GalleryLimits, collect_gallery
 from genval.report.page.provenance import collect_provenance, command_of
 from genval.report.page.reliability import collect_diagrams, diagram_of_bins
-from genval.report.page.render import MAX_BYTES, model_labels
+from genval.report.page.render import MAX_BYTES
+from genval.report.page.variables import short_labels
+from genval.report.schema import Report
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_json, write_png
 from genval.runtime.paths import REPO_ROOT
@@ -163,7 +165,7 @@ def test_runs_with_other_weights_or_versions_are_warned_of(tmp_path):
     assert "torch" in provenance["warnings"][0] and "aa, bb" in provenance["warnings"][1]
 
 
-@pytest.mark.parametrize("name", ["provenance", "reliability", "render"])
+@pytest.mark.parametrize("name", ["provenance", "reliability", "render", "variables"])
 def test_examples_in_docstrings_hold(name):
     outcome = doctest.testmod(importlib.import_module(f"genval.report.page.{name}"))
     assert outcome.attempted and not outcome.failed
@@ -171,7 +173,7 @@ def test_examples_in_docstrings_hold(name):
 
 def test_short_names_tell_models_apart():
     models = ["hf:a/upernet", "mmseg:x.py,b/upernet.pth", "SwinLarge", "hf:a/segformer"]
-    assert model_labels(models) == {
+    assert short_labels(models) == {
         "hf:a/upernet": "hf:a/upernet",
         "mmseg:x.py,b/upernet.pth": "mmseg:x.py,b/upernet.pth",
         "SwinLarge": "SwinLarge",
@@ -193,7 +195,7 @@ def test_missing_parts_are_listed_with_their_command(tmp_path, sources):
         generated=sources.generated,
     )
     content = collect(bare, ["fog"], LIMITS)
-    commands = [lack.remedy for lack in content.missing]
+    commands = [part.remedy for part in content.missing]
     assert [command.split()[1] for command in commands] == [
         "report/correlate.py",
         "relis/eval.py",
@@ -206,7 +208,7 @@ def test_missing_parts_are_listed_with_their_command(tmp_path, sources):
     assert all(entry["models"] == {} for entry in data_of(html)["gallery"]["images"])
 
 
-def test_objects_that_nobody_wants_are_no_images(tmp_path):
+def test_refused_objects_are_not_shown(tmp_path):
     sources = write_world(tmp_path, images=1, models=("good",), domains=("fog",))
     write_json(sources.objects / "masks/curated.json", {"lion": {"0": False}, "rubber_duck": {"0": True}})
     content = collect(sources, None, LIMITS)
@@ -221,8 +223,37 @@ def test_a_domain_that_is_not_there_and_another_format_are_refused(tmp_path, sou
     with pytest.raises(GenValError, match=r"No generated images of snow.*found fog, night"):
         collect(sources, ["snow"], LIMITS)
     write_json(tmp_path / "correlation.json", {"format": 99})
-    with pytest.raises(GenValError, match="is of format 99, expected 2"):
+    with pytest.raises(GenValError, match="is of format 99, expected format 2"):
         collect(dataclasses.replace(sources, report=tmp_path), None, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("robustness.fog.models[1].true: expected an object, found int", lambda fog: fog["models"][1].update(true=3)),
+        ("robustness.fog.bias: expected a value, found no such key", lambda fog: fog.pop("bias")),
+        ("robustness.fog.unit: expected text, found null", lambda fog: fog.update(unit=None)),
+        ("robustness.fog.classes: expected a list, found str", lambda fog: fog.update(classes="road")),
+    ],
+)
+def test_a_comparison_of_another_shape_is_refused_by_its_key(tmp_path, sources, key, change):
+    values = example_correlation(MODELS, ("fog",))
+    change(values["robustness"]["fog"])
+    write_json(tmp_path / "correlation.json", values)
+    command = "Write it again: python report/correlate.py --preset mini"
+    with pytest.raises(GenValError, match=re.escape(f"{tmp_path / 'correlation.json'}, key {key}. {command}")):
+        collect(dataclasses.replace(sources, report=tmp_path), None, LIMITS)
+
+
+def test_a_comparison_is_read_and_written_unchanged():
+    values = example_correlation(MODELS, ("fog", "night"))
+    assert json.loads(json.dumps(Report.from_json(values).to_json())) == values
+
+
+def test_a_page_of_the_mini_world_says_that_its_data_sets_are_stand_ins(sources):
+    content = collect(sources, None, LIMITS)
+    assert "rendered stand-ins, not the real data" in render_page(content)
+    assert "stand-ins" not in render_page(dataclasses.replace(content, preset=None))
 
 
 def test_a_page_over_twenty_megabytes_is_not_written(tmp_path, sources, monkeypatch):
@@ -232,7 +263,7 @@ def test_a_page_over_twenty_megabytes_is_not_written(tmp_path, sources, monkeypa
     assert not (tmp_path / "index.html").exists()
 
 
-def test_the_images_leave_room_for_the_figures_of_every_model():
+def test_the_images_leave_room_for_the_scores_of_every_model():
     models = [f"hf:checkpoints/segmenters/architecture-{number}" for number in range(42)]
     domains = ("fog", "night", "rain", "snow", "india")
     correlation = example_correlation(models, domains)
@@ -248,11 +279,11 @@ def test_the_images_leave_room_for_the_figures_of_every_model():
         for pair in range(4 * len(domains))
     ]
     provenance = {"runs": [], "weights": {}, "versions": {}, "warnings": []}
-    figures = len(render_page(PageContent(correlation, None, None, diagrams, provenance)).encode())
+    size = len(render_page(PageContent(Report.from_json(correlation), None, None, diagrams, provenance)).encode())
     characters = GalleryLimits().characters
-    assert figures > 5_000_000  # the plotting library is among it
+    assert size > 5_000_000  # the plotting library is among it
     # A megabyte is left for the images' names and scores, and the provenance.
-    assert figures + characters + characters // 3 < MAX_BYTES - 1_000_000
+    assert size + characters + characters // 3 < MAX_BYTES - 1_000_000
 
 
 def test_means_before_and_after_scaling_are_of_the_same_models(page):
@@ -270,7 +301,7 @@ def test_a_card_shows_the_result_of_the_hardest_images(page):
 def test_the_five_best_are_left_out_where_there_are_no_more(tmp_path, sources):
     correlation = example_correlation(MODELS, ("fog",))
     correlation["robustness"]["fog"]["ranking"]["synthetic"]["top_5"] = None
-    html = render_page(dataclasses.replace(collect(sources, None, LIMITS), correlation=correlation))
+    html = render_page(dataclasses.replace(collect(sources, None, LIMITS), report=Report.from_json(correlation)))
     assert "Regret 1.2" in html and "five best in common" not in html
 
 
@@ -423,9 +454,9 @@ def test_filters_order_and_charts_follow_their_controls(open_page):
     assert browser.run("document.querySelectorAll('#object-gallery img').length") == 1
 
     label = "document.querySelector('#scatter .plot').getAttribute('aria-label')"
-    assert "generated against true" in browser.run(label)
+    assert "generated against reference" in browser.run(label)
     browser.choose("scatter-side", "clear")
-    assert "clear weather against true" in browser.run(label)
+    assert "clear weather against reference" in browser.run(label)
     browser.choose("scatter-metric", "ece")
     assert "ECE of 2 models" in browser.run(label)
     browser.choose("scatter-model", "hf:some/folder/poor")
@@ -479,5 +510,5 @@ def test_a_page_without_a_comparison_works_too(sources, tmp_path, open_page):
     browser = open_page(1280)
     browser.open(path.as_uri())
     browser.wait("document.querySelectorAll('#gallery .shot').length === 4")
-    assert texts(browser, ".contents a") == ["Pictures", "Provenance"]
+    assert texts(browser, ".contents a") == ["Images", "Provenance"]
     assert browser.complaints == []

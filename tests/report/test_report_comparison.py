@@ -5,15 +5,24 @@ import pytest
 import scipy.stats
 
 from genval.report.comparison import compare, compare_classes, regret
-from genval.report.figures import Figure
+from genval.report.json_record import encode
 from genval.report.resampling import draw_models
+from genval.report.scores import Scores
 
 MODELS = [f"model{index}" for index in range(6)]
 DRAWS, SEED = 200, 5
 
 
-def figure(generator, centre, noise=1.0):
-    return Figure(centre, centre + noise * generator.normal(size=(DRAWS, len(centre))))
+def scores(generator, centre, noise=1.0):
+    return Scores(centre, centre + noise * generator.normal(size=(DRAWS, len(centre))))
+
+
+def compared(models, sides, higher_is_better=True, seed=SEED):
+    """The comparison as it is written to JSON."""
+    comparison = compare(
+        models, sides, metric="miou", higher_is_better=higher_is_better, sets={}, draws=DRAWS, seed=seed
+    )
+    return comparison.to_json()
 
 
 @pytest.fixture
@@ -21,14 +30,14 @@ def sides():
     generator = np.random.default_rng(1)
     truth = np.array([10.0, 30.0, 20.0, 50.0, 40.0, 35.0])
     return {
-        "true": figure(generator, truth),
-        "synthetic": figure(generator, truth + np.array([1, -1, 2, 0, -2, 1])),
-        "clear": figure(generator, np.array([60.0, 61.0, 65.0, 62.0, 59.0, 64.0])),
+        "true": scores(generator, truth),
+        "synthetic": scores(generator, truth + np.array([1, -1, 2, 0, -2, 1])),
+        "clear": scores(generator, np.array([60.0, 61.0, 65.0, 62.0, 59.0, 64.0])),
     }
 
 
 def test_intervals_are_those_of_a_plain_loop(sides):
-    result = compare(MODELS, sides, True, DRAWS, SEED)
+    result = compared(MODELS, sides)
     chosen = draw_models(len(MODELS), DRAWS, SEED)
     x, y, baseline = (sides[name] for name in ("synthetic", "true", "clear"))
     both, differences = [], []
@@ -50,20 +59,20 @@ def test_intervals_are_those_of_a_plain_loop(sides):
 
 
 def test_a_good_predictor_beats_a_bad_one_and_not_the_other_way(sides):
-    result = compare(MODELS, sides, True, DRAWS, SEED)
+    result = compared(MODELS, sides)
     assert result["beats"] == {"clear": "yes", "corrupted": None}
     swapped = {"true": sides["true"], "synthetic": sides["clear"], "clear": sides["synthetic"]}
-    assert compare(MODELS, swapped, True, DRAWS, SEED)["beats"]["clear"] == "no"
+    assert compared(MODELS, swapped)["beats"]["clear"] == "no"
     same = {**sides, "clear": sides["synthetic"]}
-    assert compare(MODELS, same, True, DRAWS, SEED)["beats"]["clear"] == "undecided"
-    assert compare(MODELS, same, True, DRAWS, SEED)["difference"]["clear"]["pearson"]["over_both"] == [0, 0]
+    assert compared(MODELS, same)["beats"]["clear"] == "undecided"
+    assert compared(MODELS, same)["difference"]["clear"]["pearson"]["over_both"] == [0, 0]
 
 
 def test_a_baseline_with_missing_models_is_compared_over_those_it_has(sides):
     corrupted = sides["synthetic"].value.copy()
     corrupted[3] = np.nan
     drawn = np.repeat(corrupted[None], DRAWS, 0)
-    result = compare(MODELS, {**sides, "corrupted": Figure(corrupted, drawn)}, True, DRAWS, SEED)
+    result = compared(MODELS, {**sides, "corrupted": Scores(corrupted, drawn)})
     assert result["correlation"]["corrupted"]["models"] == 5
     assert result["correlation"]["synthetic"]["models"] == 6
     # On the same models the two are the same predictor.
@@ -73,24 +82,24 @@ def test_a_baseline_with_missing_models_is_compared_over_those_it_has(sides):
 
 
 def test_three_models_have_values_and_no_interval_over_models(sides):
-    few = {side: of_side.of(np.arange(3)) for side, of_side in sides.items()}
-    pearson = compare(MODELS[:3], few, True, DRAWS, SEED)["correlation"]["synthetic"]["pearson"]
+    few = {side: of_side.select(np.arange(3)) for side, of_side in sides.items()}
+    pearson = compared(MODELS[:3], few)["correlation"]["synthetic"]["pearson"]
     assert pearson["over_models"] is None and pearson["over_both"] is None
     assert pearson["over_images"] is not None
 
 
 def test_an_interval_over_images_alone_is_not_shown_as_that_of_r(sides):
-    few = {side: of_side.of(np.arange(3)) for side, of_side in sides.items()}
-    by_class = compare_classes(["road"], {side: [of_side] for side, of_side in few.items()}, DRAWS, SEED)
+    few = {side: of_side.select(np.arange(3)) for side, of_side in sides.items()}
+    by_class = encode(compare_classes(["road"], {side: [of_side] for side, of_side in few.items()}, DRAWS, SEED))
     value = by_class["road"]["synthetic"]["pearson"]
     assert value["value"] is not None and value["low"] is None and value["high"] is None
     assert by_class["road"]["difference"]["low"] is None
 
 
 def test_the_five_best_of_five_models_are_not_counted(sides):
-    five = {side: of_side.of(np.arange(5)) for side, of_side in sides.items()}
-    assert compare(MODELS[:5], five, True, DRAWS, SEED)["ranking"]["synthetic"]["top_5"] is None
-    assert compare(MODELS, sides, True, DRAWS, SEED)["ranking"]["synthetic"]["top_5"] == 1
+    five = {side: of_side.select(np.arange(5)) for side, of_side in sides.items()}
+    assert compared(MODELS[:5], five)["ranking"]["synthetic"]["top_5"] is None
+    assert compared(MODELS, sides)["ranking"]["synthetic"]["top_5"] == 1
 
 
 @pytest.mark.slow
@@ -104,23 +113,21 @@ def test_the_interval_over_both_covers_the_truth_as_often_as_it_says():
         for side, centre in (("true", true), ("synthetic", synthetic)):
             of_images = centre + 5 * generator.normal(size=(images, 1)) + 5 * generator.normal(size=(images, models))
             weights = generator.multinomial(images, np.full(images, 1 / images), DRAWS) / images
-            sides[side] = Figure(of_images.mean(0), weights @ of_images)
+            sides[side] = Scores(of_images.mean(0), weights @ of_images)
         names = [str(index) for index in range(models)]
-        pearson = compare(names, sides, True, DRAWS, int(generator.integers(1000)))["correlation"]["synthetic"][
-            "pearson"
-        ]
+        pearson = compared(names, sides, seed=int(generator.integers(1000)))["correlation"]["synthetic"]["pearson"]
         covered.append(pearson["over_both"][0] < 0.85 < pearson["over_both"][1])
     assert 0.88 < np.mean(covered) < 0.99
 
 
 def test_ranking_agreement():
     value = np.array([50.0, 52.0, 40.0, 10.0, 20.0, 30.0])
-    sides = {"true": Figure(value, None), "synthetic": Figure(np.array([60.0, 59, 58, 57, 1, 2]), None)}
-    ranking = compare(MODELS, sides, True, DRAWS, SEED)["ranking"]["synthetic"]
+    sides = {"true": Scores(value, None), "synthetic": Scores(np.array([60.0, 59, 58, 57, 1, 2]), None)}
+    ranking = compared(MODELS, sides)["ranking"]["synthetic"]
     assert ranking["chosen"] == "model0" and ranking["best"] == "model1" and not ranking["top_1"]
     assert ranking["regret"] == {"value": 2.0, "low": None, "high": None}
     assert ranking["top_5"] == pytest.approx(4 / 5)
-    lower = compare(MODELS, sides, False, DRAWS, SEED)["ranking"]["synthetic"]
+    lower = compared(MODELS, sides, False)["ranking"]["synthetic"]
     assert lower["chosen"] == "model4" and lower["best"] == "model3" and lower["regret"]["value"] == 10.0
 
 
@@ -132,9 +139,9 @@ def test_regret_is_what_the_choice_loses():
 
 def test_each_class_is_compared_on_its_own(sides):
     by_class = {side: [of_side, of_side] for side, of_side in sides.items()}
-    by_class["synthetic"][1] = Figure(-sides["synthetic"].value, -sides["synthetic"].drawn)
-    values = compare_classes(["road", "sky"], by_class, DRAWS, SEED)
-    whole = compare(MODELS, sides, True, DRAWS, SEED)
+    by_class["synthetic"][1] = Scores(-sides["synthetic"].value, -sides["synthetic"].drawn)
+    values = encode(compare_classes(["road", "sky"], by_class, DRAWS, SEED))
+    whole = compared(MODELS, sides)
     expected = whole["correlation"]["synthetic"]["pearson"]
     assert values["road"]["synthetic"]["pearson"]["value"] == pytest.approx(expected["value"])
     assert [values["road"]["synthetic"]["pearson"][end] for end in ("low", "high")] == expected["over_both"]

@@ -1,27 +1,61 @@
+from genval.report.published import PUBLISHED
+from genval.report.schema import (
+    Coefficients,
+    Comparison,
+    Estimate,
+    Findings,
+    Ranking,
+    SampleSizeCurve,
+    ValueWithInterval,
+)
 from genval.report.verdict import NOTHING, answer, verdict
 
 
 def comparison(value, ends, beats_clear, beats_corrupted=None, regret=0.0, high=None):
-    estimate = {"value": value, "over_models": ends, "over_images": None, "over_both": ends}
-    correlation = {"synthetic": {"pearson": estimate}, "clear": {"pearson": {**estimate, "value": 0.1}}}
-    return {
-        "correlation": {**correlation, "corrupted": {"pearson": estimate} if beats_corrupted else None},
-        "beats": {"clear": beats_clear, "corrupted": beats_corrupted},
-        "ranking": {"synthetic": {"chosen": "hf:a", "best": "b", "regret": {"value": regret, "high": high}}},
-    }
+    def coefficients(r):
+        estimate = Estimate(r, ends, None, ends)
+        return Coefficients(4, estimate, estimate, estimate)
+
+    return Comparison(
+        metric="miou",
+        unit="percent",
+        better="higher",
+        sets={},
+        models=[],
+        correlation={
+            "synthetic": coefficients(value),
+            "clear": coefficients(0.1),
+            "corrupted": coefficients(value) if beats_corrupted else None,
+        },
+        difference={},
+        beats={"clear": beats_clear, "corrupted": beats_corrupted},
+        ranking={"synthetic": Ranking("hf:a", "b", False, None, ValueWithInterval(regret, None, high))},
+        bias=ValueWithInterval(0.0, None, None),
+    )
 
 
-def values_of(robustness, curves=None):
-    curve = {"settles_ranking": None, "settles_choice": 32, "total": 512}
-    return {
-        "robustness": robustness,
-        "sample_size": curves or dict.fromkeys(robustness, curve),
-        "short_names": {"hf:a": "a", "b": "b"},
-    }
+def curve(settles_ranking, settles_choice):
+    return SampleSizeCurve([], [], [], [], settles_ranking, settles_choice, 0.9, 1.0, total=512)
+
+
+def findings_of(robustness, curves=None):
+    return Findings(
+        settings={},
+        models=["hf:a", "b"],
+        short_names={"hf:a": "a", "b": "b"},
+        domains=list(robustness),
+        robustness=robustness,
+        calibration={},
+        ood_detection={},
+        ood_means={},
+        sample_size=curves or dict.fromkeys(robustness, curve(None, 32)),
+        published=PUBLISHED,
+        missing=[],
+    )
 
 
 def test_trust_follows_the_intervals():
-    values = values_of(
+    findings = findings_of(
         {
             "fog": comparison(0.9, [0.6, 0.95], "yes", "yes"),
             "night": comparison(0.9, [0.6, 0.95], "undecided", "undecided"),
@@ -33,21 +67,21 @@ def test_trust_follows_the_intervals():
         }
     )
     trust = {"fog": "better", "night": "yes", "dusk": "worse", "dust": "alone", "rain": "weak", "snow": "no"}
-    assert answer(values)["trust"] == trust | {"india": "no"}
-    said = verdict(values, answer(values))[0]
+    assert answer(findings).trust == trust | {"india": "no"}
+    said = verdict(findings, answer(findings))[0]
     assert "Yes for dusk (r 0.90, 95 % interval 0.60 to 0.95; clear weather 0.10): generated images predict the" in said
     assert "reference mIoU, but clear weather predicts it better." in said
     assert "There are no results in clear weather." in said and "Not for snow (" in said
 
 
 def test_the_choice_stands_with_what_it_may_lose():
-    values = values_of(
+    findings = findings_of(
         {
             "fog": comparison(0.5, [-0.1, 0.9], "undecided", high=3.44),
             "night": comparison(0.5, [-0.1, 0.9], "undecided", high=0.0),
         }
     )
-    assert verdict(values, answer(values))[1] == (
+    assert verdict(findings, answer(findings))[1] == (
         "Which segmenter should be used? For fog, generated images choose a. a is also the best one on the "
         "reference images (95 % interval: a loss of up to 3.4 points). For night, generated images choose a. a is "
         "also the best one on the reference images (95 % interval: a loss of up to 0.0 points)."
@@ -55,17 +89,17 @@ def test_the_choice_stands_with_what_it_may_lose():
 
 
 def test_three_sentences_group_what_is_the_same():
-    values = values_of(
+    findings = findings_of(
         {
             "fog": comparison(0.9, [0.6, 0.95], "yes", "yes"),
             "rain": comparison(0.8, [0.55, 0.9], "yes", "undecided", regret=1.25),
         },
         {
-            "fog": {"settles_ranking": 128, "settles_choice": 16, "total": 512},
-            "rain": {"settles_ranking": None, "settles_choice": 16, "total": 512},
+            "fog": curve(128, 16),
+            "rain": curve(None, 16),
         },
     )
-    assert verdict(values, answer(values)) == [
+    assert verdict(findings, answer(findings)) == [
         "Can the synthetic verdict be trusted? Yes for fog (r 0.90, 95 % interval 0.60 to 0.95; clear weather "
         "0.10; corruptions 0.90) and rain (r 0.80, 95 % interval 0.55 to 0.90; clear weather 0.10; corruptions "
         "0.80): generated images predict the reference mIoU, and better than clear weather does. Generated images "
@@ -81,6 +115,6 @@ def test_three_sentences_group_what_is_the_same():
 
 
 def test_without_a_comparison_nothing_is_said():
-    values = values_of({})
-    assert all(line.endswith(NOTHING) for line in verdict(values, answer(values)))
-    assert len(verdict(values, answer(values))) == 3
+    findings = findings_of({})
+    assert all(line.endswith(NOTHING) for line in verdict(findings, answer(findings)))
+    assert len(verdict(findings, answer(findings))) == 3

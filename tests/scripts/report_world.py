@@ -53,7 +53,7 @@ def write_set(root, model, dataset, cond, ids, right, scene="frankfurt", confide
 
 
 def write_results(root):
-    """Every model on clear streets, generated fog and true fog."""
+    """Write the results of every model on clear streets, generated fog and real fog."""
     for model, (clear, fog) in MODELS.items():
         write_set(root, model, "Cityscapes", "clean", CITY, clear)
         write_set(root, model, "Cityscapes_fog", "fog", FOG, fog - 0.05)
@@ -90,7 +90,7 @@ class Report:
         return out, json.loads((self.root / "report/correlation.json").read_text())
 
     def refused(self, *said, code_out_err):
-        """Check that a call ended with one line on standard error that says all of `said`."""
+        """Check that a call ended with one line on standard error that contains all of `said`."""
         code, _, err = code_out_err
         lines = [line for line in err.strip().splitlines() if line.startswith("error:")]
         assert code == 2 and len(lines) == 1, err

@@ -19,7 +19,7 @@ from genval.runtime.files import write_csv, write_json, write_jsonl
 PLACES = {"clear": (CITY, 0, 0.0), "synthetic": (FOG, 1, -0.05), "true": (TRUE_FOG, 1, 0.0)}
 
 
-def test_figures_are_those_of_the_results(report):
+def test_scores_are_those_of_the_results(report):
     out, values = report.correlate()
     comparison = values["robustness"]["fog"]
     assert comparison["sets"]["synthetic"] == {"dataset": "Cityscapes_fog", "cond": "fog", "images": 6}
@@ -57,7 +57,7 @@ def test_results_without_confidences_are_compared_in_miou_alone(report):
     _, values = report.correlate()
     assert values["robustness"]["fog"]["correlation"]["synthetic"]["models"] == 4
     assert values["calibration"]["fog"]["ece"]["correlation"]["synthetic"]["models"] == 3
-    missing = {lack["what"]: lack["command"] for lack in values["missing"]}
+    missing = {part["what"]: part["command"] for part in values["missing"]}
     assert "--segmenters alpha" in missing["no counts of confidences of alpha on ACDC (fog)"]
 
 
@@ -84,7 +84,7 @@ def test_the_one_class_set_is_what_both_sides_label(report):
 def test_what_is_missing_is_listed_with_its_command_and_the_rest_is_computed(report):
     out, values = report.correlate(domains="fog,night,india")
     assert list(values["robustness"]) == ["fog"]
-    missing = {lack["what"]: lack["command"] for lack in values["missing"]}
+    missing = {part["what"]: part["command"] for part in values["missing"]}
     night = missing["no results of any model on Cityscapes_night (night)"]
     assert night.startswith("python ControlNet/style_transfer.py --domain night && python relis/eval.py")
     assert "--segmenters alpha,beta,delta,gamma --trg_dataset Cityscapes_night --cond night" in night
@@ -95,13 +95,13 @@ def test_what_is_missing_is_listed_with_its_command_and_the_rest_is_computed(rep
     assert night in out
 
 
-def test_models_without_or_with_other_images_are_named_and_left_out(report):
+def test_models_without_or_with_other_images_are_named_and_skipped(report):
     shutil.rmtree(report.results / "alpha/Cityscapes_fog")
     write_set(report.results, "beta", "Cityscapes_fog", "fog", FOG[:4], 0.5)
     _, values = report.correlate()
     assert values["robustness"] == {}  # two models are left
     assert "There is no answer yet" in values["verdict"][0]
-    missing = [lack["what"] for lack in values["missing"]]
+    missing = [part["what"] for part in values["missing"]]
     assert "no results of alpha on Cityscapes_fog (fog)" in missing
     assert "results on other images of beta on Cityscapes_fog (fog)" in missing
 
@@ -114,7 +114,7 @@ def test_a_set_generated_again_is_another_set(report):
         write_jsonl(scene.folder / "manifest.jsonl", [{"id": item, "image_mark": mark} for item in FOG])
     _, values = report.correlate()
     assert [entry["model"] for entry in values["robustness"]["fog"]["models"]] == ["alpha", "beta", "gamma"]
-    assert "results on other images of delta on Cityscapes_fog (fog)" in [lack["what"] for lack in values["missing"]]
+    assert "results on other images of delta on Cityscapes_fog (fog)" in [part["what"] for part in values["missing"]]
 
 
 def test_corruptions_are_the_second_baseline(report):
@@ -187,16 +187,16 @@ def test_temperatures_enter_where_they_were_tried(report):
     assert "secondary source" in text and "over 90" in text and "75.00" in text
 
 
-def test_temperatures_of_the_hardest_images_stand_beside_those_of_all(report):
+def test_temperatures_of_the_hardest_images_are_listed_next_to_those_of_all(report):
     unscaled = {"alpha": 0.2, "beta": 0.3, "gamma": 0.1, "delta": 0.2}
     for model, before in unscaled.items():
         scaling_file(report.root, model, before, before + (0.02 if model == "gamma" else -0.01))
     _, values = report.correlate()
-    missing = {lack["what"]: lack["command"] for lack in values["missing"]}
-    nobody = dict.fromkeys(("share", "low", "high", "before")) | {"models": 0}
-    assert values["calibration"]["fog"]["scaling"]["improved"]["synthetic, hardest half"] == nobody
-    lack = missing["temperatures of synthetic, hardest half images tested on ACDC_fog"]
-    find, _, tried = lack.partition(" && ")
+    missing = {part["what"]: part["command"] for part in values["missing"]}
+    untried = dict.fromkeys(("share", "low", "high", "before")) | {"models": 0}
+    assert values["calibration"]["fog"]["scaling"]["improved"]["synthetic, hardest half"] == untried
+    command = missing["temperatures of synthetic, hardest half images tested on ACDC_fog"]
+    find, _, tried = command.partition(" && ")
     assert find.startswith("python relis/compute_clusters_temp_scaling.py") and find.endswith("--hardest 0.5")
     assert "--calib_dataset Cityscapes_fog --hardest 0.5 --trg_dataset ACDC --cond fog" in tried
 
@@ -206,7 +206,7 @@ def test_temperatures_of_the_hardest_images_stand_beside_those_of_all(report):
     scaling_file(report.root, "beta", 0.3, 0.1, "Cityscapes_fog_all_hardest_old")  # another's folder
     scaling_file(report.root, "beta", 0.3, 0.1, "Cityscapes_foggy_all_hardest30")
     _, values = report.correlate()
-    assert not any("hardest" in lack["what"] for lack in values["missing"])
+    assert not any("hardest" in part["what"] for part in values["missing"])
     scaling = values["calibration"]["fog"]["scaling"]
     sources = ["synthetic", "synthetic, hardest half", "synthetic, hardest 12.5 %", "clear", "corrupted"]
     assert list(scaling["improved"]) == sources
@@ -266,7 +266,7 @@ def test_objects_enter_where_they_were_detected(report):
     assert of_score["auroc"]["bias"]["value"] == pytest.approx(5)
     assert of_score["auroc"]["correlation"]["synthetic"]["pearson"]["over_images"] is None
     assert of_score["fpr95"]["ranking"]["synthetic"]["chosen"] == "gamma"
-    # More mIoU should go with fewer false alarms: the baseline's sign is turned, so that its r can be set beside.
+    # More mIoU should go with fewer false alarms: the baseline's sign is changed, so that its r is comparable.
     clear = [of_score[metric]["correlation"]["clear"]["pearson"]["value"] for metric in ("auroc", "fpr95")]
     assert clear[0] == pytest.approx(clear[1])
     assert "aupr_object" in of_score and of_score["aupr_object"]["correlation"]["synthetic"]["pearson"]["value"] is None
@@ -319,7 +319,7 @@ def test_images_with_objects_are_drawn_alike_for_all_models(report):
     assert estimate["over_images"] is None and estimate["over_models"] is not None
 
 
-def test_detectors_of_other_images_are_named_and_left_out(report):
+def test_detectors_of_other_images_are_named_and_skipped(report):
     for place in ("generated", "RoadAnomaly21"):
         for rank, model in enumerate(MODELS):
             ood_file(
@@ -328,13 +328,13 @@ def test_detectors_of_other_images_are_named_and_left_out(report):
     _, values = report.correlate()
     models = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["models"]
     assert [entry["model"] for entry in models] == ["alpha", "delta", "gamma"]
-    missing = {lack["what"]: lack["command"] for lack in values["missing"]}
+    missing = {part["what"]: part["command"] for part in values["missing"]}
     assert missing["detection by beta on the same images of generated as the others"].endswith(
         "--segmenters beta --trg_dataset generated"
     )
 
 
-def test_tables_have_the_figures_and_the_published_ones_marked(report):
+def test_tables_have_the_metrics_and_mark_the_published_ones(report):
     for model in MODELS:
         ood_file(report.root, "generated", model, 0.8)
     _, values = report.correlate()

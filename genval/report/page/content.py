@@ -11,12 +11,9 @@ from genval.report.page.gallery import GalleryLimits, collect_gallery
 from genval.report.page.objects import collect_objects
 from genval.report.page.provenance import collect_provenance, command_of
 from genval.report.page.reliability import collect_diagrams
+from genval.report.schema import Report, read_report
 from genval.runtime.commands import Command, Missing
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json
-
-# Version of correlation.json that the page is drawn from.
-FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class PageSources:
     """The folders that the page is made from."""
 
     report: Path  # with correlation.json
-    generated: Path  # one folder a domain, of ControlNet/style_transfer.py
+    generated: Path  # one folder per domain, of ControlNet/style_transfer.py
     evaluated: Path  # of relis/eval.py
     errors: Path  # of relis/eval_calibration.py
     scaling: Path  # of relis/eval_calibration_clustering.py
@@ -37,99 +34,117 @@ class PageSources:
 class PageContent:
     """The parts of the page; None or empty where there is nothing to show."""
 
-    correlation: dict[str, Any] | None
+    report: Report | None
     gallery: dict[str, Any] | None
     objects: dict[str, Any] | None
     diagrams: list[dict[str, Any]]
     provenance: dict[str, Any]
     missing: list[Missing] = field(default_factory=list)
+    preset: str | None = None
 
     @property
     def verdict(self) -> list[str]:
         """The sentences of the verdict."""
-        return list(self.correlation["verdict"]) if self.correlation else []
+        return list(self.report.verdict) if self.report else []
+
+
+class _MissingParts:
+    """The list of missing parts, with the commands that make them."""
+
+    def __init__(self, preset: str | None) -> None:
+        self.preset = preset
+        self.parts: list[Missing] = []
+
+    def add(self, what: str, script: str, **flags: Any) -> None:
+        """Append a part that a script makes."""
+        self.parts.append(Missing(what, str(Command(script, {"preset": self.preset, **flags}))))
 
 
 def collect(sources: PageSources, domains: Sequence[str] | None, limits: GalleryLimits) -> PageContent:
-    """Read whatever there is.
+    """Read all parts that exist.
 
     Args:
         sources: the folders.
-        domains: the generated sets to show; None is all there are, in the order of correlation.json.
+        domains: the generated sets to show; None means all that exist, in the order of correlation.json.
         limits: of the images.
 
     Raises:
-        GenValError: a file is damaged, a domain that was asked for is not there, or there is nothing at all.
+        GenValError: a file is damaged, a requested domain does not exist, or there is nothing to show.
     """
-    missing: list[Missing] = []
-
-    def report(what: str, script: str, **flags: Any) -> None:
-        missing.append(Missing(what, str(Command(script, {"preset": sources.preset, **flags}))))
-
-    correlation = _read_correlation(sources.report / "correlation.json")
-    if correlation is None:
-        report("the comparison of synthetic and reference metrics", "report/correlate")
-    else:
-        missing += [Missing(one["what"], one["command"]) for one in correlation["missing"]]
-    there = sorted(path.parent.name for path in sources.generated.glob("*/leftImg8bit") if any(path.iterdir()))
-    if domains is None:
-        order = correlation["domains"] if correlation else []
-        domains = sorted(there, key=lambda name: (order.index(name) if name in order else len(order), name))
-    absent = [domain for domain in domains if domain not in there]
-    if absent:
-        command = Command("ControlNet/style_transfer", {"preset": sources.preset, "domain": absent[0]})
-        raise GenValError(
-            f"No generated images of {', '.join(absent)} in {sources.generated}: found {', '.join(there) or 'none'}. "
-            f"Run: {command}"
-        )
-    gallery = collect_gallery(sources.generated, domains, sources.evaluated, limits) if domains else None
-    if gallery is None:
-        report("generated images", "ControlNet/style_transfer", domain="fog", num_samples=512)
-    elif not gallery["models"]:
-        report(
-            "predictions on the generated images",
-            "relis/eval",
-            segmenters="all",
-            trg_dataset=f"Cityscapes_{domains[0]}",
-        )
+    missing = _MissingParts(sources.preset)
+    report = _read_report(sources, missing)
+    domains = _choose_domains(sources, domains, report.domains if report else [])
+    gallery = _read_gallery(sources, domains, limits, missing)
     diagrams = collect_diagrams(sources.errors, sources.scaling)
     if not any(entry["calibrated_on"] for entry in diagrams):
-        report(
+        missing.add(
             "reliability before and after temperature scaling",
             "relis/eval_calibration_clustering",
             segmenters="all",
             protocol="synthetic",
-            domains=list(domains) or "fog",
+            domains=domains or "fog",
         )
-    objects = None
-    if all(any((sources.objects / stage).glob("*/*.png")) for stage in ("refined", "masks")):
-        models = gallery["models"] if gallery else []
-        objects = collect_objects(sources.objects, sources.ood / "generated", models, limits)
-    if objects and objects["images"]:
-        if not objects["models"]:
-            report("OOD scores of the generated objects", "ood_detection/main_gen_ood", segmenters="all")
-    else:
-        objects = None
-        report("images with objects and their masks", "ood_objects/get_masks")
-    if not (correlation or gallery or diagrams or objects):
+    objects = _read_objects(sources, gallery["models"] if gallery else [], limits, missing)
+    if not (report or gallery or diagrams or objects):
         raise GenValError(
             f"There is nothing to report: no correlation.json in {sources.report}, no images in {sources.generated}, "
-            f"no results in {sources.errors}, {sources.scaling} and {sources.ood}. Run: {missing[0].remedy}"
+            f"no results in {sources.errors}, {sources.scaling} and {sources.ood}. Run: {missing.parts[0].remedy}"
         )
     provenance = collect_provenance(sources.generated, sources.evaluated, [sources.objects, sources.ood])
-    if correlation:
-        compared = {"script": "report/correlate", **correlation.get("settings", {})}
-        provenance["runs"].append({"command": command_of(compared), "outputs": 1})
-    return PageContent(correlation, gallery, objects, diagrams, provenance, missing)
+    if report:
+        command = command_of({"script": "report/correlate", **report.settings})
+        provenance["runs"].append({"command": command, "outputs": 1})
+    return PageContent(report, gallery, objects, diagrams, provenance, missing.parts, sources.preset)
 
 
-def _read_correlation(path: Path) -> dict[str, Any] | None:
+def _read_report(sources: PageSources, missing: _MissingParts) -> Report | None:
+    path = sources.report / "correlation.json"
     if not path.exists():
+        missing.add("the comparison of synthetic and reference metrics", "report/correlate")
         return None
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
+    report = read_report(path, sources.preset)
+    missing.parts += [Missing(part.what, part.command) for part in report.missing]
+    return report
+
+
+def _choose_domains(sources: PageSources, domains: Sequence[str] | None, order: Sequence[str]) -> list[str]:
+    """Return the generated sets to show, and refuse those that do not exist."""
+    found = sorted(path.parent.name for path in sources.generated.glob("*/leftImg8bit") if any(path.iterdir()))
+    if domains is None:
+        return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+    absent = [domain for domain in domains if domain not in found]
+    if absent:
+        command = Command("ControlNet/style_transfer", {"preset": sources.preset, "domain": absent[0]})
         raise GenValError(
-            f"{path} is of format {found}, expected {FORMAT}. Run report/correlate.py again with this version."
+            f"No generated images of {', '.join(absent)} in {sources.generated}: found {', '.join(found) or 'none'}. "
+            f"Run: {command}"
         )
-    return content
+    return list(domains)
+
+
+def _read_gallery(
+    sources: PageSources, domains: Sequence[str], limits: GalleryLimits, missing: _MissingParts
+) -> dict[str, Any] | None:
+    if not domains:
+        missing.add("generated images", "ControlNet/style_transfer", domain="fog", num_samples=512)
+        return None
+    gallery = collect_gallery(sources.generated, domains, sources.evaluated, limits)
+    if not gallery["models"]:
+        what = "predictions on the generated images"
+        missing.add(what, "relis/eval", segmenters="all", trg_dataset=f"Cityscapes_{domains[0]}")
+    return gallery
+
+
+def _read_objects(
+    sources: PageSources, models: Sequence[str], limits: GalleryLimits, missing: _MissingParts
+) -> dict[str, Any] | None:
+    """The images of objects; without a list of models, those with OOD scores are shown."""
+    objects = None
+    if all(any((sources.objects / stage).glob("*/*.png")) for stage in ("refined", "masks")):
+        objects = collect_objects(sources.objects, sources.ood / "generated", models, limits)
+    if objects is None or not objects["images"]:
+        missing.add("images with objects and their masks", "ood_objects/get_masks")
+        return None
+    if not objects["models"]:
+        missing.add("OOD scores of the generated objects", "ood_detection/main_gen_ood", segmenters="all")
+    return objects

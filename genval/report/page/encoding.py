@@ -36,9 +36,9 @@ def class_map(train_ids: np.ndarray, width: int) -> str:
     """TrainIds, uint8 (H, W), in the Cityscapes colours."""
     from PIL import Image
 
-    picture = Image.fromarray(shrink(train_ids, width))
-    picture.putpalette(PALETTE.tobytes())
-    return _png(picture)
+    map_image = Image.fromarray(shrink(train_ids, width))
+    map_image.putpalette(PALETTE.tobytes())
+    return _png(map_image)
 
 
 def error_map(train_ids: np.ndarray, prediction: np.ndarray, width: int) -> str:
@@ -82,15 +82,15 @@ def _fit(values: np.ndarray, width: int) -> tuple[int, int]:
 def _overlay(state: np.ndarray, colours: list[tuple[int, int, int, int]]) -> str:
     from PIL import Image
 
-    picture = Image.fromarray(state)
-    picture.putpalette([channel for colour in colours for channel in colour[:3]])
-    picture.info["transparency"] = bytes(colour[3] for colour in colours)
-    return _png(picture)
+    map_image = Image.fromarray(state)
+    map_image.putpalette([channel for colour in colours for channel in colour[:3]])
+    map_image.info["transparency"] = bytes(colour[3] for colour in colours)
+    return _png(map_image)
 
 
-def _png(picture: Image) -> str:
+def _png(map_image: Image) -> str:
     stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True)
+    map_image.save(stream, "PNG", optimize=True)
     return _uri("png", stream)
 
 

@@ -29,23 +29,23 @@ class GalleryLimits:
     models: int = 8  # whose predictions are shown
     width: int = 360  # of an image, pixels
     # Of the gallery's data URIs together; the objects' take a third as much again. With the plotting library's 4.8 MB
-    # and the figures and diagrams of 42 models in five domains the page stays below 20 MB.
+    # and the scores and diagrams of 42 models in five domains the page stays below 20 MB.
     characters: int = 8_000_000
 
 
 def collect_gallery(
     generated_dir: Path, domains: Sequence[str], results: Path, limits: GalleryLimits
 ) -> dict[str, Any]:
-    """Choose images of each domain and encode them with the predictions that are there.
+    """Choose images of each domain and encode them with the predictions that exist.
 
-    Half of a domain's images are those with the lowest mIoU, averaged over the models shown; the others lie evenly
-    over the set. Where everything does not fit, every domain loses its last images.
+    Half of a domain's images are those with the lowest mIoU, averaged over the models shown; the others are evenly
+    spaced over the set. If the limit of characters is reached, the last images of every domain are skipped.
 
     Args:
         generated_dir: folder of the generated sets.
         domains: which of them.
-        results: what relis/eval.py wrote.
-        limits: how much.
+        results: folder of the results of relis/eval.py.
+        limits: how many images and models.
 
     Returns:
         `domains`, how many images each has and shows; `models`; `images`, each with its data URIs, and by model the
@@ -113,7 +113,7 @@ def _spread_by_score(scores: Mapping[str, Mapping[str, Mapping[str, dict[str, fl
     """At most `count` models, by their mean mIoU: the best, the worst, and evenly between."""
 
     def mean(model: str) -> float:
-        values = [score["miou"] for of_domain in scores[model].values() for score in of_domain.values()]
+        values = [score["miou"] for by_image in scores[model].values() for score in by_image.values()]
         return sum(values) / len(values)
 
     ranked = sorted(scores, key=lambda model: (-mean(model), model))
@@ -126,7 +126,7 @@ def _choose(items: Sequence[Item], scores: Sequence[Mapping[str, dict[str, float
     """At most `count` items: the worst and an even spread, in turn."""
 
     def mean(item: Item) -> float:
-        values = [of_model[item.id]["miou"] for of_model in scores if item.id in of_model]
+        values = [by_image[item.id]["miou"] for by_image in scores if item.id in by_image]
         return sum(values) / len(values) if values else math.inf
 
     count = min(count, len(items))
@@ -138,8 +138,8 @@ def _choose(items: Sequence[Item], scores: Sequence[Mapping[str, dict[str, float
 
 def _in_turn(chosen: Mapping[str, Sequence[Item]]) -> Iterator[tuple[str, Item]]:
     """The first image of every domain, then the second, ..."""
-    for of_turn in zip_longest(*chosen.values()):
-        yield from ((domain, item) for domain, item in zip(chosen, of_turn, strict=True) if item is not None)
+    for turn in zip_longest(*chosen.values()):
+        yield from ((domain, item) for domain, item in zip(chosen, turn, strict=True) if item is not None)
 
 
 def _encode(

@@ -1,4 +1,4 @@
-"""Images with an object nobody trained for, cut out around it, with what each model's scores say about them."""
+"""Images of unknown objects, cropped around the object, with the OOD scores of each model."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _CONTEXT = 1.8
 def collect_objects(folder: Path, results: Path, models: Sequence[str], limits: GalleryLimits) -> dict[str, Any]:
     """Choose images of every object in turn and encode them.
 
-    Images without a mask, and those that curated.json refuses, are left out, as the evaluation leaves them out.
+    Images without a mask and images that curated.json refuses are skipped, as in the evaluation.
 
     Args:
         folder: with `refined`, `masks` and `with_positions`.
         results: `{model}.json` of the generated set, as ood_detection/main_gen_ood.py writes them.
-        models: whose scores are shown where they are there; else the first that there are.
-        limits: how much, `images` of an object; data URIs take a third of what the gallery's may.
+        models: whose scores are shown if they have any; otherwise the first models with scores.
+        limits: `images` per object; data URIs take at most a third of the characters of the gallery.
 
     Returns:
         `objects`, how many images each has and shows; `models`; `scores`, their names; `images`, each with its data
@@ -51,7 +51,7 @@ def collect_objects(folder: Path, results: Path, models: Sequence[str], limits: 
         for name, images in by_object.items()
     }
     shown: list[dict[str, Any]] = []
-    for item in (item for of_turn in zip_longest(*spread.values()) for item in of_turn if item):
+    for item in (item for turn in zip_longest(*spread.values()) for item in turn if item):
         scores = {model: scores_of[model].get(item.id) for model in shown_models}
         entry = {**_encode(item, masks, limits.width), "models": {model: by for model, by in scores.items() if by}}
         characters -= len(entry["image"]) + len(entry["mask"])
@@ -70,7 +70,7 @@ def collect_objects(folder: Path, results: Path, models: Sequence[str], limits: 
 
 
 def read_scores(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
-    """A model's name, and the AUROC in percent by score of each `{object}/{i}`, from its file of scores per image.
+    """Read a model's name, and the AUROC in percent by score of each `{object}/{i}`, from its file of scores per image.
 
     Raises:
         GenValError: it is not a file of ood_detection/main_gen_ood.py.

@@ -1,4 +1,4 @@
-"""What the figures were made with: commands, versions, seeds and checkpoints' hashes, from the files stages leave."""
+"""Provenance of the numbers: commands, versions, seeds and hashes of checkpoints, from the files of the stages."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ def collect_provenance(generated_dir: Path, results: Path, others: Iterable[Path
 
     Args:
         generated_dir: folder of the generated sets.
-        results: what relis/eval.py wrote.
+        results: folder of the results of relis/eval.py.
         others: more folders with settings.json in or below them.
 
     Returns:
-        `runs`, each with its `command` and how many outputs it made; `versions`, the packages with every version seen;
-        `weights`, hashes of checkpoints by what they are of; `warnings`, sentences about what does not fit together.
+        `runs`, each with its `command` and its number of outputs; `versions`, the versions of every package;
+        `weights`, hashes of checkpoints by the name of the checkpoint; `warnings`, sentences about
+        inconsistent versions or weights.
     """
     paths = sorted(generated_dir.glob("*/settings.json")) + sorted(results.glob("*/*/*/*/settings.json"))
     paths += sorted(path for folder in others for path in folder.rglob("settings.json"))
@@ -69,7 +70,7 @@ def collect_provenance(generated_dir: Path, results: Path, others: Iterable[Path
 
 
 def command_of(settings: Mapping[str, Any]) -> str:
-    """The command that a run's settings stand for, without what its preset gives.
+    """Return the command of a run from its settings, without the flags that its preset sets.
 
     >>> command_of({"script": "relis/eval", "preset": None, "trg_dataset": ["ACDC"], "gate": False, "seed": 0})
     'python relis/eval.py --trg_dataset ACDC --seed 0'
@@ -86,5 +87,5 @@ def command_of(settings: Mapping[str, Any]) -> str:
 
 
 def _named(key: str) -> str:
-    """The flag that names what a hash is of."""
+    """The flag that names the hashed checkpoint or folder."""
     return {"frames_hash": "data_dir"}.get(key, key.removesuffix("_hash"))

@@ -21,7 +21,7 @@ def collect_diagrams(errors: Path, scaling: Path) -> list[dict[str, Any]]:
     Returns:
         Sorted by tested set, source and model: `model`, `tested_on`, `calibrated_on` and `method`, None where nothing
         was scaled, and `panels`, by "before" and "after scaling" the `ece` in percent and the `accuracy`, `confidence`
-        and share of pixels `pixels` of each bin. Files that hold no bins, as earlier versions wrote them, are left out.
+        and share of pixels `pixels` of each bin. Files without bins, which earlier versions wrote, are skipped.
 
     Raises:
         GenValError: a file is not one of these scripts'.
@@ -58,7 +58,7 @@ def _of_scaling(content: Mapping[str, Any], stem: str) -> dict[str, Any]:
 
 def _panels(content: Mapping[str, Any], ece: Mapping[str, float]) -> dict[str, Any]:
     bins = content.get("reliability_bins", {})
-    return {name: {"ece": 100 * ece[name], **diagram_of_bins(of_panel)} for name, of_panel in bins.items()}
+    return {name: {"ece": 100 * ece[name], **diagram_of_bins(panel)} for name, panel in bins.items()}
 
 
 def diagram_of_bins(bins: Mapping[str, list[float]]) -> dict[str, list[float | None]]:

@@ -3,8 +3,8 @@ import pytest
 
 from genval.metrics import segmentation
 from genval.metrics.calibration import binned_ece
-from genval.report.figures import class_iou, ece, mean_iou, weigh
 from genval.report.sample_size import sample_size_curve, sizes
+from genval.report.scores import class_iou, ece, mean_iou, weigh
 
 CLASSES = (0, 1, 3)
 
@@ -27,7 +27,7 @@ def counts_of(matrices):
     return np.stack(parts, -2).astype(np.float64)
 
 
-def test_a_drawn_set_has_the_figures_of_its_images_together(matrices):
+def test_a_drawn_set_has_the_scores_of_its_images_together(matrices):
     counts = counts_of(matrices)
     weights = np.random.default_rng(1).multinomial(12, np.full(12, 1 / 12), 7).astype(float)
     drawn = mean_iou(weigh(counts, weights), CLASSES)
@@ -58,21 +58,21 @@ def test_sizes_double_up_to_all():
     assert sizes(3) == [3]
 
 
-def curve_of(counts, true, **how):
-    return sample_size_curve(counts, lambda sums: mean_iou(sums, CLASSES), true, 200, 0, **how)
+def curve_of(counts, reference, **settings):
+    return sample_size_curve(counts, lambda sums: mean_iou(sums, CLASSES), reference, draws=200, seed=0, **settings)
 
 
 def test_models_far_apart_are_settled_at_once_and_equal_ones_never(matrices):
     counts = counts_of(np.repeat(matrices, 6, 0))
     true = mean_iou(counts.sum(0), CLASSES)
     curve = curve_of(counts, true)
-    assert curve["images"] == [8, 16, 32, 64, 72] and curve["total"] == 72
-    assert curve["settles_ranking"] == 8 and curve["settles_choice"] == 8
+    assert curve.images == [8, 16, 32, 64, 72] and curve.total == 72
+    assert curve.settles_ranking == 8 and curve.settles_choice == 8
     noise = np.random.default_rng(3).integers(-30, 30, counts.shape)
     equal = counts[:, [2] * 5] + noise * np.array([1, 0, 0])[None, None, :, None]
-    assert curve_of(equal, true)["settles_ranking"] is None
-    assert curve_of(equal, true)["settles_choice"] is None
-    assert curve_of(equal, true, settled_regret=100.0)["settles_choice"] == 8
+    assert curve_of(equal, true).settles_ranking is None
+    assert curve_of(equal, true).settles_choice is None
+    assert curve_of(equal, true, settled_regret=100.0).settles_choice == 8
 
 
 def test_more_images_narrow_the_interval(matrices):
@@ -80,5 +80,5 @@ def test_more_images_narrow_the_interval(matrices):
     counts = counts_of(np.repeat(matrices, 20, 0))
     counts[:, :, 0] *= generator.uniform(0.5, 1, counts[:, :, 0].shape)
     true = mean_iou(counts.sum(0), CLASSES)
-    widths = [entry["width"] for entry in curve_of(counts, true)["pearson"]]
+    widths = [point.width for point in curve_of(counts, true).pearson]
     assert widths[0] > 2 * widths[-1] > 0

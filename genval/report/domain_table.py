@@ -1,0 +1,117 @@
+"""The table of relis/compare_domains.py: mIoU of segmenters on the clear, generated and reference sets of domains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genval.datasets import CLASS_SETS, CLASSES
+from genval.metrics.correlation import agreement
+from genval.metrics.segmentation import labelled_classes, mean_iou, plain
+from genval.report.settings import DomainTableSettings
+from genval.results.scenes import GATED_SUFFIX, list_models, list_scenes, model_list
+from genval.runtime.errors import GenValError
+from genval.runtime.paths import resolve
+from genval.runtime.tables import markdown_table
+
+
+@dataclass(frozen=True)
+class DomainTable:
+    """mIoU in percent over one class set, and how well the generated sets agree with the reference sets."""
+
+    classes: list[str]
+    columns: list[str]  # clear, synthetic {domain}, true {domain} (the reference set)
+    miou: dict[str, list[float | None]]  # by model, one value per column
+    agreement: dict[str, dict[str, float | None]]  # by domain, as `correlation.agreement` returns it
+
+    @property
+    def header(self) -> list[str]:
+        """The header of `rows`."""
+        return ["model", *self.columns]
+
+    @property
+    def rows(self) -> list[list[Any]]:
+        """One row per model."""
+        return [[model, *values] for model, values in self.miou.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of table.json."""
+        miou = {model: dict(zip(self.columns, values, strict=True)) for model, values in self.miou.items()}
+        return {"classes": self.classes, "miou_percent": miou, "synthetic_against_true": self.agreement}
+
+    def to_markdown(self) -> str:
+        """Return the content of table.md."""
+        text = f"mIoU in percent over {len(self.classes)} classes ({', '.join(self.classes)}).\n\n"
+        text += markdown_table(self.header, self.rows)
+        if self.agreement:
+            text += "\n\nSynthetic against reference (true) across models: Pearson's r, its 95 % interval, "
+            text += "mean difference: synthetic - reference.\n\n"
+            rows = [[domain, *values.values()] for domain, values in self.agreement.items()]
+            text += markdown_table(["domain", "models", "r", "from", "to", "difference"], rows, digits=2)
+        return text
+
+
+def compare_domains(settings: DomainTableSettings) -> DomainTable:
+    """Compute the table from the results of relis/eval.py.
+
+    Raises:
+        GenValError: results are missing, or segmenters were evaluated on different images.
+    """
+    root = resolve(settings.eval_dir)
+    models = list_models(root) if settings.segmenters == "all" else model_list(settings.segmenters, settings.preset)
+    if not models:
+        raise GenValError(f"No results in {root}. Run: python relis/eval.py --trg_dataset Cityscapes --segmenters NAME")
+    columns = list_columns(settings.domains, settings.reference_dataset, settings.gate)
+    matrices = {
+        column: [_read_matrix(root, model, *place, settings.preset) for model in models]
+        for column, place in columns.items()
+    }
+    _check_same_images(matrices, models)
+    common = settings.class_set == "common"
+    first_model = [by_model[0] for by_model in matrices.values()]
+    classes = labelled_classes(first_model) if common else CLASS_SETS[settings.class_set]
+    miou = {
+        column: [100 * mean_iou(matrix, classes, complete=not common) for matrix in by_model]
+        for column, by_model in matrices.items()
+    }
+    return DomainTable(
+        classes=[CLASSES[index] for index in classes],
+        columns=list(columns),
+        miou={model: [plain(miou[column][index]) for column in columns] for index, model in enumerate(models)},
+        agreement={
+            domain: agreement(miou[f"synthetic {domain}"], miou[f"true {domain}"])
+            for domain in settings.domains
+            if f"true {domain}" in miou
+        },
+    )
+
+
+def list_columns(domains: Sequence[str], reference_dataset: str, gate: bool = False) -> dict[str, tuple[str, str]]:
+    """Return the sets to compare: title to (data set, condition)."""
+    columns = {"clear": ("Cityscapes", "clean")}
+    for domain in domains:
+        columns[f"synthetic {domain}"] = (f"Cityscapes_{domain}{GATED_SUFFIX if gate else ''}", domain)
+        if reference_dataset != "none":
+            columns[f"true {domain}"] = ("IDD", "india") if domain == "india" else (reference_dataset, domain)
+    return columns
+
+
+def _read_matrix(root: Path, model: str, dataset: str, cond: str, preset: str | None) -> np.ndarray:
+    """Return the confusion matrix of all scenes of a set together."""
+    scenes = list_scenes(root, model, dataset, [(cond, "all")], preset)
+    return np.asarray(np.sum([results.read_matrix() for results in scenes], axis=0))
+
+
+def _check_same_images(matrices: Mapping[str, Sequence[np.ndarray]], models: Sequence[str]) -> None:
+    """Refuse segmenters that were evaluated on different images: the labels of each class must agree."""
+    for column, by_model in matrices.items():
+        for model, matrix in zip(models, by_model, strict=True):
+            if (matrix.sum(1) != by_model[0].sum(1)).any():
+                raise GenValError(
+                    f"{models[0]} and {model} were evaluated on different images of {column!r}: expected the same "
+                    "labels. Run relis/eval.py for both with the same --scene, --split and --limit."
+                )

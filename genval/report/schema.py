@@ -1,0 +1,396 @@
+"""What `correlation.json` holds, as frozen dataclasses: report/correlate.py writes them, tables and page read them.
+
+Scores are in percent. `synthetic` is the generated set of a domain, `true` its reference set, `clear` the clear-weather
+set and `corrupted` the set with classic corruptions. Predictors are synthetic, clear and corrupted; baselines are clear
+and corrupted. `JSON_KEYS` lists the fields whose key in the file has another name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from genval.report.json_record import JsonRecord, ShapeError, decode, encode, join
+from genval.runtime.commands import Missing
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_json
+
+FORMAT = 2
+
+TRUE = "true"
+SYNTHETIC = "synthetic"
+CLEAR = "clear"
+CORRUPTED = "corrupted"
+PREDICTORS = (SYNTHETIC, CLEAR, CORRUPTED)
+BASELINES = (CLEAR, CORRUPTED)
+
+Ends = list[float]
+"""A 95 % interval, [low, high]."""
+
+
+@dataclass(frozen=True)
+class ValueWithInterval(JsonRecord):
+    """A value and the ends of its one interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of_ends(cls, value: float | None, ends: Ends | None) -> Self:
+        """Join a value and an interval; without an interval, low and high are None."""
+        low, high = ends or (None, None)
+        return cls(value, low, high)
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The interval, or None."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Estimate(JsonRecord):
+    """A correlation coefficient, or a difference of two, with intervals over what was resampled."""
+
+    value: float | None
+    over_models: Ends | None
+    over_images: Ends | None
+    over_both: Ends | None
+
+    @property
+    def ends(self) -> Ends | None:
+        """The interval over models and images, or over models; an interval over images alone would look too narrow."""
+        return self.over_both or self.over_models
+
+    def with_one_interval(self) -> ValueWithInterval:
+        """Return the value with `ends`."""
+        return ValueWithInterval.of_ends(self.value, self.ends)
+
+
+@dataclass(frozen=True)
+class Coefficients(JsonRecord):
+    """The correlation of a predictor's scores with the reference scores, across models."""
+
+    models: int  # number of models compared
+    pearson: Estimate
+    spearman: Estimate
+    kendall: Estimate
+
+
+@dataclass(frozen=True)
+class CoefficientDifference(Coefficients):
+    """The difference synthetic - baseline of each coefficient, from the same draws and the same models."""
+
+    share_above: float | None  # share of the draws in which Pearson's r of the synthetic set is larger
+
+
+@dataclass(frozen=True)
+class ComparedSet(JsonRecord):
+    """The images of one side."""
+
+    dataset: str
+    cond: str | None = None  # of scenes only
+    images: int | None = None  # of scenes only
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_json().items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ModelScores(JsonRecord):
+    """The score of one model on each side; intervals are over images."""
+
+    model: str
+    scores: dict[str, ValueWithInterval | None]  # by side; None without results
+
+    def to_json(self) -> dict[str, Any]:
+        return {"model": self.model, **encode(self.scores)}
+
+    @classmethod
+    def from_json(cls, value: Any, key: str = "") -> Self:
+        model, others = _split_model(value, key)
+        return cls(model, decode(dict[str, ValueWithInterval | None], others, key))
+
+
+@dataclass(frozen=True)
+class Ranking(JsonRecord):
+    """Which model a predictor chooses, and what that choice costs on the reference set."""
+
+    chosen: str
+    best: str  # on the reference set
+    top_1: bool  # whether the chosen model has the best reference score
+    top_5: float | None  # share of the five best models in common; None with five models or fewer
+    regret: ValueWithInterval  # points of the reference score lost by the choice; interval over images
+
+
+@dataclass(frozen=True)
+class ClassCoefficients(JsonRecord):
+    """The correlation of one class's IoU with the reference IoU."""
+
+    pearson: ValueWithInterval
+    spearman: ValueWithInterval
+    kendall: ValueWithInterval
+
+
+@dataclass(frozen=True)
+class ClassComparison(JsonRecord):
+    """The comparison of one class."""
+
+    synthetic: ClassCoefficients | None
+    clear: ClassCoefficients | None
+    difference: ValueWithInterval | None  # Pearson's r, synthetic - clear
+
+
+@dataclass(frozen=True)
+class Comparison(JsonRecord):
+    """How well the scores of each predictor's set predict the scores on the reference set (`comparison.compare`)."""
+
+    JSON_KEYS: ClassVar = {"metric": "figure"}
+
+    metric: str  # miou, ece, auroc, ...
+    unit: str
+    better: str  # higher or lower
+    sets: dict[str, ComparedSet | None]  # by side
+    models: list[ModelScores]
+    correlation: dict[str, Coefficients | None]  # by predictor
+    difference: dict[str, CoefficientDifference | None]  # by baseline
+    beats: dict[str, str | None]  # by baseline: whether the interval of Pearson's difference is above 0: yes, no, ...
+    ranking: dict[str, Ranking | None]  # by predictor
+    bias: ValueWithInterval  # mean of synthetic - reference over models; interval over images
+    classes: list[str] | None = None  # mIoU only: the one class set of every side
+    classes_flag: str | None = None  # mIoU only: why they are fewer than 19
+    per_class: dict[str, ClassComparison] | None = None  # mIoU only
+
+    def to_json(self) -> dict[str, Any]:
+        values = super().to_json()
+        classes, flag, per_class = (values.pop(name) for name in ("classes", "classes_flag", "per_class"))
+        if classes is None:
+            return values
+        first = {name: values.pop(name) for name in ("figure", "unit", "better", "sets")}
+        return {**first, "classes": classes, "classes_flag": flag, **values, "per_class": per_class}
+
+
+@dataclass(frozen=True)
+class ScaledModel(JsonRecord):
+    """The ECE of one model on the reference set, in percent."""
+
+    model: str
+    before: float
+    after: dict[str, float | None]  # by source of the temperature; None where not computed
+
+    def to_json(self) -> dict[str, Any]:
+        return {"model": self.model, "before": self.before, **self.after}
+
+    @classmethod
+    def from_json(cls, value: Any, key: str = "") -> Self:
+        model, others = _split_model(value, key)
+        if "before" not in others:
+            raise ShapeError(join(key, "before"), "a value", "no such key")
+        before = decode(float, others.pop("before"), join(key, "before"))
+        return cls(model, before, decode(dict[str, float | None], others, key))
+
+
+@dataclass(frozen=True)
+class Improvement(JsonRecord):
+    """The share of the models whose ECE is lower after scaling, with Wilson's interval."""
+
+    models: int  # number of models tried with temperatures of this source
+    share: float | None
+    low: float | None
+    high: float | None
+    before: float | None  # mean ECE of these models before scaling
+
+
+@dataclass(frozen=True)
+class Scaling(JsonRecord):
+    """Temperature scaling, tested on the reference set (`scaling.measure_scaling`).
+
+    Sources of temperatures are synthetic (all generated images, as published), "synthetic, hardest half" and any other
+    share of the hardest images that was tried ("synthetic, hardest 25 %"), clear and corrupted.
+    """
+
+    method: str
+    models: list[ScaledModel]
+    improved: dict[str, Improvement]  # by source
+    mean: dict[str, ValueWithInterval | None]  # mean ECE "before" and by source; interval over models
+    after: Coefficients | None  # of ECE after scaling, synthetic set against reference set
+    less_than_clear: ValueWithInterval | None  # mean ECE after scaling, synthetic - clear temperatures
+
+
+@dataclass(frozen=True)
+class DomainCalibration(JsonRecord):
+    """Calibration in one domain."""
+
+    ece: Comparison | None
+    scaling: Scaling | None
+
+
+@dataclass(frozen=True)
+class CorrelationPoint(JsonRecord):
+    """Pearson's r with the (fixed) reference scores at one number of images."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    width: float | None
+
+
+@dataclass(frozen=True)
+class AgreementPoint(JsonRecord):
+    """Kendall's tau with the ranking by all generated images at one number of images."""
+
+    value: float | None
+    low: float | None  # 5 % quantile
+
+
+@dataclass(frozen=True)
+class RegretPoint(JsonRecord):
+    """Points between the reference scores of the models chosen by so many images and by all of them."""
+
+    value: float | None
+    high: float | None  # 95 % quantile
+
+
+@dataclass(frozen=True)
+class SampleSizeCurve(JsonRecord):
+    """The results of smaller generated sets (`sample_size.sample_size_curve`)."""
+
+    images: list[int]  # numbers of images: 8, 16, ...
+    pearson: list[CorrelationPoint]
+    tau: list[AgreementPoint]
+    regret: list[RegretPoint]
+    settles_ranking: int | None  # smallest number from which on the 5 % quantile of tau is at least `settled_tau`
+    settles_choice: int | None  # smallest number from which on the 95 % quantile of regret is at most `settled_regret`
+    settled_tau: float
+    settled_regret: float
+    total: int  # number of generated images
+
+
+@dataclass(frozen=True)
+class OodMeans(JsonRecord):
+    """OOD metrics of one score on one set, mean over models."""
+
+    models: int
+    auroc: float | None
+    aupr_object: float | None
+    aupr_background: float | None
+    fpr95: float | None
+
+
+@dataclass(frozen=True)
+class Published(JsonRecord):
+    """Values of the published system, from a secondary source."""
+
+    source: str
+    models: int
+    pearson: dict[str, dict[str, float]]  # r of synthetic and reference mIoU, by generator and domain
+    ece_improved_percent: dict[str, str]  # by domain, as it was worded
+    ood_pearson: str
+
+
+@dataclass(frozen=True)
+class ModelChoice(JsonRecord):
+    """The model that generated images choose."""
+
+    chosen: str
+    best: str  # on the reference set
+    regret: float | None  # points of mIoU
+    regret_high: float | None  # upper end of its interval
+
+
+@dataclass(frozen=True)
+class EnoughImages(JsonRecord):
+    """How many generated images are enough; see `SampleSizeCurve`."""
+
+    settles_ranking: int | None
+    settles_choice: int | None
+    total: int
+
+
+@dataclass(frozen=True)
+class Answers(JsonRecord):
+    """What the verdict says, for programs, by domain (`verdict.answer`)."""
+
+    trust: dict[str, str]  # better, yes, worse, alone, weak or no
+    model: dict[str, ModelChoice]
+    images: dict[str, EnoughImages]
+
+
+@dataclass(frozen=True)
+class MissingPart(JsonRecord):
+    """A part that could not be computed, and the command that makes it."""
+
+    what: str
+    command: str
+
+    @classmethod
+    def of(cls, missing: Missing) -> Self:
+        return cls(missing.what, missing.remedy)
+
+
+@dataclass(frozen=True)
+class Findings(JsonRecord):
+    """Everything that was compared, before the verdict."""
+
+    JSON_KEYS: ClassVar = {"ood_means": "ood_figures"}
+
+    settings: dict[str, Any]  # the flags
+    models: list[str]  # as given to relis/eval.py
+    short_names: dict[str, str]  # by model, for the reader
+    domains: list[str]
+    robustness: dict[str, Comparison]  # mIoU, by domain
+    calibration: dict[str, DomainCalibration]  # by domain
+    ood_detection: dict[str, dict[str, dict[str, Comparison]]]  # by reference set, score and metric
+    ood_means: dict[str, dict[str, OodMeans]]  # by set and score
+    sample_size: dict[str, SampleSizeCurve]  # by domain
+    published: Published
+    missing: list[MissingPart]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **super().to_json()}
+
+
+@dataclass(frozen=True)
+class Report(Findings):
+    """The content of `correlation.json`."""
+
+    answers: Answers
+    verdict: list[str]  # three answers in sentences
+
+    @classmethod
+    def of_findings(cls, findings: Findings, answers: Answers, verdict: list[str]) -> Self:
+        """Add the verdict to the findings."""
+        parts = {field.name: getattr(findings, field.name) for field in dataclasses.fields(findings)}
+        return cls(**parts, answers=answers, verdict=verdict)
+
+
+def read_report(path: Path, preset: str | None = None) -> Report:
+    """Read `correlation.json`.
+
+    Args:
+        path: of the file.
+        preset: for the command in the error.
+
+    Raises:
+        GenValError: the file is missing, has another format, or a key is missing or has another type.
+    """
+    command = "python report/correlate.py" + (f" --preset {preset}" if preset else "")
+    if not path.exists():
+        raise GenValError(f"No {path}. Run: {command}")
+    values = read_json(path)
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise GenValError(f"{path} is of format {found}, expected format {FORMAT}. Write it again: {command}")
+    try:
+        return Report.from_json(values)
+    except ShapeError as error:
+        raise GenValError(f"{path}, key {error}. Write it again: {command}") from error
+
+
+def _split_model(value: Any, key: str) -> tuple[str, dict[str, Any]]:
+    """The model's name and the other entries of an object that has one key per side or source."""
+    if not isinstance(value, dict) or not isinstance(value.get("model"), str):
+        raise ShapeError(join(key, "model"), "text", "no such key")
+    return value["model"], {name: entry for name, entry in value.items() if name != "model"}
