@@ -65,7 +65,9 @@ def load_torchvision(
                 "Give your own: torchvision:NAME,CHECKPOINT."
             ) from error
         check_outputs(name, len(models.get_model_weights(architecture)["DEFAULT"].meta["categories"]), class_map)
-        return BuiltSegmenter(name, network.to(device), precision=precision, class_map=class_map)
+        segmenter = BuiltSegmenter(name, network.to(device), precision=precision, class_map=class_map)
+        segmenter.definition = architecture
+        return segmenter
 
     def build(outputs: int, state: dict[str, Tensor]) -> nn.Module:
         auxiliary = {"aux_loss": any(key.startswith("aux_classifier.") for key in state)}
@@ -154,4 +156,5 @@ def _load(
     segmenter = BuiltSegmenter(name, network.to(device), normalisation.mean, normalisation.std, precision, class_map)
     segmenter.reads_bgr = normalisation.channels == "bgr"
     segmenter.size_divisor = size_divisor
+    segmenter.definition = architecture
     return segmenter

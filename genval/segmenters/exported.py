@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from genval.runtime.errors import GenValError
 from genval.segmenters.base import Segmenter
 from genval.segmenters.class_map import ClassMap
+from genval.segmenters.identity import hash_files, onnx_files
 from genval.segmenters.normalisation import read_normalisation
 
 _ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -61,8 +61,7 @@ class OnnxSegmenter(Segmenter):
         self.session, self.input, self.dtype = session, inputs[0].name, dtype
         self.batch = shape[0] if isinstance(shape[0], int) else None
         self.size = (shape[2], shape[3]) if isinstance(shape[2], int) and isinstance(shape[3], int) else None
-        # torch does not see the network's weights: the hash of the file represents them.
-        self.register_buffer("file_hash", _file_hash(file))
+        self.definition = hash_files(*onnx_files(file))
 
     def prepare(self, images: Tensor) -> Tensor:
         if self.dtype != np.uint8:
@@ -139,9 +138,5 @@ def load_torchscript(
     mixed = precision if precision == "32-true" else precision.replace("-true", "-mixed")
     segmenter = TorchScriptSegmenter(name, network, normalisation.mean, normalisation.std, mixed, class_map)
     segmenter.reads_bgr = normalisation.channels == "bgr"
+    segmenter.definition = hash_files(file)
     return segmenter.to(device)
-
-
-def _file_hash(file: Path) -> Tensor:
-    with open(file, "rb") as stream:
-        return torch.tensor(list(hashlib.file_digest(stream, "blake2b").digest()), dtype=torch.uint8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import importlib.util
+import json
 import sys
 import types
 import warnings
@@ -120,7 +121,10 @@ def build_network(config: str | Path, overrides: Mapping[str, Any] | None = None
     Raises:
         GenValError: as `read_config`, or mmsegmentation cannot build the model.
     """
-    content = read_config(config, overrides)
+    return _build(read_config(config, overrides), config)
+
+
+def _build(content: Any, config: str | Path) -> nn.Module:
     from mmengine.registry import DefaultScope
     from mmseg.registry import MODELS
 
@@ -235,9 +239,12 @@ def load_openmmlab(
         GenValError: as `read_config`, `build_network`, `read_state_dict`, `load_strictly`, `OpenMMLabSegmenter`.
     """
     state = read_state_dict(checkpoint)
-    network = build_network(config, overrides)
+    content = read_config(config, overrides)
+    network = _build(content, config)
     load_strictly(network, state, checkpoint, f"the config {config}")
-    return OpenMMLabSegmenter(name, network.to(device), precision, class_map)
+    segmenter = OpenMMLabSegmenter(name, network.to(device), precision, class_map)
+    segmenter.definition = json.dumps(content.model.to_dict(), sort_keys=True, default=str)
+    return segmenter
 
 
 def _find_config(config: str | Path) -> Path:

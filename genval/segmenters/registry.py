@@ -20,6 +20,7 @@ from genval.runtime.precision import check_precision
 from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import find_checkpoint
 from genval.segmenters.class_map import ClassMap
+from genval.segmenters.identity import source_hash
 
 _MODEL_ZOO = "https://github.com/open-mmlab/mmsegmentation/blob/v0.30.0/docs/en/model_zoo.md"
 
@@ -153,6 +154,7 @@ class FactorySegmenter(Segmenter):
         mixed = precision if precision == "32-true" else precision.replace("-true", "-mixed")
         super().__init__(name, nn.Identity(), [0.0] * 3, [1.0] * 3, mixed, class_map)
         self.function = function.eval() if isinstance(function, nn.Module) else function
+        self.source = ""
 
     def prepare(self, images: Tensor) -> Tensor:
         return images
@@ -187,7 +189,9 @@ def _load_factory(
         raise GenValError(f"{name} failed on its device {device}: {type(error).__name__}: {error}") from error
     if not callable(made):
         raise GenValError(f"{name} returned {type(made).__name__}, expected a callable from images to logits.")
-    return FactorySegmenter(name, made, precision, classes).to(device)
+    segmenter = FactorySegmenter(name, made, precision, classes)
+    segmenter.source = source_hash(factory)  # part of the model's identity
+    return segmenter.to(device)
 
 
 def _missing_zoo_file(name: str, entry: dict[str, Any], checkpoint_root: str | Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ _QUERY_MODELS = {
     "oneformer": "OneFormerForUniversalSegmentation",
 }
 """The class of each model type with queries."""
+
+_NOT_DEFINING = {"transformers_version", "_name_or_path", "dtype"}
+"""Entries of a config that do not decide about predictions."""
 
 _QUERIES_AT_A_TIME = 10
 _SMALLEST_SCORE = 1e-12
@@ -164,6 +168,8 @@ def load_transformers(
     arguments = (name, network.to(device), mean, std, precision, class_map)
     segmenter = QuerySegmenter(*arguments, task=task) if kind else TransformersSegmenter(*arguments)
     segmenter.reads_bgr = reads_bgr
+    values = {key: value for key, value in config.to_dict().items() if key not in _NOT_DEFINING}
+    segmenter.definition = json.dumps(values, sort_keys=True, default=str)
     return segmenter
 
 
