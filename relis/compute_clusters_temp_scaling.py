@@ -48,8 +48,11 @@ def calibrate_on(settings: TemperatureSettings, model: str, image_set: ImageSet)
     import dataclasses
 
     from genval.evaluation.calibration import calibrate, calibration_folder, read_images, save_calibration
+    from genval.metrics.temperature import GRID
+    from genval.results.finding import provenance
 
-    images = list(read_images(image_set.find(settings.eval_dir, model, settings.preset)))
+    scenes = image_set.find(settings.eval_dir, model, settings.preset)
+    made, images = provenance(scenes), list(read_images(scenes))
     rows: list[list[Any]] = []
     for fraction in settings.method.hardest:
         chosen = dataclasses.replace(image_set, hardest=fraction)
@@ -58,9 +61,15 @@ def calibrate_on(settings: TemperatureSettings, model: str, image_set: ImageSet)
                 images, settings.method, subsamples=settings.sets.subsamples, seed=seed, hardest=fraction
             )
             metadata |= {"model": model, "set": chosen.name, "metric": settings.method.calib_metric, "seed": seed}
+            metadata |= made.model_record
             folder = calibration_folder(settings.sets, settings.method, model, chosen, seed)
             save_calibration(folder, calibration, metadata)
             temperatures = calibration.temperatures
+            if any(metadata["at_grid_end"]):
+                print(
+                    f"{model} on {chosen.name}, seed {seed}: a temperature is at an end of the searched range, "
+                    f"{GRID[0]:g} to {GRID[-1]:.2f}. A better one may lie beyond."
+                )
             ends = [float(temperatures.min()), float(temperatures.mean()), float(temperatures.max())]
             rows.append([model, chosen.name, metadata["images"], seed, *ends])
     return rows

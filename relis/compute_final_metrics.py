@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 
 def main(settings: FinalMetricsSettings) -> None:
     from genval.datasets.layouts import find_layout
-    from genval.results.scenes import list_scenes, model_list, pair
+    from genval.results.finding import list_scenes
+    from genval.results.scenes import model_list, pair
     from genval.runtime.paths import resolve
     from genval.runtime.tables import markdown_table
 
     for dataset in settings.trg_dataset:
         find_layout(dataset)  # refuses an unknown name before its results are looked for
-    pairs = pair(settings.cond, settings.scene)
+    pairs, root = pair(settings.cond, settings.scene), resolve(settings.eval_dir)
     rows = [
-        pool(settings, model, dataset, list_scenes(resolve(settings.eval_dir), model, dataset, pairs, settings.preset))
+        pool(settings, model, dataset, list_scenes(root, model, dataset, pairs, settings.preset, limited=True))
         for model in model_list(settings.segmenters, settings.preset)
         for dataset in settings.trg_dataset
     ]
@@ -48,6 +49,7 @@ def pool(settings: FinalMetricsSettings, model: str, dataset: str, scenes: list[
     """Pool one segmenter on one data set: write its files, and return its row of the table."""
     from genval.datasets import CLASS_SETS, CLASSES, classes_of
     from genval.metrics.segmentation import miou_standard_error, plain
+    from genval.results.finding import provenance
     from genval.results.scenes import folder_name, summarise
     from genval.runtime.files import write_csv, write_json
     from genval.runtime.paths import resolve
@@ -87,6 +89,10 @@ def pool(settings: FinalMetricsSettings, model: str, dataset: str, scenes: list[
         "dataset": dataset,
         "classes": settings.class_set,
     }
+    made = provenance(scenes)
+    if made.limit is not None:
+        print(f"{model} on {dataset}: results of a part of the images only (--limit {made.limit}).")
+    head |= {**made.model_record, "limit": made.limit}
     head |= {"images": len(rows), "scenes": [f"{results.cond}/{results.scene}" for results in scenes]}
     single = {key: value for key, value in (head | overall).items() if not isinstance(value, (dict, list))}
     write_csv(stem.with_name(f"{stem.name}.csv"), list(single), [list(single.values())])

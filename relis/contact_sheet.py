@@ -64,7 +64,8 @@ def find_predictions(
     root: Path, model: str | None, items: list[Item], preset: str | None
 ) -> tuple[str | None, list[Path]]:
     """Find the predictions of every item by one segmenter: the given one, or the first that has all."""
-    from genval.results.scenes import SceneResults, list_models
+    from genval.results.finding import list_models
+    from genval.results.scenes import SceneResults
     from genval.runtime.errors import GenValError
 
     for name in [model] if model else list_models(root):

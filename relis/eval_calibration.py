@@ -38,6 +38,7 @@ def measure_model(settings: CalibrationErrorSettings, model: str) -> list[Any]:
     from genval.datasets import CLASS_SETS, CLASSES, classes_of
     from genval.evaluation.calibration import ImageSet, evaluate_calibration
     from genval.evaluation.diagrams import reliability_bins, write_reliability_diagram
+    from genval.results.finding import provenance
     from genval.results.scenes import folder_name, summarise
     from genval.runtime.files import write_csv, write_json
     from genval.runtime.paths import resolve
@@ -52,7 +53,8 @@ def measure_model(settings: CalibrationErrorSettings, model: str) -> list[Any]:
         summary, exact = summarise(each, CLASSES, classes_of(str(settings.trg_dataset)), CLASS_SETS), {}
     metrics = summary.metrics | exact
     stem = resolve(settings.output_dir) / folder_name(model) / images.name
-    head = {"model": model, "src_dataset": settings.src_dataset, "set": images.name, "source": settings.source}
+    made = provenance(scenes).model_record
+    head = {"model": model, **made, "src_dataset": settings.src_dataset, "set": images.name, "source": settings.source}
     bins = {"reliability_bins": {"before": reliability_bins(summary.total)}}
     write_json(stem.with_name(f"{stem.name}.json"), head | {"images": len(summary.table[1])} | metrics | bins)
     single = {key: value for key, value in (head | metrics).items() if not isinstance(value, (dict, list))}

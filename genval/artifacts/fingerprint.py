@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -11,6 +12,9 @@ from genval.runtime.errors import GenValError
 
 if TYPE_CHECKING:
     from torch import nn
+
+UNIDENTIFIED = "callable-"
+"""Start of the identity of a model without weights, such as a Python function: its results are never reused."""
 
 # Bytes of a file's end that its mark covers.
 _END = 4096
@@ -46,3 +50,17 @@ def file_mark(path: Path) -> str:
             return f"{size}-{hashlib.blake2b(stream.read(), digest_size=4).hexdigest()}"
     except OSError as error:
         raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def current_mark(path: Path) -> str | None:
+    """The mark of a file as it is now, computed once per state of the file; None where there is no such file."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return _mark_of_state(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _mark_of_state(path: Path, size: int, modified: int) -> str:
+    return file_mark(path)

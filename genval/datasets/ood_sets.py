@@ -118,6 +118,7 @@ class OodSet:
 
     items: tuple[OodItem, ...]
     left_out: dict[str, int]  # images that are not measured, by reason
+    limit: int | None = None  # to how many images --limit cut the set
 
 
 def find_ood_items(

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from genval.artifacts.tensors import PackedTensors
 from genval.datasets import CLASS_SETS, CLASSES, IGNORE, classes_of
 from genval.evaluation.diagrams import reliability_bins, write_reliability_diagram
 from genval.evaluation.settings import ALL, CalibrationMethod, CalibrationSets, TemperatureTestSettings
 from genval.metrics.calibration import top1_metrics
 from genval.metrics.clusters import ClusterModel, fit_clusters
 from genval.metrics.statistics import measure
-from genval.metrics.temperature import Pixels, scale_logits, search, search_per_class
+from genval.metrics.temperature import GRID, Pixels, scale_logits, search, search_per_class
 from genval.results.clusters import load_clusters, save_clusters
-from genval.results.scenes import SceneResults, Summary, folder_name, list_scenes, pair, summarise
+from genval.results.finding import list_scenes, open_tensors, provenance
+from genval.results.provenance import Provenance, require_model
+from genval.results.scenes import SceneResults, Summary, folder_name, pair, summarise
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, write_json
 from genval.runtime.paths import resolve
@@ -121,7 +122,7 @@ def read_images(scenes: Sequence[SceneResults]) -> Iterator[SavedImage]:
         GenValError: a scene has no saved logits.
     """
     for results in scenes:
-        tensors = _packed(results, "logits")
+        tensors = open_tensors(results, "logits")
         for item_id in tensors.ids:
             logits, labels = tensors.read(item_id, "logits", "labels")
             yield SavedImage(results, item_id, logits.astype(np.float32), labels)
@@ -165,7 +166,7 @@ def read_features(scenes: Sequence[SceneResults]) -> tuple[list[tuple[SceneResul
     keys: list[tuple[SceneResults, str]] = []
     rows: list[np.ndarray] = []
     for results in scenes:
-        tensors = _packed(results, "features")
+        tensors = open_tensors(results, "features")
         for item_id in tensors.ids:
             keys.append((results, item_id))
             rows.append(tensors.read(item_id, "features")[0].astype(np.float64))
@@ -217,7 +218,8 @@ def calibrate(
         hardest: fraction of these images that `hardest_images` chooses; 1 means all.
 
     Returns:
-        The calibration; and the number of images, with the images and pixels of each cluster, fit for JSON. With
+        The calibration; and the number of images, with the images and pixels of each cluster, and whether each
+        cluster's temperature is at an end of the searched range (`at_grid_end`), fit for JSON. With
         `hardest` below 1 also the fraction, the number of images from which it was chosen, and the accuracy of the
         easiest chosen image.
 
@@ -249,7 +251,13 @@ def calibrate(
             search_per_class(pixels, metric) if method.per_class_temperature else search(pixels, metric).temperature
         )
         parts.append({"images": len(members), "pixels": len(pixels)})
+    metadata["at_grid_end"] = [_at_grid_end(temperature) for temperature in temperatures]
     return Calibration(model, np.array(temperatures)), {"images": len(chosen), "clusters": parts, **metadata}
+
+
+def _at_grid_end(temperature: Any) -> bool:
+    """Whether a temperature, or that of a class, is at an end of the searched range: a better one may lie beyond."""
+    return bool(np.isclose(np.atleast_1d(temperature)[:, None], [GRID[0], GRID[-1]], atol=1e-6).any())
 
 
 def _cluster(
@@ -345,15 +353,6 @@ def load_calibration(folder: Path) -> tuple[Calibration, dict[str, Any]]:
     return Calibration(clusters, temperatures), metadata
 
 
-def _packed(results: SceneResults, kind: str) -> PackedTensors:
-    path = results.packed(kind)
-    if not path.exists():
-        script = "extract_logits" if kind == "logits" else "extract_features"
-        command = results.command().with_script(f"relis/{script}")
-        raise GenValError(f"No {kind} in {path}. Run: {command}")
-    return PackedTensors(path)
-
-
 ERRORS = ("ece", "adaptive_ece", "ks")
 
 
@@ -370,9 +369,10 @@ def evaluate_temperatures(
         GenValError: temperatures, logits or features are missing.
     """
     scenes = tested.find(settings.eval_dir, model, settings.preset)
+    made = provenance(scenes)
     unscaled = evaluate_calibration(scenes)
     sets = [replace(calibrating, hardest=fraction) for fraction in settings.method.hardest]
-    return [_evaluate_fraction(settings, model, chosen, tested, scenes, unscaled) for chosen in sets]
+    return [_evaluate_fraction(settings, model, chosen, tested, scenes, made, unscaled) for chosen in sets]
 
 
 def _evaluate_fraction(
@@ -381,13 +381,20 @@ def _evaluate_fraction(
     calibrating: ImageSet,
     tested: ImageSet,
     scenes: Sequence[SceneResults],
+    made: Provenance,
     unscaled: tuple[Summary, dict[str, float]],
 ) -> list[Any]:
     before, exact_before = unscaled
     folders = [
         calibration_folder(settings.sets, settings.method, model, calibrating, seed) for seed in settings.sets.seeds
     ]
-    runs = [evaluate_calibration(scenes, load_calibration(folder)[0], settings.soft) for folder in folders]
+    calibrations = []
+    for folder in folders:
+        calibration, metadata = load_calibration(folder)
+        remedy = "Run: python relis/compute_clusters_temp_scaling.py with the same flags."
+        require_model(made.model_record, scenes[0].folder, metadata, folder / TEMPERATURE_FILE, remedy)
+        calibrations.append(calibration)
+    runs = [evaluate_calibration(scenes, calibration, settings.soft) for calibration in calibrations]
     exact_after = {name: float(np.mean([exact[name] for _, exact in runs])) for name in ERRORS}
     spread = {name: float(np.std([exact[name] for _, exact in runs])) for name in ERRORS}
     place = resolve(settings.output_dir) / folder_name(model) / tested.name / f"from_{calibrating.name}"
@@ -397,6 +404,7 @@ def _evaluate_fraction(
         "tested_on": tested.name,
         "calibrated_on": calibrating.name,
         **({"hardest": calibrating.hardest} if calibrating.hardest < 1 else {}),
+        **made.model_record,
         "seeds": list(settings.sets.seeds),
         "before": before.metrics | exact_before,
         "after": [summary.metrics | exact for summary, exact in runs],

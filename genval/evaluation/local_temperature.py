@@ -24,10 +24,12 @@ from genval.evaluation.settings import CalibrationSets, LocalTestSettings
 from genval.metrics.local_temperature import LocalTemperature, scaled_nll
 from genval.metrics.statistics import measure
 from genval.metrics.temperature import Pixels, search_ece, search_nll
+from genval.results.finding import open_tensors, provenance
+from genval.results.provenance import require_model
 from genval.results.scenes import SceneResults, Summary, folder_name, summarise
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_jsonl, write_json
+from genval.runtime.files import read_image, write_json
 from genval.runtime.paths import resolve
 from genval.runtime.progress import progress_bar
 from genval.runtime.seeds import item_seed
@@ -117,14 +119,8 @@ def list_saved(scenes: Sequence[SceneResults], subsamples: int | None = None, se
     """
     found: list[SavedLogits] = []
     for results in scenes:
-        path = results.packed("logits")
-        if not path.exists():
-            raise GenValError(f"No logits in {path}. Run: {_command(results)}")
-        tensors = PackedTensors(path)
-        records = {record["id"]: record for record in read_jsonl(results.folder / "manifest.jsonl")}
-        unknown = [item_id for item_id in tensors.ids if item_id not in records]
-        if unknown:
-            raise GenValError(f"{path} holds {unknown[0]}, which is missing in its manifest. Run: {_command(results)}")
+        tensors = open_tensors(results, "logits", logit_pixels=-1)
+        records = {record["id"]: record for record in results.records()}
         found += [SavedLogits(results, records[item_id], tensors) for item_id in tensors.ids]
     if subsamples is not None and subsamples < len(found):
         generator = np.random.default_rng(item_seed(seed, "subsamples"))
@@ -165,7 +161,8 @@ def train(
         The metadata of the network's file: settings, `temperatures` from `single_temperatures`, and the mean `nll`
         of the set's labelled pixels without scaling, with the single temperature and with the network.
     """
-    record = {"settings": asdict(training), "images": len(images), "logits": _digest(images)}
+    model_record = {key: images[0].record[key] for key in ("identity", "precision")}
+    record = {"settings": asdict(training), "images": len(images), "logits": _digest(images), **model_record}
     metadata = read_about(folder / NETWORK_FILE)
     if not overwrite and metadata is not None and all(metadata.get(key) == value for key, value in record.items()):
         return metadata
@@ -257,7 +254,13 @@ def evaluate_networks(
     loaded = [
         load_network(local_folder(settings.sets, model, calibrating, seed), device) for seed in settings.sets.seeds
     ]
-    images = list_saved(tested.find(settings.eval_dir, model, settings.preset))
+    scenes = tested.find(settings.eval_dir, model, settings.preset)
+    made, images = provenance(scenes), list_saved(scenes)
+    for _, metadata in loaded:
+        remedy = "Run: python relis/train_lts_network.py with the same flags."
+        require_model(
+            made.model_record, scenes[0].folder, metadata, f"the network trained on {calibrating.name}", remedy
+        )
     single = {name: torch.full((1, 1, 1), value, device=device) for name, value in loaded[0][1]["temperatures"].items()}
     one = torch.ones(1, 1, 1, device=device)
 
@@ -277,6 +280,7 @@ def evaluate_networks(
         "tested_on": tested.name,
         "calibrated_on": calibrating.name,
         "images": len(images),
+        **made.model_record,
         "seeds": list(settings.sets.seeds),
         "temperatures": loaded[0][1]["temperatures"],
         "unscaled": unscaled.metrics,
@@ -343,7 +347,7 @@ def _mean_nll(images: Sequence[SavedLogits], network: LocalTemperature, device: 
 def _digest(images: Sequence[SavedLogits]) -> str:
     """Return a hash of the logits, labels and pixels."""
     files = {str(image.tensors.path): file_mark(image.tensors.path) for image in images}
-    marks = [(image.id, *(image.record[key] for key in ("weights", "image_mark", "mask_mark"))) for image in images]
+    marks = [(image.id, *(image.record[key] for key in ("identity", "image_mark", "mask_mark"))) for image in images]
     text = json.dumps([sorted(files.values()), marks])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from genval.artifacts.fingerprint import file_mark, weights_hash
+from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.datasets import BadFile, find_items, read_pair
@@ -60,10 +60,13 @@ from genval.results.ood_blocks import (
     write_results,
     write_scores,
 )
+from genval.results.provenance import is_reusable
 from genval.results.scenes import folder_name, image_record, model_list
 from genval.runtime.devices import launch_fabric, same_outcome
+from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, remove_leftovers, write_json, write_png
 from genval.runtime.paths import resolve
+from genval.segmenters.identity import model_identity
 from genval.segmenters.prediction import infer
 
 if TYPE_CHECKING:
@@ -137,7 +140,8 @@ def find_objects(settings: OodDetectionSettings, dataset: str, unpaired: list[Ba
         settings.void or (),
         unpaired if settings.skip_bad else None,
     )
-    return OodSet(found.items[: settings.run.limit], found.left_out)
+    limit = settings.run.limit if settings.run.limit is not None and settings.run.limit < len(found.items) else None
+    return OodSet(found.items[:limit], found.left_out, limit)
 
 
 def ood_results_name(settings: OodDetectionSettings, dataset: str) -> str:
@@ -160,7 +164,7 @@ def known_max_logits(
     path = resolve(settings.output_dir) / "max_logits" / f"{folder_name(model)}.json"
     with same_outcome(fabric):
         record = {
-            "weights": weights_hash(segmenter),
+            "identity": model_identity(segmenter),
             "precision": settings.device.precision,
             "set": settings.standardise,
             "images": settings.standardise_images,
@@ -218,6 +222,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         self.settings, self.segmenter, self.device = settings, segmenter, device
         self.found, self.unpaired = found, list(unpaired)
         self.title = f"{model} on {dataset}"
+        self.identity = model_identity(segmenter)
         self.results = OodResults(resolve(settings.output_dir), ood_results_name(settings, dataset), model)
         self.blocks = blocks_of(found.items)
         self.scores = SCORES if standard is None else (*SCORES, STANDARDISED)
@@ -228,10 +233,10 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
             mean, deviation = (torch.from_numpy(part).float().to(device) for part in standard)
             self.standard = mean, deviation
             common["standardised"] = [settings.standardise, settings.standardise_images]
-        weights, precision = weights_hash(segmenter), settings.device.precision
+        identity, precision = self.identity, settings.device.precision
         self.records = {
             item: {
-                **image_record(item.id, item.image, item.mask, model, weights, precision),
+                **image_record(item.id, item.image, item.mask, model, identity, precision),
                 **({"frame_mark": file_mark(item.frame)} if item.frame else {}),
                 **common,
             }
@@ -250,6 +255,13 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
 
     def begin(self, items: Sequence[OodItem], overwrite: bool) -> None:
         remove_leftovers(self.results.folder)
+        if self.found.limit is not None and self.results.json.exists():
+            pooled = read_json(self.results.json).get("pooled", {})
+            if pooled.get("limit") is None:
+                raise GenValError(
+                    f"{self.results.json} holds results of all images: --limit would replace them by results of a "
+                    "part. Give another --output_dir, or no --limit."
+                )
 
     def open(self, rank: int) -> None:
         self._done = {name: self._is_complete(name) for name in self.blocks}
@@ -343,7 +355,9 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         head = {
             "src_dataset": settings.model.src_dataset,
             "void": sorted(settings.void or ()),
-            "limit": settings.run.limit,
+            "limit": self.found.limit,
+            "identity": self.identity,
+            "precision": settings.device.precision,
             "draws": settings.bootstrap_draws,
             "left_out": left_out,
             "skipped": [{"file": one.file, "reason": one.reason} for one in skipped],
@@ -372,4 +386,4 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
 
 def _is_measured(path: Path, record: dict[str, Any]) -> bool:
     content = read_json(path) if path.exists() else {}
-    return {key: content.get(key) for key in record} == record
+    return is_reusable(record) and {key: content.get(key) for key in record} == record

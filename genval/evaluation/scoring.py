@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import path_dicts
-from genval.artifacts.fingerprint import file_mark, weights_hash
+from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.manifest import Manifest
 from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.datasets import CLASSES, BadFile, Item, find_items, read_pair
@@ -29,10 +29,12 @@ from genval.evaluation.image_scores import (
 )
 from genval.evaluation.settings import ScoringSettings
 from genval.metrics.confusion import confusion_matrix
+from genval.results.provenance import is_reusable
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import remove_leftovers, write_jsonl
 from genval.runtime.paths import resolve
+from genval.segmenters.identity import model_identity
 from genval.segmenters.prediction import predict
 
 if TYPE_CHECKING:
@@ -109,7 +111,7 @@ class ScoringStage(Stage[Item, _Loaded, _Values]):
         self.originals = {item.id: find_original(item) for item in items}
         self.record: _Values = {
             "segmenter": segmenter.name,
-            "segmenter_hash": weights_hash(segmenter),
+            "segmenter_hash": model_identity(segmenter),
             "precision": precision,
         }
         if clip is not None and phrases is not None:
@@ -128,7 +130,8 @@ class ScoringStage(Stage[Item, _Loaded, _Values]):
         self._known = self._read(self._journal)
 
     def is_done(self, item: Item) -> bool:
-        return _has_record(self._known.get(item.id), self._marks[item.id])
+        reusable = is_reusable({"identity": self.record["segmenter_hash"]})
+        return reusable and _has_record(self._known.get(item.id), self._marks[item.id])
 
     def prepare(self, missing: Sequence[Item]) -> None:
         (self.folder / GATE).unlink(missing_ok=True)  # an existing gate was made from earlier scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import functools
 import itertools
 import operator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genval.artifacts.fingerprint import weights_hash
+from genval.artifacts.fingerprint import UNIDENTIFIED, current_mark
 from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.artifacts.tensors import pack, packed_ids, read_about, write_part
@@ -35,9 +36,10 @@ from genval.results.scenes import (
 )
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
-from genval.runtime.files import remove_leftovers
+from genval.runtime.files import read_json, remove_leftovers
 from genval.runtime.paths import resolve
 from genval.segmenters.features import ImageFeatures
+from genval.segmenters.identity import model_identity
 
 if TYPE_CHECKING:
     import torch
@@ -98,8 +100,9 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
         settings = _with_precision(settings, getattr(segmenter, "precision", settings.device.precision))
     jobs = {results_name(settings, dataset): find_images(settings, dataset) for dataset in settings.trg_dataset}
     if settings.run.dry_run:
-        for dataset, (items, bad) in jobs.items():
-            print(f"{dataset}: {len(items)} images, {len(bad)} bad files, for each of {len(names)} segmenters")
+        for dataset, found in jobs.items():
+            number = f"{len(found.items)} images, {len(found.bad)} bad files"
+            print(f"{dataset}: {number}, for each of {len(names)} segmenters")
         return []
     fabric = launch_fabric(settings.device)
     done: list[Evaluated] = []
@@ -109,11 +112,13 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
                 loaded = load(settings.model, name, fabric.device, settings.device.precision)
             else:
                 loaded = segmenter.to(fabric.device)
-        for dataset, (items, bad) in jobs.items():
-            stage = EvaluationStage(settings, loaded, fabric.device, name, dataset, items, bad)
+        if fabric.is_global_zero and model_identity(loaded).startswith(UNIDENTIFIED):
+            print(f"{name} has no weights to identify it by: its images are evaluated again in every run.")
+        for dataset, found in jobs.items():
+            stage = EvaluationStage(settings, loaded, fabric.device, name, dataset, found)
             run_stage(
                 stage,
-                items,
+                found.items,
                 fabric=fabric,
                 # A feature vector is read from the backbone after a pass over one image: one image per batch.
                 batch_size=1 if "features" in settings.save else settings.model.batch_size,
@@ -144,11 +149,26 @@ def load(settings: SegmenterSettings, name: str, device: torch.device, precision
     )
 
 
-def find_images(settings: EvaluationSettings, dataset: str) -> tuple[list[Item], list[BadFile]]:
-    """Find the images of a data set that the settings name, sorted, and the bad files that were skipped.
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The images of a data set that an evaluation measures.
+
+    Attributes:
+        items: sorted by condition, scene and id.
+        bad: files that were skipped.
+        limit: to how many images --limit cut the set; None where it cut nothing.
+    """
+
+    items: list[Item]
+    bad: list[BadFile]
+    limit: int | None = None
+
+
+def find_images(settings: EvaluationSettings, dataset: str) -> EvaluationSet:
+    """Find the images of a data set that the settings name.
 
     Raises:
-        GenValError: as `genval.datasets.find_items`.
+        GenValError: as `genval.datasets.find_items`, or an image is in the set twice.
     """
     items: set[Item] = set()
     bad: list[BadFile] = []
@@ -170,7 +190,28 @@ def find_images(settings: EvaluationSettings, dataset: str) -> tuple[list[Item],
         root = find_root(dataset, settings.trg_root, settings.datasets_dir, settings.generated_dir)
         ordered, dropped = apply_gate(ordered, root)
         bad += dropped
-    return ordered[: settings.run.limit], list(dict.fromkeys(bad))
+    limit = settings.run.limit if settings.run.limit is not None and settings.run.limit < len(ordered) else None
+    ordered = ordered[:limit]
+    for item, first in find_duplicates(ordered).items():
+        reason = f"the same image and mask as {first.image}: it would count twice. Remove one of them from the data set"
+        if not settings.skip_bad:
+            raise GenValError(f"{item.image}: {reason}, or give --skip_bad to skip it.")
+        bad.append(BadFile(item.id, item.cond, item.scene, str(item.image), reason))
+        ordered.remove(item)
+    return EvaluationSet(ordered, list(dict.fromkeys(bad)), limit)
+
+
+def find_duplicates(items: Sequence[Item]) -> dict[Item, Item]:
+    """Return the items whose image and mask are equal, byte for byte, to those of an earlier item, with that item."""
+    first: dict[tuple[str | None, str | None], Item] = {}
+    found: dict[Item, Item] = {}
+    for item in items:
+        other = first.setdefault((current_mark(item.image), current_mark(item.mask)), item)
+        if other is not item and all(
+            filecmp.cmp(a, b, shallow=False) for a, b in ((item.image, other.image), (item.mask, other.mask))
+        ):
+            found[item] = other
+    return found
 
 
 def results_name(settings: EvaluationSettings, dataset: str) -> str:
@@ -199,8 +240,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         device: where the segmenter runs.
         model: the segmenter's name, as given.
         dataset: from `results_name`.
-        items: from `find_images`.
-        unpaired: bad files, from `find_images`.
+        found: the images, from `find_images`.
 
     Attributes:
         evaluated: the results, in the first process, when the stage is finished.
@@ -215,22 +255,21 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         device: torch.device,
         model: str,
         dataset: str,
-        items: Sequence[Item],
-        unpaired: Sequence[BadFile] = (),
+        found: EvaluationSet,
     ) -> None:
         self.settings, self.segmenter, self.device = settings, segmenter, device
         self.model, self.dataset = model, dataset
         self.title = f"{model} on {dataset}"
-        self.unpaired = list(unpaired)
+        self.unpaired, self.limit, items = found.bad, found.limit, found.items
         self.evaluated: Evaluated | None = None
         root = resolve(settings.eval_dir)
         self.scenes = {
             (item.cond, item.scene): SceneResults(root, model, dataset, item.cond, item.scene) for item in items
         }
         sample = None if settings.sample == -1 else {"number": settings.sample, "seed": settings.seed}
-        weights = weights_hash(segmenter)
+        identity = model_identity(segmenter)
         self.records = {
-            item: image_record(item.id, item.image, item.mask, model, weights, settings.device.precision, sample)
+            item: image_record(item.id, item.image, item.mask, model, identity, settings.device.precision, sample)
             for item in items
         }
         dtype = "float16" if settings.fp16 else "float32"
@@ -238,7 +277,8 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             "logits": {"pixels": settings.logit_pixels, "seed": settings.seed, "dtype": dtype},
             "features": {"layer": settings.layer or "backbone", "dtype": dtype},
         }
-        self.tensors = {kind: values for kind, values in metadata.items() if kind in settings.save}
+        model_record = {"identity": identity, "precision": settings.device.precision}
+        self.tensors = {kind: values | model_record for kind, values in metadata.items() if kind in settings.save}
         self.keep_prediction = "predictions" in settings.save
         self.packed: dict[tuple[str, SceneResults], set[str]] = {}
 
@@ -255,6 +295,24 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     def begin(self, items: Sequence[Item], overwrite: bool) -> None:
         for results in self.scenes.values():
             remove_leftovers(results.folder)
+        outdated = [results for results in self.scenes.values() if _is_unidentified(results)]
+        if outdated and not overwrite:
+            print(
+                f"{self.title}: earlier results do not state which model made them, e.g. in {outdated[0].folder}. "
+                "They are computed again."
+            )
+        if self.limit is not None:
+            self._keep_whole(items, overwrite)
+
+    def _keep_whole(self, items: Sequence[Item], overwrite: bool) -> None:
+        """Refuse to replace the results of all images of a scene by those of a part."""
+        for item in items:
+            results = self.results_of(item)
+            if _is_whole(results) and (overwrite or not results.is_done(self.records[item], self.keep_prediction)):
+                raise GenValError(
+                    f"{results.folder} holds results of all images, by another model or with other settings: --limit "
+                    "would replace them by results of a part. Give another --eval_dir, or no --limit."
+                )
 
     def open(self, rank: int) -> None:
         # A packed file is used only if its metadata is the same.
@@ -276,6 +334,12 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         for results in {self.results_of(item) for item in missing}:
             write_settings(results.folder, self.settings)
             results.metrics.unlink(missing_ok=True)
+        # Logits and features of another model or image, which this run does not write again, are outdated.
+        changed = [item for item in missing if not self.results_of(item).is_done(self.records[item], prediction=False)]
+        for kind in {"logits", "features"} - self.tensors.keys():
+            for item in changed:
+                self.results_of(item).packed(kind).unlink(missing_ok=True)
+                self.results_of(item).part(kind, item.id).unlink(missing_ok=True)
 
     def load(self, item: Item) -> _Pair:
         return read_pair(item)
@@ -358,12 +422,15 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         self, results: SceneResults, items: Sequence[Item], skipped: Sequence[BadFile], dropped: Sequence[BadFile]
     ) -> PixelStatistics:
         settings, key = self.settings, (results.cond, results.scene)
+        if self.limit is not None and _is_whole(results):
+            return functools.reduce(operator.add, (results.read_image(item.id) for item in items))
         for kind, metadata in self.tensors.items():
             pack(results.packed(kind), {item.id: results.part(kind, item.id) for item in items}, metadata)
         head: dict[str, Any] = {
             "src_dataset": settings.model.src_dataset,
             "split": settings.split,
-            "limit": settings.run.limit,
+            "limit": self.limit,
+            "class_map": settings.model.class_map,
         }
         if settings.gate:
             head["dropped_by_gate"] = sum((bad.cond, bad.scene) == key for bad in dropped)
@@ -376,3 +443,13 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             head,
             [{"file": bad.file, "reason": bad.reason} for bad in skipped if (bad.cond, bad.scene) == key],
         ).total
+
+
+def _is_whole(results: SceneResults) -> bool:
+    """Whether a scene has finished results of all of its images."""
+    return results.metrics.exists() and read_json(results.metrics).get("limit") is None
+
+
+def _is_unidentified(results: SceneResults) -> bool:
+    """Whether a scene has results of a version that did not record the identity of the model."""
+    return results.metrics.exists() and any("identity" not in record for record in results.records())

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from genval.artifacts.fingerprint import file_mark
-from genval.artifacts.tensors import PackedTensors
 from genval.datasets import IGNORE
 from genval.metrics.ranking import aupr, auroc, fpr_at_tpr
 from genval.metrics.reliability import pool
 from genval.metrics.statistics import PixelStatistics, count_confidences
+from genval.results.finding import open_tensors
 from genval.results.scenes import SceneResults
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_jsonl, read_mask
+from genval.runtime.files import read_mask
 from genval.runtime.paths import resolve
 
 METRICS = ("auroc", "aupr", "fpr95")
@@ -47,14 +47,11 @@ def measure_unknown(scenes: Sequence[SceneResults], unknown: Sequence[int]) -> U
     """
     counted: dict[str, PixelStatistics] = {}
     for results in scenes:
-        path = results.packed("logits")
-        if not path.exists():
-            raise GenValError(f"No logits in {path}. Run: {_command(results)}")
-        tensors = PackedTensors(path)
-        records = {record["id"]: record for record in read_jsonl(results.folder / "manifest.jsonl")}
+        tensors = open_tensors(results, "logits")
+        records = {record["id"]: record for record in results.records()}
         for item_id in tensors.ids:
-            mask = resolve(records[item_id]["mask"]) if item_id in records else path
-            if item_id not in records or file_mark(mask) != records[item_id]["mask_mark"]:
+            mask = resolve(records[item_id]["mask"])
+            if file_mark(mask) != records[item_id]["mask_mark"]:
                 command = _command(results).with_flags(overwrite=True)
                 raise GenValError(f"{mask} has changed since the logits of {item_id} were saved. Run: {command}")
             logits, labels, indices = tensors.read(item_id, "logits", "labels", "indices")

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 # Pixels at a time on a CPU: their 19 float32 logits each, and the intermediate results, fit the second-level cache.
 _CPU_CHUNK = 16384
 
+COUNTS_VERSION = 1
+"""Version of what is counted in an image. Counts of different versions are never pooled: raise it when a change of the
+code changes counts of the same logits."""
+
 
 class LogitsNotFiniteError(GenValError):
     """A logit is NaN or infinite where it must not be."""

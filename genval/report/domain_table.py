@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from genval.datasets import CLASS_SETS, CLASSES
 from genval.metrics.correlation import agreement
 from genval.metrics.segmentation import labelled_classes, mean_iou, plain
 from genval.report.settings import DomainTableSettings
-from genval.results.scenes import GATED_SUFFIX, list_models, list_scenes, model_list
+from genval.results.finding import list_models, list_scenes, require_one_model
+from genval.results.scenes import GATED_SUFFIX, model_list
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 from genval.runtime.tables import markdown_table
@@ -66,9 +66,15 @@ def compare_domains(settings: DomainTableSettings) -> DomainTable:
     if not models:
         raise GenValError(f"No results in {root}. Run: python relis/eval.py --trg_dataset Cityscapes --segmenters NAME")
     columns = list_columns(settings.domains, settings.reference_dataset, settings.gate)
+    scenes = {
+        column: [list_scenes(root, model, dataset, [(cond, "all")], settings.preset) for model in models]
+        for column, (dataset, cond) in columns.items()
+    }
+    for of_model in zip(*scenes.values(), strict=True):
+        require_one_model(of_model, settings.preset)
     matrices = {
-        column: [_read_matrix(root, model, *place, settings.preset) for model in models]
-        for column, place in columns.items()
+        column: [np.asarray(np.sum([results.read_matrix() for results in found], axis=0)) for found in by_model]
+        for column, by_model in scenes.items()
     }
     _check_same_images(matrices, models)
     common = settings.class_set == "common"
@@ -98,12 +104,6 @@ def list_columns(domains: Sequence[str], reference_dataset: str, gate: bool = Fa
         if reference_dataset != "none":
             columns[f"true {domain}"] = ("IDD", "india") if domain == "india" else (reference_dataset, domain)
     return columns
-
-
-def _read_matrix(root: Path, model: str, dataset: str, cond: str, preset: str | None) -> np.ndarray:
-    """Return the confusion matrix of all scenes of a set together."""
-    scenes = list_scenes(root, model, dataset, [(cond, "all")], preset)
-    return np.asarray(np.sum([results.read_matrix() for results in scenes], axis=0))
 
 
 def _check_same_images(matrices: Mapping[str, Sequence[np.ndarray]], models: Sequence[str]) -> None:

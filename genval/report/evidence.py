@@ -6,14 +6,16 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from genval.results.scenes import ALL, GATED_SUFFIX, SceneResults, list_scenes, model_list, read_statistics
+from genval.results.finding import NoResultsError, list_scenes, provenance
+from genval.results.provenance import Provenance, require_model
+from genval.results.scenes import ALL, GATED_SUFFIX, SceneResults, model_list, read_statistics
 from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl
@@ -37,6 +39,7 @@ class Evidence:
     sources: tuple[str, ...]  # of each image: the labelled street it was made from, or itself
     counts: np.ndarray  # float64 (N, M, 3, C): hits, labelled pixels and predicted pixels of each class
     bins: np.ndarray | None  # float64 (N, M, 3, B): right pixels, pixels and sum of confidences by confidence
+    made: dict[str, Provenance] = field(default_factory=dict)  # by model
 
     def has(self) -> np.ndarray:
         """Return which models were evaluated on the set, bool (M,)."""
@@ -70,13 +73,13 @@ def read_evidence(
         None when no model has results.
 
     Raises:
-        GenValError: a file is damaged.
+        GenValError: a file is damaged, or results cannot be pooled.
     """
     found: dict[str, list[SceneResults]] = {}
     for model in models:
         try:
             found[model] = list_scenes(root, model, place.dataset, [(place.cond, ALL)], preset)
-        except GenValError:
+        except NoResultsError:
             continue
     records = {
         model: [(scene, record) for scene in scenes for record in _records(scene)] for model, scenes in found.items()
@@ -107,7 +110,8 @@ def read_evidence(
     report(without, "no counts of confidences")
     images = tuple(name for name, *_ in usual)
     sources = tuple(f"{place.dataset}/{image}" for image in images)
-    return Evidence(place, images, sources, counts, bins)
+    made = {model: provenance(scenes, preset) for model, scenes in found.items()}
+    return Evidence(place, images, sources, counts, bins, made)
 
 
 def with_street_sources(evidence: Evidence) -> Evidence:
@@ -121,12 +125,42 @@ def with_street_sources(evidence: Evidence) -> Evidence:
         name = image.rpartition("/")[2]
         match = re.fullmatch(rf"{domain}_\d+_(.+)", name) if domain else None
         sources.append(match[1] if match else name)
-    return Evidence(evidence.place, evidence.images, tuple(sources), evidence.counts, evidence.bins)
+    return replace(evidence, sources=tuple(sources))
+
+
+def require_same_models(sides: Iterable[Evidence], root: Path, preset: str | None) -> dict[str, Provenance]:
+    """Refuse to compare sets on which one segmenter name stands for different models.
+
+    Returns:
+        What made the results, by segmenter.
+
+    Raises:
+        GenValError: the identity or the precision of a model differs between two sets; the message names both.
+    """
+    first: dict[str, tuple[Provenance, Place]] = {}
+    for evidence in sides:
+        for model, made in evidence.made.items():
+            known, place = first.setdefault(model, (made, evidence.place))
+            names = [f"results of {model} on {one.dataset} ({one.cond})" for one in (place, evidence.place)]
+            remedy = f"Run: {evaluation(root, [model], evidence.place, preset)}"
+            require_model(known.model_record, names[0], made.model_record, names[1], remedy)
+    return {model: made for model, (made, _) in first.items()}
 
 
 def evaluation(root: Path, models: Sequence[str], place: Place, preset: str | None) -> str:
-    """Return the command that evaluates models on a set."""
-    return str(SceneResults(root, architectures(models, preset), place.dataset, place.cond, ALL).command(preset))
+    """Return the command that evaluates models on a set: one for all models that need the same flags."""
+    groups: dict[tuple[tuple[str, Any], ...], list[str]] = {}
+    for model in models:
+        flags = SceneResults(root, model, place.dataset, place.cond, ALL).saved_flags()
+        groups.setdefault(tuple(flags.items()), []).append(model)
+    return " && ".join(
+        str(
+            SceneResults(root, architectures(group, preset), place.dataset, place.cond, ALL)
+            .command(preset)
+            .with_flags(**dict(flags))
+        )
+        for flags, group in groups.items()
+    )
 
 
 def architectures(models: Sequence[str], preset: str | None) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,10 @@ from genval.report.schema import CLEAR, SYNTHETIC, TRUE, ComparedSet, Comparison
 from genval.report.scores import Scores
 from genval.report.settings import CorrelationSettings
 from genval.results.ood_blocks import OodResults
+from genval.results.provenance import Provenance, require_model
 from genval.runtime.commands import Command, Missing
 from genval.runtime.errors import GenValError
+from genval.runtime.files import read_json
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
 
@@ -55,7 +58,11 @@ class Detection:
 
 
 def compare_ood_detection(
-    settings: CorrelationSettings, models: Sequence[str], clear_miou: Scores | None, missing: list[Missing]
+    settings: CorrelationSettings,
+    models: Sequence[str],
+    clear_miou: Scores | None,
+    missing: list[Missing],
+    made: dict[str, Provenance],
 ) -> tuple[dict[str, dict[str, dict[str, Comparison]]], dict[str, dict[str, OodMeans]]]:
     """Compare the generated set with each real one, and compute the mean metrics of every set.
 
@@ -64,10 +71,12 @@ def compare_ood_detection(
         models: names as given to relis/eval.py.
         clear_miou: the clear-weather mIoU of every model, the baseline.
         missing: what is missing is appended.
+        made: what made the results of relis/eval.py, by model.
     """
     root = resolve(settings.ood_dir)
+    records: dict[str, dict[str, Any]] = {model: dict(one.model_record) for model, one in made.items()}
     places = sorted(place.name for place in root.glob("*") if place.is_dir())
-    sets = {name: read_detection(settings, root, name, models, missing) for name in places}
+    sets = {name: read_detection(settings, root, name, models, missing, records) for name in places}
     sets = {name: detection for name, detection in sets.items() if detection.rows}
     real = [name for name in sets if name != GENERATED]
     if GENERATED not in sets:
@@ -86,7 +95,12 @@ def compare_ood_detection(
 
 
 def read_detection(
-    settings: CorrelationSettings, root: Path, name: str, models: Sequence[str], missing: list[Missing]
+    settings: CorrelationSettings,
+    root: Path,
+    name: str,
+    models: Sequence[str],
+    missing: list[Missing],
+    made: dict[str, dict[str, Any]],
 ) -> Detection:
     """Read the metrics of each model on a set and resample them: images are drawn by their names, for all models alike.
 
@@ -96,15 +110,18 @@ def read_detection(
         name: of the set.
         models: names as given to relis/eval.py.
         missing: models on other images than most models are appended.
+        made: the `model_record` of other results of the models; those of new models are added.
 
     Raises:
-        GenValError: a file does not have the columns, a value is not a number, or counts are damaged.
+        GenValError: a file does not have the columns, a value is not a number, or counts are damaged; results are of a
+            part of the images, or of another model than on other sets.
     """
     rows = {}
     for model in models:
-        path = OodResults(root, name, model).csv
-        if path.exists():
-            rows[model] = _read_rows(path)
+        results = OodResults(root, name, model)
+        if results.csv.exists():
+            _check(results, made, _command(settings, [model], name))
+            rows[model] = _read_rows(results.csv)
     numbers = {model: next(iter(by_score.values())).get("images", np.nan) for model, by_score in rows.items()}
     usual = Counter(numbers.values()).most_common(1)[0][0] if numbers else 0
     other = [model for model, images in numbers.items() if images != usual]
@@ -122,6 +139,15 @@ def read_detection(
         for model in rows
     }
     return Detection(name, rows, {model: by_score for model, by_score in drawn.items() if by_score})
+
+
+def _check(results: OodResults, made: dict[str, dict[str, Any]], command: str) -> None:
+    """Refuse results of a part of the images, and of another model than in `made`, to which a new model is added."""
+    pooled = read_json(results.json).get("pooled", {})
+    if pooled.get("limit") is not None:
+        raise GenValError(f"{results.json} holds results of a part of the images (--limit). Run: {command}")
+    known = made.setdefault(results.model, {key: pooled.get(key) for key in ("identity", "precision")})
+    require_model(known, f"other results of {results.model}", pooled, results.json, f"Run: {command}")
 
 
 def _read_rows(path: Path) -> dict[str, dict[str, float]]:

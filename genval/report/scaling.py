@@ -31,6 +31,7 @@ from genval.report.schema import (
     ValueWithInterval,
 )
 from genval.report.settings import CorrelationSettings
+from genval.results.provenance import Provenance, require_model
 from genval.results.scenes import ALL, GATED_SUFFIX, folder_name
 from genval.runtime.commands import Command, Missing
 from genval.runtime.errors import GenValError
@@ -58,6 +59,7 @@ class _Tries:
     tested: list[ImageSet]  # the reference set, by the names under which it may have been tested
     sources: dict[str, list[ImageSet]]  # the sets that calibrate, by source, in order of preference
     results: dict[str, dict[str, dict[str, Any] | None]]  # by source and model
+    made: dict[str, Provenance]  # what made the results of relis/eval.py, by model
 
     def improved_ece(self, source: str, models: Sequence[str]) -> dict[str, float]:
         """ECE after scaling with temperatures of a source, in percent, of the models tried with it."""
@@ -69,11 +71,15 @@ class _Tries:
 
     def on_itself(self, model: str) -> dict[str, Any] | None:
         """The result of the generated set's temperatures on the generated set."""
-        return _read(self.root, model, [self.generated], [self.generated], self.method)
+        return _read(self.root, model, [self.generated], [self.generated], self.method, self.made.get(model))
 
 
 def measure_scaling(
-    settings: CorrelationSettings, domain: str, models: Sequence[str], missing: list[Missing]
+    settings: CorrelationSettings,
+    domain: str,
+    models: Sequence[str],
+    missing: list[Missing],
+    made: Mapping[str, Provenance],
 ) -> Scaling | None:
     """Compare ECE on the reference set before and after scaling.
 
@@ -82,14 +88,16 @@ def measure_scaling(
         domain: whose reference set is tested.
         models: names as given to relis/eval.py.
         missing: what is missing is appended.
+        made: what made the results of relis/eval.py, by model.
 
     Returns:
         None when no model was tried with temperatures of all synthetic images.
 
     Raises:
-        GenValError: a file is not one of relis/eval_calibration_clustering.py.
+        GenValError: a file is not one of relis/eval_calibration_clustering.py, or is of another model than the results
+            of relis/eval.py.
     """
-    tries = _read_tries(settings, domain, models)
+    tries = _read_tries(settings, domain, models, made)
     _list_missing(settings, domain, tries, missing)
     kept = [model for model in models if tries.results[SYNTHETIC][model] is not None]
     if not kept:
@@ -123,7 +131,9 @@ def measure_scaling(
     )
 
 
-def _read_tries(settings: CorrelationSettings, domain: str, models: Sequence[str]) -> _Tries:
+def _read_tries(
+    settings: CorrelationSettings, domain: str, models: Sequence[str], made: Mapping[str, Provenance]
+) -> _Tries:
     root, method = resolve(settings.scaling_dir), settings.scaling_method
     tested = _tested(domain, settings.reference_dataset)
     own = _generated(settings, domain)
@@ -136,10 +146,10 @@ def _read_tries(settings: CorrelationSettings, domain: str, models: Sequence[str
         CORRUPTED: [ImageSet(f"{CORRUPTED_PREFIX}{domain}")] if domain in CORRUPTIONS else [],
     }
     results = {
-        source: {model: _read(root, model, tested, calibrating, method) for model in models}
+        source: {model: _read(root, model, tested, calibrating, method, made.get(model)) for model in models}
         for source, calibrating in sources.items()
     }
-    return _Tries(root, method, own, tested, sources, results)
+    return _Tries(root, method, own, tested, sources, results, dict(made))
 
 
 def _generated(settings: CorrelationSettings, domain: str) -> ImageSet:
@@ -169,7 +179,12 @@ def _tested(domain: str, reference_dataset: str | None) -> list[ImageSet]:
 
 
 def _read(
-    root: Path, model: str, tested: Sequence[ImageSet], calibrating: Sequence[ImageSet], method: str
+    root: Path,
+    model: str,
+    tested: Sequence[ImageSet],
+    calibrating: Sequence[ImageSet],
+    method: str,
+    made: Provenance | None,
 ) -> dict[str, Any] | None:
     """Read the first existing result of a model on a set with temperatures of another set."""
     for test in tested:
@@ -180,6 +195,11 @@ def _read(
                 for part in ("before", "after_mean"):
                     if not isinstance(values.get(part, {}).get("ece"), float):
                         raise GenValError(f"{path} has no ECE {part}. Run relis/eval_calibration_clustering.py again.")
+                if made is not None:
+                    remedy = (
+                        "Run relis/compute_clusters_temp_scaling.py and relis/eval_calibration_clustering.py again."
+                    )
+                    require_model(made.model_record, f"the results of {model} on the sets", values, path, remedy)
                 return dict(values)
     return None
 

@@ -13,7 +13,7 @@ from genval.datasets import CLASS_SETS, CLASSES
 from genval.datasets.corruptions import CORRUPTIONS
 from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
 from genval.report.comparison import compare, compare_classes
-from genval.report.evidence import Evidence, Place, read_evidence, short_names, with_street_sources
+from genval.report.evidence import Evidence, Place, read_evidence, require_same_models, short_names, with_street_sources
 from genval.report.ood_comparison import compare_ood_detection
 from genval.report.published import PUBLISHED
 from genval.report.resampling import draw_images
@@ -35,7 +35,9 @@ from genval.report.schema import (
 from genval.report.scores import Scores, class_scores, ece_scores, mean_iou, miou_scores
 from genval.report.settings import CorrelationSettings
 from genval.report.verdict import answer, verdict
-from genval.results.scenes import GATED_SUFFIX, list_models, model_list
+from genval.results.finding import list_models
+from genval.results.provenance import Provenance
+from genval.results.scenes import GATED_SUFFIX, model_list
 from genval.runtime.commands import Command, Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
@@ -78,9 +80,11 @@ def correlate(settings: CorrelationSettings) -> Report:
     robustness: dict[str, Comparison] = {}
     calibration: dict[str, DomainCalibration] = {}
     curves: dict[str, SampleSizeCurve] = {}
+    made: dict[str, Provenance] = {}
     for name in settings.domains:
         sides = _read_sides(settings, root, models, name, clear, missing)
-        scaling = measure_scaling(settings, name, models, missing)
+        made |= require_same_models(sides.values(), root, settings.preset)
+        scaling = measure_scaling(settings, name, models, missing, made)
         domain = _prepare(settings, name, sides)
         ece = None
         if domain is not None:
@@ -88,7 +92,7 @@ def correlate(settings: CorrelationSettings) -> Report:
             curves[name] = _measure_sample_size(settings, domain)
             ece = _compare_ece(settings, domain, models)
         calibration[name] = DomainCalibration(ece, scaling)
-    ood_detection, ood_means = compare_ood_detection(settings, models, _clear_miou(settings, clear), missing)
+    ood_detection, ood_means = compare_ood_detection(settings, models, _clear_miou(settings, clear), missing, made)
     findings = Findings(
         settings={key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()},
         models=models,

@@ -34,6 +34,7 @@ from genval.metrics.ood_components import COMPONENT_METRICS
 from genval.metrics.ood_pooling import PoissonBootstrap, SumBootstrap
 from genval.metrics.ood_scores import OOD_METRICS, ExactMetrics, OodCounts, exact_counts, level_metrics, ood_bounds
 from genval.metrics.segmentation import plain
+from genval.results.provenance import is_reusable
 from genval.results.scenes import folder_name
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl, write_bytes, write_csv, write_json, write_jsonl
@@ -96,7 +97,7 @@ class OodResults:
 
     def is_done(self, block: str, records: Sequence[Mapping[str, Any]]) -> bool:
         """Return whether a block was measured from images with these records."""
-        if not (self.lines(block).exists() and self.counts(block).exists()):
+        if not all(map(is_reusable, records)) or not (self.lines(block).exists() and self.counts(block).exists()):
             return False
         lines = read_jsonl(self.lines(block))
         return [line["made_from"] for line in lines] == list(records)

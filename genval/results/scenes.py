@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import json
@@ -41,7 +40,8 @@ from genval.metrics.segmentation import (
     plain,
     segmentation_metrics,
 )
-from genval.metrics.statistics import PixelStatistics
+from genval.metrics.statistics import COUNTS_VERSION, PixelStatistics
+from genval.results.provenance import is_reusable
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_jsonl, write_bytes, write_csv, write_json, write_jsonl, write_png
@@ -54,6 +54,9 @@ GATED_SUFFIX = "-gated"
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _IMAGE_HEADER = ["id", "miou", "pixel_accuracy_percent", "mean_class_accuracy", "pixels"]
 _IMAGE_METRICS = ["ece", "nll", "brier", "auroc", "entropy"]
+# Flags of relis/eval.py without which a repeated evaluation is another one.
+_MODEL_FLAGS = ("class_map", "input_size", "precision", "trust_code")
+_SET_FLAGS = ("split", "trg_root")
 # The arrays of statistics/{id}.npz, in the order of `PixelStatistics`, and their types in memory.
 _SAVED: dict[str, Any] = {
     "levels": np.int64,
@@ -112,7 +115,7 @@ class SceneResults:
         """
         statistics = self.statistics(record["id"])
         required = [statistics, self.counts(record["id"]), *([self.prediction(record["id"])] if prediction else [])]
-        if not all(path.exists() for path in required):
+        if not is_reusable(record) or not all(path.exists() for path in required):
             return False
         return {**_read_counts(statistics), "confusion_matrix": None} == {**record, "confusion_matrix": None}
 
@@ -130,9 +133,13 @@ class SceneResults:
                 f"{path} cannot be read ({error}). Run: {self.command().with_flags(overwrite=True)}"
             ) from error
 
+    def records(self) -> list[dict[str, Any]]:
+        """Read the images' records, in the order of the manifest."""
+        return read_jsonl(self.folder / "manifest.jsonl")
+
     def ids(self) -> list[str]:
         """Return the images' ids, in the order of the manifest."""
-        return [record["id"] for record in read_jsonl(self.folder / "manifest.jsonl")]
+        return [record["id"] for record in self.records()]
 
     def read_pixels(self) -> Iterator[tuple[dict[str, Any], PixelStatistics]]:
         """Yield each image's record and statistics, in the order of the manifest, one at a time.
@@ -140,7 +147,7 @@ class SceneResults:
         Raises:
             GenValError: a file is missing or damaged.
         """
-        for record in read_jsonl(self.folder / "manifest.jsonl"):
+        for record in self.records():
             yield record, self.read_image(record["id"])
 
     def read_image(self, item_id: str) -> PixelStatistics:
@@ -157,6 +164,20 @@ class SceneResults:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise GenValError(f"{path} is missing or damaged. Delete it and run: {self.command()}") from error
 
+    def saved_flags(self) -> dict[str, Any]:
+        """Read the flags that repeat how a model was evaluated: of the model from any of its results, of the set from
+        results on the set."""
+        above = self.folder.parent.parent
+        on_set = sorted(above.glob("*/*/settings.json"))
+        on_any = on_set or sorted(above.parent.glob("*/*/*/settings.json"))
+        flags: dict[str, Any] = {}
+        for paths, names in ((on_any, _MODEL_FLAGS), (on_set, _SET_FLAGS)):
+            content = read_json(paths[0]) if paths else {}
+            values = content.get("settings") if isinstance(content, dict) else None
+            if isinstance(values, dict):
+                flags |= {name: values[name] for name in names if values.get(name) not in (None, False, "32-true")}
+        return flags
+
     def command(self, preset: str | None = None) -> Command:
         """Return the command that computes these results."""
         flags = {
@@ -167,6 +188,7 @@ class SceneResults:
             "scene": self.scene,
             "eval_dir": _short(self.root),
             "gate": self.dataset.endswith(GATED_SUFFIX),
+            **self.saved_flags(),
         }
         return Command("relis/eval", flags)
 
@@ -280,7 +302,7 @@ def image_record(
     image: Path,
     mask: Path,
     model: str,
-    weights: str,
+    identity: str,
     precision: str,
     sample: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
@@ -292,20 +314,21 @@ def image_record(
             content.
         mask: the file of the labels, likewise.
         model: the model's name.
-        weights: hash of the model.
+        identity: what identifies the model, see `genval.segmenters.identity.model_identity`.
         precision: arithmetic of the forward pass.
         sample: number and seed of the pixels whose confidences are measured; None is all pixels.
     """
     return {
         "id": item_id,
         "model": model,
-        "weights": weights,
+        "identity": identity,
         "precision": precision,
         "image": _short(image),
         "image_mark": file_mark(image),
         "mask": _short(mask),
         "mask_mark": file_mark(mask),
         "confidences_of": dict(sample) if sample else "all pixels",
+        "counts_version": COUNTS_VERSION,
     }
 
 
@@ -368,48 +391,6 @@ def read_statistics(path: Path) -> np.ndarray:
     return matrix
 
 
-def list_scenes(
-    root: Path, model: str, dataset: str, pairs: Iterable[tuple[str, str]], preset: str | None = None
-) -> list[SceneResults]:
-    """Return the scenes on disk that match, each with a finished evaluation.
-
-    Args:
-        root: `--eval_dir`.
-        model: as passed to relis/eval.py.
-        dataset: `--trg_dataset`.
-        pairs: (condition, scene), of which both may be "all"; see `pair`.
-        preset: of the command that an error recommends.
-
-    Returns:
-        At least one, sorted by condition and scene, without duplicates.
-
-    Raises:
-        GenValError: a named condition or scene has no results, or its evaluation has not finished.
-    """
-    base = SceneResults(root, model, dataset, ALL, ALL)
-    above = base.folder.parent.parent
-    found: set[tuple[str, str]] = set()
-    for cond, scene in pairs:
-        conds = _folders(above) if cond == ALL else [cond]
-        matches = {(c, s) for c in conds for s in _folders(above / c) if scene in (ALL, s)}
-        if not matches:
-            missing = SceneResults(root, model, dataset, cond, scene)
-            others = list_models(root) if not _folders(above) else [model]
-            close = [] if model in others else difflib.get_close_matches(model, others, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            existing = ", ".join(f"{c}/{s}" for c in _folders(above) for s in _folders(above / c)) or "nothing"
-            raise GenValError(
-                f"No results of {model} on {dataset} for condition {cond}, scene {scene} in {root}: found {existing}."
-                f"{hint} Run: {missing.command(preset)}"
-            )
-        found |= matches
-    scenes = [SceneResults(root, model, dataset, cond, scene) for cond, scene in sorted(found)]
-    for results in scenes:
-        if not results.metrics.exists():
-            raise GenValError(f"No finished results in {results.folder}. Run: {results.command(preset)}")
-    return scenes
-
-
 def pair(conds: Sequence[str], scenes: Sequence[str]) -> list[tuple[str, str]]:
     """Combine conditions and scenes as the published commands do: pair lists of equal length, cross others.
 
@@ -457,11 +438,6 @@ def folder_name(model: str) -> str:
     return safe if safe == model else f"{safe}-{hashlib.blake2b(model.encode(), digest_size=4).hexdigest()}"
 
 
-def list_models(root: Path) -> list[str]:
-    """Return the names of the models with finished results below `root`, as passed to relis/eval.py."""
-    return sorted({read_json(path)["model"] for path in root.glob("*/*/*/*/metrics.json")})
-
-
 def _read_counts(path: Path) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict) or "confusion_matrix" not in value:
@@ -471,7 +447,3 @@ def _read_counts(path: Path) -> dict[str, Any]:
 
 def _short(path: Path) -> str:
     return (path.relative_to(REPO_ROOT) if path.is_relative_to(REPO_ROOT) else path).as_posix()
-
-
-def _folders(parent: Path) -> list[str]:
-    return sorted(entry.name for entry in parent.iterdir() if entry.is_dir()) if parent.is_dir() else []

@@ -27,9 +27,9 @@ class Segmenter(nn.Module, abc.ABC):
     Subclasses implement `run`, the forward pass of the network. They may set `align_corners` (how logits are resized),
     `reads_bgr` (the network's channel order, and that of `mean` and `std`), and the sizes that the network accepts: at
     least `minimum_size` pixels per side, and multiples of `size_divisor`. Images of other sizes are padded at the
-    bottom and the right with the mean colour, and the logits are cropped. `definition` is what, with the weights and the
-    attributes, decides about the predictions: a resolved config, or a hash of an exported file. Without it
-    `genval.segmenters.identity` examines the network's modules.
+    bottom and the right with the mean colour, and the logits are cropped. `definition` is a resolved
+    config, or a hash of an exported file: it identifies the network together with the weights and the attributes.
+    Without it `genval.segmenters.identity` examines the network's modules.
 
     Args:
         name: as given by the user.

@@ -17,12 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import genval
-from genval.artifacts.fingerprint import weights_hash
+from genval.artifacts.fingerprint import UNIDENTIFIED, weights_hash
 from genval.runtime.errors import GenValError
-
-UNIDENTIFIED = "callable-"
-"""Start of the identity of a model without weights, such as a Python function: its results are never reused."""
+from genval.runtime.paths import REPO_ROOT
 
 # Attributes that do not decide about predictions, or that the record of a result states by themselves.
 _IGNORED = {"name", "precision", "memory_format", "run", "avoids_onednn", "definition", "training", "session"}
@@ -97,7 +94,7 @@ def _script(module: torch.jit.ScriptModule) -> str:
     """Describe the code of a TorchScript module and its constants: those of a frozen module are its weights."""
     if not hasattr(module, "forward"):
         return ""
-    code, constants = module.code_with_constants  # type: ignore[misc]
+    code, constants = module.code_with_constants
     return re.sub(r"___torch_mangle_\d+", "", code) + _plain(constants.const_mapping)
 
 
@@ -144,5 +141,5 @@ def source_hash(function: Any) -> str:
         file = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")
     except TypeError:  # built in, or an instance of a class with __call__
         return "" if isinstance(function, type) else source_hash(type(function))
-    installed = any(file.is_relative_to(folder) for folder in (*_INSTALLED, Path(genval.__file__).parent))
+    installed = any(file.is_relative_to(folder) for folder in (*_INSTALLED, REPO_ROOT / "genval"))
     return "" if installed or not file.is_file() else _hash_once(file)

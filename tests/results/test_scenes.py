@@ -7,15 +7,8 @@ import torch
 
 from genval.metrics.statistics import measure
 from genval.results import scenes as results_module
-from genval.results.scenes import (
-    SceneResults,
-    finish_scene,
-    folder_name,
-    image_record,
-    list_scenes,
-    model_list,
-    save_image,
-)
+from genval.results.finding import list_scenes
+from genval.results.scenes import SceneResults, finish_scene, folder_name, image_record, model_list, save_image
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_mask
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from genval.artifacts.fingerprint import UNIDENTIFIED
 from genval.runtime.paths import REPO_ROOT
 from genval.segmenters import load_segmenter
-from genval.segmenters.identity import UNIDENTIFIED, model_identity, onnx_files
+from genval.segmenters.identity import model_identity, onnx_files
 
 
 def identity(name, **keywords):

@@ -49,8 +49,8 @@ def collect_provenance(generated_dir: Path, results: Path, others: Iterable[Path
     for path in sorted(results.glob("*/*/*/*/manifest.jsonl")):
         with open(path, encoding="utf-8") as stream:
             record = json.loads(stream.readline() or "{}")
-        if "weights" in record:
-            weights.setdefault(f"segmenter {record['model']}", set()).add(record["weights"])
+        if "identity" in record:
+            weights.setdefault(f"segmenter {record['model']}", set()).add(record["identity"])
     warnings = [
         f"{package} was at versions {', '.join(sorted(found))} in different runs."
         for package, found in versions.items()
