@@ -65,7 +65,7 @@ def calibrate_on(settings: TemperatureSettings, model: str, image_set: ImageSet)
             folder = calibration_folder(settings.sets, settings.method, model, chosen, seed)
             save_calibration(folder, calibration, metadata)
             temperatures = calibration.temperatures
-            if any(metadata["at_grid_end"]):
+            if "at_grid_end" in metadata:
                 print(
                     f"{model} on {chosen.name}, seed {seed}: a temperature is at an end of the searched range, "
                     f"{GRID[0]:g} to {GRID[-1]:.2f}. A better one may lie beyond."

@@ -218,8 +218,8 @@ def calibrate(
         hardest: fraction of these images that `hardest_images` chooses; 1 means all.
 
     Returns:
-        The calibration; and the number of images, with the images and pixels of each cluster, and whether each
-        cluster's temperature is at an end of the searched range (`at_grid_end`), fit for JSON. With
+        The calibration; and the number of images, with the images and pixels of each cluster, fit for JSON. The
+        clusters with a temperature at an end of the searched range are in `at_grid_end`, if there are any. With
         `hardest` below 1 also the fraction, the number of images from which it was chosen, and the accuracy of the
         easiest chosen image.
 
@@ -251,7 +251,8 @@ def calibrate(
             search_per_class(pixels, metric) if method.per_class_temperature else search(pixels, metric).temperature
         )
         parts.append({"images": len(members), "pixels": len(pixels)})
-    metadata["at_grid_end"] = [_at_grid_end(temperature) for temperature in temperatures]
+    ends = [index for index, temperature in enumerate(temperatures) if _at_grid_end(temperature)]
+    metadata |= {"at_grid_end": ends} if ends else {}
     return Calibration(model, np.array(temperatures)), {"images": len(chosen), "clusters": parts, **metadata}
 
 

