@@ -339,6 +339,7 @@ class Findings(JsonRecord):
     settings: dict[str, Any]  # the flags
     models: list[str]  # as given to relis/eval.py
     short_names: dict[str, str]  # by model, for the reader
+    made_by: dict[str, str]  # by model: its identity and precision, the same for all of its results
     domains: list[str]
     robustness: dict[str, Comparison]  # mIoU, by domain
     calibration: dict[str, DomainCalibration]  # by domain

@@ -97,6 +97,7 @@ def correlate(settings: CorrelationSettings) -> Report:
         settings={key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()},
         models=models,
         short_names=short_names(models),
+        made_by={model: f"{one.identity} in {one.precision}" for model, one in sorted(made.items())},
         domains=list(settings.domains),
         robustness=robustness,
         calibration=calibration,

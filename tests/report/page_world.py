@@ -147,6 +147,7 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
         "settings": {"preset": "mini", "script": "report/correlate"},
         "models": list(models),
         "short_names": {},
+        "made_by": {},
         "domains": list(domains),
         "verdict": [
             f"Can the synthetic verdict be trusted? Yes for {domains[0]} (r 0.90, clear -0.28). Not shown for others.",

@@ -43,6 +43,7 @@ def findings_of(robustness, curves=None):
         settings={},
         models=["hf:a", "b"],
         short_names={"hf:a": "a", "b": "b"},
+        made_by={},
         domains=list(robustness),
         robustness=robustness,
         calibration={},

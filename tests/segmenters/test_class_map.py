@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from genval.artifacts.fingerprint import weights_hash
 from genval.datasets import labels
 from genval.datasets.labels import LABEL_SPACES, find_label_space
 from genval.runtime.errors import GenValError
 from genval.segmenters import load_segmenter
 from genval.segmenters.class_map import ClassMap
+from genval.segmenters.identity import model_identity
 
 
 @pytest.fixture
@@ -69,7 +69,9 @@ def test_another_map_is_another_hash(class_map, tmp_path, checkpoint):
     name = f"mmseg:mini/segmenters/pspnet-r18.py,{checkpoint}"
     other = tmp_path / "other.json"
     other.write_text(json.dumps({str(i): (i + 1) % 19 for i in range(19)}))
-    hashes = {weights_hash(load_segmenter(name, "cpu", class_map=chosen)) for chosen in (None, "trainids", str(other))}
+    hashes = {
+        model_identity(load_segmenter(name, "cpu", class_map=chosen)) for chosen in (None, "trainids", str(other))
+    }
     assert len(hashes) == 3
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import path_dicts
 from genval.runtime.commands import Command, flag_text
-from genval.runtime.files import read_json
+from genval.runtime.files import read_json, read_jsonl
 from genval.runtime.flags import canonical
 
 # What stages add to the flags in settings.json.
@@ -47,10 +46,9 @@ def collect_provenance(generated_dir: Path, results: Path, others: Iterable[Path
                     str(value)
                 )
     for path in sorted(results.glob("*/*/*/*/manifest.jsonl")):
-        with open(path, encoding="utf-8") as stream:
-            record = json.loads(stream.readline() or "{}")
-        if "identity" in record:
-            weights.setdefault(f"segmenter {record['model']}", set()).add(record["identity"])
+        for record in read_jsonl(path):
+            found = f"{record.get('identity', 'not recorded')} in {record.get('precision', 'unknown')}"
+            weights.setdefault(f"segmenter {record.get('model', path.parts[-5])}", set()).add(found)
     warnings = [
         f"{package} was at versions {', '.join(sorted(found))} in different runs."
         for package, found in versions.items()
