@@ -236,7 +236,7 @@ class Benchmark:
         import torch
         from diffusers import StableDiffusionInpaintPipeline
 
-        from genval.diffusion.inpainting.model import beside_latents
+        from genval.diffusion.inpainting.model import inpainting_channels
         from genval.diffusion.sampling.generation import item_noise, make_scheduler
 
         model, config = self.prepare(row), self.config(row)
@@ -267,7 +267,7 @@ class Benchmark:
                 negative_prompt_embeds=text.states[:1],
                 image=pixels,
                 mask_image=masks[:, None].float(),
-                masked_image_latents=beside_latents(model, pixels, masks)[:, 1:],
+                masked_image_latents=inpainting_channels(model, pixels, masks)[:, 1:],
                 height=height,
                 width=width,
                 num_inference_steps=config.steps,

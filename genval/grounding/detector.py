@@ -68,7 +68,7 @@ class Detector:
     ) -> None:
         self.hash = weights_hash(model)
         self.device = torch.device("cpu")
-        self._model = mend_text_positions(model).eval().requires_grad_(False)
+        self._model = fix_text_positions(model).eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._shortest, self._longest = shortest, longest
         self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (mean, std))
@@ -199,7 +199,7 @@ def load_detector(name: str, tokenizer: str = "bert-base-uncased", precision: st
     )
 
 
-def mend_text_positions(model: Any) -> Any:
+def fix_text_positions(model: Any) -> Any:
     """Have GroundingDINO count the tokens of each name as the original does; returns the model.
 
     transformers 5.17 counts a name's closing full stop as position 0 and cuts the positions' waves to whole

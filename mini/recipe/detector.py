@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genval.grounding.detector import Detection, as_caption, load_detector, mend_text_positions
+from genval.grounding.detector import Detection, as_caption, load_detector, fix_text_positions
 from mini.recipe.object_crops import CropSampler, MeasuredCrop, ObjectImages
 from mini.recipe.training import Average, Log, adamw, fit, float32_cosine, warm_cosine
 
@@ -83,7 +83,7 @@ def train_detector(
     tokenizer = build_tokenizer(known)
     names = _Names(tokenizer, known, device)
     model = build_detector(recipe, len(tokenizer)).to(device)
-    mend_text_positions(model)
+    fix_text_positions(model)
     average = Average(model, recipe.ema)
     optimisation = adamw(
         model.parameters(), device, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay,

@@ -10,7 +10,7 @@ from inpainting_world import widened
 from genval.diffusion.inpainting.model import (
     InpaintingBatch,
     InpaintingConfig,
-    beside_latents,
+    inpainting_channels,
     inpaint,
     inpaint_latents,
     load_inpainting,
@@ -61,7 +61,7 @@ def pipeline_latents(
         PROMPTS[:2],
         image=pixels,
         mask_image=masks[:, None].float(),
-        masked_image_latents=beside_latents(model, pixels, masks)[:, 1:],
+        masked_image_latents=inpainting_channels(model, pixels, masks)[:, 1:],
         negative_prompt=negative_prompts,
         num_inference_steps=config.steps,
         guidance_scale=config.guidance_scale,

@@ -26,7 +26,7 @@ from genval.diffusion.inpainting.stages import (
     plan_refinements,
 )
 from genval.diffusion.models.pipelines import StableDiffusion
-from genval.diffusion.sampling.pieces import Pieces
+from genval.diffusion.sampling.micro_batches import MicroBatches
 from genval.diffusion.settings import InpaintingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_mask
@@ -147,9 +147,9 @@ def test_memory_that_is_full_makes_batches_smaller(
     monkeypatch.setattr(inpainting_stages, "inpaint", small)
     run = object_stage(tmp_path, model, city_folder)
     assert make(run, plan_objects(["lion"], 3, TEMPLATE, 0), 3) == 3
-    assert run._pieces.rows == 2
+    assert run._micro_batches.rows == 2
     with pytest.raises(GenValError, match="does not fit into the device's memory"):
-        Pieces(2).compute(2, lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()), lambda: None)
+        MicroBatches(2).compute(2, lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()), lambda: None)
 
 
 def refinement(folder: Path, model: StableDiffusion, **settings: Any) -> RefinementStage:

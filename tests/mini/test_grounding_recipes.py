@@ -160,14 +160,14 @@ def test_the_detector_knows_names_and_spells_other_words():
 
 @pytest.mark.slow
 def test_predictions_hold_what_the_model_gives():
-    from genval.grounding.detector import mend_text_positions
+    from genval.grounding.detector import fix_text_positions
 
     torch.manual_seed(0)
     recipe = DetectorRecipe(
         image_size=64, vision_widths=(8, 8, 8, 8), text_width=16, text_layers=1, width=32, feed_forward=32, queries=5
     )
     tokenizer = build_tokenizer(NAMES)
-    model = mend_text_positions(build_detector(recipe, len(tokenizer))).eval()
+    model = fix_text_positions(build_detector(recipe, len(tokenizer))).eval()
     tokens = _Names(tokenizer, NAMES, CPU).tokens(torch.tensor([0, 1]))
     with torch.no_grad():
         result = model(pixel_values=torch.randn(2, 3, 64, 64), **tokens)

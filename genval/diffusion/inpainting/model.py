@@ -27,7 +27,7 @@ from genval.diffusion.sampling.generation import (
     Generated,
     check_pixels,
     compile_decoder,
-    draw_until_good,
+    sample_with_retries,
     item_noise,
     make_scheduler,
     set_steps,
@@ -171,7 +171,7 @@ def inpaint(denoiser: Denoiser, batch: InpaintingBatch, config: InpaintingConfig
         latents = inpaint_latents(denoiser, dataclasses.replace(batch.rows(filled), seeds=padded), config)
         return check_pixels(denoiser.base.decode_latents(latents)[: len(chosen)])
 
-    return draw_until_good(draw, batch.prompts, batch.seeds)
+    return sample_with_retries(draw, batch.prompts, batch.seeds)
 
 
 @torch.no_grad()
@@ -199,7 +199,7 @@ def inpaint_latents(denoiser: Denoiser, batch: InpaintingBatch, config: Inpainti
     return latents
 
 
-def beside_latents(model: StableDiffusion, pixels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+def inpainting_channels(model: StableDiffusion, pixels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """What the UNet reads beside the noisy latents: the mask, then the latents of the image without what is masked.
 
     Args:
@@ -216,7 +216,7 @@ def beside_latents(model: StableDiffusion, pixels: torch.Tensor, masks: torch.Te
 
 def _conditions(denoiser: Denoiser, batch: InpaintingBatch, pixels: torch.Tensor, timesteps: torch.Tensor) -> Any:
     model = denoiser.base
-    beside = beside_latents(model, pixels, torch.from_numpy(batch.masks).to(model.device))
+    beside = inpainting_channels(model, pixels, torch.from_numpy(batch.masks).to(model.device))
     prompts = [*batch.negative_prompts, *batch.prompts] if denoiser.guided else batch.prompts
     text = model.encode_text(prompts)
     added = model.added_conditions(text, *pixels.shape[2:])

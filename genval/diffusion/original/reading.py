@@ -251,7 +251,9 @@ class OriginalFile:
         elif kind == "ControlNet" and self.has(keys.UNET):
             seems = "a base without a ControlNet: make one with ControlNet/tool_add_control.py"
         elif any(key.startswith("controlnet.") for key in self.shapes):
-            seems = "a checkpoint of ControlNet/train.py: give the folder of its --output, or go on with --resume"
+            seems = (
+                "a checkpoint of ControlNet/train.py: give the folder of its --output, or resume that run with --resume"
+            )
         else:
             others = (text for part, text in _OTHERS if any(part in key for key in self.shapes))
             seems = next(others, "something else")
