@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genval.grounding.detector import Detection, as_caption, load_detector, fix_text_positions
+from genval.grounding.detector import Detection, as_caption, fix_text_positions, load_detector
 from mini.recipe.object_crops import CropSampler, MeasuredCrop, ObjectImages
 from mini.recipe.training import Average, Log, adamw, fit, float32_cosine, warm_cosine
 

@@ -10,9 +10,9 @@ from inpainting_world import widened
 from genval.diffusion.inpainting.model import (
     InpaintingBatch,
     InpaintingConfig,
-    inpainting_channels,
     inpaint,
     inpaint_latents,
+    inpainting_channels,
     load_inpainting,
     make_inpainter,
     save_inpainting,

@@ -244,7 +244,7 @@ def test_out_of_memory_halves_the_batch(
     monkeypatch.setattr(transfer_module, "generate", limited)
     assert world.make(tmp_path / "small", 5) == 7
     assert sizes == [5, 2, 2, 1, 2]
-    assert "Out of memory with 5 images at a time: going on with 2." in capsys.readouterr().out
+    assert "Out of memory with 5 images at a time: continuing with 2." in capsys.readouterr().out
     monkeypatch.setattr(transfer_module, "generate", original)
     world.make(tmp_path / "large", 5)
     small, large = contents(tmp_path / "small"), contents(tmp_path / "large")

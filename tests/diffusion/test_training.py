@@ -14,9 +14,9 @@ from genval.diffusion.models.hints import CITYSCAPES_IDS, HintEncoding, encode_h
 from genval.diffusion.models.pipelines import TextStates, load_base
 from genval.diffusion.pairs import read_pairs
 from genval.diffusion.settings import TrainingConfig
-from genval.diffusion.training.pair_sampler import PairSampler
 from genval.diffusion.training.data import ControlNetData, EncodedFolder, encode_pairs
 from genval.diffusion.training.module import ControlNetModule, check_optimizer
+from genval.diffusion.training.pair_sampler import PairSampler
 from genval.diffusion.training.runs import check_output, choose_run, latest_checkpoint, make_trainer, training_precision
 from genval.runtime.errors import GenValError
 

@@ -31,7 +31,7 @@ def default_batch_size(device: torch.device, height: int, width: int) -> int:
 def choose_compiling(
     mode: str, device: torch.device, count: int, batch_size: int, height: int, width: int, steps: int
 ) -> bool:
-    """Decide whether to compile the denoiser for a run, and print the decision where it is yes.
+    """Decide whether to compile the denoiser for a run, and print that decision if it is yes.
 
     "auto" compiles where that saves more time than it takes. The decision depends on the whole run, however much of it
     is done: a resumed run uses the same kernels.
@@ -60,11 +60,11 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
 
     Args:
         folder: the output folder.
-        record: what decides about every image, as JSON values.
+        record: the settings that define the images, as JSON values.
         batch_size: images per batch.
         settings: written to `settings.json`.
         script: the script that writes the folder, for errors.
-        advice: what a user can do where not even one image fits into the device's memory.
+        advice: what a user can do if not even one image fits into the device's memory.
     """
 
     refuses = True

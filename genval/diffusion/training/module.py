@@ -15,8 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from genval.diffusion.models.hints import encode_hint, read_encoding
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, locked_dtype
 from genval.diffusion.pairs import Pair
-from genval.diffusion.settings import TrainingConfig
 from genval.diffusion.sampling.denoiser import INDUCTOR_OPTIONS
+from genval.diffusion.settings import TrainingConfig
 from genval.diffusion.training.data import EncodedFolder, LatentCache, encode_pairs
 from genval.runtime.errors import GenValError
 
