@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genval.grounding import groundingdino_keys, sam_keys
-from genval.grounding.loading import quiet
+from genval.grounding.loading import silence_loading
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 
@@ -100,7 +100,7 @@ def build(
     for key, tensor in state.items():
         for name, part in keys.translate(key, tensor).items():
             tensors[name], origins[name] = part.contiguous(), key
-    with quiet():
+    with silence_loading():
         model, report = model_class.from_pretrained(
             None,
             config=config,

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from genval.diffusion.models.pipelines import SHARED_PARTS, StableDiffusion, load_base, move
+from genval.diffusion.original.keys import SAVE_DTYPES
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import (
     Generated,
@@ -35,8 +36,6 @@ from genval.diffusion.sampling.generation import (
 from genval.diffusion.settings import INPAINTING_MODEL, InpaintingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_json
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +122,7 @@ def save_inpainting(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
             for name, part in parts.items():
-                move(copy.deepcopy(part), "cpu", _DTYPES[dtype]).save_pretrained(Path(temporary) / name)
+                move(copy.deepcopy(part), "cpu", SAVE_DTYPES[dtype]).save_pretrained(Path(temporary) / name)
                 for file in sorted((Path(temporary) / name).iterdir()):
                     (folder / name).mkdir(exist_ok=True)
                     file.chmod(0o644)  # safetensors makes files that only their owner can read

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genval.diffusion.models.messages import first_words, listed, quiet
+from genval.diffusion.models.messages import first_words, listed, silence_loading
 from genval.diffusion.original.reading import SUFFIXES, OriginalFile, is_original
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
@@ -391,7 +391,7 @@ def load_strictly(model_class: Any, folder: Path, weights: str) -> Any:
     file = _variant(folder / weights)
     variant = None if file.name == weights else "fp16"
     try:
-        with quiet():
+        with silence_loading():
             model, info = model_class.from_pretrained(
                 str(folder), output_loading_info=True, use_safetensors=True, variant=variant
             )

@@ -17,7 +17,9 @@ import torch
 
 from genval.runtime.errors import GenValError
 
-# Where each part lies in a file.
+# Dtypes of saved weights, by `--save_dtype`.
+SAVE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+# The prefix of each part in a file.
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 TEXT = "cond_stage_model.transformer.text_model."

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from genval.diffusion.models.messages import first_words, listed, quiet
+from genval.diffusion.models.messages import first_words, listed, silence_loading
 from genval.diffusion.original import keys
 from genval.diffusion.original.keys import Shapes, Source
 from genval.runtime.errors import GenValError
@@ -52,7 +52,6 @@ _SCHEDULER = {
     "timestep_spacing": "leading",
 }
 _CLIP_VOCABULARY = 49408
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # Lightning wrote the class of its callback as a key; a name in its place reads such files without running anything.
 _MODEL_CHECKPOINT = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 # What a file that is no Stable Diffusion may be, by what one of its keys has in it.
@@ -161,7 +160,7 @@ class OriginalFile:
         config = read_config(Shapes(self.shapes, prefix, self.path))
         for given in self._configs(name):
             config |= given
-        with quiet(), init_empty_weights(include_buffers=False):
+        with silence_loading(), init_empty_weights(include_buffers=False):
             try:
                 model = make(config)
             except (TypeError, ValueError) as error:

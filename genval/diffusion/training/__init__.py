@@ -4,5 +4,6 @@
 - `data`: the batches, decoded for each step or encoded once;
 - `module`: the training step;
 - `log`: progress bar, checkpoints and the image log;
-- `runs`: folders of runs, resuming, and the Lightning Trainer.
+- `runs`: folders of runs, resuming, and the Lightning Trainer;
+- `controlnet_run`: the whole run of `ControlNet/train.py`.
 """
