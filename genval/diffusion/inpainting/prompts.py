@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import string
 
+from genval.diffusion.prompts import placeholders
 from genval.runtime.errors import GenValError
 
 # Also abbreviations whose first letter is pronounced with a vowel: SUV, X-ray.
@@ -28,11 +28,7 @@ def check_object_template(template: str) -> None:
     Raises:
         GenValError: another placeholder than {article} and {object}, or no {object}.
     """
-    try:
-        fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
-    except ValueError:
-        fields = {""}
-    if not {"object"} <= fields <= {"article", "object"}:
+    if not {"object"} <= placeholders(template) <= {"article", "object"}:
         raise GenValError(
             f"--prompt_template: expected text with {{object}}, and {{article}} for 'a' or 'an'; found {template!r}. "
             "Without {object} every object would get the same prompt."

@@ -81,7 +81,7 @@ def _models(base: StableDiffusion, controlnet: Any | None) -> dict[str, Any]:
 
 
 def _schedule_vectors(scheduler_config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the schedule vectors of ldm's files: terms of q(x_t | x_0) and of the posterior (Ho et al. 2020, eq. 7)."""
+    """Return the schedule vectors of ldm's files: terms of q(x_t | x_0) and the posterior (Ho et al. 2020, eq. 7)."""
     from diffusers import DDPMScheduler
 
     betas = DDPMScheduler.from_config(dict(scheduler_config)).betas.double()
