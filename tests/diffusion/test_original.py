@@ -405,7 +405,7 @@ def test_clip_tokenizer_is_clips() -> None:
 def test_without_open_clip_the_advice_is_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(GenValError, match=r"pip install open_clip_torch, or put .* into here"):
-        clip_tokenizer(beside=Path("here"))
+        clip_tokenizer(place=Path("here"))
 
 
 @pytest.fixture
