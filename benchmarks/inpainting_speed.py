@@ -232,7 +232,7 @@ class Benchmark:
         return run
 
     def proxy(self, row: Row) -> Callable[[], Any]:
-        """Return a function that inpaints one image with diffusers' pipeline in float16; for refinement, the whole frame."""
+        """Return a function that inpaints one image (or the whole frame) with diffusers' pipeline in float16."""
         import torch
         from diffusers import StableDiffusionInpaintPipeline
 
