@@ -124,7 +124,7 @@ def render_all(jobs: Sequence[Job], target: Target, workers: int) -> tuple[dict[
 
 
 def render_jobs(render_job: RenderJob, jobs: Sequence[Any], target: Target, workers: int) -> tuple[dict[str, Any], int]:
-    """Run `render_job` on each job in several processes; return its results by image and the number of written images."""
+    """Run `render_job` on each job in several processes; return results by image and the number of written images."""
     from genval.runtime.progress import progress_bar
 
     found: dict[str, Any] = {}

@@ -60,7 +60,7 @@ def test_folder_gives_what_the_cache_gives(
         assert batch["seed"] == numbers["seed"]
 
 
-def test_folder_goes_on_where_it_stopped(
+def test_folder_resumes_where_it_stopped(
     base_folder: Path, city_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("genval.diffusion.training.data._SHARD", 2)
