@@ -1,5 +1,4 @@
-"""Draw the sheet of objects that the mini world puts on its streets, from an emoji font. For maintainers: the sheet
-is in git, and nothing else needs the font.
+"""Draw the sprites of the mini world's objects from an emoji font. For maintainers: the sheet is in git.
 
 Reads:  --font, Noto Color Emoji as Debian's package fonts-noto-color-emoji installs it; ood_objects/objects.txt
 Writes: mini/world/sprites/sheet.png (RGBA); index.json: where each object's sprite is, which glyph it was, and the

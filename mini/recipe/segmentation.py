@@ -254,7 +254,7 @@ def _build_on_cpu(recipe: SegmenterRecipe) -> nn.Module:
 
 
 def _logits(network: Any, pixels: Tensor) -> Tensor:
-    """Logits at the network's own size, of an mmsegmentation or a transformers model."""
+    """Return the logits, at the network's output size, of an mmsegmentation or transformers model."""
     output = network(pixels)
     return getattr(output, "logits", output)
 
@@ -270,7 +270,7 @@ def _fit(
     num_classes: int,
     log: Log,
 ) -> int:
-    """Train in place; the number of steps taken."""
+    """Train the network in place; return the number of steps."""
     device, recipe = images.device, SEGMENTER_RECIPES[name]
     augmentation = AUGMENTATIONS[recipe.augmentation]
     weights = _class_weights(train_ids, num_classes)
@@ -302,14 +302,14 @@ def _fit(
 
 
 def _schedule(progress: float) -> float:
-    """Linear warm-up, then half a cosine down to a hundredth."""
+    """Return the factor on the learning rate: linear warm-up, then half a cosine down to 0.01."""
     if progress < _WARM_UP:
         return 0.01 + progress / _WARM_UP * 0.99
     return 0.01 + 0.99 * (1 + math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP))) / 2
 
 
 def _class_weights(train_ids: Tensor, num_classes: int) -> Tensor:
-    """Inverse square root of each class's share against the median share, in 0.5..4; 1 for classes never seen."""
+    """Return class weights: square root of the median frequency over the class's, 0.5..4; 1 for missing classes."""
     counts = torch.zeros(256, dtype=torch.long, device=train_ids.device)
     for part in train_ids.split(64):
         counts += torch.bincount(part.flatten(), minlength=256)
@@ -323,7 +323,7 @@ def _class_weights(train_ids: Tensor, num_classes: int) -> Tensor:
 def _save(network: Any, name: str, output: Path) -> None:
     architecture = SEGMENTER_RECIPES[name].architecture
     if architecture.endswith(".py"):
-        # Contiguous copies: channels-last strides would be stored with the tensors.
+        # The copies are contiguous, because channels-last strides would be saved with the tensors.
         state = {
             key: (value.half() if value.is_floating_point() else value).contiguous()
             for key, value in network.state_dict().items()
@@ -337,7 +337,7 @@ def _save(network: Any, name: str, output: Path) -> None:
 
 
 def _evaluate(segmenter: Segmenter, images: Tensor, train_ids: Tensor) -> dict[str, Any]:
-    """mIoU over the labelled classes, pixel accuracy in percent, and IoU by class (None where not labelled)."""
+    """Return mIoU over the labelled classes, pixel accuracy in percent, and IoU by class (None if not labelled)."""
     matrix = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     for pixels, labels in zip(images.split(16), train_ids.split(16), strict=True):
         matrix += confusion_matrix(labels, segmenter(pixels).argmax(1), NUM_CLASSES, IGNORE)
@@ -373,12 +373,12 @@ def _uniform(count: int, generator: torch.Generator) -> Tensor:
 
 
 def _sometimes(count: int, generator: torch.Generator) -> Tensor:
-    """For half of the images 0, for the others uniform in -1..1."""
+    """Sample 0 for half of the images, and a uniform value in -1..1 for the others."""
     return (2 * _uniform(count, generator) - 1) * (_uniform(count, generator) < 0.5)
 
 
 def _change_colours(pixels: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Saturation, hue, contrast and brightness as one linear map of the colour an image."""
+    """Change saturation, hue, contrast and brightness by one affine map of the colours per image."""
     if not (augmentation.brightness or augmentation.contrast or augmentation.saturation or augmentation.hue):
         return pixels
     count = len(pixels)
@@ -391,8 +391,8 @@ def _change_colours(pixels: Tensor, augmentation: Augmentation, generator: torch
             math.radians(augmentation.hue),
         )
     )
-    # Grey is kept by both: saturation scales the difference from the luma, hue turns it around the grey axis
-    # (Rodrigues' rotation about (1, 1, 1)).
+    # Saturation scales the difference from the luma; hue rotates colours about the grey axis (1, 1, 1) by Rodrigues'
+    # formula. Neither changes grey.
     identity = torch.eye(3, device=pixels.device)
     luma = pixels.new_tensor(_LUMA).expand(3, 3)
     cross = pixels.new_tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
@@ -406,7 +406,7 @@ def _change_colours(pixels: Tensor, augmentation: Augmentation, generator: torch
 
 
 def _blur(pixels: Tensor, deviations: Tensor) -> Tensor:
-    """Separable Gaussian blur, one deviation in pixels an image (0: unchanged), window 9."""
+    """Blur images by a separable Gaussian with one standard deviation (pixels) per image; 0 keeps an image."""
     batch, channels, height, width = pixels.shape
     offsets = torch.arange(-4, 5, device=pixels.device)
     kernels = torch.exp(-offsets.square() / (2 * deviations.clamp(min=1e-2).square().unsqueeze(1)))

@@ -21,11 +21,11 @@ Log = Callable[[str], None]
 
 
 class Average:
-    """An exponential moving average of a model's weights, which is what is saved.
+    """The exponential moving average of a model's weights.
 
     Args:
         model: the model that is trained.
-        decay: share of the average that a step keeps, in the long run; less in the first steps.
+        decay: of the average per step; smaller in the first steps.
 
     Attributes:
         model: a copy of the model with the averaged weights, in evaluation mode.
@@ -37,13 +37,13 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Add the weights after `step` (0 is the first) to the average."""
+        """Update the average with the weights after `step` (0 is the first)."""
         decay = min(self._decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(self.model.parameters()), list(self._trained.parameters()), 1 - decay)
 
 
 class Snapshot:
-    """The whole state of a run, in one file of plain tensors next to its output.
+    """A checkpoint of the whole training state, one file of tensors next to the run's output.
 
     Args:
         output: the folder that the run writes.
@@ -93,7 +93,7 @@ class Optimisation:
     Attributes:
         parameters: all trained weights; the norm of their gradient is clipped to 1.
         optimisers: each with its highest learning rate.
-        schedule: (highest learning rate, progress 0..1) -> learning rate; None where `scheduler` sets it.
+        schedule: (highest learning rate, progress 0..1) -> learning rate; None if `scheduler` sets it.
         scheduler: a PyTorch scheduler, stepped after each step.
     """
 

@@ -81,7 +81,7 @@ def test_from_a_base_to_generated_fog(base_folder: Path, city: Path, tmp_path: P
 def test_either_format_becomes_either(
     base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, refused: Refusal
 ) -> None:
-    """A trained ControlNet as one original file, which generates the same images as its folder and is converted back."""
+    """A ControlNet as one original file generates the same images as its folder, and is converted back."""
     tool, whole = "ControlNet/tool_add_control.py", tmp_path / "controlnet_cs.ckpt"
     result = run_script(tool, base_folder, whole, "--controlnet", controlnet_folder)
     assert result.returncode == 0 and "Wrote the base and the ControlNet" in result.stdout, result.stderr
