@@ -18,7 +18,7 @@ except ModuleNotFoundError:
 
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
-from mini.settings import DrawSpritesSettings
+from mini.world.settings import DrawSpritesSettings
 
 GLYPH_SIZE = 109  # the only size of the font's bitmaps
 # The glyph of each object, or of a similar one: the cheetah has the glyph of a leopard.

@@ -25,7 +25,7 @@ except ModuleNotFoundError:
 
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
-from mini.settings import PrepareCamvidSettings
+from mini.world.settings import PrepareCamvidSettings
 
 # CamVid class id -> Cityscapes labelId: sky, building, pole, road, pavement, tree, sign, fence, car, person, bicyclist.
 LABEL_IDS = {0: 23, 1: 11, 2: 17, 3: 7, 4: 8, 5: 21, 6: 20, 7: 13, 8: 26, 9: 24, 10: 25, 11: 0}

@@ -22,7 +22,6 @@ except ModuleNotFoundError:
     sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
 from genval.runtime.paths import resolve
-from mini.settings import RenderSettings
 from mini.world.dataset import (
     OBJECTS,
     SPLITS,
@@ -35,6 +34,7 @@ from mini.world.dataset import (
     write_training_lists,
 )
 from mini.world.object_sets import render_test_set, render_training_set
+from mini.world.settings import RenderSettings
 
 
 def main(settings: RenderSettings) -> None:

@@ -1,4 +1,4 @@
-"""Settings of mini/render.py, mini/prepare_camvid.py and mini/draw_sprites.py."""
+"""Settings of the scripts that make data: mini/render.py, mini/prepare_camvid.py and mini/draw_sprites.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import ClassVar
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag
 from genval.runtime.settings import comma_list, positive_int
-from mini.world.dataset import CONDITIONS, OBJECTS
+
+from .dataset import CONDITIONS, OBJECTS
 
 
 def count(text: str) -> int:
