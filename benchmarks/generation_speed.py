@@ -1,14 +1,14 @@
-"""Generation speed on one device with random weights of true size, beside the published code's.
+"""Generation speed on one device with random weights of full size, compared with the published code.
 
 Reads:  nothing: the weights are made on the device
 Writes: --output, JSON; prints each row when it is measured, and at the end a table in Markdown
 
     python benchmarks/generation_speed.py --output results/generation_speed.json
 
-`proxy` is diffusers in float32, one image at a time, 25 DDIM steps: the published code took 1.56 times as long
-beside it on an H100 (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.generate`, as
-ControlNet/style_transfer.py does, text encoding, decoding and the way back to the CPU included. Warm-up (compiling,
-recording) is given apart. `psnr_dB` compares a row's first image with the proxy's: same noise, prompt and mask,
+`proxy` is diffusers in float32, one image at a time, 25 DDIM steps. On an H100 the published code took 1.56 times as
+long as this row (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.generate`, as
+ControlNet/style_transfer.py does, including text encoding, decoding and the copy to the CPU. Warm-up (compiling,
+recording) is reported separately. `psnr_dB` compares a row's first image with the proxy's: same noise, prompt and mask,
 other precision.
 """
 
@@ -31,7 +31,7 @@ from genval.runtime.settings import comma_list, positive_int
 
 PUBLISHED_OVER_PROXY = 1.56
 PEAK_TFLOPS = 792.0  # bf16 matrix products measured on an H100 80GB HBM3
-# TFLOP a step and for decoding one image, with guidance, counted on the published computation.
+# TFLOP per step and for decoding one image, with guidance, counted on the published computation.
 ARITHMETIC = {"sd15": (2.174, 2.51)}
 
 # batch size, sampler, steps, compiled, graphed
@@ -151,7 +151,7 @@ def main(settings: GenerationSpeedSettings) -> None:
 
 
 def configure(settings: GenerationSpeedSettings) -> None:
-    """Set what is tried for this run alone."""
+    """Apply the options that are tried in this run."""
     import torch._inductor.config
 
     from genval.diffusion.sampling import denoiser
@@ -174,16 +174,16 @@ class Benchmark:
         self.reference: Any = None
 
     def measure(self, name: str) -> dict[str, Any]:
-        """One row: seconds an image and what follows from it."""
+        """Measure one row: seconds per image and the derived values."""
         import torch
 
         batch, sampler, steps, compiled, graphed = ROWS[name]
         batch = batch or self.args.batch_size
-        draw = self.proxy(steps) if name == "proxy" else self.ours(batch, sampler, steps, compiled, graphed)
+        run = self.proxy(steps) if name == "proxy" else self.ours(batch, sampler, steps, compiled, graphed)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        warm_up, _ = self.time(draw)
-        seconds, image = min((self.time(draw) for _ in range(self.args.repeats)), key=lambda timed: timed[0])
+        warm_up, _ = self.time(run)
+        seconds, image = min((self.time(run) for _ in range(self.args.repeats)), key=lambda timed: timed[0])
         per_image = seconds / batch
         if name == "proxy":
             self.published, self.reference = per_image * PUBLISHED_OVER_PROXY, image
@@ -199,18 +199,18 @@ class Benchmark:
         row["psnr_dB"] = round(psnr(image, self.reference), 1) if same and image is not self.reference else None
         return row
 
-    def time(self, draw: Callable[[], Any]) -> tuple[float, Any]:
-        """Seconds of a call, and the first image it drew."""
+    def time(self, run: Callable[[], Any]) -> tuple[float, Any]:
+        """Return the seconds of a call and the first of its images."""
         import torch
 
         start = time.perf_counter()
-        images = draw()
+        images = run()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start, images[0]
 
     def ours(self, batch: int, sampler: str, steps: int, compiled: bool, graphed: bool) -> Callable[[], Any]:
-        """A call that draws a batch as style_transfer.py does."""
+        """Return a function that generates a batch as style_transfer.py does."""
         import torch
 
         from genval.diffusion.models.pipelines import move
@@ -232,16 +232,16 @@ class Benchmark:
             self.denoisers[key] = make_denoiser(self.base, self.controlnet, config, compiled, graphed)
         masks, prompts, seeds = inputs(batch, SIZES[self.args.size]["side"])
 
-        def draw() -> Any:
+        def run() -> Any:
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
                 return generate(
                     self.base, self.controlnet, masks, prompts, [""] * batch, seeds, config, self.denoisers[key], batch
                 ).images
 
-        return draw
+        return run
 
     def proxy(self, steps: int) -> Callable[[], Any]:
-        """A call that draws one image with diffusers' pipeline in float32."""
+        """Return a function that generates one image with diffusers' pipeline in float32."""
         import torch
         from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 
@@ -269,7 +269,7 @@ class Benchmark:
         hint = encode_hint(torch.from_numpy(masks).to(self.device))
         latents = item_noise(seeds, (4, side // base.downscale, side // base.downscale)).to(self.device)
 
-        def draw() -> Any:
+        def run() -> Any:
             text = base.encode_text(["", *prompts])
             pooled = (
                 {"negative_pooled_prompt_embeds": text.pooled[:1], "pooled_prompt_embeds": text.pooled[1:]}
@@ -290,11 +290,11 @@ class Benchmark:
             ).images
             return (images * 255).round().astype("uint8")
 
-        return draw
+        return run
 
 
 def inputs(batch: int, side: int) -> tuple[Any, list[str], list[int]]:
-    """Masks, prompts and seeds of a batch."""
+    """Return masks, prompts and seeds of a batch."""
     import numpy as np
 
     coarse = np.random.default_rng(0).choice(np.array([7, 11, 21, 23, 26], np.uint8), (batch, 8, 8))
@@ -303,7 +303,7 @@ def inputs(batch: int, side: int) -> tuple[Any, list[str], list[int]]:
 
 
 def build(size: str, device: Any) -> tuple[Any, Any]:
-    """A base and a ControlNet of true size with random float32 weights, made on the device."""
+    """Return a base and a ControlNet of full size with random float32 weights, made on the device."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -332,7 +332,7 @@ def build(size: str, device: Any) -> tuple[Any, Any]:
         else:
             base = StableDiffusion(**parts)
         controlnet = add_control(base).to(device).requires_grad_(False).eval()
-        # Zero convolutions would hide a ControlNet that is left out.
+        # With zero convolutions, a ControlNet that is not used would have no effect on the images.
         for name, parameter in controlnet.named_parameters():
             if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond_embedding.conv_out")):
                 torch.nn.init.normal_(parameter, std=0.02)
@@ -340,7 +340,7 @@ def build(size: str, device: Any) -> tuple[Any, Any]:
 
 
 def dummy_tokenizer(prompts: Sequence[str], **_: Any) -> Any:
-    """Letters for tokens: what a prompt says is nothing to random weights, but prompts differ."""
+    """Return a tokenizer of single letters. Random weights ignore the meaning of prompts, but prompts must differ."""
     import torch
 
     rows = [[49406, *map(ord, prompt[:75])] for prompt in prompts]
@@ -351,7 +351,7 @@ dummy_tokenizer.model_max_length = 77  # type: ignore[attr-defined]
 
 
 def psnr(image: Any, reference: Any) -> float:
-    """Peak signal-to-noise ratio of two uint8 images in dB."""
+    """Return the peak signal-to-noise ratio of two uint8 images in dB."""
     import numpy as np
 
     error = np.mean((image.astype(np.float64) - reference) ** 2)

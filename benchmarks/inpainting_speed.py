@@ -1,4 +1,4 @@
-"""Speed of inpainting and refinement on one device with random weights of true size, beside the published code's.
+"""Speed of inpainting and refinement on one device with random weights of full size, compared with the published code.
 
 Reads:  nothing: the weights and the frames are made here
 Writes: --output, JSON; prints each row when it is measured, and at the end a table in Markdown
@@ -7,10 +7,10 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 
 The published code is diffusers' StableDiffusionInpaintPipeline in float16, one image at a time: 512x512, 50 steps
 for `inpaint`; the whole frame of 1024x2048, 32 of 50 steps for `refine`. The rows named published run exactly that.
-All other rows run `genval.diffusion.inpainting.model.inpaint` as the scripts do, text, encoding, decoding and the way
-back to the CPU included; those named stage run a script's whole stage, PNG files of 1024x2048 included. Warm-up
-(compiling) is given apart. `psnr_dB` compares a row's first image with the published row's: same noise and image,
-other precision.
+All other rows run `genval.diffusion.inpainting.model.inpaint` as the scripts do, including text encoding, decoding and
+the copy to the CPU; those named stage run a script's whole stage, including PNG files of 1024x2048. Warm-up (compiling)
+is reported separately. `psnr_dB` compares a row's first image with the published row's: same noise and image, other
+precision.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from genval.runtime.settings import comma_list, positive_int
 
 @dataclass(frozen=True)
 class Row:
-    """What a row measures: `side` is of the crop at true size, `batch` images at a time."""
+    """The parameters of a row: `side` is the side of the crop at full size, `batch` the batch size."""
 
     stage: str
     batch: int
@@ -124,7 +124,7 @@ def main(settings: InpaintingSpeedSettings) -> None:
     bench = Benchmark(settings, device)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     rows: list[dict[str, Any]] = []
-    # The published rows come first: the others are divided by them. A decoder once compiled stays so.
+    # The published rows are measured first: the others are compared with them, and a compiled decoder stays compiled.
     for name in sorted(settings.rows, key=lambda name: (ROWS[name].kind != "published", ROWS[name].compiled)):
         try:
             rows.append(bench.measure(name))
@@ -152,7 +152,7 @@ class Benchmark:
         self.published: dict[str, tuple[float, Any]] = {}
 
     def measure(self, name: str) -> dict[str, Any]:
-        """One row: seconds an image and what follows from it."""
+        """Measure one row: seconds per image and the derived values."""
         import torch
 
         row = ROWS[name]
@@ -162,9 +162,9 @@ class Benchmark:
             warm_up, seconds, count = self.stage(row)
             image = None
         else:
-            draw = self.proxy(row) if row.kind == "published" else self.ours(row)
-            warm_up, _ = self.time(draw)
-            seconds, image = min((self.time(draw) for _ in range(self.args.repeats)), key=lambda timed: timed[0])
+            run = self.proxy(row) if row.kind == "published" else self.ours(row)
+            warm_up, _ = self.time(run)
+            seconds, image = min((self.time(run) for _ in range(self.args.repeats)), key=lambda timed: timed[0])
             count = row.batch
         per_image = seconds / count
         if row.kind == "published":
@@ -190,32 +190,32 @@ class Benchmark:
         guidance, strength = SETTINGS[row.stage]
         return InpaintingConfig(self.args.steps or row.steps, guidance, strength, row.sampler)
 
-    def time(self, draw: Callable[[], Any]) -> tuple[float, Any]:
-        """Seconds of a call, and the first image it drew."""
+    def time(self, run: Callable[[], Any]) -> tuple[float, Any]:
+        """Return the seconds of a call and the first of its images."""
         import torch
 
         start = time.perf_counter()
-        images = draw()
+        images = run()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start, images[0]
 
     def prepare(self, row: Row) -> Any:
-        """The model in the row's precision and memory format; what other rows took of the memory is given back."""
+        """Return the model in the row's precision and memory format, after freeing the memory of earlier rows."""
         import torch
 
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[row.precision]
-        # A CPU has no float16 kernels for everything.
+        # Not all float16 kernels exist on a CPU.
         self.model.to(self.device, dtype if self.device.type == "cuda" else torch.float32)
         for network in (self.model.unet, self.model.vae):
             network.to(memory_format=torch.contiguous_format)
         return self.model
 
     def ours(self, row: Row) -> Callable[[], Any]:
-        """A call that draws a batch as the scripts do."""
+        """Return a function that inpaints a batch as the scripts do."""
         import torch
 
         from genval.diffusion.inpainting.model import inpaint, make_inpainter
@@ -225,18 +225,18 @@ class Benchmark:
         side = row.side // self.scale
         batch = inputs(row.batch, side, side)
 
-        def draw() -> Any:
+        def run() -> Any:
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
                 return inpaint(denoiser, batch, config, row.batch).images
 
-        return draw
+        return run
 
     def proxy(self, row: Row) -> Callable[[], Any]:
-        """A call that draws one image with diffusers' pipeline in float16; for refinement, the whole frame."""
+        """Return a function that inpaints one image (or the whole frame) with diffusers' pipeline in float16."""
         import torch
         from diffusers import StableDiffusionInpaintPipeline
 
-        from genval.diffusion.inpainting.model import beside_latents
+        from genval.diffusion.inpainting.model import inpainting_channels
         from genval.diffusion.sampling.generation import item_noise, make_scheduler
 
         model, config = self.prepare(row), self.config(row)
@@ -258,7 +258,7 @@ class Benchmark:
         masks = torch.from_numpy(batch.masks).to(self.device)
         noise = item_noise(batch.seeds, (4, height // model.downscale, width // model.downscale)).to(self.device)
 
-        def draw() -> Any:
+        def run() -> Any:
             text = model.encode_text(["", *batch.prompts])
             # At full strength the same noise makes the same image as ours; below it the pipeline adds its own.
             given = {"latents": noise.to(model.dtype)} if config.denoising_strength == 1 else {}
@@ -267,7 +267,7 @@ class Benchmark:
                 negative_prompt_embeds=text.states[:1],
                 image=pixels,
                 mask_image=masks[:, None].float(),
-                masked_image_latents=beside_latents(model, pixels, masks)[:, 1:],
+                masked_image_latents=inpainting_channels(model, pixels, masks)[:, 1:],
                 height=height,
                 width=width,
                 num_inference_steps=config.steps,
@@ -278,10 +278,10 @@ class Benchmark:
             ).images
             return (images * 255).round().astype("uint8")
 
-        return draw
+        return run
 
     def stage(self, row: Row) -> tuple[float, float, int]:
-        """Seconds of the first batch and of the ones after it, and how many images those are, files included."""
+        """Return the seconds of the first batch, those of all later batches, and their number of images."""
         import torch
 
         from genval.artifacts.stage import run_stage
@@ -303,8 +303,8 @@ class Benchmark:
             )
             if row.stage == "refine":
                 write_inpainted(stage, objects)
-                pictures = find_object_images(stage.folder, stage.folder)
-                objects = plan_refinements(pictures, "{object}", 0)
+                images = find_object_images(stage.folder, stage.folder)
+                objects = plan_refinements(images, "{object}", 0)
                 stage = RefinementStage(Path(folder) / "refined", {}, model, config, size, **options)
             seconds = []
             for part in (objects[: row.batch], objects):
@@ -317,7 +317,7 @@ class Benchmark:
 
 
 def write_frame(folder: Path, height: int, width: int) -> tuple[Path, Path]:
-    """A frame with a camera's noise, as such files compress, and a mask with a road."""
+    """Write a frame with camera noise, so that the file has a realistic size, and a mask with a road."""
     import cv2
     import numpy as np
 
@@ -334,7 +334,7 @@ def write_frame(folder: Path, height: int, width: int) -> tuple[Path, Path]:
 
 
 def write_inpainted(stage: Any, items: Sequence[Any]) -> None:
-    """Write what refinement reads, without inpainting: the frame with its box."""
+    """Write the input of refinement (frames and boxes) without inpainting."""
     import shutil
 
     from genval.runtime.files import write_json
@@ -350,7 +350,7 @@ def write_inpainted(stage: Any, items: Sequence[Any]) -> None:
 
 
 def inputs(batch: int, height: int, width: int) -> Any:
-    """Images, boxes, prompts and seeds of a batch."""
+    """Return images, boxes, prompts and seeds of a batch."""
     import cv2
     import numpy as np
 
@@ -366,7 +366,7 @@ def inputs(batch: int, height: int, width: int) -> Any:
 
 
 def build(size: str, device: Any) -> Any:
-    """An inpainting model of true size with random float32 weights, made on the device."""
+    """Return an inpainting model of full size with random float32 weights, made on the device."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -392,7 +392,7 @@ def build(size: str, device: Any) -> Any:
 
 
 def dummy_tokenizer(prompts: Sequence[str], **_: Any) -> Any:
-    """Letters for tokens: what a prompt says is nothing to random weights, but prompts differ."""
+    """Return a tokenizer of single letters. Random weights ignore the meaning of prompts, but prompts must differ."""
     import torch
 
     rows = [[49406, *map(ord, prompt[:75])] for prompt in prompts]
@@ -403,7 +403,7 @@ dummy_tokenizer.model_max_length = 77  # type: ignore[attr-defined]
 
 
 def psnr(image: Any, reference: Any) -> float:
-    """Peak signal-to-noise ratio of two uint8 images in dB."""
+    """Return the peak signal-to-noise ratio of two uint8 images in dB."""
     import numpy as np
 
     error = np.mean((image.astype(np.float64) - reference) ** 2)

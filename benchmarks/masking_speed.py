@@ -1,13 +1,13 @@
-"""Speed of finding and outlining objects, GroundingDINO Swin-T and SAM ViT-H with random weights of true size.
+"""Speed of detecting and segmenting objects: GroundingDINO Swin-T and SAM ViT-H of full size with random weights.
 
 Reads:  nothing: weights and images are random
 Writes: --output, JSON; prints a Markdown table
 
     python benchmarks/masking_speed.py --output results/masking_speed.json
 
-A row is PRECISION:BATCH. `loop` rows take one image after the other, preparation and all, as the published code does
-(in float32); the others are batches, prepared by threads meanwhile, as ood_objects/get_masks.py does. Every image
-gets both models: a box in its middle is outlined, whatever was detected. Files are neither read nor written.
+A row is PRECISION:BATCH. `loop` rows prepare and process one image after the other, as the published code does (in
+float32). The other rows are batches that threads prepare in the background, as ood_objects/get_masks.py does. Both
+models run on every image: a box in its middle is segmented, whatever was detected. No files are read or written.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from genval.runtime.settings import comma_list, positive_int
 if TYPE_CHECKING:
     import torch
 
-# For the detector, for the outliner, and height and width before.
+# The inputs of the detector and of the outliner, and the height and width before resizing.
 Prepared = tuple[np.ndarray, np.ndarray, tuple[int, ...]]
-# transformers knows these tokens of BERT's by their numbers.
+# The ids of these tokens of BERT are fixed in transformers.
 SPECIAL = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 1012: ".", 1029: "?"}
 VOCABULARY = 30522
 VIT_H = {
@@ -61,7 +61,7 @@ class MaskingSpeedSettings:
         "loop-PRECISION or PRECISION:BATCH",
         type=comma_list,
     )
-    pictures: int = flag(64, "of the batched rows; loops take a quarter", type=positive_int)
+    pictures: int = flag(64, "images of the batched rows; loops take a quarter", type=positive_int)
     side: int = flag(384, "pixels of an image's side", type=positive_int)
     threads: int = flag(8, "that prepare images", type=positive_int)
     tiny: bool = flag(False, "small models and images, to try it out")
@@ -80,12 +80,12 @@ def main(settings: MaskingSpeedSettings) -> None:
     device = torch.device(settings.accelerator)
     torch.manual_seed(0)
     detector, outliner, tokenizer = random_models(settings.tiny)
-    pictures = list(
+    images = list(
         np.random.default_rng(0).integers(0, 256, (settings.pictures, settings.side, settings.side, 3), np.uint8)
     )
     rows: list[dict[str, Any]] = []
     for text, (loop, precision, batch) in zip(settings.rows, plans, strict=True):
-        shown = pictures[: max(1, len(pictures) // 4)] if loop else pictures
+        shown = images[: max(1, len(images) // 4)] if loop else images
         models = place_models(detector, outliner, tokenizer, precision, device, settings.tiny)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -104,7 +104,7 @@ def main(settings: MaskingSpeedSettings) -> None:
 
 
 def parse_row(text: str) -> tuple[bool, str, int]:
-    """Whether it is a loop, the precision and the batch size."""
+    """Parse a row: whether it is a loop, the precision and the batch size."""
     if text.startswith("loop-"):
         return True, text.removeprefix("loop-"), 1
     precision, _, batch = text.rpartition(":")
@@ -114,7 +114,7 @@ def parse_row(text: str) -> tuple[bool, str, int]:
 
 
 def random_models(tiny: bool) -> tuple[Any, Any, Any]:
-    """GroundingDINO, SAM and BERT's tokenizer, on the CPU."""
+    """Return GroundingDINO, SAM and BERT's tokenizer, on the CPU."""
     from transformers import (
         BertTokenizer,
         GroundingDinoConfig,
@@ -142,7 +142,7 @@ def random_models(tiny: bool) -> tuple[Any, Any, Any]:
 def place_models(
     detector: Any, outliner: Any, tokenizer: Any, precision: str, device: torch.device, tiny: bool
 ) -> tuple[Any, Any]:
-    """Copies of the models in a precision, on a device."""
+    """Return copies of the models in a precision, on a device."""
     import copy
 
     from genval.grounding.detector import Detector
@@ -155,22 +155,22 @@ def place_models(
     )
 
 
-def walk(detector: Any, outliner: Any, pictures: list[np.ndarray], size: int, threads: int) -> float:
-    """Go through the images in batches of `size`; without threads they are prepared in between. Returns seconds."""
+def walk(detector: Any, outliner: Any, images: list[np.ndarray], size: int, threads: int) -> float:
+    """Process the images in batches of `size`, without threads one after the other; return the seconds."""
 
     def prepare(image: np.ndarray) -> Prepared:
         return detector.prepare(image), outliner.prepare(image), image.shape[:2]
 
     start = time.perf_counter()
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        prepared = iter(pool.map(prepare, pictures) if threads else map(prepare, pictures))
+        prepared = iter(pool.map(prepare, images) if threads else map(prepare, images))
         while batch := list(itertools.islice(prepared, size)):
             see(detector, outliner, batch)
     return time.perf_counter() - start
 
 
 def see(detector: Any, outliner: Any, batch: list[Prepared]) -> None:
-    """Both models on a batch of prepared images; their results are on the CPU afterwards."""
+    """Run both models on a batch of prepared images and copy their outputs to the CPU."""
     for_detector, for_outliner, sizes = zip(*batch, strict=True)
     detector.detect(for_detector, sizes, "lion", 0.999, 0.25, 0.8)
     middle = [(width / 4, height / 4, 3 * width / 4, 3 * height / 4) for height, width in sizes]

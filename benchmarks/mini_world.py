@@ -1,4 +1,4 @@
-"""How good the mini world's generator is: are masks respected in clear weather, and is its weather told from clear?
+"""Quality of the mini world's generator: agreement with the masks in clear weather, and recognition of the weather.
 
 Reads:  checkpoints/mini
 Writes: --output_dir: world/ (rendered streets), generated/ (ControlNet/style_transfer.py --preset mini),
@@ -7,9 +7,9 @@ Writes: --output_dir: world/ (rendered streets), generated/ (ControlNet/style_tr
     python benchmarks/mini_world.py --accelerator gpu --num_samples 200
 
 Masks: mIoU of a mini segmenter on rendered clear streets at the generator's size, on their reconstruction by the
-generator's VAE, which is the ceiling of anything that it can generate, and on the generated streets of the same masks.
+generator's VAE, which is the upper limit for generated images, and on the generated streets of the same masks.
 Weather: a logistic regression on colours and edges of image bands, fitted to rendered streets and their
-reconstructions alike, so that the VAE's blur says nothing; first on held-out renders, then on generated streets.
+reconstructions, so that the VAE's blur is not a cue; tested on held-out renders and on generated streets.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 BASE = "checkpoints/mini/stable-diffusion"
 DOMAINS = ("clear", "fog", "night", "rain", "snow", "india")
-# Bands of an image, top to bottom, whose statistics tell the weather: the sky at the top, the road at the bottom.
+# Horizontal bands of an image, from sky to road, whose statistics are the features of the weather classifier.
 BANDS = 4
-# How style_transfer.py generates; what is not given is as in the preset.
+# Settings of style_transfer.py that differ from the preset.
 GENERATION = ("controlnet", "sampler", "steps", "guidance_scale", "control_scale", "batch_size", "precision")
 
 
@@ -140,7 +140,7 @@ def print_tables(masks: dict[str, dict[str, float]], weather: dict[str, dict[str
 
 
 def script(name: str, **flags: Any) -> None:
-    """Run a script of this repository; it resumes by itself."""
+    """Run a script of this repository, which resumes if it was interrupted."""
     words = [
         str(word) for key, value in flags.items() for word in ([f"--{key}"] if value is True else [f"--{key}", value])
     ]
@@ -149,7 +149,7 @@ def script(name: str, **flags: Any) -> None:
 
 
 def rendered(world: Path, domain: str, split: str, height: int, width: int) -> np.ndarray:
-    """Rendered streets at the generator's size, RGB uint8 (N, H, W, 3)."""
+    """Return rendered streets at the generator's size, RGB uint8 (N, H, W, 3)."""
     import numpy as np
 
     from genval.datasets import find_items
@@ -163,7 +163,7 @@ def rendered(world: Path, domain: str, split: str, height: int, width: int) -> n
 
 
 def reconstruct(base: StableDiffusion, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
-    """Images through the generator's VAE and back, RGB uint8 (N, H, W, 3)."""
+    """Return the generator's VAE reconstructions of images, RGB uint8 (N, H, W, 3)."""
     import numpy as np
     import torch
 
@@ -175,7 +175,7 @@ def reconstruct(base: StableDiffusion, images: np.ndarray, batch_size: int = 16)
 
 
 def mask_scores(segmenter: Any, images: np.ndarray, items: list[Item], batch_size: int = 16) -> dict[str, float]:
-    """Agreement of a segmenter with the masks of `items` on images of them, pooled."""
+    """Return the agreement of a segmenter's predictions on images with the masks of `items`, pooled."""
     import numpy as np
 
     from genval.datasets import CLASSES, read_pair
@@ -194,7 +194,7 @@ def mask_scores(segmenter: Any, images: np.ndarray, items: list[Item], batch_siz
 
 
 def fit_weather(base: StableDiffusion, renders: dict[str, np.ndarray]) -> Any:
-    """A classifier from `band_statistics` to a domain's name, fitted to renders as they are and through the VAE."""
+    """Fit a classifier of the domain on `band_statistics` of rendered images and their reconstructions."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -209,7 +209,7 @@ def fit_weather(base: StableDiffusion, renders: dict[str, np.ndarray]) -> Any:
 
 
 def band_statistics(images: np.ndarray) -> np.ndarray:
-    """Mean and deviation of colour, mean saturation and mean edge strength of horizontal bands of a 32x64 thumbnail.
+    """Return colour mean and deviation, saturation and edge strength of horizontal bands of a 32x64 thumbnail.
 
     Args:
         images: RGB uint8 (N, H, W, 3).

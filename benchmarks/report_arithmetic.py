@@ -1,11 +1,11 @@
-"""How long the report's bootstrap takes at the paper's size: 1,000 draws of 40 models on 512 images of 19 classes.
+"""Time of the report's bootstrap at the paper's size: 1,000 resamples of 40 models on 512 images of 19 classes.
 
 Reads:  nothing: the counts are made up
 Writes: nothing: a table on standard output
 
     python benchmarks/report_arithmetic.py
 
-The plain way, a loop over draws, models and coefficients, is timed on a few draws and multiplied.
+The plain implementation, a loop over resamples, models and coefficients, is timed on a few resamples and extrapolated.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class ReportArithmeticSettings:
 
     SCRIPT: ClassVar[str] = "benchmarks/report_arithmetic"
 
-    segmenters: int = flag(40, "", type=positive_int)
-    images: int = flag(512, "", type=positive_int)
-    draws: int = flag(1000, "", type=positive_int)
-    plain_draws: int = flag(10, "draws the plain way is timed on", type=positive_int)
+    segmenters: int = flag(40, "number of models", type=positive_int)
+    images: int = flag(512, "images per set", type=positive_int)
+    draws: int = flag(1000, "number of resamples", type=positive_int)
+    plain_draws: int = flag(10, "resamples of the plain implementation", type=positive_int)
     preset: str | None = None
 
 
@@ -44,23 +44,23 @@ def main(settings: ReportArithmeticSettings) -> None:
     from genval.runtime.tables import markdown_table
 
     sides = {
-        name: made_up(name, settings.images, settings.segmenters, seed)
+        name: random_counts(name, settings.images, settings.segmenters, seed)
         for seed, name in enumerate(("true", "synthetic", "clear"))
     }
     classes, names = list(range(19)), [str(index) for index in range(settings.segmenters)]
 
-    def drawn() -> dict[str, Any]:
+    def resampled() -> dict[str, Any]:
         weights = draw_images({side: evidence.sources for side, evidence in sides.items()}, settings.draws, 0)
         return {side: miou_scores(evidence, weights[side], classes) for side, evidence in sides.items()}
 
     def plain() -> None:
         chosen = draw_models(settings.segmenters, settings.plain_draws, 0)
         weights = np.random.default_rng(0).integers(0, 3, (settings.plain_draws, settings.images))
-        for draw, of_draw in enumerate(chosen):
+        for sample, models in enumerate(chosen):
             scores = [
                 [
-                    mean_iou((weights[draw][:, None, None] * evidence.counts[:, model]).sum(0), classes)
-                    for model in of_draw
+                    mean_iou((weights[sample][:, None, None] * evidence.counts[:, model]).sum(0), classes)
+                    for model in models
                 ]
                 for evidence in sides.values()
             ]
@@ -68,8 +68,8 @@ def main(settings: ReportArithmeticSettings) -> None:
                 for coefficient in (scipy.stats.pearsonr, scipy.stats.spearmanr, scipy.stats.kendalltau):
                     coefficient(predictor, scores[0])
 
-    scores, seconds = timed(drawn)
-    rows = [["mIoU of all draws, three sets", seconds]]
+    scores, seconds = timed(resampled)
+    rows = [["mIoU of all resamples, three sets", seconds]]
 
     def compared() -> Any:
         return compare(names, scores, metric="miou", higher_is_better=True, sets={}, draws=settings.draws, seed=0)
@@ -85,12 +85,12 @@ def main(settings: ReportArithmeticSettings) -> None:
         )
     )
     rows.append(["sample-size curve", curve[1]])
-    rows.append(["the first two, the plain way", timed(plain)[1] * settings.draws / settings.plain_draws])
+    rows.append(["the first two, plain implementation", timed(plain)[1] * settings.draws / settings.plain_draws])
     print(markdown_table(["step", "seconds"], rows, digits=2))
 
 
-def made_up(name: str, images: int, models: int, seed: int) -> Any:
-    """Counts of a set on which models are right on 30 to 90 % of the pixels of each class."""
+def random_counts(name: str, images: int, models: int, seed: int) -> Any:
+    """Return counts of a set on which models are right on 30 to 90 % of the pixels of each class."""
     import numpy as np
 
     from genval.report.evidence import Evidence, Place
@@ -104,7 +104,7 @@ def made_up(name: str, images: int, models: int, seed: int) -> Any:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What it returns, and how many seconds it took."""
+    """Return a function's result and its seconds."""
     start = time.perf_counter()
     result = work()
     return result, time.perf_counter() - start

@@ -1,10 +1,10 @@
-"""Speed and memory of ControlNet training on one device, beside a plain diffusers loop, in one run.
+"""Speed and memory of ControlNet training on one device, compared with a plain diffusers loop in the same run.
 
 A row is `[SIZE:][OPTION-...]BATCH`. Ours (`8`, `compile-32`, `sdxl:checkpointing-4`) run as ControlNet/train.py does:
 its module, its Trainer, latents and text states cached. Options: compile, cudnn (attention), checkpointing, 8bit, ema.
 `proxy-8` is a plain diffusers loop in bfloat16 that encodes images and captions at every step; the published code's
-speed is a 3.5th of it (both were once timed side by side). Weights are random, at true size, made on the device.
-Warm-up (compiling, choosing convolution algorithms, one optimiser step) is counted apart.
+speed is 1/3.5 of it (measured once on the same device). Weights are random, of full size, and made on the device.
+Warm-up (compiling, choosing convolution algorithms, one optimiser step) is reported separately.
 
 Reads:  nothing
 Writes: OUTPUT (JSON) after each row, if given; prints a Markdown table
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from genval.diffusion.models.pipelines import StableDiffusion, TextStates
     from genval.diffusion.settings import TrainingConfig
 
-# Published code, images/s as a share of the proxy's, both measured on one H100 on 2026-11-22.
+# Images/s of the published code as a fraction of the proxy's, both measured on one H100 on 2026-11-22.
 PUBLISHED_SHARE = 1 / 3.5
 OPTIONS = ("proxy", "compile", "cudnn", "checkpointing", "8bit", "ema")
 
-# Header of the table, and the figure below it.
+# Header of the table, and the measured value in each column.
 COLUMNS = {
     "row": "text",
     "images/s": "images_per_second",
@@ -54,7 +54,7 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Configs of a model, and what a row of it does."""
+    """Configs of a model, and the size of its training images."""
 
     side: int  # pixels of the square images
     pairs: int  # an optimiser step
@@ -96,7 +96,7 @@ SIZES = {
             "projection_class_embeddings_input_dim": 2816,
         },
         vae=_VAE,
-        # Text states are cached, so that the text encoders are not in memory: a stand-in does.
+        # Text states are cached, so the text encoders are not needed and a small one replaces them.
         text={"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1},
         pooled=1280,
     ),
@@ -130,7 +130,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """What was measured of a row."""
+    """The measurements of a row."""
 
     images_per_second: float
     gib: float
@@ -200,7 +200,7 @@ def main(settings: TrainingSpeedSettings) -> None:
 
 
 def parse_row(text: str, size: str) -> Row:
-    """A row from `[SIZE:][OPTION-...]BATCH`."""
+    """Parse a row from `[SIZE:][OPTION-...]BATCH`."""
     given, _, rest = text.rpartition(":")
     *options, batch = rest.split("-")
     if (given or size) not in SIZES or not batch.isdecimal() or int(batch) < 1 or set(options) - set(OPTIONS):
@@ -212,7 +212,7 @@ def parse_row(text: str, size: str) -> Row:
 
 
 def time_row(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, device: torch.device) -> dict[str, Any]:
-    """The figures of a row, or its "error": the rows after it are timed all the same."""
+    """Return the measurements of a row, or its "error", so that the next rows are still measured."""
     try:
         timing = (time_proxy if "proxy" in row.options else time_ours)(row, base, settings, device)
         return dataclasses.asdict(timing)
@@ -223,7 +223,7 @@ def time_row(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, d
 
 
 def random_base(size: Size, device: torch.device) -> StableDiffusion:
-    """A base of true size with random weights, made on the device."""
+    """Return a base of full size with random weights, made on the device."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -253,7 +253,7 @@ def random_base(size: Size, device: torch.device) -> StableDiffusion:
 
 
 def random_text(base: StableDiffusion, size: Size, count: int, device: torch.device) -> TextStates:
-    """Text states of `count` prompts, float16."""
+    """Return random text states of `count` prompts, float16."""
     import torch
 
     from genval.diffusion.models.pipelines import TextStates
@@ -346,7 +346,7 @@ def make_stopwatch(device: torch.device, config: TrainingConfig, steps: int) -> 
 
 
 def time_proxy(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, device: torch.device) -> Timing:
-    """The usual loop around diffusers' models, eager, in bfloat16 autocasting, with nothing encoded beforehand."""
+    """Train with a plain loop around diffusers' models: eager, bfloat16 autocast, images encoded at every step."""
     import torch
     import torch.nn.functional as F
     from diffusers import ControlNetModel, DDPMScheduler
@@ -398,7 +398,7 @@ def time_proxy(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings,
 
 
 def flops_an_image(base: StableDiffusion, size: Size, device: torch.device) -> float:
-    """Multiplications and additions of one training image, forward and backward, without the encoders."""
+    """Return the FLOPs per training image, forward and backward, without the encoders."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -425,7 +425,7 @@ def flops_an_image(base: StableDiffusion, size: Size, device: torch.device) -> f
 
 
 def matrix_peak(device: torch.device) -> float:
-    """Operations a second of one large bfloat16 matrix product: the arithmetic limit."""
+    """Return the FLOP/s of one large bfloat16 matrix product, the peak of the device."""
     import torch
 
     side, repeats = (8192, 30) if device.type == "cuda" else (512, 3)
@@ -439,7 +439,7 @@ def matrix_peak(device: torch.device) -> float:
 
 
 def add_ratios(records: list[dict[str, Any]]) -> None:
-    """Ratios to the proxy of the same size and to the published code, where the proxy was timed."""
+    """Add the speed relative to the proxy of the same size and to the published code, if the proxy was measured."""
     for record in records:
         speeds = [
             one["images_per_second"]
@@ -452,7 +452,7 @@ def add_ratios(records: list[dict[str, Any]]) -> None:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when everything asked of the device is done."""
+    """Return the time in seconds after synchronising with the device."""
     import torch
 
     if device.type == "cuda":
@@ -461,7 +461,7 @@ def now(device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> float:
-    """GiB that PyTorch held at most since the last `empty_memory`; 0 on a CPU."""
+    """Return PyTorch's peak memory in GiB since the last `empty_memory`; 0 on a CPU."""
     import torch
 
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0

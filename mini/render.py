@@ -14,23 +14,15 @@ Writes: --output_dir, with cityscapes/ (clear), acdc/ (fog, night, rain, snow), 
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from dataclasses import dataclass
-from typing import ClassVar
 
 try:
     from genval.runtime import cli
 except ModuleNotFoundError:
     sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
-from genval.runtime.errors import GenValError
-from genval.runtime.flags import flag
 from genval.runtime.paths import resolve
-from genval.runtime.settings import comma_list, positive_int
 from mini.world.dataset import (
-    CONDITIONS,
     OBJECTS,
     SPLITS,
     Target,
@@ -42,41 +34,10 @@ from mini.world.dataset import (
     write_training_lists,
 )
 from mini.world.object_sets import render_test_set, render_training_set
-
-
-def count(text: str) -> int:
-    """An argparse type: a whole number, zero included."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number, found {text}")
-    return value
-
-
-@dataclass(frozen=True, kw_only=True)
-class RenderSettings:
-    """Settings of mini/render.py."""
-
-    SCRIPT: ClassVar[str] = "mini/render"
-
-    output_dir: str = flag("datasets/mini", "folder for the data sets")
-    num_train: int = flag(2000, "training images per domain", type=count)
-    num_val: int = flag(200, "validation images per domain", type=count)
-    height: int = flag(256, "height in pixels", type=positive_int)
-    width: int = flag(512, "width in pixels, twice the height", type=positive_int)
-    domains: tuple[str, ...] = flag(tuple(CONDITIONS), "domains to render", type=comma_list)
-    training_objects: int = flag(0, "training images, with an object or without", type=count)
-    num_workers: int = flag(os.cpu_count() or 1, "number of processes", type=positive_int)
-    overwrite: bool = flag(False, "render existing images again")
-    preset: str | None = None
+from mini.world.settings import RenderSettings
 
 
 def main(settings: RenderSettings) -> None:
-    unknown = sorted(set(settings.domains) - {*CONDITIONS, OBJECTS})
-    if unknown:
-        raise GenValError(f"--domains: {', '.join(unknown)} is none of {', '.join((*CONDITIONS, OBJECTS))}.")
-    if settings.width != 2 * settings.height:
-        raise GenValError(f"--width must be twice --height, found {settings.width} and {settings.height}.")
-
     from genval.runtime.files import write_json
 
     target = Target(resolve(settings.output_dir), settings.height, settings.width, settings.overwrite)

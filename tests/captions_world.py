@@ -44,7 +44,7 @@ def caption_models(tmp_path_factory: pytest.TempPathFactory) -> CaptionModels:
 
 
 @pytest.fixture
-def pictures() -> list[np.ndarray]:
+def street_images() -> list[np.ndarray]:
     """Five RGB images of two sizes."""
     rng = np.random.default_rng(0)
     return [rng.integers(256, size=(24 + 8 * (i % 2), 48, 3), dtype=np.uint8) for i in range(5)]

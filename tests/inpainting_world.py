@@ -11,7 +11,7 @@ import torch
 
 
 def widened(unet: Any, channels: int = 9) -> Any:
-    """The UNet with more input channels, whose weights are random, so that what is beside the latents matters."""
+    """The UNet with more input channels, whose weights are random, so that the additional inputs matter."""
     from diffusers import UNet2DConditionModel
 
     wide = UNet2DConditionModel.from_config({**unet.config, "in_channels": channels, "sample_size": 64})

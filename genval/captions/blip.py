@@ -1,4 +1,4 @@
-"""BLIP through transformers: a caption from an image (Li et al., 2022)."""
+"""BLIP, an image captioner, through transformers (Li et al., 2022)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Blip:
     """A BLIP captioner with its image processor and tokenizer.
 
     Args:
-        name: as the user spelled it.
+        name: as the user gave it.
         model: transformers' BlipForConditionalGeneration.
         processor: transformers' BlipProcessor.
         precision: one of Lightning's.
@@ -40,24 +40,24 @@ class Blip:
         self._processor = processor
 
     def to(self, device: torch.device | str) -> Blip:
-        """Move the model to a device; returns itself."""
+        """Move the model to a device; return itself."""
         self.device = torch.device(device)
         self._model.to(self.device)
         return self
 
     def prepare(self, image: np.ndarray) -> Tensor:
-        """RGB uint8 (H, W, 3) of any size to the model's input, float32 (3, h, w)."""
+        """Convert an RGB uint8 (H, W, 3) image of any size to the model's input, float32 (3, h, w)."""
         inputs = self._processor.image_processor(images=image, input_data_format="channels_last", return_tensors="pt")
         pixels: Tensor = inputs["pixel_values"][0]
         return pixels
 
     def caption_images(self, images: Sequence[np.ndarray], max_tokens: int = 32, batch_size: int = 32) -> list[str]:
-        """Captions of RGB uint8 (H, W, 3) images: the likeliest word each time, up to `max_tokens` tokens."""
+        """Caption RGB uint8 (H, W, 3) images by greedy decoding, with up to `max_tokens` tokens."""
         return self.caption_prepared([self.prepare(image) for image in images], max_tokens, batch_size)
 
     @torch.no_grad()
     def caption_prepared(self, inputs: Sequence[Tensor], max_tokens: int = 32, batch_size: int = 32) -> list[str]:
-        """As `caption_images`, of what `prepare` gave."""
+        """Caption the outputs of `prepare`, as `caption_images` does."""
         dtype = weights_dtype(self.precision)
         captions = []
         for start in range(0, len(inputs), batch_size):
@@ -78,15 +78,15 @@ def load_blip(name: str, precision: str = "32-true") -> Blip:
 
     Raises:
         GenValError: the files are missing or damaged, or weights are missing or of another shape than the config says.
-            (Weights beside those of the captioner are passed over: BLIP checkpoints of other tasks hold some.)
+            Additional weights are ignored, because BLIP checkpoints of other tasks have some.
     """
     from transformers import BlipForConditionalGeneration, BlipProcessor
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # a stage has one bar, and this would be another
+    logging.disable_progress_bar()  # a stage shows only its own progress bar
     weights_dtype(precision)
     folder = resolve(name) if resolve(name).is_dir() else find_below("checkpoints", name)
-    # A name on the hub is OWNER/NAME: any other path is a folder's.
+    # A hub name is OWNER/NAME; any other path is that of a folder.
     if folder is None and (name.startswith(("/", ".", "~", "checkpoints/")) or name.count("/") > 1):
         raise GenValError(
             f"No BLIP captioner at {resolve(name)}: expected a folder as BlipForConditionalGeneration is saved. "
@@ -98,7 +98,7 @@ def load_blip(name: str, precision: str = "32-true") -> Blip:
         loaded: Any = BlipForConditionalGeneration.from_pretrained(
             location, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except Exception as error:  # OSError for what is missing, ValueError for what does not fit, and safetensors' own
+    except Exception as error:  # OSError, ValueError, SafetensorError and others: one message for the user
         raise GenValError(
             f"Cannot load the BLIP captioner {location}: {' '.join(str(error).split())[:500]} Expected the name of a "
             "model that can be downloaded, or a folder with config.json, model.safetensors, processor_config.json (or "
@@ -117,11 +117,11 @@ def load_blip(name: str, precision: str = "32-true") -> Blip:
 
 
 def fuse_attention(model: Any) -> None:
-    """Let the vision transformer of a BLIP model attend without the matrix of all pairs of tokens in memory.
+    """Use PyTorch's fused attention in the vision transformer of a BLIP model.
 
-    The same up to rounding. transformers (5.23) has only the plain product, with which the vision transformer of the
-    mini world's captioner, 1,025 tokens, takes 2.3 times as long on a CPU. Where the matrix is asked for, or
-    dropped out, it is made.
+    The result is the same up to rounding. transformers 5.23 only has the unfused attention, with which the mini world's
+    captioner (1,025 tokens) takes 2.3 times as long on a CPU. The unfused attention is still used if the attention
+    matrix is requested, or has dropout.
 
     Args:
         model: transformers' BlipForConditionalGeneration.
@@ -133,7 +133,7 @@ def fuse_attention(model: Any) -> None:
 
 @functools.cache
 def _fused_attention() -> type:
-    """`BlipAttention`, fused; transformers' module takes seconds to import."""
+    """Return a fused subclass of `BlipAttention`. It is made in a function, because the import takes seconds."""
     from transformers.models.blip.modeling_blip import BlipAttention
 
     class FusedBlipAttention(BlipAttention):
@@ -152,6 +152,6 @@ def _fused_attention() -> type:
 
 
 def _sentence(text: str) -> str:
-    """Words and punctuation as people write them; the tokenizer's vocabulary has a token for each, apart."""
+    """Remove the spaces that the tokenizer puts around punctuation."""
     text = re.sub(r"\s+([,.;:!?])", r"\1", " ".join(text.split()))
     return re.sub(r"(?<=\w) ([-']) (?=\w)", r"\1", text)

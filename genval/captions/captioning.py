@@ -1,4 +1,4 @@
-"""Captions of many images, made by the engine for resumable work, then filtered and gathered into files."""
+"""The resumable stage that captions images, and the files of filtered captions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CaptionStage(ManifestStage[Source, Prepared, Description]):
     Args:
         folder: of the lines of one set.
         interrogator: on its device.
-        record: what decides about every caption, as JSON values.
+        record: the settings that define the captions, as JSON values.
     """
 
     title = "captions"
@@ -98,7 +98,7 @@ def caption_images(settings: CaptionSettings) -> Captioned | None:
     """Caption the images of a set, filter the captions and write them.
 
     Returns:
-        On the first process what was written; None on the others.
+        A summary on the first process; None on the others.
 
     Raises:
         GenValError: an input is missing or bad, or no caption is left.

@@ -1,4 +1,4 @@
-"""CLIP through open_clip: images and phrases as vectors of one space (Radford et al., 2021)."""
+"""CLIP, joint embeddings of images and texts, through open_clip (Radford et al., 2021)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Clip:
     """A CLIP model with its preprocessing and tokenizer.
 
     Args:
-        name: as the user spelled it.
+        name: as the user gave it.
         model: an open_clip model.
-        transform: of a PIL image to the model's input, float32 (3, h, w).
-        tokenizer: of a list of texts to token ids, int64 (N, tokens); longer texts are cut.
+        transform: converts a PIL image to the model's input, float32 (3, h, w).
+        tokenizer: converts a list of texts to token ids, int64 (N, tokens); long texts are truncated.
         precision: one of Lightning's.
 
     Attributes:
@@ -55,24 +55,24 @@ class Clip:
         return float(self._model.logit_scale.exp())
 
     def to(self, device: torch.device | str) -> Clip:
-        """Move the model to a device; returns itself."""
+        """Move the model to a device; return itself."""
         self.device = torch.device(device)
         self._model.to(self.device)
         return self
 
     def prepare(self, image: np.ndarray) -> Tensor:
-        """RGB uint8 (H, W, 3) of any size to the model's input, float32 (3, h, w)."""
+        """Convert an RGB uint8 (H, W, 3) image of any size to the model's input, float32 (3, h, w)."""
         from PIL import Image
 
         return self._transform(Image.fromarray(image))
 
     def encode_images(self, images: Sequence[np.ndarray], batch_size: int = 64) -> Tensor:
-        """Vectors of RGB uint8 (H, W, 3) images: float32 (N, D) of length 1, on the CPU."""
+        """Return the embeddings of RGB uint8 (H, W, 3) images: float32 (N, D), normalised, on the CPU."""
         return self.encode_prepared([self.prepare(image) for image in images], batch_size)
 
     @torch.no_grad()
     def encode_prepared(self, inputs: Sequence[Tensor], batch_size: int = 64) -> Tensor:
-        """As `encode_images`, of what `prepare` gave."""
+        """Return the embeddings of the outputs of `prepare`, as `encode_images` does."""
         dtype = weights_dtype(self.precision)
         vectors = []
         for start in range(0, len(inputs), batch_size):
@@ -83,7 +83,7 @@ class Clip:
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Vectors of phrases: float32 (N, D) of length 1, on the CPU."""
+        """Return the embeddings of texts: float32 (N, D), normalised, on the CPU."""
         vectors = []
         for start in range(0, len(texts), batch_size):
             tokens = self._tokenizer(list(texts[start : start + batch_size])).to(self.device)
@@ -92,12 +92,12 @@ class Clip:
         return self._normalised(vectors)
 
     def fits(self, text: str) -> bool:
-        """Whether the model reads the whole text: a word after it still changes the tokens."""
+        """Return whether the model reads the whole text: another word after it changes the tokens."""
         alone, longer = self._tokenizer([text, f"{text}, a"])
         return not torch.equal(alone, longer)
 
     def _normalised(self, vectors: Sequence[Tensor]) -> Tensor:
-        """Joined and of length 1.
+        """Concatenate embeddings and normalise them.
 
         Raises:
             GenValError: a value is not finite.
@@ -129,7 +129,7 @@ def load_clip(name: str, precision: str = "32-true") -> Clip:
     try:
         model, transform = open_clip.create_model_from_pretrained(source, weights, **options)
         tokenizer = open_clip.get_tokenizer(source)
-    except Exception as error:  # open_clip and the hub's client have no common kind of error
+    except Exception as error:  # open_clip and the hub's client have no common class of errors
         raise GenValError(
             f"Cannot load the CLIP model {name}: {' '.join(str(error).split())[:500]} Expected the name of a model "
             f"that can be downloaded, or a folder with {_CONFIG}, weights and, if the config names one, a tokenizer."
@@ -138,7 +138,7 @@ def load_clip(name: str, precision: str = "32-true") -> Clip:
 
 
 def _source(name: str) -> tuple[str, str | None, dict[str, Any]]:
-    """What open_clip calls the model, its weights' tag, and its further options."""
+    """Return open_clip's name of the model, the tag of its weights, and further options."""
     from open_clip import list_models, list_pretrained_tags_by_model
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -158,7 +158,7 @@ def _source(name: str) -> tuple[str, str | None, dict[str, Any]]:
             f"open_clip has no weights {tag!r} for {architecture}. Give {architecture}/ and one of: "
             f"{', '.join(list_pretrained_tags_by_model(architecture))}."
         )
-    # The weights decide which of two activations the model was trained with; open_clip only warns of the wrong one.
+    # The activation depends on the weights; open_clip only warns if it is the wrong one.
     return architecture, tag, {"force_quick_gelu": bool(get_pretrained_cfg(architecture, tag).get("quick_gelu"))}
 
 

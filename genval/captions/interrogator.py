@@ -1,12 +1,12 @@
-"""Captions that CLIP finds like their images, after CLIP-interrogator (github.com/pharmapsychotic/clip-interrogator).
+"""Captions by the method of CLIP-interrogator (github.com/pharmapsychotic/clip-interrogator).
 
-BLIP writes a caption; CLIP then ranks lists of phrases by their similarity to the image. Its four modes:
+BLIP writes a sentence; CLIP ranks lists of phrases by their similarity to the image. There are four modes:
 
 - caption: BLIP's sentence alone;
-- fast: the sentence and the phrases of all lists that are most similar, ranked once;
-- classic: the sentence, the best medium, artist, site and movement, and the three best flavours;
-- best: phrases are added one by one, each time the one that makes the whole text most similar, as long as that helps;
-  of this text and those of the other modes the most similar one is taken.
+- fast: the sentence and the most similar phrases of all lists, ranked once;
+- classic: the sentence, the most similar medium, artist, site and movement, and the three most similar flavours;
+- best: phrases are added one by one, each time the one that makes the whole text most similar, while the similarity
+  rises; the result is the most similar of this text and those of the other modes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CLASSIC_FLAVORS = 3
 
 @dataclass(frozen=True)
 class PhraseLists:
-    """What CLIP ranks, under CLIP-interrogator's names for the lists."""
+    """The phrases that CLIP ranks, with CLIP-interrogator's names of the lists."""
 
     mediums: tuple[str, ...]
     artists: tuple[str, ...]
@@ -45,14 +45,14 @@ class PhraseLists:
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits over all phrases in order."""
+        """12 hexadecimal digits over all phrases in order."""
         lists = [getattr(self, field.name) for field in fields(self)]
         return hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image as the two models' input: `blip` float32 (3, h, w), and `clip` too where CLIP is asked."""
+    """An image as the models' input: `blip` float32 (3, h, w), and `clip` likewise (None in mode caption)."""
 
     blip: Tensor
     clip: Tensor | None
@@ -73,8 +73,8 @@ class Interrogator:
     Args:
         blip: the captioner, on its device.
         clip: the ranker, on its device; not needed in mode caption.
-        phrases: what is ranked.
-        config: how.
+        phrases: the phrases to rank.
+        config: mode and lengths.
 
     Raises:
         GenValError: a mode that ranks has no CLIP model.
@@ -93,7 +93,7 @@ class Interrogator:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a description depends on beside the image."""
+        """The settings and model hashes that define a description, as JSON values."""
         return {
             **asdict(self.config),
             "blip_hash": self._blip.hash,
@@ -106,13 +106,13 @@ class Interrogator:
         """Resize and normalise RGB uint8 (H, W, 3); safe to call in threads."""
         return Prepared(self._blip.prepare(image), self._clip.prepare(image) if self._clip else None)
 
-    def describe(self, pictures: Sequence[Prepared]) -> list[Description]:
-        """A description of each image."""
-        count = max(1, len(pictures))  # a caller's batch is one batch of the networks
-        captions = self._blip.caption_prepared([one.blip for one in pictures], self.config.max_tokens, count)
+    def describe(self, inputs: Sequence[Prepared]) -> list[Description]:
+        """Return a description of each image."""
+        count = max(1, len(inputs))  # the whole batch is one forward pass
+        captions = self._blip.caption_prepared([one.blip for one in inputs], self.config.max_tokens, count)
         if self._clip is None:
             return [Description(caption, caption, None) for caption in captions]
-        images = self._clip.encode_prepared([one.clip for one in pictures if one.clip is not None], count)
+        images = self._clip.encode_prepared([one.clip for one in inputs if one.clip is not None], count)
         if self.config.mode == "fast":
             texts = [self._fast(caption, image) for caption, image in zip(captions, images, strict=True)]
         elif self.config.mode == "classic":
@@ -126,7 +126,7 @@ class Interrogator:
         ]
 
     def _top(self, image: Tensor, name: str, count: int) -> list[str]:
-        """The `count` phrases of a list most similar to an image vector (D,), best first."""
+        """Return the `count` phrases of a list that are most similar to an image vector (D,), best first."""
         phrases = getattr(self._lists, name)
         order = (self._vectors[name] @ image).topk(min(count, len(phrases))).indices
         return [phrases[i] for i in order.tolist()]
@@ -146,13 +146,13 @@ class Interrogator:
         return self._joined([opening, trending, movement, *self._top(image, "flavors", _CLASSIC_FLAVORS)])
 
     def _best(self, captions: Sequence[str], images: Tensor) -> list[str]:
-        """The chain of every image, one link of all at a time, so that texts are encoded in large batches."""
+        """Return the texts of mode best. One phrase is added to all images at a time, so that batches are large."""
         attributes = [self._attributes(image) for image in images]
         subsets = [kept for size in range(5) for kept in itertools.combinations(range(4), size)]
         texts, similarities = self._most_similar(
             [
-                [", ".join([caption, *(of_image[i] for i in kept)]) for kept in subsets]
-                for caption, of_image in zip(captions, attributes, strict=True)
+                [", ".join([caption, *(candidates[i] for i in kept)]) for kept in subsets]
+                for caption, candidates in zip(captions, attributes, strict=True)
             ],
             images,
         )
@@ -184,18 +184,18 @@ class Interrogator:
         return medium, artist, trending, movement
 
     def _most_similar(self, texts: Sequence[Sequence[str]], images: Tensor) -> tuple[list[str], list[float]]:
-        """Of each image's texts the one most similar to it, and how similar."""
+        """Return the most similar of each image's texts, and its similarity."""
         assert self._clip is not None
-        vectors = self._clip.encode_texts([text for of_image in texts for text in of_image])
+        vectors = self._clip.encode_texts([text for candidates in texts for text in candidates])
         best, values = [], []
-        for of_image, rows, image in zip(texts, vectors.split([len(one) for one in texts]), images, strict=True):
+        for candidates, rows, image in zip(texts, vectors.split([len(one) for one in texts]), images, strict=True):
             value, place = torch.max(rows @ image, 0)
-            best.append(of_image[int(place)])
+            best.append(candidates[int(place)])
             values.append(float(value))
         return best, values
 
     def _joined(self, parts: Sequence[str]) -> str:
-        """The parts with commas, as many as CLIP reads; the first one always."""
+        """Join the first part and as many of the others as CLIP can read, with commas."""
         text = parts[0]
         for part in parts[1:]:
             if not self._fits(f"{text}, {part}"):
@@ -216,7 +216,7 @@ def load_interrogator(
     precision: str = "32-true",
     device: torch.device | str = "cpu",
 ) -> Interrogator:
-    """Load the models by name or folder (CLIP only where the mode ranks), and the phrase lists.
+    """Load the models by name or folder (CLIP only if the mode ranks phrases), and the phrase lists.
 
     Raises:
         GenValError: as `load_blip`, `load_clip` and `read_phrase_lists`.
@@ -228,14 +228,14 @@ def load_interrogator(
 
 
 def read_phrase_lists(flavors: str | Path | None = None) -> PhraseLists:
-    """The phrase lists of this package, or a user's own.
+    """Read the phrase lists of this package or of a user.
 
     Args:
         flavors: a file of flavours, or a folder with any of mediums.txt, artists.txt, trendings.txt, movements.txt and
-            flavors.txt, such as CLIP-interrogator's data folder; files it does not have are taken from this package.
+            flavors.txt, such as CLIP-interrogator's data folder. Missing lists are those of this package.
 
     Raises:
-        GenValError: the file or folder is missing, empty or no text.
+        GenValError: the file or folder is missing or empty, or a file is not text.
     """
     names = [field.name for field in fields(PhraseLists)]
     own = {name: PHRASES / f"{name}.txt" for name in names}

@@ -1,4 +1,4 @@
-"""Which images are captioned: a data set's, or those a pattern matches."""
+"""The images to caption: those of a data set, or those that match a pattern."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Source:
     """An image to caption.
 
     Attributes:
-        key: its path as the files of captions name it.
-        image: where it is.
-        mask: its mask's path as the training lists name it, or None.
+        key: its path in the files of captions.
+        image: path of the file.
+        mask: path of its mask in the training lists, or None.
     """
 
     key: str
@@ -31,9 +31,9 @@ class Source:
 def find_sources(
     name: str, split: str | None, datasets_dir: str | Path | None = None, skipped: list[BadFile] | None = None
 ) -> list[Source]:
-    """The images of a set of `path_dicts.CAPTION_SETS`, by condition, scene and id.
+    """Return the images of a set of `path_dicts.CAPTION_SETS`, by condition, scene and id.
 
-    Keys start at the data set's folder, or at `datasets_dir` where the set is made of several.
+    Keys are relative to the data set's folder, or to `datasets_dir` if the set consists of several data sets.
 
     Args:
         name: of the set.
@@ -42,7 +42,7 @@ def find_sources(
         skipped: images without a mask are added to this list instead of being an error.
 
     Raises:
-        GenValError: an unknown name, or the images are not there.
+        GenValError: an unknown name, or the images are missing.
     """
     if name not in path_dicts.CAPTION_SETS:
         raise GenValError(
@@ -61,10 +61,10 @@ def find_sources(
 
 
 def match_sources(pattern: str) -> list[Source]:
-    """The images that a pattern with `*`, `?` and `**` matches, sorted; keys start at the repository's root.
+    """Return the images that match a pattern with `*`, `?` and `**`, sorted; keys are relative to the repository.
 
     Raises:
-        GenValError: it matches no image.
+        GenValError: no image matches.
     """
     found = [Path(path) for path in glob.glob(str(resolve(pattern)), recursive=True)]
     images = sorted(path for path in found if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
@@ -77,7 +77,7 @@ def match_sources(pattern: str) -> list[Source]:
 
 
 def _as_given(folder: Path) -> Path:
-    """`find_root` takes the entries of DATASET_ROOTS as they are under its own default alone."""
+    """Return the folder as `find_root` expects it: it uses DATASET_ROOTS only with its own default."""
     return Path("datasets") if folder == REPO_ROOT / "datasets" else folder
 
 

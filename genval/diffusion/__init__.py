@@ -1,5 +1,7 @@
-"""Latent diffusion steered by label masks: loading, training and sampling.
+"""Latent diffusion conditioned on label masks: loading, training and sampling.
 
-Every size and constant is read from the models' own configs, so that Stable Diffusion 1.5 and a model a hundred times
-smaller go through the same code.
+All sizes and constants are read from the models' configs, so Stable Diffusion 1.5 and much smaller models use the same
+code. The settings of all scripts are in `settings`. `pairs` and `framing` read and crop images with their masks,
+`prompts` composes prompts, and `style_transfer` is the resumable stage of `ControlNet/style_transfer.py`. Models,
+training, sampling, inpainting and the original file formats have a sub-package each.
 """

@@ -1,7 +1,7 @@
-"""From a camera's frame to the image a diffusion model takes: crop to its shape, then resize.
+"""Crop frames to the aspect ratio of a diffusion model's images and resize them.
 
-The published training and generation cut a square on the shorter side at a random place and resize it to 512x512;
-a target of the frame's own shape keeps the whole frame.
+The published training and generation crop a square with the frame's shorter side at a random place and resize it to
+512x512. If the target has the aspect ratio of the frame, the whole frame is used.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from genval.runtime.errors import GenValError
 
 
 def crop_box(height: int, width: int, target_height: int, target_width: int, place: float) -> Box:
-    """The largest box of the target's shape inside an image.
+    """Return the largest box with the target's aspect ratio inside an image.
 
     Args:
-        height, width: the image's size.
-        target_height, target_width: the size the crop will be resized to.
-        place: 0..1, where along the longer side the box lies: 0 at the top or left, 1 at the bottom or right.
+        height, width: size of the image in pixels.
+        target_height, target_width: size to which the crop will be resized.
+        place: 0..1, where the box lies along the longer side: 0 is the top or left, 1 the bottom or right.
     """
     scale = min(height / target_height, width / target_width)
     box_height = min(height, max(1, round(target_height * scale)))
@@ -33,10 +33,10 @@ def crop_box(height: int, width: int, target_height: int, target_width: int, pla
 
 
 def check_pair(image: np.ndarray, mask: np.ndarray, image_path: object, mask_path: object) -> None:
-    """Refuse an image and a mask of different sizes.
+    """Check that an image and its mask have the same size.
 
     Raises:
-        GenValError: the first two dimensions differ.
+        GenValError: the heights or widths differ.
     """
     if image.shape[:2] != mask.shape:
         raise GenValError(
@@ -49,7 +49,7 @@ def fit_image(image: np.ndarray, box: Box, height: int, width: int, resize: str 
     """Crop an RGB uint8 (H, W, 3) image and resize it to (height, width).
 
     Args:
-        resize: "area", which is bilinear where the image does not shrink, or "nearest", which aliases (published).
+        resize: "area", which is bilinear if the image is not reduced, or "nearest", as published, which aliases.
     """
     crop = image[box.rows, box.columns]
     shrinks = height <= box.height and width <= box.width

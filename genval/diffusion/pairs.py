@@ -1,4 +1,4 @@
-"""Captioned pairs of image and mask: the published `training/{train,val}.jsonl` and files of the same form."""
+"""Captioned pairs of image and mask, from the published `training/{train,val}.jsonl` or files of the same format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.progress import progress_bar
 
 _KEYS = ("image", "conditioning_image", "text")
-# The published lines name links of the original training folder; what they linked to, below the data folder.
+# Links of the published training folder in the published lines, and their targets below the data folder.
 _PUBLISHED_LINKS = {"training/target/": "leftImg8bit/", "training/seg/": "gtFine/"}
 
 
@@ -33,7 +33,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class FramedPair:
-    """A decoded pair at one size: `image` RGB uint8 (H, W, 3), `mask` ids uint8 (H, W), and the crop it is."""
+    """A pair at its target size: `image` RGB uint8 (H, W, 3), `mask` uint8 ids (H, W), and the `box` of the crop."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -41,10 +41,10 @@ class FramedPair:
 
 
 def find_jsonl(name: str, *folders: str | Path) -> Path:
-    """Where a file of captioned pairs is: `name` in one of the data's folders, in `ControlNet/`, or from the root.
+    """Return the path of a file of captioned pairs: in `folders`, in `ControlNet/`, or from the repository's root.
 
     Raises:
-        GenValError: it is at none of these places.
+        GenValError: the file is in none of these folders.
     """
     places = [*(Path(folder) / name for folder in folders), REPO_ROOT / "ControlNet" / name, resolve(name)]
     for place in places:
@@ -63,7 +63,7 @@ def read_pairs(jsonl: str | Path, data_dir: str | Path) -> list[Pair]:
     `leftImg8bit` in it is replaced by `gtFine_labelIds`.
 
     Raises:
-        GenValError: the file is missing or empty, a line has no such key, or a file it names does not exist.
+        GenValError: the file is missing or empty, a key is missing in a line, or an image or mask does not exist.
     """
     data_dir = Path(data_dir)
     pairs = []
@@ -90,15 +90,17 @@ def load_framed(
     labels: LabelSet = CITYSCAPES_IDS.labels,
     image_resize: str = "area",
 ) -> FramedPair:
-    """Decode a pair, cut the largest box of the target's shape and resize it to (height, width).
+    """Read a pair, crop the largest box with the target's aspect ratio and resize it to (height, width).
 
     Args:
-        place: 0..1, where along the longer side the box lies (`genval.diffusion.framing.crop_box`).
-        labels: what the mask's ids may be.
-        image_resize: how the image is resized (`genval.diffusion.framing.fit_image`); the mask is by nearest neighbour.
+        pair: the files.
+        height, width: target size in pixels.
+        place: 0..1, where the box lies along the longer side (`genval.diffusion.framing.crop_box`).
+        labels: the label set of the mask.
+        image_resize: resize method of the image (`genval.diffusion.framing.fit_image`); masks use nearest neighbour.
 
     Raises:
-        GenValError: a file is damaged, the sizes differ, or the mask holds ids that are not of the label set.
+        GenValError: a file is damaged, the sizes differ, or the mask has ids that are not in the label set.
     """
     image, mask = read_image(pair.image), read_mask(pair.mask)
     check_pair(image, mask, pair.image, pair.mask)
@@ -108,10 +110,10 @@ def load_framed(
 
 
 def readable_pairs(pairs: Sequence[Pair], labels: LabelSet, workers: int) -> list[Pair]:
-    """The pairs whose files are sound; of each of the others one line says why it is set aside.
+    """Return the pairs that can be read; print one line with the reason for each pair that is skipped.
 
     Raises:
-        GenValError: none is sound.
+        GenValError: no pair can be read.
     """
 
     def problem(pair: Pair) -> str | None:
@@ -130,7 +132,7 @@ def readable_pairs(pairs: Sequence[Pair], labels: LabelSet, workers: int) -> lis
             else:
                 bar.write(f"skipped {pair.image}: {reason}")
     if pairs and not good:
-        raise GenValError(f"All {len(pairs)} pairs were set aside by --skip_bad, the last because: {reason}")
+        raise GenValError(f"All {len(pairs)} pairs were skipped by --skip_bad, the last because: {reason}")
     return good
 
 

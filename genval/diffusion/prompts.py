@@ -1,4 +1,4 @@
-"""What a prompt is made of: a frame's caption, and the words of a domain."""
+"""Prompts of a domain: the caption of a frame and the words of the domain."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.seeds import item_seed
 
-# A word this close to a known domain is taken for a slip of the finger.
-_SLIP = 0.8
+# From this similarity to a known domain on, a word is taken for a misspelling.
+_MISSPELLING = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """A domain's folder `name` and the `texts` its prompts end in, of which each item takes one."""
+    """A domain: the `name` of its folder, and the `texts` that describe it, of which each item takes one."""
 
     name: str
     texts: tuple[str, ...]
 
     def text(self, seed: int) -> str:
-        """The phrasing for an item, by the item's seed."""
+        """Return the text of an item, chosen by its seed."""
         return self.texts[item_seed(seed, "phrasing") % len(self.texts)]
 
 
 def find_domain(name: str | None, free_text: str | None = None, prompt_file: str | None = None) -> Domain:
-    """A domain by its name in `path_dicts.DOMAINS`, or one made of free text: "thick smoke" makes `thick-smoke`.
+    """Return a domain of `path_dicts.DOMAINS`, or make one of free text: "thick smoke" becomes `thick-smoke`.
 
     Args:
-        name: a known name, or any words; one word that is almost a known name is refused.
-        free_text: words that are taken as they are, in the name's place.
-        prompt_file: a text file with a phrasing a line; they replace the domain's own text.
+        name: a known name, or any text that is not similar to a known name.
+        free_text: a text that is used verbatim, instead of `name`.
+        prompt_file: a text file with one phrasing per line, which replace the text of the domain.
 
     Raises:
-        GenValError: a slip in a known name, a text without a letter, or a file that is missing or empty.
+        GenValError: a misspelled name, a text without letters, or a prompt file that is missing or empty.
     """
     text = free_text if free_text is not None else str(name)
     known = {domain.lower(): domain for domain in path_dicts.DOMAINS}
     if free_text is None and text.lower() in known:
         domain = Domain(known[text.lower()], (path_dicts.DOMAINS[known[text.lower()]],))
     else:
-        if free_text is None and difflib.get_close_matches(text.lower(), known, n=1, cutoff=_SLIP):
+        if free_text is None and difflib.get_close_matches(text.lower(), known, n=1, cutoff=_MISSPELLING):
             raise GenValError(
                 f"Unknown domain {text!r}.{suggestion(text, path_dicts.DOMAINS)} Known: "
                 f"{', '.join(path_dicts.DOMAINS)}. If it is meant as it stands, give --prompt {text} in place of "
@@ -61,31 +61,35 @@ def find_domain(name: str | None, free_text: str | None = None, prompt_file: str
 
 
 def read_phrasings(file: Path) -> tuple[str, ...]:
-    """The lines of a prompt file, blank ones left out.
+    """Return the nonblank lines of a prompt file.
 
     Raises:
-        GenValError: the file is missing, is not text, or has no line.
+        GenValError: the file is missing, is not text, or has no lines.
     """
     try:
         lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise GenValError(f"--prompt_file: cannot read {file} ({error}).") from error
     if not lines:
-        raise GenValError(f"--prompt_file: {file} is empty: expected a phrasing a line, such as: in thick smoke")
+        raise GenValError(f"--prompt_file: {file} is empty: expected one phrasing per line, such as: in thick smoke")
     return lines
 
 
+def placeholders(template: str) -> set[str]:
+    """Return the names of the placeholders in a template; {""} if its syntax is wrong."""
+    try:
+        return {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+    except ValueError:
+        return {""}
+
+
 def check_template(template: str) -> None:
-    """Refuse a prompt template that cannot be filled in, or that leaves the domain out.
+    """Check that a prompt template is valid and contains the domain.
 
     Raises:
         GenValError: another placeholder than {caption} and {domain}, or no {domain}.
     """
-    try:
-        fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
-    except ValueError:
-        fields = {""}
-    if not {"domain"} <= fields <= {"caption", "domain"}:
+    if not {"domain"} <= placeholders(template) <= {"caption", "domain"}:
         raise GenValError(
             f"--prompt_template: expected text with {{domain}}, and {{caption}} where captions are used; found "
             f"{template!r}. Without {{domain}} every domain would get the same prompt."
@@ -93,18 +97,18 @@ def check_template(template: str) -> None:
 
 
 def make_prompt(template: str, caption: str, domain: str) -> str:
-    """A prompt; of an empty caption the separators around it go too."""
+    """Fill in a prompt template; with an empty caption, the separators around it are removed."""
     return template.format(caption=caption, domain=domain).strip(" ,")
 
 
 def fit_prompt(template: str, caption: str, domain: str, fits: Callable[[str], bool]) -> str:
-    """A prompt that `fits`: words are taken from the caption's end until it does.
+    """Fill in a prompt template; remove words from the end of the caption until the prompt `fits`.
 
-    What a text encoder cannot read it leaves out without a word, and the domain usually comes last: a long caption's
-    image would be of no domain.
+    A text encoder truncates long prompts silently. The domain is usually at the end of the prompt, so a long caption
+    would remove it.
 
     Raises:
-        GenValError: the domain's own words do not fit.
+        GenValError: the domain's words alone do not fit.
     """
     words = caption.split()
     while not fits(prompt := make_prompt(template, " ".join(words).rstrip(" ,"), domain)):
@@ -115,13 +119,13 @@ def fit_prompt(template: str, caption: str, domain: str, fits: Callable[[str], b
 
 
 def find_captions(name: str | None, split: str, *folders: Path) -> Path:
-    """Where the captions are: `name`, or the usual places of a split.
+    """Return the file of captions: `name`, or by default the file of a split in the published places.
 
-    These are `training/{split}.jsonl` and `captions/captions_cityscapes.json`, in `folders` (the data's), in
-    `ControlNet/` and in the repository's root.
+    These are `training/{split}.jsonl` and `captions/captions_cityscapes.json`, in `folders`, in `ControlNet/` and in
+    the repository's root.
 
     Raises:
-        GenValError: there is no such file.
+        GenValError: the file does not exist.
     """
     names = [name] if name else [f"training/{split}.jsonl", "captions/captions_cityscapes.json"]
     roots = [*folders, REPO_ROOT / "ControlNet", REPO_ROOT]

@@ -176,7 +176,7 @@ class StyleTransferSettings:
 
     @property
     def base_model(self) -> str:
-        """The base model: as given, or the one that belongs to the ControlNet."""
+        """The base model: as given, or the default of the ControlNet."""
         from genval.diffusion.models.controlnet import default_base
 
         return self.base or str(default_base(self.controlnet))
@@ -396,6 +396,13 @@ class ControlNetTrainingSettings:
         None, "dtype of arithmetic (default: bf16-mixed on a GPU that supports it, else 32-true)"
     )
     preset: str | None = None
+
+    @property
+    def base_model(self) -> str:
+        """The base model: as given, or the default of the ControlNet."""
+        from genval.diffusion.models.controlnet import default_base
+
+        return self.base or str(default_base(self.controlnet))
 
     @property
     def config(self) -> TrainingConfig:

@@ -167,7 +167,7 @@ class TransferStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int
 
     Args:
         folder: `{output_dir}/{domain}`.
-        record: what decides about every image, as JSON values.
+        record: the settings that define the images, as JSON values.
         base, controlnet: on one device and of one dtype.
         sampling: how to sample.
         height, width: of the images, in pixels.
@@ -224,7 +224,7 @@ class TransferStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int
         return any((self.folder / name).exists() for name in _FOLDERS)
 
     def compared(self, items: Sequence[Transfer]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        # Another seed gives other ids: all images of a folder are of one run, also those that this run does not want.
+        # Another seed gives other ids, so all images of the folder are compared, not only those of this run.
         return ((item_id, self.record) for item_id in Manifest(self.folder).records)
 
     def load(self, item: Transfer) -> FramedPair:
@@ -232,7 +232,7 @@ class TransferStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int
         return load_framed(pair, self.height, self.width, item.place, self.labels)
 
     def compute(self, items: Sequence[Transfer], loaded: Sequence[FramedPair]) -> list[tuple[np.ndarray, int, int]]:
-        def piece(denoiser: Denoiser, part: slice, rows: int) -> Generated:
+        def generate_part(denoiser: Denoiser, part: slice, rows: int) -> Generated:
             return generate(
                 self.base,
                 self.controlnet,
@@ -248,7 +248,7 @@ class TransferStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int
         def denoiser() -> Denoiser:
             return make_denoiser(self.base, self.controlnet, self.sampling, self.compiled, graphed=True)
 
-        generated = self.generate_batch(len(items), denoiser, piece)
+        generated = self.generate_batch(len(items), denoiser, generate_part)
         return list(zip(generated.images, generated.seeds, generated.retries, strict=True))
 
     def write(self, item: Transfer, loaded: FramedPair, output: tuple[np.ndarray, int, int]) -> dict[str, Any]:
@@ -322,7 +322,7 @@ def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
     split = "train" if settings.from_train else "val"
     data_dir = find_root("Cityscapes", settings.data_dir, flag="--data_dir")
     source = settings.fixed_caption
-    # The mini world's captions are next to its Cityscapes folder, the published ones in it or in ControlNet/.
+    # The mini world's captions are next to its Cityscapes folder; the published ones are in it or in ControlNet/.
     captions_from = find_captions(settings.captions, split, data_dir, data_dir.parent) if source is None else source
     bad: list[BadFile] | None = [] if settings.skip_bad else None
     frames = find_items("Cityscapes", split=split, root=data_dir, skipped=bad)
@@ -352,10 +352,10 @@ def generate_domain(settings: StyleTransferSettings, plan: TransferPlan | None =
 
     Args:
         settings: of the stage.
-        plan: of `plan_domain`, where it is at hand.
+        plan: of `plan_domain`, if it was already made.
 
     Returns:
-        On the first process what was done; None on the others.
+        A summary on the first process; None on the others.
 
     Raises:
         GenValError: an input is missing or bad, or the folder holds images of other settings.

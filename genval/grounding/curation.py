@@ -1,4 +1,4 @@
-"""A person's choice among masks: a sheet of images for each object, and a file to say yes or no in."""
+"""Curation of masks by a person: a contact sheet of each object, and a file that accepts or rejects masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from genval.runtime.files import read_image, read_mask, write_json, write_png
 
 _TILE = 160
 _COLUMNS = 10
-# Context around the box, as a share of its side.
+# Context around the box, as a fraction of its side.
 _AROUND = 0.15
 _KEPT, _DROPPED = (40, 170, 70), (210, 50, 40)
 _OUTLINE = (255, 60, 200)
@@ -24,12 +24,12 @@ _OUTLINE = (255, 60, 200)
 def update_choices(masks: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
     """Write `curated.json`: `{object: {i: true or false}}` for each image with a mask.
 
-    What the file says already stays. A new mask starts as true, or as false where CLIP (if it was asked) finds its
-    image nearer to a name of the scene than to the object's.
+    Existing entries are kept. A new mask is true, unless CLIP was used and finds the image more similar to a name of
+    the scene than to the object's name.
 
     Args:
-        masks: the folder of the masks.
-        lines: of the manifest, by id.
+        masks: folder of the masks.
+        lines: lines of the manifest by id.
 
     Returns:
         The choices by id.
@@ -54,21 +54,21 @@ def write_sheets(
     lines: Mapping[str, Mapping[str, Any]],
     choices: Mapping[str, bool],
 ) -> list[Path]:
-    """Write `{masks}/{object}/sheet.png`: each image with a mask, outlined, under its number.
+    """Write `{masks}/{object}/sheet.png`: all images of an object with the outlines of their masks.
 
-    A green frame stands for true in `curated.json`, a red one for false.
+    A green border means true in `curated.json`, a red one false.
 
     Returns:
-        The sheets' paths.
+        The paths of the sheets.
 
     Raises:
         GenValError: an image or a mask is missing or damaged, or the two differ in size.
     """
     sheets = []
-    folders = dict.fromkeys(picture.folder for picture in images if picture.id in choices)
+    folders = dict.fromkeys(item.folder for item in images if item.id in choices)
     for folder in folders:
-        members = [picture for picture in images if picture.folder == folder and picture.id in choices]
-        tiles = [_tile(masks, one, lines[one.id], choices[one.id]) for one in members]
+        members = [item for item in images if item.folder == folder and item.id in choices]
+        tiles = [_tile(masks, item, lines[item.id], choices[item.id]) for item in members]
         columns = min(_COLUMNS, max(4, len(tiles)))
         starts = range(0, len(tiles), columns)
         rows = [(members[start].number, tiles[start : start + columns]) for start in starts]
@@ -79,13 +79,13 @@ def write_sheets(
     return sheets
 
 
-def _tile(masks: Path, picture: ObjectImage, line: Mapping[str, Any], keep: bool) -> np.ndarray:
+def _tile(masks: Path, item: ObjectImage, line: Mapping[str, Any], keep: bool) -> np.ndarray:
     import cv2
 
-    image, mask = read_image(picture.image), read_mask(mask_path(masks, picture.id))
+    image, mask = read_image(item.image), read_mask(mask_path(masks, item.id))
     if image.shape[:2] != mask.shape:
         raise GenValError(
-            f"{picture.image} has {image.shape[1]}x{image.shape[0]} pixels and its mask in {masks} "
+            f"{item.image} has {image.shape[1]}x{image.shape[0]} pixels and its mask in {masks} "
             f"{mask.shape[1]}x{mask.shape[0]}. Make the masks again: python ood_objects/get_masks.py --overwrite"
         )
     top, left, side = (int(line["box"][name]) for name in ("top", "left", "side"))
@@ -102,7 +102,7 @@ def _tile(masks: Path, picture: ObjectImage, line: Mapping[str, Any], keep: bool
     cv2.drawContours(tile, contours, -1, _OUTLINE, 1)
     colour = _KEPT if keep else _DROPPED
     cv2.rectangle(tile, (0, 0), (_TILE - 1, _TILE - 1), colour, 4)
-    text = f"{picture.number}  {line['detection_score']:.2f}"
+    text = f"{item.number}  {line['detection_score']:.2f}"
     cv2.rectangle(tile, (0, 0), (8 * len(text) + 8, 18), colour, -1)
     cv2.putText(tile, text, (5, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
     return tile

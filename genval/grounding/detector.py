@@ -1,4 +1,4 @@
-"""GroundingDINO through transformers: boxes of what a phrase names (Liu et al., 2023)."""
+"""GroundingDINO, open-vocabulary object detection, through transformers (Liu et al., 2023)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 from genval.runtime.precision import compute_dtype
 
-# What the published code resizes to and normalises with.
+# Image size and normalisation of the published code.
 _SHORTEST, _LONGEST = 800, 1333
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
+# Arguments and keyword arguments of a module's forward.
+_HookInputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Detection:
-    """A box and how sure it is.
+    """A detected box and its score.
 
     Attributes:
         box: left, top, right, bottom in pixels of the image.
-        score: the largest probability over the phrase's tokens, 0..1.
-        phrase: the tokens whose probability is above the text threshold; empty where none is.
+        score: the largest probability of the phrase's tokens, 0..1.
+        phrase: the tokens with a probability above the text threshold; may be empty.
     """
 
     box: tuple[float, float, float, float]
@@ -41,15 +43,14 @@ class Detection:
 class Detector:
     """GroundingDINO with its tokenizer and preprocessing.
 
-    Weights stay in float32, also under a `true` precision: the deformable attention's sampling points need it.
+    Weights stay in float32 under every precision, because the sampling points of the deformable attention need it.
 
     Args:
         model: transformers' GroundingDinoForObjectDetection.
-        tokenizer: BERT's.
-        shortest: pixels that an image's shorter side is resized to.
-        longest: pixels that its longer side may have.
-        mean: of the normalisation, of values 0..1.
-        std: likewise.
+        tokenizer: of BERT.
+        shortest: size of an image's shorter side after resizing, in pixels.
+        longest: maximum size of its longer side, in pixels.
+        mean, std: of the normalisation, for values 0..1.
         precision: one of Lightning's.
 
     Attributes:
@@ -68,21 +69,21 @@ class Detector:
     ) -> None:
         self.hash = weights_hash(model)
         self.device = torch.device("cpu")
-        self._model = mend_text_positions(model).eval().requires_grad_(False)
+        self._model = fix_text_positions(model).eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._shortest, self._longest = shortest, longest
         self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (mean, std))
         self._dtype = compute_dtype(precision)
 
     def to(self, device: torch.device | str) -> Detector:
-        """Move the model to a device; returns itself."""
+        """Move the model to a device; return itself."""
         self.device = torch.device(device)
         self._model.to(self.device)
         self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
         return self
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """RGB uint8 (H, W, 3) of any size, resized as the published code does, with Pillow's bilinear filter."""
+        """Resize an RGB uint8 (H, W, 3) image as the published code does, with Pillow's bilinear filter."""
         from PIL import Image
 
         height, width = input_size(image.shape[0], image.shape[1], self._shortest, self._longest)
@@ -98,24 +99,24 @@ class Detector:
         text_threshold: float,
         nms_threshold: float,
     ) -> list[list[Detection]]:
-        """Boxes of what `text` names in each image, the surest first.
+        """Detect the objects that `text` names in each image; return them by descending score.
 
         Args:
-            inputs: of `prepare`. Images of one size run together, so that no padding enters.
-            sizes: height and width of each image before, in pixels.
-            text: names, lower case or not; several are separated by " . ".
-            box_threshold: a box is kept whose largest token probability is above it.
-            text_threshold: a token is part of a box's phrase if its probability is above it.
-            nms_threshold: of two boxes that overlap by more than this (intersection over union), the surer is kept.
+            inputs: of `prepare`. Images of the same size are batched, so there is no padding.
+            sizes: height and width of each image before resizing, in pixels.
+            text: one or more names, separated by " . "; case is ignored.
+            box_threshold: minimum score of a box.
+            text_threshold: minimum probability of a token in a box's phrase.
+            nms_threshold: if two boxes overlap by more than this (IoU), only the one with the higher score is kept.
 
         Raises:
-            GenValError: the model gives values that are not finite.
+            GenValError: the model's outputs are not finite.
         """
         tokens = self._tokenizer([as_caption(text)], return_tensors="pt")
         found: list[list[Detection]] = [[] for _ in inputs]
         groups: dict[tuple[int, ...], list[int]] = {}
-        for index, picture in enumerate(inputs):
-            groups.setdefault(picture.shape, []).append(index)
+        for index, image in enumerate(inputs):
+            groups.setdefault(image.shape, []).append(index)
         for indices in groups.values():
             pixels = torch.from_numpy(np.stack([inputs[index] for index in indices])).to(self.device)
             pixels = (pixels.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
@@ -123,7 +124,7 @@ class Detector:
             with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
                 output = self._model(pixel_values=pixels, **batch)
             count = tokens["input_ids"].shape[1]
-            # Columns behind the text are filled with minus infinity.
+            # Columns after the last token are minus infinity.
             probabilities = output.logits[..., :count].float().sigmoid().cpu()
             boxes = output.pred_boxes.float().cpu()
             if not (probabilities.isfinite().all() and boxes.isfinite().all()):
@@ -144,7 +145,7 @@ class Detector:
         text_threshold: float,
         nms_threshold: float,
     ) -> list[Detection]:
-        """Detections of one image from probabilities (queries, tokens) and boxes (queries, 4), 0..1."""
+        """Return the detections of one image from probabilities (queries, tokens) and boxes (queries, 4), 0..1."""
         from torchvision.ops import box_convert, clip_boxes_to_image, nms
 
         scores = probabilities.amax(dim=1)
@@ -153,7 +154,7 @@ class Detector:
         corners = box_convert(boxes[kept], "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
         corners = clip_boxes_to_image(corners, size)
         scores, probabilities = scores[kept], probabilities[kept]
-        # The first and the last token are BERT's own.
+        # The first and the last token are [CLS] and [SEP].
         named = probabilities[:, 1:-1] > text_threshold
         detections = []
         for index in nms(corners, scores, nms_threshold).tolist():
@@ -167,9 +168,9 @@ def load_detector(name: str, tokenizer: str = "bert-base-uncased", precision: st
     """Load GroundingDINO.
 
     Args:
-        name: a hub name, a folder in transformers' layout, or a file of the original format (relative: from the
-            repository's root, or below `checkpoints/`).
-        tokenizer: hub name or folder of BERT's tokenizer, which files of the original format do not hold.
+        name: a hub name, a folder in transformers' layout, or a file of the original format. Relative paths start at
+            the repository's root or at `checkpoints/`.
+        tokenizer: hub name or folder of BERT's tokenizer, which files of the original format do not contain.
         precision: one of Lightning's.
 
     Raises:
@@ -199,37 +200,41 @@ def load_detector(name: str, tokenizer: str = "bert-base-uncased", precision: st
     )
 
 
-def mend_text_positions(model: Any) -> Any:
-    """Have GroundingDINO count the tokens of each name as the original does; returns the model.
+def fix_text_positions(model: Any) -> Any:
+    """Make GroundingDINO compute the position ids of text tokens as the original does; return the model.
 
-    transformers 5.17 counts a name's closing full stop as position 0 and cuts the positions' waves to whole
-    numbers, which moves logits by 10 and more; 5.23 does neither. A token's position is the number of tokens before it
-    that it attends to.
+    A token's position is the number of tokens before it that it attends to. transformers 5.17 gives position 0 to the
+    full stop after a name and rounds the position embeddings to integers, which changes logits by 10 and more; 5.23
+    does neither.
     """
 
-    def of_words(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        token_ids, attends, token_types, _positions, *rest = args
-        positions = attends.tril(-1).sum(-1).view(token_ids.shape)
-        return (token_ids, attends, token_types, positions, *rest), kwargs
+    def set_text_positions(
+        _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        token_ids, attention_mask, token_types, _positions, *rest = args
+        positions = attention_mask.tril(-1).sum(-1).view(token_ids.shape)
+        return (token_ids, attention_mask, token_types, positions, *rest), kwargs
 
-    def of_layers(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        attends = ~kwargs["text_self_attention_masks"]
-        positions = attends.tril(-1).sum(-1).to(kwargs["text_features"].dtype)
+    def set_encoder_positions(
+        _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        attention_mask = ~kwargs["text_self_attention_masks"]
+        positions = attention_mask.tril(-1).sum(-1).to(kwargs["text_features"].dtype)
         return args, {**kwargs, "text_position_ids": positions}
 
-    model.model.text_backbone.register_forward_pre_hook(of_words, with_kwargs=True)
-    model.model.encoder.register_forward_pre_hook(of_layers, with_kwargs=True)
+    model.model.text_backbone.register_forward_pre_hook(set_text_positions, with_kwargs=True)
+    model.model.encoder.register_forward_pre_hook(set_encoder_positions, with_kwargs=True)
     return model
 
 
 def as_caption(text: str) -> str:
-    """Lower case with a full stop behind, as the published code asks."""
+    """Convert a text to lower case and add a full stop, as the published code requires."""
     text = text.lower().strip()
     return text if text.endswith(".") else f"{text}."
 
 
 def input_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """Height and width with the shorter side at `shortest`, or less where the longer one would pass `longest`."""
+    """Return the height and width after resizing the shorter side to `shortest`, or less if limited by `longest`."""
     short, long = sorted((height, width))
     if long / short * shortest > longest:
         shortest = round(longest * short / long)

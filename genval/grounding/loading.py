@@ -1,4 +1,4 @@
-"""Where a model lies and how it is loaded: hub names, folders in transformers' layout, files of the original format."""
+"""Finding and loading models: hub names, folders in transformers' layout, and files of the original format."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SUFFIXES = (".pth", ".pt", ".ckpt")
 
 
 def is_original(name: str) -> bool:
-    """Whether a model's name is meant as a file of the original format, by its suffix."""
+    """Return whether a model's name has the suffix of a file in the original format."""
     return name.endswith(SUFFIXES)
 
 
 def find_file(name: str) -> Path:
-    """A file given from the repository's root, or below `checkpoints/` or one folder deeper.
+    """Return a file's path: from the repository's root, or below `checkpoints/` or one folder deeper.
 
     Raises:
-        GenValError: it is in none of these places.
+        GenValError: the file does not exist there.
     """
     path = resolve(name) if resolve(name).is_file() else find_below("checkpoints", name)
     if path is None:
@@ -37,7 +37,7 @@ def find_file(name: str) -> Path:
 
 
 def find_place(name: str) -> str:
-    """A folder's path where `name` is one (as `find_file` looks), else `name` as a hub name."""
+    """Return the path of the folder `name` (searched as in `find_file`), or `name` itself as a hub name."""
     if (resolve(name) / "config.json").is_file():
         return str(resolve(name))
     below = find_below("checkpoints", f"{name}/config.json")
@@ -45,10 +45,16 @@ def find_place(name: str) -> str:
 
 
 def load_pretrained(model_class: Any, place: str, name: str, kind: str) -> Any:
-    """A transformers model with every key in its place.
+    """Load a transformers model in float32, with every key and shape as its config says.
+
+    Args:
+        model_class: transformers' class.
+        place: of `find_place`.
+        name: as the user gave it, for errors.
+        kind: start of the model type in its config.
 
     Raises:
-        GenValError: it cannot be had, is of another kind, or keys are missing, unexpected or of another shape.
+        GenValError: the model cannot be found or read, is of another type, or keys are missing or of another shape.
     """
     from transformers import AutoConfig
 
@@ -56,7 +62,7 @@ def load_pretrained(model_class: Any, place: str, name: str, kind: str) -> Any:
         found = AutoConfig.from_pretrained(place).model_type
         if not found.startswith(kind):
             raise GenValError(f"{name} is a model of type {found!r}: expected {kind!r}.")
-        with quiet():
+        with silence_loading():
             model, report = model_class.from_pretrained(
                 place, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
@@ -72,7 +78,7 @@ def load_pretrained(model_class: Any, place: str, name: str, kind: str) -> Any:
 
 
 def read_preprocessing(place: str) -> dict[str, Any]:
-    """What `preprocessor_config.json` says; nothing where there is none."""
+    """Return the content of `preprocessor_config.json`, or an empty dictionary if there is none."""
     from transformers.image_processing_utils import BaseImageProcessor
 
     try:
@@ -82,8 +88,8 @@ def read_preprocessing(place: str) -> dict[str, Any]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' words about keys, which the caller turns into an error, and its progress bars."""
+def silence_loading() -> Iterator[None]:
+    """Silence transformers' warnings about keys, which the caller raises as an error, and its progress bars."""
     import transformers
 
     logger = logging.getLogger(transformers.__name__)

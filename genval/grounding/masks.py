@@ -1,4 +1,4 @@
-"""Masks of inpainted objects: detected by name and segmented, on the engine for resumable work."""
+"""The resumable stage that masks inpainted objects: it detects them by name and segments them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DECIMALS = 6
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The part of an image around its box, as the two models take it."""
+    """The crop of an image around its box, prepared for the two models."""
 
     image: ObjectImage
     mark: str
@@ -58,8 +58,8 @@ class MaskStage(ManifestStage[ObjectImage, _Loaded, _Mask]):
         detector: on its device.
         outliner: on its device.
         settings: thresholds and margin.
-        record: what decides about every mask, as JSON values.
-        similarity: of crops and an object's name; its result is the line's `similarity`.
+        record: the settings that define the masks, as JSON values.
+        similarity: compares crops with an object's name; its result is the line's `similarity`.
     """
 
     title = "masks"
@@ -272,10 +272,10 @@ def mask_objects(settings: MaskSettings, images: Sequence[ObjectImage] | None = 
 
     Args:
         settings: of the stage.
-        images: of `find_images`, where they are at hand.
+        images: of `find_images`, if they were already found.
 
     Returns:
-        On the first process what was done; None on the others.
+        A summary on the first process; None on the others.
 
     Raises:
         GenValError: an input is missing or bad.

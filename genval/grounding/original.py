@@ -1,7 +1,7 @@
-"""GroundingDINO and Segment Anything as their authors saved them: `.pth` files of tensors, read offline and strictly.
+"""GroundingDINO and Segment Anything from the `.pth` files of their authors, read offline and strictly.
 
-A file has no config. Sizes are read off the shapes; what shapes do not tell is the published models', unless a
-`config.json` of transformers in a folder beside the file, named like it without the suffix, says otherwise.
+A file has no config. Sizes are read from the shapes; all other entries are those of the published models. They can be
+overridden by transformers' `config.json` in a folder next to the file, with the file's name without its suffix.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genval.grounding import groundingdino_keys, sam_keys
-from genval.grounding.loading import quiet
+from genval.grounding.loading import silence_loading
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 
@@ -23,7 +23,7 @@ _LISTED = 5
 
 
 def load_groundingdino(path: str | Path) -> Any:
-    """GroundingDINO from `groundingdino_swint_ogc.pth` or a file of the same keys.
+    """Load GroundingDINO from `groundingdino_swint_ogc.pth` or a file with the same keys.
 
     Returns:
         transformers' GroundingDinoForObjectDetection, float32 on the CPU, in evaluation mode.
@@ -45,7 +45,7 @@ def load_groundingdino(path: str | Path) -> Any:
 
 
 def load_sam(path: str | Path) -> Any:
-    """Segment Anything from `sam_vit_h_4b8939.pth` or another of its sizes.
+    """Load Segment Anything from `sam_vit_h_4b8939.pth` or a file of another size.
 
     Returns:
         transformers' SamModel, float32 on the CPU, in evaluation mode.
@@ -69,19 +69,19 @@ def build(
     model_class: Any,
     device: str = "cpu",
 ) -> Any:
-    """Build the model that the shapes tell of and fill it, key by key.
+    """Build a model with the sizes of the given tensors, and load them.
 
     Args:
-        path: of the file, for errors and for the config beside it.
-        title: of the model, for errors.
-        state: the file's tensors by key.
+        path: path of the file, for errors and for the config next to it.
+        title: name of the model, for errors.
+        state: the tensors of the file by key.
         keys: the module with the format's `MARK`, `UNUSED`, `config` and `translate`.
-        make_config: from what `keys.config` gives.
+        make_config: makes transformers' config from the result of `keys.config`.
         model_class: transformers' class.
-        device: where the weights lie; with "meta" names and shapes are compared, and nothing is read.
+        device: device of the weights; with "meta" only names and shapes are checked.
 
     Raises:
-        GenValError: it is another model's file, or keys are missing, unexpected or of another shape.
+        GenValError: the file is of another model, or keys are missing, unexpected or of another shape.
     """
     if keys.MARK not in state:
         raise GenValError(
@@ -94,13 +94,13 @@ def build(
         raise GenValError(
             f"{path} does not hold a whole {title}: its sizes cannot be read, for want of {error}. Fetch it again."
         ) from error
-    beside = path.with_suffix("") / "config.json"
-    config = make_config(_merged(sizes, read_json(beside)) if beside.is_file() else sizes)
+    override = path.with_suffix("") / "config.json"
+    config = make_config(_updated(sizes, read_json(override)) if override.is_file() else sizes)
     tensors, origins = {}, {}
     for key, tensor in state.items():
         for name, part in keys.translate(key, tensor).items():
             tensors[name], origins[name] = part.contiguous(), key
-    with quiet():
+    with silence_loading():
         model, report = model_class.from_pretrained(
             None,
             config=config,
@@ -116,13 +116,13 @@ def build(
         raise GenValError(
             f"{path} does not hold a whole {title}: missing (in transformers' names): {_listed(missing)}; unexpected: "
             f"{_listed(unexpected)}; other shapes: {_listed(sorted(shapes))}. Fetch it again; sizes that shapes do not "
-            f"tell can be given in {beside}."
+            f"tell can be given in {override}."
         )
     return model.eval().requires_grad_(False)
 
 
 def _read(path: Path, inner: str) -> dict[str, Tensor]:
-    """The tensors of a `torch.save` file, which may lie below `inner`."""
+    """Read the tensors of a `torch.save` file, which may be in an entry `inner`."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -139,13 +139,13 @@ def _read(path: Path, inner: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
-def _merged(sizes: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`sizes` with `given` over it, one level into the configs of parts."""
-    merged = dict(sizes)
+def _updated(sizes: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `sizes` updated by `given`; the configs of parts are updated too, not replaced."""
+    updated = dict(sizes)
     for key, value in given.items():
-        is_part = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merged[key] | value if is_part else value
-    return merged
+        is_part = isinstance(value, dict) and isinstance(updated.get(key), dict)
+        updated[key] = updated[key] | value if is_part else value
+    return updated
 
 
 def _listed(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Segment Anything, the first and the second, through transformers: masks of what lies in a box.
+"""Segment Anything, first and second version, through transformers: masks of the objects in boxes.
 
 Kirillov et al., 2023, and Ravi et al., 2024.
 """
@@ -39,7 +39,7 @@ class Outliner:
         self.hash = weights_hash(model)
         self.precision = precision
         self.device = torch.device("cpu")
-        # The second version stretches an image to its square, the first keeps its proportions and fills up.
+        # The second version stretches an image to a square; the first keeps its aspect ratio and pads it.
         self.stretches = model.config.model_type.startswith("sam2")
         side = (model.config.prompt_encoder_config if self.stretches else model.config.vision_config).image_size
         self.side = int(side if isinstance(side, int) else side[0])
@@ -47,17 +47,17 @@ class Outliner:
         self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
 
     def to(self, device: torch.device | str) -> Outliner:
-        """Move the model to a device; returns itself."""
+        """Move the model to a device; return itself."""
         self.device = torch.device(device)
         self._model.to(self.device)
         self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
         return self
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """RGB uint8 (H, W, 3) of any size to what `outline` takes.
+        """Prepare an RGB uint8 (H, W, 3) image of any size for `outline`.
 
-        The first version resizes bytes with Pillow's bilinear filter (the longer side to `side`), the second stretches
-        numbers on the device: the image is left as it is.
+        For the first version, the longer side is resized to `side` with Pillow's bilinear filter. The second version
+        resizes floats on the device, so the image is returned unchanged.
         """
         from PIL import Image
 
@@ -73,24 +73,24 @@ class Outliner:
         sizes: Sequence[tuple[int, int]],
         boxes: Sequence[tuple[float, float, float, float]],
     ) -> list[tuple[np.ndarray, float]]:
-        """The best of three masks of what lies in an image's box, by the model's own estimate of its quality.
+        """Segment the object in the box of each image; of three masks, return the one with the highest estimated IoU.
 
         Args:
             inputs: of `prepare`.
-            sizes: height and width of each image before, in pixels.
-            boxes: left, top, right, bottom in pixels of each image before.
+            sizes: height and width of each image before resizing, in pixels.
+            boxes: left, top, right, bottom in pixels of each image before resizing.
 
         Returns:
-            For each image a mask, bool (H, W), and its estimated intersection over union.
+            For each image a mask, bool (H, W), and its estimated IoU.
 
         Raises:
-            GenValError: the model gives values that are not finite.
+            GenValError: the model's outputs are not finite.
         """
         dtype = weights_dtype(self.precision)
-        pixels = torch.stack([self._normalised(picture) for picture in inputs]).to(dtype)
+        pixels = torch.stack([self._normalised(image) for image in inputs]).to(dtype)
         scaled = []
-        for picture, (height, width), box in zip(inputs, sizes, boxes, strict=True):
-            fitted = (self.side, self.side) if self.stretches else picture.shape[:2]
+        for image, (height, width), box in zip(inputs, sizes, boxes, strict=True):
+            fitted = (self.side, self.side) if self.stretches else image.shape[:2]
             scaled.append(torch.tensor(box) * torch.tensor([fitted[1] / width, fitted[0] / height] * 2))
         prompts = torch.stack(scaled)[:, None].to(self.device)
         with autocast(self.device, self.precision):
@@ -100,28 +100,28 @@ class Outliner:
             raise GenValError("Segment Anything gives values that are not finite. Use --precision 32-true.")
         best = estimates.argmax(dim=1)
         outlined = []
-        for index, (picture, size) in enumerate(zip(inputs, sizes, strict=True)):
+        for index, (image, size) in enumerate(zip(inputs, sizes, strict=True)):
             chosen = logits[index, best[index]]
-            mask = self.to_size(chosen[None, None], picture.shape[:2], size)[0, 0] > 0
+            mask = self.to_size(chosen[None, None], image.shape[:2], size)[0, 0] > 0
             outlined.append((mask.cpu().numpy(), float(estimates[index, best[index]])))
         return outlined
 
     def to_size(self, logits: Tensor, fitted: tuple[int, ...], size: tuple[int, int]) -> Tensor:
-        """Logits (B, C, h, w) of the model's square to the size of the image, bilinearly.
+        """Resize logits (B, C, h, w) of the model's square input to the size of the image, bilinearly.
 
         Args:
-            logits: as the model gives them.
+            logits: of the model.
             fitted: height and width of the image inside the square, from `prepare`.
-            size: height and width of the image before.
+            size: height and width of the image before resizing.
         """
         if not self.stretches:
             logits = functional.interpolate(logits, (self.side, self.side), mode="bilinear", align_corners=False)
             logits = logits[..., : fitted[0], : fitted[1]]
         return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
 
-    def _normalised(self, picture: np.ndarray) -> Tensor:
-        """The model's input of one image, float32 (3, side, side)."""
-        pixels = torch.from_numpy(picture).to(self.device).permute(2, 0, 1).float() / 255
+    def _normalised(self, image: np.ndarray) -> Tensor:
+        """Return the model's input of one image, float32 (3, side, side)."""
+        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1).float() / 255
         if self.stretches:
             square = (self.side, self.side)
             pixels = functional.interpolate(pixels[None], square, mode="bilinear", antialias=True)[0]
@@ -133,8 +133,8 @@ def load_outliner(name: str, precision: str = "32-true") -> Outliner:
     """Load Segment Anything, the first or the second version.
 
     Args:
-        name: a hub name, a folder in transformers' layout, or a file of the first version's original format (relative:
-            from the repository's root, or below `checkpoints/`).
+        name: a hub name, a folder in transformers' layout, or a file of the first version's original format. Relative
+            paths start at the repository's root or at `checkpoints/`.
         precision: one of Lightning's.
 
     Raises:
@@ -157,6 +157,6 @@ def load_outliner(name: str, precision: str = "32-true") -> Outliner:
 
 
 def fitted_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width of an image whose longer side becomes `side`, rounded to the nearest."""
+    """Return the height and width after resizing the longer side to `side`, rounded to the nearest integer."""
     scale = side / max(height, width)
     return int(height * scale + 0.5), int(width * scale + 0.5)

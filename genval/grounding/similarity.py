@@ -1,4 +1,4 @@
-"""Whether an image shows what it should, by CLIP: nearer to the object's name than to the names of the scene."""
+"""CLIP similarity of an image with the name of its object and with the names of the scene's classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROMPT = "a photo of a {}"
 
 
 class Encoder(Protocol):
-    """What is asked of a CLIP model."""
+    """The interface of a CLIP model."""
 
     @property
     def hash(self) -> str: ...
@@ -25,11 +25,11 @@ class Encoder(Protocol):
 
 
 class Similarity:
-    """Cosines of images with an object's name and with the names of the scene's classes.
+    """Cosine similarity of images with an object's name and with the names of the scene's classes.
 
     Args:
-        encoder: gives float32 (N, D) vectors of length 1.
-        scene_names: what a street shows without the object.
+        encoder: returns normalised float32 (N, D) embeddings.
+        scene_names: names of the classes in a street scene.
     """
 
     def __init__(self, encoder: Encoder, scene_names: Sequence[str] = CLASSES) -> None:
@@ -40,10 +40,11 @@ class Similarity:
         self._objects: dict[str, Tensor] = {}
 
     def __call__(self, images: Sequence[np.ndarray], name: str) -> list[dict[str, Any]]:
-        """Of each RGB uint8 (H, W, 3) image: `object` and `scene`, the cosines with the object's name and with the
-        nearest of the scene's names, and `scene_name`.
+        """Compare RGB uint8 (H, W, 3) images with the object `name` and the scene.
 
-        A scene name that is the object's own is left out.
+        Returns:
+            For each image `object`, the cosine similarity with the object's name; `scene`, the highest one with a name
+            of the scene; and `scene_name`, that name. A scene name that equals the object's name is left out.
         """
         if not images:
             return []

@@ -1,4 +1,4 @@
-"""The small variational autoencoder: four times smaller each way, four latent channels of unit variance."""
+"""The small variational autoencoder: downscaling factor 4, four latent channels of unit variance."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def train_autoencoder(
 
 
 def build_autoencoder(recipe: AutoencoderRecipe, height: int) -> Any:
-    """An `AutoencoderKL` of the recipe's size with random weights, for images of a height."""
+    """Build an `AutoencoderKL` of the recipe's size with random weights, for images of a height."""
     from diffusers import AutoencoderKL
 
     levels = len(recipe.block_out_channels)
@@ -110,13 +110,13 @@ def build_autoencoder(recipe: AutoencoderRecipe, height: int) -> Any:
 
 
 def to_model_range(images: torch.Tensor) -> torch.Tensor:
-    """uint8 0..255 to float32 -1..1."""
+    """Scale uint8 0..255 to float32 -1..1."""
     return images.float().div_(127.5).sub_(1)
 
 
 @torch.no_grad()
 def encode_images(model: Any, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-    """Posterior means of uint8 (N, 3, H, W) `images`: (N, C, h, w) float16."""
+    """Return the posterior means of uint8 (N, 3, H, W) images: (N, C, h, w) float16."""
     chunks = []
     for chunk in images.split(batch_size):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):

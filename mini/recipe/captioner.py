@@ -1,4 +1,4 @@
-"""The small captioner, in BLIP's own structure and folder format: a vision transformer and a text decoder."""
+"""The small captioner: a BLIP (vision transformer and text decoder) in transformers' folder format."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ NUM_CLASSES = len(CLASSES)
 class CaptionerRecipe:
     """Size and schedule of the captioner."""
 
-    image_size: int = 256  # pixels per side: frames are twice as wide as high, and squeezed
-    patch_size: int = 8  # 192 numbers per patch, no more than a token holds: larger ones lose what is small
+    image_size: int = 256  # pixels per side; frames of 2:1 are resized to a square
+    patch_size: int = 8  # 192 values per patch, as many as a token has; larger patches lose small objects
     vision_width: int = 192
     vision_layers: int = 6
     text_width: int = 128
     text_layers: int = 2
     attention_heads: int = 4
-    text_tokens: int = 72  # the longest caption of the world has 58, its weather at the end
+    text_tokens: int = 72  # the longest caption of the mini world has 58, with the weather at the end
     steps: int = 9000
-    seconds: float | None = None  # end so long after the first step even if steps remain
+    seconds: float | None = None  # time limit, counted from the end of the first step
     batch_size: int = 128
     matrix_rate: float = 3e-3  # Muon's learning rate
     learning_rate: float = 8e-4  # AdamW's
-    warmup: float = 0.06  # share of the schedule
+    warmup: float = 0.06  # fraction of the schedule
     weight_decay: float = 0.05
-    parts_weight: float = 5.0  # of the second task, see `train_captioner`
-    classes_weight: float = 3.0  # of the third
-    cells: int = 4  # a side of a patch, of the third
-    rare_weight: float = 30.0  # at most so much more of it for a cell of a rare class
+    parts_weight: float = 5.0  # weight of the loss of caption parts, see `train_captioner`
+    classes_weight: float = 3.0  # weight of the loss of cell classes
+    cells: int = 4  # cells per side of a patch
+    rare_weight: float = 30.0  # maximum weight of a rare class in the loss of cell classes
     seed: int = 0
 
 
@@ -65,16 +65,16 @@ def train_captioner(
 ) -> dict[str, Any]:
     """Train on captioned images and save a folder that `BlipForConditionalGeneration.from_pretrained` reads, in fp16.
 
-    Beside the next word, the vision transformer predicts which parts the caption has ("two cars", "cars", "trees", the
-    weather), and from each token the class of each cell of its patch, where rare classes weigh more: small things are
-    found in far fewer steps so. The parts are read from the mean and the maximum of all tokens, where they are learned
-    soonest, and from the first token alone, where the text decoder need not search for them. The three layers that do
-    it are not saved. The matrices of the layers are trained with Muon (Jordan et al., 2024), all else with AdamW.
+    There are two auxiliary tasks. The vision transformer predicts which parts the caption has ("two cars", "cars",
+    "trees", the weather), both from the mean and maximum of all tokens, which is learned fastest, and from the first
+    token. It also predicts from each token the class of each cell of its patch, with higher weights for rare classes,
+    so that small objects are learned in fewer steps. The three layers of the auxiliary tasks are not saved. The
+    matrices of the layers are trained with Muon (Jordan et al., 2024), all other weights with AdamW.
 
     Args:
         images: (N, 3, S, S) uint8 RGB, S the recipe's `image_size`.
         texts: N captions.
-        classes: (N, C, C) uint8 from `load_class_cells`, C = S / patch * cells, or None: without the third task.
+        classes: (N, C, C) uint8 from `load_class_cells`, C = S / patch * cells; None disables the task of cell classes.
         recipe: size and schedule.
         output: folder to write.
         device: where to train.
@@ -113,14 +113,14 @@ def train_captioner(
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
-    """The captions' `input_ids` and `attention_mask` (N, tokens), each beginning with the decoder's start token."""
+    """Return `input_ids` and `attention_mask` (N, tokens) of captions, which begin with the decoder's start token."""
     tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
     tokens["input_ids"][:, 0] = tokenizer.convert_tokens_to_ids("[DEC]")
     return tokens
 
 
 def build_captioner(tokenizer: Any, recipe: CaptionerRecipe) -> Any:
-    """A BLIP of the recipe's size with random weights."""
+    """Build a BLIP of the recipe's size with random weights."""
     from transformers import BlipConfig, BlipForConditionalGeneration
 
     return BlipForConditionalGeneration(
@@ -151,12 +151,12 @@ def build_captioner(tokenizer: Any, recipe: CaptionerRecipe) -> Any:
 
 
 class _Heads(nn.Module):
-    """The layers of the second and the third task, which are not saved.
+    """The layers of the auxiliary tasks, which are not saved.
 
     Args:
         recipe: width and cells.
         parts: number of caption parts.
-        classes: (N, C, C) uint8 trainIds of the cells, or None: without the third task.
+        classes: (N, C, C) uint8 trainIds of the cells; None disables the task of cell classes.
     """
 
     def __init__(self, recipe: CaptionerRecipe, parts: int, classes: Tensor | None) -> None:
@@ -173,14 +173,14 @@ class _Heads(nn.Module):
             self.register_buffer("_weight", (1 / share.clamp(min=1e-6)).sqrt().clamp(max=recipe.rare_weight))
 
     def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the parts (2, B, parts) and the classes (B, tokens, classes * cells^2), from the image's tokens."""
+        """Return logits of the parts (2, B, parts) and of the classes (B, tokens, classes * cells^2)."""
         tokens = embeddings[:, 1:]
         pooled = torch.cat([tokens.mean(1), tokens.amax(1)], 1)
         parts = torch.stack([self._part_head(pooled), self._first_head(embeddings[:, 0])])
         return parts, self._class_head(tokens)
 
     def class_loss(self, logits: Tensor, index: Tensor, warp: Tensor) -> Tensor:
-        """Cross-entropy of the cells' classes of images `index` moved by `warp`; 0 without the third task."""
+        """Return the cross-entropy of the cell classes of images `index`, warped by `warp`; 0 if disabled."""
         if self._classes is None:
             return torch.zeros((), device=logits.device)
         moved_classes = moved(self._classes[index].unsqueeze(1).float(), warp, "nearest")[:, 0].long()
@@ -191,12 +191,12 @@ class _Heads(nn.Module):
 def _losses(
     model: Any, heads: _Heads, views: Views, tokens: Any, wanted: Tensor, recipe: CaptionerRecipe
 ) -> tuple[Tensor, list[Tensor]]:
-    """The loss of a batch, and its parts: of the words, the caption's parts and the cells' classes.
+    """Return the loss of a batch, and its terms: words, caption parts and cell classes.
 
     Args:
         model: in training mode.
-        heads: of the second and the third task.
-        views: gives the images.
+        heads: of the auxiliary tasks.
+        views: samples the images.
         tokens: `input_ids` and `attention_mask` (N, tokens) of the captions.
         wanted: (N, parts) from `part_table`.
         recipe: weights of the losses.
@@ -215,7 +215,7 @@ def _losses(
 
 
 def _optimisation(model: Any, heads: nn.Module, recipe: CaptionerRecipe, device: torch.device) -> Optimisation:
-    """Muon for the matrices of the transformers' layers, AdamW for all other weights."""
+    """Return Muon for the matrices of the transformer layers, and AdamW for all other weights."""
     trained = [*model.parameters(), *heads.parameters()]
     layers = (model.vision_model.encoder, model.text_decoder.bert.encoder)
     matrices = [weight for part in layers for weight in part.parameters() if weight.ndim == 2]
@@ -236,19 +236,19 @@ def measure_captioner(
 ) -> dict[str, Any]:
     """Measure the saved captioner on images that it was not trained on.
 
-    A caption names the right weather where its phrases are those of the true domain and of no other. A thing is there
-    where the true caption names it, which it does from a share of the image on: 4e-4 for a car (26 of the 256x256
-    pixels the network sees), 2.5e-4 for a person (16 pixels).
+    The weather is right if the caption has phrases of the target caption's domain and of no other. An object is present
+    if the target caption names it, which it does from a minimum fraction of the image on: 4e-4 for a car (26 of the
+    256x256 input pixels), 2.5e-4 for a person (16 pixels).
 
     Args:
         folder: written by `train_captioner`.
         images: RGB uint8 (H, W, 3).
-        texts: their true captions.
+        texts: their target captions.
         device: where to run.
 
     Returns:
-        Scores, all but the counts 0..1: `weather_accuracy`, the least of a domain `weather_accuracy_worst`, and for
-        `car` and `person`: accuracy, accuracy balanced over present and absent, and the share present.
+        Metrics, 0..1 except for counts: `weather_accuracy`, the lowest accuracy of a domain `weather_accuracy_worst`,
+        and for `car` and `person` the accuracy, the balanced accuracy and the fraction of images with it.
     """
     blip = load_blip(str(folder)).to(device)
     captions = blip.caption_images(images, max_tokens=CaptionerRecipe.text_tokens, batch_size=128)
@@ -256,37 +256,37 @@ def measure_captioner(
     for text, caption in zip(texts, captions, strict=True):
         for domain in named_domains(text):
             right[domain].append(named_domains(caption) == {domain})
-    of_domain = [sum(flags) / len(flags) for flags in right.values() if flags]
+    domain_accuracies = [sum(flags) / len(flags) for flags in right.values() if flags]
     flags = [flag for each in right.values() for flag in each]
-    figures: dict[str, Any] = {"held_out": len(texts), "weather_accuracy": round(sum(flags) / len(flags), 4)}
-    figures["weather_accuracy_worst"] = round(min(of_domain), 4)
+    metrics: dict[str, Any] = {"held_out": len(texts), "weather_accuracy": round(sum(flags) / len(flags), 4)}
+    metrics["weather_accuracy_worst"] = round(min(domain_accuracies), 4)
     for thing, words in {"car": ("car", "cars"), "person": ("person", "people")}.items():
         there = np.array([names(text, *words) for text in texts])
         said = np.array([names(caption, *words) for caption in captions])
         sides = [(said == there)[there == side].mean() for side in (True, False) if (there == side).any()]
-        figures[f"{thing}_accuracy"] = round(float((said == there).mean()), 4)
-        figures[f"{thing}_balanced_accuracy"] = round(float(np.mean(sides)), 4)
-        figures[f"{thing}_share"] = round(float(there.mean()), 4)
-    return figures
+        metrics[f"{thing}_accuracy"] = round(float((said == there).mean()), 4)
+        metrics[f"{thing}_balanced_accuracy"] = round(float(np.mean(sides)), 4)
+        metrics[f"{thing}_share"] = round(float(there.mean()), 4)
+    return metrics
 
 
 def cell_map(logits: Tensor, cells: int) -> Tensor:
-    """Logits (B, N * N, classes * cells^2) of N x N tokens as a map (B, classes, N * cells, N * cells)."""
+    """Reshape logits (B, N * N, classes * cells^2) of N x N tokens to (B, classes, N * cells, N * cells)."""
     side = math.isqrt(logits.shape[1])
     return F.pixel_shuffle(logits.transpose(1, 2).unflatten(2, (side, side)), cells)
 
 
 def load_class_cells(data_dir: Path, records: Sequence[dict[str, Any]], side: int, workers: int) -> Tensor | None:
-    """The class in the middle of each of `side` x `side` cells of each image.
+    """Return the class at the centre of each of `side` x `side` cells of each image.
 
     Args:
-        data_dir: where the paths of the records start.
-        records: lines of a list; `conditioning_image` names the mask, level3Ids where its name says so.
-        side: cells.
-        workers: threads.
+        data_dir: folder from which the paths of the records start.
+        records: lines of a list; `conditioning_image` is the mask, with level3Ids if its name contains the word.
+        side: number of cells per side.
+        workers: number of threads.
 
     Returns:
-        (N, side, side) uint8 trainIds, 255 where there is none; None where a record names no mask.
+        (N, side, side) uint8 trainIds, 255 for no class; None if a record has no mask.
 
     Raises:
         GenValError: a mask is missing or damaged.
@@ -304,7 +304,7 @@ def load_class_cells(data_dir: Path, records: Sequence[dict[str, Any]], side: in
 
 
 def build_processor(texts: Sequence[str], image_size: int) -> Any:
-    """A `BlipProcessor` whose vocabulary is the captions' words, and letters for all others."""
+    """Build a `BlipProcessor` whose vocabulary is the words of the captions, and letters for all other words."""
     from transformers import BertTokenizer, BlipImageProcessor, BlipProcessor
 
     words = sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
@@ -317,24 +317,24 @@ def build_processor(texts: Sequence[str], image_size: int) -> Any:
 
 
 def part_table(texts: Sequence[str], at_least: int = 20) -> tuple[list[str], Tensor]:
-    """The parts that `at_least` captions have, and which caption has which: float32 (N, parts), 0 or 1.
+    """Return the parts that at least `at_least` captions have, and float32 (N, parts), 1 where a caption has a part.
 
-    What is counted is a part with its number and one without: "a person" is also "people".
+    A counted part is also a part without its number: "a person" is also "people".
     """
-    of_text = [[*(parts := caption_parts(text)), *kinds(parts)] for text in texts]
-    counts = Counter(part for parts in of_text for part in set(parts))
+    text_parts = [[*(parts := caption_parts(text)), *kinds(parts)] for text in texts]
+    counts = Counter(part for parts in text_parts for part in set(parts))
     common = sorted(
         part for part, count in counts.items() if count >= min(at_least, len(texts)) or part in DOMAIN_PHRASES
     )
     number = {part: i for i, part in enumerate(common)}
     table = torch.zeros(len(texts), len(common))
-    for row, parts in enumerate(of_text):
+    for row, parts in enumerate(text_parts):
         table[row, [number[part] for part in parts if part in number]] = 1
     return common, table
 
 
 def kinds(parts: Sequence[str]) -> list[str]:
-    """The plurals of the counted things among a caption's parts.
+    """Return the plurals of the counted objects among a caption's parts.
 
     >>> kinds(["a wide street", "a person", "two parked bicycles", "trees"])
     ['people', 'parked bicycles']

@@ -1,4 +1,4 @@
-"""The small CLIP model, in open_clip's own structure and folder format: a ResNet and a text transformer."""
+"""The small CLIP model: a ResNet and a text transformer in open_clip's folder format."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class ContrastiveRecipe:
     vocabulary: int = 700  # at most
     embedding: int = 128
     steps: int = 1500
-    seconds: float | None = None  # end after this time even if steps remain
+    seconds: float | None = None  # time limit
     batch_size: int = 256
     learning_rate: float = 1e-3
-    warmup: float = 0.06  # share of the schedule
+    warmup: float = 0.06  # fraction of the schedule
     weight_decay: float = 0.05
-    domain_weight: float = 0.5  # of the second loss, see `train_contrastive`
+    domain_weight: float = 0.5  # weight of the domain loss, see `train_contrastive`
     seed: int = 0
 
 
@@ -63,9 +63,9 @@ def train_contrastive(
 ) -> dict[str, Any]:
     """Train on captioned images and save a folder that open_clip reads as `local-dir:`, in fp16.
 
-    A text is a caption, or some of its parts. CLIP's loss takes every other pair of a batch for a wrong one; "two cars"
-    is true of many images, so here every text whose parts are all in an image's caption is a right one of it
-    (supervised contrastive loss: Khosla et al., 2020). A second loss names the domain among six phrases.
+    A text is a caption or some of its parts. In CLIP's loss, all other pairs of a batch are negatives. Here "two cars"
+    may describe many images, so a text is a positive of each image whose caption has all its parts (supervised
+    contrastive loss: Khosla et al., 2020). A second loss classifies the domain among six phrases.
 
     Args:
         images: (N, 3, S, S) uint8 RGB, S the recipe's `image_size`.
@@ -81,7 +81,7 @@ def train_contrastive(
     from open_clip import CLIP
 
     torch.manual_seed(recipe.seed)
-    # With a token for each sign: the unknown one is also the last one of a text, where its vector is read off.
+    # Each punctuation mark has a token, because the unknown token is also the end token, where the embedding is read.
     tokenizer = build_tokenizer(
         [*texts, " ".join(string.punctuation)],
         DiffusionRecipe(text_tokens=recipe.text_tokens, vocabulary=recipe.vocabulary),
@@ -117,11 +117,11 @@ def train_contrastive(
 def _losses(
     model: Any, tokenizer: Any, views: Views, phrases: _Phrases, recipe: ContrastiveRecipe
 ) -> tuple[Tensor, list[Tensor]]:
-    """The loss of a batch, and its parts: of the pairs and of the domains."""
+    """Return the loss of a batch, and its terms: pairs and domains."""
     index, pixels, _ = views.sample()
     device = pixels.device
     chosen = index.tolist()
-    written, true = phrases.sample(chosen)
+    written, positive = phrases.sample(chosen)
     ids = tokenizer(
         [*written, *phrases.domains()], padding="max_length", truncation=True, max_length=recipe.text_tokens,
         return_tensors="pt",
@@ -131,7 +131,7 @@ def _losses(
         texts_embedded = model.encode_text(ids.to(device), normalize=True)
     logits = model.logit_scale.exp() * images_embedded.float() @ texts_embedded.float().T
     count = len(chosen)
-    pair_loss = multi_positive_loss(logits[:, :count], true.to(device))
+    pair_loss = multi_positive_loss(logits[:, :count], positive.to(device))
     domains = torch.tensor([phrases.domain_numbers[i] for i in chosen]).to(device)
     domain_loss = nn.functional.cross_entropy(logits[:, count:], domains, ignore_index=-1)
     return pair_loss + recipe.domain_weight * domain_loss, [pair_loss, domain_loss]
@@ -145,54 +145,54 @@ def measure_contrastive(
     Args:
         folder: written by `train_contrastive`.
         images: RGB uint8 (H, W, 3).
-        texts: their true captions.
+        texts: their target captions.
         device: where to run.
 
     Returns:
-        Scores 0..1: `domain_accuracy` of the most similar of "a street, {phrase}" (the first phrase of each domain),
-        the least of a domain `domain_accuracy_worst`, and `against_clear_worst`: the share of images, of a domain and
-        of clear ones alike, that the domain's phrase and the clear one tell apart, for the domain where it is least.
+        Metrics, 0..1: `domain_accuracy` of the most similar of "a street, {phrase}" (the first phrase of each domain);
+        the lowest accuracy of a domain, `domain_accuracy_worst`; and `against_clear_worst`, the lowest balanced
+        accuracy of a domain's phrase against that of clear weather.
     """
     clip = load_clip(str(folder)).to(device)
     known = [(i, parts[-1]) for i, parts in enumerate(map(caption_parts, texts)) if parts[-1] in DOMAIN_PHRASES]
-    truth = np.array([DOMAINS.index(domain) for _, domain in known])
+    target = np.array([DOMAINS.index(domain) for _, domain in known])
     phrases = clip.encode_texts([f"a street, {wordings[0]}" for wordings in DOMAIN_PHRASES.values()])
     similarity = (clip.encode_images([images[i] for i, _ in known]) @ phrases.T).numpy()
-    right = similarity.argmax(1) == truth
-    present, clear = sorted(set(truth.tolist())), DOMAINS.index("clear")
+    right = similarity.argmax(1) == target
+    present, clear = sorted(set(target.tolist())), DOMAINS.index("clear")
     pairs = []
     for domain in (domain for domain in present if domain != clear and clear in present):
         closer = similarity[:, domain] > similarity[:, clear]
-        pairs.append((closer[truth == domain].mean() + 1 - closer[truth == clear].mean()) / 2)
+        pairs.append((closer[target == domain].mean() + 1 - closer[target == clear].mean()) / 2)
     return {
         "held_out": len(known),
         "domain_accuracy": round(float(right.mean()), 4),
-        "domain_accuracy_worst": round(float(min(right[truth == domain].mean() for domain in present)), 4),
+        "domain_accuracy_worst": round(float(min(right[target == domain].mean() for domain in present)), 4),
         "against_clear_worst": round(float(min(pairs)), 4) if pairs else None,
     }
 
 
-def multi_positive_loss(logits: Tensor, true: Tensor) -> Tensor:
-    """CLIP's loss where an image may have several right texts, and a text several right images.
+def multi_positive_loss(logits: Tensor, positive: Tensor) -> Tensor:
+    """Return CLIP's loss for images with several positive texts, and texts with several positive images.
 
     Args:
         logits: (B, T) similarity of image and text.
-        true: (B, T) bool, which pairs are right; at least one per row and column.
+        positive: (B, T) bool, the positive pairs; at least one per row and column.
 
     Returns:
-        The mean negative log-probability of the right ones, over rows and over columns, averaged.
+        The mean negative log-probability of the positives, over rows and over columns, averaged.
     """
-    right = true.float()
-    rows = -(logits.log_softmax(1) * right).sum(1) / right.sum(1)
-    columns = -(logits.log_softmax(0) * right).sum(0) / right.sum(0)
+    weights = positive.float()
+    rows = -(logits.log_softmax(1) * weights).sum(1) / weights.sum(1)
+    columns = -(logits.log_softmax(0) * weights).sum(0) / weights.sum(0)
     return (rows.mean() + columns.mean()) / 2
 
 
 class _Phrases:
-    """Texts for images, drawn from the parts of their captions.
+    """Samples texts of images from the parts of their captions.
 
     Attributes:
-        domain_numbers: the number of each caption's domain, -1 where it names none.
+        domain_numbers: the number of each caption's domain, -1 if it has none.
     """
 
     def __init__(self, texts: Sequence[str], seed: int) -> None:
@@ -209,7 +209,7 @@ class _Phrases:
         ]
 
     def sample(self, index: Sequence[int]) -> tuple[list[str], Tensor]:
-        """A text for each image, and (B, B) bool: of which images (rows) each text (columns) is true."""
+        """Return a text for each image, and (B, B) bool: which texts (columns) describe which images (rows)."""
         has = self._has[list(index)]
         written, says = [], torch.zeros_like(has)
         for row, i in enumerate(index):
@@ -220,10 +220,10 @@ class _Phrases:
                 kept = sorted(self._random.sample(kept, self._random.randint(1, min(4, len(parts)))))
                 written.append(", ".join(self._worded(parts[k]) for k in kept))
             says[row, [self._numbers[i][k] for k in kept]] = 1
-        return written, (1 - has) @ says.T == 0  # nothing is said that the image has not
+        return written, (1 - has) @ says.T == 0  # all parts of the text are in the caption
 
     def domains(self) -> list[str]:
-        """A text for each domain, of one wording."""
+        """Return a text for each domain, all with one template."""
         template = self._random.choice(_TEMPLATES)
         body = ", ".join(part for part in self._random.choice(self._parts) if part not in DOMAIN_PHRASES)
         return [template.format(caption=body, phrase=self._worded(domain)) for domain in DOMAINS]
@@ -233,7 +233,7 @@ class _Phrases:
 
 
 def _config(recipe: ContrastiveRecipe, vocabulary: int, end: int) -> dict[str, Any]:
-    """What open_clip_config.json says."""
+    """Return the content of open_clip_config.json."""
     return {
         "model_cfg": {
             "embed_dim": recipe.embedding,
@@ -246,7 +246,7 @@ def _config(recipe: ContrastiveRecipe, vocabulary: int, end: int) -> dict[str, A
             "text_cfg": {
                 "context_length": recipe.text_tokens,
                 "vocab_size": vocabulary,
-                "hf_tokenizer_name": "tokenizer.json",  # the folder's own is read, whatever the name
+                "hf_tokenizer_name": "tokenizer.json",  # open_clip reads the folder's tokenizer, whatever the name
                 "width": recipe.text_width,
                 "heads": recipe.text_heads,
                 "layers": recipe.text_layers,
@@ -261,7 +261,7 @@ def _config(recipe: ContrastiveRecipe, vocabulary: int, end: int) -> dict[str, A
 
 
 def save_open_clip(model: nn.Module, config: dict[str, Any], tokenizer: Any, output: Path) -> None:
-    """Write a folder that open_clip reads: its config, fp16 weights, and a tokenizer of the transformers library."""
+    """Write a folder that open_clip reads: its config, fp16 weights, and transformers' tokenizer."""
     from safetensors.torch import save_file
 
     tokenizer.save_pretrained(output)

@@ -1,4 +1,4 @@
-"""Images, masks and captions read once into memory: the small models train on sets that fit a GPU."""
+"""Captioned images and masks, read into memory: the training sets of the small models fit on a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from genval.runtime.progress import progress_bar
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images of one size with a caption each, and masks where the set has them.
+    """Captioned images of one size, optionally with masks.
 
     Attributes:
         images: (N, 3, H, W) uint8 RGB.

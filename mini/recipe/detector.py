@@ -1,4 +1,4 @@
-"""The small GroundingDINO, in the folder format that transformers reads: a ConvNeXt, a BERT and two-stage queries."""
+"""The small GroundingDINO (ConvNeXt, BERT and two-stage queries) in transformers' folder format."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genval.grounding.detector import Detection, as_caption, load_detector, mend_text_positions
+from genval.grounding.detector import Detection, as_caption, fix_text_positions, load_detector
 from mini.recipe.object_crops import CropSampler, MeasuredCrop, ObjectImages
 from mini.recipe.training import Average, Log, adamw, fit, float32_cosine, warm_cosine
 
-# transformers knows these tokens by their numbers, which are those of BERT's uncased vocabulary, as are the letters'.
+# Token ids of BERT's uncased vocabulary, which are fixed in transformers.
 _SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
 _FIRST_SIGN, _FIRST_LETTER = 999, 1037
-_LEAST_QUALITY = 0.5  # overlap from which a box counts as the object's, and what the nearest ones are held to
+_LEAST_QUALITY = 0.5  # minimum IoU of a positive box, and minimum target score of the matched boxes
 _NAMES_WEIGHT = 4.0
 THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
 
@@ -41,15 +41,15 @@ class DetectorRecipe:
     queries: int = 20
     text_tokens: int = 64  # at most
     steps: int = 4000
-    seconds: float | None = None  # end after this time even if steps remain
+    seconds: float | None = None  # time limit
     batch_size: int = 256
     learning_rate: float = 8e-4
-    warmup: float = 0.05  # share of the schedule
+    warmup: float = 0.05  # fraction of the schedule
     weight_decay: float = 0.02
     ema: float = 0.997  # of the weights that are saved
-    empty_share: float = 0.3  # of the squares show the street without the object
-    wrong_share: float = 0.25  # of the squares show another object than the one asked for
-    finders: int = 5  # predictions that are to find an object, of the encoder and of each decoder layer
+    empty_share: float = 0.3  # fraction of the crops without an object
+    wrong_share: float = 0.25  # fraction of the crops with another object than the prompted one
+    finders: int = 5  # predictions that are matched to an object, of the encoder and of each decoder layer
     seed: int = 0
 
 
@@ -60,9 +60,9 @@ def train_detector(
     device: torch.device,
     log: Log = print,
 ) -> dict[str, Any]:
-    """Train on squares around objects and save a folder that `GroundingDinoForObjectDetection` reads, in fp16.
+    """Train on square crops around objects and save a folder that `GroundingDinoForObjectDetection` reads, in fp16.
 
-    A square shows the object that is asked for, another one, or none at all: the same street without it.
+    A crop contains the prompted object, another one, or no object (the same street without it).
 
     Args:
         images: streets with an object, of many names.
@@ -83,7 +83,7 @@ def train_detector(
     tokenizer = build_tokenizer(known)
     names = _Names(tokenizer, known, device)
     model = build_detector(recipe, len(tokenizer)).to(device)
-    mend_text_positions(model)
+    fix_text_positions(model)
     average = Average(model, recipe.ema)
     optimisation = adamw(
         model.parameters(), device, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay,
@@ -110,14 +110,14 @@ def train_detector(
 def _losses(
     model: Any, sampler: CropSampler, names: _Names, shown: Tensor, recipe: DetectorRecipe
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """The loss of a batch, and its parts: names and boxes of the proposals, then of the queries.
+    """Return the loss of a batch, and its terms: names and boxes of the proposals, then of the queries.
 
     Args:
         model: in training mode.
-        sampler: gives the squares.
-        names: what can be asked for.
+        sampler: samples the crops.
+        names: the possible prompts.
         shown: (N,) int64, the number of each image's name.
-        recipe: batch size, and shares of the squares without the object.
+        recipe: batch size, and fractions of the crops without the prompted object.
     """
     device, count = shown.device, len(names.wanted)
     index = sampler.indices(recipe.batch_size)
@@ -128,10 +128,10 @@ def _losses(
     asked = (shown[index] + wrong * other) % count
     crops = sampler.sample(index, empty)
     tokens = names.tokens(asked)
-    guesses = predictions(model, model(pixel_values=crops.pixels, **tokens), tokens["attention_mask"])
+    predicted = predictions(model, model(pixel_values=crops.pixels, **tokens), tokens["attention_mask"])
     first, *layers = (
         detection_losses(logits, boxes, names.wanted[asked], crops.boxes, ~(empty | wrong), recipe.finders)
-        for logits, boxes in guesses
+        for logits, boxes in predicted
     )
     parts = torch.cat([first, torch.stack(layers).mean(0)])
     return parts.sum(), parts
@@ -148,10 +148,10 @@ def _save_detector(model: Any, tokenizer: Any, recipe: DetectorRecipe, output: P
 
 
 def build_detector(recipe: DetectorRecipe, vocabulary: int) -> Any:
-    """A GroundingDINO of the recipe's size with random weights of a spread that suits small widths.
+    """Build a GroundingDINO of the recipe's size, with random weights for small widths.
 
-    transformers draws all weights with a deviation of 0.02 and starts the fusion of text and image at 1e-4, for
-    training that begins at large pretrained backbones; with both, small layers hardly pass on a signal.
+    transformers initialises all weights with a standard deviation of 0.02 and the fusion of text and image with 1e-4,
+    which is meant for large pretrained backbones. With both, the outputs of small layers almost vanish.
     """
     from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
 
@@ -192,64 +192,65 @@ def build_detector(recipe: DetectorRecipe, vocabulary: int) -> Any:
     )
     with torch.no_grad():
         for name, module in model.named_modules():
-            # Those that set where attention looks, and the last ones of the boxes, start at zero.
+            # The sampling offsets of the attention and the last layers of the box heads stay zero.
             if isinstance(module, nn.Linear) and module.weight.any() and "attention_weights" not in name:
                 nn.init.xavier_uniform_(module.weight)
         for layer in model.model.encoder.layers:
             layer.fusion_layer.vision_param.fill_(0.5)
             layer.fusion_layer.text_param.fill_(0.5)
-        # A score is the product of two layer-normalised vectors: one of them starts short, so that scores start near 0.
+        # A score is the product of two layer-normalised vectors. One of them starts small, so scores start near 0.
         norm = model.model.encoder.layers[-1].text_enhancer_layer.layer_norm_after
         norm.weight.fill_(recipe.width**-0.5)
     return model
 
 
-def predictions(model: Any, result: Any, attends: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Token logits (B, n, tokens) and boxes (B, n, 4), centre and size 0..1: the encoder's, then each decoder layer's.
+def predictions(model: Any, result: Any, attention_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return token logits (B, n, tokens) and boxes (B, n, 4; centre and size, 0..1) of the encoder and decoder layers.
 
     Args:
         model: GroundingDinoForObjectDetection, two-stage.
-        result: of the model; it gives the last layer's only.
-        attends: (B, tokens), 0 where a text is filled up; logits are minus infinity there.
+        result: output of the model, which itself contains only the predictions of the last layer.
+        attention_mask: (B, tokens), 0 at padding; logits are minus infinity there.
     """
-    count = attends.shape[1]
-    guesses = [(result.enc_outputs_class[..., :count], result.enc_outputs_coord_logits.sigmoid())]
+    count = attention_mask.shape[1]
+    predicted = [(result.enc_outputs_class[..., :count], result.enc_outputs_coord_logits.sigmoid())]
     references = [result.init_reference_points, *result.intermediate_reference_points.unbind(1)]
     for layer, hidden in enumerate(result.intermediate_hidden_states.unbind(1)):
-        logits = model.class_embed[layer](hidden, result.encoder_last_hidden_state_text, attends.bool())
+        logits = model.class_embed[layer](hidden, result.encoder_last_hidden_state_text, attention_mask.bool())
         boxes = (model.bbox_embed[layer](hidden) + references[layer].logit(eps=1e-5)).sigmoid()
-        guesses.append((logits[..., :count], boxes))
-    return guesses
+        predicted.append((logits[..., :count], boxes))
+    return predicted
 
 
 def detection_losses(
-    logits: Tensor, guessed: Tensor, wanted: Tensor, boxes: Tensor, present: Tensor, count: int
+    logits: Tensor, predicted: Tensor, wanted: Tensor, boxes: Tensor, present: Tensor, count: int
 ) -> Tensor:
-    """Losses of predictions in images with one object or none.
+    """Return the losses of predictions in images with one object or none.
 
-    The `count` predictions nearest to an object, by DETR's matching cost (Carion et al., 2020), are to give its box (L1
-    and generalised IoU). They, and all whose box overlaps it by half, are to give the tokens of its name with a
-    probability equal to that overlap, and all others no token (quality focal loss: Li et al., 2020): twins of a right
-    box are right too, since detections are thinned out by their overlap later. Weights are GroundingDINO's.
+    The `count` predictions with the lowest matching cost of DETR (Carion et al., 2020) are matched to the object and
+    learn its box (L1 and generalised IoU). They, and all predictions with an IoU of at least 0.5, learn the tokens of
+    its name with the IoU as target probability; all others learn no token (quality focal loss: Li et al., 2020).
+    Duplicates of a correct box are positives too, because they are removed by non-maximum suppression later. The
+    weights are GroundingDINO's.
 
     Args:
-        logits: (B, n, tokens), minus infinity behind a text's end.
-        guessed: (B, n, 4) boxes, centre and size 0..1.
-        wanted: (B, tokens) bool, which tokens are the name's.
-        boxes: (B, 4) true ones: left, top, right, bottom 0..1.
-        present: (B,) bool, whether the image shows what is asked for.
-        count: of the predictions that are to find it.
+        logits: (B, n, tokens), minus infinity at padding.
+        predicted: (B, n, 4) predicted boxes, centre and size, 0..1.
+        wanted: (B, tokens) bool, the tokens of the name.
+        boxes: (B, 4) target boxes: left, top, right, bottom, 0..1.
+        present: (B,) bool, whether the image contains the prompted object.
+        count: number of matched predictions.
 
     Returns:
-        (2,) of names and of boxes, the mean of those that are to find something.
+        (2,) the losses of names and boxes, averaged over the positives and the matched predictions.
     """
     from torchvision.ops import box_convert, generalized_box_iou_loss
 
     logits = logits.float().clamp(min=-30)
-    guessed = guessed.float()
-    corners = box_convert(guessed, "cxcywh", "xyxy")
+    predicted = predicted.float()
+    corners = box_convert(predicted, "cxcywh", "xyxy")
     true = boxes.unsqueeze(1).expand_as(corners)
-    distance = (guessed - box_convert(true, "xyxy", "cxcywh")).abs().sum(-1)
+    distance = (predicted - box_convert(true, "xyxy", "cxcywh")).abs().sum(-1)
     overlap_loss = generalized_box_iou_loss(corners, true, reduction="none")
     probabilities = logits.sigmoid()
     share = (wanted / wanted.sum(1, keepdim=True)).unsqueeze(1)
@@ -266,38 +267,38 @@ def detection_losses(
 
 
 def pairwise_overlap(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union of boxes (..., 4), each with its counterpart: left, top, right, bottom."""
+    """Return the elementwise IoU of boxes (..., 4): left, top, right, bottom."""
     inner = (torch.minimum(one, other)[..., 2:] - torch.maximum(one, other)[..., :2]).clamp(min=0).prod(-1)
     areas = [(boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1) for boxes in (one, other)]
     return inner / (areas[0] + areas[1] - inner).clamp(min=1e-6)
 
 
 def build_tokenizer(names: Sequence[str]) -> Any:
-    """BERT's, with the names' words; any other is spelled in letters."""
+    """Build a BERT tokenizer with the words of the names; other words are split into letters."""
     from transformers import BertTokenizer
 
-    taken = dict(_SPECIAL)
-    taken |= {sign: _FIRST_SIGN + i for i, sign in enumerate("!\"#$%&'()*+,-./0123456789:;<=>?@[\\]^_`")}
+    token_ids = dict(_SPECIAL)
+    token_ids |= {sign: _FIRST_SIGN + i for i, sign in enumerate("!\"#$%&'()*+,-./0123456789:;<=>?@[\\]^_`")}
     letters = string.ascii_lowercase
     words = sorted({word for name in names for word in name.lower().split()} - set(letters))
     others = [*letters, *(f"##{letter}" for letter in letters + string.digits), *words]
-    taken |= {token: _FIRST_LETTER + i for i, token in enumerate(others)}
-    of_number = {number: token for token, number in taken.items()}
+    token_ids |= {token: _FIRST_LETTER + i for i, token in enumerate(others)}
+    token_of_id = {number: token for token, number in token_ids.items()}
     return BertTokenizer(
-        vocab={of_number.get(number, f"[unused{number}]"): number for number in range(max(of_number) + 1)}
+        vocab={token_of_id.get(number, f"[unused{number}]"): number for number in range(max(token_of_id) + 1)}
     )
 
 
 class _Names:
-    """What the detector is asked, as tokens.
+    """The tokenized prompts of the detector.
 
     Args:
         tokenizer: of `build_tokenizer`.
-        names: of objects.
-        device: where the tokens lie.
+        names: names of objects.
+        device: device of the tokens.
 
     Attributes:
-        wanted: (names, tokens) bool, which tokens are the name's own.
+        wanted: (names, tokens) bool, the tokens of the name without special tokens.
     """
 
     def __init__(self, tokenizer: Any, names: Sequence[str], device: torch.device) -> None:
@@ -307,12 +308,12 @@ class _Names:
         self.wanted = ~torch.isin(self._tokens["input_ids"], marks.to(device))
 
     def tokens(self, index: Tensor) -> dict[str, Tensor]:
-        """The model's text inputs for names given by their number."""
+        """Return the model's text inputs for the names with the given numbers."""
         return {key: value[index] for key, value in self._tokens.items()}
 
 
 def measure_detector(folder: Path, crops: Sequence[MeasuredCrop], device: torch.device) -> dict[str, Any]:
-    """Measure the saved detector on squares that it was not trained on, through the code that uses it.
+    """Measure the saved detector on held-out crops, with the code of `genval.grounding`.
 
     Args:
         folder: written by `train_detector`.
@@ -320,10 +321,10 @@ def measure_detector(folder: Path, crops: Sequence[MeasuredCrop], device: torch.
         device: where to run.
 
     Returns:
-        `held_out`, the number of squares; `box_iou`, the mean overlap of the highest-scoring box with the true one; and
-        by threshold, 0..1: `recall`, squares where something is found that overlaps the object by half; `false_alarms`,
-        those where something is found in the street without the object; `wrong_names`, those where the object is taken
-        for the next name in the alphabet. Without squares, nothing.
+        `held_out`, the number of crops; `box_iou`, the mean IoU of the highest-scoring box with the target; and by
+        threshold, 0..1: `recall`, crops with a detection of IoU 0.5 or more; `false_alarms`, crops without an object
+        that have a detection; `wrong_names`, crops with a detection of the next name in the alphabet. Empty without
+        crops.
     """
     if not crops:
         return {}
@@ -360,5 +361,5 @@ def measure_detector(folder: Path, crops: Sequence[MeasuredCrop], device: torch.
 
 
 def named_score(detection: Detection | None) -> float:
-    """The score of a detection that names the object; 0 where there is none."""
+    """Return the score of a detection that names the object; 0 if there is none."""
     return detection.score if detection and detection.phrase else 0.0

@@ -1,4 +1,4 @@
-"""The small text-to-image diffusion model, in Stable Diffusion's own structure and folder format."""
+"""The small text-to-image diffusion model, with the architecture and folder format of Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DiffusionRecipe:
     attention_heads: int = 4
     text_width: int = 128
     text_layers: int = 3
-    text_tokens: int = 77  # CLIP's; the longest caption of the world has 57, its weather at the end
+    text_tokens: int = 77  # CLIP's; the longest caption of the mini world has 57, with the weather at the end
     vocabulary: int = 700  # at most
     steps: int = 5000
     batch_size: int = 128
@@ -50,10 +50,10 @@ def train_diffusion(
 ) -> dict[str, Any]:
     """Train a UNet and a CLIP-type text encoder together, and save a diffusers Stable Diffusion folder in fp16.
 
-    Every `snapshot_steps` the whole state is saved beside `output`, and a run that finds one goes on from it.
+    Every `snapshot_steps` the whole training state is saved next to `output`; a later run resumes from it.
 
-    Velocity prediction with zero-terminal-SNR betas (Lin et al., 2024): a few sampling steps then reach true black
-    and white, which night and snow need.
+    The model predicts velocities with zero-terminal-SNR betas (Lin et al., 2024), so that a few sampling steps can
+    generate very dark and very bright images, such as night and snow.
 
     Args:
         images: (N, 3, H, W) uint8 RGB on `device`.
@@ -102,7 +102,7 @@ def train_diffusion(
 
 
 def _optimisation(trained: torch.nn.Module, recipe: DiffusionRecipe, device: torch.device) -> Optimisation:
-    """AdamW with a warm-up and one cosine."""
+    """Return AdamW with a warm-up and a cosine schedule."""
     rate = recipe.learning_rate
     optimiser = torch.optim.AdamW(trained.parameters(), lr=rate, weight_decay=1e-2, fused=device.type == "cuda")
     warmup = min(0.3, recipe.warmup_steps / recipe.steps)
@@ -111,24 +111,24 @@ def _optimisation(trained: torch.nn.Module, recipe: DiffusionRecipe, device: tor
 
 
 def _encode_both_ways(vae: Any, images: torch.Tensor) -> torch.Tensor:
-    """Latents (N, 2, C, h, w) of each image and its mirror image."""
+    """Return the latents (N, 2, C, h, w) of each image and its mirror image."""
     return torch.stack([encode_images(vae, images), encode_images(vae, images.flip(-1))], 1)
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> torch.Tensor:
-    """Token ids (N, length) of captions."""
+    """Return the token ids (N, length) of captions."""
     return torch.tensor(tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)["input_ids"])
 
 
 class _VelocityBatches:
-    """Noisy latents of random images and the velocity that the UNet is to predict.
+    """Batches of noisy latents of random images, and the target velocity.
 
     Args:
         latents: (N, 2, C, h, w) of each image and its mirror image.
         input_ids: (N, tokens) of the captions.
         empty_ids: (tokens,) of the empty caption.
         alphas: the schedule's cumulative products.
-        recipe: batch size and share of empty captions.
+        recipe: batch size and fraction of empty captions.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class _VelocityBatches:
         self.generator = torch.Generator(latents.device).manual_seed(recipe.seed)
 
     def losses(self, unet: Any, text_encoder: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The mean squared error of the velocity of one batch."""
+        """Return the mean squared error of the velocity of one batch."""
         count, device, generator = self._recipe.batch_size, self._latents.device, self.generator
         index = torch.randint(len(self._latents), (count,), generator=generator, device=device)
         flips = torch.randint(2, (count,), generator=generator, device=device)
@@ -164,7 +164,7 @@ class _VelocityBatches:
 
 
 def build_text_encoder(tokenizer: Any, recipe: DiffusionRecipe) -> Any:
-    """A `CLIPTextModel` of the recipe's size with random weights."""
+    """Build a `CLIPTextModel` of the recipe's size with random weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(
@@ -184,7 +184,7 @@ def build_text_encoder(tokenizer: Any, recipe: DiffusionRecipe) -> Any:
 
 
 def build_unet(channels: int, size: Sequence[int], recipe: DiffusionRecipe) -> Any:
-    """A `UNet2DConditionModel` of the recipe's size with random weights; `size` is (h, w) of the latents."""
+    """Build a `UNet2DConditionModel` of the recipe's size with random weights; `size` is (h, w) of the latents."""
     from diffusers import UNet2DConditionModel
 
     levels = len(recipe.block_out_channels)
@@ -202,7 +202,7 @@ def build_unet(channels: int, size: Sequence[int], recipe: DiffusionRecipe) -> A
 
 
 def build_scheduler() -> Any:
-    """The noise schedule: velocity prediction, zero terminal signal-to-noise ratio."""
+    """Return the noise schedule: velocity prediction, zero terminal signal-to-noise ratio."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -236,10 +236,10 @@ def _save_pipeline(output: Path, vae: Any, tokenizer: Any, scheduler: Any, model
 
 
 def build_tokenizer(texts: Sequence[str], recipe: DiffusionRecipe) -> Any:
-    """A `CLIPTokenizer` whose byte-pair merges are learned from `texts`, so that the words used are single tokens.
+    """Build a `CLIPTokenizer` with byte-pair merges learned from `texts`, so that their words are single tokens.
 
-    Learned here and not by `tokenizers`, whose trainer breaks ties differently in every process: token ids, and with
-    them the trained weights, would not repeat.
+    The merges are not learned by the package `tokenizers`, because its trainer breaks ties differently in every
+    process, so token ids and trained weights would not be reproducible.
     """
     from transformers import CLIPTokenizer
 

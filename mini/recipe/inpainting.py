@@ -1,4 +1,4 @@
-"""The small inpainting model: the small Stable Diffusion's UNet, trained to generate a named object in a box."""
+"""The small inpainting model: the UNet of the small Stable Diffusion, trained to generate a named object in a box."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mini.recipe.autoencoder import to_model_range
 from mini.recipe.training import Average, Log, adamw, fit, warm_cosine, weight_count
 from mini.recipe.views import held_out
 
-CONTEXT = 1.5  # a crop's side over its box's, as ood_objects/sd_inpaint.py cuts it
+CONTEXT = 1.5  # side of a crop over the side of its box, as in ood_objects/sd_inpaint.py
 
 
 @dataclass(frozen=True)
@@ -34,30 +34,30 @@ class InpaintingRecipe:
 
     size: int = 128  # pixels per side of a crop
     variants: int = 4  # crops of each image
-    least_side: float = 0.15  # of the frame's height: smaller objects would be a blur in the crop
-    most_room: float = 1.5  # the box's side over the object's, at most
+    least_side: float = 0.15  # minimum side of an object as a fraction of the frame's height
+    most_room: float = 1.5  # maximum ratio of the box's side to the object's
     steps: int = 6000
-    seconds: float | None = None  # end after this time even if steps remain
+    seconds: float | None = None  # time limit
     batch_size: int = 128
     learning_rate: float = 4e-4
-    warmup: float = 0.03  # share of the schedule
+    warmup: float = 0.03  # fraction of the schedule
     ema: float = 0.998
-    bare_names: float = 0.4  # share of prompts that are the object's name alone, as in refining
+    bare_names: float = 0.4  # fraction of prompts that are only the object's name, as in refinement
     prompt_dropout: float = 0.12  # trains the unconditional branch that classifier-free guidance needs
-    kept_weight: float = 0.2  # of the loss outside the box, where the answer is in the input
+    kept_weight: float = 0.2  # weight of the loss outside the box, where the input contains the target
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class ObjectCrops:
-    """Squares of streets around an object.
+    """Square crops of streets around an object.
 
     Attributes:
         images: (N, 3, S, S) uint8 RGB.
-        boxes: (N, 4) int64 top, left, bottom, right of the box to be drawn in, pixels of the crop.
+        boxes: (N, 4) int64 top, left, bottom, right of the box to inpaint, in pixels of the crop.
         texts: N prompts, "a photo of a lion".
         names: N names, "lion".
-        apart: (N,) bool, those to measure on.
+        apart: (N,) bool, the held-out crops.
     """
 
     images: Tensor
@@ -71,10 +71,10 @@ class ObjectCrops:
 
 
 def load_object_crops(data_dir: Path, recipe: InpaintingRecipe, limit: int | None, workers: int) -> ObjectCrops:
-    """Cut squares around the objects of `data_dir/training/objects.jsonl`, some of them mirrored.
+    """Crop squares around the objects of `data_dir/training/objects.jsonl`, some of them mirrored.
 
-    The box is up to `most_room` times as large as the object and lies around it anyhow; the square is `CONTEXT` times
-    as large as the box, with the box in its middle unless the frame ends before.
+    The box is up to `most_room` times as large as the object and contains it at a random place. The crop is `CONTEXT`
+    times as large as the box and centred on it, but inside the frame.
 
     Raises:
         GenValError: the list is missing or has no object that is large enough, or a file cannot be read.
@@ -115,13 +115,13 @@ def load_object_crops(data_dir: Path, recipe: InpaintingRecipe, limit: int | Non
 def cut_crop(
     frame: np.ndarray, square: Sequence[int], recipe: InpaintingRecipe, rng: random.Random
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """A crop around an object and the box in it.
+    """Return a crop around an object and the box in it.
 
     Args:
         frame: (H, W, 3) uint8.
-        square: top, left, side around the object, pixels of the frame.
-        recipe: the crop's size, and how much room the box leaves.
-        rng: of the random choices.
+        square: top, left, side of the square around the object, in pixels of the frame.
+        recipe: size of the crop and of the box.
+        rng: random generator.
 
     Returns:
         (size, size, 3) uint8, and top, left, bottom, right of the box in it.
@@ -158,11 +158,11 @@ def train_inpainting(
     device: torch.device,
     log: Log = print,
 ) -> dict[str, Any]:
-    """Continue training the UNet and text encoder of `base`; save a folder that borrows the rest from there, in fp16.
+    """Fine-tune the UNet and text encoder of `base`; save them in fp16 in a folder that shares the other parts.
 
-    The UNet's first convolution gets five channels more, the mask and the latents of the image without the box, at
-    first with zero weights (Rombach et al., 2022, section 4.5). The text encoder is trained along, for the base has
-    never seen an object's name.
+    The UNet's first convolution gets five more input channels (the mask and the latents of the masked image) with zero
+    weights (Rombach et al., 2022, section 4.5). The text encoder is trained too, because the base was not trained on
+    names of objects.
 
     Args:
         crops: from `load_object_crops`.
@@ -173,8 +173,8 @@ def train_inpainting(
         log: called with each line of text.
 
     Returns:
-        Scores: last smoothed loss, and inside the box of held-out crops with the right name, with another and with
-        none; parameters, steps, images per second, seconds.
+        Scores: last smoothed loss; loss inside the box of held-out crops with the right name, another name and no name;
+        parameters, steps, images per second, seconds.
     """
     from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTokenizer
@@ -213,7 +213,7 @@ def train_inpainting(
 
 
 def _load_trained(base: Path, device: torch.device) -> nn.ModuleDict:
-    """The widened UNet and the text encoder of `base`, in training mode."""
+    """Load the widened UNet and the text encoder of `base`, in training mode."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -226,7 +226,7 @@ def _load_trained(base: Path, device: torch.device) -> nn.ModuleDict:
 def _losses(
     task: _Task, models: Any, inside: Tensor, recipe: InpaintingRecipe, generator: torch.Generator
 ) -> tuple[Tensor, list[Tensor]]:
-    """The loss of a batch of the crops `inside` (N,); errors outside the box count less."""
+    """Return the loss of a batch of the crops `inside` (N,); errors outside the box have a lower weight."""
     index = torch.randint(len(inside), (recipe.batch_size,), generator=generator, device=inside.device)
     chosen = inside[index]
     errors, masks = task.errors(models, chosen, task.sample_prompts(chosen, generator), generator)
@@ -235,7 +235,7 @@ def _losses(
 
 
 def _build_task(vae: Any, crops: ObjectCrops, tokenizer: Any, alphas: Tensor, recipe: InpaintingRecipe) -> _Task:
-    """The task with all prompts of the crops tokenized, the empty one last."""
+    """Build the task with all tokenized prompts of the crops, the empty prompt last."""
     prompts = [*sorted({*crops.texts, *crops.names}), ""]
     limit = tokenizer.model_max_length
     ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
@@ -243,11 +243,11 @@ def _build_task(vae: Any, crops: ObjectCrops, tokenizer: Any, alphas: Tensor, re
 
 
 def widened(unet: Any) -> Any:
-    """The UNet for 4 noisy latents, 1 mask and 4 latents of the masked image: the new inputs have zero weights."""
+    """Return the UNet with additional input channels (mask and masked latents), whose weights are zero."""
     from diffusers import UNet2DConditionModel
 
     channels = unet.config.in_channels
-    # Entries with an underscore are diffusers' own notes, one of which would put the default number back.
+    # Entries with an underscore are internal to diffusers; one of them would reset the number of channels.
     config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
     wide = UNet2DConditionModel.from_config({**config, "in_channels": 2 * channels + 1})
     state = unet.state_dict()
@@ -258,15 +258,15 @@ def widened(unet: Any) -> Any:
 
 
 class _Task:
-    """What the model is asked and what it should answer; all crops are encoded once.
+    """The inputs and targets of the training; all crops are encoded once.
 
     Args:
         vae: encodes the crops.
         crops: the data.
-        prompts: what can be asked, the empty prompt last.
+        prompts: all prompts, the empty prompt last.
         ids: (P, tokens) of the prompts.
         alphas: the schedule's cumulative products.
-        recipe: shares of the prompts.
+        recipe: fractions of the kinds of prompts.
     """
 
     def __init__(
@@ -290,13 +290,13 @@ class _Task:
         self._clean, self._masks, self._masked = (torch.cat(parts) for parts in (clean, masks, masked))
 
     def sample_prompts(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows of the prompts for crops (B,): a sentence, a name alone, or nothing."""
-        draw = torch.rand(2, len(chosen), generator=generator, device=chosen.device)
-        rows = torch.where(draw[0] < self._recipe.bare_names, self._names[chosen], self._texts[chosen])
-        return torch.where(draw[1] < self._recipe.prompt_dropout, self._none, rows)
+        """Return the numbers of prompts for crops (B,): a sentence, a name or the empty prompt."""
+        random_values = torch.rand(2, len(chosen), generator=generator, device=chosen.device)
+        rows = torch.where(random_values[0] < self._recipe.bare_names, self._names[chosen], self._texts[chosen])
+        return torch.where(random_values[1] < self._recipe.prompt_dropout, self._none, rows)
 
     def errors(self, models: Any, chosen: Tensor, prompts: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Squared errors of the velocity (B, C, h, w) at random times, and the masks (B, 1, h, w), float32."""
+        """Return squared errors of the velocity (B, C, h, w) at random timesteps, and masks (B, 1, h, w), float32."""
         device = chosen.device
         clean, masks, masked = (part[chosen].float() for part in (self._clean, self._masks, self._masked))
         noise = torch.randn(clean.shape, generator=generator, device=device)
@@ -310,12 +310,12 @@ class _Task:
 
     @torch.no_grad()
     def measure(self, models: Any, chosen: Tensor) -> dict[str, float]:
-        """Mean squared error inside the box with the right name, another one and none, with the same noise."""
+        """Return the mean squared error inside the box with the right, another and no name, with the same noise."""
         if not len(chosen):
             return {}
         other = self._texts[chosen.roll(self._recipe.variants * max(1, len(chosen) // 2 // self._recipe.variants))]
         asked = {"right": self._texts[chosen], "other": other, "none": torch.full_like(chosen, self._none)}
-        figures = {}
+        metrics = {}
         for name, prompts in asked.items():
             generator = torch.Generator(chosen.device).manual_seed(0)
             total, count = 0.0, 0.0
@@ -323,12 +323,12 @@ class _Task:
                 errors, masks = self.errors(models, part, rows, generator)
                 total += float((errors * masks).sum())
                 count += float(masks.sum()) * errors.shape[1]
-            figures[f"box_loss_{name}_name"] = round(total / count, 4)
-        return figures
+            metrics[f"box_loss_{name}_name"] = round(total / count, 4)
+        return metrics
 
 
 def box_masks(boxes: Tensor, size: int) -> Tensor:
-    """(B, 1, size, size) float32, 1 inside boxes (B, 4) of top, left, bottom, right."""
+    """Return masks (B, 1, size, size) float32, 1 inside boxes (B, 4) of top, left, bottom, right."""
     line = torch.arange(size, device=boxes.device)
     top, left, bottom, right = boxes.unsqueeze(-1).unbind(1)
     rows, columns = (line >= top) & (line < bottom), (line >= left) & (line < right)
@@ -337,6 +337,6 @@ def box_masks(boxes: Tensor, size: int) -> Tensor:
 
 @torch.no_grad()
 def _encode(vae: Any, pixels: Tensor) -> Tensor:
-    """Posterior means (B, C, h, w) float16 of pixels (B, 3, H, W) float32, -1..1."""
+    """Return posterior means (B, C, h, w) float16 of pixels (B, 3, H, W) float32, -1..1."""
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.is_cuda):
         return (vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor).half()

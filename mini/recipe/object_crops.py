@@ -1,4 +1,4 @@
-"""What the detector and the outliner train on: squares cut around objects on streets, as ood_objects/ cuts them."""
+"""The training data of detector and outliner: square crops around objects on streets, as in ood_objects/."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from genval.runtime.progress import progress_bar
 # The normalisation of GroundingDINO and Segment Anything, on the scale 0..1.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-# The longer side of an object as a share of the square it is cut out with, and the least square as one of the image.
+# Longer side of an object as a fraction of its crop, and minimum side of a crop as a fraction of the image.
 _SMALLEST, _LARGEST = 0.3, 1.0
 _LEAST = 0.18
-_CUT = 0.06  # of the object's side may be outside the square
-_GAIN, _SHIFT = 0.2, 0.1  # of the contrast and the brightness, and half of it for each colour
-_NOISE = 0.03  # deviation of the pixels' noise, at most
+_CUT = 0.06  # fraction of the object's side that may be outside the crop
+_GAIN, _SHIFT = 0.2, 0.1  # maximum change of contrast and brightness; half of it for each colour
+_NOISE = 0.03  # maximum standard deviation of the pixel noise
 
 
 @dataclass(frozen=True)
 class ObjectImages:
-    """Streets with one object each, as high as they are and as wide, around the object.
+    """Square images of streets with one object each, as high as the frames.
 
     Attributes:
         images: (N, 3, S, S) uint8 RGB.
-        clean: the same without the object.
-        masks: (N, 1, S, S) uint8, 255 where the object is seen.
-        boxes: (N, 4) float32, its left, top, right and bottom.
+        clean: the same images without the object.
+        masks: (N, 1, S, S) uint8, 255 on visible pixels of the object.
+        boxes: (N, 4) float32, left, top, right and bottom of the object.
         names: N names of objects.
     """
 
@@ -48,7 +48,7 @@ class ObjectImages:
         return len(self.names)
 
     def part(self, chosen: Tensor) -> ObjectImages:
-        """Those that a bool (N,) chooses."""
+        """Select images by a bool tensor (N,)."""
         names = [name for name, keep in zip(self.names, chosen.tolist(), strict=True) if keep]
         return ObjectImages(self.images[chosen], self.clean[chosen], self.masks[chosen], self.boxes[chosen], names)
 
@@ -60,22 +60,22 @@ class ObjectImages:
 def load_object_images(data_dir: Path, limit: int | None = None, workers: int = 8) -> ObjectImages:
     """Read what `data_dir/training/objects.jsonl` lists; lines without an object are skipped.
 
-    Each line is `{"image", "clean", "mask", "object"}`: a street with an object, the same street without it, where the
-    object is seen (0 and 255), and its name; paths start at `data_dir`.
+    Each line is `{"image", "clean", "mask", "object"}`: a street with an object, the same street without it, the
+    object's mask (0 and 255) and its name. Paths start at `data_dir`.
 
     Raises:
         GenValError: the list is missing or names no object, a field is missing in a line, a file cannot be read, sizes
             differ, or a mask is empty.
     """
-    listed = data_dir / "training/objects.jsonl"
-    records = [line for line in read_jsonl(listed) if line.get("object")][:limit] if listed.is_file() else []
+    list_file = data_dir / "training/objects.jsonl"
+    records = [line for line in read_jsonl(list_file) if line.get("object")][:limit] if list_file.is_file() else []
     if not records:
         raise GenValError(
-            f"{listed} is missing or lists no object. Render the data first: python mini/render.py --help"
+            f"{list_file} is missing or lists no object. Render the data first: python mini/render.py --help"
         )
     missing = [f"{field!r}: {line}" for line in records for field in ("image", "clean", "mask") if not line.get(field)]
     if missing:
-        raise GenValError(f"{listed}: a line has no field {missing[0][:300]}")
+        raise GenValError(f"{list_file}: a line has no field {missing[0][:300]}")
     height, width = read_image(data_dir / records[0]["image"]).shape[:2]
     side = min(height, width)
     images, clean = (np.empty((len(records), 3, side, side), np.uint8) for _ in range(2))
@@ -103,7 +103,7 @@ def load_object_images(data_dir: Path, limit: int | None = None, workers: int = 
         masks[index, 0] = mask[top : top + side, left : left + side]
         boxes[index] = (box - (left, top, left, top)).clip(0, side)
 
-    with ThreadPoolExecutor(workers) as pool, progress_bar(len(records), f"read {listed.name}") as bar:
+    with ThreadPoolExecutor(workers) as pool, progress_bar(len(records), f"read {list_file.name}") as bar:
         for _ in pool.map(load, range(len(records))):
             bar.update()
     names = [str(record["object"]) for record in records]
@@ -112,9 +112,9 @@ def load_object_images(data_dir: Path, limit: int | None = None, workers: int = 
 
 @torch.no_grad()
 def through_autoencoder(images: ObjectImages, folder: Path, device: torch.device, batch_size: int = 16) -> None:
-    """Replace every other image, with and without its object, by what the autoencoder in `folder` makes of it.
+    """Replace every second image, with and without its object, by its reconstruction by the autoencoder in `folder`.
 
-    Generated images come out of it; the models meet little else.
+    The models are mostly used on generated images, which are outputs of this autoencoder.
     """
     from diffusers import AutoencoderKL
 
@@ -130,12 +130,12 @@ def through_autoencoder(images: ObjectImages, folder: Path, device: torch.device
 
 @dataclass(frozen=True)
 class Crops:
-    """A batch of squares.
+    """A batch of square crops.
 
     Attributes:
         pixels: (B, 3, s, s) float32 RGB, normalised.
-        masks: (B, 1, s, s) float32, 1 on the object and 0 beside it; all 0 where there is none.
-        boxes: (B, 4) float32 of the object's part in the square: left, top, right, bottom, 0..1; 0 where there is none.
+        masks: (B, 1, s, s) float32, 1 on the object and 0 elsewhere.
+        boxes: (B, 4) float32, left, top, right, bottom of the object in the crop, 0..1; 0 without an object.
     """
 
     pixels: Tensor
@@ -144,12 +144,12 @@ class Crops:
 
 
 class CropSampler:
-    """Random squares of object images, changed in colour and sharpness.
+    """Samples random crops of object images, with augmented colour and sharpness.
 
     Args:
-        images: on the device where the squares are made.
-        size: of the squares, in pixels.
-        seed: of the random choices.
+        images: on the device of the crops.
+        size: of the crops, in pixels.
+        seed: of the random generator.
     """
 
     def __init__(self, images: ObjectImages, size: int, seed: int) -> None:
@@ -159,11 +159,11 @@ class CropSampler:
         self._scale = [torch.tensor(values, device=self._device).view(1, 3, 1, 1) for values in (MEAN, STD)]
 
     def indices(self, count: int) -> Tensor:
-        """Which images: int64 (count,)."""
+        """Sample the numbers of images, int64 (count,)."""
         return torch.randint(len(self._images), (count,), generator=self.generator, device=self._device)
 
     def sample(self, index: Tensor, empty: Tensor) -> Crops:
-        """A square of each image, with the object or, where `empty` (B,) says so, of the street without it."""
+        """Return a crop of each image, with the object or, where `empty` (B,) is true, of the street without it."""
         images, side = self._images, self._images.images.shape[-1]
         squares = sample_squares(images.boxes[index], side, self.generator)
         flips = torch.where(self._uniform(len(index)) < 0.5, 1.0, -1.0)
@@ -178,7 +178,7 @@ class CropSampler:
         return torch.rand(shape, generator=self.generator, device=self._device)
 
     def _changed(self, pixels: Tensor) -> Tensor:
-        """Images 0..1 of another light, some of them blurred, with noise."""
+        """Augment images 0..1 with random contrast, brightness, colour, blur and noise."""
         count, size = len(pixels), self._size
         coarse = F.interpolate(pixels, (size // 2, size // 2), mode="area")
         coarse = F.interpolate(coarse, (size, size), mode="bilinear", align_corners=False)
@@ -191,37 +191,37 @@ class CropSampler:
 
 
 def sample_squares(boxes: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """A square around each object, which fills 30 to 100 % of its side and may stick out by 6 % of its own.
+    """Return a square around each object, which fills 30 to 100 % of its side; up to 6 % of the object may be outside.
 
-    Around small objects squares stay large: ood_objects/ puts objects in squares of a quarter of the frame and more.
+    The squares have a minimum size, because ood_objects/ uses squares of at least a quarter of the frame.
 
     Args:
         boxes: (B, 4) left, top, right, bottom in pixels.
         side: of the image; squares lie inside it.
-        generator: of the random choices.
+        generator: random generator.
 
     Returns:
         (B, 3) float32: left, top, side.
     """
-    draw = torch.rand(len(boxes), 3, generator=generator, device=boxes.device)
+    random_values = torch.rand(len(boxes), 3, generator=generator, device=boxes.device)
     extent = (boxes[:, 2:] - boxes[:, :2]).amax(1)
-    squares = (extent / (_SMALLEST + (_LARGEST - _SMALLEST) * draw[:, 0])).clamp(_LEAST * side, side)
+    squares = (extent / (_SMALLEST + (_LARGEST - _SMALLEST) * random_values[:, 0])).clamp(_LEAST * side, side)
     slack = _CUT * extent
     starts = []
     for axis in (0, 1):
         low, high = boxes[:, axis + 2] - squares - slack, boxes[:, axis] + slack
-        starts.append((low + (high - low) * draw[:, axis + 1]).clamp(min=0).minimum(side - squares))
+        starts.append((low + (high - low) * random_values[:, axis + 1]).clamp(min=0).minimum(side - squares))
     return torch.stack([*starts, squares], 1)
 
 
 def cut(maps: Tensor, squares: Tensor, size: int, flips: Tensor) -> Tensor:
-    """Squares of float maps (B, C, S, S), resized to `size` bilinearly; mirrored where `flips` (B,) is -1 and not 1.
+    """Crop squares of float images (B, C, S, S) and resize them to `size` bilinearly.
 
     Args:
-        maps: images.
+        maps: images or masks.
         squares: (B, 3) left, top, side in pixels.
-        size: of the result's sides.
-        flips: 1 or -1.
+        size: side of the result in pixels.
+        flips: (B,) 1, or -1 to mirror an image.
     """
     side = maps.shape[-1]
     left, top, extent = squares.unbind(1)
@@ -233,7 +233,7 @@ def cut(maps: Tensor, squares: Tensor, size: int, flips: Tensor) -> Tensor:
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Left, top, right, bottom (B, 4), 0..1 of the side, of masks (B, 1, s, s) of 0 and 1; 0 where a mask is empty."""
+    """Return the boxes (B, 4; left, top, right, bottom, 0..1) of masks (B, 1, s, s) of 0 and 1; 0 for empty masks."""
     size = masks.shape[-1]
     sides = []
     for axis in (2, 3):  # of the columns, of the rows
@@ -247,12 +247,12 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MeasuredCrop:
-    """A square as ood_objects/get_masks.py sees it: `image` RGB uint8 (s, s, 3), with the object or without.
+    """A crop for measuring, as in ood_objects/get_masks.py.
 
     Attributes:
-        image: of the street with the object.
-        empty: the same place without it.
-        mask: bool (s, s), where the object is.
+        image: RGB uint8 (s, s, 3), the street with the object.
+        empty: the same crop without the object.
+        mask: bool (s, s), true on the object.
         name: of the object.
     """
 
@@ -269,7 +269,7 @@ class MeasuredCrop:
 
 
 def measured_crops(images: ObjectImages, seed: int = 0) -> list[MeasuredCrop]:
-    """A square of each image to measure on, of whole pixels and not changed."""
+    """Return a crop of each image for measuring, without resizing or augmentation."""
     generator = torch.Generator().manual_seed(seed)
     squares = sample_squares(images.boxes.cpu(), images.images.shape[-1], generator).round().int().tolist()
     crops = []

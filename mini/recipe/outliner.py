@@ -1,4 +1,4 @@
-"""The small Segment Anything, in the folder format that transformers reads: a vision transformer and a mask decoder."""
+"""The small Segment Anything (vision transformer and mask decoder) in transformers' folder format."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class OutlinerRecipe:
     width: int = 96  # of the mask decoder
     decoder_layers: int = 2
     steps: int = 5000
-    seconds: float | None = None  # end after this time even if steps remain
+    seconds: float | None = None  # time limit
     batch_size: int = 256
     learning_rate: float = 1e-3
-    warmup: float = 0.05  # share of the schedule
+    warmup: float = 0.05  # fraction of the schedule
     weight_decay: float = 0.05
     ema: float = 0.997  # of the weights that are saved
-    jitter: float = 0.07  # deviation of the box's sides, as a share of its size
+    jitter: float = 0.07  # standard deviation of the box's sides, as a fraction of its size
     seed: int = 0
 
 
@@ -50,7 +50,7 @@ def train_outliner(
     device: torch.device,
     log: Log = print,
 ) -> dict[str, Any]:
-    """Train on squares around objects and their boxes, and save a folder that `SamModel` reads, in fp16.
+    """Train on square crops around objects and their boxes, and save a folder that `SamModel` reads, in fp16.
 
     Args:
         images: streets with an object.
@@ -60,7 +60,7 @@ def train_outliner(
         log: called with each line of text.
 
     Returns:
-        Scores: last smoothed losses of masks and of their estimated quality, parameters, bytes, steps, seconds.
+        Scores: last smoothed losses of masks and of their estimated IoU, parameters, bytes, steps, seconds.
     """
     from transformers import SamImageProcessor
     from transformers.utils import logging
@@ -94,7 +94,7 @@ def train_outliner(
 
 
 def _losses(model: Any, sampler: CropSampler, recipe: OutlinerRecipe) -> tuple[Tensor, Sequence[Tensor]]:
-    """The loss of a batch, and its parts: of the masks and of their estimated quality."""
+    """Return the loss of a batch, and its terms: masks and their estimated IoU."""
     device = sampler.generator.device
     index = sampler.indices(recipe.batch_size)
     crops = sampler.sample(index, torch.zeros_like(index, dtype=torch.bool))
@@ -109,10 +109,10 @@ def _losses(model: Any, sampler: CropSampler, recipe: OutlinerRecipe) -> tuple[T
 
 
 def build_outliner(recipe: OutlinerRecipe) -> Any:
-    """A Segment Anything of the recipe's size, its random weights drawn as the original code draws them.
+    """Build a Segment Anything of the recipe's size, with the original code's random initialisation.
 
-    transformers draws those of the vision part with a deviation of 1e-10 and the positions' frequencies with one of
-    half the width, for models that are filled from a file; nothing learns from there.
+    transformers initialises the vision encoder with a standard deviation of 1e-10 and the frequencies of the position
+    embedding with half the width, because weights are loaded afterwards. A model cannot be trained from these values.
     """
     from transformers import SamConfig, SamModel
 
@@ -150,25 +150,25 @@ def build_outliner(recipe: OutlinerRecipe) -> Any:
 
 
 def jittered(boxes: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
-    """Boxes (B, 4) left, top, right, bottom, 0..1, each side moved by `deviation` of the box's size, inside 0..1."""
+    """Add Gaussian noise to the sides of boxes (B, 4), 0..1; its deviation is a fraction of the box's size."""
     size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     noise = torch.randn(boxes.shape, generator=generator, device=boxes.device)
     return (boxes + deviation * size * noise).clamp(0, 1)
 
 
 def outline_losses(logits: Tensor, estimates: Tensor, masks: Tensor) -> Tensor:
-    """Losses of three masks per image and of their estimated quality.
+    """Return the losses of three masks per image and of their estimated IoU.
 
-    Of the three the best one learns, by cross-entropy and Dice loss, as in Segment Anything (Kirillov et al., 2023,
-    which has focal loss in place of cross-entropy); every estimate learns its own mask's intersection over union.
+    Only the best of the three masks is trained, with cross-entropy and Dice loss, as in Segment Anything (Kirillov et
+    al., 2023, with focal loss instead of cross-entropy). Every estimate is trained on the IoU of its mask.
 
     Args:
         logits: (B, 3, s, s).
-        estimates: (B, 3) of the intersection over union.
-        masks: (B, 1, s, s) of 0 and 1.
+        estimates: (B, 3), estimated IoU.
+        masks: (B, 1, s, s), target masks of 0 and 1.
 
     Returns:
-        (2,) means of the best masks' losses and of the squared errors of the estimates.
+        (2,) the mean loss of the best masks and the mean squared error of the estimates.
     """
     wanted = masks.expand_as(logits)
     entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean((2, 3))
@@ -180,26 +180,25 @@ def outline_losses(logits: Tensor, estimates: Tensor, masks: Tensor) -> Tensor:
 
 
 def mask_overlap(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union of bool masks, over the last two axes; 0 where both are empty."""
+    """Return the IoU of bool masks over the last two axes; 0 if both are empty."""
     return (one & other).sum((-2, -1)) / (one | other).sum((-2, -1)).clamp(min=1)
 
 
 def measure_outliner(
     folder: Path, crops: Sequence[MeasuredCrop], device: torch.device, detector: Path | None = None
 ) -> dict[str, Any]:
-    """Measure the saved outliner on squares that it was not trained on, through the code that uses it.
+    """Measure the saved outliner on held-out crops, with the code of `genval.grounding`.
 
     Args:
         folder: written by `train_outliner`.
         crops: with and without an object.
         device: where to run.
-        detector: folder of a trained detector, which then says where objects are, as in ood_objects/get_masks.py.
+        detector: folder of a trained detector, whose boxes are used too, as in ood_objects/get_masks.py.
 
     Returns:
-        `held_out`, the number of squares; `mask_iou`, the mean overlap of the masks of true boxes with the true masks;
-        with a detector also, at the thresholds of the preset `mini`: `masked`, the share of squares that get a mask,
-        `mask_iou_found`, their mean overlap, and `masked_empty`, the share of streets without the object that get one.
-        Without squares, nothing.
+        `held_out`, the number of crops; `mask_iou`, the mean IoU with the target boxes as prompts. With a detector, at
+        the thresholds of the preset `mini`, also `masked`, the fraction of crops with a mask; `mask_iou_found`, their
+        mean IoU; and `masked_empty`, the fraction of streets without an object that get a mask. Empty without crops.
     """
     if not crops:
         return {}
@@ -213,9 +212,9 @@ def measure_outliner(
         return values
 
     true = overlaps([crop.image for crop in crops], [crop.box for crop in crops], [crop.mask for crop in crops])
-    figures = {"held_out": len(crops), "mask_iou": round(float(np.mean(true)), 4)}
+    metrics = {"held_out": len(crops), "mask_iou": round(float(np.mean(true)), 4)}
     if detector is None:
-        return figures
+        return metrics
     finder = load_detector(str(detector)).to(device)
     limits = make_settings(MaskSettings, "mini")
     found: list[tuple[MeasuredCrop, Any]] = []
@@ -235,7 +234,7 @@ def measure_outliner(
                 elif chosen is not None:
                     found.append((crop, detections[chosen].box))
     masks = overlaps([crop.image for crop, _ in found], [box for _, box in found], [crop.mask for crop, _ in found])
-    return figures | {
+    return metrics | {
         "masked": round(len(found) / len(crops), 4),
         "mask_iou_found": round(float(np.mean(masks)), 4) if masks else None,
         "masked_empty": round(alarms / len(crops), 4),

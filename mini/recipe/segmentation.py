@@ -1,8 +1,8 @@
-"""The small segmenters: different architecture families and augmentations, so that their robustness differs.
+"""The small segmenters: different architectures and augmentations, so that their robustness differs.
 
-Architectures are plain files in `mini/segmenters`: mmsegmentation configs (`NAME.py`) and transformers configs
-(`NAME/config.json`). Whatever is trained is saved in fp16 in the format of its family and read back through
-`genval.segmenters`, as any user's own model would be.
+Architectures are files in `mini/segmenters`: mmsegmentation configs (`NAME.py`) and transformers configs
+(`NAME/config.json`). Trained segmenters are saved in fp16 in the format of their library and loaded by
+`genval.segmenters`, like a user's models.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NUM_CLASSES = len(CLASSES)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far training images are changed; 0 leaves a property alone. Colours are on the scale 0..255."""
+    """Strengths of the augmentation; 0 disables a transform. Colours are on the scale 0..255."""
 
     flip: bool = False  # half of the images, left to right
     brightness: float = 0.0  # added, up to +-
@@ -57,7 +57,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 @dataclass(frozen=True)
 class SegmenterRecipe:
-    """What tells one small segmenter from another."""
+    """Architecture and training of one small segmenter."""
 
     architecture: str  # below mini/segmenters: NAME.py is an mmsegmentation config, NAME a transformers folder
     augmentation: str  # of AUGMENTATIONS
@@ -81,8 +81,8 @@ SEGMENTER_RECIPES: dict[str, SegmenterRecipe] = {
     "mini-upernet-convnext-hf": SegmenterRecipe("upernet-convnext-hf", "strong", learning_rate=1e-3),
 }
 
-_WARM_UP = 0.05  # share of the schedule
-_HALF_SCALE = 0.4  # share of the batches at half the size: generated images are half as large as rendered ones
+_WARM_UP = 0.05  # fraction of the schedule
+_HALF_SCALE = 0.4  # fraction of the batches at half size, because generated images are half as large as rendered ones
 _ZOOM = (0.75, 1.25)
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
@@ -104,10 +104,10 @@ def train_segmenter(
     num_classes: int = NUM_CLASSES,
     log: Log = print,
 ) -> dict[str, Any]:
-    """Train one small segmenter, save it in fp16, load it again and measure it.
+    """Train one small segmenter, save it in fp16, load it and measure it.
 
-    Batches are sampled, augmented and normalised on the device. They have two shapes only, the images' size and half
-    of it, so that cuDNN's benchmark mode settles quickly. On a GPU, the last bits vary between runs.
+    Batches are sampled, augmented and normalised on the device. They have only two shapes, the size of the images and
+    half of it, so that cuDNN benchmarks few shapes. On a GPU, results of two runs differ by rounding.
 
     Args:
         name: a key of `SEGMENTER_RECIPES`.
@@ -119,9 +119,9 @@ def train_segmenter(
         val_train_ids: as `train_ids`.
         device: where to train.
         steps: of the optimiser.
-        seconds: end after this time even if steps remain; the learning rate's decay is shortened accordingly.
+        seconds: time limit; the decay of the learning rate is shortened accordingly.
         batch_size: images per step.
-        num_classes: how many classes the labels have; the head keeps 19 logits in any case.
+        num_classes: number of classes in the labels; the head always has 19 logits.
         log: called with each line of text.
 
     Returns:
@@ -154,7 +154,7 @@ def train_segmenter(
 def _measure(
     name: str, output: Path, val_images: Tensor, val_train_ids: Tensor, device: torch.device
 ) -> dict[str, Any]:
-    """The scores of the saved segmenter `name` on images at full and at half size, and its size."""
+    """Return the metrics of the saved segmenter `name` at full and half size, and its number of weights."""
     segmenter = load_segmenter(specification(name, output), device)
     full = _evaluate(segmenter, val_images, val_train_ids)
     half = _evaluate(segmenter, _halve(val_images.float()).round_().byte(), val_train_ids[:, ::2, ::2])
@@ -169,7 +169,7 @@ def _measure(
 
 
 def specification(name: str, folder: Path) -> str:
-    """How `load_segmenter` is told to read the segmenter `name` that `train_segmenter` saved in `folder`."""
+    """Return the specification, for `load_segmenter`, of the segmenter `name` saved in `folder`."""
     architecture = SEGMENTER_RECIPES[name].architecture
     if architecture.endswith(".py"):
         return f"mmseg:{ARCHITECTURES / architecture},{weights_file(name, folder)}"
@@ -177,7 +177,7 @@ def specification(name: str, folder: Path) -> str:
 
 
 def weights_file(name: str, folder: Path) -> Path:
-    """Where the weights of `name` are in `folder`."""
+    """Return the path of the weights of `name` in `folder`."""
     stem = name.removeprefix("mini-")
     if SEGMENTER_RECIPES[name].architecture.endswith(".py"):
         return folder / f"{stem}.pth"
@@ -187,17 +187,17 @@ def weights_file(name: str, folder: Path) -> Path:
 def augment(
     images: Tensor, train_ids: Tensor, augmentation: Augmentation, half: bool, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A training batch: colours changed, then zoomed, shifted and flipped, each image by its own random amounts.
+    """Augment a training batch: colours, zoom, shift and flip, with random values for each image.
 
     Args:
         images: (B, 3, H, W) uint8 RGB.
         train_ids: (B, H, W) uint8.
-        augmentation: how far to go.
-        half: make the batch half as large each way first.
-        generator: of the images' device.
+        augmentation: strengths.
+        half: first halve height and width.
+        generator: on the images' device.
 
     Returns:
-        Normalised float32 pixels (B, 3, h, w), 0 outside the image; int64 train ids (B, h, w), 255 there.
+        Normalised float32 pixels (B, 3, h, w), 0 outside the image; int64 trainIds (B, h, w), 255 outside the image.
     """
     pixels = images.float()
     if half:
@@ -216,7 +216,7 @@ def augment(
     mirror = torch.ones_like(zoom)
     if augmentation.flip:
         mirror = torch.where(_uniform(count, generator) < 0.5, -mirror, mirror)
-    # In a frame of -1..1, a zoom z shows 2/z of it: the shift keeps the view inside, or the image inside the view.
+    # In coordinates of -1..1, a zoom z shows 2/z of it: the shift keeps the view inside the image or vice versa.
     slack = (1 - 1 / zoom).abs()
     theta = torch.zeros(count, 2, 3, device=pixels.device)
     theta[:, 0, 0], theta[:, 1, 1] = mirror / zoom, 1 / zoom
@@ -224,14 +224,14 @@ def augment(
     theta[:, 1, 2] = slack * (2 * _uniform(count, generator) - 1)
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
     pixels = F.grid_sample(pixels, grid, mode="bilinear", align_corners=False)
-    # Outside the image grid_sample gives 0; ids are shifted so that this means "ignore".
+    # grid_sample returns 0 outside the image; ids are shifted so that 0 means IGNORE.
     shifted = train_ids.float().sub_(IGNORE).unsqueeze(1)
     labels = F.grid_sample(shifted, grid, mode="nearest", align_corners=False).add_(IGNORE).squeeze(1)
     return pixels, labels.round_().long()
 
 
 def _build(recipe: SegmenterRecipe, device: torch.device) -> nn.Module:
-    """A network with random weights on a device."""
+    """Build a network with random weights on a device."""
     # On the CPU, the channels-last backward pass of some of these networks crashes torch 2.14 (seen with the HRNet).
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     return _build_on_cpu(recipe).to(device, memory_format=layout)  # type: ignore[call-overload]
@@ -254,7 +254,7 @@ def _build_on_cpu(recipe: SegmenterRecipe) -> nn.Module:
 
 
 def _logits(network: Any, pixels: Tensor) -> Tensor:
-    """Logits at the network's own size, of an mmsegmentation or a transformers model."""
+    """Return the logits, at the network's output size, of an mmsegmentation or transformers model."""
     output = network(pixels)
     return getattr(output, "logits", output)
 
@@ -270,7 +270,7 @@ def _fit(
     num_classes: int,
     log: Log,
 ) -> int:
-    """Train in place; the number of steps taken."""
+    """Train the network in place; return the number of steps."""
     device, recipe = images.device, SEGMENTER_RECIPES[name]
     augmentation = AUGMENTATIONS[recipe.augmentation]
     weights = _class_weights(train_ids, num_classes)
@@ -302,14 +302,14 @@ def _fit(
 
 
 def _schedule(progress: float) -> float:
-    """Linear warm-up, then half a cosine down to a hundredth."""
+    """Return the factor on the learning rate: linear warm-up, then half a cosine down to 0.01."""
     if progress < _WARM_UP:
         return 0.01 + progress / _WARM_UP * 0.99
     return 0.01 + 0.99 * (1 + math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP))) / 2
 
 
 def _class_weights(train_ids: Tensor, num_classes: int) -> Tensor:
-    """Inverse square root of each class's share against the median share, in 0.5..4; 1 for classes never seen."""
+    """Return class weights: square root of the median frequency over the class's, 0.5..4; 1 for missing classes."""
     counts = torch.zeros(256, dtype=torch.long, device=train_ids.device)
     for part in train_ids.split(64):
         counts += torch.bincount(part.flatten(), minlength=256)
@@ -323,7 +323,7 @@ def _class_weights(train_ids: Tensor, num_classes: int) -> Tensor:
 def _save(network: Any, name: str, output: Path) -> None:
     architecture = SEGMENTER_RECIPES[name].architecture
     if architecture.endswith(".py"):
-        # Contiguous copies: channels-last strides would be stored with the tensors.
+        # The copies are contiguous, because channels-last strides would be saved with the tensors.
         state = {
             key: (value.half() if value.is_floating_point() else value).contiguous()
             for key, value in network.state_dict().items()
@@ -337,7 +337,7 @@ def _save(network: Any, name: str, output: Path) -> None:
 
 
 def _evaluate(segmenter: Segmenter, images: Tensor, train_ids: Tensor) -> dict[str, Any]:
-    """mIoU over the labelled classes, pixel accuracy in percent, and IoU by class (None where not labelled)."""
+    """Return mIoU over the labelled classes, pixel accuracy in percent, and IoU by class (None if not labelled)."""
     matrix = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     for pixels, labels in zip(images.split(16), train_ids.split(16), strict=True):
         matrix += confusion_matrix(labels, segmenter(pixels).argmax(1), NUM_CLASSES, IGNORE)
@@ -373,12 +373,12 @@ def _uniform(count: int, generator: torch.Generator) -> Tensor:
 
 
 def _sometimes(count: int, generator: torch.Generator) -> Tensor:
-    """For half of the images 0, for the others uniform in -1..1."""
+    """Sample 0 for half of the images, and a uniform value in -1..1 for the others."""
     return (2 * _uniform(count, generator) - 1) * (_uniform(count, generator) < 0.5)
 
 
 def _change_colours(pixels: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Saturation, hue, contrast and brightness as one linear map of the colour an image."""
+    """Change saturation, hue, contrast and brightness by one affine map of the colours per image."""
     if not (augmentation.brightness or augmentation.contrast or augmentation.saturation or augmentation.hue):
         return pixels
     count = len(pixels)
@@ -391,8 +391,8 @@ def _change_colours(pixels: Tensor, augmentation: Augmentation, generator: torch
             math.radians(augmentation.hue),
         )
     )
-    # Grey is kept by both: saturation scales the difference from the luma, hue turns it around the grey axis
-    # (Rodrigues' rotation about (1, 1, 1)).
+    # Saturation scales the difference from the luma; hue rotates colours about the grey axis (1, 1, 1) by Rodrigues'
+    # formula. Neither changes grey.
     identity = torch.eye(3, device=pixels.device)
     luma = pixels.new_tensor(_LUMA).expand(3, 3)
     cross = pixels.new_tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
@@ -406,7 +406,7 @@ def _change_colours(pixels: Tensor, augmentation: Augmentation, generator: torch
 
 
 def _blur(pixels: Tensor, deviations: Tensor) -> Tensor:
-    """Separable Gaussian blur, one deviation in pixels an image (0: unchanged), window 9."""
+    """Blur images by a separable Gaussian with one standard deviation (pixels) per image; 0 keeps an image."""
     batch, channels, height, width = pixels.shape
     offsets = torch.arange(-4, 5, device=pixels.device)
     kernels = torch.exp(-offsets.square() / (2 * deviations.clamp(min=1e-2).square().unsqueeze(1)))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def train_stages(settings: TrainSettings) -> None:
-    """Run the stages that are asked for, in order.
+    """Run the stages of the settings, in order.
 
     Raises:
         GenValError: a stage is unknown, or fails.
@@ -86,7 +86,7 @@ def controlnet_stage(settings: TrainSettings) -> dict[str, Any]:
         return {}
     start = settings.folder / "controlnet-start"
     base = settings.folder / "stable-diffusion"
-    # Steps between the class ids make sense where one channel holds them all.
+    # Hinges are defined only for the encoding with one channel of ids.
     hint = ["--hint_encoding", settings.hint_encoding]
     hint += ["--hint_init", "hinges"] if settings.hint_encoding == "label_id" else []
     call("ControlNet/tool_add_control.py", base, start, *hint, "--overwrite")
@@ -147,7 +147,7 @@ def captioner_stage(settings: TrainSettings) -> dict[str, Any]:
     common = {"seconds": settings.captioner_seconds, "seed": settings.seed, **sizes(settings)}
     captioner = CaptionerRecipe(steps=settings.captioner_steps, **common)
     contrastive = ContrastiveRecipe(steps=settings.clip_steps, **common)
-    # The file that is written last shows that a folder is complete.
+    # A folder is complete if it contains the file that is written last.
     missing = [
         name for name in ("captioner/tokenizer.json", "clip/open_clip_config.json") if not finished(settings, name)
     ]
@@ -241,7 +241,7 @@ def outliner_stage(settings: TrainSettings) -> dict[str, Any]:
 def object_images(
     data_dir: Path, output: Path, device: str, limit: int | None, workers: int
 ) -> tuple[ObjectImages, ObjectImages]:
-    """Read the streets with objects to train on and to measure on, once for both stages that need them."""
+    """Read the training and held-out streets with objects; cached, because two stages use them."""
     import torch
 
     from mini.recipe.object_crops import load_object_images, through_autoencoder
@@ -257,14 +257,14 @@ def object_images(
 
 @functools.cache
 def captioned_images(data_dir: Path, height: int, width: int, limit: int | None, workers: int) -> CaptionedImages:
-    """Read the images of all weathers, once for both stages that train on them."""
+    """Read the images of all domains; cached, because two stages train on them."""
     from mini.recipe.data import load_captioned_images
 
     return load_captioned_images(data_dir, "training/diffusion.jsonl", height, width, limit=limit, workers=workers)
 
 
 def finished(settings: TrainSettings, name: str) -> bool:
-    """Whether a stage's output exists; never with `--overwrite`."""
+    """Return whether a stage's output exists; always false with `--overwrite`."""
     done = (settings.folder / name).exists() and not settings.overwrite
     if done:
         print(f"{settings.folder / name} exists: skipped (--overwrite trains again)")
@@ -276,7 +276,7 @@ def sizes(settings: TrainSettings) -> dict[str, int]:
 
 
 def call(script: str, *flags: object) -> None:
-    """Run another stage's script, showing its command."""
+    """Run the script of another stage and print its command."""
     command = [sys.executable, script, *map(str, flags)]
     print("$", " ".join(command), flush=True)
     if subprocess.run(command, cwd=REPO_ROOT).returncode:

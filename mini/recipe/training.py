@@ -21,11 +21,11 @@ Log = Callable[[str], None]
 
 
 class Average:
-    """An exponential moving average of a model's weights, which is what is saved.
+    """The exponential moving average of a model's weights.
 
     Args:
         model: the model that is trained.
-        decay: share of the average that a step keeps, in the long run; less in the first steps.
+        decay: of the average per step; smaller in the first steps.
 
     Attributes:
         model: a copy of the model with the averaged weights, in evaluation mode.
@@ -37,13 +37,13 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Add the weights after `step` (0 is the first) to the average."""
+        """Update the average with the weights after `step` (0 is the first)."""
         decay = min(self._decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(self.model.parameters()), list(self._trained.parameters()), 1 - decay)
 
 
 class Snapshot:
-    """The whole state of a run, in one file of plain tensors next to its output.
+    """A checkpoint of the whole training state, one file of tensors next to the run's output.
 
     Args:
         output: the folder that the run writes.
@@ -88,12 +88,12 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """How weights are changed.
+    """The optimisers and schedule of a training.
 
     Attributes:
         parameters: all trained weights; the norm of their gradient is clipped to 1.
         optimisers: each with its highest learning rate.
-        schedule: (highest learning rate, progress 0..1) -> learning rate; None where `scheduler` sets it.
+        schedule: (highest learning rate, progress 0..1) -> learning rate; None if `scheduler` sets it.
         scheduler: a PyTorch scheduler, stepped after each step.
     """
 
@@ -110,7 +110,7 @@ class Optimisation:
                     group["lr"] = self.schedule(rate, progress)
 
     def state(self) -> dict[str, Any]:
-        """What a snapshot saves of one optimiser and its scheduler."""
+        """Return the state of the optimisers and the scheduler, for a snapshot."""
         ((optimiser, _),) = self.optimisers
         return {"optimiser": optimiser, "schedule": self.scheduler}
 
@@ -135,7 +135,7 @@ def adamw(
     schedule: Callable[[float, float], float],
     betas: tuple[float, float] = (0.9, 0.98),
 ) -> Optimisation:
-    """AdamW for all weights, fused on a GPU."""
+    """Return AdamW for all weights, fused on a GPU."""
     weights = list(parameters)
     optimiser = torch.optim.AdamW(weights, lr=0.0, weight_decay=weight_decay, betas=betas, fused=device.type == "cuda")
     return Optimisation(parameters=weights, optimisers=[(optimiser, learning_rate)], schedule=schedule)
@@ -143,7 +143,7 @@ def adamw(
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` returns.
+    """The result of `fit`.
 
     Attributes:
         losses: the last smoothed losses by name.
@@ -158,7 +158,7 @@ class Fit:
     start: float
 
     def scores(self, model: nn.Module, file: Path) -> dict[str, Any]:
-        """The last losses, the model's size, and how long its training took, for `training.json`."""
+        """Return the last losses, the size of the model and the time of its training, for `training.json`."""
         return {
             **{f"loss_{label}": round(value, 4) for label, value in self.losses.items()},
             "parameters": weight_count(model),
@@ -187,7 +187,7 @@ def fit(
     untimed_first_step: bool = False,
     log: Log = print,
 ) -> Fit:
-    """Train until the steps or the time are over.
+    """Train until the number of steps or the time limit is reached.
 
     Args:
         name: of the model, for log lines.
@@ -229,13 +229,13 @@ def fit(
 
 
 def progress(step: int, steps: int, start: float, seconds: float | None) -> float:
-    """The share of a schedule that is over, 0..1: by steps, or by time if that is limited and further on."""
+    """Return the completed fraction of a schedule, 0..1: by steps, or by time if it is limited and further advanced."""
     elapsed = (time.perf_counter() - start) / seconds if seconds else 0.0
     return min(1.0, max(step / steps, elapsed))
 
 
 def warm_cosine(warmup: float, cosine: Callable[[float], float] = math.cos) -> Callable[[float, float], float]:
-    """A schedule: linear warm-up over a share of the steps, times half a cosine that falls to 0.
+    """Return a schedule: linear warm-up over a fraction of the steps, times half a cosine that falls to 0.
 
     Args:
         warmup: share of the schedule, 0..1.
@@ -254,5 +254,5 @@ def float32_cosine(angle: float) -> float:
 
 
 def weight_count(model: nn.Module) -> int:
-    """The number of a model's weights."""
+    """Return the number of a model's weights."""
     return sum(parameter.numel() for parameter in model.parameters())

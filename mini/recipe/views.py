@@ -1,4 +1,4 @@
-"""What the captioner and the CLIP model train on: slightly changed images, and captions taken apart."""
+"""Training data of the captioner and the CLIP model: augmented images, and the parts of captions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PHRASES = {phrase: domain for domain, phrases in DOMAIN_PHRASES.items() for phr
 
 
 class Views:
-    """Random batches of images: mirrored, shifted, of other brightness, and at times of half the height.
+    """Samples batches of augmented images: mirrored, shifted, changed in brightness, and sometimes at half the height.
 
     Args:
         images: (N, 3, H, W) uint8 RGB.
@@ -34,11 +34,11 @@ class Views:
         self._images = images.to(device)
         self._batch_size = batch_size
         self._generator = torch.Generator(device).manual_seed(seed)
-        self._coin = random.Random(seed)  # its own, for the device's would have to be waited for
+        self._coin = random.Random(seed)  # on the CPU, because a device's generator would synchronise
         self._scale = [torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD)]
 
     def sample(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices (B,), normalised images float32 (B, 3, H, W), and how they moved (B, 2, 3), for `moved`."""
+        """Return indices (B,), normalised images float32 (B, 3, H, W), and their affine maps (B, 2, 3), for `moved`."""
         count, device, generator = self._batch_size, self._images.device, self._generator
         index = torch.randint(len(self._images), (count,), generator=generator, device=device)
         change = torch.rand(count, 4, generator=generator, device=device)
@@ -58,18 +58,18 @@ class Views:
 
 
 def moved(maps: Tensor, warp: Tensor, mode: str = "bilinear") -> Tensor:
-    """Move float maps (B, C, h, w) as `Views.sample` says, mirrored at the edges; mode "nearest" keeps their values."""
+    """Apply the affine maps of `Views.sample` to (B, C, h, w), mirrored at the edges; "nearest" keeps the values."""
     grid = F.affine_grid(warp, list(maps.shape), align_corners=False)
     return F.grid_sample(maps, grid, mode=mode, padding_mode="reflection", align_corners=False)
 
 
 def held_out(count: int) -> Tensor:
-    """Which of `count` captioned images are measured on and not trained on: every twentieth, bool (count,)."""
+    """Return which of `count` images are held out from training, bool (count,): every twentieth."""
     return torch.arange(count) % 20 == 10
 
 
 def caption_parts(text: str) -> list[str]:
-    """The parts of a caption of the world in order; a phrase for the weather becomes its domain's name.
+    """Return the parts of a caption in order; a phrase of the weather becomes the name of its domain.
 
     >>> caption_parts("a wide street and a crossing with two cars, trees and signs, on a sunny day")
     ['a wide street', 'a crossing', 'two cars', 'trees', 'signs', 'clear']
@@ -82,10 +82,10 @@ def caption_parts(text: str) -> list[str]:
 
 
 def named_domains(text: str) -> set[str]:
-    """The domains whose phrase occurs in a text."""
+    """Return the domains whose phrases occur in a text."""
     return {domain for phrase, domain in _PHRASES.items() if re.search(rf"\b{phrase}\b", text)}
 
 
 def names(text: str, *words: str) -> bool:
-    """Whether one of the words occurs in a text."""
+    """Return whether one of the words occurs in a text."""
     return any(re.search(rf"\b{word}\b", text) for word in words)

@@ -52,7 +52,7 @@ def paint_segment(canvas: Canvas, segment: Segment, india: bool) -> None:
 
 
 def _outside(canvas: Canvas, segment: Segment) -> bool:
-    """Whether all of it lies behind the camera or beside the image; its far end is the closest to the middle."""
+    """Return whether a segment is behind the camera or outside the image; its far end is the closest to the middle."""
     camera, side = canvas.camera, segment.side
     x = segment.x - side * (3.0 if segment.kind.endswith("hedge") else 0.5)  # what overhangs counts
     if min(camera.depth_of(segment.x, segment.z1), camera.depth_of(x, segment.z1)) < 0.5:

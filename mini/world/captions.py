@@ -1,4 +1,4 @@
-"""What a person would say about the content of an image, without a word about the weather."""
+"""Captions of rendered scenes from their visible content, without the weather."""
 
 from __future__ import annotations
 

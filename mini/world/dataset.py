@@ -1,7 +1,7 @@
-"""Data sets of the mini world: where each image goes, what is written, and the lists beside it.
+"""The data sets of the mini world: paths of the images, rendering in processes, captions and training lists.
 
 The folders and names are those of Cityscapes (clear), ACDC (fog, night, rain, snow) and IDD (india). NumPy and OpenCV
-are imported where an image is made, so that a script may import this module and still answer --help at once.
+are imported only where they are used, so that a script can import this module and answer --help at once.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ CITIES = {"train": ("aachen", "bochum", "bremen"), "val": ("frankfurt", "lindau"
 # Cityscapes label ids to IDD level3Ids. IDD has no terrain; 1 is its drivable fallback, which no class maps to.
 IDD_IDS = {7: 0, 8: 2, 11: 22, 12: 14, 13: 15, 17: 20, 19: 19, 20: 18, 21: 24, 22: 1, 23: 25, 24: 4, 25: 5, 26: 9,
            27: 10, 28: 11, 32: 6, 33: 7}  # fmt: skip
-OBJECTS = "objects"  # the domain of clear streets with objects on them, which is not rendered unless asked for
-BATCH = 10  # images a process takes at a time; it waits for the disk once a batch
+OBJECTS = "objects"  # the domain of clear streets with objects, which is rendered only if it is named
+BATCH = 10  # images per task of a process, which waits for the disk once per task
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image: what to render, and where it goes below the output folder."""
+    """One image to render, and the paths of its files below the output folder."""
 
     domain: str
     split: str
@@ -38,7 +38,7 @@ class Job:
 
     @property
     def split_seed(self) -> int:
-        """Each domain and split has a stream of scenes of its own."""
+        """The seed of the scenes of a domain and split."""
         return 2 * CONDITIONS.index(self.domain) + SPLITS.index(self.split)
 
     @property
@@ -49,7 +49,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Target:
-    """Where and how large the images are, and whether existing ones are rendered again."""
+    """The output folder, the size of the images, and whether existing ones are rendered again."""
 
     out: Path
     height: int
@@ -57,7 +57,7 @@ class Target:
     overwrite: bool
 
 
-# From a job, with a thread to write in: its result and the pending writes. A function of a module, for processes.
+# Renders a job; returns its result and the pending writes of a thread. It must be a module's function, to be pickled.
 RenderJob = Callable[[Any, Target, ThreadPoolExecutor], tuple[Any, list]]
 
 
@@ -67,7 +67,7 @@ def set_name(domain: str) -> str:
 
 
 def plan(domain: str, split: str, count: int) -> Iterator[Job]:
-    """The jobs of one split of a domain; scenes are dealt to its folders in turn."""
+    """Yield the jobs of one split of a domain; scenes are distributed over its folders in turn."""
     for index in range(count):
         if domain == "clear":
             city = CITIES[split][index % 3]
@@ -87,10 +87,10 @@ def plan(domain: str, split: str, count: int) -> Iterator[Job]:
 
 
 def check_size(target: Target) -> None:
-    """Refuse to mix sizes in a folder.
+    """Check that a folder has no images of another size.
 
     Raises:
-        GenValError: `derived.json` records images of another size, and they are not to be overwritten.
+        GenValError: `derived.json` records another size, and `overwrite` is not set.
     """
     from genval.runtime.files import read_json
 
@@ -107,7 +107,7 @@ def check_size(target: Target) -> None:
 
 
 def read_captions(out: Path, domains: Sequence[str]) -> dict[str, str]:
-    """The captions of the sets of some domains that earlier runs wrote, by image."""
+    """Read the captions of earlier runs for some domains, by image."""
     from genval.runtime.files import read_json
 
     captions: dict[str, str] = {}
@@ -119,18 +119,18 @@ def read_captions(out: Path, domains: Sequence[str]) -> dict[str, str]:
 
 
 def render_all(jobs: Sequence[Job], target: Target, workers: int) -> tuple[dict[str, str], int]:
-    """Render what is missing, with a progress bar; returns the captions by image and how many were written."""
+    """Render images with a progress bar; return their captions by image and the number of written images."""
     return render_jobs(_render_job, jobs, target, workers)
 
 
 def render_jobs(render_job: RenderJob, jobs: Sequence[Any], target: Target, workers: int) -> tuple[dict[str, Any], int]:
-    """Run `render_job` on each job in several processes; returns its results by image and how many were written."""
+    """Run `render_job` on each job in several processes; return results by image and the number of written images."""
     from genval.runtime.progress import progress_bar
 
     found: dict[str, Any] = {}
     written = 0
     batches = [(render_job, jobs[i : i + BATCH], target) for i in range(0, len(jobs), BATCH)]
-    # The processes come first: the bar has a thread, and threads do not outlive a fork.
+    # The processes are started before the progress bar, because its thread does not survive a fork.
     with _pool(min(workers, len(batches))) as pool, progress_bar(len(jobs), "rendering") as bar:
         for results in pool.imap_unordered(render_batch, batches):
             for job, result, new in results:
@@ -142,7 +142,7 @@ def render_jobs(render_job: RenderJob, jobs: Sequence[Any], target: Target, work
 
 @contextmanager
 def _pool(workers: int) -> Iterator[Any]:
-    """Processes; forked ones, where the system can, have the renderer in memory already."""
+    """Open a pool of processes; forked processes share the imported renderer."""
     from multiprocessing import get_context
 
     import cv2
@@ -155,9 +155,9 @@ def _pool(workers: int) -> Iterator[Any]:
 
 
 def render_batch(task: tuple[RenderJob, Sequence[Any], Target]) -> list[tuple[Any, Any, bool]]:
-    """Render some images; returns each one's job, result and whether anything was written.
+    """Render some images; return each one's job, its result and whether anything was written.
 
-    A second thread encodes and flushes one image while the next is rendered. All are on the disk on return.
+    A second thread encodes and flushes an image while the next one is rendered. All files are written on return.
     """
     import cv2
 
@@ -171,7 +171,7 @@ def render_batch(task: tuple[RenderJob, Sequence[Any], Target]) -> list[tuple[An
 
 
 def _render_job(job: Job, target: Target, writer: ThreadPoolExecutor) -> tuple[str, list]:
-    """The caption of an image, and the pending writes of the files it lacks."""
+    """Render an image; return its caption and the pending writes of its missing files."""
     import numpy as np
 
     from genval.runtime.files import write_png
@@ -190,7 +190,7 @@ def _render_job(job: Job, target: Target, writer: ThreadPoolExecutor) -> tuple[s
 
 
 def with_weather(caption: str, image: str, domain: str) -> str:
-    """The caption with a phrase for the domain: half of the time the one prompts end with, else a paraphrase."""
+    """Append a phrase of the domain to a caption: for half of the images that of the prompts, else a paraphrase."""
     from genval.runtime.seeds import item_seed
 
     from .captions import DOMAIN_PHRASES
@@ -210,7 +210,7 @@ def write_captions(out: Path, domains: Sequence[str], captions: dict[str, str]) 
 
 
 def _image_folder(domain: str) -> str:
-    """The folder of a domain's images, with a slash."""
+    """Return the folder of a domain's images, with a slash."""
     return {"clear": "cityscapes/", "india": "IDD_Segmentation/"}.get(domain, f"acdc/rgb_anon/{domain}/")
 
 
@@ -226,8 +226,8 @@ def write_training_lists(out: Path) -> None:
         for image, caption in read_captions(out, ["clear"]).items():
             if f"/{split}/" not in image:
                 continue
-            # A ControlNet trained on captions that leave the weather open would learn to draw clear weather itself and
-            # resist any other; generation (val) puts a domain of its own after the caption.
+            # A ControlNet that is trained on captions without weather learns clear weather itself and cannot generate
+            # another one. Captions of val have no weather, because generation appends a domain.
             text = caption if split == "val" else with_weather(caption, image, "clear")
             lines.append({"image": image, "conditioning_image": _mask_of(image), "text": text})
         write_jsonl(out / "training" / f"{split}.jsonl", lines)
@@ -241,7 +241,7 @@ def write_training_lists(out: Path) -> None:
 
 
 def _mask_of(image: str) -> str:
-    """The mask of an image: IDD's holds level3Ids, the others labelIds."""
+    """Return the path of an image's mask: level3Ids in IDD, labelIds in the other sets."""
     ids = "labellevel3Ids" if image.startswith("IDD") else "labelIds"
     mask = image.replace("/leftImg8bit/", "/gtFine/").replace("_leftImg8bit.png", f"_gtFine_{ids}.png")
     return mask.replace("/rgb_anon/", "/gt/").replace("_rgb_anon.png", "_gt_labelIds.png")

@@ -161,8 +161,8 @@ def _line_side(rng: np.random.Generator, layout: Layout, side: int) -> None:
     base = span(rng, *tall)
     z = span(rng, -36, -26)  # rows behind the camera still cast shadows
     while z < END:
-        draw = rng.random()
-        kind = ("building", "wall", "fence", "hedge")[int(np.searchsorted(edges, draw))]
+        sample = rng.random()
+        kind = ("building", "wall", "fence", "hedge")[int(np.searchsorted(edges, sample))]
         length = span(rng, 8, 20)
         end = z + length
         if layout.crossing and z < layout.crossing[1] + 2.5 and end > layout.crossing[0] - 2.5:
@@ -258,12 +258,12 @@ def _place_signs(rng: np.random.Generator, layout: Layout, side: int, kerb: floa
 
 def _vehicle(rng: np.random.Generator, india: bool) -> str:
     """A kind of road vehicle at its everyday frequency."""
-    draw = rng.random()
+    sample = rng.random()
     if india:
         kinds, edges = ("rickshaw", "rider motorcycle", "car", "truck", "bus"), (0.28, 0.56, 0.87, 0.95, 1.0)
     else:
         kinds, edges = ("car", "truck", "bus", "rider motorcycle", "rider bicycle"), (0.86, 0.9, 0.93, 0.97, 1.0)
-    return kinds[int(np.searchsorted(edges, draw))]
+    return kinds[int(np.searchsorted(edges, sample))]
 
 
 LENGTHS = {

@@ -1,4 +1,4 @@
-"""Where an object may stand on a rendered street."""
+"""Placement of objects on rendered streets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .objects import StreetObject, scaled_sprite
 from .scene import Render
 
 GROUND = (7, 8)  # labelIds that objects stand on: road and sidewalk
-MIN_HEIGHT = 24 / 256  # of an object, as a share of the image's height
+MIN_HEIGHT = 24 / 256  # of an object, as a fraction of the image's height
 MAX_HEIGHT = 110 / 256
 MAX_DEPTH = 45.0  # metres
 METRES = (0.4, 3.2)  # height of an object; the same range for all names, because realism is not the aim here
@@ -54,7 +54,7 @@ def place_object(scene: Render, name: str, rng: np.random.Generator, floating: b
 
 
 def _visible_share(scene: Render, thing: StreetObject) -> float:
-    """How much of an object is inside the image and not behind something, 0..1."""
+    """Return the fraction of an object that is inside the image and not occluded, 0..1."""
     camera = scene.camera
     depth = camera.depth_of(thing.x, thing.z)
     scale = camera.focal / depth

@@ -1,11 +1,11 @@
-"""Sets of streets with objects on them: one to test on, laid out as SegmentMeIfYouCan, and one to train on.
+"""The data sets of streets with objects: a test set in the layout of SegmentMeIfYouCan, and a training set.
 
 The test set is RoadAnomaly21's validation layout: `dataset_AnomalyTrack/images/validation0000.png` and
 `dataset_AnomalyTrack/labels_masks/validation0000_labels_semantic.png`, 1 on objects and 0 elsewhere (the world has
 no pixel without a label, so that 255, void, does not occur).
 
 The training set has, for each line of `training/objects.jsonl`, a street with one object on it, the object's visible
-pixels, and the street without it. Every fifth has no object, and an empty name: what looks for objects must learn that.
+pixels, and the street without it. Every fifth line has no object and an empty name, as negatives for the detector.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 TRACK = "dataset_AnomalyTrack"
 LIST = "training/objects.jsonl"
-WITHOUT = 5  # every which training image has no object
-FLOATING = 0.3  # share of training objects that hang where a box at random would put them
-MOST_OBJECTS = 3  # in a test image
-NEXT = 1_000_000  # from a street without room for an object to the one taken instead
+WITHOUT = 5  # every fifth training image has no object
+FLOATING = 0.3  # fraction of training objects at random places, not on the ground
+MOST_OBJECTS = 3  # maximum in a test image
+NEXT = 1_000_000  # offset of the index of the street that replaces one without room for an object
 
 
 @dataclass(frozen=True)
 class ObjectJob:
-    """One image: which street, and where its files go below the output folder."""
+    """One image to render, and the paths of its files below the output folder."""
 
     split: str
     index: int
@@ -45,12 +45,12 @@ class ObjectJob:
 
     @property
     def split_seed(self) -> int:
-        """Streams of scenes that no domain has."""
+        """The seed of the scenes, which no domain has."""
         return 2 * len(CONDITIONS) + SPLITS.index(self.split)
 
     @property
     def clean(self) -> str:
-        """The same street without the object; the image itself where it has none."""
+        """The same street without the object; the image itself if it has none."""
         return self.image if self.is_empty else self.image.replace(".png", "_clean.png")
 
     @property
@@ -63,27 +63,27 @@ class ObjectJob:
 
 
 def plan_test(number: int) -> Iterator[ObjectJob]:
-    """The jobs of the test set."""
+    """Yield the jobs of the test set."""
     for index in range(number):
         stem = f"validation{index:04d}"
         yield ObjectJob("val", index, f"{TRACK}/images/{stem}.png", f"{TRACK}/labels_masks/{stem}_labels_semantic.png")
 
 
 def plan_training(number: int) -> Iterator[ObjectJob]:
-    """The jobs of the training set."""
+    """Yield the jobs of the training set."""
     for index in range(number):
         stem = f"training/objects/{index:06d}"
         yield ObjectJob("train", index, f"{stem}.png", f"{stem}_mask.png")
 
 
 def render_test_set(number: int, target: Target, workers: int) -> int:
-    """Render what is missing of the test set; returns how many images were written."""
+    """Render the missing images of the test set; return the number of written images."""
     jobs = [job for job in plan_test(number) if _is_missing(target, job.image, job.mask)]
     return render_jobs(_render_test, jobs, target, workers)[1]
 
 
 def render_training_set(number: int, target: Target, workers: int) -> int:
-    """Render what is missing of the training set and list all of it; returns how many images were written."""
+    """Render the missing images of the training set and list all of them; return the number of written images."""
     from genval.runtime.files import read_jsonl, write_jsonl
 
     path = target.out / LIST

@@ -1,4 +1,4 @@
-"""Objects that no class of the label space covers, standing on a street: a sheet of sprites, and how one is rendered.
+"""Objects without a class in the label space, rendered on streets from a sheet of sprites.
 
 The sprites are glyphs of an emoji font (see sprites/OFL.txt); `mini/draw_sprites.py` writes the sheet. Objects are
 lit, cast shadows and are occluded like everything else in the scene.

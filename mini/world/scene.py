@@ -1,4 +1,4 @@
-"""From an index to a labelled image."""
+"""Rendering of one labelled scene."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def render(
     """Render scene `index` of the stream `split_seed`; the same arguments give the same bytes.
 
     The layout depends on (index, split_seed) alone, so that one index shows the same street in each weather. India has
-    streets of its own. `added` stands on the street beside what is there, with the label id 5, dynamic.
+    streets of its own. `added` objects are placed on the street, with the label id 5, dynamic.
     """
     if domain not in DOMAINS:
         raise ValueError(f"domain {domain!r} is none of {', '.join(DOMAINS)}")

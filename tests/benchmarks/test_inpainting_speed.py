@@ -8,7 +8,7 @@ COMMAND = ["benchmarks/inpainting_speed.py", "--size", "tiny", "--eager", "--ste
 
 
 @pytest.mark.slow
-def test_rows_are_timed_beside_the_published_code(tmp_path: Path) -> None:
+def test_rows_are_compared_with_the_published_code(tmp_path: Path) -> None:
     output = tmp_path / "speed.json"
     rows = "inpaint_eager_16,inpaint_published,refine_published,refine_512_32,refine_stage"
     done = run_script(*COMMAND, "--rows", rows, "--stage_batches", 1, "--output", output)

@@ -48,12 +48,12 @@ def test_reconstruction_goes_there_and_back(benchmark, base):
 def test_the_weather_is_learned(benchmark, base):
     rng = np.random.default_rng(0)
 
-    def pictures(level, count):
+    def flat_images(level, count):
         return rng.integers(level, level + 80, size=(count, 32, 64, 3)).astype(np.uint8)
 
-    classifier = benchmark.fit_weather(base, {"clear": pictures(150, 8), "night": pictures(0, 8)})
-    assert (classifier.predict(benchmark.band_statistics(pictures(160, 4))) == "clear").all()
-    assert (classifier.predict(benchmark.band_statistics(pictures(5, 4))) == "night").all()
+    classifier = benchmark.fit_weather(base, {"clear": flat_images(150, 8), "night": flat_images(0, 8)})
+    assert (classifier.predict(benchmark.band_statistics(flat_images(160, 4))) == "clear").all()
+    assert (classifier.predict(benchmark.band_statistics(flat_images(5, 4))) == "night").all()
 
 
 def test_masks_are_pooled_before_the_mean(benchmark, tmp_path):

@@ -42,14 +42,14 @@ def caption(folder, interrogator, sources, record=RECORD, **options):
 def sources(tmp_path):
     made = []
     for i in range(7):
-        path = tmp_path / "pictures" / f"{i}.png"
+        path = tmp_path / "images" / f"{i}.png"
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), np.full((4, 6, 3), 10 * i, np.uint8))
-        made.append(Source(f"pictures/{i}.png", path, f"masks/{i}.png" if i else None))
+        made.append(Source(f"images/{i}.png", path, f"masks/{i}.png" if i else None))
     return made
 
 
-def test_a_stopped_run_goes_on_to_the_same_lines(sources, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_lines(sources, tmp_path):
     def lines(folder, interrogator, **options):
         return caption(tmp_path / folder, interrogator, sources, **options).written
 
@@ -71,7 +71,7 @@ def test_a_stopped_run_goes_on_to_the_same_lines(sources, tmp_path):
 def test_texts_are_filtered_in_the_order_of_the_images(sources, tmp_path):
     caption(tmp_path, BrightnessInterrogator(), sources)
     captions, report = gather(tmp_path, sources, RECORD, CaptionFilter(["rain"]))
-    assert list(captions) == [source.key for source in sources] and captions["pictures/6.png"] == "60 of 1"
+    assert list(captions) == [source.key for source in sources] and captions["images/6.png"] == "60 of 1"
     assert report == {"changed": 7, "emptied": [], "dropped": {"rain": 7}}
 
 
@@ -89,7 +89,7 @@ def test_damaged_images(sources, tmp_path):
         caption(tmp_path / "out", BrightnessInterrogator(), sources)
     report = caption(tmp_path / "out", BrightnessInterrogator(), sources, skip_bad=True)
     captions, _ = gather(tmp_path / "out", sources, RECORD, CaptionFilter([]))
-    assert [one.item.key for one in report.skipped] == ["pictures/4.png"] and len(captions) == 6
+    assert [one.item.key for one in report.skipped] == ["images/4.png"] and len(captions) == 6
 
 
 def test_training_lines(sources, tmp_path):
@@ -97,8 +97,8 @@ def test_training_lines(sources, tmp_path):
     write_training_list(tmp_path / "train.jsonl", sources, captions)
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert lines == [
-        {"image": "pictures/0.png", "text": "a street"},
-        {"image": "pictures/1.png", "conditioning_image": "masks/1.png", "text": "a street"},
+        {"image": "images/0.png", "text": "a street"},
+        {"image": "images/1.png", "conditioning_image": "masks/1.png", "text": "a street"},
     ]
 
 
@@ -115,7 +115,7 @@ def test_existing_files_are_filtered_in_their_own_form(tmp_path):
 
 
 def test_patterns(sources, tmp_path):
-    (tmp_path / "pictures" / "notes.txt").write_text("none")
+    (tmp_path / "images" / "notes.txt").write_text("none")
     found = match_sources(str(tmp_path / "**" / "*"))
     assert [source.image for source in found] == [source.image for source in sources]
     assert found[0].key == str(sources[0].image) and found[0].mask is None

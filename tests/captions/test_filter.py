@@ -103,8 +103,8 @@ def test_a_list_of_ones_own(tmp_path):
 
 def test_bad_lists_are_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("# nothing\n")
-    (tmp_path / "picture.txt").write_bytes(b"\x89PNG\xff\xfe")
-    for name, words in (("empty.txt", "lists nothing"), ("picture.txt", "text file"), ("none.txt", "Cannot read")):
+    (tmp_path / "image.txt").write_bytes(b"\x89PNG\xff\xfe")
+    for name, words in (("empty.txt", "lists nothing"), ("image.txt", "text file"), ("none.txt", "Cannot read")):
         with pytest.raises(GenValError, match=words):
             read_phrases(tmp_path / name)
 
@@ -119,5 +119,5 @@ def test_no_order_of_words_leaves_a_phrase_or_loses_another_word(phrases):
         assert not term.search(filtered), caption
         assert caption_filter(filtered) == filtered, caption
         for kept in ("street", "cars", "road", "two"):
-            # Commas stick to words once a caption is mended.
+            # Commas stick to words once a caption is tidied.
             assert filtered.replace(",", " ").split().count(kept) == caption.split().count(kept), caption

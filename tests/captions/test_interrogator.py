@@ -51,7 +51,7 @@ class WordClip:
         return len(text.split()) <= self.limit
 
 
-def picture(**weights):
+def image_vector(**weights):
     vector = torch.tensor([float(weights.get(word, 0)) for word in WORDS])
     return Prepared(torch.zeros(3, 1, 1), torch.nn.functional.normalize(vector, dim=0))
 
@@ -61,7 +61,7 @@ def described(mode, *images, clip=None, **config):
     return interrogator.describe(images)
 
 
-STREET = picture(street=3, trees=2.5, cars=2, tram=0.1, photo=0.4, drone=0.3, map=0.2, news=0.15)
+STREET = image_vector(street=3, trees=2.5, cars=2, tram=0.1, photo=0.4, drone=0.3, map=0.2, news=0.15)
 
 
 def test_caption_needs_no_clip():
@@ -105,7 +105,7 @@ def test_best_is_what_trying_every_link_by_hand_gives():
 
 
 def test_images_of_a_batch_do_not_mix():
-    others = [picture(street=1, snow=1), STREET, picture(tram=1), picture(street=1)]
+    others = [image_vector(street=1, snow=1), STREET, image_vector(tram=1), image_vector(street=1)]
     together = described("best", *others)
     assert together == [described("best", one)[0] for one in others]
     assert [one.text for one in together][3] == "street"

@@ -13,18 +13,18 @@ from genval.captions.clip import load_clip
 from genval.runtime.errors import GenValError
 
 
-def test_clip_gives_unit_vectors_that_depend_on_the_input_alone(caption_models, pictures):
+def test_clip_gives_unit_vectors_that_depend_on_the_input_alone(caption_models, street_images):
     clip = load_clip(str(caption_models.clip)).to("cpu")
-    images, texts = clip.encode_images(pictures), clip.encode_texts(["in fog", "at night", "in fog"])
+    images, texts = clip.encode_images(street_images), clip.encode_texts(["in fog", "at night", "in fog"])
     assert images.dtype == texts.dtype == torch.float32 and images.shape == (5, 16) and texts.shape == (3, 16)
     assert torch.allclose(torch.cat([images, texts]).norm(dim=-1), torch.ones(8), atol=1e-6)
     assert torch.equal(texts[0], texts[2]) and not torch.allclose(texts[0], texts[1])
-    assert torch.allclose(clip.encode_images(pictures, batch_size=2), images, atol=1e-6)
+    assert torch.allclose(clip.encode_images(street_images, batch_size=2), images, atol=1e-6)
     assert clip.encode_texts([]).shape == (0, 16)
     assert load_clip(f"local-dir:{caption_models.clip}").hash == clip.hash
 
 
-def test_clip_is_open_clip_s_own_model(caption_models, pictures):
+def test_clip_is_open_clip_s_own_model(caption_models, street_images):
     import open_clip
     from PIL import Image
 
@@ -32,9 +32,9 @@ def test_clip_is_open_clip_s_own_model(caption_models, pictures):
     model, transform = open_clip.create_model_from_pretrained(source)
     clip = load_clip(str(caption_models.clip))
     with torch.no_grad():
-        theirs = model.eval().encode_image(transform(Image.fromarray(pictures[0]))[None], normalize=True)
+        theirs = model.eval().encode_image(transform(Image.fromarray(street_images[0]))[None], normalize=True)
         words = model.encode_text(open_clip.get_tokenizer(source)(["trees, in fog"]), normalize=True)
-    assert torch.allclose(clip.encode_images(pictures[:1]), theirs, atol=1e-6)
+    assert torch.allclose(clip.encode_images(street_images[:1]), theirs, atol=1e-6)
     assert torch.allclose(clip.encode_texts(["trees, in fog"]), words, atol=1e-6)
 
 
@@ -43,22 +43,22 @@ def test_clip_knows_which_texts_it_reads_to_the_end(caption_models):
     assert clip.fits("a street, trees") and not clip.fits("trees, " * 60)
 
 
-def test_half_precision_is_close(caption_models, pictures):
-    exact = load_clip(str(caption_models.clip)).encode_images(pictures)
+def test_half_precision_is_close(caption_models, street_images):
+    exact = load_clip(str(caption_models.clip)).encode_images(street_images)
     for precision in ("bf16-true", "bf16-mixed"):
-        rough = load_clip(str(caption_models.clip), precision).encode_images(pictures)
+        rough = load_clip(str(caption_models.clip), precision).encode_images(street_images)
         assert rough.dtype == torch.float32 and torch.allclose(rough, exact, atol=0.05)
     with pytest.raises(GenValError, match="Unknown precision"):
         load_clip(str(caption_models.clip), "64-true")
 
 
-def test_values_that_are_not_finite_are_an_error(caption_models, tmp_path, pictures):
+def test_values_that_are_not_finite_are_an_error(caption_models, tmp_path, street_images):
     folder = shutil.copytree(caption_models.clip, tmp_path / "clip")
     weights = load_file(folder / "open_clip_model.safetensors")
     weights["visual.conv1.weight"].fill_(float("nan"))
     save_file(weights, folder / "open_clip_model.safetensors")
     with pytest.raises(GenValError, match="not finite"):
-        load_clip(str(folder)).encode_images(pictures)
+        load_clip(str(folder)).encode_images(street_images)
 
 
 def test_bad_clip_names_and_folders_are_refused(caption_models, tmp_path):
@@ -81,15 +81,15 @@ def test_bad_clip_names_and_folders_are_refused(caption_models, tmp_path):
         load_clip(str(folder))
 
 
-def test_blip_captions_are_those_of_transformers(caption_models, pictures):
+def test_blip_captions_are_those_of_transformers(caption_models, street_images):
     from PIL import Image
     from transformers import BlipForConditionalGeneration, BlipProcessor
 
     blip = load_blip(str(caption_models.blip))
-    captions = blip.caption_images(pictures, max_tokens=5, batch_size=2)
+    captions = blip.caption_images(street_images, max_tokens=5, batch_size=2)
     processor = BlipProcessor.from_pretrained(caption_models.blip)
     model = BlipForConditionalGeneration.from_pretrained(caption_models.blip, dtype=torch.float32)
-    for image, caption in zip(pictures, captions, strict=True):
+    for image, caption in zip(street_images, captions, strict=True):
         tokens = model.generate(**processor(images=Image.fromarray(image), return_tensors="pt"), max_new_tokens=5)
         words = processor.decode(tokens[0], skip_special_tokens=True)
         assert caption.replace(" ", "") == words.replace(" ", "") and caption

@@ -10,9 +10,9 @@ from inpainting_world import widened
 from genval.diffusion.inpainting.model import (
     InpaintingBatch,
     InpaintingConfig,
-    beside_latents,
     inpaint,
     inpaint_latents,
+    inpainting_channels,
     load_inpainting,
     make_inpainter,
     save_inpainting,
@@ -61,7 +61,7 @@ def pipeline_latents(
         PROMPTS[:2],
         image=pixels,
         mask_image=masks[:, None].float(),
-        masked_image_latents=beside_latents(model, pixels, masks)[:, 1:],
+        masked_image_latents=inpainting_channels(model, pixels, masks)[:, 1:],
         negative_prompt=negative_prompts,
         num_inference_steps=config.steps,
         guidance_scale=config.guidance_scale,
@@ -143,14 +143,14 @@ def test_what_is_hidden_counts_only_below_full_strength(model: StableDiffusion) 
         given.negative_prompts,
         given.seeds,
     )
-    drawn = [inpaint_latents(make_inpainter(model, config), one, config) for one in (given, other)]
-    torch.testing.assert_close(*drawn, atol=1e-5, rtol=0)
+    inpainted = [inpaint_latents(make_inpainter(model, config), one, config) for one in (given, other)]
+    torch.testing.assert_close(*inpainted, atol=1e-5, rtol=0)
     config = InpaintingConfig(2, 3.0, 0.65)
-    drawn = [inpaint_latents(make_inpainter(model, config), one, config) for one in (given, other)]
-    assert (drawn[0] - drawn[1]).abs().max() > 0.01
+    inpainted = [inpaint_latents(make_inpainter(model, config), one, config) for one in (given, other)]
+    assert (inpainted[0] - inpainted[1]).abs().max() > 0.01
 
 
-def test_a_bad_image_is_drawn_again(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_image_is_sampled_again(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     config, calls = InpaintingConfig(1, 3.0), []
     decode = type(model).decode_latents
 
@@ -162,8 +162,13 @@ def test_a_bad_image_is_drawn_again(model: StableDiffusion, monkeypatch: pytest.
         return pixels
 
     monkeypatch.setattr(type(model), "decode_latents", flawed)
-    drawn = inpaint(make_inpainter(model, config), batch(3), config)
-    assert calls == [3, 1] and drawn.retries == [0, 1, 0] and drawn.seeds[::2] == [1, 3] and drawn.seeds[1] != 2
+    inpainted = inpaint(make_inpainter(model, config), batch(3), config)
+    assert (
+        calls == [3, 1]
+        and inpainted.retries == [0, 1, 0]
+        and inpainted.seeds[::2] == [1, 3]
+        and inpainted.seeds[1] != 2
+    )
     monkeypatch.setattr(sampling, "_BLACK", 255)
     with pytest.raises(GenValError, match="Black or non-finite images"):
         inpaint(make_inpainter(model, config), batch(1), config)
@@ -201,8 +206,8 @@ def test_the_original_format_is_read(inpainting_folder: Path, tmp_path: Path) ->
         torch.equal(ours, theirs) for ours, theirs in zip(model.unet.parameters(), again.unet.parameters(), strict=True)
     )
     config = InpaintingConfig(1, 3.0)
-    drawn = [inpaint(make_inpainter(one, config), batch(1), config).images for one in (model, again)]
-    assert np.array_equal(*drawn)
+    inpainted = [inpaint(make_inpainter(one, config), batch(1), config).images for one in (model, again)]
+    assert np.array_equal(*inpainted)
 
 
 def test_another_model_is_refused(base_folder: Path) -> None:

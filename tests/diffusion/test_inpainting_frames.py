@@ -54,9 +54,9 @@ def test_outside_the_box_a_frame_keeps_its_bytes(frame):
 
 
 def test_a_seam_mixes_around_the_box_and_no_farther(frame):
-    drawn = np.full((60, 60, 3), 200, np.uint8)
+    inpainted = np.full((60, 60, 3), 200, np.uint8)
     before = frame.copy()
-    pasted = paste_feathered(frame, drawn, CROP, BOX, feather=5)
+    pasted = paste_feathered(frame, inpainted, CROP, BOX, feather=5)
     assert np.array_equal(frame, before)
     assert (pasted[20:60, 50:90] == 200).all()
     changed = np.any(pasted != frame, axis=-1)
@@ -76,5 +76,5 @@ def test_a_seam_ends_at_the_crops_edge_and_at_the_frames():
 
 
 def test_without_a_feather_the_box_is_pasted_hard(frame):
-    drawn = np.full((60, 60, 3), 200, np.uint8)
-    assert np.array_equal(paste_feathered(frame, drawn, CROP, BOX, 0), paste_box(frame, drawn, CROP, BOX))
+    inpainted = np.full((60, 60, 3), 200, np.uint8)
+    assert np.array_equal(paste_feathered(frame, inpainted, CROP, BOX, 0), paste_box(frame, inpainted, CROP, BOX))

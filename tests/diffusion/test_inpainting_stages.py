@@ -26,7 +26,7 @@ from genval.diffusion.inpainting.stages import (
     plan_refinements,
 )
 from genval.diffusion.models.pipelines import StableDiffusion
-from genval.diffusion.sampling.pieces import Pieces
+from genval.diffusion.sampling.micro_batches import MicroBatches
 from genval.diffusion.settings import InpaintingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_mask
@@ -54,8 +54,8 @@ def make(stage: InpaintingStage, items: list[ObjectItem], batch_size: int = 4, *
 
 
 @pytest.fixture(scope="module")
-def drawn(model: StableDiffusion, city_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn") / "with_positions"
+def inpainted(model: StableDiffusion, city_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inpainted") / "with_positions"
     make(object_stage(folder, model, city_folder), plan_objects(NAMES, 3, TEMPLATE, 0), 4)
     return folder
 
@@ -73,7 +73,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
 
 
-def test_items_keep_their_seeds_whatever_is_asked_for_besides() -> None:
+def test_items_keep_their_seeds_whatever_else_is_planned() -> None:
     items = {item.id: item for item in plan_objects(["zebra", *NAMES, "lion"], 5, TEMPLATE, 0)}
     assert len(items) == 20
     for item in plan_objects(NAMES, 3, TEMPLATE, 0):
@@ -83,19 +83,19 @@ def test_items_keep_their_seeds_whatever_is_asked_for_besides() -> None:
     assert plan_objects(["lion"], 1, TEMPLATE, 1)[0].seed != items["lion/0"].seed
 
 
-def test_files_are_the_published_ones(drawn: Path, city_folder: Path) -> None:
+def test_files_are_the_published_ones(inpainted: Path, city_folder: Path) -> None:
     folders = [object_folder(name) for name in NAMES]
     expected = {
         f"{folder}/{i}{end}" for folder in folders for i in range(3) for end in (".png", "_gt.png", "_pos.json")
     }
-    assert contents(drawn).keys() == expected
+    assert contents(inpainted).keys() == expected
     frames = {item.id: item for item in find_items("Cityscapes", root=city_folder)}
-    for line in lines(drawn):
-        image = read_image(drawn / line["image"])
+    for line in lines(inpainted):
+        image = read_image(inpainted / line["image"])
         source = frames[line["source"]]
-        assert np.array_equal(read_mask(drawn / line["gt"]), read_mask(source.mask))
+        assert np.array_equal(read_mask(inpainted / line["gt"]), read_mask(source.mask))
         number = line["id"].rpartition("/")[2]
-        place = json.loads((drawn / line["position"]).read_text())
+        place = json.loads((inpainted / line["position"]).read_text())
         box = Box.square(**line["box"])
         assert place == {f"{number}.png": {"pos_mask": [box.top, box.left], "size_mask": box.side}}
         assert 8 <= box.side <= 16 and line["crop"]["top"] >= 8 and line["placement"] == "published"
@@ -103,12 +103,12 @@ def test_files_are_the_published_ones(drawn: Path, city_folder: Path) -> None:
         changed[box.top : box.top + box.side, box.left : box.left + box.side] = False
         assert not changed.any()
         assert line["frame"] == [32, 64] and line["run_seed"] == 0 and line["retries"] == 0
-    assert {line["object"] for line in lines(drawn)} == set(NAMES)
-    assert {picture.object for picture in find_object_images(drawn, drawn)} == set(NAMES)
+    assert {line["object"] for line in lines(inpainted)} == set(NAMES)
+    assert {image.object for image in find_object_images(inpainted, inpainted)} == set(NAMES)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(
-    drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
+def test_a_stopped_run_resumes_to_the_same_bytes(
+    inpainted: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
 ) -> None:
     folder, items = tmp_path / "again", plan_objects(NAMES, 3, TEMPLATE, 0)
     make(object_stage(folder, model, city_folder), items[:4], 4)
@@ -116,26 +116,26 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     (folder / "lion/2.png").unlink()
     run = object_stage(folder, model, city_folder)
     assert make(run, items, 4) == 7
-    assert contents(folder) == contents(drawn)
+    assert contents(folder) == contents(inpainted)
     assert make(run, items, 4) == 0
     assert make(run, items[:2], 4, overwrite=True) == 2
-    assert contents(folder).keys() == contents(drawn).keys()
+    assert contents(folder).keys() == contents(inpainted).keys()
 
 
 def test_another_batch_size_changes_rounding_alone(
-    drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
+    inpainted: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
 ) -> None:
     make(object_stage(tmp_path, model, city_folder), plan_objects(NAMES, 3, TEMPLATE, 0), 2)
-    for name in contents(drawn):
+    for name in contents(inpainted):
         if name.endswith("_gt.png") or name.endswith(".json"):
-            assert (tmp_path / name).read_bytes() == (drawn / name).read_bytes()
+            assert (tmp_path / name).read_bytes() == (inpainted / name).read_bytes()
         else:
-            difference = read_image(tmp_path / name).astype(int) - read_image(drawn / name)
+            difference = read_image(tmp_path / name).astype(int) - read_image(inpainted / name)
             assert np.abs(difference).max() <= 1
 
 
 def test_memory_that_is_full_makes_batches_smaller(
-    drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inpainted: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = inpainting_stages.inpaint
 
@@ -147,25 +147,27 @@ def test_memory_that_is_full_makes_batches_smaller(
     monkeypatch.setattr(inpainting_stages, "inpaint", small)
     run = object_stage(tmp_path, model, city_folder)
     assert make(run, plan_objects(["lion"], 3, TEMPLATE, 0), 3) == 3
-    assert run._pieces.rows == 2
+    assert run._micro_batches.rows == 2
     with pytest.raises(GenValError, match="does not fit into the device's memory"):
-        Pieces(2).compute(2, lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()), lambda: None)
+        MicroBatches(2).compute(2, lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()), lambda: None)
 
 
 def refinement(folder: Path, model: StableDiffusion, **settings: Any) -> RefinementStage:
     return RefinementStage(folder, RECORD, model, InpaintingConfig(3, 1.0, 0.65), 16, **SHARED, **settings)
 
 
-def refinements(drawn: Path) -> list[ObjectItem]:
-    return plan_refinements(find_object_images(drawn, drawn), "{object}", 0)
+def refinements(inpainted: Path) -> list[ObjectItem]:
+    return plan_refinements(find_object_images(inpainted, inpainted), "{object}", 0)
 
 
-def test_refinement_touches_the_crop_alone(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
-    items = refinements(drawn)
-    assert items[0].prompt == "elephant" and not {item.seed for item in items} & {line["seed"] for line in lines(drawn)}
+def test_refinement_touches_the_crop_alone(inpainted: Path, model: StableDiffusion, tmp_path: Path) -> None:
+    items = refinements(inpainted)
+    assert items[0].prompt == "elephant" and not {item.seed for item in items} & {
+        line["seed"] for line in lines(inpainted)
+    }
     assert make(refinement(tmp_path, model), items, 4) == 9
     for line in lines(tmp_path):
-        before, after = read_image(drawn / line["image"]), read_image(tmp_path / line["image"])
+        before, after = read_image(inpainted / line["image"]), read_image(tmp_path / line["image"])
         changed = np.any(before != after, axis=-1)
         assert changed.any()
         crop, box = line["crop"], line["box"]
@@ -175,27 +177,31 @@ def test_refinement_touches_the_crop_alone(drawn: Path, model: StableDiffusion, 
     assert make(refinement(tmp_path, model), items, 4) == 0
 
 
-def test_an_image_that_was_drawn_anew_is_refined_anew(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
-    shutil.copytree(drawn, tmp_path / "drawn")
-    items = refinements(tmp_path / "drawn")
+def test_an_image_that_was_inpainted_again_is_refined_again(
+    inpainted: Path, model: StableDiffusion, tmp_path: Path
+) -> None:
+    shutil.copytree(inpainted, tmp_path / "inpainted")
+    items = refinements(tmp_path / "inpainted")
     make(refinement(tmp_path / "refined", model), items, 4)
-    file = tmp_path / "drawn" / f"{items[0].id}.png"
+    file = tmp_path / "inpainted" / f"{items[0].id}.png"
     cv2.imwrite(str(file), 255 - cv2.imread(str(file)))
     assert make(refinement(tmp_path / "refined", model), items, 4) == 1
 
 
-def test_the_published_refinement_draws_the_whole_frame(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
-    make(refinement(tmp_path, model, whole_frame=True), refinements(drawn)[:2], 2)
+def test_the_published_refinement_inpaints_the_whole_frame(
+    inpainted: Path, model: StableDiffusion, tmp_path: Path
+) -> None:
+    make(refinement(tmp_path, model, whole_frame=True), refinements(inpainted)[:2], 2)
     for line in lines(tmp_path):
-        before, after = read_image(drawn / line["image"]), read_image(tmp_path / line["image"])
+        before, after = read_image(inpainted / line["image"]), read_image(tmp_path / line["image"])
         assert after.shape == before.shape and np.any(before != after, axis=-1).mean() > 0.9
         assert line["crop"] == {"top": 0, "left": 0, "height": 32, "width": 64}
 
 
-def test_whole_frames_of_other_sizes_are_refused(drawn: Path, model: StableDiffusion, tmp_path: Path) -> None:
-    shutil.copytree(drawn, tmp_path / "drawn")
-    items = refinements(tmp_path / "drawn")[:2]
-    file = tmp_path / "drawn" / f"{items[0].id}.png"
+def test_whole_frames_of_other_sizes_are_refused(inpainted: Path, model: StableDiffusion, tmp_path: Path) -> None:
+    shutil.copytree(inpainted, tmp_path / "inpainted")
+    items = refinements(tmp_path / "inpainted")[:2]
+    file = tmp_path / "inpainted" / f"{items[0].id}.png"
     cv2.imwrite(str(file), cv2.resize(cv2.imread(str(file)), (80, 48)))
     with pytest.raises(GenValError, match=r"several sizes .*64x32, 80x48.*--whole_frame"):
         make(refinement(tmp_path / "refined", model, whole_frame=True), items, 2)
@@ -213,7 +219,7 @@ def test_settings_of_a_crop_that_make_no_sense_are_refused(
 
 
 def test_bad_input_is_an_error_and_writes_nothing(
-    drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
+    inpainted: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(city_folder, tmp_path / "city")
     mask = next((tmp_path / "city/gtFine/val").rglob("*.png"))
@@ -227,8 +233,8 @@ def test_bad_input_is_an_error_and_writes_nothing(
         make(object_stage(tmp_path / "out", model, tmp_path / "city"), plan_objects(NAMES, 1, TEMPLATE, 0), 2)
     mask.write_bytes(b"no mask")
     assert not list((tmp_path / "out").rglob("*.png"))
-    shutil.copytree(drawn, tmp_path / "drawn")
-    items = refinements(tmp_path / "drawn")
+    shutil.copytree(inpainted, tmp_path / "inpainted")
+    items = refinements(tmp_path / "inpainted")
     assert items[0].source is not None
     place = {f"{items[0].source.number}.png": {"pos_mask": [30, 0], "size_mask": 8}}
     items[0].source.position.write_text(json.dumps(place))
@@ -238,10 +244,10 @@ def test_bad_input_is_an_error_and_writes_nothing(
 
 
 def test_images_of_other_settings_are_refused(
-    drawn: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
+    inpainted: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(drawn, tmp_path / "drawn")
-    folder, items = tmp_path / "drawn", plan_objects(NAMES, 3, TEMPLATE, 0)
+    shutil.copytree(inpainted, tmp_path / "inpainted")
+    folder, items = tmp_path / "inpainted", plan_objects(NAMES, 3, TEMPLATE, 0)
 
     def stage(record: dict[str, Any] = RECORD) -> ObjectStage:
         return object_stage(folder, model, city_folder, record=record)

@@ -86,7 +86,7 @@ def test_what_is_written_comes_back_bit_for_bit(
     assert_same(controlnet, loaded)
     assert all(parameter.requires_grad for parameter in loaded.parameters())
     assert loaded.config["hint_encoding"] == "label_id"
-    # Prediction type, tokenizer and heads are not in the published format: they travel beside it.
+    # Prediction type, tokenizer and heads are not in the published format: they are in an additional entry.
     assert again.scheduler_config == base.scheduler_config
     prompts = ["a street, cars", ""]
     assert torch.equal(again.encode_text(prompts).states, base.encode_text(prompts).states)
@@ -358,7 +358,7 @@ def test_hash_of_a_file(checkpoint: Path, tmp_path: Path) -> None:
     assert checkpoint_hash(path) != checkpoint_hash(checkpoint)
 
 
-def test_folder_beside_the_file_counts(checkpoint: Path, base_folder: Path, tmp_path: Path) -> None:
+def test_folder_next_to_the_file_takes_precedence(checkpoint: Path, base_folder: Path, tmp_path: Path) -> None:
     """Configs and tokenizer that a file does not carry."""
     content = torch.load(checkpoint, weights_only=True)
     configs = content.pop("genval")["configs"]
@@ -405,7 +405,7 @@ def test_clip_tokenizer_is_clips() -> None:
 def test_without_open_clip_the_advice_is_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(GenValError, match=r"pip install open_clip_torch, or put .* into here"):
-        clip_tokenizer(beside=Path("here"))
+        clip_tokenizer(place=Path("here"))
 
 
 @pytest.fixture

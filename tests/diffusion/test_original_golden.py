@@ -26,7 +26,7 @@ from genval.runtime.paths import REPO_ROOT
 GOLDEN = REPO_ROOT / "tests" / "golden"
 pytestmark = pytest.mark.slow  # networks of diffusers, and files of their size
 TOLERANCE = 1e-4
-# Rules of the golden data: a tensor is drawn from its key, scaled by its kind.
+# Rules of the golden data: a tensor is random, seeded by its key, scaled by its kind.
 SCALES = {
     "w": lambda noise: noise * (1.0 / math.sqrt(math.prod(noise.shape[1:]))),
     "b": lambda noise: 0.02 * noise,
@@ -41,7 +41,7 @@ def expected() -> Mapping[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def checkpoint(expected: Mapping[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny file; the heads of its text encoder, which shapes do not tell, in a config beside it."""
+    """The tiny file; the heads of its text encoder, which shapes do not tell, in a config next to it."""
     description = json.loads((GOLDEN / "ldm_tiny.json").read_text())
     state, total = {}, 0.0
     for key, (shape, _, kind) in description["keys"].items():

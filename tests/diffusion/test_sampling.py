@@ -144,7 +144,7 @@ def test_windows_see_their_own_part_of_the_mask(
         np.testing.assert_array_equal(crop.numpy(), one[0][:, left : left + HEIGHT])
 
 
-def test_an_upscaled_image_keeps_what_was_drawn_small(models: tuple[StableDiffusion, Any]) -> None:
+def test_an_upscaled_image_keeps_what_was_generated_small(models: tuple[StableDiffusion, Any]) -> None:
     base, controlnet = models
 
     def draw(strength: float) -> np.ndarray:
@@ -169,7 +169,7 @@ def test_bad_settings_of_large_images(settings: dict[str, Any]) -> None:
         SamplingConfig(**settings)
 
 
-def test_a_window_the_model_cannot_draw(models: tuple[StableDiffusion, Any]) -> None:
+def test_a_window_the_model_cannot_generate(models: tuple[StableDiffusion, Any]) -> None:
     base, controlnet = models
     with pytest.raises(GenValError, match=r"--tile 20: .*multiples of 8"):
         generate(base, controlnet, masks(1), ["a"], [""], [1], SamplingConfig(1, large="tiled", tile=20))
@@ -200,7 +200,7 @@ def test_hint_embedding_runs_once_and_is_put_back(models: tuple[StableDiffusion,
 
 
 @pytest.mark.parametrize("bad", [0.0, float("nan")])
-def test_failed_images_are_drawn_again_with_other_seeds(
+def test_failed_images_are_sampled_again_with_other_seeds(
     models: tuple[StableDiffusion, Any], monkeypatch: pytest.MonkeyPatch, bad: float
 ) -> None:
     base, controlnet = models

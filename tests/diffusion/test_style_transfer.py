@@ -39,7 +39,7 @@ CAPTIONS = {f"n{i}_leftImg8bit.png": f"caption {i}" for i in range(20)}
 TEMPLATE = "{caption}, {domain}"
 
 
-def test_draws_are_seeded_with_replacement_and_shared_by_domains() -> None:
+def test_choices_are_seeded_with_replacement_and_shared_by_domains() -> None:
     fog = choose_transfers(frames(4), CAPTIONS, find_domain("fog"), 20, 1, TEMPLATE)
     assert fog == choose_transfers(frames(4), CAPTIONS, find_domain("fog"), 20, 1, TEMPLATE)
     assert len({t.source.id for t in fog}) == 4 and len({t.id for t in fog}) == len({t.seed for t in fog}) == 20
@@ -64,13 +64,13 @@ def test_each_frame_at_most_once() -> None:
 def test_phrasings_of_a_domain_are_shared_out_by_seed(tmp_path: Path) -> None:
     (tmp_path / "smoke.txt").write_text("in thick smoke\n\nwith smoke everywhere\n")
     domain = find_domain("smoke", prompt_file=str(tmp_path / "smoke.txt"))
-    drawn = choose_transfers(frames(4), CAPTIONS, domain, 40, 1, TEMPLATE)
-    endings = [t.prompt.partition(", ")[2] for t in drawn]
+    chosen = choose_transfers(frames(4), CAPTIONS, domain, 40, 1, TEMPLATE)
+    endings = [t.prompt.partition(", ")[2] for t in chosen]
     assert set(endings) == {"in thick smoke", "with smoke everywhere"} and 10 < endings.count("in thick smoke") < 30
-    assert drawn == choose_transfers(frames(4), CAPTIONS, domain, 40, 1, TEMPLATE)
+    assert chosen == choose_transfers(frames(4), CAPTIONS, domain, 40, 1, TEMPLATE)
 
 
-def test_a_drawn_frame_without_a_caption_is_named_or_skipped(tmp_path: Path) -> None:
+def test_a_chosen_frame_without_a_caption_is_named_or_skipped(tmp_path: Path) -> None:
     file = tmp_path / "c.jsonl"
     file.write_text('{"image": "a/n1_leftImg8bit.png", "text": "a street"}\n')
     items, captions = caption_frames(frames(3), file)
@@ -91,7 +91,7 @@ def test_one_caption_for_all_or_none(caption: str, prompt: str) -> None:
     assert {t.prompt for t in choose_transfers(items, captions, find_domain("fog"), 5, 1, TEMPLATE)} == {prompt}
 
 
-def test_draws_need_a_sound_template() -> None:
+def test_choices_need_a_valid_template() -> None:
     for template in ("{weather}", "{caption}", "{domain", "{caption.x}, {domain}"):
         with pytest.raises(GenValError, match="--prompt_template"):
             choose_transfers(frames(1), CAPTIONS, find_domain("fog"), 1, 1, template)
@@ -171,7 +171,7 @@ def test_files_and_their_layout(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 4])
-def test_a_stopped_run_goes_on_to_the_same_bytes(world: World, tmp_path: Path, kept: int) -> None:
+def test_a_stopped_run_resumes_to_the_same_bytes(world: World, tmp_path: Path, kept: int) -> None:
     world.make(tmp_path / "whole")
     whole = contents(tmp_path / "whole")
     # What a kill leaves: some records with their files, the next item with two of its three files, a torn line.
@@ -244,7 +244,7 @@ def test_out_of_memory_halves_the_batch(
     monkeypatch.setattr(transfer_module, "generate", limited)
     assert world.make(tmp_path / "small", 5) == 7
     assert sizes == [5, 2, 2, 1, 2]
-    assert "Out of memory with 5 images at a time: going on with 2." in capsys.readouterr().out
+    assert "Out of memory with 5 images at a time: continuing with 2." in capsys.readouterr().out
     monkeypatch.setattr(transfer_module, "generate", original)
     world.make(tmp_path / "large", 5)
     small, large = contents(tmp_path / "small"), contents(tmp_path / "large")

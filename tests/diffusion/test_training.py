@@ -14,9 +14,9 @@ from genval.diffusion.models.hints import CITYSCAPES_IDS, HintEncoding, encode_h
 from genval.diffusion.models.pipelines import TextStates, load_base
 from genval.diffusion.pairs import read_pairs
 from genval.diffusion.settings import TrainingConfig
-from genval.diffusion.training.config import DrawPlan
 from genval.diffusion.training.data import ControlNetData, EncodedFolder, encode_pairs
 from genval.diffusion.training.module import ControlNetModule, check_optimizer
+from genval.diffusion.training.pair_sampler import PairSampler
 from genval.diffusion.training.runs import check_output, choose_run, latest_checkpoint, make_trainer, training_precision
 from genval.runtime.errors import GenValError
 
@@ -153,28 +153,28 @@ def test_training_lowers_the_loss(
 
 def test_every_pass_uses_every_pair_once() -> None:
     config = TrainingConfig(**{**SMALL, "batch_size": 3})
-    plans = [DrawPlan(7, config, rank=rank, world_size=2) for rank in range(2)]
-    drawn = [draw.index for number in range(7) for plan in plans for draw in plan.batch(number)]
-    assert len(drawn) == 42 and set(Counter(drawn).values()) == {6}
+    plans = [PairSampler(7, config, rank=rank, world_size=2) for rank in range(2)]
+    indices = [sample.index for number in range(7) for plan in plans for sample in plan.batch(number)]
+    assert len(indices) == 42 and set(Counter(indices).values()) == {6}
     for start in range(0, 42, 7):
-        assert sorted(drawn[start : start + 7]) == list(range(7))
-    assert drawn[:7] != drawn[7:14]
+        assert sorted(indices[start : start + 7]) == list(range(7))
+    assert indices[:7] != indices[7:14]
 
 
 def test_a_plan_can_start_anywhere() -> None:
     config = TrainingConfig(**SMALL)
-    batches = iter(DrawPlan(5, config, start=9))
-    assert [next(batches), next(batches)] == [DrawPlan(5, config).batch(9), DrawPlan(5, config).batch(10)]
-    assert DrawPlan(5, config).batch(9) != DrawPlan(5, TrainingConfig(**{**SMALL, "seed": 1})).batch(9)
+    batches = iter(PairSampler(5, config, start=9))
+    assert [next(batches), next(batches)] == [PairSampler(5, config).batch(9), PairSampler(5, config).batch(10)]
+    assert PairSampler(5, config).batch(9) != PairSampler(5, TrainingConfig(**{**SMALL, "seed": 1})).batch(9)
 
 
 def test_flips_and_dropped_captions_come_as_often_as_asked() -> None:
     config = TrainingConfig(**{**SMALL, "batch_size": 1000, "caption_dropout": 0.1})
-    draws = DrawPlan(10, config).batch(0)
-    assert 0.45 < sum(draw.flip for draw in draws) / 1000 < 0.55
-    assert 0.07 < sum(draw.drop_caption for draw in draws) / 1000 < 0.13
-    still = DrawPlan(10, TrainingConfig(**{**SMALL, "flip": False, "caption_dropout": 0.0})).batch(0)
-    assert not any(draw.flip or draw.drop_caption for draw in still)
+    samples = PairSampler(10, config).batch(0)
+    assert 0.45 < sum(sample.flip for sample in samples) / 1000 < 0.55
+    assert 0.07 < sum(sample.drop_caption for sample in samples) / 1000 < 0.13
+    still = PairSampler(10, TrainingConfig(**{**SMALL, "flip": False, "caption_dropout": 0.0})).batch(0)
+    assert not any(sample.flip or sample.drop_caption for sample in still)
 
 
 def test_published_epochs_as_steps() -> None:

@@ -8,8 +8,8 @@ from diffusion_world import HEIGHT, WIDTH, write_cityscapes
 from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.pairs import read_pairs
 from genval.diffusion.settings import TrainingConfig
-from genval.diffusion.training.config import DrawPlan
-from genval.diffusion.training.data import DrawnIndices, DrawnLatents, DrawnPairs, EncodedFolder, encode_pairs
+from genval.diffusion.training.data import EncodedFolder, ImageBatches, IndexBatches, LatentBatches, encode_pairs
+from genval.diffusion.training.pair_sampler import PairSampler
 from genval.runtime.errors import GenValError
 
 SMALL: dict[str, Any] = {"height": HEIGHT, "width": WIDTH, "batch_size": 6, "caption_dropout": 0.5}
@@ -21,14 +21,14 @@ def test_cache_holds_what_the_loader_gives(base_folder: Path, city_folder: Path)
     base = load_base(base_folder)
     cache = encode_pairs(base, pairs, config, workers=1)
     assert cache.latents.shape == (1, 2, 6, 4, 8, 16) and len(cache.texts) == 3
-    draws = DrawPlan(6, config).batch(0)
-    (plain,) = DrawnPairs([draws], pairs, config, workers=2)
-    (numbers,) = DrawnIndices([draws])
+    samples = PairSampler(6, config).batch(0)
+    (plain,) = ImageBatches([samples], pairs, config, workers=2)
+    (numbers,) = IndexBatches([samples])
     latents, masks, texts = cache(numbers)
     assert torch.equal(masks, plain["mask"])
     torch.testing.assert_close(latents.float(), base.encode_images(plain["image"]), atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(texts.states.float(), base.encode_text(plain["caption"]).states, atol=2e-3, rtol=2e-3)
-    assert plain["caption"].count("") == sum(draw.drop_caption for draw in draws) > 0
+    assert plain["caption"].count("") == sum(sample.drop_caption for sample in samples) > 0
 
 
 def test_folder_gives_what_the_cache_gives(
@@ -49,10 +49,10 @@ def test_folder_gives_what_the_cache_gives(
     cache = encode_pairs(base, pairs, config, workers=1)
     assert cache.latents.shape[:3] == (3, 2, 6) and cache.masks.shape[:2] == (3, 6)
     assert len({mask.numpy().tobytes() for mask in cache.masks[:, 0]}) == 3
-    batches = [DrawPlan(6, config).batch(n) for n in range(4)]
+    batches = [PairSampler(6, config).batch(n) for n in range(4)]
     read = EncodedFolder(tmp_path / "encoded", base, pairs, config)
     on_device = read.to_device(torch.device("cpu"))
-    for numbers, batch in zip(DrawnIndices(batches, 3), DrawnLatents(batches, read, 2), strict=True):
+    for numbers, batch in zip(IndexBatches(batches, 3), LatentBatches(batches, read, 2), strict=True):
         for latents, masks, text in (cache(numbers), on_device(numbers)):
             torch.testing.assert_close(batch["latents"], latents, atol=1e-3, rtol=1e-3)
             assert torch.equal(batch["mask"], masks)
@@ -60,7 +60,7 @@ def test_folder_gives_what_the_cache_gives(
         assert batch["seed"] == numbers["seed"]
 
 
-def test_folder_goes_on_where_it_stopped(
+def test_folder_resumes_where_it_stopped(
     base_folder: Path, city_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("genval.diffusion.training.data._SHARD", 2)

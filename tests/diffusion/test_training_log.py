@@ -41,13 +41,13 @@ class Constant(torch.nn.Module):
 
 
 def test_agreement_is_the_miou_of_the_masks_classes() -> None:
-    truth = np.array([[[0, 0, 10, 10], [0, 0, IGNORE, 10]]], np.uint8)
-    assert mask_agreement(ColourReader(), PALETTE[truth], truth) == 1
-    wrong = truth.copy()
+    target = np.array([[[0, 0, 10, 10], [0, 0, IGNORE, 10]]], np.uint8)
+    assert mask_agreement(ColourReader(), PALETTE[target], target) == 1
+    wrong = target.copy()
     wrong[0, 0, 0] = 10  # road painted as sky: IoU 3/4 and 3/4
-    assert mask_agreement(ColourReader(), PALETTE[wrong], truth) == pytest.approx(0.75)
+    assert mask_agreement(ColourReader(), PALETTE[wrong], target) == pytest.approx(0.75)
     wrong[0, 0, 0] = 13  # a class no mask has: road 3/4, sky 1
-    assert mask_agreement(ColourReader(), PALETTE[wrong], truth) == pytest.approx(0.875)
+    assert mask_agreement(ColourReader(), PALETTE[wrong], target) == pytest.approx(0.875)
 
 
 def test_the_best_controlnet_is_kept(
@@ -79,11 +79,11 @@ def test_images_do_not_depend_on_the_batch_size(
 ) -> None:
     base = load_base(base_folder)
     pairs = read_pairs(city_folder / "training/val.jsonl", city_folder)
-    pictures: list[Any] = []
+    logged: list[Any] = []
     for batch_size in (1, 3):
         config = TrainingConfig(height=HEIGHT, width=WIDTH, batch_size=batch_size)
         module = ControlNetModule(base, load_controlnet(controlnet_folder, base), config)
         assert ImageLog(tmp_path, pairs, 1, SamplingConfig(steps=1)).write(module, batch_size) is None
-        pictures.append(cv2.imread(str(tmp_path / f"image_log/step_{batch_size:06d}.png")).astype(int))
-    assert np.abs(pictures[0] - pictures[1]).max() <= 2
+        logged.append(cv2.imread(str(tmp_path / f"image_log/step_{batch_size:06d}.png")).astype(int))
+    assert np.abs(logged[0] - logged[1]).max() <= 2
     assert not (tmp_path / "best").exists()

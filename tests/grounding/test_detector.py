@@ -1,4 +1,4 @@
-"""Detections from the model's figures: thresholds, phrases, overlaps, batches."""
+"""Detections from the model's outputs: thresholds, phrases, overlaps, batches."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_a_caption_is_lower_case_and_ends_with_a_full_stop():
 
 
 def select(probabilities, boxes, box=0.25, text=0.25, overlap=0.8):
-    """`Detector._select` on figures of our own, for "polar bear." on an image of 100x200."""
+    """`Detector._select` on values of our own, for "polar bear." on an image of 100x200."""
     from grounding_world import tokenizer
 
     shell = Detector.__new__(Detector)
@@ -59,7 +59,7 @@ def test_the_text_threshold_is_its_own():
     assert len(select(probabilities, boxes, box=0.4)) == 2
 
 
-def test_of_two_boxes_that_overlap_the_surer_is_kept():
+def test_of_two_overlapping_boxes_the_higher_score_is_kept():
     probabilities = [[0.0, 0.5, 0.5, 0.0, 0.0], [0.0, 0.6, 0.5, 0.0, 0.0], [0.0, 0.4, 0.5, 0.0, 0.0]]
     boxes = [[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.2, 0.21], [0.5, 0.5, 0.2, 0.1]]
     assert [found.score for found in select(probabilities, boxes)] == pytest.approx([0.6, 0.5])

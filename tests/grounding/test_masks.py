@@ -1,4 +1,4 @@
-"""Which detection is taken, the figures of a mask's quality, and runs that stop, go on and change their settings."""
+"""Which detection is taken, the metrics of a mask's quality, and runs that stop, go on and change their settings."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
 
 
-def test_the_surest_detection_that_names_the_object_is_taken():
+def test_the_highest_scoring_detection_that_names_the_object_is_chosen():
     box = (0.0, 0.0, 1.0, 1.0)
     detections = [Detection(box, 0.9, ""), Detection(box, 0.4, "bear"), Detection(box, 0.6, "polar bear")]
     assert choose(detections) == 2
@@ -26,8 +26,8 @@ def test_the_surest_detection_that_names_the_object_is_taken():
 def test_quality_of_a_mask():
     mask = np.zeros((20, 30), dtype=np.uint8)
     mask[4:8, 10:20] = 255  # 40 pixels: 32 in the box (columns 10..17), 20 in the detection (columns 10..14)
-    figures = quality(mask, Box.square(2, 8, 10), (9.5, 3.2, 14.4, 8.0))
-    assert figures == {"mask_area_ratio": 0.4, "mask_inside_box": 0.8, "mask_inside_detection": 0.5}
+    metrics = quality(mask, Box.square(2, 8, 10), (9.5, 3.2, 14.4, 8.0))
+    assert metrics == {"mask_area_ratio": 0.4, "mask_inside_box": 0.8, "mask_inside_detection": 0.5}
 
 
 @pytest.mark.parametrize("name", ["box_threshold", "text_threshold", "nms_threshold", "margin"])
@@ -54,13 +54,13 @@ class Encoder:
 
 
 def test_similarity_names_the_nearest_of_the_scene():
-    pictures = [np.full((2, 2, 3), value, dtype=np.uint8) for value in (0, 255)]
+    images = [np.full((2, 2, 3), value, dtype=np.uint8) for value in (0, 255)]
     judge = Similarity(Encoder(), ("road", "car"))
-    assert judge(pictures, "lion") == [
+    assert judge(images, "lion") == [
         {"object": pytest.approx(0.8), "scene": pytest.approx(0.6), "scene_name": "car"},
         {"object": pytest.approx(0.6), "scene": pytest.approx(0.8), "scene_name": "road"},
     ]
-    assert judge(pictures[1:], "car")[0]["scene_name"] == "road"
+    assert judge(images[1:], "car")[0]["scene_name"] == "road"
     assert judge([], "lion") == []
 
 
@@ -87,7 +87,7 @@ def masks(root):
     return {path.relative_to(root / "masks").as_posix(): path.read_bytes() for path in paths}
 
 
-def test_a_run_goes_on_where_it_stopped(make, object_images):
+def test_a_run_resumes_where_it_stopped(make, object_images):
     assert make() == 6
     expected, manifest = masks(object_images), object_images / "masks" / "manifest.jsonl"
     assert len(expected) == 6

@@ -31,7 +31,7 @@ def test_a_batch_gives_what_single_images_give(outliner, images):
         assert estimate == pytest.approx(estimate_alone, abs=1e-5)
 
 
-def test_the_box_is_told_in_the_models_pixels(outliner, images, monkeypatch):
+def test_the_box_is_given_in_the_models_pixels(outliner, images, monkeypatch):
     seen = {}
     model = outliner._model
 

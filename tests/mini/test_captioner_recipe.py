@@ -106,8 +106,8 @@ def test_captioner_learns_from_masks_and_is_read_back(tmp_path):
     images = grey.unsqueeze(1).expand(-1, 3, -1, -1).to(torch.uint8) * 255
     small = {"vision_width": 32, "vision_layers": 1, "text_width": 32, "text_layers": 1, "batch_size": 8}
     recipe = CaptionerRecipe(image_size=32, patch_size=16, cells=2, steps=150, learning_rate=1e-2, **small)
-    figures = train_captioner(images, [FOG, NIGHT] * 8, recipe, tmp_path, CPU, classes, log=lambda _: None)
-    assert 0 < figures["loss_classes"] < 0.5  # nats; a blind one has 0.69
+    metrics = train_captioner(images, [FOG, NIGHT] * 8, recipe, tmp_path, CPU, classes, log=lambda _: None)
+    assert 0 < metrics["loss_classes"] < 0.5  # nats; a blind one has 0.69
     without = train_captioner(images, [FOG, NIGHT] * 8, replace(recipe, steps=1), tmp_path, CPU, log=lambda _: None)
     assert without["loss_classes"] == 0
     assert len(load_blip(str(tmp_path)).caption_images([np.zeros((32, 64, 3), np.uint8)], max_tokens=4)) == 1
@@ -149,7 +149,7 @@ def test_multi_positive_loss_is_the_mean_over_right_pairs():
     assert one_each.item() == pytest.approx(clip.item(), abs=1e-6)
 
 
-def test_drawn_texts_are_true_of_the_images_that_have_their_parts():
+def test_sampled_texts_describe_the_images_that_have_their_parts():
     texts = [FOG, NIGHT, "a wide street with two cars, trees, in fog", "a wide street with many cars, at night"]
     phrases = _Phrases(texts, 0)
     assert [DOMAINS[i] for i in phrases.domain_numbers] == ["fog", "night", "fog", "night"]
@@ -166,7 +166,7 @@ def test_drawn_texts_are_true_of_the_images_that_have_their_parts():
 
 def test_measures_know_right_from_wrong(monkeypatch, tmp_path):
     said = [FOG, NIGHT.replace("in the dark at night", "at night"), "a street with cars, in fog", "a street, in fog"]
-    truth = [FOG, NIGHT, "a street with cars, at night", "a street with people, in fog"]
+    targets = [FOG, NIGHT, "a street with cars, at night", "a street with people, in fog"]
 
     class Says:
         def to(self, device):
@@ -176,10 +176,10 @@ def test_measures_know_right_from_wrong(monkeypatch, tmp_path):
             return said
 
     monkeypatch.setattr("mini.recipe.captioner.load_blip", lambda folder: Says())
-    figures = measure_captioner(tmp_path, [None] * 4, truth, CPU)
-    assert figures["weather_accuracy"] == 0.75 and figures["weather_accuracy_worst"] == 0.5
-    assert figures["car_accuracy"] == 1.0 and figures["person_accuracy"] == 0.75
-    assert figures["person_balanced_accuracy"] == 0.75 and figures["person_share"] == 0.5
+    metrics = measure_captioner(tmp_path, [None] * 4, targets, CPU)
+    assert metrics["weather_accuracy"] == 0.75 and metrics["weather_accuracy_worst"] == 0.5
+    assert metrics["car_accuracy"] == 1.0 and metrics["person_accuracy"] == 0.75
+    assert metrics["person_balanced_accuracy"] == 0.75 and metrics["person_share"] == 0.5
 
     class Compares:
         def to(self, device):
@@ -194,7 +194,7 @@ def test_measures_know_right_from_wrong(monkeypatch, tmp_path):
 
     monkeypatch.setattr("mini.recipe.contrastive.load_clip", lambda folder: Compares())
     texts = ["a street, in fog", "a street, on a sunny day", "a street, on a clear day"]
-    figures = measure_contrastive(tmp_path, ["fog", "clear", "wrong"], texts, CPU)
-    assert figures == {
+    metrics = measure_contrastive(tmp_path, ["fog", "clear", "wrong"], texts, CPU)
+    assert metrics == {
         "held_out": 3, "domain_accuracy": 0.6667, "domain_accuracy_worst": 0.5, "against_clear_worst": 0.75
     }  # fmt: skip

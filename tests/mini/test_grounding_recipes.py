@@ -54,8 +54,8 @@ def write_objects(folder: Path, count: int = 6, height: int = 64, width: int = 9
         image = np.where(mask[..., None] > 0, np.uint8(COLOURS[name]), clean)
         files = {"image": image, "clean": clean, "mask": mask}
         paths = {kind: f"training/objects/{number:03d}_{kind}.png" for kind in files}
-        for kind, picture in files.items():
-            write_png(folder / paths[kind], picture)
+        for kind, image in files.items():
+            write_png(folder / paths[kind], image)
         lines.append({**paths, "object": name})
     lines.append({**lines[0], "object": ""})
     write_jsonl(folder / "training/objects.jsonl", lines)
@@ -131,7 +131,7 @@ def test_boxes_and_masks_move_with_the_square():
     assert mask_boxes(corner).tolist() == [[0, 7 / 8, 1 / 8, 1]]
 
 
-def test_draws_show_the_object_or_the_street_without_it(data_dir):
+def test_crops_show_the_object_or_the_street_without_it(data_dir):
     streets = load_object_images(data_dir)
     index, empty = torch.arange(6), torch.tensor([False, True] * 3)
     crops = CropSampler(streets, 32, 0).sample(index, empty)
@@ -160,14 +160,14 @@ def test_the_detector_knows_names_and_spells_other_words():
 
 @pytest.mark.slow
 def test_predictions_hold_what_the_model_gives():
-    from genval.grounding.detector import mend_text_positions
+    from genval.grounding.detector import fix_text_positions
 
     torch.manual_seed(0)
     recipe = DetectorRecipe(
         image_size=64, vision_widths=(8, 8, 8, 8), text_width=16, text_layers=1, width=32, feed_forward=32, queries=5
     )
     tokenizer = build_tokenizer(NAMES)
-    model = mend_text_positions(build_detector(recipe, len(tokenizer))).eval()
+    model = fix_text_positions(build_detector(recipe, len(tokenizer))).eval()
     tokens = _Names(tokenizer, NAMES, CPU).tokens(torch.tensor([0, 1]))
     with torch.no_grad():
         result = model(pixel_values=torch.randn(2, 3, 64, 64), **tokens)
@@ -202,15 +202,15 @@ def test_detection_losses_are_those_written_out():
 
     names = places = 0.0
     right, twins = 0, 0
-    for picture in range(3):
-        tokens = [t for t in range(5) if wanted[picture, t]]
-        terms = [box_terms(guessed[picture, query].tolist(), boxes[picture].tolist()) for query in range(6)]
-        scores = 1 / (1 + np.exp(-logits[picture].double().numpy()))
+    for image in range(3):
+        tokens = [t for t in range(5) if wanted[image, t]]
+        terms = [box_terms(guessed[image, query].tolist(), boxes[image].tolist()) for query in range(6)]
+        scores = 1 / (1 + np.exp(-logits[image].double().numpy()))
         costs = [terms[query][0] - scores[query, tokens].mean() for query in range(6)]
-        nearest = np.argsort(costs)[:count] if present[picture] else []
+        nearest = np.argsort(costs)[:count] if present[image] else []
         for query in range(6):
             overlap = terms[query][1]
-            quality = max(overlap, 0.5) if query in nearest else overlap if overlap >= 0.5 and present[picture] else 0
+            quality = max(overlap, 0.5) if query in nearest else overlap if overlap >= 0.5 and present[image] else 0
             twins += quality > 0 and query not in nearest
             for t in range(5):
                 goal = quality if t in tokens else 0
@@ -313,15 +313,15 @@ def test_measures_count_finds_alarms_and_overlaps(monkeypatch, tmp_path):
         for name in ("lion", "lion", "zebra", "zebra")
     ]
     monkeypatch.setattr("mini.recipe.detector.load_detector", lambda folder: _Answers(crops))
-    figures = measure_detector(tmp_path, crops, CPU)
-    assert figures["held_out"] == 4
-    assert figures["recall"]["0.25"] == 0.5 and figures["recall"]["0.5"] == 0.5
-    assert figures["false_alarms"]["0.25"] == 0.25 and figures["false_alarms"]["0.4"] == 0.0
-    assert set(figures["wrong_names"].values()) == {0.0}
+    metrics = measure_detector(tmp_path, crops, CPU)
+    assert metrics["held_out"] == 4
+    assert metrics["recall"]["0.25"] == 0.5 and metrics["recall"]["0.5"] == 0.5
+    assert metrics["false_alarms"]["0.25"] == 0.25 and metrics["false_alarms"]["0.4"] == 0.0
+    assert set(metrics["wrong_names"].values()) == {0.0}
     monkeypatch.setattr("mini.recipe.outliner.load_detector", lambda folder: _Answers(crops))
     monkeypatch.setattr("mini.recipe.outliner.load_outliner", lambda folder: _Fills())
-    figures = measure_outliner(tmp_path, crops, CPU, tmp_path)
-    assert figures == {
+    metrics = measure_outliner(tmp_path, crops, CPU, tmp_path)
+    assert metrics == {
         "held_out": 4, "mask_iou": 1.0, "masked": 0.5, "mask_iou_found": 1.0, "masked_empty": 0.25
     }  # fmt: skip
     assert measure_outliner(tmp_path, crops, CPU) == {"held_out": 4, "mask_iou": 1.0}
@@ -329,7 +329,7 @@ def test_measures_count_finds_alarms_and_overlaps(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_trained_models_are_loaded_by_the_script_that_uses_them(tmp_path):
-    """Few steps on discs: losses fall, the stages write their figures, and get_masks.py reads the folders."""
+    """Few steps on discs: losses fall, the stages write their metrics, and get_masks.py reads the folders."""
     from genval.runtime.files import write_json
 
     data, output, objects = tmp_path / "data", tmp_path / "checkpoints", tmp_path / "objects"
@@ -343,10 +343,10 @@ def test_trained_models_are_loaded_by_the_script_that_uses_them(tmp_path):
     command = ["mini/train.py", "--data_dir", data, "--output", output, "--stages", "detector,outliner"]
     command += ["--device", "cpu", "--batch_size", 4, "--detector_steps", 6, "--outliner_steps", 6]
     call(*command)
-    figures = json.loads((output / "training.json").read_text())
-    assert figures["detector"]["steps"] == figures["outliner"]["steps"] == 6
-    assert set(figures["detector"]["recall"]) == set(figures["detector"]["false_alarms"])
-    assert {"mask_iou", "masked", "masked_empty"} <= set(figures["outliner"])
+    metrics = json.loads((output / "training.json").read_text())
+    assert metrics["detector"]["steps"] == metrics["outliner"]["steps"] == 6
+    assert set(metrics["detector"]["recall"]) == set(metrics["detector"]["false_alarms"])
+    assert {"mask_iou", "masked", "masked_empty"} <= set(metrics["outliner"])
     for name in ("grounding-dino", "sam"):
         assert (output / name / "model.safetensors").stat().st_size < 5e6
     assert "skipped" in call(*command)

@@ -51,11 +51,11 @@ def test_a_wide_unet_answers_as_the_narrow_one_at_first():
         block_out_channels=(16,), layers_per_block=1, cross_attention_dim=32, norm_num_groups=8, **levels
     ).eval()
     wide = widened(narrow).eval()
-    latents, beside = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 8, 8)
+    latents, extra_channels = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 8, 8)
     states = torch.randn(2, 3, 32)
     with torch.no_grad():
         expected = narrow(latents, 3, states).sample
-        torch.testing.assert_close(wide(torch.cat([latents, beside], 1), 3, states).sample, expected)
+        torch.testing.assert_close(wide(torch.cat([latents, extra_channels], 1), 3, states).sample, expected)
 
 
 def test_masks_are_one_inside_the_box():
@@ -106,9 +106,9 @@ def test_a_trained_folder_is_what_the_stage_loads(tmp_path):
     base = write_base(tmp_path / "base")
     crops = load_object_crops(write_images(tmp_path), SMALL, None, 1)
     crops = ObjectCrops(crops.images, crops.boxes, crops.texts, crops.names, torch.tensor([True] * 2 + [False] * 4))
-    figures = train_inpainting(crops, base, SMALL, tmp_path / "inpainting", CPU, log=lambda _: None)
-    assert figures["steps"] == 3 and figures["loss"] > 0 and figures["crops"] == 4
-    assert figures["box_loss_right_name"] > 0
+    metrics = train_inpainting(crops, base, SMALL, tmp_path / "inpainting", CPU, log=lambda _: None)
+    assert metrics["steps"] == 3 and metrics["loss"] > 0 and metrics["crops"] == 4
+    assert metrics["box_loss_right_name"] > 0
     assert sorted(path.name for path in (tmp_path / "inpainting").iterdir()) == [
         "model_index.json", "text_encoder", "unet"
     ]  # fmt: skip

@@ -68,9 +68,9 @@ def test_an_object_changes_only_itself_and_its_shadow():
     changed = (scene.image != street.image).any(2)
     assert changed[shown].mean() > 0.95
     # Apart from its antialiased edge it changes the ground alone, where its shadow falls.
-    beside = changed & ~shown
-    assert np.isin(street.label_ids[beside], (*GROUND, 22)).mean() > 0.5
-    assert scene.image[beside].mean() < street.image[beside].mean()
+    shadow = changed & ~shown
+    assert np.isin(street.label_ids[shadow], (*GROUND, 22)).mean() > 0.5
+    assert scene.image[shadow].mean() < street.image[shadow].mean()
     assert scene.depth[shown].max() == pytest.approx(scene.camera.depth_of(thing.x, thing.z), rel=1e-3)
     again = render(4, **SMALL, added=[place_object(street, "lion", generator())])
     np.testing.assert_array_equal(again.image, scene.image)

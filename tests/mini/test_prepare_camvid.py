@@ -40,7 +40,7 @@ def test_day_and_dusk_go_where_the_stages_look(camvid, tmp_path):
     assert files.read_jsonl(tmp_path / "out/training/val.jsonl")[0]["text"] == "a city street"
 
 
-def test_an_empty_folder_and_a_strange_id_are_named(camvid, tmp_path):
+def test_an_empty_folder_and_an_unknown_id_are_named(camvid, tmp_path):
     done = prepare(tmp_path / "nothing", tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     files.write_png(camvid / "labels/train/0006R0_f1.png", np.full((360, 480), 40, np.uint8))

@@ -33,12 +33,12 @@ def autoencoder(images, tmp_path_factory):
 def test_latents_have_zero_mean_and_unit_variance_a_channel(images, autoencoder):
     from diffusers import AutoencoderKL
 
-    folder, figures = autoencoder
+    folder, metrics = autoencoder
     latents = encode_images(AutoencoderKL.from_pretrained(folder), images).float()
     assert latents.mean((0, 2, 3)).abs().max() < 0.02
     assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.02
-    assert figures["psnr_db"] > 12  # an untrained one reaches 5 to 9 dB
-    assert figures["parameters"] > 0
+    assert metrics["psnr_db"] > 12  # an untrained one reaches 5 to 9 dB
+    assert metrics["parameters"] > 0
 
 
 def test_words_of_the_captions_are_single_tokens_and_others_still_have_some():
@@ -56,7 +56,7 @@ class _Killed(Exception):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_to_the_same_weights(images, autoencoder, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_weights(images, autoencoder, tmp_path):
     recipe = DiffusionRecipe(steps=6, batch_size=2, warmup_steps=2, snapshot_steps=4, **SMALL)
 
     def train(output, log):
@@ -72,9 +72,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(images, autoencoder, tmp_path
         train(tmp_path / "stopped", kill_at_the_end)
     assert not (tmp_path / "stopped").exists()
     assert (tmp_path / "stopped.snapshot.pt").exists()
-    figures = train(tmp_path / "stopped", lambda _: None)
+    metrics = train(tmp_path / "stopped", lambda _: None)
     assert not (tmp_path / "stopped.snapshot.pt").exists()
-    assert figures["loss"] > 0
+    assert metrics["loss"] > 0
     for part in ("unet/diffusion_pytorch_model", "text_encoder/model"):
         whole, resumed = (load_file(tmp_path / name / f"{part}.safetensors") for name in ("whole", "stopped"))
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)

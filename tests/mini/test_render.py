@@ -101,7 +101,7 @@ def test_training_lines_name_files(rendered):
             assert (rendered / line["image"]).is_file() and (rendered / line["conditioning_image"]).is_file()
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(rendered):
+def test_a_stopped_run_resumes_to_the_same_bytes(rendered):
     before = digests(rendered)
     lost = sorted(rendered.rglob("*.png"))[::7]
     for path in lost:

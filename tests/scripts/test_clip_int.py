@@ -70,7 +70,7 @@ def test_a_data_set_is_captioned_and_trained_on(caption_models: CaptionModels, d
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bytes(
+def test_a_killed_run_resumes_to_the_same_bytes(
     caption_models: CaptionModels, datasets: Path, run_here: Callable[[Sequence[object]], str]
 ) -> None:
     slow = command(caption_models, datasets, "--mode", "best", "--max_flavors", 2, "--candidates", 12)

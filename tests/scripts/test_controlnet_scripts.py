@@ -81,7 +81,7 @@ def test_from_a_base_to_generated_fog(base_folder: Path, city: Path, tmp_path: P
 def test_either_format_becomes_either(
     base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, refused: Refusal
 ) -> None:
-    """A trained ControlNet as one original file, which draws what its folder draws and becomes that folder again."""
+    """A ControlNet as one original file generates the same images as its folder, and is converted back."""
     tool, whole = "ControlNet/tool_add_control.py", tmp_path / "controlnet_cs.ckpt"
     result = run_script(tool, base_folder, whole, "--controlnet", controlnet_folder)
     assert result.returncode == 0 and "Wrote the base and the ControlNet" in result.stdout, result.stderr
@@ -101,8 +101,8 @@ def test_either_format_becomes_either(
             del command[command.index("--base") : command.index("--base") + 2]
         result = run_script(*command)
         assert result.returncode == 0, result.stderr
-    drawn = [contents(tmp_path / folder / "fog/leftImg8bit") for folder in ("a", "b")]
-    assert len(drawn[0]) == 2 and drawn[0] == drawn[1]
+    generated = [contents(tmp_path / folder / "fog/leftImg8bit") for folder in ("a", "b")]
+    assert len(generated[0]) == 2 and generated[0] == generated[1]
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_a_new_control_as_an_original_file(base_folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_to_the_same_weights(base_folder: Path, city: Path, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_weights(base_folder: Path, city: Path, tmp_path: Path) -> None:
     start = tmp_path / "start"
     run_script("ControlNet/tool_add_control.py", base_folder, start)
     steps = ["--images_every", 0, "--checkpoint_every", 2, "--max_steps", 30, "--run", "r", "--resume", "auto"]
@@ -144,7 +144,7 @@ def wait_for(process: subprocess.Popen[bytes], condition: object, seconds: float
 
 
 @pytest.mark.slow
-def test_a_killed_generation_goes_on_to_the_same_bytes(
+def test_a_killed_generation_resumes_to_the_same_bytes(
     base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path
 ) -> None:
     command = transfer_command(base_folder, controlnet_folder, city, tmp_path / "halves", "--domain", "night")

@@ -1,10 +1,10 @@
-"""Inpainting: a part of each image drawn anew, after a prompt, by a Stable Diffusion made for it.
+"""Inpainting with a Stable Diffusion inpainting model: load it, save it, and inpaint the masked part of images.
 
-Such a model's UNet reads nine channels: the noisy latents, the mask and the latents of the image without what is
-masked (Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022, section 4.5, and the
-published Stable Diffusion inpainting weights). The loop is the one of diffusers' StableDiffusionInpaintPipeline (tests
-hold the two together), with the differences of `genval.diffusion.sampling.generation`; images are encoded by the
-posterior's mean, not by a sample.
+The UNet of such a model has nine input channels: the noisy latents, the mask and the latents of the masked image
+(Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022, section 4.5, and the
+published Stable Diffusion inpainting weights). The loop is that of diffusers' StableDiffusionInpaintPipeline (tests
+compare the two), with the differences of `genval.diffusion.sampling.generation`. Images are encoded by the posterior's
+mean, not by a sample.
 """
 
 from __future__ import annotations
@@ -22,31 +22,30 @@ import torch
 import torch.nn.functional as F
 
 from genval.diffusion.models.pipelines import SHARED_PARTS, StableDiffusion, load_base, move
+from genval.diffusion.original.keys import SAVE_DTYPES
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import (
     Generated,
     check_pixels,
     compile_decoder,
-    draw_until_good,
     item_noise,
     make_scheduler,
+    sample_with_retries,
     set_steps,
 )
 from genval.diffusion.settings import INPAINTING_MODEL, InpaintingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_json
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-
 
 @dataclasses.dataclass(frozen=True)
 class InpaintingBatch:
-    """What is drawn together.
+    """The inputs of a batch.
 
     Attributes:
-        images: RGB uint8 (B, H, W, 3); what is masked counts only where the strength is below 1.
-        masks: bool (B, H, W), true where an image is drawn anew.
-        prompts, negative_prompts, seeds: one an item.
+        images: RGB uint8 (B, H, W, 3); the masked pixels are used only if the denoising strength is below 1.
+        masks: bool (B, H, W), true at the pixels to inpaint.
+        prompts, negative_prompts, seeds: one per item.
     """
 
     images: np.ndarray
@@ -59,7 +58,7 @@ class InpaintingBatch:
         return len(self.seeds)
 
     def rows(self, chosen: Sequence[int]) -> InpaintingBatch:
-        """Some of the items, by number; a number may come several times."""
+        """Return the items with the given numbers; a number may occur several times."""
         return InpaintingBatch(
             self.images[list(chosen)],
             self.masks[list(chosen)],
@@ -76,13 +75,12 @@ def load_inpainting(
 
     Args:
         name: as for `genval.diffusion.models.pipelines.load_base`: a folder in diffusers' layout, a file of the
-        original
-            format (`sd-v1-5-inpainting.ckpt`), or a Hugging Face name. A folder may lack parts where its
-            model_index.json has `"shared_parts": "../other"`: those are read from that folder, relative to its own.
-        device, dtype: where to put it; without a dtype it is float32.
+            original format (`sd-v1-5-inpainting.ckpt`), or a Hugging Face name. Parts that are missing in a folder are
+            read from the folder that its model_index.json names as `"shared_parts": "../other"`, a relative path.
+        device, dtype: of the model; by default CPU and float32.
 
     Raises:
-        GenValError: as `load_base`, or the UNet is not one for inpainting.
+        GenValError: as `load_base`, or the UNet is not an inpainting UNet.
     """
     model = load_base(name, device, dtype)
     found, latent = model.unet.config.in_channels, model.vae.config.latent_channels
@@ -97,14 +95,14 @@ def load_inpainting(
 def save_inpainting(
     unet: Any, folder: str | Path, shared_parts: str, dtype: str = "fp16", text_encoder: Any | None = None
 ) -> None:
-    """Write an inpainting UNet as a folder that takes its other parts from a base's folder.
+    """Write an inpainting UNet into a folder that shares its other parts with a base's folder.
 
     Args:
         unet: diffusers' UNet2DConditionModel with nine input channels.
-        folder: gets model_index.json and the parts given; read by `load_inpainting`.
-        shared_parts: the folder of the other parts (vae, tokenizer, scheduler), relative to `folder`.
-        dtype: of the weights, "fp32" or "fp16".
-        text_encoder: where it was trained with the UNet; otherwise the base's is taken.
+        folder: the folder to write, which `load_inpainting` reads.
+        shared_parts: folder of the other parts (vae, tokenizer, scheduler), relative to `folder`.
+        dtype: dtype of the weights, "fp32" or "fp16".
+        text_encoder: a text encoder that was trained with the UNet; by default the base's is shared.
 
     Raises:
         GenValError: the folder cannot be written.
@@ -124,10 +122,10 @@ def save_inpainting(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
             for name, part in parts.items():
-                move(copy.deepcopy(part), "cpu", _DTYPES[dtype]).save_pretrained(Path(temporary) / name)
+                move(copy.deepcopy(part), "cpu", SAVE_DTYPES[dtype]).save_pretrained(Path(temporary) / name)
                 for file in sorted((Path(temporary) / name).iterdir()):
                     (folder / name).mkdir(exist_ok=True)
-                    file.chmod(0o644)  # safetensors makes files that nobody but their owner can read
+                    file.chmod(0o644)  # safetensors makes files that only their owner can read
                     os.replace(file, folder / name / file.name)
     except OSError as error:
         raise GenValError(
@@ -140,10 +138,10 @@ def save_inpainting(
 def make_inpainter(
     model: StableDiffusion, config: InpaintingConfig, compiled: bool = False, graphed: bool = False
 ) -> Denoiser:
-    """The denoiser of a run, to be kept over many batches; where `compiled`, the decoder gets kernels too.
+    """Return the denoiser of a run, for all its batches; if `compiled`, the VAE's decoder is compiled too.
 
     Raises:
-        GenValError: a network of another kind than Stable Diffusion's.
+        GenValError: a network does not have Stable Diffusion's architecture.
     """
     if compiled:
         compile_decoder(model)
@@ -151,13 +149,15 @@ def make_inpainter(
 
 
 def inpaint(denoiser: Denoiser, batch: InpaintingBatch, config: InpaintingConfig, rows: int | None = None) -> Generated:
-    """Draw the masked part of each image anew; the rest comes back as the VAE renders it.
+    """Inpaint the masked part of each image; the other pixels are those of the VAE's reconstruction.
 
-    An image that is black or not finite is drawn again with the next seed of its item, up to three times.
+    An image that is black or not finite is inpainted again with the next seed of its item, up to three times.
 
     Args:
         denoiser: of `make_inpainter`, for the same config.
-        rows: a compiled denoiser always gets this many images: smaller batches are padded.
+        batch: images, masks, prompts and seeds.
+        config: how to sample.
+        rows: with a compiled denoiser, smaller batches are padded to this size.
 
     Raises:
         GenValError: the size does not suit the model, or an image fails with every seed.
@@ -165,18 +165,18 @@ def inpaint(denoiser: Denoiser, batch: InpaintingBatch, config: InpaintingConfig
     denoiser.base.check_size(*batch.masks.shape[1:])
     count = rows if rows is not None and denoiser.compiled else 0
 
-    def draw(chosen: list[int], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def sample(chosen: list[int], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
         filled = [*chosen, *[chosen[-1]] * (count - len(chosen))]
         padded = [*seeds, *[seeds[-1]] * (count - len(seeds))]
         latents = inpaint_latents(denoiser, dataclasses.replace(batch.rows(filled), seeds=padded), config)
         return check_pixels(denoiser.base.decode_latents(latents)[: len(chosen)])
 
-    return draw_until_good(draw, batch.prompts, batch.seeds)
+    return sample_with_retries(sample, batch.prompts, batch.seeds)
 
 
 @torch.no_grad()
 def inpaint_latents(denoiser: Denoiser, batch: InpaintingBatch, config: InpaintingConfig) -> torch.Tensor:
-    """The denoising loop: final latents (B, C, h, w) float32, scaled. Arguments as for `inpaint`."""
+    """Run the denoising loop; return the final scaled latents, (B, C, h, w) float32. Arguments as for `inpaint`."""
     model = denoiser.base
     scheduler = make_scheduler(model.scheduler_config, config.sampler)
     set_steps(scheduler, config.steps)
@@ -199,15 +199,16 @@ def inpaint_latents(denoiser: Denoiser, batch: InpaintingBatch, config: Inpainti
     return latents
 
 
-def beside_latents(model: StableDiffusion, pixels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """What the UNet reads beside the noisy latents: the mask, then the latents of the image without what is masked.
+def inpainting_channels(model: StableDiffusion, pixels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Return the additional input channels of an inpainting UNet: the mask, then the latents of the masked image.
 
     Args:
+        model: the inpainting model, whose VAE encodes the masked image.
         pixels: (B, 3, H, W) float, -1..1.
-        masks: bool (B, H, W), true where an image is drawn anew; those pixels are 0, mid-grey.
+        masks: bool (B, H, W), true at the pixels to inpaint; these are set to 0 (mid-grey) before encoding.
 
     Returns:
-        (B, 1 + C, h, w) in the model's dtype; the mask is 0 or 1, by nearest neighbour.
+        (B, 1 + C, h, w) in the model's dtype; the mask is 0 or 1, resized by nearest neighbour.
     """
     hidden = masks[:, None].to(pixels)
     latents = model.encode_pixels(pixels * (1 - hidden))
@@ -216,8 +217,8 @@ def beside_latents(model: StableDiffusion, pixels: torch.Tensor, masks: torch.Te
 
 def _conditions(denoiser: Denoiser, batch: InpaintingBatch, pixels: torch.Tensor, timesteps: torch.Tensor) -> Any:
     model = denoiser.base
-    beside = beside_latents(model, pixels, torch.from_numpy(batch.masks).to(model.device))
+    extra_channels = inpainting_channels(model, pixels, torch.from_numpy(batch.masks).to(model.device))
     prompts = [*batch.negative_prompts, *batch.prompts] if denoiser.guided else batch.prompts
     text = model.encode_text(prompts)
     added = model.added_conditions(text, *pixels.shape[2:])
-    return denoiser.condition(text, None, timesteps, added, beside)
+    return denoiser.condition(text, None, timesteps, added, extra_channels)

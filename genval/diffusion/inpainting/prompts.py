@@ -1,20 +1,20 @@
-"""Prompts that name an object."""
+"""Prompts of objects, with the right article."""
 
 from __future__ import annotations
 
 import re
-import string
 
+from genval.diffusion.prompts import placeholders
 from genval.runtime.errors import GenValError
 
-# Also words that are spelled out, and begin with a letter whose name begins with a vowel: SUV, X-ray.
+# Also abbreviations whose first letter is pronounced with a vowel: SUV, X-ray.
 _VOWEL = re.compile(r"(?i:[aeiou]|hour|hono|heir|honest|x-?ray)|[FHLMNRSX](?=[A-Z0-9]+\b)")
-# Words that begin with a vowel's letter but sound like "you" or "won".
+# Words that begin with a vowel letter but are pronounced like "you" or "won".
 _CONSONANT = re.compile(r"uni(?!n|m|dent)|u[bst][aeiou]|uri|ura|ukulele|ufo|eu|ewe|one(?:sie)?\b|once", re.IGNORECASE)
 
 
 def article(name: str) -> str:
-    """ "a" or "an", by the sound a name begins with.
+    """Return "a" or "an", by the first sound of a name.
 
     >>> [article(name) for name in ("lion", "elephant", "hourglass", "unicorn", "umbrella")]
     ['a', 'an', 'an', 'a', 'an']
@@ -23,16 +23,12 @@ def article(name: str) -> str:
 
 
 def check_object_template(template: str) -> None:
-    """Refuse a prompt template that cannot be filled in, or that leaves the object out.
+    """Check that a prompt template is valid and contains the object.
 
     Raises:
         GenValError: another placeholder than {article} and {object}, or no {object}.
     """
-    try:
-        fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
-    except ValueError:
-        fields = {""}
-    if not {"object"} <= fields <= {"article", "object"}:
+    if not {"object"} <= placeholders(template) <= {"article", "object"}:
         raise GenValError(
             f"--prompt_template: expected text with {{object}}, and {{article}} for 'a' or 'an'; found {template!r}. "
             "Without {object} every object would get the same prompt."
@@ -40,5 +36,5 @@ def check_object_template(template: str) -> None:
 
 
 def object_prompt(template: str, name: str) -> str:
-    """A prompt for an object, such as "A photo of an elephant"."""
+    """Return the prompt of an object, such as "A photo of an elephant"."""
     return template.format(article=article(name), object=name)

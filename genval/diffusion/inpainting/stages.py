@@ -1,4 +1,4 @@
-"""The stages that inpaint objects into frames, and that refine inpainted objects, on the engine for resumable work."""
+"""The resumable stages that inpaint objects into frames and refine inpainted objects."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ObjectItem:
     """One image to inpaint: `{folder}/{number}`, with the object's name as given, its prompt and seed.
 
     Attributes:
-        source: the image to refine; None where a frame is still to be chosen.
+        source: the image to refine; None for an object that is inpainted into a frame.
     """
 
     id: str
@@ -96,8 +96,8 @@ class Loaded:
         crop: the part of the frame that the model sees.
         image: the crop at the model's size, RGB uint8 (h, w, 3).
         mask: bool (h, w), the pixels to inpaint.
-        line: what the manifest says of this frame.
-        label_file: the frame's labelIds, where they are copied next to the image.
+        line: entries of the manifest about this frame.
+        label_file: file of the frame's labelIds, if it is copied next to the image.
     """
 
     frame: np.ndarray
@@ -114,7 +114,7 @@ class InpaintingStage(GenerationStage[ObjectItem, Loaded, "tuple[np.ndarray, int
 
     Args:
         folder: the output folder.
-        record: what decides about every image, as JSON values.
+        record: the settings that define the images, as JSON values.
         model: of `load_inpainting`, on its device.
         config: how to sample.
         batch_size: images per batch.
@@ -166,13 +166,13 @@ class InpaintingStage(GenerationStage[ObjectItem, Loaded, "tuple[np.ndarray, int
             [item.seed for item in items],
         )
 
-        def piece(denoiser: Denoiser, part: slice, rows: int) -> Generated:
+        def generate(denoiser: Denoiser, part: slice, rows: int) -> Generated:
             return inpaint(denoiser, batch.rows(range(*part.indices(len(batch)))), self.config, rows)
 
         def denoiser() -> Denoiser:
             return make_inpainter(self.model, self.config, self.compiled, graphed=True)
 
-        generated = self.generate_batch(len(batch), denoiser, piece)
+        generated = self.generate_batch(len(batch), denoiser, generate)
         return list(zip(generated.images, generated.seeds, generated.retries, strict=True))
 
     def write(self, item: ObjectItem, loaded: Loaded, output: tuple[np.ndarray, int, int]) -> dict[str, Any]:
@@ -373,10 +373,10 @@ def inpaint_objects(settings: ObjectSettings, plan: ObjectPlan | None = None) ->
 
     Args:
         settings: of the stage.
-        plan: of `plan_object_stage`, where it is at hand.
+        plan: of `plan_object_stage`, if it was already made.
 
     Returns:
-        On the first process what was done; None on the others.
+        A summary on the first process; None on the others.
 
     Raises:
         GenValError: an input is missing or bad, or the folder holds images of other settings.
@@ -416,10 +416,10 @@ def refine_objects(settings: RefinementSettings, items: Sequence[ObjectItem] | N
 
     Args:
         settings: of the stage.
-        items: of `plan_refinement_stage`, where they are at hand.
+        items: of `plan_refinement_stage`, if they were already planned.
 
     Returns:
-        On the first process what was done; None on the others.
+        A summary on the first process; None on the others.
 
     Raises:
         GenValError: an input is missing or bad, or the folder holds images of other settings.
@@ -463,9 +463,9 @@ def _run(
     """Load the model, make the stage, and run it.
 
     Args:
-        own_record: what decides about the images in this stage alone.
+        own_record: the settings that define the images of this stage, in addition to those of all stages.
         size: height and width that the model inpaints.
-        make_stage: from the folder, the whole record, the model and further options of `InpaintingStage`.
+        make_stage: makes the stage from its folder, the whole record, the model and the options of `InpaintingStage`.
     """
     fabric = launch_fabric(settings.device)
     precision = choose_precision(settings.device.precision, fabric.device)

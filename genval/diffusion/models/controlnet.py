@@ -1,4 +1,4 @@
-"""The ControlNet: a trainable copy of the denoiser's encoder, joined to it by convolutions that start at zero.
+"""The ControlNet: a trainable copy of the UNet's encoder, connected to the UNet by zero convolutions.
 
 Zhang, Rao, Agrawala, "Adding Conditional Control to Text-to-Image Diffusion Models", ICCV 2023.
 """
@@ -22,12 +22,12 @@ from genval.diffusion.models.hints import (
     record_encoding,
 )
 from genval.diffusion.models.pipelines import StableDiffusion, find_file, find_model, load_strictly, move
+from genval.diffusion.original.keys import SAVE_DTYPES
 from genval.diffusion.original.reading import OriginalFile
 from genval.runtime.errors import GenValError
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _FILES = ("config.json", _WEIGHTS)
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # The hint embedding of the published ControlNet, for a VAE that shrinks by 8: each later entry halves the hint once.
 _EMBEDDING_CHANNELS = (16, 32, 96, 256)
 # A ControlNet fits a UNet when these entries of their configs agree.
@@ -48,23 +48,24 @@ DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 def add_control(
     base: StableDiffusion, encoding: HintEncoding = CITYSCAPES_IDS, hint_init: str = "default", seed: int = 0
 ) -> Any:
-    """A new ControlNet for `base`: its UNet's encoder copied, zero convolutions, a hint embedding for its VAE's factor.
+    """Make an untrained ControlNet for `base`: a copy of its UNet's encoder, zero convolutions and a hint embedding.
 
     Args:
-        encoding: how masks become hints; it gives the hint's channels and is kept in the config.
+        base: the Stable Diffusion model.
+        encoding: how masks are encoded as hints; it sets the hint's channels and is saved in the config.
         hint_init: "default" (random, as published) or "hinges" (`genval.diffusion.models.hints.init_hinges`).
         seed: of the random initialisation.
 
     Returns:
-        diffusers' ControlNetModel, float32. Before training it changes nothing: all its outputs are zero.
+        diffusers' ControlNetModel, float32. Its outputs are zero before training.
 
     Raises:
-        GenValError: hinges for another encoding than label_id.
+        GenValError: hinges with another encoding than label_id.
     """
     from diffusers import ControlNetModel
 
     halvings = base.downscale.bit_length() - 1
-    # Deeper VAEs than the published one repeat the last width.
+    # For VAEs deeper than the published one, the last width is repeated.
     widths = _EMBEDDING_CHANNELS[: halvings + 1] + _EMBEDDING_CHANNELS[-1:] * (halvings + 1 - len(_EMBEDDING_CHANNELS))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -83,18 +84,18 @@ def load_controlnet(name: str | Path, base: StableDiffusion) -> Any:
     Args:
         name: a diffusers folder, a file of the original format (`controlnet_cs.ckpt`, with or without a base in it) or
             a Hugging Face name.
-        base: what it is to be used with.
+        base: the Stable Diffusion model that it will be used with.
 
     Raises:
-        GenValError: a file is missing or damaged, keys or shapes differ from its config, it reads other hints, or it
-            does not fit `base`.
+        GenValError: a file is missing or damaged, keys or shapes differ from its config, it has no known hint encoding,
+            or it does not fit `base`.
     """
     from diffusers import ControlNetModel
 
     path = find_controlnet(name)
     if path.is_file():
         controlnet = OriginalFile(path).load_controlnet()
-        # These files do not say what they read: one channel is the published encoding.
+        # Files of the original format do not record the encoding; one channel means the published one.
         if ENCODING_KEY not in controlnet.config and controlnet.config.conditioning_channels == 1:
             record_encoding(controlnet)
     else:
@@ -105,24 +106,29 @@ def load_controlnet(name: str | Path, base: StableDiffusion) -> Any:
 
 
 def find_controlnet(name: str | Path) -> Path:
-    """The folder of a ControlNet with its config and weights, or its file; GenValError where there is none."""
+    """Return the folder of a ControlNet with config and weights, or its file; GenValError if there is none."""
     return find_file(name) or find_model(name, _FILES)
 
 
 def default_base(controlnet: str | Path) -> str | Path:
-    """The base to take for a ControlNet when none is given: the one in its own file, else Stable Diffusion 1.5."""
+    """Return the default base of a ControlNet: the base in its own file, or Stable Diffusion 1.5."""
     path = find_controlnet(controlnet)
     return path if path.is_file() and OriginalFile(path).has_base else DEFAULT_BASE
 
 
 def check_fits(controlnet: Any, base: StableDiffusion, source: object) -> None:
-    """Refuse a ControlNet made for another base.
+    """Check that a ControlNet was made for a base.
+
+    Args:
+        controlnet: diffusers' ControlNetModel.
+        base: the Stable Diffusion model.
+        source: the ControlNet's name in errors.
 
     Raises:
-        GenValError: with the entries of the two configs that differ.
+        GenValError: entries of the two configs differ; the message lists them.
     """
     levels = len(base.unet.config.block_out_channels)
-    pairs = {key: [_plain(model.config.get(key), levels) for model in (controlnet, base.unet)] for key in _SHARED}
+    pairs = {key: [_comparable(model.config.get(key), levels) for model in (controlnet, base.unet)] for key in _SHARED}
     differing = [f"{key} {ours} instead of {theirs}" for key, (ours, theirs) in pairs.items() if ours != theirs]
     factor = 2 ** (len(controlnet.config.conditioning_embedding_out_channels) - 1)
     if factor != base.downscale:
@@ -135,7 +141,7 @@ def check_fits(controlnet: Any, base: StableDiffusion, source: object) -> None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Try to write into a folder, before hours of training are put into it; nothing is left there.
+    """Check, before a long training, that a folder can be written. The check leaves no files.
 
     Raises:
         GenValError: the folder cannot be made or written.
@@ -152,7 +158,7 @@ def check_writable(folder: str | Path) -> None:
 
 
 def save_controlnet(controlnet: Any, folder: str | Path, dtype: str = "fp32") -> None:
-    """Write a ControlNet as a diffusers folder: safetensors, then config.json, each whole or not at all.
+    """Write a ControlNet as a diffusers folder: safetensors, then config.json, each replaced atomically.
 
     Args:
         dtype: of the weights, "fp32" or "fp16".
@@ -164,10 +170,10 @@ def save_controlnet(controlnet: Any, folder: str | Path, dtype: str = "fp32") ->
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
-            move(copy.deepcopy(controlnet), "cpu", _DTYPES[dtype]).save_pretrained(temporary)
-            # safetensors makes files that nobody but their owner can read.
+            move(copy.deepcopy(controlnet), "cpu", SAVE_DTYPES[dtype]).save_pretrained(temporary)
+            # safetensors makes files that only their owner can read.
             (Path(temporary) / _WEIGHTS).chmod((Path(temporary) / "config.json").stat().st_mode)
-            # The config comes last: a folder with a config is complete.
+            # The config is written last, so a folder with a config is complete.
             for file in (_WEIGHTS, "config.json"):
                 os.replace(Path(temporary) / file, folder / file)
     except OSError as error:
@@ -178,7 +184,7 @@ def _not_writable(folder: str | Path, error: OSError) -> GenValError:
     return GenValError(f"Cannot write {folder}: {error.strerror or error}. Free disk space, or choose another folder.")
 
 
-def _plain(value: Any, levels: int) -> Any:
-    """A config's entry to compare: one value for all levels is the same as a list of equal ones."""
+def _comparable(value: Any, levels: int) -> Any:
+    """Return an entry of a config for comparison: a list of equal values for all levels becomes one value."""
     plain = list(value) if isinstance(value, (list, tuple)) else value
     return plain[0] if isinstance(plain, list) and len(plain) == levels and len(set(map(str, plain))) == 1 else plain

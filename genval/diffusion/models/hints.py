@@ -1,8 +1,8 @@
-"""Label ids as the image a ControlNet is steered by.
+"""Hints: label masks encoded as the conditioning image of a ControlNet.
 
-The published encoding is one channel, (labelId + 1) / 34, with Cityscapes' labelIds -1..33. A ControlNet can be made
-for colours or for one channel a class instead, and for any label set. What it reads is kept in its `config.json`, and
-training and generation encode by that: a hint is never misread.
+The published encoding has one channel, (labelId + 1) / 34, with Cityscapes' labelIds -1..33. A ControlNet can also be
+made for colours or for one channel per class, and for any label set. Its `config.json` records the encoding, which
+training and generation use.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 
 HINT_ENCODINGS = ("label_id", "colour", "one_hot")
-# Entries of a ControlNet's config. Without labels the ids are Cityscapes'.
+# Entries of a ControlNet's config. Without LABELS_KEY the label set is that of Cityscapes.
 ENCODING_KEY = "hint_encoding"
 LABELS_KEY = "hint_labels"
-# Hinges bend over about one id: their pre-activation grows by this much from one id to the next.
+# Increase of a hinge's pre-activation from one id to the next.
 _HINGE_SLOPE = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelClass:
-    """A class that hints tell apart: the `id` masks hold for it, its `name`, and its RGB `colour`."""
+    """A class of a label set: its `id` in masks, its `name` and its RGB `colour`."""
 
     id: int
     name: str
@@ -38,19 +38,19 @@ class LabelClass:
 
     @property
     def train_id(self) -> int:
-        """The trainId of the Cityscapes class of this name; IGNORE where there is none."""
+        """The trainId of the Cityscapes class with this name; IGNORE if there is none."""
         return CLASSES.index(self.name) if self.name in CLASSES else IGNORE
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelSet:
-    """The ids of a data set's masks, as far as hints go.
+    """The ids of a data set's masks.
 
     Attributes:
-        name: a key of `genval.datasets.labels.LABEL_SPACES`, or that of a user's own set.
-        classes: what is told apart, by ascending id.
-        last_id: the largest id that a mask may hold, apart from those that stand for "no label".
-        known: the ids that a sound mask may hold.
+        name: a key of `genval.datasets.labels.LABEL_SPACES`, or the name of a user's own set.
+        classes: the classes by ascending id.
+        last_id: the largest id in masks, except ids that mean "no label".
+        known: all ids that may occur in masks.
     """
 
     name: str
@@ -66,7 +66,7 @@ class LabelSet:
 
     @functools.cached_property
     def colours(self) -> np.ndarray:
-        """RGB of each id, uint8 (256, 3): black for ids that are no class."""
+        """RGB of each id, uint8 (256, 3); black for ids without a class."""
         table = np.zeros((256, 3), np.uint8)
         for one in self.classes:
             table[one.id] = one.colour
@@ -74,17 +74,21 @@ class LabelSet:
 
     @functools.cached_property
     def train_ids(self) -> np.ndarray:
-        """The trainId of each id, uint8 (256,), by the classes' names: IGNORE for those Cityscapes does not have."""
+        """The trainId of each id, uint8 (256,), by the names of the classes; IGNORE for others."""
         table = np.full(256, IGNORE, np.uint8)
         for one in self.classes:
             table[one.id] = one.train_id
         return table
 
     def check(self, mask: np.ndarray, source: object) -> None:
-        """Refuse a mask, uint8 (H, W), with ids that are not of this set.
+        """Check that a mask, uint8 (H, W), contains only ids of this set.
+
+        Args:
+            mask: ids.
+            source: the mask's name in errors.
 
         Raises:
-            GenValError: with the ids.
+            GenValError: there are other ids; the message lists them.
         """
         if cv2.countNonZero(cv2.LUT(mask, self._known_table)) != mask.size:
             unknown = sorted(set(np.unique(mask).tolist()) - self.known)
@@ -96,21 +100,21 @@ class LabelSet:
 
 @dataclasses.dataclass(frozen=True)
 class HintEncoding:
-    """How masks of a label set become hints: `name` is one of `HINT_ENCODINGS`."""
+    """The encoding of a label set's masks as hints; `name` is one of `HINT_ENCODINGS`."""
 
     name: str
     labels: LabelSet
 
     @property
     def channels(self) -> int:
-        """Channels of a hint: 1 for label_id, 3 for colour, one a class for one_hot."""
+        """Channels of a hint: 1 for label_id, 3 for colour, one per class for one_hot."""
         return {"label_id": 1, "colour": 3}.get(self.name, len(self.labels.classes))
 
     @property
     def table(self) -> np.ndarray:
-        """The hint of each id, float32 (256, channels), in 0..1: zeros for ids without a label (or class).
+        """The hint of each id, float32 (256, channels), 0..1; zeros for ids without a label or class.
 
-        label_id is (id + 1) / (last id + 1): Cityscapes' -1 (licence plate) reads as 255 in a mask file, and gives 0.
+        label_id is (id + 1) / (last id + 1). Cityscapes' id -1 (licence plate) is 255 in a mask file and gives 0.
         """
         if self.name == "colour":
             return self.labels.colours.astype(np.float32) / 255
@@ -124,12 +128,11 @@ class HintEncoding:
 
 
 def make_encoding(name: str, labels: str | Path = "cityscapes") -> HintEncoding:
-    """The encoding `name` of a label set: one of `LABEL_SPACES` by name, or a JSON file of one's own.
+    """Return the encoding `name` of a label set: a key of `LABEL_SPACES`, or a JSON file.
 
-    Such a file is `{"0": {"name": "sky", "colour": [128, 128, 128]}, "1": "road", "2": null, ...}` and has every id
-    that masks hold, 0..254: a name alone is one of Cityscapes' classes and has its colour, null is no class, and 255
-    is "no label" in any case. Classes named as Cityscapes' count where a segmenter's predictions are compared with
-    masks.
+    The file is `{"0": {"name": "sky", "colour": [128, 128, 128]}, "1": "road", "2": null, ...}` and contains every id
+    of the masks, 0..254. A name alone is a class of Cityscapes with its colour, null means no class, and 255 always
+    means "no label". A segmenter's predictions are compared with the masks for classes with names of Cityscapes.
 
     Raises:
         GenValError: an unknown name, or a file that is missing or not of this form.
@@ -155,14 +158,14 @@ def _rgb(colour: Any) -> tuple[int, int, int]:
 
 @functools.cache
 def known_labels(name: str) -> LabelSet:
-    """The label set of one of `LABEL_SPACES`: its evaluated classes, with Cityscapes' names and colours."""
+    """Return the label set of a key of `LABEL_SPACES`: its evaluated classes with Cityscapes' names and colours."""
     space = LABEL_SPACES[name]
     classes = [
         LabelClass(int(i), CLASSES[space.table[i]], _rgb(PALETTE[space.table[i]]))
         for i in np.flatnonzero(space.table != IGNORE)
     ]
     known = np.flatnonzero(space.known).tolist()
-    # 250 and above are how the data sets write kinds of "no label".
+    # Ids of 250 and above mean "no label" in the data sets.
     return LabelSet(name, tuple(classes), max(i for i in known if i < 250), frozenset(known))
 
 
@@ -171,7 +174,7 @@ CITYSCAPES_IDS = HintEncoding("label_id", known_labels("cityscapes"))
 
 
 def encode_hint(masks: torch.Tensor, encoding: HintEncoding = CITYSCAPES_IDS) -> torch.Tensor:
-    """(B, H, W) uint8 masks to (B, channels, H, W) float32 hints in 0..1, in channels-last memory order."""
+    """Encode (B, H, W) uint8 masks as (B, channels, H, W) float32 hints, 0..1, in channels-last memory format."""
     if masks.dtype != torch.uint8 or masks.ndim != 3:
         raise ValueError(f"expected (B, H, W) uint8, found {tuple(masks.shape)} {masks.dtype}")
     return _device_table(encoding, masks.device)[masks.int()].permute(0, 3, 1, 2)
@@ -183,7 +186,7 @@ def _device_table(encoding: HintEncoding, device: torch.device) -> torch.Tensor:
 
 
 def record_encoding(controlnet: Any, encoding: HintEncoding = CITYSCAPES_IDS) -> None:
-    """Note the encoding in the ControlNet's config; it is saved in `config.json` and survives loading."""
+    """Record the encoding in a ControlNet's config, which is saved in `config.json`."""
     labels = encoding.labels
     own: dict[str, Any] = {str(i): None for i in sorted(labels.known - {255})}
     own |= {str(one.id): {"name": one.name, "colour": list(one.colour)} for one in labels.classes}
@@ -196,13 +199,14 @@ def record_encoding(controlnet: Any, encoding: HintEncoding = CITYSCAPES_IDS) ->
 
 
 def read_encoding(controlnet: Any, source: object) -> HintEncoding:
-    """The encoding a ControlNet was made for, by its config.
+    """Return the encoding that a ControlNet's config records.
 
     Args:
-        source: what errors call the ControlNet, usually its folder.
+        controlnet: diffusers' ControlNetModel.
+        source: the ControlNet's name in errors, usually its folder.
 
     Raises:
-        GenValError: there is no encoding in the config or an unknown one, or its channels are not the ControlNet's.
+        GenValError: the config has no known encoding, or its channels differ from the ControlNet's.
     """
     channels = controlnet.config.conditioning_channels
     name, labels = controlnet.config.get(ENCODING_KEY), controlnet.config.get(LABELS_KEY, "cityscapes")
@@ -224,21 +228,21 @@ def read_encoding(controlnet: Any, source: object) -> HintEncoding:
     if channels != encoding.channels:
         raise GenValError(
             f"{source} has {channels} hint channels, but {ENCODING_KEY!r}: {name!r} of {encoding.labels.name} has "
-            f"{encoding.channels}. Mend its config.json, or make it again with ControlNet/tool_add_control.py."
+            f"{encoding.channels}. Fix its config.json, or make it again with ControlNet/tool_add_control.py."
         )
     return encoding
 
 
 def check_labels(encoding: HintEncoding, label_space: str, source: object) -> None:
-    """Refuse masks of another label set than the ControlNet's.
+    """Check that the masks have the label set of the ControlNet.
 
     Args:
-        encoding: the ControlNet's.
-        label_space: the masks', a key of `LABEL_SPACES` or a JSON file.
-        source: what errors call the ControlNet.
+        encoding: of the ControlNet.
+        label_space: of the masks, a key of `LABEL_SPACES` or a JSON file.
+        source: the ControlNet's name in errors.
 
     Raises:
-        GenValError: the sets differ.
+        GenValError: the label sets differ.
     """
     if encoding.labels.name not in (label_space, Path(label_space).stem):
         raise GenValError(
@@ -249,17 +253,17 @@ def check_labels(encoding: HintEncoding, label_space: str, source: object) -> No
 
 @torch.no_grad()
 def init_hinges(conv: torch.nn.Conv2d, encoding: HintEncoding = CITYSCAPES_IDS) -> None:
-    """Start a hint embedding's first convolution as hinges: output c is SiLU(k (hint - t_c)), about max(0, hint - t_c).
+    """Initialise the first convolution of a hint embedding as hinges: output c is SiLU(k (hint - t_c)).
 
-    A default initialisation sees neighbouring ids as almost one value. The thresholds t_c are spread over the midpoints
-    between consecutive ids of classes, so that linear combinations of the outputs tell classes apart from the start.
+    With the default initialisation, neighbouring ids have almost the same output. The thresholds t_c are spread over
+    the midpoints between the ids of consecutive classes, so linear combinations of the outputs separate the classes.
 
     Args:
-        conv: a convolution with one input channel, any odd kernel; only the centre tap is used at first.
-        encoding: a label_id one.
+        conv: a convolution with one input channel and an odd kernel; only its centre weight becomes nonzero.
+        encoding: a label_id encoding.
 
     Raises:
-        GenValError: the encoding has no ids to bend at.
+        GenValError: another encoding than label_id.
     """
     if encoding.name != "label_id":
         raise GenValError(
@@ -279,7 +283,7 @@ def init_hinges(conv: torch.nn.Conv2d, encoding: HintEncoding = CITYSCAPES_IDS) 
 
 
 def _own_labels(name: str, classes: Any, source: object) -> LabelSet:
-    """A label set of `{"0": {"name": "sky", "colour": [128, 128, 128]}, "1": "road", "2": null, ...}`."""
+    """Return the label set of `{"0": {"name": "sky", "colour": [128, 128, 128]}, "1": "road", "2": null, ...}`."""
     try:
         entries = {int(key): entry for key, entry in classes.items()}
         found = [_own_class(i, entries[i]) for i in sorted(entries) if entries[i] is not None]
@@ -289,7 +293,7 @@ def _own_labels(name: str, classes: Any, source: object) -> LabelSet:
         raise GenValError(
             f'{source}: expected a label set such as {{"0": {{"name": "sky", "colour": [128, 128, 128]}}, "1": "road", '
             f"...}} with ids 0..254, colours 0..255 and names without a colour being Cityscapes', found something else "
-            f"({type(error).__name__}: {error}). Mend it."
+            f"({type(error).__name__}: {error}). Fix it."
         ) from error
     return LabelSet(name, tuple(found), max(entries), frozenset([*entries, 255]))
 

@@ -1,8 +1,8 @@
-"""Low-rank additions to a UNet's weights (LoRA), such as those that let it sample in four to eight steps.
+"""LoRA: low-rank additions to a UNet's weights, for example for sampling in four to eight steps.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021; Luo et al., "LCM-LoRA", 2023.
-The file is read by diffusers' own loader, which knows the naming schemes in use; the product is added to the weights,
-so that sampling costs the same as without.
+The file is read by diffusers' loader, which knows the usual naming schemes. The product is added to the weights, so
+sampling takes the same time as without a LoRA.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 def find_lora(name: str | Path | None) -> Path:
-    """The safetensors file of a LoRA: a file, or `pytorch_lora_weights.safetensors` in a folder.
+    """Return the safetensors file of a LoRA: the file itself, or `pytorch_lora_weights.safetensors` in a folder.
 
     Raises:
-        GenValError: none was named, or there is none.
+        GenValError: the name is None, or the file does not exist.
     """
     if name is None:
         raise GenValError(
@@ -48,10 +48,10 @@ def fuse_lora(unet: Any, name: str | Path) -> int:
         name: as for `find_lora`. Keys in diffusers', PEFT's or kohya's naming.
 
     Returns:
-        The number of layers that were changed.
+        The number of changed layers.
 
     Raises:
-        GenValError: the file is damaged, is for another part or another base, or has only half of a layer.
+        GenValError: the file is damaged, is for another model or another base, or has only one of a layer's matrices.
     """
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
     from diffusers.utils import convert_unet_state_dict_to_peft
@@ -65,7 +65,7 @@ def fuse_lora(unet: Any, name: str | Path) -> int:
     if others:
         raise GenValError(f"--lora: {file} changes {', '.join(others)}: expected one for the UNet alone.")
     weights = convert_unet_state_dict_to_peft({key.removeprefix("unet."): value for key, value in state.items()})
-    # An alpha goes by its layer's name, or by that of its layer's first half.
+    # The key of an alpha is the name of its layer, or of the layer's first matrix.
     named = {key.removeprefix("unet.").removesuffix(".alpha"): float(value) for key, value in (alphas or {}).items()}
     alphas = {key.partition(".lora_")[0]: value for key, value in convert_unet_state_dict_to_peft(named).items()}
     modules = dict(unet.named_modules())

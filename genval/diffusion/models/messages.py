@@ -1,4 +1,4 @@
-"""What diffusers and transformers say about weights, silenced, and what is said in its place."""
+"""Messages about weights: those of diffusers and transformers are silenced, and errors word them in one way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def listed(items: Sequence[Any], limit: int = 8) -> str:
-    """Some of a list in words: "a, b and 5 more", or "none"."""
+    """Return the first items of a list as text, such as "a, b and 5 more", or "none"."""
     if not items:
         return "none"
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
@@ -17,13 +17,13 @@ def listed(items: Sequence[Any], limit: int = 8) -> str:
 
 
 def first_words(error: Exception, limit: int = 300) -> str:
-    """The beginning of an error's message, on one line; its type where it has none."""
+    """Return the beginning of an error's message on one line, or its type if it has no message."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the libraries' own words about keys, which the caller turns into an error, and their progress bars."""
+def silence_loading() -> Iterator[None]:
+    """Silence the libraries' warnings about keys, which the caller raises as an error, and their progress bars."""
     import diffusers
     import transformers
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and XL as parts: loaded strictly from a folder, a hub name or an original file, and locked."""
+"""Stable Diffusion 1.x and XL: frozen models, loaded strictly from a folder, a hub name or an original file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from genval.diffusion.models.messages import first_words, listed, quiet
+from genval.diffusion.models.messages import first_words, listed, silence_loading
 from genval.diffusion.original.reading import SUFFIXES, OriginalFile, is_original
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.paths import REPO_ROOT, find_below, resolve
 from genval.runtime.precision import compute_dtype
 
-# What is read of a Stable Diffusion folder: the safety checker and other variants of the weights are not.
+# The files that are read from a Stable Diffusion folder; the safety checker and other variants are not.
 _FILES = (
     "model_index.json",
     "scheduler/scheduler_config.json",
@@ -31,19 +31,19 @@ _FILES = (
     "vae/config.json",
     "vae/diffusion_pytorch_model.safetensors",
 )
-# What Stable Diffusion XL has besides.
+# The additional files of Stable Diffusion XL.
 _XL_FILES = ("text_encoder_2/config.json", "text_encoder_2/model.safetensors", "tokenizer_2/tokenizer_config.json")
-# An entry of our own in model_index.json: the folder, relative to the model's, of every part that is not in its own.
+# Our own entry in model_index.json: the folder of the parts that are missing in the model's folder, as a relative path.
 SHARED_PARTS = "shared_parts"
 
 
 @dataclasses.dataclass(frozen=True)
 class TextStates:
-    """What the text encoders make of a batch of prompts.
+    """The encoded prompts of a batch.
 
     Attributes:
-        states: (B, tokens, C), what the denoiser attends to.
-        pooled: (B, P), one vector a prompt, which Stable Diffusion XL takes besides; None without one.
+        states: (B, tokens, C), the hidden states that the cross-attentions attend to.
+        pooled: (B, P), one vector per prompt for Stable Diffusion XL; None for other models.
     """
 
     states: torch.Tensor
@@ -53,29 +53,29 @@ class TextStates:
         return len(self.states)
 
     def __getitem__(self, rows: Any) -> TextStates:
-        """The prompts chosen by a slice or an index tensor."""
+        """Select prompts by a slice, a list or an index tensor."""
         return TextStates(self.states[rows], None if self.pooled is None else self.pooled[rows])
 
     def to(self, *target: Any) -> TextStates:
-        """On another device or of another dtype, as `torch.Tensor.to`."""
+        """Convert to another device or dtype, as `torch.Tensor.to`."""
         return TextStates(self.states.to(*target), None if self.pooled is None else self.pooled.to(*target))
 
     @staticmethod
     def cat(parts: Sequence[TextStates]) -> TextStates:
-        """Batches one after another."""
+        """Concatenate batches."""
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return TextStates(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)
 
 
 @dataclasses.dataclass
 class StableDiffusion:
-    """The locked parts of a latent diffusion model; none of them is ever trained here.
+    """The frozen parts of a latent diffusion model.
 
     Attributes:
-        folder: where it was loaded from: a folder, or a file of the original format.
+        folder: the folder or the file of the original format that it was loaded from.
         vae, text_encoder, unet: diffusers' AutoencoderKL, transformers' CLIPTextModel, diffusers' UNet2DConditionModel.
-        tokenizer: transformers' CLIPTokenizer; its `model_max_length` is the number of tokens a prompt is padded to.
-        scheduler_config: noise schedule, prediction type and spacing, as diffusers writes them.
+        tokenizer: transformers' CLIPTokenizer; prompts are padded to its `model_max_length`.
+        scheduler_config: noise schedule, prediction type and timestep spacing, in diffusers' format.
     """
 
     folder: Path
@@ -91,12 +91,12 @@ class StableDiffusion:
 
     @property
     def models(self) -> list[Any]:
-        """Everything that has weights."""
+        """All models with weights."""
         return [self.vae, self.text_encoder, self.unet]
 
     @property
     def downscale(self) -> int:
-        """Pixels a side of one latent cell."""
+        """The downscaling factor of the VAE, in pixels per latent cell."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
@@ -108,13 +108,13 @@ class StableDiffusion:
         return self.unet.dtype
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> StableDiffusion:
-        """Move every part to a device and, where given, a dtype; returns itself."""
+        """Move all models to a device and, if given, a dtype; return itself."""
         for model in self.models:
             move(model, device, dtype)
         return self
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse an image size the UNet cannot halve and double without a remainder.
+        """Check that the VAE and the UNet can downscale an image size without a remainder.
 
         Raises:
             GenValError: a side is not a multiple of the VAE's factor times the UNet's.
@@ -125,14 +125,15 @@ class StableDiffusion:
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> TextStates:
-        """Prompts to the UNet's text states, in the model's dtype; longer prompts are cut.
+        """Encode prompts as text states in the model's dtype; long prompts are truncated.
 
-        Ids are padded to the tokenizer's length and no attention mask is given, as Stable Diffusion was trained.
+        Ids are padded to the tokenizer's length, and there is no attention mask, because Stable Diffusion was trained
+        in this way.
         """
         return TextStates(self.text_encoder(self._ids(self.tokenizer, prompts))[0])
 
     def reads_whole(self, prompt: str) -> bool:
-        """Whether a prompt is short enough for the text encoder to read its end."""
+        """Return whether a prompt is encoded without truncation."""
         limit = self.tokenizer.model_max_length
         return len(self.tokenizer(prompt, truncation=True, max_length=limit + 1).input_ids) <= limit
 
@@ -147,42 +148,42 @@ class StableDiffusion:
         return tokens.input_ids.to(self.device)
 
     def added_conditions(self, text: TextStates, height: int, width: int) -> dict[str, torch.Tensor] | None:
-        """What UNet and ControlNet take as `added_cond_kwargs` for an image of that size; None for Stable Diffusion 1.
+        """Return `added_cond_kwargs` of UNet and ControlNet for an image size; None for Stable Diffusion 1.
 
         Args:
-            text: of `encode_text`, a row an image.
+            text: of `encode_text`, one row per image.
+            height, width: of the images in pixels.
         """
         return None
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) uint8 RGB to scaled latents, (B, C, h, w) in the model's dtype.
+        """Encode (B, 3, H, W) uint8 RGB images as scaled latents, (B, C, h, w) in the model's dtype.
 
-        The posterior's mean is taken, not a sample: its deviation is small against the latents', and a mean can be
-        computed once and kept.
+        The result is the posterior's mean, not a sample: its standard deviation is small, and a mean can be cached.
         """
         return self.encode_pixels(images.to(self.device).to(self.vae.dtype) / 127.5 - 1)
 
     @torch.no_grad()
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        """`encode_images` of (B, 3, H, W) floats, -1..1."""
+        """Encode (B, 3, H, W) floats, -1..1, as `encode_images` does."""
         pixels = pixels.to(self.device, self.vae.dtype)
         return (self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor).to(self.dtype)
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (B, C, h, w) to raw pixels, (B, 3, H, W) float32, about -1..1, not clipped."""
+        """Decode scaled latents (B, C, h, w) to raw pixels, (B, 3, H, W) float32, about -1..1, not clipped."""
         scaled = latents / self.vae.config.scaling_factor
         return self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0].float()
 
 
 @dataclasses.dataclass
 class StableDiffusionXL(StableDiffusion):
-    """Stable Diffusion XL (Podell et al. 2023): two text encoders, and the image's size as a condition.
+    """Stable Diffusion XL (Podell et al. 2023), which has two text encoders and is conditioned on the image size.
 
     Attributes:
         text_encoder_2, tokenizer_2: transformers' CLIPTextModelWithProjection, and its CLIPTokenizer.
-        zero_empty_prompts: an empty prompt's states are zeros, which is what the base was trained on for guidance.
+        zero_empty_prompts: whether the states of an empty prompt are zeros, as in the training of the base.
     """
 
     text_encoder_2: Any
@@ -195,14 +196,14 @@ class StableDiffusionXL(StableDiffusion):
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> StableDiffusionXL:
         for model in self.models:
-            # Activations of the published VAE leave float16's range: it would give NaN.
+            # Activations of the published VAE overflow in float16, which gives NaN.
             upcast = model is self.vae and dtype == torch.float16 and model.config.force_upcast
             move(model, device, torch.float32 if upcast else dtype)
         return self
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> TextStates:
-        """The last layer but one of both encoders, side by side, and the second one's projected vector."""
+        """Concatenate the second-to-last hidden states of both encoders; `pooled` is the projection of the second."""
         first = self.text_encoder(self._ids(self.tokenizer, prompts), output_hidden_states=True)
         second = self.text_encoder_2(self._ids(self.tokenizer_2, prompts), output_hidden_states=True)
         states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
@@ -213,10 +214,10 @@ class StableDiffusionXL(StableDiffusion):
         return TextStates(states, pooled)
 
     def added_conditions(self, text: TextStates, height: int, width: int) -> dict[str, torch.Tensor]:
-        """The pooled text, and the image's size as original size, crop (none) and target size."""
+        """Return the pooled text and the image size (original size, crop offset 0, target size)."""
         if text.pooled is None:
             raise ValueError("Stable Diffusion XL needs pooled text states")
-        # In float32, whatever the model's dtype: bfloat16 does not hold every size.
+        # Always float32, because bfloat16 cannot represent every size.
         sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=text.states.device)
         return {"text_embeds": text.pooled, "time_ids": sizes.repeat(len(text), 1)}
 
@@ -227,10 +228,10 @@ def load_base(
     """Load a Stable Diffusion 1.x or XL model.
 
     Args:
-        name: a folder in diffusers' layout, a file of the original format (`.ckpt` or `.safetensors` with every part)
-            or a Hugging Face name, `owner/model`, which is downloaded on first use. Relative paths start at the
+        name: a folder in diffusers' layout, a file of the original format (`.ckpt` or `.safetensors` with all parts) or
+            a Hugging Face name, `owner/model`, which is downloaded at first use. Relative paths start at the
             repository's root.
-        device, dtype: where to put it; without a dtype it is float32.
+        device, dtype: of the model; by default CPU and float32.
 
     Raises:
         GenValError: a file is missing or damaged, or keys or shapes of the weights do not fit the config.
@@ -243,7 +244,7 @@ def load_base(
 
 
 def find_base(name: str | Path) -> Path:
-    """The folder of a Stable Diffusion model with all its files, or its file; GenValError where there is none."""
+    """Return the folder of a Stable Diffusion model with all files, or its file; GenValError if there is none."""
     if file := find_file(name):
         return file
     folder = find_model(name, _FILES, _XL_FILES)
@@ -251,10 +252,13 @@ def find_base(name: str | Path) -> Path:
 
 
 def find_file(name: str | Path) -> Path | None:
-    """The file of the original format that a name means: by its suffix, or `NAME.ckpt` where there is no folder NAME.
+    """Return the file of the original format: `name` with such a suffix, or `NAME.ckpt` if there is no folder NAME.
+
+    Returns:
+        The file; None if `name` is a folder or a hub name.
 
     Raises:
-        GenValError: the name has such a suffix, but there is no file.
+        GenValError: the name has such a suffix, but the file does not exist.
     """
     if not is_original(Path(name)):
         files = [] if _find_local(name) else [_find_local(f"{name}{suffix}") for suffix in SUFFIXES]
@@ -269,7 +273,7 @@ def find_file(name: str | Path) -> Path | None:
 
 
 def _find_local(name: str | Path) -> Path | None:
-    """A path from the repository's root, one folder deeper below `checkpoints/`, or, as published, from ControlNet/."""
+    """Find a path from the repository's root, one folder deeper below `checkpoints/`, or from ControlNet/."""
     path, parts = resolve(name), Path(name).parts
     if path.exists():
         return path
@@ -284,7 +288,7 @@ def _is_xl(folder: Path) -> bool:
 
 
 def _load_folder(folder: Path) -> dict[str, Any]:
-    """The parts of a folder in diffusers' layout, by the names of a base's attributes."""
+    """Load the parts of a folder in diffusers' layout, by the names of `StableDiffusion`'s attributes."""
     from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -307,20 +311,20 @@ def _load_folder(folder: Path) -> dict[str, Any]:
 
 
 def locked_dtype(precision: str) -> torch.dtype:
-    """The dtype of weights that are only used, not trained, for a `--precision`."""
+    """Return the dtype of frozen weights for a `--precision`."""
     return compute_dtype(precision)
 
 
 def find_model(name: str | Path, files: Sequence[str], optional: Sequence[str] = ()) -> Path:
-    """The folder of a model: local (also one level below `checkpoints/`), or downloaded from Hugging Face.
+    """Return the folder of a model: local (also one level below `checkpoints/`), or downloaded from Hugging Face.
 
     Args:
         name: a folder or a Hugging Face name.
-        files: what must be in it, relative paths; `weights.fp16.safetensors` does for `weights.safetensors`.
-        optional: what is downloaded besides where there is such a file.
+        files: the required files, relative paths; `weights.fp16.safetensors` may replace `weights.safetensors`.
+        optional: files that are downloaded too if they exist.
 
     Raises:
-        GenValError: there is no such folder or name, or a file is missing from it.
+        GenValError: there is no such folder or name, or a file is missing.
     """
     folder = _find_local(name)
     if folder is None:
@@ -343,7 +347,7 @@ def find_model(name: str | Path, files: Sequence[str], optional: Sequence[str] =
 
 
 def _part_file(folder: Path, file: str) -> Path:
-    """A file or folder of a model: in its own folder, or where its model_index.json says that other parts are."""
+    """Return the path of a model's file or part: in its own folder, or in the folder of `SHARED_PARTS`."""
     part, index = file.partition("/")[0], folder / "model_index.json"
     if (folder / part).exists() or not index.is_file():
         return folder / file
@@ -352,7 +356,7 @@ def _part_file(folder: Path, file: str) -> Path:
 
 
 def _variant(file: Path) -> Path:
-    """The file itself, or its half-precision variant where only that is there."""
+    """Return the file, or its half-precision variant if only that exists."""
     return _half(file) if not file.exists() and _half(file).exists() else file
 
 
@@ -368,7 +372,7 @@ def _download(name: str, files: Sequence[str]) -> Path:
     reason = "it is not a Hugging Face name either"
     if hub_like:
         try:
-            # The tokenizer's own files go by several names; all of them are small.
+            # The tokenizer's files have several possible names; all are small.
             return Path(snapshot_download(name, allow_patterns=[*files, "tokenizer/*", "tokenizer_2/*"]))
         except (OSError, ValueError, HFValidationError) as error:
             reason = f"it could not be fetched from huggingface.co ({str(error).splitlines()[0]})"
@@ -381,9 +385,9 @@ def _download(name: str, files: Sequence[str]) -> Path:
 
 
 def load_strictly(model_class: Any, folder: Path, weights: str) -> Any:
-    """Load a diffusers or transformers model; every key must be there, none left over, and every shape must fit.
+    """Load a diffusers or transformers model without missing keys, unexpected keys or other shapes.
 
-    The keys are compared here because both libraries only warn about missing ones and leave them random.
+    The keys are checked here, because both libraries only warn about missing ones and initialise them at random.
 
     Raises:
         GenValError: with the keys that are missing or unexpected, or the reason the file cannot be read.
@@ -391,14 +395,14 @@ def load_strictly(model_class: Any, folder: Path, weights: str) -> Any:
     file = _variant(folder / weights)
     variant = None if file.name == weights else "fp16"
     try:
-        with quiet():
+        with silence_loading():
             model, info = model_class.from_pretrained(
                 str(folder), output_loading_info=True, use_safetensors=True, variant=variant
             )
     except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError: one message for the user
         raise GenValError(f"{file} cannot be loaded ({first_words(error)}). Fetch or make it again.") from error
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    # Files written with transformers < 4.31 hold this table of 0, 1, 2, ...; it is not a weight.
+    # Files of transformers before 4.31 contain this table of 0, 1, 2, ..., which is not a weight.
     unexpected = [key for key in unexpected if not key.endswith("position_ids")]
     if missing or unexpected or info.get("mismatched_keys"):
         raise GenValError(
@@ -410,45 +414,45 @@ def load_strictly(model_class: Any, folder: Path, weights: str) -> Any:
 
 
 def move(model: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
-    """Move a model to a device and, where given, a dtype; returns it.
+    """Move a model to a device and, if given, a dtype; return it.
 
-    diffusers' own `to` warns at every change of dtype, also where no part needs float32.
+    diffusers' own `to` warns at every change of dtype, also if no part needs float32.
     """
     return torch.nn.Module.to(model, device=device, dtype=dtype)
 
 
 def checkpoint_hash(path: str | Path) -> str:
-    """Twelve hexadecimal digits that name weights: SHA-256 of a file, or of a folder's safetensors files by path."""
+    """Return 12 hexadecimal digits that identify weights: the SHA-256 of a file, or of a folder's safetensors files."""
     path = Path(path)
     if path.is_file():
         return _file_hash(path, path.stat().st_mtime_ns)[:12]
     digest = hashlib.sha256()
-    # Of a full Stable Diffusion folder only what is loaded counts, not a safety checker or a second variant.
+    # In a Stable Diffusion folder only the loaded files count, not a safety checker or a second variant.
     names = [file for file in sorted((*_FILES, *_XL_FILES)) if file.endswith(".safetensors")]
     loaded = [(name, _variant(_part_file(path, name))) for name in names]
     whole = [(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*.safetensors"))]
     for name, file in [(name, file) for name, file in loaded if file.exists()] or whole:
         digest.update((Path(name).parent / file.name).as_posix().encode())
-        _feed(digest, file)
+        _update_digest(digest, file)
     return digest.hexdigest()[:12]
 
 
 @functools.cache
 def _file_hash(path: Path, changed: int) -> str:
-    """Kept while the file is not changed: a base and its ControlNet may be one file of gigabytes."""
+    """Return the SHA-256 of a file. It is cached, because a base and its ControlNet may be one file of gigabytes."""
     digest = hashlib.sha256()
-    _feed(digest, path)
+    _update_digest(digest, path)
     return digest.hexdigest()
 
 
-def _feed(digest: Any, file: Path) -> None:
+def _update_digest(digest: Any, file: Path) -> None:
     with open(file, "rb") as stream:
         while block := stream.read(1 << 22):
             digest.update(block)
 
 
 def to_uint8(pixels: torch.Tensor) -> np.ndarray:
-    """Raw pixels (B, 3, H, W), -1..1, to RGB uint8 (B, H, W, 3), clipped and rounded."""
+    """Convert raw pixels (B, 3, H, W), -1..1, to RGB uint8 (B, H, W, 3), clipped and rounded."""
     scaled = (pixels * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 

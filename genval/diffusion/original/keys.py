@@ -1,9 +1,9 @@
-"""Names and shapes of the original Stable Diffusion format (ldm, sgm and cldm) against those of diffusers.
+"""Names and shapes of tensors in the original Stable Diffusion formats (ldm, sgm and cldm) and in diffusers.
 
-Each `*_sources` function says where the tensors of a model lie in an original file, and how they are changed on the
-way; the same table is read in both directions. Each `*_config` function reads a model's sizes off the shapes in a file.
-Layer numbers are those of the published code (CompVis/latent-diffusion, Stability-AI/generative-models and
-lllyasviel/ControlNet, whose models number their blocks in the order they run).
+Each `*_sources` function maps the tensors of a diffusers model to keys of an original file and to the change of layout
+between the two. Reading and writing use the same mapping. Each `*_config` function reads the sizes of a model from the
+shapes in a file. Layer numbers are those of the published code (CompVis/latent-diffusion,
+Stability-AI/generative-models and lllyasviel/ControlNet), which numbers the blocks in the order in which they run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import torch
 
 from genval.runtime.errors import GenValError
 
-# Where each part lies in a file.
+# Dtypes of saved weights, by `--save_dtype`.
+SAVE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+# The prefix of each part in a file.
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 TEXT = "cond_stage_model.transformer.text_model."
@@ -39,12 +41,12 @@ SCHEDULE = (
     "posterior_mean_coef1",
     "posterior_mean_coef2",
 )
-# Keys that are no weights of these parts: averaged copies, position tables, noise schedules, CLIP's logit scale.
+# Keys that are not weights of these parts: averaged copies, position tables, noise schedules, CLIP's logit scale.
 EXTRA = re.compile(
     rf"{'|'.join(SCHEDULE)}|logvar|denoiser\.sigmas|model_ema\..*|.*\.position_ids|{re.escape(TEXT_XL_2)}logit_scale"
 )
 
-# Inside a residual block of the denoiser, and inside the VAE's blocks: ours -> the original's.
+# Names inside a residual block of the UNet, and inside the VAE's blocks: diffusers -> original.
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -73,19 +75,19 @@ _OPEN_CLIP_LAYER = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where one of our tensors lies in an original file.
+    """The source of a diffusers tensor in an original file.
 
     Attributes:
         key: the full key.
-        change: what the original holds: "same"; "conv", a matrix (A, B) as a convolution (A, B, 1, 1); "transposed";
-            or "third 0", "third 1", "third 2", one of three matrices stacked along the first axis.
+        change: layout in the original: "same"; "conv", a matrix (A, B) as a convolution (A, B, 1, 1); "transposed"; or
+            "third 0", "third 1", "third 2", one of three matrices stacked along the first axis.
     """
 
     key: str
     change: str = "same"
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Our tensor from the original's; a view where it can be one."""
+        """Convert the original's tensor to diffusers' layout; the result is a view if possible."""
         if self.change == "conv":
             return tensor.flatten(1)
         if self.change == "transposed":
@@ -95,7 +97,7 @@ class Source:
         return tensor
 
     def fits(self, original: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-        """Whether a tensor of the original's shape becomes one of our shape."""
+        """Return whether a tensor of the original's shape is converted to the shape `ours`."""
         if self.change.startswith("third") and (not original or original[0] % 3):
             return False
         if self.change in ("conv", "transposed") and len(original) not in (2, 4):
@@ -104,7 +106,7 @@ class Source:
 
 
 def write(sources: Mapping[str, Source], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The original's tensors from ours: the reverse of `Source.read` over a whole model."""
+    """Convert the tensors of a diffusers model to the original format, the inverse of `Source.read`."""
     written: dict[str, torch.Tensor] = {}
     thirds: dict[str, list[torch.Tensor]] = {}
     for name, source in sources.items():
@@ -119,7 +121,7 @@ def write(sources: Mapping[str, Source], tensors: Mapping[str, torch.Tensor]) ->
 
 
 def unet_sources(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Source]:
-    """For the tensors of diffusers' UNet2DConditionModel.
+    """Return the sources of the tensors of diffusers' UNet2DConditionModel.
 
     Args:
         names: of its state dict.
@@ -141,14 +143,14 @@ def unet_sources(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, S
 
 
 def controlnet_sources(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Source]:
-    """For the tensors of diffusers' ControlNetModel."""
+    """Return the sources of the tensors of diffusers' ControlNetModel."""
     names = list(names)
     places = _encoder_places(config)
     zeros = {name.split(".")[1] for name in names if name.startswith("controlnet_down_blocks.")}
     places |= {f"controlnet_down_blocks.{number}": f"zero_convs.{number}.0" for number in zeros}
     blocks = 2 * (len(config["conditioning_embedding_out_channels"]) - 1)
     hint = "controlnet_cond_embedding"
-    # Between the convolutions of the hint's embedding lie activations, which are numbered too.
+    # The activations between the convolutions of the hint embedding have numbers too.
     places |= {f"{hint}.blocks.{block}": f"input_hint_block.{2 * block + 2}" for block in range(blocks)}
     places |= {f"{hint}.conv_in": "input_hint_block.0", f"{hint}.conv_out": f"input_hint_block.{2 * blocks + 2}"}
     places["controlnet_mid_block"] = "middle_block_out.0"
@@ -156,7 +158,7 @@ def controlnet_sources(names: Iterable[str], config: Mapping[str, Any]) -> dict[
 
 
 def vae_sources(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Source]:
-    """For the tensors of diffusers' AutoencoderKL; the original writes the attention's matrices as convolutions."""
+    """Return the sources of the tensors of diffusers' AutoencoderKL, whose attention has convolutions there."""
     places = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
     levels, layers = len(config["block_out_channels"]), config["layers_per_block"]
     for side, blocks, sampler, original in (
@@ -182,12 +184,12 @@ def vae_sources(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, So
 
 
 def text_sources(names: Iterable[str], prefix: str = TEXT) -> dict[str, Source]:
-    """For the tensors of transformers' CLIPTextModel, which the original holds under the same names."""
+    """Return the sources of the tensors of transformers' CLIPTextModel, which have the same names there."""
     return {name: Source(prefix + name.removeprefix("text_model.")) for name in names}
 
 
 def open_clip_sources(names: Iterable[str]) -> dict[str, Source]:
-    """For the tensors of transformers' CLIPTextModelWithProjection, which the original has in open_clip's form."""
+    """Return the sources of the tensors of transformers' CLIPTextModelWithProjection, in open_clip's layout."""
     fixed = {
         "embeddings.token_embedding.weight": Source("token_embedding.weight"),
         "embeddings.position_embedding.weight": Source("positional_embedding"),
@@ -211,7 +213,7 @@ def open_clip_sources(names: Iterable[str]) -> dict[str, Source]:
 
 
 class Shapes(dict[str, tuple[int, ...]]):
-    """Shapes of a part's tensors by their key without the part's prefix; a key that is missing is a user's error."""
+    """Shapes of a part's tensors by key without the part's prefix; a missing key raises GenValError."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], prefix: str, source: object) -> None:
         super().__init__((key[len(prefix) :], shape) for key, shape in shapes.items() if key.startswith(prefix))
@@ -222,11 +224,11 @@ class Shapes(dict[str, tuple[int, ...]]):
         raise GenValError(f"{self.source} has no {self.prefix}{key}: the file is incomplete. Download it again.")
 
     def any_below(self, prefix: str) -> bool:
-        """Whether a module has a tensor: a lost one does not hide its module, and is then missed."""
+        """Return whether any key starts with a prefix."""
         return any(key.startswith(prefix) for key in self)
 
     def count(self, pattern: str) -> int:
-        """How many of 0, 1, 2, ... stand for `{}` in the beginning of some key."""
+        """Return for how many numbers 0, 1, 2, ... in place of `{}` some key starts with the pattern."""
         number = 0
         while self.any_below(pattern.format(number)):
             number += 1
@@ -234,7 +236,7 @@ class Shapes(dict[str, tuple[int, ...]]):
 
 
 def unet_config(shapes: Shapes) -> dict[str, Any]:
-    """The config of a UNet2DConditionModel by its shapes, as far as it is not diffusers' default."""
+    """Return the config of a UNet2DConditionModel from its shapes; entries with diffusers' default are left out."""
     config = _encoder_config(shapes)
     attends = [name.startswith("CrossAttn") for name in config["down_block_types"]]
     return {
@@ -246,9 +248,9 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def controlnet_config(shapes: Shapes) -> dict[str, Any]:
-    """The same for a ControlNetModel. What its hints mean is not in a file of this format."""
+    """Return the config of a ControlNetModel from its shapes. Files of this format do not record the hint encoding."""
     numbers = sorted({int(key.split(".")[1]) for key in shapes if key.startswith("input_hint_block.")})
-    # Convolution in, two a level (the second one halves and widens), convolution out.
+    # One convolution in, two per level (the second halves the size and changes the width), one convolution out.
     widths = [shapes[f"input_hint_block.{number}.weight"][0] for number in numbers[:-1:2]]
     return {
         **_encoder_config(shapes),
@@ -258,7 +260,7 @@ def controlnet_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def vae_config(shapes: Shapes, is_xl: bool) -> dict[str, Any]:
-    """The same for an AutoencoderKL; the latents' scale is not in the file."""
+    """Return the config of an AutoencoderKL from its shapes. The scaling factor is not in the file."""
     levels = shapes.count("encoder.down.{}.")
     channels = [shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels)]
     return {
@@ -275,7 +277,7 @@ def vae_config(shapes: Shapes, is_xl: bool) -> dict[str, Any]:
 
 
 def text_config(shapes: Shapes) -> dict[str, Any]:
-    """The config of a CLIPTextModel (OpenAI's CLIP) by its shapes; heads are taken to be 64 wide."""
+    """Return the config of a CLIPTextModel (OpenAI's CLIP) from its shapes; heads are assumed to be 64 wide."""
     vocabulary, width = shapes["embeddings.token_embedding.weight"]
     return {
         **_clip_config(vocabulary, width),
@@ -288,7 +290,7 @@ def text_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def open_clip_config(shapes: Shapes) -> dict[str, Any]:
-    """The config of a CLIPTextModelWithProjection by the shapes of open_clip's text tower."""
+    """Return the config of a CLIPTextModelWithProjection from the shapes of open_clip's text encoder."""
     vocabulary, width = shapes["token_embedding.weight"]
     return {
         **_clip_config(vocabulary, width),
@@ -301,7 +303,7 @@ def open_clip_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def _clip_config(vocabulary: int, width: int) -> dict[str, Any]:
-    # CLIP's vocabulary ends in the tokens for begin and end.
+    # The last two tokens of CLIP's vocabulary are those for begin and end.
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
@@ -313,7 +315,7 @@ def _clip_config(vocabulary: int, width: int) -> dict[str, Any]:
 
 
 def _encoder_places(config: Mapping[str, Any]) -> dict[str, str]:
-    """Modules that UNet and ControlNet share: ours -> the original's."""
+    """Return the original names of the modules that UNet and ControlNet share, by their names in diffusers."""
     places = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -342,7 +344,7 @@ def _encoder_config(shapes: Shapes) -> dict[str, Any]:
     middle = "middle_block.1."
     middle_depth = shapes.count(middle + "transformer_blocks.{}.")
     is_linear = len(shapes[middle + "proj_in.weight"]) == 2
-    # A level without attention has no depth; the last level's also stands for the middle block's.
+    # A level without attention has no depth. The depth of the last level is also that of the middle block.
     depths = [depth or (middle_depth if level == len(depths) - 1 else 1) for level, depth in enumerate(depths)]
     config = {
         "in_channels": shapes["input_blocks.0.0.weight"][1],
@@ -368,7 +370,7 @@ def _encoder_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def _levels(shapes: Shapes) -> tuple[list[int], list[int], int]:
-    """Channels and attention depth of each level of the encoder, and the residual blocks of a level."""
+    """Return the channels and attention depths of the encoder's levels, and the residual blocks per level."""
     channels, depths, layers = [0], [0], [0]
     for number in range(1, shapes.count("input_blocks.{}.")):
         if shapes.any_below(f"input_blocks.{number}.0.op."):
@@ -386,12 +388,12 @@ def _levels(shapes: Shapes) -> tuple[list[int], list[int], int]:
 
 
 def _first_blocks(levels: int, layers: int) -> list[int]:
-    """The number of each level's first block: block 0 is the first convolution, and each level but the last halves."""
+    """Return the number of each level's first block; block 0 is the first convolution, and downsamplers count too."""
     return [1 + level * (layers + 1) for level in range(levels)]
 
 
 def _renamed(name: str, places: Mapping[str, str], inner: Mapping[str, str]) -> str:
-    """The original's name of a tensor: the module it lies in by `places`, what is inside that by `inner`."""
+    """Return the original name of a tensor: its module by `places`, the rest of the name by `inner`."""
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         place = places.get(".".join(parts[:cut]))

@@ -1,10 +1,11 @@
 """Read checkpoints of the original Stable Diffusion and ControlNet code: all parts in one file, without a network.
 
 A file is a `torch.save` of `{"state_dict": ..., ...}` (`.ckpt`, `.pth`) or a safetensors file of the same keys. It has
-no configs and no tokenizer. Sizes follow from the tensor shapes. What shapes do not tell is taken from the published
-models (8 heads, CLIP's vocabulary, the noise schedule). A folder beside the file, named like it without the suffix, may
-hold diffusers' `unet/config.json`, `vae/config.json`, `text_encoder/config.json`, `controlnet/config.json`,
-`scheduler/scheduler_config.json` or `tokenizer/`; these take precedence. Files of `writing.py` contain all of it.
+no configs and no tokenizer. Sizes are read from the tensor shapes. All other entries are those of the published models
+(8 heads, CLIP's vocabulary, the noise schedule). They can be overridden by a folder next to the file, with the file's
+name without its suffix, that contains diffusers' `unet/config.json`, `vae/config.json`, `text_encoder/config.json`,
+`controlnet/config.json`, `scheduler/scheduler_config.json` or `tokenizer/`. Files of `writing.py` contain their configs
+and tokenizers.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from typing import Any
 
 import torch
 
-from genval.diffusion.models.messages import first_words, listed, quiet
+from genval.diffusion.models.messages import first_words, listed, silence_loading
 from genval.diffusion.original import keys
 from genval.diffusion.original.keys import Shapes, Source
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 
 SUFFIXES = (".ckpt", ".pth", ".safetensors")
-# What files written here carry beside the published content: configs and tokenizers.
+# The entry of files written here that holds configs and tokenizers.
 CARRIED = "genval"
 _CONFIGS = {
     "unet": "unet/config.json",
@@ -52,10 +53,9 @@ _SCHEDULER = {
     "timestep_spacing": "leading",
 }
 _CLIP_VOCABULARY = 49408
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-# Lightning wrote the class of its callback as a key; a name in its place reads such files without running anything.
+# Old files have Lightning's callback class as a key. It is replaced by an empty class, so that no code is run.
 _MODEL_CHECKPOINT = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
-# What a file that is no Stable Diffusion may be, by what one of its keys has in it.
+# Other kinds of files, by a part of one of their keys.
 _OTHERS = (
     ("lora", "a LoRA, which is an addition to a base"),
     ("cond_stage_model.model.", "Stable Diffusion 2: give a folder in diffusers' layout"),
@@ -69,14 +69,14 @@ _OTHERS = (
 
 
 class OriginalFile:
-    """A file of the original format, opened for its names and shapes; weights are read part by part.
+    """A file of the original format. Names and shapes are read at once, the weights of a part when it is loaded.
 
     Attributes:
         path: the file.
-        shapes: of every tensor, by key.
+        shapes: shape of every tensor by key.
 
     Raises:
-        GenValError: the file is damaged, or holds something else than tensors.
+        GenValError: the file is damaged, or does not contain tensors.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -94,11 +94,11 @@ class OriginalFile:
         return self.has(keys.UNET) and (self.has(keys.TEXT) or self.is_xl)
 
     def has(self, prefix: str) -> bool:
-        """Whether the file has a part, by its prefix in `original_keys`."""
+        """Return whether the file contains a part, by its prefix in `keys`."""
         return any(key.startswith(prefix) for key in self.shapes)
 
     def load_base(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
-        """The parts of a base by the names of its attributes: models on a device, tokenizers, the scheduler's config.
+        """Load a base: its models, tokenizers and scheduler config, by the names of `StableDiffusion`'s attributes.
 
         Raises:
             GenValError: keys are missing, unexpected or of another shape, or there is no tokenizer.
@@ -113,14 +113,14 @@ class OriginalFile:
         tokenizers = {
             name.replace("text_encoder", "tokenizer"): self._tokenizer(name, parts[name][0].config) for name in encoders
         }
-        # Where the VAE of Stable Diffusion XL has to stay in float32 is for the base to say.
+        # StableDiffusionXL.to decides about the dtype of its VAE, which is loaded in float32.
         dtypes = {name: torch.float32 if self.is_xl and name == "vae" else dtype for name in parts}
         loaded = {name: self._fill(*part, device, dtypes[name]) for name, part in parts.items()}
         zeros = {"zero_empty_prompts": self._carried.get("zero_empty_prompts", True)} if self.is_xl else {}
         return {**loaded, **tokenizers, **zeros, "scheduler_config": scheduler}
 
     def load_controlnet(self) -> Any:
-        """The file's ControlNet, float32 on the CPU.
+        """Load the file's ControlNet, float32 on the CPU.
 
         Raises:
             GenValError: there is none, or keys are missing, unexpected or of another shape.
@@ -132,13 +132,13 @@ class OriginalFile:
         return self._fill(*part, "cpu", torch.float32)
 
     def _configs(self, name: str) -> list[dict[str, Any]]:
-        """What the file carries of a config, and what the folder beside it says, the latter last; often neither."""
-        beside = self.path.with_suffix("") / _CONFIGS[name]
-        given = [self._carried.get("configs", {}).get(name, {}), read_json(beside) if beside.is_file() else {}]
+        """Return the config of a part in the file, then the one in the folder next to it; empty where missing."""
+        path = self.path.with_suffix("") / _CONFIGS[name]
+        given = [self._carried.get("configs", {}).get(name, {}), read_json(path) if path.is_file() else {}]
         return [{key: value for key, value in config.items() if not key.startswith("_")} for config in given]
 
     def _prepare(self, name: str) -> tuple[Any, dict[str, Source]]:
-        """A part without its weights, and where each of them lies."""
+        """Return a part without weights, and the source of each weight in the file."""
         from accelerate import init_empty_weights
         from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -161,7 +161,7 @@ class OriginalFile:
         config = read_config(Shapes(self.shapes, prefix, self.path))
         for given in self._configs(name):
             config |= given
-        with quiet(), init_empty_weights(include_buffers=False):
+        with silence_loading(), init_empty_weights(include_buffers=False):
             try:
                 model = make(config)
             except (TypeError, ValueError) as error:
@@ -172,7 +172,7 @@ class OriginalFile:
         return model, part_sources(name, model, text)
 
     def _check(self, parts: Mapping[str, tuple[Any, dict[str, Source]]]) -> None:
-        """Refuse a file of which a key is missing, left over or of another shape, before any weight is read."""
+        """Check, before any weight is read, that no key is missing, unexpected or of another shape."""
         wanted: dict[str, str] = {}
         missing, shapes = [], []
         for model, sources in parts.values():
@@ -184,7 +184,7 @@ class OriginalFile:
                 elif not source.fits(self.shapes[source.key], tuple(tensor.shape)):
                     shapes.append(f"{source.key} {self.shapes[source.key]}")
         prefixes = (keys.UNET, keys.VAE, keys.TEXT, keys.TEXT_XL, keys.TEXT_XL_2, keys.CONTROL)
-        # A part that is not asked for now is compared when it is.
+        # Keys of other parts are checked when these parts are loaded.
         elsewhere = tuple(prefix for prefix in prefixes if not any(key.startswith(prefix) for key in wanted))
         unexpected = [
             key
@@ -200,7 +200,7 @@ class OriginalFile:
             )
 
     def _fill(self, model: Any, sources: dict[str, Source], device: torch.device | str, dtype: torch.dtype) -> Any:
-        # The file is opened anew for each part: what was read of a mapped file takes memory until it is closed.
+        # The file is opened for each part, because the pages of a mapped file stay in memory until it is closed.
         tensors, _ = _read(self.path)
         weights = {
             name: source.read(tensors[source.key]).to(device, dtype, copy=True).contiguous()
@@ -212,7 +212,7 @@ class OriginalFile:
     def _scheduler(self) -> dict[str, Any]:
         from diffusers import DDIMScheduler
 
-        # A scheduler's config is taken whole: an entry that is not in it means diffusers' default.
+        # Scheduler configs are not merged, because a missing entry means diffusers' default.
         config = next(filter(None, reversed(self._configs("scheduler"))), _SCHEDULER)
         if self._schedule is not None:
             expected = DDIMScheduler.from_config(config).alphas_cumprod
@@ -224,13 +224,13 @@ class OriginalFile:
         return dict(config)
 
     def _tokenizer(self, encoder: str, config: Any) -> Any:
-        """The tokenizer of an encoder: of the folder beside the file, carried by the file, or CLIP's own."""
+        """Return the tokenizer of an encoder: from the folder next to the file, from the file, or CLIP's."""
         from transformers import CLIPTokenizer
 
         name = encoder.replace("text_encoder", "tokenizer")
-        beside = self.path.with_suffix("") / name
-        if beside.is_dir():
-            return CLIPTokenizer.from_pretrained(str(beside))
+        place = self.path.with_suffix("") / name
+        if place.is_dir():
+            return CLIPTokenizer.from_pretrained(str(place))
         files = self._carried.get("tokenizers", {}).get(name)
         if files:
             with tempfile.TemporaryDirectory() as folder:
@@ -240,10 +240,10 @@ class OriginalFile:
         if config.vocab_size != _CLIP_VOCABULARY:
             raise GenValError(
                 f"{self.path} has no tokenizer, and its {config.vocab_size} tokens are not CLIP's {_CLIP_VOCABULARY}. "
-                f"Put the tokenizer's files into {beside}."
+                f"Put the tokenizer's files into {place}."
             )
-        # Stable Diffusion XL fills up the second encoder's prompts with "!", token 0.
-        return clip_tokenizer("!" if encoder == "text_encoder_2" else "<|endoftext|>", beside)
+        # Stable Diffusion XL pads the prompts of the second encoder with "!", token 0.
+        return clip_tokenizer("!" if encoder == "text_encoder_2" else "<|endoftext|>", place)
 
     def _not_a(self, kind: str, expected: str) -> GenValError:
         if kind == "base" and self.has(keys.CONTROL):
@@ -251,7 +251,9 @@ class OriginalFile:
         elif kind == "ControlNet" and self.has(keys.UNET):
             seems = "a base without a ControlNet: make one with ControlNet/tool_add_control.py"
         elif any(key.startswith("controlnet.") for key in self.shapes):
-            seems = "a checkpoint of ControlNet/train.py: give the folder of its --output, or go on with --resume"
+            seems = (
+                "a checkpoint of ControlNet/train.py: give the folder of its --output, or resume that run with --resume"
+            )
         else:
             others = (text for part, text in _OTHERS if any(part in key for key in self.shapes))
             seems = next(others, "something else")
@@ -262,7 +264,7 @@ class OriginalFile:
 
 
 def part_sources(name: str, model: Any, text_prefix: str = keys.TEXT) -> dict[str, Source]:
-    """Where the tensors of one of our models lie in an original file; `name` is its folder in diffusers' layout."""
+    """Return the source of each tensor of a diffusers model; `name` is its folder in diffusers' layout."""
     names = list(model.state_dict())
     if name == "text_encoder":
         return keys.text_sources(names, text_prefix)
@@ -273,16 +275,16 @@ def part_sources(name: str, model: Any, text_prefix: str = keys.TEXT) -> dict[st
 
 
 def is_original(path: Path) -> bool:
-    """Whether a path is meant as a file of the original format, by its suffix."""
+    """Return whether a path has the suffix of a file in the original format."""
     return path.suffix in SUFFIXES
 
 
-def clip_tokenizer(pad_token: str = "<|endoftext|>", beside: Path | None = None) -> Any:
-    """CLIP's tokenizer from the vocabulary that open_clip brings along; no download.
+def clip_tokenizer(pad_token: str = "<|endoftext|>", place: Path | None = None) -> Any:
+    """Return CLIP's tokenizer, made from the vocabulary in the package open_clip, without a download.
 
     Args:
-        pad_token: what prompts are filled up with.
-        beside: where a user can put a tokenizer instead, for the error's advice.
+        pad_token: the token that prompts are padded with.
+        place: folder in which a user can put a tokenizer instead, for the error's advice.
 
     Raises:
         GenValError: open_clip is not installed.
@@ -291,15 +293,16 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>", beside: Path | None = None)
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     package = importlib.util.find_spec("open_clip")
-    places = list(package.submodule_search_locations or []) if package else []
-    files = [path for place in places for path in Path(place).glob("bpe_simple_vocab_16e6.txt.gz")]
+    folders = list(package.submodule_search_locations or []) if package else []
+    files = [path for folder in folders for path in Path(folder).glob("bpe_simple_vocab_16e6.txt.gz")]
     if not files:
         raise GenValError(
-            "CLIP's vocabulary is not in files of the original format, and open_clip, which brings it, is not "
-            f"installed. pip install open_clip_torch, or put a CLIP tokenizer's files into {beside or 'a folder'}."
+            "Files of the original format do not contain CLIP's vocabulary, and open_clip, which contains it, is not "
+            f"installed. pip install open_clip_torch, or put a CLIP tokenizer's files into {place or 'a folder'}."
         )
     lines = gzip.decompress(files[0].read_bytes()).decode("utf-8").split("\n")
-    # A version line, then more merges than CLIP uses: each letter alone and at a word's end, the merges, begin, end.
+    # The file is a version line and more merges than CLIP uses. CLIP's vocabulary is each letter, alone and at the end
+    # of a word, then the merges, then the tokens for begin and end.
     letters = list(bytes_to_unicode().values())
     count = _CLIP_VOCABULARY - 2 - 2 * len(letters)
     merges: Any = [tuple(line.split()) for line in lines[1 : count + 1]]
@@ -310,11 +313,11 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>", beside: Path | None = None)
 
 
 class _ModelCheckpoint:
-    """Stands for Lightning's class of this name in old files, where it is a key of a dictionary and nothing more."""
+    """Replaces Lightning's class of this name in old files, where it is only a key of a dictionary."""
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors of a file, mapped into memory and not read yet, and what a file written here carries."""
+    """Return the memory-mapped tensors of a file, and the configs and tokenizers of a file written here."""
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
@@ -324,7 +327,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
                 carried = json.loads((file.metadata() or {}).get(CARRIED, "{}"))
             return load_file(path), carried
         with torch.serialization.safe_globals([(_ModelCheckpoint, _MODEL_CHECKPOINT)]):
-            # Files from before torch 1.6 are no zip archives and cannot be mapped.
+            # Files of torch before 1.6 are not zip archives and cannot be memory-mapped.
             content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except Exception as error:  # UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError: one message
         refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
@@ -344,7 +347,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _head(path: Path) -> str:
-    """What a file that cannot be read is, by its first bytes."""
+    """Describe an unreadable file by its first bytes."""
     try:
         with open(path, "rb") as stream:
             head = stream.read(64).lstrip()

@@ -18,13 +18,12 @@ from genval.runtime.files import replace_file
 if TYPE_CHECKING:
     from genval.diffusion.models.pipelines import StableDiffusion
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-
 
 def original_state(base: StableDiffusion, controlnet: Any | None = None) -> dict[str, torch.Tensor]:
-    """A base and, where given, a ControlNet as the original's state dict, with the schedule and position tables.
+    """Return the state dict of a base and, optionally, a ControlNet in the original format.
 
-    A ControlNet is for the published code's strict loading: cldm has one schedule vector more, `logvar`.
+    It contains the noise schedule and the position table too. With a ControlNet it also contains the vector `logvar`,
+    without which the published code does not load it.
     """
     is_xl = hasattr(base, "text_encoder_2")
     text_prefix = keys.TEXT_XL if is_xl else keys.TEXT
@@ -41,21 +40,24 @@ def original_state(base: StableDiffusion, controlnet: Any | None = None) -> dict
 
 
 def save_original(base: StableDiffusion, controlnet: Any | None, path: str | Path, dtype: str = "fp32") -> None:
-    """Write a base and a ControlNet as one file of the original format, whole or not at all.
+    """Write a base and a ControlNet as one file of the original format; the file is replaced atomically.
 
-    The file has the keys that the published code loads strictly (`controlnet_cs.ckpt`), and beside them, out of its
-    way, the configs and tokenizers, so that it loads here as what it was: sizes, prediction type and hint encoding.
+    The file has exactly the weights that the published code loads strictly (`controlnet_cs.ckpt`). In an additional
+    entry it holds the configs and tokenizers, so that sizes, prediction type and hint encoding are restored here.
 
     Args:
-        controlnet: diffusers' ControlNetModel; None writes the base alone.
-        path: ends in `.safetensors` for that; any other name makes a `torch.save` file.
-        dtype: of the weights, "fp32" or "fp16".
+        base: the Stable Diffusion model.
+        controlnet: diffusers' ControlNetModel; None writes only the base.
+        path: with the suffix `.safetensors` a safetensors file, otherwise a `torch.save` file.
+        dtype: dtype of the weights, "fp32" or "fp16".
 
     Raises:
         GenValError: the file cannot be written.
     """
     state = {
-        key: (tensor.to("cpu", _DTYPES[dtype]) if tensor.is_floating_point() and "." in key else tensor).contiguous()
+        key: (
+            tensor.to("cpu", keys.SAVE_DTYPES[dtype]) if tensor.is_floating_point() and "." in key else tensor
+        ).contiguous()
         for key, tensor in original_state(base, controlnet).items()
     }
     carried = {"configs": _carried_configs(base, controlnet), "tokenizers": _carried_tokenizers(base)}
@@ -71,7 +73,7 @@ def save_original(base: StableDiffusion, controlnet: Any | None, path: str | Pat
 
 
 def _models(base: StableDiffusion, controlnet: Any | None) -> dict[str, Any]:
-    """Every model of a base, and a ControlNet, by its folder in diffusers' layout, in the published files' order."""
+    """Return the models of a base and the ControlNet by their folders in diffusers' layout, in the published order."""
     models = {"unet": base.unet, "vae": base.vae, "text_encoder": base.text_encoder}
     if hasattr(base, "text_encoder_2"):
         models["text_encoder_2"] = base.text_encoder_2
@@ -79,7 +81,7 @@ def _models(base: StableDiffusion, controlnet: Any | None) -> dict[str, Any]:
 
 
 def _schedule_vectors(scheduler_config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The vectors that ldm keeps in its files: terms of q(x_t | x_0) and of the posterior (Ho et al. 2020, eq. 7)."""
+    """Return the schedule vectors of ldm's files: terms of q(x_t | x_0) and the posterior (Ho et al. 2020, eq. 7)."""
     from diffusers import DDPMScheduler
 
     betas = DDPMScheduler.from_config(dict(scheduler_config)).betas.double()
@@ -110,7 +112,7 @@ def _carried_configs(base: StableDiffusion, controlnet: Any | None) -> dict[str,
 
 
 def _plain_config(config: Any) -> dict[str, Any]:
-    """A model's config as plain data; transformers' has its own words for it."""
+    """Return a model's config as JSON values."""
     entries = json.loads(config.to_json_string()) if hasattr(config, "to_json_string") else dict(config)
     entries = {key: value for key, value in copy.deepcopy(entries).items() if not key.startswith("_")}
     return json.loads(json.dumps(entries))

@@ -1,15 +1,16 @@
-"""One step of denoising: a UNet, steered by a ControlNet or not, with guidance, from noisy latents to the prediction.
+"""One denoising step: a UNet with or without a ControlNet, under classifier-free guidance.
 
-The modules and their weights are diffusers'; only the order of the work is ours (tests hold it to diffusers' forward):
+The modules and their weights are diffusers'. The forward pass is written here; tests compare it with diffusers'. It is
+faster for four reasons:
 
-- what does not change from step to step is computed once: the hint's embedding, the keys and values of the text, and
-  the time embedding's projections of all steps;
-- the halves with and without the prompt are the same until the first cross-attention, and are one until there;
+- values that are the same at every step are computed once: the embedded hint, the keys and values of the text, and the
+  projected time embeddings of all steps;
+- the batches with and without the prompt are identical up to the first cross-attention, so they are computed once;
 - queries, keys and values of a self-attention are one matrix product;
-- the ControlNet and the UNet's encoder need nothing of each other: in a CUDA graph they run side by side.
+- the ControlNet and the UNet's encoder do not depend on each other, so they run in parallel in a CUDA graph.
 
-On a CUDA device `compiled` generates kernels for one shape (about 100 s, kept on disk by PyTorch for the next run), and
-small batches, which would wait for the launches of their kernels, are replayed from a CUDA graph.
+On a CUDA device `compiled` generates kernels for one shape (about 100 s; PyTorch caches them on disk). Small batches,
+whose time is mostly that of launching kernels, are replayed from a CUDA graph.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates
 from genval.runtime.errors import GenValError
 
-# In order of speed on an H100; a backend that does not know a head's size passes it on.
+# In order of speed on an H100; PyTorch takes the first backend that supports the size of the heads.
 _ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -40,7 +41,7 @@ _BLOCKS = {
     "CrossAttnUpBlock2D",
     "UpBlock2D",
 }
-# The entries of a config that the steps below take for granted.
+# The entries of a config that the code below assumes.
 _EXPECTED = {
     "act_fn": "silu",
     "resnet_time_scale_shift": "default",
@@ -50,18 +51,18 @@ _EXPECTED = {
     "time_cond_proj_dim": None,
     "time_embedding_act_fn": None,
 }
-# Up to this many pixels a batch, launching kernels one by one takes longer than running them.
+# Up to this number of pixels per batch, launching the kernels takes longer than running them.
 _GRAPHED_PIXELS = 8 * 512 * 512
-_INDUCTOR: dict[str, Any] = {"conv_1x1_as_mm": True}
+INDUCTOR_OPTIONS: dict[str, Any] = {"conv_1x1_as_mm": True}
 
 
 @dataclasses.dataclass(frozen=True)
-class Fixed:
-    """What one network needs at every step and no step changes.
+class NetworkConditions:
+    """The conditions of one network, which are the same at every step.
 
     Attributes:
-        times: (steps, R, T), the time embedding's projections for all residual blocks, one after another; R is 1, or
-            the rows of the batch where the embedding has the prompt in it (Stable Diffusion XL).
+        times: (steps, R, T), the projected time embeddings of all residual blocks, concatenated. R is 1, or the rows of
+            the batch if the embedding contains the prompt (Stable Diffusion XL).
         texts: keys and values of each cross-attention, (rows, heads, tokens, channels of a head).
     """
 
@@ -71,32 +72,34 @@ class Fixed:
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """A batch's conditions.
+    """The conditions of a batch.
 
     Attributes:
         unet: of the UNet.
-        control, hint: of the ControlNet, and its embedded hint (B, C, h, w); None without one.
-        beside: (B, C', h, w), what an inpainting UNet reads beside the latents; None for any other.
+        control: of the ControlNet; None without one.
+        hint: the embedded hint, (B, C, h, w); None without a ControlNet.
+        extra_channels: (B, C', h, w), the input of an inpainting UNet in addition to the latents; None for others.
     """
 
-    unet: Fixed
-    control: Fixed | None
+    unet: NetworkConditions
+    control: NetworkConditions | None
     hint: torch.Tensor | None
-    beside: torch.Tensor | None
+    extra_channels: torch.Tensor | None
 
 
 class Denoiser:
-    """Predicts the noise (or velocity) in latents under masks and prompts.
+    """Predicts the noise (or velocity) in latents, given masks and prompts.
 
     Args:
-        base, controlnet: on one device and of one dtype; None is no ControlNet.
-        strength: a factor on all of the ControlNet's residuals.
-        guidance_scale: of classifier-free guidance; 1 or less is off.
-        compiled: generate kernels for the shape of the first batch; batches of another shape take their own.
-        graphed: replay small batches from a CUDA graph, on a CUDA device; its memory stays taken.
+        base: the Stable Diffusion model.
+        controlnet: on the base's device and of its dtype, or None.
+        strength: factor on all residuals of the ControlNet.
+        guidance_scale: of classifier-free guidance; 1 or less disables it.
+        compiled: generate kernels for the shape of the first batch; every other shape is compiled again.
+        graphed: replay small batches from a CUDA graph on a CUDA device. The graph's memory stays allocated.
 
     Raises:
-        GenValError: a network is of another kind than Stable Diffusion's.
+        GenValError: a network does not have Stable Diffusion's architecture.
     """
 
     def __init__(
@@ -122,13 +125,13 @@ class Denoiser:
         if compiled:
             for network in self._networks:
                 network.to(memory_format=torch.channels_last)
-            options = _INDUCTOR if base.device.type == "cuda" else None
+            options = INDUCTOR_OPTIONS if base.device.type == "cuda" else None
             parts = tuple(torch.compile(part, dynamic=False, fullgraph=True, options=options) for part in parts)
         self._encode, self._control, self._decode = parts
 
     @property
     def guided(self) -> bool:
-        """Whether a batch is computed with and without its prompts."""
+        """Whether classifier-free guidance is on, so that a batch is computed with and without its prompts."""
         return self.guidance_scale > 1
 
     @torch.no_grad()
@@ -138,39 +141,40 @@ class Denoiser:
         hints: torch.Tensor | None,
         timesteps: torch.Tensor,
         added: dict[str, torch.Tensor] | None,
-        beside: torch.Tensor | None = None,
+        extra_channels: torch.Tensor | None = None,
     ) -> Conditions:
-        """Compute what all steps of a batch share.
+        """Compute the conditions of a batch, which all steps share.
 
         Args:
-            text: a row an image; under guidance the negative prompts' rows, then the prompts'.
-            hints: (B, channels, H, W), the ControlNet's; None without one.
-            timesteps: (steps,), of the steps to come.
-            added: of `StableDiffusion.added_conditions`, a row each of `text`.
-            beside: (B, C', h, w), channels that an inpainting UNet reads after the latents' own.
+            text: one row per image; with guidance first the negative prompts, then the prompts.
+            hints: (B, channels, H, W), of the ControlNet; None without one.
+            timesteps: (steps,), all timesteps of the run.
+            added: of `StableDiffusion.added_conditions`, one row per row of `text`.
+            extra_channels: (B, C', h, w), the input channels of an inpainting UNet that follow the latents.
         """
         unet, *control = (
-            Fixed(_times(network, timesteps, added), _text_keys_and_values(network, text.states))
+            NetworkConditions(_times(network, timesteps, added), _text_keys_and_values(network, text.states))
             for network in self._networks
         )
-        beside = None if beside is None else beside.to(self.base.dtype)
+        extra_channels = None if extra_channels is None else extra_channels.to(self.base.dtype)
         if self.controlnet is None or hints is None:
-            return Conditions(unet, None, None, beside)
+            return Conditions(unet, None, None, extra_channels)
         memory = torch.channels_last if self.compiled else torch.contiguous_format
         hints = hints.to(self.base.dtype).contiguous(memory_format=memory)
-        return Conditions(unet, control[0], self.controlnet.controlnet_cond_embedding(hints), beside)
+        return Conditions(unet, control[0], self.controlnet.controlnet_cond_embedding(hints), extra_channels)
 
     @torch.no_grad()
     def __call__(self, latents: torch.Tensor, step: int, conditions: Conditions) -> torch.Tensor:
-        """The prediction at a step, (B, C, h, w) float32, guided.
+        """Return the guided prediction at a step, (B, C, h, w) float32.
 
         Args:
-            latents: (B, C, h, w), scaled as the scheduler wants them.
-            step: index into the timesteps the conditions were made for.
+            latents: (B, C, h, w), scaled by the scheduler.
+            step: index into the timesteps of the conditions.
+            conditions: of `condition`.
         """
         noisy = latents.to(self.base.dtype)
-        if conditions.beside is not None:
-            noisy = torch.cat([noisy, conditions.beside], dim=1)
+        if conditions.extra_channels is not None:
+            noisy = torch.cat([noisy, conditions.extra_channels], dim=1)
         if self.compiled:
             noisy = noisy.contiguous(memory_format=torch.channels_last)
         inputs = [noisy, conditions.unet.times[step], *conditions.unet.texts]
@@ -181,7 +185,7 @@ class Denoiser:
             if self._side is not None and pixels <= _GRAPHED_PIXELS:
                 shapes = [tuple(tensor.shape) for tensor in inputs]
                 if self._graph is None or self._graph.shapes != shapes:
-                    self._graph = None  # its memory is free before the next one takes its own
+                    self._graph = None  # frees its memory before the next one is recorded
                     self._graph = _Graph(lambda tensors: self._predict(tensors, self._side), inputs)
                 predicted = self._graph(inputs).float()
             else:
@@ -192,13 +196,13 @@ class Denoiser:
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def _predict(self, inputs: list[torch.Tensor], side: torch.cuda.Stream | None = None) -> torch.Tensor:
-        """The prediction, (rows, C, h, w); on a CUDA device the ControlNet may run on a second stream, `side`."""
+        """Return the prediction, (rows, C, h, w). The ControlNet runs on the CUDA stream `side`, if one is given."""
         unet, controlnet = self.base.unet, self.controlnet
-        (noisy, unet_time, *unet_texts), steering = _split(inputs, 2 + 2 * len(cross_attentions(unet)))
+        (noisy, unet_time, *unet_texts), control_inputs = _split(inputs, 2 + 2 * len(cross_attentions(unet)))
         residuals: list[torch.Tensor] = []
-        if steering:
-            hint, control_time, *control_texts = steering
-            with _beside(side):
+        if control_inputs:
+            hint, control_time, *control_texts = control_inputs
+            with _second_stream(side):
                 residuals = self._control(
                     controlnet, noisy, hint, control_time, control_texts, self._qkv[controlnet], self.strength
                 )
@@ -207,14 +211,14 @@ class Denoiser:
         encoder_texts, decoder_texts = _split(unet_texts, 2 * attentions)
         encoder_time, decoder_time = unet_time.split([width, unet_time.shape[-1] - width], dim=-1)
         skips = self._encode(unet, noisy, None, encoder_time, encoder_texts, encoder_qkv)
-        if side is not None and steering:
+        if side is not None and control_inputs:
             torch.cuda.current_stream().wait_stream(side)
         return self._decode(unet, skips, residuals, decoder_time, decoder_texts, decoder_qkv)
 
 
 @contextlib.contextmanager
-def _beside(side: torch.cuda.Stream | None) -> Iterator[None]:
-    """Run what is inside on a second stream, after all that was given to the current one."""
+def _second_stream(side: torch.cuda.Stream | None) -> Iterator[None]:
+    """Run the block on another CUDA stream, after the work that is queued on the current one."""
     if side is None:
         yield
         return
@@ -225,7 +229,7 @@ def _beside(side: torch.cuda.Stream | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fast_attention(device: torch.device) -> Iterator[None]:
-    """Prefer the attention kernels that are fastest on this device."""
+    """Prefer the attention kernels that are fastest on a CUDA device."""
     if device.type != "cuda":
         yield
         return
@@ -234,12 +238,12 @@ def fast_attention(device: torch.device) -> Iterator[None]:
 
 
 class _Graph:
-    """A function's kernels recorded once and replayed on new values of its inputs."""
+    """A CUDA graph of a function: its kernels are recorded once and replayed on new values of its inputs."""
 
     def __init__(self, function: Any, inputs: list[torch.Tensor]) -> None:
         self.shapes = [tuple(tensor.shape) for tensor in inputs]
         self.inputs = [tensor.clone() for tensor in inputs]
-        # The first calls compile, choose algorithms and take workspaces, which a recording may not.
+        # The first calls compile, choose algorithms and allocate workspaces, which is not allowed during a recording.
         warm_up = torch.cuda.Stream()
         warm_up.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm_up):
@@ -264,20 +268,24 @@ def encode(
     texts: list[torch.Tensor],
     qkv: list[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """The encoder and middle of a UNet or ControlNet: the outputs that skip to the decoder, and the middle's, last.
-
-    Outputs of layers before the first cross-attention have the rows of `noisy`, later ones those of `texts`.
+    """Run the encoder and the middle block of a UNet or ControlNet.
 
     Args:
-        noisy: (B, C, h, w).
-        hint: (B, C', h, w), added to the first layer's output; a ControlNet's.
-        time: (R, T'), this encoder's part of `Fixed.times` at one step.
-        texts, qkv: this encoder's.
+        network: the UNet or ControlNet.
+        noisy: (B, C, h, w), the noisy latents.
+        hint: (B, C', h, w), the embedded hint of a ControlNet, which is added to the output of the first layer.
+        time: (R, T'), this encoder's part of `NetworkConditions.times` at one step.
+        texts: this encoder's part of `NetworkConditions.texts`.
+        qkv: this encoder's fused self-attention weights.
+
+    Returns:
+        The skip connections, then the output of the middle block. Before the first cross-attention they have as many
+        rows as `noisy`, after it as many as `texts`.
     """
     x = network.conv_in(noisy)
     if hint is not None:
         x = x + hint
-    if time.shape[0] > 1:  # the time has the prompt in it: nothing is shared
+    if time.shape[0] > 1:  # the time embedding contains the prompt, so no layer can be shared
         x = _repeat(x, time.shape[0])
     layers = _Layers(network.down_blocks, network.mid_block, time, texts, qkv)
     skips = [x]
@@ -306,7 +314,7 @@ def control(
     qkv: list[torch.Tensor],
     strength: float,
 ) -> list[torch.Tensor]:
-    """The ControlNet's residuals, one an output of `encode`, times `strength`."""
+    """Return the residuals of the ControlNet, one per output of `encode`, multiplied by `strength`."""
     outputs = encode(controlnet, noisy, hint, time, texts, qkv)
     convolutions = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
     return [convolution(output) * strength for convolution, output in zip(convolutions, outputs, strict=True)]
@@ -320,7 +328,7 @@ def decode(
     texts: list[torch.Tensor],
     qkv: list[torch.Tensor],
 ) -> torch.Tensor:
-    """The decoder of a UNet: the prediction, (rows, C, h, w), of the outputs of `encode` and, if any, of `control`."""
+    """Run the decoder of a UNet on the outputs of `encode` and `control`; return the prediction, (rows, C, h, w)."""
     joined = [skip + residual for skip, residual in zip(skips, residuals, strict=True)] if residuals else [*skips]
     x = joined.pop()
     layers = _Layers(unet.up_blocks, None, time, texts, qkv)
@@ -335,7 +343,7 @@ def decode(
 
 
 class _Layers:
-    """Runs the layers of a network in their order; each takes its own share of what was computed before."""
+    """Runs the layers of a network in order; each layer takes its own part of the precomputed conditions."""
 
     def __init__(
         self, blocks: Any, middle: Any, time: torch.Tensor, texts: list[torch.Tensor], qkv: list[torch.Tensor]
@@ -377,8 +385,8 @@ class _Layers:
 def group_norm(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
     """Group normalisation of (B, C, h, w).
 
-    In generated kernels it is written through each channel's mean and variance, whose sums run along the memory of
-    channels-last tensors: the variance of a group is the mean of its channels' variances plus the variance of their
+    In compiled code it is computed from the mean and variance of each channel, because these sums are fast on
+    channels-last tensors. The variance of a group is the mean of its channels' variances plus the variance of their
     means.
     """
     if not torch.compiler.is_compiling():
@@ -394,10 +402,14 @@ def group_norm(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
 
 
 def check_network(network: Any, source: str) -> None:
-    """Refuse a UNet or ControlNet whose layers are not Stable Diffusion's (1, 2 or XL).
+    """Check that a UNet or ControlNet has the layers of Stable Diffusion 1, 2 or XL.
+
+    Args:
+        network: the UNet or ControlNet.
+        source: its name in errors.
 
     Raises:
-        GenValError: with what is different.
+        GenValError: a layer or an entry of the config is not supported.
     """
     config = network.config
     kinds = [*config.down_block_types, *config.get("up_block_types", ()), config.mid_block_type]
@@ -413,7 +425,7 @@ def check_network(network: Any, source: str) -> None:
 
 
 def cross_attentions(network: Any) -> list[Any]:
-    """The cross-attentions of a UNet or ControlNet in the order they run."""
+    """Return the cross-attentions of a UNet or ControlNet in the order in which they run."""
     return [block.attn2 for block in _transformer_blocks(network)]
 
 
@@ -422,7 +434,7 @@ def _blocks(network: Any) -> list[Any]:
 
 
 def _encoder_sizes(unet: Any) -> tuple[int, int]:
-    """How many self-attentions (and as many cross-attentions) the encoder and middle have, and their part of times."""
+    """Return the number of self-attentions in the encoder and middle block, and the size of their part of `times`."""
     blocks = [*unet.down_blocks, unet.mid_block]
     attentions = [attention for block in blocks for attention in _attentions(block) if attention is not None]
     return (
@@ -445,7 +457,7 @@ def _transformer_blocks(network: Any) -> list[Any]:
 
 
 def _fused_qkv(network: Any) -> list[torch.Tensor]:
-    """(3C, C) weights of each self-attention, in the order they run."""
+    """Return the (3C, C) weights of each self-attention, in the order in which they run."""
     attentions = [block.attn1 for block in _transformer_blocks(network)]
     return [torch.cat([a.to_q.weight, a.to_k.weight, a.to_v.weight]).detach() for a in attentions]
 
@@ -459,7 +471,7 @@ def _text_keys_and_values(network: Any, states: torch.Tensor) -> list[torch.Tens
 
 
 def _times(network: Any, timesteps: torch.Tensor, added: dict[str, torch.Tensor] | None) -> torch.Tensor:
-    """`Fixed.times` of a network."""
+    """Return `NetworkConditions.times` of a network."""
     dtype, device = network.conv_in.weight.dtype, network.conv_in.weight.device
     embedded = network.time_embedding(network.time_proj(timesteps.to(device)).to(dtype))[:, None]
     if added is not None:
@@ -471,7 +483,7 @@ def _times(network: Any, timesteps: torch.Tensor, added: dict[str, torch.Tensor]
 
 
 def _heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
-    """(rows, tokens, C) to (rows, heads, tokens, C / heads)."""
+    """Reshape (rows, tokens, C) to (rows, heads, tokens, C / heads)."""
     return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
@@ -481,7 +493,7 @@ def _attend(attention: Any, queries: torch.Tensor, keys: torch.Tensor, values: t
 
 
 def _repeat(x: torch.Tensor, rows: int) -> torch.Tensor:
-    """`x` one after another until it has that many rows."""
+    """Repeat `x` until it has that many rows."""
     return x if len(x) == rows else torch.cat([x] * (rows // len(x)))
 
 

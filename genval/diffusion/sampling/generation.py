@@ -1,11 +1,12 @@
 """Images from label masks and prompts: classifier-free guided sampling with a ControlNet.
 
-The loop is the one of diffusers' StableDiffusionControlNetPipeline (tests hold the two together) with two differences:
-an item's noise comes from its own seed wherever it lies in a batch, and latents stay in float32 between steps. What a
-step computes is in `genval.diffusion.sampling.denoiser`.
+The loop is that of diffusers' StableDiffusionControlNetPipeline (tests compare the two), with two differences: an
+item's noise depends only on its own seed, not on its place in a batch, and latents stay in float32 between steps. A
+single step is computed in `genval.diffusion.sampling.denoiser`.
 
-Images larger than a model was trained for are made of overlapping windows (Bar-Tal et al., "MultiDiffusion", ICML
-2023: at each step the predictions of all windows are averaged), or drawn small first and then drawn over enlarged.
+Images larger than a model was trained for are generated either in overlapping windows (Bar-Tal et al.,
+"MultiDiffusion", ICML 2023: at each step the predictions of all windows are averaged), or small first, then enlarged
+and denoised again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _RETRIES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """A batch of images: `images` RGB uint8 (B, H, W, 3), the `seeds` they were drawn with, and `retries` of each."""
+    """A batch of images: `images` RGB uint8 (B, H, W, 3), the `seeds` used, and the number of `retries` of each."""
 
     images: np.ndarray
     seeds: list[int]
@@ -44,7 +45,7 @@ class Generated:
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """What is drawn together: a mask, (B, H, W) uint8 in all, a prompt, a negative prompt and a seed an item."""
+    """The inputs of a batch: `masks` (B, H, W) uint8, and one prompt, negative prompt and seed per item."""
 
     masks: np.ndarray
     prompts: Sequence[str]
@@ -78,17 +79,18 @@ def generate(
     denoiser: Denoiser | None = None,
     rows: int | None = None,
 ) -> Generated:
-    """Generate one image a mask.
+    """Generate one image per mask.
 
-    An image that is black or not finite is drawn again with the next seed of its item, up to three times.
+    An image that is black or not finite is generated again with the next seed of its item, up to three times.
 
     Args:
         base, controlnet: on one device and of one dtype.
-        masks: (B, H, W) uint8 of the ids the ControlNet was made for; H and W are the images' size.
-        prompts, negative_prompts, seeds: one an item.
-        denoiser: of `make_denoiser`, to be kept over many batches; one is made where it is not given.
-        rows: images or windows computed at a time; all of a batch's images where it is not given. A compiled
-            denoiser always gets this many: smaller batches are padded.
+        masks: (B, H, W) uint8, ids of the ControlNet's label set; H and W are the size of the images.
+        prompts, negative_prompts, seeds: one per item.
+        config: how to sample.
+        denoiser: of `make_denoiser`, to use the same one for many batches; by default a new one is made.
+        rows: images or windows computed at a time (default: all images of the batch). For a compiled denoiser, smaller
+            batches are padded to this size.
 
     Raises:
         GenValError: the size does not suit the model, or an image fails with every seed.
@@ -98,25 +100,28 @@ def generate(
     batch = _Batch(masks, prompts, negative_prompts, seeds)
     rows = rows or len(batch)
 
-    def draw(chosen: list[int], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def sample(chosen: list[int], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
         return _images(denoiser, dataclasses.replace(batch.rows(chosen), seeds=seeds), config, rows)
 
-    return draw_until_good(draw, prompts, seeds)
+    return sample_with_retries(sample, prompts, seeds)
 
 
-def draw_until_good(
-    draw: Callable[[list[int], list[int]], tuple[np.ndarray, np.ndarray]], prompts: Sequence[str], seeds: Sequence[int]
+def sample_with_retries(
+    sample: Callable[[list[int], list[int]], tuple[np.ndarray, np.ndarray]],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
 ) -> Generated:
-    """A batch of images, of which the bad ones are drawn again with the next seeds of their items, up to three times.
+    """Sample a batch of images; sample bad images again with the next seeds of their items, up to three times.
 
     Args:
-        draw: of some items, by number, and their seeds: images, uint8 (B, H, W, 3), and which are good, bool (B,).
+        sample: takes the numbers of items and their seeds; returns images, uint8 (B, H, W, 3), and which are good,
+            bool (B,).
         prompts, seeds: of all items.
 
     Raises:
         GenValError: an image is bad with every seed.
     """
-    images, good = draw(list(range(len(seeds))), list(seeds))
+    images, good = sample(list(range(len(seeds))), list(seeds))
     used, retries = list(seeds), [0] * len(seeds)
     for attempt in range(1, _RETRIES + 1):
         failed = np.flatnonzero(~good).tolist()
@@ -124,7 +129,7 @@ def draw_until_good(
             break
         for i in failed:
             used[i], retries[i] = item_seed(seeds[i], f"retry {attempt}"), attempt
-        images[failed], good[failed] = draw(failed, [used[i] for i in failed])
+        images[failed], good[failed] = sample(failed, [used[i] for i in failed])
     if not good.all():
         failed_prompts = "; ".join(repr(prompts[i]) for i in np.flatnonzero(~good)[:3])
         raise GenValError(
@@ -135,7 +140,7 @@ def draw_until_good(
 
 
 def join_generated(parts: Sequence[Generated]) -> Generated:
-    """Batches one after another."""
+    """Concatenate batches."""
     return Generated(
         np.concatenate([part.images for part in parts]),
         [seed for part in parts for seed in part.seeds],
@@ -146,10 +151,10 @@ def join_generated(parts: Sequence[Generated]) -> Generated:
 def make_denoiser(
     base: StableDiffusion, controlnet: Any, config: SamplingConfig, compiled: bool = False, graphed: bool = False
 ) -> Denoiser:
-    """The denoiser of a run, and the decoder made ready for it: in tiles where images are large.
+    """Return the denoiser of a run, and prepare the VAE's decoder: tiled for large images, compiled otherwise.
 
     Raises:
-        GenValError: a network of another kind than Stable Diffusion's.
+        GenValError: a network does not have Stable Diffusion's architecture.
     """
     if config.large != "direct":
         base.vae.enable_tiling()
@@ -160,17 +165,17 @@ def make_denoiser(
 
 def compile_decoder(base: StableDiffusion) -> None:
     """Generate kernels for the VAE's decoder, for the shape of the first batch."""
-    # diffusers asks for versions in cached functions while it decodes: nothing that changes.
+    # The cached functions that diffusers calls here return library versions, which do not change.
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     base.vae.to(memory_format=torch.channels_last)
     base.vae.decoder.compile(dynamic=False)
 
 
 def check_size(base: StableDiffusion, config: SamplingConfig, height: int, width: int) -> None:
-    """Refuse an image or window size that the model cannot draw.
+    """Check that the model can generate images and windows of a size.
 
     Raises:
-        GenValError: a side is not a multiple of what the base needs.
+        GenValError: a side is not a multiple of the base's step.
     """
     base.check_size(height, width)
     if config.large != "direct":
@@ -181,15 +186,15 @@ def check_size(base: StableDiffusion, config: SamplingConfig, height: int, width
 
 
 def make_scheduler(config: dict[str, Any], sampler: str) -> Any:
-    """diffusers' scheduler for a sampler, on a base's own noise schedule, prediction type and timestep spacing.
+    """Return diffusers' scheduler of a sampler, with the base's noise schedule, prediction type and timestep spacing.
 
-    Of Stable Diffusion 1.5's config, "ddim" makes the published sampler: DDIM, eta 0, leading steps with offset 1, the
-    last step to alphas_cumprod[0], no clipping.
+    With Stable Diffusion 1.5's config, "ddim" is the published sampler: DDIM, eta 0, leading timesteps with offset 1,
+    the last step to alphas_cumprod[0], no clipping.
     """
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, UniPCMultistepScheduler
 
     if sampler == "ddim":
-        # Clipping belongs to pixel models, but is on by default where a config does not mention it.
+        # Clipping is for pixel models, but it is diffusers' default if the config does not set it.
         return DDIMScheduler.from_config(config, clip_sample=False)
     if sampler == "lcm":
         return LCMScheduler.from_config(config, clip_sample=False)
@@ -199,41 +204,41 @@ def make_scheduler(config: dict[str, Any], sampler: str) -> Any:
 
 
 def set_steps(scheduler: Any, steps: int) -> None:
-    """Set a scheduler's timesteps, on the CPU, where its arithmetic makes no device wait.
+    """Set a scheduler's timesteps on the CPU, so that its arithmetic does not synchronise with the device.
 
-    DDIM with leading steps takes every (1000 // steps)-th of 1000, as the original latent diffusion code does. That is
-    one or more steps more than asked for where `steps` does not divide 1000 (31 for 30); diffusers leaves them out and
+    DDIM with leading timesteps takes every (1000 // steps)-th of 1000, as the original latent diffusion code does. If
+    `steps` does not divide 1000, that is more than `steps` (31 for 30). diffusers drops the additional timesteps and
     starts from less noise.
     """
     scheduler.set_timesteps(steps)
     config = scheduler.config
     if type(scheduler).__name__ == "DDIMScheduler" and config.timestep_spacing == "leading":
         last = config.num_train_timesteps
-        # Without the offset's end: 3 steps would reach for timestep 1000, where the original code fails.
+        # The offset is subtracted from the end: otherwise 3 steps include timestep 1000, at which the original fails.
         leading = torch.arange(0, last - config.steps_offset, last // steps)
         scheduler.timesteps = leading.flip(0) + config.steps_offset
 
 
 def item_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
-    """(B, *shape) float32 standard normal noise on the CPU; row i depends on `seeds[i]` alone, on any machine."""
+    """Return (B, *shape) float32 standard normal noise on the CPU; row i depends only on `seeds[i]`."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 @torch.no_grad()
 def _images(denoiser: Denoiser, batch: _Batch, config: SamplingConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images, RGB uint8 (B, H, W, 3), and which of them are good, bool (B,)."""
+    """Return images, RGB uint8 (B, H, W, 3), and which are good, bool (B,)."""
     return check_pixels(_decode(denoiser, _latents(denoiser, batch, config, rows), rows))
 
 
 def check_pixels(pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Raw pixels, (B, 3, H, W), as images, RGB uint8 (B, H, W, 3), and which are good: finite and not black."""
+    """Convert raw pixels (B, 3, H, W) to RGB uint8 (B, H, W, 3), and return which images are finite and not black."""
     finite = pixels.isfinite().flatten(1).all(1).cpu().numpy()
     images = to_uint8(pixels.nan_to_num())
     return images, finite & (images.reshape(len(images), -1).max(1) > _BLACK)
 
 
 def _decode(denoiser: Denoiser, latents: torch.Tensor, rows: int) -> torch.Tensor:
-    """Raw pixels, (B, 3, H, W) float32; always of `rows` latents where kernels were generated for that."""
+    """Decode latents to raw pixels, (B, 3, H, W) float32; pad to `rows` latents if the decoder is compiled."""
     missing = rows - len(latents) if denoiser.compiled else 0
     filled = torch.cat([latents, latents[-1:].expand(missing, -1, -1, -1)]) if missing > 0 else latents
     return denoiser.base.decode_latents(filled)[: len(latents)]
@@ -249,7 +254,7 @@ def sample_latents(
     seeds: Sequence[int],
     config: SamplingConfig,
 ) -> torch.Tensor:
-    """The denoising loop: final latents (B, C, h, w) float32, scaled. Arguments as for `generate`."""
+    """Run the denoising loop; return the final scaled latents, (B, C, h, w) float32. Arguments as for `generate`."""
     batch = _Batch(masks, prompts, negative_prompts, seeds)
     return _latents(make_denoiser(base, controlnet, config), batch, config, len(batch))
 
@@ -261,8 +266,8 @@ def _latents(denoiser: Denoiser, batch: _Batch, config: SamplingConfig, rows: in
     if config.large != "upscaled":
         return _denoise(denoiser, batch, config, None, window, rows)
     small = dataclasses.replace(config, large="direct")
-    drawn = _decode(denoiser, _latents(denoiser, batch.resized(*window), small, rows), rows)
-    enlarged = torch.nn.functional.interpolate(drawn.clamp(-1, 1), (height, width), mode="bicubic", antialias=True)
+    pixels = _decode(denoiser, _latents(denoiser, batch.resized(*window), small, rows), rows)
+    enlarged = torch.nn.functional.interpolate(pixels.clamp(-1, 1), (height, width), mode="bicubic", antialias=True)
     latents = torch.cat([base.encode_images(one[None] * 127.5 + 127.5) for one in enlarged]).float()
     return _denoise(denoiser, batch, config, latents, window, rows)
 
@@ -275,7 +280,7 @@ def _denoise(
     window: tuple[int, int],
     rows: int,
 ) -> torch.Tensor:
-    """Denoise noise or, from a later step on, `clean` latents (B, C, h, w) that noise is added to."""
+    """Denoise pure noise or, from a later step on, `clean` latents (B, C, h, w) with added noise."""
     base = denoiser.base
     scheduler = make_scheduler(base.scheduler_config, config.sampler)
     set_steps(scheduler, config.steps)
@@ -313,7 +318,7 @@ def _denoise(
 def _blend(
     predicted: torch.Tensor, places: Sequence[Box], weights: torch.Tensor, shape: tuple[int, ...]
 ) -> torch.Tensor:
-    """The weighted mean of windows, (items x windows, C, h, w), where they overlap; of `shape`."""
+    """Join the predictions of windows, (items x windows, C, h, w), to `shape` by their weighted mean."""
     total, covered = predicted.new_zeros(shape), predicted.new_zeros(shape[2:])
     by_item = predicted.unflatten(0, (-1, len(places)))
     for number, place in enumerate(places):
@@ -341,12 +346,12 @@ def _conditions(
 
 
 def _filled(denoiser: Denoiser, chunk: Sequence[Any], rows: int) -> list[Any]:
-    """A chunk with its last row repeated up to `rows`, where kernels were generated for that."""
+    """Repeat the last row of a chunk up to `rows`, if the denoiser is compiled."""
     return [*chunk, *([chunk[-1]] * (rows - len(chunk) if denoiser.compiled else 0))]
 
 
 def _window_size(base: StableDiffusion, config: SamplingConfig, height: int, width: int) -> tuple[int, int]:
-    """Pixels of a window: the whole image, a square, or the whole image made small."""
+    """Return the size of a window in pixels: the whole image, a square, or the whole image at a smaller scale."""
     if config.large == "direct":
         return height, width
     if config.large == "tiled":

@@ -1,4 +1,4 @@
-"""What the stages that generate images share: a denoiser kept over all batches, and batches in pieces that fit."""
+"""The base class of the stages that generate images: one denoiser for all batches, and batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from genval.artifacts.stage import ManifestStage
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import Generated, join_generated
-from genval.diffusion.sampling.pieces import Pieces
+from genval.diffusion.sampling.micro_batches import MicroBatches
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
@@ -31,7 +31,7 @@ def default_batch_size(device: torch.device, height: int, width: int) -> int:
 def choose_compiling(
     mode: str, device: torch.device, count: int, batch_size: int, height: int, width: int, steps: int
 ) -> bool:
-    """Decide whether to compile the denoiser for a run, and print the decision where it is yes.
+    """Decide whether to compile the denoiser for a run, and print that decision if it is yes.
 
     "auto" compiles where that saves more time than it takes. The decision depends on the whole run, however much of it
     is done: a resumed run uses the same kernels.
@@ -60,11 +60,11 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
 
     Args:
         folder: the output folder.
-        record: what decides about every image, as JSON values.
+        record: the settings that define the images, as JSON values.
         batch_size: images per batch.
         settings: written to `settings.json`.
         script: the script that writes the folder, for errors.
-        advice: what a user can do where not even one image fits into the device's memory.
+        advice: what a user can do if not even one image fits into the device's memory.
     """
 
     refuses = True
@@ -81,7 +81,7 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
     ) -> None:
         super().__init__(folder, record, settings, script)
         self.max_waiting = 2 * batch_size
-        self._pieces = Pieces(batch_size, advice)
+        self._micro_batches = MicroBatches(batch_size, advice)
         self._denoiser: Denoiser | None = None
 
     def compute_context(self) -> AbstractContextManager[object]:
@@ -91,7 +91,7 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
     def generate_batch(
         self, count: int, make_denoiser: Callable[[], Denoiser], generate: Callable[[Denoiser, slice, int], Generated]
     ) -> Generated:
-        """Generate a batch, in smaller pieces where it does not fit into the device's memory.
+        """Generate a batch, in smaller batches if it does not fit into the device's memory.
 
         Args:
             count: images of the batch.
@@ -99,14 +99,14 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
             generate: takes the denoiser, a slice of the batch and the number of images at a time.
         """
 
-        def piece(part: slice, rows: int) -> Generated:
+        def micro_batch(part: slice, rows: int) -> Generated:
             self._denoiser = self._denoiser or make_denoiser()
             return generate(self._denoiser, part, rows)
 
         def release() -> None:
             self._denoiser = None
 
-        return join_generated(self._pieces.compute(count, piece, release))
+        return join_generated(self._micro_batches.compute(count, micro_batch, release))
 
     def retried(self, items: Sequence[Item]) -> int:
         """Count the images that were generated again with another seed, because they came out black or not finite."""

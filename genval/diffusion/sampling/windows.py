@@ -13,13 +13,13 @@ _OVERLAP = 0.25
 
 
 def windows(height: int, width: int, window_height: int, window_width: int) -> list[Box]:
-    """The fewest windows that cover (height, width) with at least a quarter of their side shared, evenly spread."""
+    """Return the fewest evenly spaced windows that cover (height, width), each overlapping the next by a quarter."""
     tops, lefts = _starts(height, window_height), _starts(width, window_width)
     return [Box(top, left, window_height, window_width) for top in tops for left in lefts]
 
 
 def blend_weights(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """(height, width) float32 weights of a window, largest in the middle and above zero: no seam shows at its edge."""
+    """Return the (height, width) float32 weights of a window: largest in the middle, above zero, without a seam."""
     down, across = (1 - (torch.arange(n, device=device) * 2 + 1 - n).abs() / (n + 1) for n in (height, width))
     return down[:, None] * across[None]
 

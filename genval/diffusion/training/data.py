@@ -1,4 +1,4 @@
-"""The batches of a training run: decoded on the fly, or encoded once and kept on the device or on disk."""
+"""The batches of a training run: decoded for each batch, or encoded once and kept on the device or on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from genval.diffusion.models.hints import CITYSCAPES_IDS, LabelSet
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, checkpoint_hash
 from genval.diffusion.pairs import Pair, load_framed
 from genval.diffusion.settings import TrainingConfig
-from genval.diffusion.training.config import Draw, DrawPlan
+from genval.diffusion.training.pair_sampler import PairSample, PairSampler
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, remove_leftovers, replace_file, write_json
 from genval.runtime.progress import progress_bar
@@ -29,7 +29,7 @@ from genval.runtime.seeds import item_seed
 
 _BATCHES_AHEAD = 2
 _ENCODED_AT_ONCE = 64
-_SHARD = 256  # pairs a file
+_SHARD = 256  # pairs per file
 _RECORD = "encoded.json"
 _TEXTS = "texts.safetensors"
 
@@ -37,14 +37,14 @@ _Loaded = TypeVar("_Loaded")
 
 
 def read_ahead(
-    batches: Iterable[list[Draw]], load: Callable[[Draw], _Loaded], workers: int
-) -> Iterator[tuple[list[Draw], list[_Loaded]]]:
-    """Each batch of draws with what `load` makes of them, read ahead by threads (decoding releases Python's lock)."""
-    cv2.setNumThreads(1)  # OpenCV's own threads, one a processor of the host, would fight with these
+    batches: Iterable[list[PairSample]], load: Callable[[PairSample], _Loaded], workers: int
+) -> Iterator[tuple[list[PairSample], list[_Loaded]]]:
+    """Yield each batch of samples with their loaded data; threads load the next batches in advance."""
+    cv2.setNumThreads(1)  # OpenCV's own threads, one per CPU core, would compete with these
     with ThreadPoolExecutor(workers, thread_name_prefix="load") as pool:
-        waiting: deque[tuple[list[Draw], list[Future[_Loaded]]]] = deque()
-        for draws in batches:
-            waiting.append((draws, [pool.submit(load, draw) for draw in draws]))
+        waiting: deque[tuple[list[PairSample], list[Future[_Loaded]]]] = deque()
+        for samples in batches:
+            waiting.append((samples, [pool.submit(load, sample) for sample in samples]))
             if len(waiting) > _BATCHES_AHEAD:
                 ready, loaded = waiting.popleft()
                 yield ready, [future.result() for future in loaded]
@@ -53,23 +53,22 @@ def read_ahead(
             yield ready, [future.result() for future in loaded]
 
 
-class DrawnPairs:
-    """Decoded batches of a plan.
+class ImageBatches:
+    """Batches of decoded images.
 
-    A batch has `image` uint8 (B, 3, H, W), `mask` uint8 (B, H, W), the list `caption`, and `seed`, a number that stays
-    on the CPU.
+    A batch has `image` uint8 (B, 3, H, W), `mask` uint8 (B, H, W), `caption` (a list of strings) and `seed` (an int).
 
     Args:
-        batches: the draws, batch by batch; may be endless.
-        pairs: what their indices mean.
-        config: gives the size.
-        workers: threads.
-        labels: what the masks' ids may be.
+        batches: the samples of each batch; may be endless.
+        pairs: the training set, to which the samples' indices refer.
+        config: size and resize method.
+        workers: number of threads.
+        labels: the label set of the masks.
     """
 
     def __init__(
         self,
-        batches: Iterable[list[Draw]],
+        batches: Iterable[list[PairSample]],
         pairs: Sequence[Pair],
         config: TrainingConfig,
         workers: int,
@@ -82,71 +81,72 @@ class DrawnPairs:
         self.labels = labels
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for draws, loaded in read_ahead(self.batches, self._load, self.workers):
+        for samples, loaded in read_ahead(self.batches, self._load, self.workers):
             images, masks = zip(*loaded, strict=True)
             yield {
                 "image": _pinned(torch.stack(images)),
                 "mask": _pinned(torch.stack(masks)),
-                "caption": ["" if draw.drop_caption else self.pairs[draw.index].caption for draw in draws],
-                "seed": draws[0].batch_seed,
+                "caption": ["" if sample.drop_caption else self.pairs[sample.index].caption for sample in samples],
+                "seed": samples[0].batch_seed,
             }
 
-    def _load(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+    def _load(self, sample: PairSample) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.config
         framed = load_framed(
-            self.pairs[draw.index], config.height, config.width, draw.place, self.labels, config.image_resize
+            self.pairs[sample.index], config.height, config.width, sample.place, self.labels, config.image_resize
         )
         image, mask = framed.image.transpose(2, 0, 1), framed.mask
-        if draw.flip:
+        if sample.flip:
             image, mask = image[..., ::-1], mask[..., ::-1]
         return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(np.ascontiguousarray(mask))
 
 
-class DrawnIndices:
-    """Batches of a plan as numbers, for a cache on the device: `index`, `crop`, `flip`, `drop_caption` and `seed`."""
+class IndexBatches:
+    """Batches of indices into a `LatentCache`: `index`, `crop`, `flip`, `drop_caption` and `seed`."""
 
-    def __init__(self, batches: Iterable[list[Draw]], crops: int = 1) -> None:
+    def __init__(self, batches: Iterable[list[PairSample]], crops: int = 1) -> None:
         self.batches = batches
         self.crops = crops
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for draws in self.batches:
+        for samples in self.batches:
             yield {
-                "index": torch.tensor([draw.index for draw in draws]),
-                "crop": torch.tensor([_crop(draw, self.crops) for draw in draws]),
-                "flip": torch.tensor([draw.flip for draw in draws]),
-                "drop_caption": torch.tensor([draw.drop_caption for draw in draws]),
-                "seed": draws[0].batch_seed,
+                "index": torch.tensor([sample.index for sample in samples]),
+                "crop": torch.tensor([_crop(sample, self.crops) for sample in samples]),
+                "flip": torch.tensor([sample.flip for sample in samples]),
+                "drop_caption": torch.tensor([sample.drop_caption for sample in samples]),
+                "seed": samples[0].batch_seed,
             }
 
 
-class DrawnLatents:
-    """Batches of a plan read from an `EncodedFolder`: `latents`, `mask`, `states`, `pooled` (SDXL) and `seed`."""
+class LatentBatches:
+    """Batches of an `EncodedFolder`: `latents`, `mask`, `states`, `pooled` (SDXL) and `seed`."""
 
-    def __init__(self, batches: Iterable[list[Draw]], encoded: EncodedFolder, workers: int) -> None:
+    def __init__(self, batches: Iterable[list[PairSample]], encoded: EncodedFolder, workers: int) -> None:
         self.batches = batches
         self.encoded = encoded
         self.workers = workers
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for draws, loaded in read_ahead(self.batches, self.encoded.load, self.workers):
+        for samples, loaded in read_ahead(self.batches, self.encoded.load, self.workers):
             latents, masks, texts = zip(*loaded, strict=True)
             text = TextStates.cat(texts)
             batch = {"latents": torch.stack(latents), "mask": torch.stack(masks), "states": text.states}
             if text.pooled is not None:
                 batch["pooled"] = text.pooled
-            yield {**{key: _pinned(tensor) for key, tensor in batch.items()}, "seed": draws[0].batch_seed}
+            yield {**{key: _pinned(tensor) for key, tensor in batch.items()}, "seed": samples[0].batch_seed}
 
 
 @dataclasses.dataclass
 class LatentCache:
-    """A whole training set encoded once, on the training device.
+    """A whole training set, encoded once and kept on the training device.
 
     Attributes:
-        latents: (crops, V, N, C, h, w) float16, V = 2 where pairs are mirrored (an encoding is not the mirror of one).
+        latents: (crops, V, N, C, h, w) float16. V is 2 with flips, because the latents of a mirrored image are not the
+            mirrored latents; otherwise 1.
         masks: (crops, N, H, W) uint8 ids.
-        texts: text states, float16, of each caption once; the last is the empty one.
-        text_index: (N,) int64 into `texts`.
+        texts: float16 text states of the distinct captions, followed by those of the empty caption.
+        text_index: (N,) int64, index of each pair's caption in `texts`.
     """
 
     latents: torch.Tensor
@@ -155,7 +155,7 @@ class LatentCache:
     text_index: torch.Tensor
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, TextStates]:
-        """Latents, masks and text states of a batch of `DrawnIndices`."""
+        """Return the latents, masks and text states of a batch of `IndexBatches`."""
         index, crop, flip = batch["index"], batch["crop"], batch["flip"]
         mask = self.masks[crop, index]
         mask = torch.where(flip[:, None, None], mask.flip(-1), mask)
@@ -173,7 +173,8 @@ def encode_pairs(
 ) -> LatentCache:
     """Encode a training set with the base's VAE and text encoder, on the base's device.
 
-    A frame that is not of the target's shape gets `config.crops` crops, drawn for the item, for the whole training.
+    If the aspect ratio of a frame differs from the target's, the same `config.crops` crops are used for the whole
+    training.
     """
     latents, masks = [], []
     with progress_bar(len(pairs), "Encoding the training set", rank=rank) as bar:
@@ -186,20 +187,19 @@ def encode_pairs(
 
 
 class EncodedFolder:
-    """A training set encoded once, on disk: `encoded.json`, `texts.safetensors` and `shard_{n}.safetensors`.
+    """A training set encoded once and kept on disk: `encoded.json`, `texts.safetensors`, `shard_{n}.safetensors`.
 
-    The files are mapped into memory, not read: what does not fit stays on disk. A folder that was not finished is
-    continued, file by file.
+    The files are memory-mapped, so the training set may be larger than the memory. An unfinished folder is resumed.
 
     Args:
-        folder: where the files are.
+        folder: folder of the files.
         base: the model that encodes.
         pairs: the training set.
-        config: gives size, crops, flips and their seed.
-        labels: what the masks' ids may be.
+        config: size, crops, flips and seed.
+        labels: the label set of the masks.
 
     Raises:
-        GenValError: the folder holds another training set, or one of another base or size.
+        GenValError: the folder was encoded from another training set, with another base, or in another size.
     """
 
     def __init__(
@@ -235,24 +235,24 @@ class EncodedFolder:
                 )
 
     def missing(self) -> list[int]:
-        """Numbers of the shards that are not there yet."""
+        """Return the numbers of the missing shards."""
         return [number for number in range(self._shards) if not self._shard_path(number).exists()]
 
     def finished(self) -> bool:
-        """Whether everything is there."""
+        """Whether all files exist."""
         return not self.missing() and (self.folder / _TEXTS).exists()
 
     def prepare(self) -> None:
-        """Make the folder, for the first process before any of them writes; what a killed run left is removed."""
+        """Make the folder and remove the leftovers of a killed run. The first process calls this before any writes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
         write_json(self.folder / _RECORD, self.record)
 
     def write(self, workers: int, rank: int = 0, world_size: int = 1) -> None:
-        """Encode what is missing; process `rank` makes every `world_size`-th shard, the first one also the texts."""
+        """Encode the missing shards. Process `rank` writes every `world_size`-th shard, process 0 also the texts."""
         from safetensors.torch import save_file
 
-        # By number, not by place among the missing: processes look at the folder at different times.
+        # By shard number, not by position in the list of missing shards, which differs between processes.
         todo = [number for number in self.missing() if number % world_size == rank]
         with progress_bar(len(todo), f"Encoding the training set into {self.folder}", unit="shard", rank=rank) as bar:
             for number in todo:
@@ -273,22 +273,22 @@ class EncodedFolder:
             with replace_file(self.folder / _TEXTS) as temporary:
                 save_file(tensors, temporary)
 
-    def load(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor, TextStates]:
-        """One pair: latents (C, h, w) float16, mask (H, W) uint8, and the text states of its caption, batch of one."""
-        shard, row = self._shard(draw.index // _SHARD), draw.index % _SHARD
-        crop = _crop(draw, self.config.crops)
+    def load(self, sample: PairSample) -> tuple[torch.Tensor, torch.Tensor, TextStates]:
+        """Return a pair's latents (C, h, w) float16, its mask (H, W) uint8, and the text states of its caption."""
+        shard, row = self._shard(sample.index // _SHARD), sample.index % _SHARD
+        crop = _crop(sample, self.config.crops)
         mask = shard["masks"][crop, row]
         texts = self._texts
-        text = len(texts["states"]) - 1 if draw.drop_caption else int(texts["index"][draw.index])
+        text = len(texts["states"]) - 1 if sample.drop_caption else int(texts["index"][sample.index])
         pooled = texts["pooled"][text : text + 1] if "pooled" in texts else None
         return (
-            shard["latents"][crop, int(draw.flip), row],
-            mask.flip(-1) if draw.flip else mask,
+            shard["latents"][crop, int(sample.flip), row],
+            mask.flip(-1) if sample.flip else mask,
             TextStates(texts["states"][text : text + 1], pooled),
         )
 
     def to_device(self, device: torch.device) -> LatentCache:
-        """All of it in the device's memory."""
+        """Copy the whole training set to a device."""
         shards = [self._shard(number) for number in range(self._shards)]
         texts = self._texts
         pooled = texts["pooled"].to(device) if "pooled" in texts else None
@@ -317,15 +317,15 @@ class EncodedFolder:
 
 
 class ControlNetData(LightningDataModule):
-    """The batches of a run, from where its last checkpoint stopped.
+    """The batches of a training run, from the step of its checkpoint on.
 
     Args:
         pairs: the training set.
         config: the run's settings.
-        workers: threads that decode images.
-        cached: give indices into a `LatentCache` instead of images.
-        encoded: give latents from this folder instead of images.
-        labels: what the masks' ids may be.
+        workers: number of threads that decode images.
+        cached: yield indices into a `LatentCache` instead of images.
+        encoded: yield latents of this folder instead of images.
+        labels: the label set of the masks.
     """
 
     def __init__(
@@ -345,18 +345,18 @@ class ControlNetData(LightningDataModule):
         self.encoded = encoded
         self.labels = labels
 
-    def train_dataloader(self) -> DrawnPairs | DrawnIndices | DrawnLatents:
-        """Endless batches: a training run is one pass of it, so that no step is cut short at an epoch's end."""
+    def train_dataloader(self) -> ImageBatches | IndexBatches | LatentBatches:
+        """Return endless batches: a run is one epoch for Lightning, so accumulation never stops at an epoch's end."""
         trainer = self.trainer
         assert trainer is not None
-        # Checkpoints are written between optimiser steps, so this many batches have been used.
+        # Checkpoints are written between optimiser steps, so this is the number of batches used so far.
         start = trainer.global_step * self.config.accumulate
-        plan = DrawPlan(len(self.pairs), self.config, start, trainer.global_rank, trainer.world_size)
+        plan = PairSampler(len(self.pairs), self.config, start, trainer.global_rank, trainer.world_size)
         if self.cached:
-            return DrawnIndices(plan, self.config.crops)
+            return IndexBatches(plan, self.config.crops)
         if self.encoded is not None:
-            return DrawnLatents(plan, self.encoded, self.workers)
-        return DrawnPairs(plan, self.pairs, self.config, self.workers, self.labels)
+            return LatentBatches(plan, self.encoded, self.workers)
+        return ImageBatches(plan, self.pairs, self.config, self.workers, self.labels)
 
 
 def _encode(
@@ -367,19 +367,22 @@ def _encode(
     workers: int,
     labels: LabelSet,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Latents (crops, V, n, C, h, w) float16 and masks (crops, n, H, W) of the chosen pairs, some at a time."""
-    draws = [
-        Draw(i, np.random.default_rng(item_seed(config.seed, f"crop {i}")).random(), False, False, 0) for i in indices
+    """Yield latents (crops, V, n, C, h, w) float16 and masks (crops, n, H, W) of the chosen pairs, in chunks."""
+    samples = [
+        PairSample(i, np.random.default_rng(item_seed(config.seed, f"crop {i}")).random(), False, False, 0)
+        for i in indices
     ]
     chunks = []
-    for first in range(0, len(draws), _ENCODED_AT_ONCE):
-        chunk = draws[first : first + _ENCODED_AT_ONCE]
-        # Further crops lie at equal distances from the first, around the end to the beginning.
+    for first in range(0, len(samples), _ENCODED_AT_ONCE):
+        chunk = samples[first : first + _ENCODED_AT_ONCE]
+        # The crops of a frame are equally spaced, and wrap around at the end.
         for crop in range(config.crops):
-            places = [(draw.place + crop / config.crops) % 1 for draw in chunk]
-            chunks.append([dataclasses.replace(draw, place=place) for draw, place in zip(chunk, places, strict=True)])
+            places = [(sample.place + crop / config.crops) % 1 for sample in chunk]
+            chunks.append(
+                [dataclasses.replace(sample, place=place) for sample, place in zip(chunk, places, strict=True)]
+            )
     latents, masks = [], []
-    for batch in DrawnPairs(chunks, pairs, config, workers, labels):
+    for batch in ImageBatches(chunks, pairs, config, workers, labels):
         images = batch["image"].to(base.device, non_blocking=True)
         both = torch.cat([images, images.flip(-1)]) if config.flip else images
         encoded = torch.cat([base.encode_images(part).half() for part in both.split(_ENCODED_AT_ONCE)])
@@ -391,7 +394,7 @@ def _encode(
 
 
 def _encode_texts(base: StableDiffusion, pairs: Sequence[Pair]) -> tuple[TextStates, torch.Tensor]:
-    """Text states, float16, of each caption once and last of the empty one; and (N,) int64, which is whose."""
+    """Return `LatentCache.texts` and `LatentCache.text_index`."""
     captions = sorted({pair.caption for pair in pairs})
     numbers = {caption: number for number, caption in enumerate(captions)}
     prompts = [*captions, ""]
@@ -399,13 +402,13 @@ def _encode_texts(base: StableDiffusion, pairs: Sequence[Pair]) -> tuple[TextSta
     return TextStates.cat(texts), torch.tensor([numbers[pair.caption] for pair in pairs], device=base.device)
 
 
-def _crop(draw: Draw, crops: int) -> int:
-    """Which of a pair's encoded crops a draw means."""
-    return min(int(draw.place * crops), crops - 1)
+def _crop(sample: PairSample, crops: int) -> int:
+    """Return the index of the encoded crop that is used for a sample."""
+    return min(int(sample.place * crops), crops - 1)
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in memory that the device reads without the processor's help, where there is one."""
+    """Return the tensor in pinned memory if there is a CUDA device."""
     return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
@@ -420,7 +423,7 @@ def _map_file(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _pairs_hash(pairs: Sequence[Pair]) -> str:
-    """Twelve hexadecimal digits over the pairs: the names and sizes of their files, and their captions."""
+    """Return 12 hexadecimal digits over the names and sizes of the pairs' files, and their captions."""
     digest = hashlib.sha256()
     for pair in pairs:
         files = [(file.name, file.stat().st_size) for file in (pair.image, pair.mask)]

@@ -1,5 +1,4 @@
-"""What a training run shows while it goes: a progress bar, images of fixed validation masks, and how well a
-segmenter finds the masks again in them."""
+"""Callbacks of a training run: progress bar, checkpoints, and a log of images generated from fixed validation masks."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from genval.segmenters.prediction import predict
 
 
 class StepProgress(Callback):
-    """A bar of optimiser steps with the loss; a resumed run starts where it stopped."""
+    """A progress bar of optimiser steps with the loss; in a resumed run it starts at the resumed step."""
 
     def __init__(self, every: int = 10) -> None:
         self.every = every
@@ -41,7 +40,7 @@ class StepProgress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Reading the loss waits for the device, so it is not done at every step.
+        # Reading the loss synchronises with the device, so it is not done at every step.
         if trainer.global_step - self.bar.n >= self.every or trainer.global_step == trainer.max_steps:
             self.bar.set_postfix(loss=f"{float(trainer.callback_metrics['loss']):.4f}", refresh=False)
             self.bar.update(trainer.global_step - self.bar.n)
@@ -50,18 +49,18 @@ class StepProgress(Callback):
         self.bar.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.bar is not None:  # the error's line must not be glued to the bar's
+        if self.bar is not None:  # the error must start on a new line
             self.bar.close()
 
 
 class StepCheckpoints(Callback):
-    """Writes `step={n}.ckpt` every so many optimiser steps and at the last one, then removes the one before.
+    """Writes `step={n}.ckpt` every `every` optimiser steps and at the last step, then removes the previous checkpoint.
 
-    Weights that are not finite end the run instead: they would take the place of the last good ones.
+    If a weight is not finite, the run ends with an error and the previous checkpoint is kept.
 
     Args:
-        folder: where they go.
-        every: optimiser steps between two.
+        folder: folder of the checkpoints.
+        every: optimiser steps between checkpoints.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
@@ -77,7 +76,7 @@ class StepCheckpoints(Callback):
     ) -> None:
         step = trainer.global_step
         due = step % self.every == 0 or step == trainer.max_steps
-        # With accumulation several batches end at one step; the first of them is the one that took the step.
+        # With accumulation several batches have the same step number; the first of them follows the optimiser step.
         if not due or step == self._last:
             return
         self._last = step
@@ -88,8 +87,8 @@ class StepCheckpoints(Callback):
             )
         older = list(self.folder.glob("step=*.ckpt"))
         path = self.folder / f"step={step}.ckpt"
-        # Of saving, this says what goes into the file: the optimiser's state too. Nothing is loaded here; train.py
-        # reads the file back with weights_only=True.
+        # Here weights_only=False means that the optimiser's state is saved too. train.py loads the file with
+        # weights_only=True, which refuses pickled code.
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             for file in older:
@@ -98,19 +97,19 @@ class StepCheckpoints(Callback):
 
 
 class ImageLog(Callback):
-    """Writes `step_{n}.png`: a row a validation pair, with the mask, the image generated from it and the real one.
+    """Writes `step_{n}.png`: one row per validation pair, with the mask, the generated image and the real image.
 
-    With a segmenter it also measures mask agreement: the mIoU of its predictions on the generated images against
-    the masks they were generated from. It is logged as `mask_agreement`, and the ControlNet of the best one so far is
-    kept in `best/`, with `best/agreement.json`.
+    With a segmenter it also measures mask agreement: the mIoU of the segmenter's predictions on the generated images
+    against the masks they were generated from. It is logged as `mask_agreement`. The ControlNet with the highest mask
+    agreement is kept in `best/`, with `best/agreement.json`.
 
     Args:
-        folder: the run's; images go to `image_log/` in it.
-        pairs: the validation pairs to show; their crops and noise are the same at every step.
-        every: optimiser steps between two images.
+        folder: folder of the run; images are written to its `image_log/`.
+        pairs: the validation pairs; their crops and noise are the same at every step.
+        every: optimiser steps between image logs.
         sampling: how to sample.
-        segmenter: (B, 3, H, W) uint8 RGB to logits (B, 19, H, W), a `torch.nn.Module`.
-        save_dtype: of the best weights, "fp32" or "fp16".
+        segmenter: (B, 3, H, W) uint8 RGB to logits (B, 19, H, W).
+        save_dtype: dtype of the weights in `best/`, "fp32" or "fp16".
     """
 
     def __init__(
@@ -142,7 +141,7 @@ class ImageLog(Callback):
                     logger.log_metrics({"mask_agreement": agreement}, step)
 
     def write(self, module: Any, step: int) -> float | None:
-        """Generate with the module's trained ControlNet and write the image of `step`; returns mask agreement."""
+        """Generate images with the module's ControlNet and write the image log of `step`; return the mask agreement."""
         config = module.config
         labels = module.encoding.labels
         framed = [
@@ -150,27 +149,27 @@ class ImageLog(Callback):
         ]
         generated = self._generate(module, framed)
         rows = [
-            np.concatenate([labels.colours[one.mask], picture, one.image], axis=1)
-            for one, picture in zip(framed, generated, strict=True)
+            np.concatenate([labels.colours[pair.mask], image, pair.image], axis=1)
+            for pair, image in zip(framed, generated, strict=True)
         ]
         write_png(self.folder / "image_log" / f"step_{step:06d}.png", np.concatenate(rows))
         if self.segmenter is None:
             return None
-        truth = labels.train_ids[np.stack([one.mask for one in framed])]
-        agreement = plain(mask_agreement(self.segmenter.to(module.device), generated, truth))
+        target = labels.train_ids[np.stack([pair.mask for pair in framed])]
+        agreement = plain(mask_agreement(self.segmenter.to(module.device), generated, target))
         if agreement is not None and agreement > self._best():
             save_controlnet(module.trained, self.folder / "best", self.save_dtype)
             write_json(self.folder / "best" / "agreement.json", {"step": step, "mask_agreement": agreement})
         return agreement
 
     def _generate(self, module: Any, framed: Sequence[FramedPair]) -> np.ndarray:
-        """Images for the pairs' masks, RGB uint8 (B, H, W, 3), as many at a time as the training trains on."""
+        """Generate images for the pairs' masks, RGB uint8 (B, H, W, 3), in batches of the training's size."""
         config = module.config
         controlnet = move(copy.deepcopy(module.trained), module.base.device, module.base.dtype).eval()
         seeds = [item_seed(config.seed, f"image log {i}") for i in range(len(framed))]
         masks, captions = np.stack([one.mask for one in framed]), [pair.caption for pair in self.pairs]
-        pictures = []
-        # These shapes come up once in a while: trying out convolution algorithms for them costs more than it saves.
+        images = []
+        # These shapes are rare: benchmarking convolution algorithms for them costs more time than it saves.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False):
             for first in range(0, len(framed), config.batch_size):
                 part = slice(first, first + config.batch_size)
@@ -178,27 +177,27 @@ class ImageLog(Callback):
                 batch = generate(
                     module.base, controlnet, masks[part], captions[part], negative, seeds[part], self.sampling
                 )
-                pictures.append(batch.images)
-        return np.concatenate(pictures)
+                images.append(batch.images)
+        return np.concatenate(images)
 
     def _best(self) -> float:
-        """The best mask agreement of this run so far, that of a resumed one included."""
+        """Return the highest mask agreement of this run so far, also before it was resumed."""
         record = self.folder / "best" / "agreement.json"
         return float(read_json(record)["mask_agreement"]) if record.exists() else -1.0
 
 
-def mask_agreement(segmenter: torch.nn.Module, images: np.ndarray, truth: np.ndarray) -> float:
-    """mIoU over the classes in the masks, 0..1, of a segmenter's predictions on images against their masks.
+def mask_agreement(segmenter: torch.nn.Module, images: np.ndarray, target: np.ndarray) -> float:
+    """Return the mIoU, 0..1, of a segmenter's predictions on images, over the classes that occur in the masks.
 
     Args:
         segmenter: (B, 3, H, W) uint8 RGB to logits (B, 19, H, W), on its device.
         images: (B, H, W, 3) uint8 RGB.
-        truth: (B, H, W) uint8 trainIds, IGNORE where nothing counts.
+        target: (B, H, W) uint8 trainIds of the masks; IGNORE pixels are not counted.
     """
     device = next((parameter.device for parameter in segmenter.parameters()), torch.device("cpu"))
     names = [f"image {i}" for i in range(len(images))]
     predictions = np.concatenate(
         [predict(segmenter, images[i : i + 1], names[i : i + 1], device) for i in range(len(images))]
     )
-    matrix = confusion_matrix(truth, predictions)
+    matrix = confusion_matrix(target, predictions)
     return mean_iou(matrix, labelled_classes([matrix]))

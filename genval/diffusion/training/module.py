@@ -1,4 +1,4 @@
-"""Training a ControlNet on a locked Stable Diffusion model, resumable to the step."""
+"""The training step of a ControlNet on a frozen Stable Diffusion model."""
 
 from __future__ import annotations
 
@@ -15,27 +15,25 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from genval.diffusion.models.hints import encode_hint, read_encoding
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, locked_dtype
 from genval.diffusion.pairs import Pair
+from genval.diffusion.sampling.denoiser import INDUCTOR_OPTIONS
 from genval.diffusion.settings import TrainingConfig
 from genval.diffusion.training.data import EncodedFolder, LatentCache, encode_pairs
 from genval.runtime.errors import GenValError
 
-# The 1x1 convolutions at every joint are matrix products in channels-last memory.
-_INDUCTOR: dict[str, Any] = {"conv_1x1_as_mm": True}
-
 
 class ControlNetModule(LightningModule):
-    """The ControlNet and its training step. Only the ControlNet (and its average) is in the checkpoints.
+    """A ControlNet and its training step. Checkpoints hold the ControlNet and its averaged weights, not the base.
 
     Args:
-        base: the locked model. It is not a submodule: Lightning neither saves, averages nor broadcasts it.
+        base: the frozen model. It is not a submodule, so Lightning neither saves nor broadcasts it.
         controlnet: diffusers' ControlNetModel in float32.
         config: the run's settings.
-        pairs: where given, they are encoded once when the run starts and kept on the device (`LatentCache`).
-        workers: threads that decode images for that.
-        encoded: where given, what is encoded once is written to this folder, or read from it.
+        pairs: if given, they are encoded once at the start and kept on the device (`LatentCache`).
+        workers: number of threads that decode images for the encoding.
+        encoded: if given, the encoded pairs are read from this folder, and written to it first if they are missing.
 
     Raises:
-        GenValError: the size does not suit the base, or its scheduler config predicts something unknown.
+        GenValError: the size does not suit the base, or the prediction type of its scheduler config is not supported.
     """
 
     def __init__(
@@ -73,28 +71,28 @@ class ControlNetModule(LightningModule):
         self._encoded = encoded
         self._predict: Callable[..., torch.Tensor] = self._denoise
         if config.compile:
-            # The batches are all of one shape; the images of the image log, which are not, go through the models.
-            options = _INDUCTOR if torch.cuda.is_available() else None
+            # All training batches have one shape. The image log has other shapes and does not use the compiled step.
+            options = INDUCTOR_OPTIONS if torch.cuda.is_available() else None
             self._predict = torch.compile(self._denoise, dynamic=False, options=options)
 
     @property
     def trained(self) -> Any:
-        """The ControlNet to use: the averaged one where there is one."""
+        """The ControlNet to save and to sample with: the averaged one if `ema` is set."""
         return self.controlnet if self.average is None else self.average.module
 
     def configure_model(self) -> None:
-        # Before the weights are wrapped for several devices: gradients are exchanged in the weights' memory order.
-        # Without compiling, normalisations want the other order, and the copies cost more than convolutions gain.
+        # This runs before DDP wraps the module, because gradients are exchanged in the weights' memory format. Without
+        # compiling, normalisations need contiguous memory, and the copies cost more than the convolutions save.
         if self.config.compile and self.trainer.strategy.root_device.type == "cuda":
             for model in (self, self.base.unet):
                 torch.nn.Module.to(model, memory_format=torch.channels_last)
 
     def on_fit_start(self) -> None:
-        # What is encoded once for the whole training is encoded in full precision.
+        # Pairs that are encoded once are encoded in float32.
         if self._encoded is not None:
             if self.global_rank == 0:
                 self._encoded.prepare()
-            # Every process waits at both, whatever it finds to do: another may be done before this one looks.
+            # Every process waits at both barriers, because the folder may be finished before a slow process checks it.
             self.trainer.strategy.barrier()
             if not self._encoded.finished():
                 self.base.to(self.device, torch.float32)
@@ -111,7 +109,7 @@ class ControlNetModule(LightningModule):
         self.base.to(self.device, locked_dtype(str(self.trainer.precision)))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        """Mean squared error of the predicted noise, or velocity, as the base's scheduler config says."""
+        """Return the mean squared error of the predicted noise or velocity (by the base's prediction type)."""
         if self.cache is not None:
             latents, masks, text = self.cache(batch)
         elif "latents" in batch:
@@ -128,13 +126,13 @@ class ControlNetModule(LightningModule):
     def denoising_loss(
         self, latents: torch.Tensor, hints: torch.Tensor, text: TextStates, generator: torch.Generator
     ) -> torch.Tensor:
-        """The loss of one batch.
+        """Return the loss of one batch.
 
         Args:
             latents: (B, C, h, w) float32, scaled.
             hints: (B, channels, H, W) float32.
-            text: text states, one an item.
-            generator: draws noise and timesteps.
+            text: text states, one per item.
+            generator: of noise and timesteps.
         """
         schedule = self.noise_schedule
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
@@ -157,10 +155,10 @@ class ControlNetModule(LightningModule):
         hints: torch.Tensor,
     ) -> torch.Tensor:
         down, middle = self.controlnet(noisy, timesteps, text, hints, added_cond_kwargs=added, return_dict=False)
-        # The locked weights are of the computing precision already. Autocasting them would put every normalisation and
-        # its output into float32.
+        # The frozen weights already have the dtype of the computation. Under autocast every normalisation and its
+        # output would be float32.
         with torch.autocast(noisy.device.type, enabled=False):
-            # The base's encoder has no input that needs a gradient, so autograd records its decoder only.
+            # No input of the UNet's encoder needs a gradient, so autograd records only its decoder.
             return self.base.unet(
                 noisy,
                 timesteps,
@@ -204,7 +202,7 @@ class ControlNetModule(LightningModule):
         return factor
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        # Lightning refuses to clip for fused optimisers under mixed precision, although bfloat16 scales no gradients.
+        # Lightning refuses to clip with fused optimisers under mixed precision, although bf16 does not scale gradients.
         if self.config.gradient_clip:
             torch.nn.utils.clip_grad_norm_(self.controlnet.parameters(), self.config.gradient_clip)
 
@@ -215,10 +213,10 @@ class ControlNetModule(LightningModule):
 
 
 def check_optimizer(name: str) -> None:
-    """Refuse an optimiser whose library is not installed, before anything is loaded.
+    """Check that the optimiser's library is installed, before anything is loaded.
 
     Raises:
-        GenValError: 8-bit AdamW without bitsandbytes.
+        GenValError: adamw8bit without bitsandbytes.
     """
     if name == "adamw8bit":
         _adamw_8bit_class()

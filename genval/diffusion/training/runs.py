@@ -1,4 +1,4 @@
-"""A training run's folder, its checkpoint to go on from, and the Lightning Trainer that fills it."""
+"""Training runs: their folder, the checkpoint to resume from, and the Lightning Trainer."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from genval.diffusion.settings import TrainingConfig
 from genval.diffusion.training.log import StepCheckpoints, StepProgress
 from genval.runtime.errors import GenValError
 
-# Where Lightning's first version puts them, as in the published system; a resumed run's go there too.
+# Folder of the checkpoints in a run, as published; a resumed run writes there too.
 _CHECKPOINTS = Path("lightning_logs/version_0/checkpoints")
 
 
 def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Path, Path | None]:
-    """The folder of a run and the checkpoint to resume from, if any.
+    """Return the folder of a run and the checkpoint to resume from, if any.
 
     Args:
-        logs_dir: the folder of all runs.
-        run: the run's name; without one a new run takes the next free number and a resumed one the last.
-        resume: a checkpoint's path, "last", "auto" (the last where there is one, else a fresh start), or None.
+        logs_dir: folder of all runs.
+        run: the run's name. By default a new run takes the next free number, and a resumed one the last number.
+        resume: path of a checkpoint, "last", "auto" (the last checkpoint if there is one, else a new run), or None.
 
     Raises:
-        GenValError: there is nothing to resume, or a fresh start would mix with a run's checkpoints.
+        GenValError: there is no checkpoint to resume from, or a new run would write into the folder of another.
     """
     if resume not in (None, "last", "auto"):
         path = Path(str(resume)).expanduser().resolve()
@@ -65,10 +65,10 @@ def training_precision(precision: str | None, accelerator: str) -> str:
 
 
 def check_output(output: Path, resume: str | None, overwrite: bool) -> None:
-    """Refuse to train for hours and then replace a ControlNet nobody meant to replace.
+    """Check, before the training starts, that its output does not replace another ControlNet by mistake.
 
     Raises:
-        GenValError: the folder holds a ControlNet, and the run neither resumes nor was told to overwrite.
+        GenValError: the folder holds a ControlNet, and neither `resume` nor `overwrite` is set.
     """
     if (output / "config.json").exists() and not (resume or overwrite):
         raise GenValError(
@@ -88,7 +88,7 @@ def _check_checkpoint(path: Path) -> None:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step in a run's folder (`step={n}.ckpt`), or None."""
+    """Return the checkpoint of the highest step in a run's folder (`step={n}.ckpt`), or None."""
     found = [(int(path.stem.removeprefix("step=")), path) for path in (folder / _CHECKPOINTS).glob("step=*.ckpt")]
     return max(found)[1] if found else None
 
@@ -106,18 +106,20 @@ def make_trainer(
     num_nodes: int = 1,
     precision: str = "32-true",
 ) -> Trainer:
-    """A Trainer that logs and saves into `folder` and stops after the config's steps.
+    """Return a Trainer that writes logs and checkpoints into `folder` and stops after the config's steps.
 
     Args:
-        pair_count: size of the training set, which epochs are counted in.
-        callbacks: further ones, beside the progress bar and the checkpoints.
+        folder: folder of the run.
+        config: steps or epochs, and accumulation.
+        pair_count: number of pairs per epoch.
+        callbacks: in addition to the progress bar and the checkpoints.
         checkpoint_every, log_every: in optimiser steps.
         accelerator, devices, num_nodes, precision: as Lightning names them.
 
     Raises:
         GenValError: this machine does not have these devices.
     """
-    # The next free version: a resumed run's losses must not overwrite those before.
+    # CSVLogger takes the next free version, so a resumed run does not overwrite earlier losses.
     losses = CSVLogger(folder, name="lightning_logs")
     try:
         trainer = Trainer(
@@ -142,6 +144,6 @@ def make_trainer(
             f"--accelerator {accelerator} --devices {devices} --precision {precision} are not available: "
             f"{' '.join(str(error).split())} Use --accelerator cpu --devices 1, or auto."
         ) from error
-    # How many steps the epochs make depends on the number of devices, which only the Trainer knows.
+    # The number of steps per epoch depends on the number of devices, which only the Trainer knows.
     trainer.fit_loop.epoch_loop.max_steps = config.total_steps(pair_count, trainer.world_size)
     return trainer

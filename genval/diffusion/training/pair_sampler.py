@@ -1,7 +1,7 @@
-"""What a training run is made of: its settings, and which pairs each batch holds.
+"""Which pairs a training batch holds, and how each is augmented.
 
-Everything drawn at random (the order of the pairs, crops, flips, dropped captions, noise, timesteps) is a function of
-the seed and the number of the batch, never of what was drawn before: a resumed run goes on as if it had not stopped.
+All random numbers (order of the pairs, crops, flips, dropped captions, noise, timesteps) depend only on the seed and
+the number of the batch. A resumed run therefore trains on the same batches as a run that was not interrupted.
 """
 
 from __future__ import annotations
@@ -16,8 +16,16 @@ from genval.runtime.seeds import item_seed
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
-    """One place in a batch: which pair, how it is cut and mirrored, whether its caption is dropped."""
+class PairSample:
+    """One sample of a batch.
+
+    Attributes:
+        index: of the pair.
+        place: 0..1, where the crop lies along the frame's longer side.
+        flip: whether image and mask are mirrored.
+        drop_caption: whether the caption is replaced by an empty one.
+        batch_seed: seed of the batch's noise and timesteps.
+    """
 
     index: int
     place: float
@@ -26,11 +34,17 @@ class Draw:
     batch_seed: int
 
 
-class DrawPlan:
-    """The endless sequence of batches of one process, from batch number `start`; batch n depends on n alone.
+class PairSampler:
+    """The endless sequence of batches of one process. Batch n depends only on n and the seed.
 
-    Each pass over the pairs is one seeded permutation, dealt out in turn to the processes; passes follow each other
-    without a gap, so that every batch is full.
+    Each pass over the pairs is one seeded permutation, shared out among the processes. Passes follow each other without
+    a gap, so every batch is full.
+
+    Args:
+        count: number of pairs.
+        config: batch size, seed, flips and caption dropout.
+        start: number of the first batch.
+        rank, world_size: this process and the number of processes.
     """
 
     def __init__(self, count: int, config: TrainingConfig, start: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -39,16 +53,16 @@ class DrawPlan:
         self.start = start
         self.rank = rank
         self.world_size = world_size
-        self._last: tuple[int, np.ndarray] | None = None  # the pass in use and its permutation
+        self._last: tuple[int, np.ndarray] | None = None  # the current pass and its permutation
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[PairSample]]:
         number = self.start
         while True:
             yield self.batch(number)
             number += 1
 
-    def batch(self, number: int) -> list[Draw]:
-        """Batch `number` (0, 1, ...) of this process."""
+    def batch(self, number: int) -> list[PairSample]:
+        """Return batch `number` (0, 1, ...) of this process."""
         config = self.config
         first = (number * self.world_size + self.rank) * config.batch_size
         positions = np.arange(first, first + config.batch_size)
@@ -63,7 +77,7 @@ class DrawPlan:
         flips = (rng.random(config.batch_size) < 0.5) & config.flip
         drops = rng.random(config.batch_size) < config.caption_dropout
         return [
-            Draw(int(index), float(place), bool(flip), bool(drop), seed)
+            PairSample(int(index), float(place), bool(flip), bool(drop), seed)
             for index, place, flip, drop in zip(indices, places, flips, drops, strict=True)
         ]
 
