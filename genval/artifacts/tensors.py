@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,10 @@ def read_about(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    return dict(json.loads(_read_header(path)[0].get("__metadata__", {}).get("about", "{}")))
+    try:
+        return dict(json.loads(_read_header(path)[0].get("__metadata__", {}).get("about", "{}")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise GenValError(f"{path}: the metadata 'about' is not JSON. Delete it and run again.") from error
 
 
 def packed_ids(path: Path) -> list[str]:
@@ -100,6 +103,28 @@ def pack(path: Path, parts: Mapping[str, Path], about: Mapping[str, Any]) -> Non
             folder.rmdir()
 
 
+def read_arrays(path: Path, names: Iterable[str], remedy: str) -> dict[str, np.ndarray]:
+    """Read arrays of numbers from an `.npz` file.
+
+    Args:
+        path: of the file.
+        names: the arrays to read; others are not read.
+        remedy: what to do if the file is damaged, for the error.
+
+    Raises:
+        GenValError: the file is missing or damaged, or an array is missing or does not hold finite numbers.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in names}
+    except Exception as error:  # a damaged file may raise any of a dozen kinds, from zipfile's to tokenize's
+        raise GenValError(f"{path} is missing or damaged ({type(error).__name__}). {remedy}") from error
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+            raise GenValError(f"{path}: {name} does not hold finite numbers. {remedy}")
+    return found
+
+
 class PackedTensors:
     """A packed file, read image by image without loading the rest.
 
@@ -131,10 +156,22 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         with open(path, "rb") as stream:
             (size,) = _HEADER.unpack(stream.read(_HEADER.size))
             header = json.loads(stream.read(size))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
+            raise ValueError("its header is not an object of objects")
+        ends = [int(entry["data_offsets"][1]) for key, entry in header.items() if key != "__metadata__"]
         if path.stat().st_size != _HEADER.size + size + max(ends, default=0):
             raise ValueError("its length is not what its header says")
-    except (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError, OverflowError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        struct.error,
+        MemoryError,
+        OverflowError,
+        IndexError,
+        RecursionError,
+    ) as error:
         raise GenValError(f"{path} is not a whole safetensors file ({error}). Delete it and run again.") from error
     return header, _HEADER.size + size
 

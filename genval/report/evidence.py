@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from genval.artifacts.tensors import read_arrays
+from genval.kernels.layout import BINS
 from genval.results.finding import NoResultsError, list_scenes, provenance
 from genval.results.provenance import Provenance, require_model
 from genval.results.scenes import ALL, GATED_SUFFIX, SceneResults, model_list, read_statistics
@@ -220,9 +220,8 @@ def _read(
 
 def _read_bins(path: Path) -> np.ndarray:
     """Right pixels, pixels and sum of confidences in each bin of the confidence, float64 (3, B)."""
-    try:
-        with np.load(path) as arrays:  # reads only the requested arrays
-            bins, confidence = arrays["bins"].astype(np.float64), arrays["bin_confidence"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise GenValError(f"{path} is missing or damaged. Delete it and run relis/eval.py again.") from error
+    arrays = read_arrays(path, ("bins", "bin_confidence"), "Delete it and run relis/eval.py again.")
+    bins, confidence = arrays["bins"].astype(np.float64), arrays["bin_confidence"]
+    if bins.shape != (2, BINS) or confidence.shape != (BINS,):
+        raise GenValError(f"{path}: expected {BINS} bins, found {bins.shape}. Delete it and run relis/eval.py again.")
     return np.stack([bins[1], bins.sum(0), confidence])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from genval.artifacts.tensors import read_arrays
 from genval.metrics.clusters import ClusterModel
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_bytes
@@ -27,10 +27,11 @@ def load_clusters(path: Path) -> ClusterModel:
     Raises:
         GenValError: the file is missing or damaged.
     """
+    remedy = "Run: python relis/compute_clusters_temp_scaling.py"
+    arrays = read_arrays(path, ("centres", "variances", "shares"), remedy)
     try:
-        with np.load(path) as arrays:
-            return ClusterModel(str(arrays["method"]), *(arrays[name] for name in ("centres", "variances", "shares")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise GenValError(
-            f"{path} is missing or damaged. Run: python relis/compute_clusters_temp_scaling.py"
-        ) from error
+        with np.load(path) as content:
+            method = str(content["method"])
+    except Exception as error:  # as in `read_arrays`
+        raise GenValError(f"{path} does not name its method. {remedy}") from error
+    return ClusterModel(method, *arrays.values())

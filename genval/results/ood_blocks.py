@@ -20,8 +20,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from genval.artifacts.tensors import read_arrays
 from genval.metrics.division import safe_divide
 from genval.metrics.ood_components import COMPONENT_METRICS
 from genval.metrics.ood_pooling import PoissonBootstrap, SumBootstrap
@@ -127,12 +126,8 @@ class OodResults:
         Raises:
             GenValError: a file is missing or damaged.
         """
-        path = self.counts(block)
-        try:
-            with np.load(path) as arrays:
-                levels, coarse = arrays["levels"].astype(np.int64), arrays["coarse"].astype(np.int64)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise GenValError(f"{path} is missing or damaged ({error}). Delete it and run again.") from error
+        arrays = read_arrays(self.counts(block), ("levels", "coarse"), "Delete it and run again.")
+        levels, coarse = arrays["levels"].astype(np.int64), arrays["coarse"].astype(np.int64)
         return read_jsonl(self.lines(block)), levels, coarse
 
 

@@ -21,7 +21,6 @@ import io
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ import numpy as np
 
 import path_dicts
 from genval.artifacts.fingerprint import file_mark
+from genval.artifacts.tensors import read_arrays
 from genval.metrics.reliability import pool, reliability_metrics
 from genval.metrics.segmentation import (
     mean_class_accuracy,
@@ -157,12 +157,14 @@ class SceneResults:
             GenValError: a file is missing or damaged.
         """
         matrix, path = read_statistics(self.statistics(item_id)), self.counts(item_id)
-        try:
-            with np.load(path) as arrays:
-                statistics = PixelStatistics(matrix, *(arrays[name].astype(dtype) for name, dtype in _SAVED.items()))
-            return PixelStatistics.empty(len(matrix)) + statistics
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise GenValError(f"{path} is missing or damaged. Delete it and run: {self.command()}") from error
+        remedy = f"Delete it and run: {self.command()}"
+        arrays = read_arrays(path, _SAVED, remedy)
+        statistics = PixelStatistics(matrix, *(arrays[name].astype(dtype) for name, dtype in _SAVED.items()))
+        for name, empty in vars(PixelStatistics.empty(len(matrix))).items():
+            values = getattr(statistics, name)
+            if values.shape != empty.shape or (name != "sums" and (values < 0).any()):
+                raise GenValError(f"{path}: {name} does not hold counts of shape {empty.shape}. {remedy}")
+        return statistics
 
     def saved_flags(self) -> dict[str, Any]:
         """Read the flags that repeat how a model was evaluated: of the model from any of its results, of the set from
