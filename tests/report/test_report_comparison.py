@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from genval.report.comparison import compare, compare_classes, regret
-from genval.report.json_record import encode
+from genval.runtime.json_record import encode
 from genval.report.resampling import draw_models
 from genval.report.scores import Scores
 

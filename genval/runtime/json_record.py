@@ -1,20 +1,27 @@
-"""Frozen dataclasses that are written to JSON and read back with a check of every key and type."""
+"""Values of JSON files and their shapes: what each key is expected to hold, as Python's type hints say it.
+
+A shape is `Any`, str, bool, int, float, None, `Literal[...]`, a list, dict, tuple or union of shapes, a `TypedDict`, a
+`JsonRecord`, or `Annotated[shape, check]` with a function that returns what was expected where a value is bad.
+`genval.runtime.files.read_json` and `read_jsonl` check a file against one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-_NAMES = {
+_NAMES: dict[Any, str] = {
     list: "a list",
+    tuple: "a list",
     dict: "an object",
     str: "text",
     float: "a number",
     int: "an integer",
     bool: "true or false",
+    types.NoneType: "null",
 }
 
 
@@ -22,7 +29,7 @@ class ShapeError(ValueError):
     """A JSON value does not have the expected shape; `key` is its place, such as `robustness.fog.models[0]`."""
 
     def __init__(self, key: str, expected: str, found: Any) -> None:
-        super().__init__(f"{key}: expected {expected}, found {found}")
+        super().__init__(f"{key}: expected {expected}, found {found}" if key else f"expected {expected}, found {found}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +67,7 @@ class JsonRecord:
             ShapeError: a key is missing, or a value has another type.
         """
         if not isinstance(value, Mapping):
-            raise ShapeError(key, "an object", type(value).__name__)
+            raise ShapeError(key, "an object", describe(value))
         hints = typing.get_type_hints(cls)
         given: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
@@ -82,11 +89,13 @@ def encode(value: Any) -> Any:
     return [encode(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def decode(hint: Any, value: Any, key: str) -> Any:
-    """Return a JSON value as the type of a field.
+def decode(hint: Any, value: Any, key: str = "") -> Any:
+    """Return a JSON value as the type of a shape (see the module's docstring).
+
+    Keys that a `TypedDict` does not name are kept as they are. Integers have 64 bits, since arrays hold them.
 
     Args:
-        hint: a `JsonRecord`, str, bool, int, float, Any, a list or dict of these, or one of these or None.
+        hint: the shape.
         value: as read from JSON.
         key: its place in the file, for the error.
 
@@ -99,18 +108,72 @@ def decode(hint: Any, value: Any, key: str) -> Any:
     if hint is Any:
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return None if value is None else decode(arguments[0], value, key)
+    if origin is typing.Annotated:
+        decoded = decode(arguments[0], value, key)
+        for check in arguments[1:]:
+            if expected := check(decoded):
+                raise ShapeError(key, expected, repr(value)[:100])
+        return decoded
+    if origin in (types.UnionType, typing.Union):
+        return _decode_union(arguments, value, key)
+    if origin is typing.Literal:
+        if value in arguments and type(value) in map(type, arguments):
+            return value
+        raise ShapeError(key, " or ".join(map(repr, arguments)), repr(value)[:100])
     if origin is list and isinstance(value, list):
         return [decode(arguments[0], entry, f"{key}[{index}]") for index, entry in enumerate(value)]
+    if origin is tuple and isinstance(value, list):
+        if len(value) != len(arguments):
+            raise ShapeError(key, f"{len(arguments)} values", len(value))
+        pairs = zip(arguments, value, strict=True)
+        return tuple(decode(one, entry, f"{key}[{index}]") for index, (one, entry) in enumerate(pairs))
     if origin is dict and isinstance(value, dict):
         return {name: decode(arguments[1], entry, join(key, name)) for name, entry in value.items()}
+    if typing.is_typeddict(hint):
+        return _decode_typed(hint, value, key)
     if isinstance(hint, type) and issubclass(hint, JsonRecord):
         return hint.from_json(value, key)
     accepted = (int, float) if hint is float else hint
     if origin is None and isinstance(value, accepted) and (hint is bool or not isinstance(value, bool)):
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise ShapeError(key, "a number of 64 bits", f"{len(str(value))} digits")
         return value
-    raise ShapeError(key, _NAMES[origin or hint], "null" if value is None else type(value).__name__)
+    raise ShapeError(key, _NAMES[origin or hint], describe(value))
+
+
+def _decode_union(hints: Sequence[Any], value: Any, key: str) -> Any:
+    """The value as the first of some shapes that it has."""
+    if value is None and types.NoneType in hints:
+        return None
+    others = [hint for hint in hints if hint is not types.NoneType]
+    for hint in others[:-1]:
+        try:
+            return decode(hint, value, key)
+        except ShapeError:
+            continue
+    return decode(others[-1], value, key)
+
+
+def _decode_typed(hint: Any, value: Any, key: str) -> dict[str, Any]:
+    """An object with the keys of a `TypedDict`, and any others."""
+    if not isinstance(value, dict):
+        raise ShapeError(key, "an object", describe(value))
+    decoded = dict(value)
+    for name, entry in typing.get_type_hints(hint, include_extras=False).items():
+        if name in value:
+            decoded[name] = decode(entry, value[name], join(key, name))
+        elif name in hint.__required_keys__:
+            raise ShapeError(join(key, name), "a value", "no such key")
+    return decoded
+
+
+def describe(value: Any) -> str:
+    """Return what a JSON value is, in words.
+
+    >>> describe([1, 2]), describe(None)
+    ('a list', 'null')
+    """
+    return _NAMES.get(type(value), type(value).__name__)
 
 
 def join(key: str, name: str) -> str:
