@@ -25,6 +25,7 @@ from genval.metrics.local_temperature import LocalTemperature, scaled_nll
 from genval.metrics.statistics import measure
 from genval.metrics.temperature import Pixels, search_ece, search_nll
 from genval.results.scenes import SceneResults, Summary, folder_name, summarise
+from genval.results.shapes import LabelledLine
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_jsonl, write_json
@@ -121,7 +122,7 @@ def list_saved(scenes: Sequence[SceneResults], subsamples: int | None = None, se
         if not path.exists():
             raise GenValError(f"No logits in {path}. Run: {_command(results)}")
         tensors = PackedTensors(path)
-        records = {record["id"]: record for record in read_jsonl(results.folder / "manifest.jsonl")}
+        records = {record["id"]: record for record in read_jsonl(results.folder / "manifest.jsonl", LabelledLine)}
         unknown = [item_id for item_id in tensors.ids if item_id not in records]
         if unknown:
             raise GenValError(f"{path} holds {unknown[0]}, which is missing in its manifest. Run: {_command(results)}")

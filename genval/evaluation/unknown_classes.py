@@ -15,6 +15,7 @@ from genval.metrics.ranking import aupr, auroc, fpr_at_tpr
 from genval.metrics.reliability import pool
 from genval.metrics.statistics import PixelStatistics, count_confidences
 from genval.results.scenes import SceneResults
+from genval.results.shapes import LabelledLine
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl, read_mask
@@ -51,7 +52,7 @@ def measure_unknown(scenes: Sequence[SceneResults], unknown: Sequence[int]) -> U
         if not path.exists():
             raise GenValError(f"No logits in {path}. Run: {_command(results)}")
         tensors = PackedTensors(path)
-        records = {record["id"]: record for record in read_jsonl(results.folder / "manifest.jsonl")}
+        records = {record["id"]: record for record in read_jsonl(results.folder / "manifest.jsonl", LabelledLine)}
         for item_id in tensors.ids:
             mask = resolve(records[item_id]["mask"]) if item_id in records else path
             if item_id not in records or file_mark(mask) != records[item_id]["mask_mark"]:

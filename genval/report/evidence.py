@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from genval.results.scenes import ALL, GATED_SUFFIX, SceneResults, list_scenes, model_list, read_statistics
+from genval.results.shapes import ImageLine
 from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl
@@ -135,7 +136,7 @@ def architectures(models: Sequence[str], preset: str | None) -> str:
 
 
 def _records(scene: SceneResults) -> list[dict[str, Any]]:
-    return read_jsonl(scene.folder / "manifest.jsonl")
+    return read_jsonl(scene.folder / "manifest.jsonl", ImageLine)
 
 
 def _mark(image: tuple[SceneResults, dict[str, Any]]) -> tuple[str, str | None, str | None]:

@@ -42,6 +42,7 @@ from genval.metrics.segmentation import (
     segmentation_metrics,
 )
 from genval.metrics.statistics import PixelStatistics
+from genval.results.shapes import ImageLine, ImageStatistics, SceneModel
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_jsonl, write_bytes, write_csv, write_json, write_jsonl, write_png
@@ -132,7 +133,7 @@ class SceneResults:
 
     def ids(self) -> list[str]:
         """Return the images' ids, in the order of the manifest."""
-        return [record["id"] for record in read_jsonl(self.folder / "manifest.jsonl")]
+        return [record["id"] for record in read_jsonl(self.folder / "manifest.jsonl", ImageLine)]
 
     def read_pixels(self) -> Iterator[tuple[dict[str, Any], PixelStatistics]]:
         """Yield each image's record and statistics, in the order of the manifest, one at a time.
@@ -140,7 +141,7 @@ class SceneResults:
         Raises:
             GenValError: a file is missing or damaged.
         """
-        for record in read_jsonl(self.folder / "manifest.jsonl"):
+        for record in read_jsonl(self.folder / "manifest.jsonl", ImageLine):
             yield record, self.read_image(record["id"])
 
     def read_image(self, item_id: str) -> PixelStatistics:
@@ -362,10 +363,7 @@ def read_statistics(path: Path) -> np.ndarray:
     Raises:
         GenValError: the file is missing or damaged.
     """
-    matrix = np.asarray(_read_counts(path)["confusion_matrix"])
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.dtype.kind != "i" or matrix.min() < 0:
-        raise GenValError(f"{path} holds no confusion matrix. Delete it and run relis/eval.py again.")
-    return matrix
+    return np.asarray(_read_counts(path)["confusion_matrix"])
 
 
 def list_scenes(
@@ -459,14 +457,11 @@ def folder_name(model: str) -> str:
 
 def list_models(root: Path) -> list[str]:
     """Return the names of the models with finished results below `root`, as passed to relis/eval.py."""
-    return sorted({read_json(path)["model"] for path in root.glob("*/*/*/*/metrics.json")})
+    return sorted({read_json(path, SceneModel)["model"] for path in root.glob("*/*/*/*/metrics.json")})
 
 
 def _read_counts(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict) or "confusion_matrix" not in value:
-        raise GenValError(f"{path} holds no confusion matrix. Delete it and run relis/eval.py again.")
-    return value
+    return dict(read_json(path, ImageStatistics, "Delete it and run relis/eval.py again."))
 
 
 def _short(path: Path) -> str:

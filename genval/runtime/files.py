@@ -6,6 +6,7 @@ disk and renamed, so that a killed process leaves either the old file or the new
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
@@ -133,16 +134,19 @@ def read_text(path: str | Path) -> str:
         GenValError: the file is missing, or is not UTF-8.
     """
     try:
-        data = Path(path).read_bytes()
+        return _decode_text(Path(path).read_bytes(), path)
     except OSError as error:
         raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def _decode_text(data: bytes, source: str | Path) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise GenValError(f"{path} is in UTF-16, not UTF-8. Save it as UTF-8.")
+        raise GenValError(f"{source} is in UTF-16, not UTF-8. Save it as UTF-8.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         where = f"byte {data[error.start]:#04x} at position {error.start}"
-        raise GenValError(f"{path} is not a text file in UTF-8 ({where}). Save it as UTF-8.") from error
+        raise GenValError(f"{source} is not a text file in UTF-8 ({where}). Save it as UTF-8.") from error
 
 
 def parse_json(text: str | bytes, source: str | Path, shape: Any = Any, remedy: str = _REMEDY) -> Any:
@@ -163,7 +167,7 @@ def parse_json(text: str | bytes, source: str | Path, shape: Any = Any, remedy: 
     try:
         if not text.strip():
             raise ValueError("it is empty")
-        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        text = _decode_text(text, source) if isinstance(text, bytes) else text
         value = json.loads(
             text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_number, parse_float=_finite
         )
@@ -173,6 +177,15 @@ def parse_json(text: str | bytes, source: str | Path, shape: Any = Any, remedy: 
         raise GenValError(f"{source} is not valid JSON (it is nested too deeply). {remedy}") from error
     except ValueError as error:
         raise GenValError(f"{source} is not valid JSON ({error}). {remedy}") from error
+    return check_shape(value, shape, source, remedy)
+
+
+def check_shape(value: Any, shape: Any, source: str | Path, remedy: str = _REMEDY) -> Any:
+    """Return a value that was read from JSON, as the type of a shape.
+
+    Raises:
+        GenValError: it has another shape.
+    """
     try:
         return decode(shape, value)
     except ShapeError as error:
@@ -193,29 +206,41 @@ def read_json(path: str | Path, shape: Any = Any, remedy: str = _REMEDY) -> Any:
     return parse_json(read_text(path), path, shape, remedy)
 
 
-def read_jsonl(path: str | Path, shape: Any = dict[str, Any]) -> list[Any]:
+def read_jsonl(path: str | Path, shape: Any = dict[str, Any], remedy: str = "Correct or remove the line.") -> list[Any]:
     """Parse a file of one JSON object a line, strictly (see `parse_json`); blank lines are skipped.
 
     Args:
         path: of the file.
         shape: of each line, see `genval.runtime.json_record`.
+        remedy: what to do, for the error.
 
     Raises:
         GenValError: the file is missing, or a line is not JSON or has another shape (the message has its number).
     """
-    # Not splitlines: a text may hold what Unicode calls a line separator.
-    lines = read_text(path).split("\n")
-    if lines[0].lstrip().startswith("["):
-        raise GenValError(
-            f"{path} holds a JSON list: expected one JSON object a line, without brackets around them and commas "
-            "between them. Write each entry on a line of its own."
-        )
-    remedy = "Correct or remove the line."
+    lines = split_jsonl(read_text(path).encode(), path)
     return [
         parse_json(line, f"{path}, line {number}", shape, remedy)
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]
+
+
+def split_jsonl(data: bytes, source: str | Path) -> list[bytes]:
+    """Split a file of one JSON object a line into its lines.
+
+    Raises:
+        GenValError: it is one JSON list, or text in UTF-16.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise GenValError(f"{source} is in UTF-16, not UTF-8. Save it as UTF-8.")
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if data.lstrip().startswith(b"["):
+        raise GenValError(
+            f"{source} holds a JSON list: expected one JSON object a line, without brackets around them and commas "
+            "between them. Write each entry on a line of its own."
+        )
+    # Not splitlines, which also splits at a carriage return alone.
+    return data.removesuffix(b"\n").split(b"\n")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ A shape is `Any`, str, bool, int, float, None, `Literal[...]`, a list, dict, tup
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ class JsonRecord:
         """
         if not isinstance(value, Mapping):
             raise ShapeError(key, "an object", describe(value))
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         given: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             name = cls.JSON_KEYS.get(field.name, field.name)
@@ -141,6 +142,11 @@ def decode(hint: Any, value: Any, key: str = "") -> Any:
     raise ShapeError(key, _NAMES[origin or hint], describe(value))
 
 
+@functools.cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
 def _decode_union(hints: Sequence[Any], value: Any, key: str) -> Any:
     """The value as the first of some shapes that it has."""
     if value is None and types.NoneType in hints:
@@ -159,10 +165,11 @@ def _decode_typed(hint: Any, value: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ShapeError(key, "an object", describe(value))
     decoded = dict(value)
-    for name, entry in typing.get_type_hints(hint, include_extras=False).items():
+    for name, entry in _hints(hint).items():
+        is_required = typing.get_origin(entry) is not typing.NotRequired
         if name in value:
-            decoded[name] = decode(entry, value[name], join(key, name))
-        elif name in hint.__required_keys__:
+            decoded[name] = decode(entry if is_required else typing.get_args(entry)[0], value[name], join(key, name))
+        elif is_required:
             raise ShapeError(join(key, name), "a value", "no such key")
     return decoded
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -24,6 +25,15 @@ _LEAST = 0.18
 _CUT = 0.06  # of the object's side may be outside the square
 _GAIN, _SHIFT = 0.2, 0.1  # of the contrast and the brightness, and half of it for each colour
 _NOISE = 0.03  # deviation of the pixels' noise, at most
+
+
+class ListedObject(TypedDict):
+    """A line of `training/objects.jsonl`."""
+
+    image: NotRequired[str]
+    clean: NotRequired[str]
+    mask: NotRequired[str]
+    object: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,9 @@ def load_object_images(data_dir: Path, limit: int | None = None, workers: int = 
             differ, or a mask is empty.
     """
     listed = data_dir / "training/objects.jsonl"
-    records = [line for line in read_jsonl(listed) if line.get("object")][:limit] if listed.is_file() else []
+    records = (
+        [line for line in read_jsonl(listed, ListedObject) if line.get("object")][:limit] if listed.is_file() else []
+    )
     if not records:
         raise GenValError(
             f"{listed} is missing or lists no object. Render the data first: python mini/render.py --help"

@@ -140,10 +140,12 @@ def test_a_diagram_holds_what_the_ece_is_made_of():
 
 def test_a_scaling_file_of_something_else_is_refused(tmp_path):
     write_json(tmp_path / "m/ACDC_fog/from_x/vanilla_ece.json", {"model": "m"})
-    with pytest.raises(GenValError, match=r"vanilla_ece\.json is not what relis/eval_calibration_clustering"):
+    with pytest.raises(
+        GenValError, match=r"vanilla_ece\.json: .* It is not a file of relis/eval_calibration_clustering"
+    ):
         collect_diagrams(tmp_path / "none", tmp_path)
     write_json(tmp_path / "errors/m/ACDC_fog.json", [])
-    with pytest.raises(GenValError, match=r"ACDC_fog\.json is not what relis/eval_calibration\.py"):
+    with pytest.raises(GenValError, match=r"ACDC_fog\.json: .* It is not a file of relis/eval_calibration\.py"):
         collect_diagrams(tmp_path / "errors", tmp_path / "none")
 
 
@@ -228,12 +230,18 @@ def test_a_domain_that_is_not_there_and_another_format_are_refused(tmp_path, sou
 
 
 @pytest.mark.parametrize(
-    ("key", "change"),
+    (
+        "robustness.fog.models[1].true: expected an object, found an integer",
+        lambda fog: fog["models"][1].update(true=3),
+    ),
     [
-        ("robustness.fog.models[1].true: expected an object, found int", lambda fog: fog["models"][1].update(true=3)),
+        (
+            "robustness.fog.models[1].true: expected an object, found an integer",
+            lambda fog: fog["models"][1].update(true=3),
+        ),
         ("robustness.fog.bias: expected a value, found no such key", lambda fog: fog.pop("bias")),
         ("robustness.fog.unit: expected text, found null", lambda fog: fog.update(unit=None)),
-        ("robustness.fog.classes: expected a list, found str", lambda fog: fog.update(classes="road")),
+        ("robustness.fog.classes: expected a list, found text", lambda fog: fog.update(classes="road")),
     ],
 )
 def test_a_comparison_of_another_shape_is_refused_by_its_key(tmp_path, sources, key, change):

@@ -143,7 +143,7 @@ def make_encoding(name: str, labels: str | Path = "cityscapes") -> HintEncoding:
         raise GenValError(
             f"--hint_labels: expected one of {', '.join(LABEL_SPACES)}, or a JSON file of ids; {path} does not exist."
         )
-    return HintEncoding(name, _own_labels(path.stem, read_json(path), path))
+    return HintEncoding(name, _own_labels(path.stem, read_json(path, dict[str, Any]), path))
 
 
 def _rgb(colour: Any) -> tuple[int, int, int]:
@@ -289,7 +289,7 @@ def _own_labels(name: str, classes: Any, source: object) -> LabelSet:
         raise GenValError(
             f'{source}: expected a label set such as {{"0": {{"name": "sky", "colour": [128, 128, 128]}}, "1": "road", '
             f"...}} with ids 0..254, colours 0..255 and names without a colour being Cityscapes', found something else "
-            f"({type(error).__name__}: {error}). Mend it."
+            f"({type(error).__name__}: {error}). Correct it."
         ) from error
     return LabelSet(name, tuple(found), max(entries), frozenset([*entries, 255]))
 

@@ -7,7 +7,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -279,8 +279,16 @@ def _find_local(name: str | Path) -> Path | None:
     return published if published.exists() else None
 
 
+class _Index(TypedDict):
+    """`model_index.json`, as far as it is read."""
+
+    shared_parts: NotRequired[str]
+
+
 def _is_xl(folder: Path) -> bool:
-    return str(read_json(folder / "model_index.json").get("_class_name")).startswith("StableDiffusionXL")
+    return str(read_json(folder / "model_index.json", dict[str, Any]).get("_class_name")).startswith(
+        "StableDiffusionXL"
+    )
 
 
 def _load_folder(folder: Path) -> dict[str, Any]:
@@ -297,7 +305,7 @@ def _load_folder(folder: Path) -> dict[str, Any]:
     }
     if not _is_xl(folder):
         return parts
-    index = read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json", dict[str, Any])
     return {
         **parts,
         "text_encoder_2": load_strictly(CLIPTextModelWithProjection, folder / "text_encoder_2", "model.safetensors"),
@@ -347,7 +355,7 @@ def _part_file(folder: Path, file: str) -> Path:
     part, index = file.partition("/")[0], folder / "model_index.json"
     if (folder / part).exists() or not index.is_file():
         return folder / file
-    shared = read_json(index).get(SHARED_PARTS)
+    shared = read_json(index, _Index).get(SHARED_PARTS)
     return folder / file if shared is None else folder / shared / file
 
 
@@ -454,5 +462,5 @@ def to_uint8(pixels: torch.Tensor) -> np.ndarray:
 
 
 def _scheduler_config(mixin: Any, folder: Path) -> dict[str, Any]:
-    config = read_json(_part_file(folder, "scheduler") / mixin.config_name)
+    config = read_json(_part_file(folder, "scheduler") / mixin.config_name, dict[str, Any])
     return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import json
 import pickle
 import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -26,7 +25,7 @@ from genval.diffusion.models.messages import first_words, listed, quiet
 from genval.diffusion.original import keys
 from genval.diffusion.original.keys import Shapes, Source
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json
+from genval.runtime.files import check_shape, parse_json, read_json
 
 SUFFIXES = (".ckpt", ".pth", ".safetensors")
 # What files written here carry beside the published content: configs and tokenizers.
@@ -134,7 +133,10 @@ class OriginalFile:
     def _configs(self, name: str) -> list[dict[str, Any]]:
         """What the file carries of a config, and what the folder beside it says, the latter last; often neither."""
         beside = self.path.with_suffix("") / _CONFIGS[name]
-        given = [self._carried.get("configs", {}).get(name, {}), read_json(beside) if beside.is_file() else {}]
+        given = [
+            self._carried.get("configs", {}).get(name, {}),
+            read_json(beside, dict[str, Any]) if beside.is_file() else {},
+        ]
         return [{key: value for key, value in config.items() if not key.startswith("_")} for config in given]
 
     def _prepare(self, name: str) -> tuple[Any, dict[str, Source]]:
@@ -313,6 +315,12 @@ class _ModelCheckpoint:
     """Stands for Lightning's class of this name in old files, where it is a key of a dictionary and nothing more."""
 
 
+class _Carried(TypedDict):
+    """What a file written here holds beside its tensors."""
+
+    configs: NotRequired[dict[str, dict[str, Any]]]
+
+
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors of a file, mapped into memory and not read yet, and what a file written here carries."""
     try:
@@ -321,8 +329,8 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             from safetensors.torch import load_file
 
             with safe_open(path, "pt") as file:
-                carried = json.loads((file.metadata() or {}).get(CARRIED, "{}"))
-            return load_file(path), carried
+                carried = parse_json((file.metadata() or {}).get(CARRIED, "{}"), path)
+            return load_file(path), check_shape(carried, _Carried, path)
         with torch.serialization.safe_globals([(_ModelCheckpoint, _MODEL_CHECKPOINT)]):
             # Files from before torch 1.6 are no zip archives and cannot be mapped.
             content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
@@ -340,7 +348,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     state = content.get("state_dict", content)
     carried = content.get(CARRIED, {})
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    return tensors, carried if isinstance(carried, dict) else {}
+    return tensors, check_shape(carried if isinstance(carried, dict) else {}, _Carried, path)
 
 
 def _head(path: Path) -> str:

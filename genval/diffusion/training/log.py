@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -184,7 +184,11 @@ class ImageLog(Callback):
     def _best(self) -> float:
         """The best mask agreement of this run so far, that of a resumed one included."""
         record = self.folder / "best" / "agreement.json"
-        return float(read_json(record)["mask_agreement"]) if record.exists() else -1.0
+        return float(read_json(record, _Agreement)["mask_agreement"]) if record.exists() else -1.0
+
+
+class _Agreement(TypedDict):
+    mask_agreement: float
 
 
 def mask_agreement(segmenter: torch.nn.Module, images: np.ndarray, truth: np.ndarray) -> float:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import path_dicts
+from genval.results.shapes import ImageLine
 from genval.runtime.commands import Command, flag_text
-from genval.runtime.files import read_json
+from genval.runtime.files import read_json, read_jsonl
 from genval.runtime.flags import canonical
+
+
+class _Settings(TypedDict):
+    """`settings.json`."""
+
+    settings: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+
 
 # What stages add to the flags in settings.json.
 _NOT_FLAGS = {"script", "preset", "domain_text", "overwrite", "limit", "dry_run"}
@@ -35,7 +43,7 @@ def collect_provenance(generated_dir: Path, results: Path, others: Iterable[Path
     versions: dict[str, set[str]] = {}
     weights: dict[str, set[str]] = {}
     for path in paths:
-        content = read_json(path)
+        content = read_json(path, _Settings)
         settings = content.get("settings", {})
         command = command_of(settings)
         runs[command] = runs.get(command, 0) + 1
@@ -47,10 +55,9 @@ def collect_provenance(generated_dir: Path, results: Path, others: Iterable[Path
                     str(value)
                 )
     for path in sorted(results.glob("*/*/*/*/manifest.jsonl")):
-        with open(path, encoding="utf-8") as stream:
-            record = json.loads(stream.readline() or "{}")
-        if "weights" in record:
-            weights.setdefault(f"segmenter {record['model']}", set()).add(record["weights"])
+        for line in read_jsonl(path, ImageLine)[:1]:
+            if "weights" in line:
+                weights.setdefault(f"segmenter {line.get('model', 'unnamed')}", set()).add(line["weights"])
     warnings = [
         f"{package} was at versions {', '.join(sorted(found))} in different runs."
         for package, found in versions.items()
