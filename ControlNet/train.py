@@ -59,7 +59,9 @@ def main(settings: ControlNetTrainingSettings) -> None:
             readable_pairs(pairs, labels, settings.num_workers),
             readable_pairs(shown, labels, settings.num_workers),
         )
-    segmenter = load_segmenter(settings.val_segmenter, "cpu") if settings.val_segmenter and shown else None
+    segmenter = None
+    if settings.val_segmenter and shown:
+        segmenter = load_segmenter(settings.val_segmenter, "cpu", trust_code=settings.trust_code)
     encoded = EncodedFolder(resolve(settings.precompute), base, pairs, config, labels) if settings.precompute else None
     module = ControlNetModule(
         base, controlnet, config, pairs if settings.cache_latents else None, settings.num_workers, encoded

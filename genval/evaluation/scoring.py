@@ -277,7 +277,7 @@ def judge_set(settings: ScoringSettings) -> Judged | None:
     phrases = find_phrases(settings, folder) if settings.clip else None
     fabric, precision = launch_fabric(settings.device), settings.device.precision
     with same_outcome(fabric):
-        segmenter = load_segmenter(settings.segmenter, fabric.device, precision)
+        segmenter = load_segmenter(settings.segmenter, fabric.device, precision, trust_code=settings.trust_code)
         clip = None
         if settings.clip:
             from genval.captions.clip import load_clip
