@@ -47,6 +47,8 @@ class Segmenter(nn.Module, abc.ABC):
     reads_bgr = False
     minimum_size = 1
     size_divisor = 1
+    revision: str | None = None
+    """The commit of a model from the Hugging Face hub."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ _MODEL_ZOO = "https://github.com/open-mmlab/mmsegmentation/blob/v0.30.0/docs/en/
 # The form of a specification after each prefix; the last part, if optional, is a file.
 PREFIXES: dict[str, str] = {
     "mmseg": "CONFIG,CHECKPOINT",
-    "hf": "NAME_OR_FOLDER",
+    "hf": "NAME[@REVISION]_OR_FOLDER",
     "torchvision": "NAME[,CHECKPOINT]",
     "smp": "ARCHITECTURE,ENCODER,CHECKPOINT",
     "onnx": "FILE",
@@ -74,7 +74,7 @@ def load_segmenter(
     Args:
         name: one of `list_segmenters()`, or
             `mmseg:CONFIG,CHECKPOINT`, an mmsegmentation config (a file, or one that ships with it) and its weights;
-            `hf:NAME_OR_FOLDER`, a transformers model for semantic segmentation;
+            `hf:NAME[@REVISION]_OR_FOLDER`, a transformers model for semantic segmentation;
             `torchvision:NAME[,CHECKPOINT]` and `smp:ARCHITECTURE,ENCODER,CHECKPOINT`, networks of those libraries;
             `onnx:FILE` and `torchscript:FILE`, exported networks;
             `module:function`, any Python function that takes the device and returns a callable (e.g. an `nn.Module`)

@@ -190,7 +190,7 @@ def train_inpainting(
 
     torch.manual_seed(recipe.seed)
     vae = AutoencoderKL.from_pretrained(base / "vae").float().to(device).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer", trust_remote_code=False)
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
     trained = _load_trained(base, device)
     average = Average(trained, recipe.ema)
@@ -226,7 +226,7 @@ def _load_trained(base: Path, device: torch.device) -> nn.ModuleDict:
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder").float().to(device)
+    text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder", trust_remote_code=False).float().to(device)
     unet = widened(UNet2DConditionModel.from_pretrained(base / "unet").float())
     unet = unet.to(device, memory_format=torch.channels_last)
     return nn.ModuleDict({"unet": unet, "text": text_encoder}).train()

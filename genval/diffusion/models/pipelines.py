@@ -16,6 +16,7 @@ from genval.diffusion.models.messages import first_words, listed, quiet
 from genval.diffusion.original.reading import SUFFIXES, OriginalFile, is_original
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
+from genval.runtime.hub import pretrained, split_revision
 from genval.runtime.paths import REPO_ROOT, find_below, resolve
 from genval.runtime.precision import compute_dtype
 
@@ -299,7 +300,7 @@ def _load_folder(folder: Path) -> dict[str, Any]:
     parts = {
         "vae": load_strictly(AutoencoderKL, _part_file(folder, "vae"), "diffusion_pytorch_model.safetensors"),
         "text_encoder": load_strictly(CLIPTextModel, _part_file(folder, "text_encoder"), "model.safetensors"),
-        "tokenizer": CLIPTokenizer.from_pretrained(str(_part_file(folder, "tokenizer"))),
+        "tokenizer": CLIPTokenizer.from_pretrained(str(_part_file(folder, "tokenizer")), trust_remote_code=False),
         "unet": load_strictly(UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model.safetensors"),
         "scheduler_config": _scheduler_config(SchedulerMixin, folder),
     }
@@ -309,7 +310,7 @@ def _load_folder(folder: Path) -> dict[str, Any]:
     return {
         **parts,
         "text_encoder_2": load_strictly(CLIPTextModelWithProjection, folder / "text_encoder_2", "model.safetensors"),
-        "tokenizer_2": CLIPTokenizer.from_pretrained(str(folder / "tokenizer_2")),
+        "tokenizer_2": CLIPTokenizer.from_pretrained(str(folder / "tokenizer_2"), trust_remote_code=False),
         "zero_empty_prompts": index.get("force_zeros_for_empty_prompt", True),
     }
 
@@ -323,7 +324,7 @@ def find_model(name: str | Path, files: Sequence[str], optional: Sequence[str] =
     """The folder of a model: local (also one level below `checkpoints/`), or downloaded from Hugging Face.
 
     Args:
-        name: a folder or a Hugging Face name.
+        name: a folder or a Hugging Face name, which pins a revision as `OWNER/NAME@REVISION`.
         files: what must be in it, relative paths; `weights.fp16.safetensors` does for `weights.safetensors`.
         optional: what is downloaded besides where there is such a file.
 
@@ -377,15 +378,23 @@ def _download(name: str, files: Sequence[str]) -> Path:
     if hub_like:
         try:
             # The tokenizer's own files go by several names; all of them are small.
-            return Path(snapshot_download(name, allow_patterns=[*files, "tokenizer/*", "tokenizer_2/*"]))
+            repository, revision = split_revision(name)
+            wanted = [*files, "tokenizer/*", "tokenizer_2/*"]
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
         except (OSError, ValueError, HFValidationError) as error:
             reason = f"it could not be fetched from huggingface.co ({str(error).splitlines()[0]})"
     advice = (
-        f"With a connection: hf download {name} --local-dir checkpoints/{Path(name).name}, then give that folder."
+        f"With a connection: hf download {_download_flags(name)}, then give that folder."
         if hub_like
         else "Train or fetch it first: the stages in README.md and docs/mini.md say what makes it."
     )
     raise GenValError(f"No model at {resolve(name)}, and {reason}. {advice}")
+
+
+def _download_flags(name: str) -> str:
+    repository, revision = split_revision(name)
+    pinned = f" --revision {revision}" if revision else ""
+    return f"{repository}{pinned} --local-dir checkpoints/{Path(repository).name}"
 
 
 def load_strictly(model_class: Any, folder: Path, weights: str) -> Any:
@@ -398,10 +407,12 @@ def load_strictly(model_class: Any, folder: Path, weights: str) -> Any:
     """
     file = _variant(folder / weights)
     variant = None if file.name == weights else "fp16"
+    # Models of diffusers have no such option: their classes are known here, and never a repository's own.
+    options = pretrained(str(folder))[1] if model_class.__module__.startswith("transformers.") else {}
     try:
         with quiet():
             model, info = model_class.from_pretrained(
-                str(folder), output_loading_info=True, use_safetensors=True, variant=variant
+                str(folder), output_loading_info=True, use_safetensors=True, variant=variant, **options
             )
     except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError: one message for the user
         raise GenValError(f"{file} cannot be loaded ({first_words(error)}). Fetch or make it again.") from error

@@ -232,13 +232,13 @@ class OriginalFile:
         name = encoder.replace("text_encoder", "tokenizer")
         beside = self.path.with_suffix("") / name
         if beside.is_dir():
-            return CLIPTokenizer.from_pretrained(str(beside))
+            return CLIPTokenizer.from_pretrained(str(beside), trust_remote_code=False)
         files = self._carried.get("tokenizers", {}).get(name)
         if files:
             with tempfile.TemporaryDirectory() as folder:
                 for file, text in files.items():
                     (Path(folder) / Path(file).name).write_text(text, encoding="utf-8")
-                return CLIPTokenizer.from_pretrained(folder)
+                return CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)
         if config.vocab_size != _CLIP_VOCABULARY:
             raise GenValError(
                 f"{self.path} has no tokenizer, and its {config.vocab_size} tokens are not CLIP's {_CLIP_VOCABULARY}. "
