@@ -32,7 +32,7 @@ from genval.metrics.confusion import confusion_matrix
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import remove_leftovers, write_jsonl
-from genval.runtime.paths import resolve
+from genval.runtime.paths import inside, resolve
 from genval.segmenters.prediction import predict
 
 if TYPE_CHECKING:
@@ -256,7 +256,10 @@ def find_set(settings: ScoringSettings, skipped: list[BadFile] | None = None) ->
     Raises:
         GenValError: the set is missing, or as `genval.datasets.find_items`.
     """
-    folder = resolve(settings.folder) if settings.folder else resolve(settings.generated_dir) / str(settings.domain)
+    if settings.folder:
+        folder = resolve(settings.folder)
+    else:
+        folder = inside(resolve(settings.generated_dir), str(settings.domain), "--domain")
     items = find_items(f"Cityscapes_{folder.name}", split="all", root=folder, skipped=skipped)
     return folder, items[: settings.run.limit]
 

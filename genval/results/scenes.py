@@ -46,7 +46,7 @@ from genval.results.shapes import ImageLine, ImageStatistics, SceneModel
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_jsonl, write_bytes, write_csv, write_json, write_jsonl, write_png
-from genval.runtime.paths import REPO_ROOT
+from genval.runtime.paths import REPO_ROOT, inside
 
 ALL = "all"
 # Suffix of the name of a generated set from which --gate removed images. Never mix its metrics with those of the whole
@@ -416,6 +416,8 @@ def pair(conds: Sequence[str], scenes: Sequence[str]) -> list[tuple[str, str]]:
     >>> pair(["fog", "night"], ["all"])
     [('fog', 'all'), ('night', 'all')]
     """
+    for name in (*conds, *scenes):
+        inside("the data set's results", name, "--cond and --scene")
     if len(conds) == len(scenes):
         return list(zip(conds, scenes, strict=True))
     return [(cond, scene) for cond in conds for scene in scenes]

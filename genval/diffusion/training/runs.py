@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from genval.diffusion.settings import TrainingConfig
 from genval.diffusion.training.log import StepCheckpoints, StepProgress
 from genval.runtime.errors import GenValError
+from genval.runtime.paths import inside
 
 # Where Lightning's first version puts them, as in the published system; a resumed run's go there too.
 _CHECKPOINTS = Path("lightning_logs/version_0/checkpoints")
@@ -27,8 +28,11 @@ def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Pat
         resume: a checkpoint's path, "last", "auto" (the last where there is one, else a fresh start), or None.
 
     Raises:
-        GenValError: there is nothing to resume, or a fresh start would mix with a run's checkpoints.
+        GenValError: there is nothing to resume, a fresh start would mix with a run's checkpoints, or the run's folder
+            would lie outside `logs_dir`.
     """
+    if run is not None:
+        inside(logs_dir, run, "--run")
     if resume not in (None, "last", "auto"):
         path = Path(str(resume)).expanduser().resolve()
         if not path.is_file():
