@@ -96,7 +96,9 @@ def _read_part(path: Path) -> list[dict[str, Any]]:
         try:
             value = parse_json(line, source, remedy=remedy) if line.strip() else None
         except GenValError:
-            torn = number == len(lines) or not line.strip().endswith(b"}")
+            # The beginning of an object, or zeros, which some file systems leave after a loss of power.
+            is_begun = line.lstrip().startswith(b"{") or not line.strip(b"\0\r")
+            torn = is_begun and (number == len(lines) or not line.strip().endswith(b"}"))
             if not torn:
                 raise
             continue

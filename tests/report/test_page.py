@@ -3,10 +3,12 @@
 import base64
 import dataclasses
 import doctest
+import html as markup
 import importlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -230,10 +232,7 @@ def test_a_domain_that_is_not_there_and_another_format_are_refused(tmp_path, sou
 
 
 @pytest.mark.parametrize(
-    (
-        "robustness.fog.models[1].true: expected an object, found an integer",
-        lambda fog: fog["models"][1].update(true=3),
-    ),
+    ("key", "change"),
     [
         (
             "robustness.fog.models[1].true: expected an object, found an integer",
@@ -356,6 +355,20 @@ def test_texts_cannot_break_out_of_the_page(page):
     entry = data_of(html)["gallery"]["images"][0]
     assert "</script> & <b>in</b>" in entry["prompt"]
     assert int(entry["seed"]) >= 2**62  # as text: a browser's numbers have 53 bits
+
+
+def test_names_in_charts_are_not_markup(page):
+    script = page.read_text(encoding="utf-8")
+    (function,) = re.findall(r"const plain = .*", script)
+    if shutil.which("node") is None:
+        pytest.skip("no node on the PATH (Debian: apt-get install nodejs)")
+    name = '<a href="javascript:alert(1)">x</a> <b>y</b> &lt; %{x} $z$'
+    code = f"{function} console.log(plain({json.dumps(name)}))"
+    shown = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"[<>%$]|&(?!#\d+;)", shown) and markup.unescape(shown.strip()) == name
+    # Elsewhere names are set as text, never as markup.
+    labels = re.findall(r".*DATA\.labels\[.*", (REPO_ROOT / "genval/report/page/templates/charts.js").read_text())
+    assert labels and all("plain(DATA.labels" in line or "fill(" in line or "aria-label" in line for line in labels)
 
 
 def test_the_domains_are_in_the_order_of_the_comparison(page):
