@@ -463,7 +463,9 @@ def list_models(root: Path) -> list[str]:
 
 
 def _read_counts(path: Path) -> dict[str, Any]:
-    return dict(read_json(path, ImageStatistics, "Delete it and run relis/eval.py again."))
+    return dict(
+        read_json(path, ImageStatistics, "The file holds no confusion matrix: delete it and run relis/eval.py again.")
+    )
 
 
 def _short(path: Path) -> str:
