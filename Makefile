@@ -17,7 +17,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # One thread per process: demo and tests run several processes, and more threads than cores are many times slower.
 test check: export OMP_NUM_THREADS = 1
 
-.PHONY: install demo test check lint
+.PHONY: install demo test check lint audit
 
 install: $(STAMP)
 
@@ -46,6 +46,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(STAMP)
+	PYTHON=$(BIN)/python .ci/audit
 
 check: lint
 	$(PYTEST) -m "not slow"

@@ -76,6 +76,10 @@ CHECKPOINT_ROOT = "checkpoints"
 ZOO_FILE = "genval/segmenters/zoo.json"
 ZOO: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / ZOO_FILE).read_text(encoding="utf-8"))
 
+# Folders whose Python code may run, besides the project's and that of installed packages: `.py` configs of `mmseg:` and
+# modules of `module:function`. For code from elsewhere scripts ask for --trust_code.
+TRUSTED_FOLDERS: tuple[str, ...] = ()
+
 # Segmenters of the mini world: name -> specification (see genval/segmenters).
 MINI_SEGMENTERS: dict[str, str] = presets.SEGMENTERS
 

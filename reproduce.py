@@ -50,6 +50,7 @@ def main(settings: ReproductionSettings) -> None:
         device=("--accelerator", settings.accelerator, "--devices", devices),
         batch_size=settings.batch_size,
         overwrite=settings.overwrite,
+        trust_code=settings.trust_code,
     )
     stages = check_stages(settings.stages, STAGES)
     steps = build_steps(protocol)

@@ -6,10 +6,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from genval.runtime.errors import GenValError
-from genval.runtime.files import write_jsonl
+from genval.runtime.files import check_shape, parse_json, split_jsonl, write_jsonl
+from genval.runtime.paths import expected_inside
+
+
+class _Record(TypedDict):
+    id: Annotated[str, expected_inside]
 
 
 class Manifest:
@@ -85,14 +90,18 @@ class Manifest:
 
 def _read_part(path: Path) -> list[dict[str, Any]]:
     records = []
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = split_jsonl(path.read_bytes(), path)
     for number, line in enumerate(lines, 1):
+        source, remedy = f"{path}, line {number}", "Remove the line; its item is then made again."
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            torn = number == len(lines) or not line.strip().endswith(b"}")
+            value = parse_json(line, source, remedy=remedy) if line.strip() else None
+        except GenValError:
+            # The beginning of an object, or zeros, which some file systems leave after a loss of power.
+            is_begun = line.lstrip().startswith(b"{") or not line.strip(b"\0\r")
+            torn = is_begun and (number == len(lines) or not line.strip().endswith(b"}"))
             if not torn:
-                raise GenValError(
-                    f"{path}, line {number} is not valid JSON ({error}). Remove the line; its item is then made again."
-                ) from error
+                raise
+            continue
+        if line.strip():
+            records.append(check_shape(value, _Record, source, remedy))
     return records

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from genval.runtime.errors import GenValError
-from genval.runtime.files import replace_file, write_bytes
+from genval.runtime.files import parse_json, replace_file, write_bytes
 
 _HEADER = struct.Struct("<Q")
+_HEADER_SHAPE = dict[str, dict[str, Any]]
 _COPIED = 1 << 24
 
 
@@ -37,10 +38,8 @@ def read_about(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    try:
-        return dict(json.loads(_read_header(path)[0].get("__metadata__", {}).get("about", "{}")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise GenValError(f"{path}: the metadata 'about' is not JSON. Delete it and run again.") from error
+    about = _read_header(path)[0].get("__metadata__", {}).get("about", "{}")
+    return dict(parse_json(about, f"the metadata of {path}", dict[str, Any], "Delete it and run again."))
 
 
 def packed_ids(path: Path) -> list[str]:
@@ -155,9 +154,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         with open(path, "rb") as stream:
             (size,) = _HEADER.unpack(stream.read(_HEADER.size))
-            header = json.loads(stream.read(size))
-        if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
-            raise ValueError("its header is not an object of objects")
+            header = parse_json(stream.read(size), path, _HEADER_SHAPE, "Delete it and run again.")
         ends = [int(entry["data_offsets"][1]) for key, entry in header.items() if key != "__metadata__"]
         if path.stat().st_size != _HEADER.size + size + max(ends, default=0):
             raise ValueError("its length is not what its header says")

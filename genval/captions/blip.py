@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from genval.artifacts.fingerprint import weights_hash
 from genval.runtime.errors import GenValError
+from genval.runtime.hub import pretrained
 from genval.runtime.paths import find_below, resolve
 from genval.runtime.precision import autocast, weights_dtype
 
@@ -92,11 +93,11 @@ def load_blip(name: str, precision: str = "32-true") -> Blip:
             f"No BLIP captioner at {resolve(name)}: expected a folder as BlipForConditionalGeneration is saved. "
             "(The mini world's is made by python mini/train.py --stages captioner.)"
         )
-    location = str(folder) if folder else name
+    location, options = pretrained(str(folder) if folder else name)
     try:
-        processor = BlipProcessor.from_pretrained(location)
+        processor = BlipProcessor.from_pretrained(location, **options)
         loaded: Any = BlipForConditionalGeneration.from_pretrained(
-            location, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            location, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except Exception as error:  # OSError, ValueError, SafetensorError and others: one message for the user
         raise GenValError(

@@ -20,7 +20,7 @@ from genval.runtime.devices import launch_fabric
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_json, read_jsonl, write_json, write_jsonl
 from genval.runtime.flags import flatten
-from genval.runtime.paths import resolve
+from genval.runtime.paths import inside, resolve
 
 
 class CaptionStage(ManifestStage[Source, Prepared, Description]):
@@ -115,7 +115,7 @@ def caption_images(settings: CaptionSettings) -> Captioned | None:
         settings.device.precision,
         fabric.device,
     )
-    folder, record = resolve(settings.output_dir) / settings.set_name, interrogator.record
+    folder, record = inside(resolve(settings.output_dir), settings.set_name, "--name"), interrogator.record
     report = run_stage(
         CaptionStage(folder, interrogator, record),
         sources,
@@ -148,7 +148,7 @@ def filter_captions(settings: CaptionSettings) -> Captioned:
     """
     source = resolve(settings.from_captions or "")
     name = f"{settings.name}{source.suffix}" if settings.name else source.name
-    output = resolve(settings.output_dir) / name
+    output = inside(resolve(settings.output_dir), name, "--name")
     if output.exists() and not settings.run.overwrite:
         raise GenValError(f"{output} exists. Give --overwrite to replace it, or another --output_dir or --name.")
     captions, removed = refilter(source, make_filter(settings), output)

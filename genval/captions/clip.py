@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from genval.artifacts.fingerprint import weights_hash
 from genval.runtime.errors import GenValError
+from genval.runtime.hub import forbid_remote_code, split_revision
 from genval.runtime.paths import find_below, resolve
 from genval.runtime.precision import autocast, weights_dtype
 
 _CONFIG = "open_clip_config.json"
+_HUB = "hf-hub:"
 _LOCAL = "local-dir:"
 
 
@@ -114,7 +116,8 @@ def load_clip(name: str, precision: str = "32-true") -> Clip:
     """Load a CLIP model.
 
     Args:
-        name: `{architecture}/{weights}` of open_clip, e.g. `ViT-L-14/openai`; `hf-hub:{owner}/{repository}`; or a
+        name: `{architecture}/{weights}` of open_clip, e.g. `ViT-L-14/openai`; `hf-hub:{owner}/{repository}`, with or
+            without `@{revision}`; or a
             folder with open_clip_config.json and weights (relative: from the repository's root, or below
             `checkpoints/`), with or without `local-dir:` before it.
         precision: one of Lightning's.
@@ -124,11 +127,14 @@ def load_clip(name: str, precision: str = "32-true") -> Clip:
     """
     import open_clip
 
-    source, weights, options = _source(name)
+    forbid_remote_code()
     weights_dtype(precision)
     try:
+        source, weights, options = _source(name)
         model, transform = open_clip.create_model_from_pretrained(source, weights, **options)
         tokenizer = open_clip.get_tokenizer(source)
+    except GenValError:
+        raise
     except Exception as error:  # open_clip and the hub's client have no common class of errors
         raise GenValError(
             f"Cannot load the CLIP model {name}: {' '.join(str(error).split())[:500]} Expected the name of a model "
@@ -142,8 +148,14 @@ def _source(name: str) -> tuple[str, str | None, dict[str, Any]]:
     from open_clip import list_models, list_pretrained_tags_by_model
     from open_clip.pretrained import get_pretrained_cfg
 
-    if name.startswith("hf-hub:"):
-        return name, None, {}
+    if name.startswith(_HUB):
+        repository, revision = split_revision(name.removeprefix(_HUB))
+        if revision is None:
+            return name, None, {}
+        from huggingface_hub import snapshot_download
+
+        files = ["*.json", "*.txt", "*.safetensors", "*.model"]
+        return f"{_LOCAL}{snapshot_download(repository, revision=revision, allow_patterns=files)}", None, {}
     folder = _folder(name.removeprefix(_LOCAL))
     if folder is not None:
         return f"{_LOCAL}{folder}", None, {}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genval.runtime.errors import GenValError
+from genval.runtime.files import read_text
 
 PHRASES = Path(__file__).parent / "phrases"
 DEFAULT_FILTER = PHRASES / "filter.txt"
@@ -82,12 +83,7 @@ def read_phrases(path: str | Path) -> list[str]:
     Raises:
         GenValError: the file is missing, is not text, or has no lines.
     """
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise GenValError(
-            f"Cannot read {path}: {error}. Expected a text file with one word or phrase per line."
-        ) from error
+    lines = [line.strip() for line in read_text(path).splitlines()]
     phrases = [line for line in lines if line and not line.startswith("#")]
     if not phrases:
         raise GenValError(f"{path} lists nothing: expected one word or phrase per line.")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_jsonl, write_json
 
-_EXPECTED = 'expected {"data set": {"path": "caption"}}, or one {"image": ..., "text": ...} per line'
+_EXPECTED = 'Expected {"data set": {"path": "caption"}}, or one {"image": ..., "text": ...} per line.'
+
+
+class _Line(TypedDict):
+    image: str
+    text: str
 
 
 def read_captions(path: str | Path) -> dict[str, str]:
@@ -40,7 +45,7 @@ def read_captions_by_path(path: str | Path) -> dict[str, str]:
         if captions.setdefault(image, caption) != caption:
             raise GenValError(f"{path} has two captions for {image}. Remove one.")
     if not captions:
-        raise GenValError(f"{path} has no captions: {_EXPECTED}.")
+        raise GenValError(f"{path} has no captions. {_EXPECTED}")
     return captions
 
 
@@ -50,20 +55,7 @@ def write_captions(path: str | Path, dataset: str, captions: Mapping[str, str]) 
 
 
 def _entries(path: Path) -> list[tuple[str, str]]:
-    pairs: list[tuple[Any, Any]]
     if path.suffix == ".jsonl":
-        pairs = [(record.get("image"), record.get("text")) for record in read_jsonl(path) if _is_object(record, path)]
-    else:
-        content = read_json(path)
-        sets = content.values() if isinstance(content, dict) else [content]
-        pairs = [pair for images in sets if _is_object(images, path) for pair in images.items()]
-    for number, (image, text) in enumerate(pairs, 1):
-        if not isinstance(image, str) or not isinstance(text, str):
-            raise GenValError(f"{path}, entry {number}: {_EXPECTED}.")
-    return pairs
-
-
-def _is_object(value: object, path: Path) -> bool:
-    if not isinstance(value, dict):
-        raise GenValError(f"{path}: {_EXPECTED}.")
-    return True
+        return [(line["image"], line["text"]) for line in read_jsonl(path, _Line, _EXPECTED)]
+    content = read_json(path, dict[str, dict[str, str]], _EXPECTED)
+    return [pair for images in content.values() for pair in images.items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from genval.artifacts.fingerprint import file_mark
 from genval.datasets.items import BadFile, Item
@@ -14,6 +14,20 @@ from genval.runtime.files import read_json, write_json
 GATE = "gate.json"
 # Prefix of the reason why the gate drops an image.
 GATED = "gate: "
+
+
+class _Kept(TypedDict):
+    id: str
+    image_mark: str
+
+
+class _Dropped(_Kept):
+    reasons: list[str]
+
+
+class _Gate(TypedDict):
+    kept: list[_Kept]
+    dropped: list[_Dropped]
 
 
 def write_gate(
@@ -49,12 +63,9 @@ def apply_gate(items: Sequence[Item], folder: Path) -> tuple[list[Item], list[Ba
     command = f"python ControlNet/check_generated.py --folder {folder}"
     if not path.exists():
         raise GenValError(f"--gate: no {path}. Run: {command}")
-    gate = read_json(path)
-    try:
-        verdicts = {entry["id"]: entry for entry in (*gate["kept"], *gate["dropped"])}
-        marks = {item_id: entry["image_mark"] for item_id, entry in verdicts.items()}
-    except (KeyError, TypeError) as error:
-        raise GenValError(f"{path} is not a gate: expected lists kept and dropped. Run: {command}") from error
+    gate = read_json(path, _Gate, f"Run: {command}")
+    verdicts = {entry["id"]: entry for entry in (*gate["kept"], *gate["dropped"])}
+    marks = {item_id: entry["image_mark"] for item_id, entry in verdicts.items()}
     unknown = [item for item in items if item.id not in marks]
     changed = [item for item in items if item.id in marks and marks[item.id] != file_mark(item.image)]
     if unknown or changed:

@@ -212,9 +212,7 @@ def find_label_space(name: str) -> LabelSpace:
     path = resolve(name)
     if not path.is_file():
         raise GenValError(f"Unknown labels {name!r}: expected one of {', '.join(LABEL_SPACES)}, or a JSON file of ids.")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise GenValError(f'{path}: expected {{"id": "class", ...}}, found a {type(content).__name__}.')
+    content = read_json(path, dict[str, str | int | None], 'Expected {"id": "class", ...}.')
     known = range(256) if "other" in content else [_id(key, path) for key in content]
     if content.pop("other", None) is not None:
         raise GenValError(f'{path}: "other" can only be null (not counted): name the ids of a class one by one.')

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import path_dicts
 from genval.datasets.labels import find_label_space
 from genval.runtime.errors import GenValError
-from genval.runtime.paths import find_below, resolve
+from genval.runtime.paths import find_below, inside, resolve
 
 GENERATED_PREFIX = "Cityscapes_"
 CORRUPTED_PREFIX = "Cityscapes_corrupt_"
@@ -166,13 +166,14 @@ def find_layout(dataset: str) -> Layout:
     """The layout of a `--trg_dataset` name.
 
     Raises:
-        GenValError: no data set has this name.
+        GenValError: no data set has this name, or its domain's folder would lie elsewhere.
     """
     if dataset in LAYOUTS:
         return LAYOUTS[dataset]
     if dataset.startswith(FOLDER_PREFIX):
         return folder_layout(dataset)
     if dataset.startswith(GENERATED_PREFIX) and dataset != GENERATED_PREFIX:
+        inside("the folder of such sets", _domain(dataset), f"Data set {dataset}")
         return Layout(
             images="leftImg8bit/{split}/{scene}",
             masks="gtFine/{split}/{scene}",

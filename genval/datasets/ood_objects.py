@@ -12,18 +12,31 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.manifest import Manifest
 from genval.datasets.boxes import Box
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json, read_jsonl
+from genval.runtime.files import read_json, read_jsonl, read_text
 
 CURATED = "curated.json"
 # Names that are used verbatim as folder names: lower case, because some file systems ignore case. A name that ends like
 # a hashed folder name does not match, so that two names never share a folder; nor does a name that ends like the files
 # that a stage writes next to the folders.
 _SAFE = re.compile(r"(?!.*(?:-[0-9a-f]{8}|\.jsonl?)$)[a-z0-9](?:[a-z0-9 _.-]{0,62}[a-z0-9_-])?")
+
+
+class _Named(TypedDict):
+    """A line of a manifest, of which only these keys are read."""
+
+    id: NotRequired[str]
+    object: NotRequired[str]
+
+
+class _Position(TypedDict):
+    pos_mask: tuple[int, int]
+    size_mask: int
 
 
 @dataclass(frozen=True)
@@ -55,10 +68,7 @@ def read_objects(path: Path) -> list[str]:
     Raises:
         GenValError: the file is missing, is not text, or names no object.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise GenValError(f"--objects_file: cannot read {path} ({error}).") from error
+    lines = [line.strip() for line in read_text(path).splitlines()]
     names = list(dict.fromkeys(line for line in lines if line))
     if not names:
         raise GenValError(f"--objects_file: {path} is empty: expected one object per line, e.g. polar bear")
@@ -97,8 +107,8 @@ def find_object_images(
     """
     manifest = positions / "manifest.jsonl"
     names = {
-        str(line["id"]).rpartition("/")[0]: str(line["object"])
-        for line in (read_jsonl(manifest) if manifest.exists() else [])
+        line["id"].rpartition("/")[0]: line["object"]
+        for line in (read_jsonl(manifest, _Named) if manifest.exists() else [])
         if "object" in line and "id" in line
     }
     folders = sorted(entry.name for entry in images.iterdir() if entry.is_dir()) if images.is_dir() else []
@@ -151,17 +161,16 @@ def read_box(image: ObjectImage, height: int, width: int) -> Box:
     Raises:
         GenValError: the file is damaged, refers to another image, or the box is not inside the frame.
     """
-    content = read_json(image.position)
-    try:
-        entry = content[f"{image.number}.png"]
-        (top, left), side = entry["pos_mask"], entry["size_mask"]
-        box = Box.square(int(top), int(left), int(side))
-    except (KeyError, TypeError, ValueError) as error:
-        form = f'{{"{image.number}.png": {{"pos_mask": [row, column], "size_mask": side}}}}'
-        raise GenValError(
-            f"{image.position}: expected {form}, found {str(content)[:200]}. Make it again with "
-            "ood_objects/sd_inpaint.py."
-        ) from error
+    name = f"{image.number}.png"
+    remedy = (
+        f'Expected {{"{name}": {{"pos_mask": [row, column], "size_mask": side}}}}. Make it again with '
+        "ood_objects/sd_inpaint.py."
+    )
+    content = read_json(image.position, dict[str, _Position], remedy)
+    if name not in content:
+        raise GenValError(f"{image.position} has no {name}. {remedy}")
+    top, left = content[name]["pos_mask"]
+    box = Box.square(top, left, content[name]["size_mask"])
     if box.side < 1 or not Box(0, 0, height, width).contains(box):
         raise GenValError(
             f"{image.position}: the box at row {box.top}, column {box.left}, {box.side} pixels wide, is not inside "
@@ -189,16 +198,8 @@ def read_curated(masks: Path) -> dict[str, bool]:
     path = masks / CURATED
     if not path.exists():
         return {}
-    content = read_json(path)
-    chosen = {}
-    for folder, numbers in content.items() if isinstance(content, dict) else [("", None)]:
-        for number, keep in numbers.items() if isinstance(numbers, dict) else [("", None)]:
-            if not isinstance(keep, bool):
-                raise GenValError(
-                    f'{path}: expected {{"object": {{"0": true, "1": false}}}}, found {keep!r} in {folder!r}.'
-                )
-            chosen[f"{folder}/{number}"] = keep
-    return chosen
+    content = read_json(path, dict[str, dict[str, bool]], 'Expected {"object": {"0": true, "1": false}}.')
+    return {f"{folder}/{number}": keep for folder, numbers in content.items() for number, keep in numbers.items()}
 
 
 def natural(text: str) -> list[tuple[bool, int, str]]:

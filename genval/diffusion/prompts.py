@@ -12,6 +12,7 @@ from pathlib import Path
 import path_dicts
 from genval.datasets.layouts import suggestion
 from genval.runtime.errors import GenValError
+from genval.runtime.files import read_text
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.seeds import item_seed
 
@@ -66,10 +67,7 @@ def read_phrasings(file: Path) -> tuple[str, ...]:
     Raises:
         GenValError: the file is missing, is not text, or has no lines.
     """
-    try:
-        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise GenValError(f"--prompt_file: cannot read {file} ({error}).") from error
+    lines = tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
     if not lines:
         raise GenValError(f"--prompt_file: {file} is empty: expected one phrasing per line, such as: in thick smoke")
     return lines

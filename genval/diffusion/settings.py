@@ -19,6 +19,7 @@ from genval.runtime.settings import (
     seed_flag,
     seed_number,
     skip_bad_flag,
+    trust_code_flag,
 )
 
 INPAINTING_MODEL = "stable-diffusion-v1-5/stable-diffusion-inpainting"
@@ -385,6 +386,7 @@ class ControlNetTrainingSettings:
     images_every: int = flag(500, "optimiser steps between image logs (0 disables them)")
     num_images: int = flag(4, "validation masks in the image log", type=positive_int)
     val_segmenter: str | None = flag(None, "a segmenter (see relis/eval.py) that scores the image log")
+    trust_code: bool = trust_code_flag()
     steps: int = flag(25, "sampling steps of the image log", type=positive_int)
     sampler: str = flag("ddim", "sampler of the image log", choices=("ddim", "dpm++"))
     guidance_scale: float = flag(8.0, "classifier-free guidance scale of the image log (1 disables it)")

@@ -23,6 +23,7 @@ from genval.results.clusters import load_clusters, save_clusters
 from genval.results.finding import list_scenes, open_tensors, provenance
 from genval.results.provenance import Provenance, require_model
 from genval.results.scenes import SceneResults, Summary, folder_name, pair, summarise
+from genval.results.shapes import Temperatures
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, write_json
 from genval.runtime.paths import resolve
@@ -343,7 +344,7 @@ def load_calibration(folder: Path) -> tuple[Calibration, dict[str, Any]]:
         raise GenValError(
             f"No temperatures in {folder}. Run: python relis/compute_clusters_temp_scaling.py with the same flags."
         )
-    metadata = read_json(folder / TEMPERATURE_FILE)
+    metadata = read_json(folder / TEMPERATURE_FILE, Temperatures)
     clusters = load_clusters(folder / CLUSTER_FILE)
     temperatures = np.array(metadata.get("temperatures"), dtype=np.float64)
     if temperatures.ndim not in (1, 2) or len(temperatures) != len(clusters.centres) or not (temperatures > 0).all():

@@ -62,6 +62,7 @@ from genval.results.ood_blocks import (
 )
 from genval.results.provenance import is_reusable
 from genval.results.scenes import folder_name, image_record, model_list
+from genval.results.shapes import MaxLogitSums
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, remove_leftovers, write_json, write_png
@@ -180,7 +181,7 @@ def known_max_logits(
                 total = measured if total is None else total + measured
             assert total is not None
             write_json(path, {**record, **{k: getattr(total, k).tolist() for k in ("pixels", "sums", "squares")}})
-    content = read_json(path)
+    content = read_json(path, MaxLogitSums)
     return MaxLogits(*(np.array(content[key]) for key in ("pixels", "sums", "squares"))).moments()
 
 
@@ -385,5 +386,5 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
 
 
 def _is_measured(path: Path, record: dict[str, Any]) -> bool:
-    content = read_json(path) if path.exists() else {}
+    content = read_json(path, dict[str, Any]) if path.exists() else {}
     return is_reusable(record) and {key: content.get(key) for key in record} == record

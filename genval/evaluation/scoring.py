@@ -33,7 +33,7 @@ from genval.results.provenance import is_reusable
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import remove_leftovers, write_jsonl
-from genval.runtime.paths import resolve
+from genval.runtime.paths import inside, resolve
 from genval.segmenters.identity import model_identity
 from genval.segmenters.prediction import predict
 
@@ -259,7 +259,10 @@ def find_set(settings: ScoringSettings, skipped: list[BadFile] | None = None) ->
     Raises:
         GenValError: the set is missing, or as `genval.datasets.find_items`.
     """
-    folder = resolve(settings.folder) if settings.folder else resolve(settings.generated_dir) / str(settings.domain)
+    if settings.folder:
+        folder = resolve(settings.folder)
+    else:
+        folder = inside(resolve(settings.generated_dir), str(settings.domain), "--domain")
     items = find_items(f"Cityscapes_{folder.name}", split="all", root=folder, skipped=skipped)
     return folder, items[: settings.run.limit]
 
@@ -280,7 +283,7 @@ def judge_set(settings: ScoringSettings) -> Judged | None:
     phrases = find_phrases(settings, folder) if settings.clip else None
     fabric, precision = launch_fabric(settings.device), settings.device.precision
     with same_outcome(fabric):
-        segmenter = load_segmenter(settings.segmenter, fabric.device, precision)
+        segmenter = load_segmenter(settings.segmenter, fabric.device, precision, trust_code=settings.trust_code)
         clip = None
         if settings.clip:
             from genval.captions.clip import load_clip

@@ -146,6 +146,7 @@ def load(settings: SegmenterSettings, name: str, device: torch.device, precision
         class_map=settings.class_map,
         compiled=settings.compile == "on",
         channels_last=settings.channels_last,
+        trust_code=settings.trust_code,
     )
 
 

@@ -20,6 +20,7 @@ from genval.runtime.settings import (
     seed_flag,
     seed_number,
     skip_bad_flag,
+    trust_code_flag,
 )
 
 SAVED = ("predictions", "logits", "features")
@@ -104,6 +105,7 @@ class SegmenterSettings:
     batch_size: int = flag(1, "images per forward pass", type=positive_int)
     compile: Compile = flag("off", "compile the segmenter: takes minutes, then faster on a GPU (auto: off)", bare="on")
     channels_last: bool = flag(False, "memory layout that suits convolutions on a GPU")
+    trust_code: bool = trust_code_flag()
     num_workers: int = num_workers_flag()
 
 
@@ -274,6 +276,7 @@ class ScoringSettings:
     segmenter: str = flag(
         "SegFormer-B5", "the reference segmenter; better one that is not evaluated later", title="models"
     )
+    trust_code: bool = trust_code_flag()
     clip: str | None = flag(None, "a CLIP model, name or folder; without it the domain is not judged")
     domain_phrase: str | None = flag(None, "the domain in words (default: as the images were generated)")
     clear_phrase: str = flag(path_dicts.DOMAINS["clear"], "the phrase that it is compared with")

@@ -14,6 +14,7 @@ from genval.artifacts.fingerprint import weights_hash
 from genval.grounding.loading import find_file, find_place, is_original, load_pretrained, read_preprocessing
 from genval.grounding.original import load_groundingdino
 from genval.runtime.errors import GenValError
+from genval.runtime.hub import pretrained
 from genval.runtime.paths import resolve
 from genval.runtime.precision import compute_dtype
 
@@ -184,7 +185,8 @@ def load_detector(name: str, tokenizer: str = "bert-base-uncased", precision: st
     place = find_place(name)
     model = load_pretrained(GroundingDinoForObjectDetection, place, name, "grounding-dino")
     try:
-        words = AutoTokenizer.from_pretrained(place)
+        location, options = pretrained(place)
+        words = AutoTokenizer.from_pretrained(location, **options)
     except (OSError, ValueError) as error:
         raise GenValError(f"{name} has no tokenizer: {' '.join(str(error).split())[:300]}") from error
     settings = read_preprocessing(place)
@@ -247,7 +249,8 @@ def _load_tokenizer(name: str) -> Any:
 
     folder = resolve(name)
     try:
-        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
+        location, options = pretrained(str(folder) if folder.is_dir() else name)
+        return AutoTokenizer.from_pretrained(location, **options)
     except (OSError, ValueError) as error:
         raise GenValError(
             f"Cannot load the tokenizer {name}: {' '.join(str(error).split())[:300]} GroundingDINO's original file has "

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from genval.runtime.errors import GenValError
+from genval.runtime.hub import pretrained
 from genval.runtime.paths import find_below, resolve
 
 SUFFIXES = (".pth", ".pt", ".ckpt")
@@ -58,14 +59,22 @@ def load_pretrained(model_class: Any, place: str, name: str, kind: str) -> Any:
     """
     from transformers import AutoConfig
 
+    folder = Path(place)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and (pickled := sorted(folder.glob("*.bin"))):
+        raise GenValError(
+            f"{pickled[0]} is a pickled file, which can run code when it is read. Fetch model.safetensors of the same "
+            f"model, or write it where you trust the file: model.save_pretrained({str(folder)!r}) in transformers."
+        )
+    location, options = pretrained(place)
     try:
-        found = AutoConfig.from_pretrained(place).model_type
+        found = AutoConfig.from_pretrained(location, **options).model_type
         if not found.startswith(kind):
             raise GenValError(f"{name} is a model of type {found!r}: expected {kind!r}.")
         with silence_loading():
             model, report = model_class.from_pretrained(
-                place, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-            )
+                location, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
+                use_safetensors=True, **options,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         raise GenValError(
             f"Cannot load {name}: {' '.join(str(error).split())[:400]} Expected the name of a model that can be "
@@ -82,7 +91,8 @@ def read_preprocessing(place: str) -> dict[str, Any]:
     from transformers.image_processing_utils import BaseImageProcessor
 
     try:
-        return dict(BaseImageProcessor.get_image_processor_dict(place)[0])
+        location, options = pretrained(place)
+        return dict(BaseImageProcessor.get_image_processor_dict(location, **options)[0])
     except OSError:
         return {}
 

@@ -95,7 +95,7 @@ def build(
             f"{path} does not hold a whole {title}: its sizes cannot be read, for want of {error}. Fetch it again."
         ) from error
     override = path.with_suffix("") / "config.json"
-    config = make_config(_updated(sizes, read_json(override)) if override.is_file() else sizes)
+    config = make_config(_updated(sizes, read_json(override, dict[str, Any])) if override.is_file() else sizes)
     tensors, origins = {}, {}
     for key, tensor in state.items():
         for name, part in keys.translate(key, tensor).items():

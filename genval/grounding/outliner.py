@@ -17,6 +17,7 @@ from genval.artifacts.fingerprint import weights_hash
 from genval.grounding.loading import find_file, find_place, is_original, load_pretrained
 from genval.grounding.original import load_sam
 from genval.runtime.errors import GenValError
+from genval.runtime.hub import pretrained
 from genval.runtime.precision import autocast, weights_dtype
 
 _MEAN = (0.485, 0.456, 0.406)
@@ -146,7 +147,8 @@ def load_outliner(name: str, precision: str = "32-true") -> Outliner:
         return Outliner(load_sam(find_file(name)), precision)
     place = find_place(name)
     try:
-        is_second = AutoConfig.from_pretrained(place).model_type.startswith("sam2")
+        location, options = pretrained(place)
+        is_second = AutoConfig.from_pretrained(location, **options).model_type.startswith("sam2")
     except (OSError, ValueError) as error:
         raise GenValError(
             f"Cannot load {name}: {' '.join(str(error).split())[:400]} Expected a hub name, a folder in transformers' "

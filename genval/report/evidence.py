@@ -16,6 +16,7 @@ from genval.kernels.layout import BINS
 from genval.results.finding import NoResultsError, list_scenes, provenance
 from genval.results.provenance import Provenance, require_model
 from genval.results.scenes import ALL, GATED_SUFFIX, SceneResults, model_list, read_statistics
+from genval.results.shapes import ImageLine
 from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl
@@ -169,7 +170,7 @@ def architectures(models: Sequence[str], preset: str | None) -> str:
 
 
 def _records(scene: SceneResults) -> list[dict[str, Any]]:
-    return read_jsonl(scene.folder / "manifest.jsonl")
+    return read_jsonl(scene.folder / "manifest.jsonl", ImageLine)
 
 
 def _mark(image: tuple[SceneResults, dict[str, Any]]) -> tuple[str, str | None, str | None]:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -34,7 +34,6 @@ from genval.report.settings import CorrelationSettings
 from genval.results.provenance import Provenance, require_model
 from genval.results.scenes import ALL, GATED_SUFFIX, folder_name
 from genval.runtime.commands import Command, Missing
-from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
@@ -170,6 +169,17 @@ def _tried_shares(
     return shares
 
 
+class _Ece(TypedDict):
+    ece: float
+
+
+class _ScalingResult(TypedDict):
+    """A file of relis/eval_calibration_clustering.py."""
+
+    before: _Ece
+    after_mean: _Ece
+
+
 def _tested(domain: str, reference_dataset: str | None) -> list[ImageSet]:
     """List the names under which the reference set may have been tested."""
     dataset, cond = path_dicts.REAL_SETS.get(domain, ("", domain))
@@ -191,16 +201,13 @@ def _read(
         for source in calibrating:
             path = root / folder_name(model) / test.name / f"from_{source.name}" / f"{method}.json"
             if path.exists():
-                values = read_json(path)
-                for part in ("before", "after_mean"):
-                    if not isinstance(values.get(part, {}).get("ece"), float):
-                        raise GenValError(f"{path} has no ECE {part}. Run relis/eval_calibration_clustering.py again.")
+                values = dict(read_json(path, _ScalingResult, "Run relis/eval_calibration_clustering.py again."))
                 if made is not None:
                     remedy = (
                         "Run relis/compute_clusters_temp_scaling.py and relis/eval_calibration_clustering.py again."
                     )
                     require_model(made.model_record, f"the results of {model} on the sets", values, path, remedy)
-                return dict(values)
+                return values
     return None
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from genval.report.json_record import JsonRecord, ShapeError, decode, encode, join
 from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
+from genval.runtime.json_record import JsonRecord, ShapeError, decode, encode, join
 
 FORMAT = 2
 

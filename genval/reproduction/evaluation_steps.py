@@ -42,7 +42,7 @@ def evaluation_steps(
 
     def command(datasets: Sequence[str], *flags: str) -> tuple[str, ...]:
         what = ("--segmenters", list_models(protocol, group), "--trg_dataset", ",".join(datasets))
-        return protocol.command("relis/eval", *what, *flags, *kept, device=True)
+        return protocol.command("relis/eval", *what, *flags, *kept, *protocol.trust(), device=True)
 
     steps = []
     real = {name: conds for name, conds in protocol.real_sets().items() if name not in missing_data}
@@ -182,7 +182,7 @@ def detection_steps(
 
     def step(name: str, datasets: Sequence[str], images: int, before: tuple[str, ...]) -> Step:
         flags = ("--segmenters", list_models(protocol, group), "--trg_dataset", ",".join(datasets))
-        command = protocol.command("ood_detection/main_gen_ood", *flags, device=True)
+        command = protocol.command("ood_detection/main_gen_ood", *flags, *protocol.trust(), device=True)
         files = [OodResults(root, one, model).csv for one in datasets for model in group]
         size, made = len(files), partial(of_files, files)
         return Step(name, "detect", (command,), size, made, before, inputs=inputs, work=len(group) * images)

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from genval.artifacts.manifest import Manifest
 from genval.report.schema import FORMAT
 from genval.reproduction.steps import Outputs, newest
 from genval.results.scenes import SceneResults
+from genval.results.shapes import SceneSize
+from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
+
+
+class _Compared(TypedDict):
+    domains: list[str]
+    segmenters: str
+
+
+class _Comparison(TypedDict):
+    """The part of `correlation.json` that says what was compared."""
+
+    format: int
+    settings: _Compared
 
 
 def nothing() -> Outputs:
@@ -34,7 +48,7 @@ def of_evaluations(root: Path, places: Sequence[tuple[str, str, str]]) -> Output
     for model, dataset, cond in places:
         for path in SceneResults(root, model, dataset, cond, "*").folder.parent.glob("*/metrics.json"):
             if (path.parent / "logits.safetensors").exists():
-                values = read_json(path)
+                values = read_json(path, SceneSize)
                 made += values["images"] + len(values["skipped"])
                 files.append(path)
     return Outputs(made, newest(*files), min(map(newest, files), default=None))
@@ -43,9 +57,9 @@ def of_evaluations(root: Path, places: Sequence[tuple[str, str, str]]) -> Output
 def of_correlation(path: Path, domains: Sequence[str], models: str) -> Outputs:
     """The comparison, if it is of these domains and models, as flags name them."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path, _Comparison)
         found = content["format"], content["settings"]["domains"], content["settings"]["segmenters"]
         same = found == (FORMAT, list(domains), models)
-    except (OSError, ValueError, KeyError, TypeError):  # absent, or another format's: it is made again
+    except GenValError:  # absent, or another format's: it is made again
         same = False
     return Outputs(int(same), newest(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from genval.reproduction.record import Record, total_seconds
 from genval.reproduction.state import DONE, TO_DO, StepState, list_missing
@@ -68,6 +69,10 @@ def print_missing(steps: Sequence[Step], states: Mapping[str, StepState]) -> Non
         print(f"      get: {remedy}")
 
 
+class _Verdict(TypedDict):
+    verdict: list[str]
+
+
 def print_end(current: Sequence[Step], report: Path, seconds: float) -> None:
     """The verdict and where the page is, each if it is of this plan's results and not left from earlier ones.
 
@@ -79,7 +84,7 @@ def print_end(current: Sequence[Step], report: Path, seconds: float) -> None:
     print(f"\nfinished in {duration(seconds)}")
     made = {step.stage for step in current if step.stage in ("correlate", "report") and step.outputs().made}
     if "correlate" in made:
-        print("\n".join(read_json(report / "correlation.json")["verdict"]))
+        print("\n".join(read_json(report / "correlation.json", _Verdict)["verdict"]))
     if "report" in made:
         print(f"report: {report / 'index.html'}")
 

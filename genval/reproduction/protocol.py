@@ -43,6 +43,7 @@ class Protocol:
         device: flags of every stage that computes on a device.
         batch_size: of these stages; None is the stage's own.
         overwrite: every stage makes its files again.
+        trust_code: segmenters may run code from anywhere.
     """
 
     preset: str | None
@@ -56,6 +57,7 @@ class Protocol:
     device: tuple[str, ...]
     batch_size: int | None = None
     overwrite: bool = False
+    trust_code: bool = False
 
     def __post_init__(self) -> None:
         unknown = [domain for domain in self.domains if domain not in DOMAINS]
@@ -74,6 +76,10 @@ class Protocol:
     def again(self) -> tuple[str, ...]:
         """The flag of stages that keep what they find, if they shall not."""
         return ("--overwrite",) if self.overwrite else ()
+
+    def trust(self) -> tuple[str, ...]:
+        """The flag of stages that load segmenters, if these may run code from anywhere."""
+        return ("--trust_code",) if self.trust_code else ()
 
     def on_device(self) -> tuple[str, ...]:
         """The flags of stages that compute on a device."""

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from genval.reproduction.steps import Step
 from genval.runtime.files import read_json, write_json
@@ -36,6 +36,19 @@ class Estimate:
     source: str
 
 
+class _Run(TypedDict):
+    images: float
+    commands: int
+    seconds: float
+
+
+class _Content(TypedDict):
+    """`steps.json`."""
+
+    finished: NotRequired[dict[str, float]]
+    runs: NotRequired[dict[str, dict[str, list[_Run]]]]
+
+
 class Record:
     """`steps.json` of a plan's folder: when steps ended well, by `Step.run_name`, and what they took.
 
@@ -47,9 +60,9 @@ class Record:
 
     def __init__(self, path: Path, preset: str | None, device: str) -> None:
         self.path, self.preset, self.device = path, preset, device
-        content: dict[str, Any] = read_json(path) if path.exists() else {}
+        content: _Content = read_json(path, _Content) if path.exists() else {}
         self.finished: dict[str, float] = content.get("finished", {})
-        self.runs: dict[str, dict[str, list[dict[str, float]]]] = content.get("runs", {})
+        self.runs: dict[str, dict[str, list[_Run]]] = content.get("runs", {})
 
     def add(self, step: Step, items: int, seconds: float, ended: float) -> None:
         """Note that a step ended well, and if it made something, how fast.

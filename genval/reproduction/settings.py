@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from genval.runtime.flags import flag
-from genval.runtime.settings import comma_list, positive_int
+from genval.runtime.settings import comma_list, positive_int, trust_code_flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class ReproductionSettings:
         ("fog", "night", "rain", "snow", "india"), "some of these", type=comma_list, title="what is reproduced"
     )
     segmenters: str = flag("all", "segmenters as given to relis/eval.py")
+    trust_code: bool = trust_code_flag()
     num_samples: int = flag(512, "generated images per domain", type=positive_int)
     num_object_images: int | None = flag(None, "images per object (default: that of sd_inpaint.py)", type=positive_int)
     logit_pixels: int = flag(20000, "pixels per image for calibration", type=positive_int)

@@ -10,6 +10,7 @@ from typing import Any
 from genval.artifacts.tensors import PackedTensors
 from genval.results.provenance import Provenance, common_provenance, require_model
 from genval.results.scenes import ALL, SceneResults
+from genval.results.shapes import SceneModel, SceneSummary
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 
@@ -80,7 +81,9 @@ def provenance(scenes: Sequence[SceneResults], preset: str | None = None) -> Pro
         GenValError: see `genval.results.provenance.common_provenance`.
     """
     by_folder = {results.folder: results for results in scenes}
-    places = [(folder, results.records(), read_json(results.metrics)) for folder, results in by_folder.items()]
+    places = [
+        (folder, results.records(), read_json(results.metrics, SceneSummary)) for folder, results in by_folder.items()
+    ]
     return common_provenance(places, lambda folder: f"Run: {by_folder[folder].command(preset)}")
 
 
@@ -136,7 +139,7 @@ def open_tensors(results: SceneResults, kind: str, **flags: Any) -> PackedTensor
 
 def list_models(root: Path) -> list[str]:
     """Return the names of the models with finished results below `root`, as passed to relis/eval.py."""
-    return sorted({read_json(path)["model"] for path in root.glob("*/*/*/*/metrics.json")})
+    return sorted({read_json(path, SceneModel)["model"] for path in root.glob("*/*/*/*/metrics.json")})
 
 
 def _folders(parent: Path) -> list[str]:

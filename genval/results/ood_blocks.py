@@ -35,6 +35,7 @@ from genval.metrics.ood_scores import OOD_METRICS, ExactMetrics, OodCounts, exac
 from genval.metrics.segmentation import plain
 from genval.results.provenance import is_reusable
 from genval.results.scenes import folder_name
+from genval.results.shapes import BlockLine
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl, write_bytes, write_csv, write_json, write_jsonl
 
@@ -98,7 +99,7 @@ class OodResults:
         """Return whether a block was measured from images with these records."""
         if not all(map(is_reusable, records)) or not (self.lines(block).exists() and self.counts(block).exists()):
             return False
-        lines = read_jsonl(self.lines(block))
+        lines = read_jsonl(self.lines(block), BlockLine)
         return [line["made_from"] for line in lines] == list(records)
 
     def write_block(
@@ -128,7 +129,7 @@ class OodResults:
         """
         arrays = read_arrays(self.counts(block), ("levels", "coarse"), "Delete it and run again.")
         levels, coarse = arrays["levels"].astype(np.int64), arrays["coarse"].astype(np.int64)
-        return read_jsonl(self.lines(block)), levels, coarse
+        return read_jsonl(self.lines(block), BlockLine), levels, coarse
 
 
 def image_line(

@@ -42,10 +42,11 @@ from genval.metrics.segmentation import (
 )
 from genval.metrics.statistics import COUNTS_VERSION, PixelStatistics
 from genval.results.provenance import is_reusable
+from genval.results.shapes import ImageLine, ImageStatistics, SavedSettings
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_jsonl, write_bytes, write_csv, write_json, write_jsonl, write_png
-from genval.runtime.paths import REPO_ROOT
+from genval.runtime.paths import REPO_ROOT, inside
 
 ALL = "all"
 # Suffix of the name of a generated set from which --gate removed images. Never mix its metrics with those of the whole
@@ -135,7 +136,7 @@ class SceneResults:
 
     def records(self) -> list[dict[str, Any]]:
         """Read the images' records, in the order of the manifest."""
-        return read_jsonl(self.folder / "manifest.jsonl")
+        return read_jsonl(self.folder / "manifest.jsonl", ImageLine)
 
     def ids(self) -> list[str]:
         """Return the images' ids, in the order of the manifest."""
@@ -174,10 +175,8 @@ class SceneResults:
         on_any = on_set or sorted(above.parent.glob("*/*/*/settings.json"))
         flags: dict[str, Any] = {}
         for paths, names in ((on_any, _MODEL_FLAGS), (on_set, _SET_FLAGS)):
-            content = read_json(paths[0]) if paths else {}
-            values = content.get("settings") if isinstance(content, dict) else None
-            if isinstance(values, dict):
-                flags |= {name: values[name] for name in names if values.get(name) not in (None, False, "32-true")}
+            values = read_json(paths[0], SavedSettings)["settings"] if paths else {}
+            flags |= {name: values[name] for name in names if values.get(name) not in (None, False, "32-true")}
         return flags
 
     def command(self, preset: str | None = None) -> Command:
@@ -387,10 +386,7 @@ def read_statistics(path: Path) -> np.ndarray:
     Raises:
         GenValError: the file is missing or damaged.
     """
-    matrix = np.asarray(_read_counts(path)["confusion_matrix"])
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.dtype.kind != "i" or matrix.min() < 0:
-        raise GenValError(f"{path} holds no confusion matrix. Delete it and run relis/eval.py again.")
-    return matrix
+    return np.asarray(_read_counts(path)["confusion_matrix"])
 
 
 def pair(conds: Sequence[str], scenes: Sequence[str]) -> list[tuple[str, str]]:
@@ -401,6 +397,8 @@ def pair(conds: Sequence[str], scenes: Sequence[str]) -> list[tuple[str, str]]:
     >>> pair(["fog", "night"], ["all"])
     [('fog', 'all'), ('night', 'all')]
     """
+    for name in (*conds, *scenes):
+        inside("the data set's results", name, "--cond and --scene")
     if len(conds) == len(scenes):
         return list(zip(conds, scenes, strict=True))
     return [(cond, scene) for cond in conds for scene in scenes]
@@ -441,10 +439,9 @@ def folder_name(model: str) -> str:
 
 
 def _read_counts(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict) or "confusion_matrix" not in value:
-        raise GenValError(f"{path} holds no confusion matrix. Delete it and run relis/eval.py again.")
-    return value
+    return dict(
+        read_json(path, ImageStatistics, "The file holds no confusion matrix: delete it and run relis/eval.py again.")
+    )
 
 
 def _short(path: Path) -> str:

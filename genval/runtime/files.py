@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and images that are read strictly.
+"""Files that appear whole or not at all, and images and JSON that are read strictly.
 
 Every writer goes through `replace_file`: the bytes are written to a temporary name in the same folder, flushed to the
 disk and renamed, so that a killed process leaves either the old file or the new one.
@@ -6,6 +6,7 @@ disk and renamed, so that a killed process leaves either the old file or the new
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
@@ -13,9 +14,10 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from genval.runtime.errors import GenValError
+from genval.runtime.json_record import ShapeError, decode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,42 +124,143 @@ def write_png(path: str | Path, image: np.ndarray, compression: int = 1, noisy: 
     write_bytes(path, data.tobytes())
 
 
-def read_json(path: str | Path) -> Any:
-    """Parse a JSON file.
+_REMEDY = "Write it again or delete it."
+
+
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 text file; a byte order mark at its start, as some editors write, is ignored.
 
     Raises:
-        GenValError: the file is missing or is not JSON.
+        GenValError: the file is missing, or is not UTF-8.
     """
     try:
-        return json.loads(Path(path).read_bytes())
+        return _decode_text(Path(path).read_bytes(), path)
     except OSError as error:
         raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise GenValError(f"{path} is not valid JSON ({error}). Write it again or delete it.") from error
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Parse a file of one JSON object a line; blank lines are passed over.
-
-    Raises:
-        GenValError: the file is missing, or a line is not JSON (the message has its number).
-    """
+def _decode_text(data: bytes, source: str | Path) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise GenValError(f"{source} is in UTF-16, not UTF-8. Save it as UTF-8.")
     try:
-        # Not splitlines: a text may hold what Unicode calls a line separator.
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise GenValError(f"{path} is not a text file: expected one JSON object a line.") from error
-    records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise GenValError(f"{path}, line {number} is not valid JSON ({error}). Mend or remove the line.") from error
-    return records
+        where = f"byte {data[error.start]:#04x} at position {error.start}"
+        raise GenValError(f"{source} is not a text file in UTF-8 ({where}). Save it as UTF-8.") from error
+
+
+def parse_json(text: str | bytes, source: str | Path, shape: Any = Any, remedy: str = _REMEDY) -> Any:
+    """Parse strict JSON and check its shape.
+
+    NaN and infinite numbers, a key that an object has twice, and half of a surrogate pair are refused: what they mean
+    depends on the reader.
+
+    Args:
+        text: of the JSON.
+        source: where it is from, for the error.
+        shape: see `genval.runtime.json_record`.
+        remedy: what to do, for the error.
+
+    Raises:
+        GenValError: it is not JSON, or has another shape.
+    """
+    try:
+        if not text.strip():
+            raise ValueError("it is empty")
+        text = _decode_text(text, source) if isinstance(text, bytes) else text
+        value = json.loads(
+            text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_number, parse_float=_finite
+        )
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise GenValError(f"{source} is not valid JSON (it is nested too deeply). {remedy}") from error
+    except ValueError as error:
+        raise GenValError(f"{source} is not valid JSON ({error}). {remedy}") from error
+    return check_shape(value, shape, source, remedy)
+
+
+def check_shape(value: Any, shape: Any, source: str | Path, remedy: str = _REMEDY) -> Any:
+    """Return a value that was read from JSON, as the type of a shape.
+
+    Raises:
+        GenValError: it has another shape.
+    """
+    try:
+        return decode(shape, value)
+    except ShapeError as error:
+        raise GenValError(f"{source}: {error}. {remedy}") from error
+
+
+def read_json(path: str | Path, shape: Any = Any, remedy: str = _REMEDY) -> Any:
+    """Parse a JSON file, strictly (see `parse_json`), and check its shape.
+
+    Args:
+        path: of the file.
+        shape: what it must hold, see `genval.runtime.json_record`; `Any` leaves that to the caller.
+        remedy: what to do, for the error.
+
+    Raises:
+        GenValError: the file is missing, is not JSON, or has another shape.
+    """
+    return parse_json(read_text(path), path, shape, remedy)
+
+
+def read_jsonl(path: str | Path, shape: Any = dict[str, Any], remedy: str = "Correct or remove the line.") -> list[Any]:
+    """Parse a file of one JSON object a line, strictly (see `parse_json`); blank lines are skipped.
+
+    Args:
+        path: of the file.
+        shape: of each line, see `genval.runtime.json_record`.
+        remedy: what to do, for the error.
+
+    Raises:
+        GenValError: the file is missing, or a line is not JSON or has another shape (the message has its number).
+    """
+    lines = split_jsonl(read_text(path).encode(), path)
+    return [
+        parse_json(line, f"{path}, line {number}", shape, remedy)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+
+
+def split_jsonl(data: bytes, source: str | Path) -> list[bytes]:
+    """Split a file of one JSON object a line into its lines.
+
+    Raises:
+        GenValError: it is one JSON list, or text in UTF-16.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise GenValError(f"{source} is in UTF-16, not UTF-8. Save it as UTF-8.")
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if data.lstrip().startswith(b"["):
+        raise GenValError(
+            f"{source} holds a JSON list: expected one JSON object a line, without brackets around them and commas "
+            "between them. Write each entry on a line of its own."
+        )
+    # Not splitlines, which also splits at a carriage return alone.
+    return data.removesuffix(b"\n").split(b"\n")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has the key {twice!r} twice")
+    return content
+
+
+def _refuse_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is too large a number")
+    return value
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from genval.runtime.errors import GenValError
+
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -14,6 +16,37 @@ def resolve(path: str | Path) -> Path:
     """
     path = Path(path).expanduser()
     return path if path.is_absolute() else REPO_ROOT / path
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name, taken as a path in a folder, stays below the folder.
+
+    >>> is_inside("frankfurt/frankfurt_000000"), is_inside("../../etc"), is_inside("/etc"), is_inside("")
+    (True, False, False, False)
+    """
+    parts = name.split("/")
+    return bool(name) and "\0" not in name and all(part not in ("", ".", "..") for part in parts)
+
+
+def expected_inside(name: str) -> str | None:
+    """What was expected of a name that leaves its folder (see `is_inside`); None for others."""
+    return None if is_inside(name) else "a name without '..' that does not start with '/'"
+
+
+def inside(folder: str | Path, name: str, what: str) -> Path:
+    """The path `folder/name`.
+
+    Args:
+        folder: where the path must lie.
+        name: as a user or a file gives it.
+        what: the flag or key that gives the name, for the error.
+
+    Raises:
+        GenValError: the path would leave the folder.
+    """
+    if not is_inside(name):
+        raise GenValError(f"{what}: expected a name of something in {folder}, found {name!r}. Give it without '..'.")
+    return Path(folder) / name
 
 
 def find_below(root: str | Path, relative: str | Path) -> Path | None:

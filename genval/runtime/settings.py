@@ -87,6 +87,13 @@ def skip_bad_flag() -> Any:
     return flag(False, "skip a bad image or mask, count it and list it, instead of stopping at the first one")
 
 
+def trust_code_flag() -> Any:
+    """`--trust_code`: run Python code of a segmenter from anywhere."""
+    return flag(
+        False, "run .py configs and modules from outside the project, the installed packages and TRUSTED_FOLDERS"
+    )
+
+
 def num_workers_flag() -> Any:
     """`--num_workers`: threads that read and write files."""
     return flag(min(8, os.cpu_count() or 1), "threads that read and write files", type=positive_int)

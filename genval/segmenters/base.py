@@ -50,6 +50,8 @@ class Segmenter(nn.Module, abc.ABC):
     minimum_size = 1
     size_divisor = 1
     definition: str | None = None
+    revision: str | None = None
+    """The commit of a model from the Hugging Face hub."""
 
     def __init__(
         self,

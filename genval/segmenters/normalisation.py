@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json
+from genval.runtime.files import parse_json, read_json
 from genval.segmenters.base import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -57,8 +56,8 @@ def read_normalisation(file: Path, embedded: Mapping[str, str] | None = None) ->
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:  # a bare word
+        return parse_json(text, "metadata")
+    except GenValError:  # a bare word
         return text
 
 

@@ -7,6 +7,7 @@ whether torch is visible to its build. The price is one stand-in module (`import
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.machinery
 import importlib.util
@@ -26,6 +27,8 @@ from genval.runtime.paths import resolve
 from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import load_strictly, read_state_dict
 from genval.segmenters.class_map import ClassMap, check_outputs
+from genval.segmenters.mmseg_config import load_config, registered_only
+from genval.segmenters.trust import require_trusted_module
 
 _INSTALL = (
     "Install what they need, then them: pip install -r requirements/base.txt; "
@@ -78,28 +81,36 @@ def import_mmseg() -> None:
         raise GenValError(f"mmsegmentation, mmcv-lite and mmengine are needed ({error}). {_INSTALL}") from error
 
 
-def read_config(config: str | Path, overrides: Mapping[str, Any] | None = None) -> Any:
+def read_config(config: str | Path, overrides: Mapping[str, Any] | None = None, trust_code: bool = True) -> Any:
     """Read an mmsegmentation config: the user's file, else one that ships with the package.
 
     Args:
         config: a path (relative: from the repository's root), or a shipped config's, e.g. `pspnet/pspnet_r18-...py`.
         overrides: dotted key -> value, e.g. `{"model.backbone.patch_bias": True}`; a dict with `_delete_: True`
             replaces the whole entry.
+        trust_code: whether a Python config from outside the project and the installed packages may run (see
+            `genval.segmenters.trust`). A data file (.yaml, .json) never runs code.
 
     Returns:
         The mmengine `Config`; nothing in its model is fetched on building (`pretrained` and the like are removed),
         and synchronised batch norm becomes plain batch norm, which is equal in evaluation and runs on every device.
 
     Raises:
-        GenValError: no such config, or it cannot be read, has no model, or needs a module that is not installed.
+        GenValError: no such config, or it cannot be read, is not trusted, has no model, or needs a module that is not
+            installed.
     """
-    import_mmseg()
-    from mmengine import Config
+    return _read(config, overrides, trust_code)[0]
 
+
+def _read(config: str | Path, overrides: Mapping[str, Any] | None, trust_code: bool) -> tuple[Any, bool]:
+    """The config of `read_config`, and whether a file of its chain is a data file."""
+    import_mmseg()
     path = _find_config(config)
     try:
-        content = Config.fromfile(path, import_custom_modules=False)
+        content, is_data = load_config(path, trust_code)
         content.merge_from_dict(dict(overrides or {}))
+    except GenValError:
+        raise
     except Exception as error:  # a config is a Python file: anything may go wrong in it
         raise GenValError(f"Cannot read the config {path}: {type(error).__name__}: {error}.") from error
     if not isinstance(content.get("model"), Mapping):
@@ -107,29 +118,32 @@ def read_config(config: str | Path, overrides: Mapping[str, Any] | None = None) 
     modules = content.get("custom_imports", {}).get("imports", [])
     for module in [modules] if isinstance(modules, str) else modules:
         try:
+            require_trusted_module(module, f"The config {path}", trust_code)
             importlib.import_module(module)
         except ImportError as error:
             command = f": {_INSTALL_MMPRETRAIN}" if module.startswith("mmpretrain") else ", or add it to PYTHONPATH."
             raise GenValError(f"The config {path} needs the module {module} ({error}). Install it{command}") from error
     _make_self_contained(content.model)
-    return content
+    return content, is_data
 
 
-def build_network(config: str | Path, overrides: Mapping[str, Any] | None = None) -> nn.Module:
+def build_network(config: str | Path, overrides: Mapping[str, Any] | None = None, trust_code: bool = True) -> nn.Module:
     """Build the network of a config (see `read_config`) with random weights, in evaluation mode on the CPU.
 
     Raises:
         GenValError: as `read_config`, or mmsegmentation cannot build the model.
     """
-    return _build(read_config(config, overrides), config)
+    content, is_data = _read(config, overrides, trust_code)
+    return _build(content, is_data, config)
 
 
-def _build(content: Any, config: str | Path) -> nn.Module:
+def _build(content: Any, is_data: bool, config: str | Path) -> nn.Module:
     from mmengine.registry import DefaultScope
     from mmseg.registry import MODELS
 
     try:
-        with DefaultScope.overwrite_default_scope("mmseg"), warnings.catch_warnings():
+        restricted = registered_only() if is_data else contextlib.nullcontext()
+        with DefaultScope.overwrite_default_scope("mmseg"), warnings.catch_warnings(), restricted:
             warnings.simplefilter("ignore")
             network: nn.Module = MODELS.build(content.model)
     except Exception as error:  # registries wrap whatever a constructor raises
@@ -232,6 +246,7 @@ def load_openmmlab(
     precision: str = "32-true",
     overrides: Mapping[str, Any] | None = None,
     class_map: ClassMap | None = None,
+    trust_code: bool = False,
 ) -> OpenMMLabSegmenter:
     """Build a config's network and fill it, strictly, from a checkpoint (formats: `read_state_dict`).
 
@@ -239,8 +254,8 @@ def load_openmmlab(
         GenValError: as `read_config`, `build_network`, `read_state_dict`, `load_strictly`, `OpenMMLabSegmenter`.
     """
     state = read_state_dict(checkpoint)
-    content = read_config(config, overrides)
-    network = _build(content, config)
+    content, is_data = _read(config, overrides, trust_code)
+    network = _build(content, is_data, config)
     load_strictly(network, state, checkpoint, f"the config {config}")
     segmenter = OpenMMLabSegmenter(name, network.to(device), precision, class_map)
     segmenter.definition = json.dumps(content.model.to_dict(), sort_keys=True, default=str)
@@ -262,7 +277,10 @@ def _find_config(config: str | Path) -> Path:
 def _make_self_contained(node: Any) -> None:
     """Remove the entries that download weights, and replace SyncBN, everywhere below `node`."""
     if isinstance(node, dict):
-        node.pop("pretrained", None)
+        for name in ("pretrained", "checkpoint_path"):
+            node.pop(name, None)
+        if node.get("trust_remote_code"):
+            raise GenValError("The config asks for trust_remote_code, which runs code of a hub. Remove that entry.")
         if isinstance(node.get("init_cfg"), dict) and node["init_cfg"].get("type") == "Pretrained":
             del node["init_cfg"]
         if node.get("type") == "SyncBN":

@@ -21,6 +21,7 @@ from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import find_checkpoint
 from genval.segmenters.class_map import ClassMap
 from genval.segmenters.identity import source_hash
+from genval.segmenters.trust import require_trusted_module
 
 _MODEL_ZOO = "https://github.com/open-mmlab/mmsegmentation/blob/v0.30.0/docs/en/model_zoo.md"
 
@@ -28,7 +29,7 @@ _MODEL_ZOO = "https://github.com/open-mmlab/mmsegmentation/blob/v0.30.0/docs/en/
 # The form of a specification after each prefix; the last part, if optional, is a file.
 PREFIXES: dict[str, str] = {
     "mmseg": "CONFIG,CHECKPOINT",
-    "hf": "NAME_OR_FOLDER",
+    "hf": "NAME[@REVISION]_OR_FOLDER",
     "torchvision": "NAME[,CHECKPOINT]",
     "smp": "ARCHITECTURE,ENCODER,CHECKPOINT",
     "onnx": "FILE",
@@ -67,13 +68,14 @@ def load_segmenter(
     class_map: str | None = None,
     compiled: bool = False,
     channels_last: bool = False,
+    trust_code: bool = False,
 ) -> Segmenter:
     """Load a segmenter by its name or its specification.
 
     Args:
         name: one of `list_segmenters()`, or
             `mmseg:CONFIG,CHECKPOINT`, an mmsegmentation config (a file, or one that ships with it) and its weights;
-            `hf:NAME_OR_FOLDER`, a transformers model for semantic segmentation;
+            `hf:NAME[@REVISION]_OR_FOLDER`, a transformers model for semantic segmentation;
             `torchvision:NAME[,CHECKPOINT]` and `smp:ARCHITECTURE,ENCODER,CHECKPOINT`, networks of those libraries;
             `onnx:FILE` and `torchscript:FILE`, exported networks;
             `module:function`, any Python function that takes the device and returns a callable (e.g. an `nn.Module`)
@@ -85,16 +87,19 @@ def load_segmenter(
         class_map: what the network's outputs mean, if not the 19: see `labels.find_label_space` and `ClassMap`.
         compiled: translate the network with torch.compile (see `Segmenter.compile_network`).
         channels_last: see `Segmenter.use_channels_last`.
+        trust_code: run a `.py` config or a module from outside the project, the installed packages and
+            `path_dicts.TRUSTED_FOLDERS`.
 
     Returns:
         `segmenter(images, size=None)`: RGB uint8 (B, 3, H, W) to float32 logits (B, 19, *size); see `Segmenter`.
 
     Raises:
-        GenValError: the name is unknown, a file is missing or damaged, or weights and model do not match.
+        GenValError: the name is unknown, a file is missing or damaged, weights and model do not match, or code is not
+            trusted.
     """
     check_precision(precision)
     classes = ClassMap(find_label_space(class_map)) if class_map is not None else None
-    segmenter = _load(name, torch.device(device), precision, checkpoint_root, classes)
+    segmenter = _load(name, torch.device(device), precision, checkpoint_root, classes, trust_code)
     if channels_last:
         segmenter.use_channels_last()
     if compiled:
@@ -103,7 +108,12 @@ def load_segmenter(
 
 
 def _load(
-    name: str, device: torch.device, precision: str, checkpoint_root: str | Path, classes: ClassMap | None
+    name: str,
+    device: torch.device,
+    precision: str,
+    checkpoint_root: str | Path,
+    classes: ClassMap | None,
+    trust_code: bool,
 ) -> Segmenter:
     if name in path_dicts.ZOO:
         from genval.segmenters.openmmlab import load_openmmlab
@@ -117,7 +127,7 @@ def _load(
     if not colon or not rest:
         raise GenValError(_unknown(name))
     if prefix not in PREFIXES:
-        return _load_factory(name, prefix, rest, device, precision, classes)
+        return _load_factory(name, prefix, rest, device, precision, classes, trust_code)
     parts = [part.strip() for part in rest.split(",")]
     form = PREFIXES[prefix]
     if not all(parts) or len(parts) not in (form.count(",") + 1, form.split("[")[0].count(",") + 1):
@@ -135,7 +145,7 @@ def _load(
     if prefix == "mmseg":
         from genval.segmenters.openmmlab import load_openmmlab
 
-        return load_openmmlab(name, parts[0], file, device, precision, class_map=classes)
+        return load_openmmlab(name, parts[0], file, device, precision, class_map=classes, trust_code=trust_code)
     if prefix == "smp":
         from genval.segmenters.builders import load_smp
 
@@ -174,9 +184,16 @@ def _existing(file: str, checkpoint_root: str | Path) -> Path:
 
 
 def _load_factory(
-    name: str, module: str, function: str, device: torch.device, precision: str, classes: ClassMap | None
+    name: str,
+    module: str,
+    function: str,
+    device: torch.device,
+    precision: str,
+    classes: ClassMap | None,
+    trust_code: bool,
 ) -> Segmenter:
     try:
+        require_trusted_module(module, name, trust_code)
         factory: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise GenValError(

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from genval.datasets.labels import CLASSES
 from genval.runtime.errors import GenValError
+from genval.runtime.hub import pretrained, split_revision
 from genval.runtime.paths import find_below, resolve
 from genval.segmenters.base import Segmenter
 from genval.segmenters.class_map import NUM_CLASSES, ClassMap, check_outputs
@@ -127,7 +128,8 @@ def load_transformers(
 
     Args:
         name: as given by the user.
-        source: a folder (relative: from the repository's root, or below `checkpoint_root`), else a name on the hub.
+        source: a folder (relative: from the repository's root, or below `checkpoint_root`), else a name on the hub,
+            which pins a revision as `NAME@REVISION`.
         device: where the model goes.
         precision: see `Segmenter`.
         checkpoint_root: where a folder is looked for too.
@@ -140,25 +142,29 @@ def load_transformers(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # a stage has one bar, and this would be another
-    location, local = _locate(source, checkpoint_root)
+    place, local = _locate(source, checkpoint_root)
+    location, options = pretrained(place)
+    options["local_files_only"] = local
     try:
         with _quiet():
-            config = transformers.AutoConfig.from_pretrained(location, local_files_only=local)
-            mean, std, reads_bgr = _normalisation(location, config.model_type, local)
+            config = transformers.AutoConfig.from_pretrained(location, **options)
+            mean, std, reads_bgr = _normalisation(location, config.model_type, options)
             check_outputs(location, config.num_labels, class_map)
             kind = _QUERY_MODELS.get(config.model_type)
             factory = getattr(transformers, kind) if kind else transformers.AutoModelForSemanticSegmentation
             network, report = factory.from_pretrained(
                 location, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
-                local_files_only=local,
+                **options,
             )  # fmt: skip
-            task = _oneformer_task(location, local) if config.model_type == "oneformer" else None
+            task = _oneformer_task(location, options) if config.model_type == "oneformer" else None
     except GenValError:
         raise
     except Exception as error:  # OSError for what is missing, ValueError for what does not fit, and safetensors' own
         reason = str(error).partition(chr(10))[0]
         if local and not Path(location).is_dir():
-            reason = f"there is no such folder, the hub cannot be reached, and {_cached(location)}."
+            reason = f"there is no such folder, the hub cannot be reached, and {_cached(place)}."
+        if "trust_remote_code" in reason or "custom code" in reason:
+            reason = "it needs code of its own, which is never run."
         raise GenValError(f"Cannot load a semantic segmentation model from {location}: {reason} {_EXPECTED}") from error
     if class_map is None:
         _check_label_order(location, config.id2label)
@@ -170,6 +176,7 @@ def load_transformers(
     segmenter.reads_bgr = reads_bgr
     values = {key: value for key, value in config.to_dict().items() if key not in _NOT_DEFINING}
     segmenter.definition = json.dumps(values, sort_keys=True, default=str)
+    segmenter.revision = getattr(config, "_commit_hash", None)
     return segmenter
 
 
@@ -185,14 +192,15 @@ def _locate(source: str, checkpoint_root: str | Path) -> tuple[str, bool]:
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise GenValError(f"There is no folder {resolve(source)}. {_EXPECTED}")
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
+    repository, revision = split_revision(source)
     try:
         # Asked first and once: loading would try several times, for half a minute, and print each time.
-        HfApi().model_info(source, timeout=10)
+        HfApi().model_info(repository, revision=revision, timeout=10)
     except GatedRepoError as error:
         raise GenValError(f"The hub's {source} is gated: accept its terms, then: hf auth login") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise GenValError(
             f"There is no folder {resolve(source)}, and the Hugging Face hub has no model {source!r}. {_EXPECTED}"
         ) from error
@@ -204,7 +212,8 @@ def _locate(source: str, checkpoint_root: str | Path) -> tuple[str, bool]:
 def _cached(location: str) -> str:
     from huggingface_hub import try_to_load_from_cache
 
-    here = isinstance(try_to_load_from_cache(location, "config.json"), str)
+    name, revision = split_revision(location)
+    here = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
     return "the copy in its cache is incomplete" if here else "its cache holds no copy"
 
 
@@ -220,11 +229,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _oneformer_task(location: str, local: bool) -> Tensor:
+def _oneformer_task(location: str, options: Mapping[str, Any]) -> Tensor:
     """OneFormer's task as its processor makes it: the tokens of a sentence, 0 where there are none."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=local)
+    tokenizer = AutoTokenizer.from_pretrained(location, **options)
     tokens = tokenizer(_ONEFORMER_TASK, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
     task: Tensor = tokens["input_ids"] * tokens["attention_mask"]
     return task
@@ -237,14 +246,14 @@ def _check_label_order(location: str, id2label: dict[int, str]) -> None:
         raise GenValError(f"{location} has the Cityscapes classes in another order than the trainIds: {names}.")
 
 
-def _normalisation(location: str, model_type: str, local: bool) -> tuple[list[float], list[float], bool]:
+def _normalisation(location: str, model_type: str, options: Mapping[str, Any]) -> tuple[list[float], list[float], bool]:
     """A processor's (x * rescale - mean) / std as mean and deviation on the scale 0..255, and whether it takes BGR."""
     from transformers import AutoImageProcessor, OneFormerImageProcessor
 
     if model_type == "oneformer":  # its processor fetches lists of classes when it is made
-        values: dict[str, Any] = OneFormerImageProcessor.get_image_processor_dict(location, local_files_only=local)[0]
+        values: dict[str, Any] = OneFormerImageProcessor.get_image_processor_dict(location, **options)[0]
     else:
-        values = AutoImageProcessor.from_pretrained(location, local_files_only=local).to_dict()
+        values = AutoImageProcessor.from_pretrained(location, **options).to_dict()
     # Not every processor has every step: MobileViT's, for one, does not normalise, and wants BGR.
     scale = values["rescale_factor"] if values.get("do_rescale") else 1.0
     mean, std = (values["image_mean"], values["image_std"]) if values.get("do_normalize") else ([0.0] * 3, [1.0] * 3)

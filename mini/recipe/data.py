@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import cv2
 import numpy as np
@@ -13,6 +13,14 @@ import numpy as np
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_image, read_jsonl, read_mask
 from genval.runtime.progress import progress_bar
+
+
+class ListedImage(TypedDict):
+    """A line of a list of images with captions."""
+
+    image: str
+    text: str
+    conditioning_image: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,9 @@ def load_captioned_images(
     Raises:
         GenValError: the list is missing or empty, a field is missing in a line, or a file cannot be read.
     """
-    records: list[dict[str, Any]] = read_jsonl(data_dir / jsonl)[:limit] if (data_dir / jsonl).is_file() else []
+    records: list[dict[str, Any]] = (
+        read_jsonl(data_dir / jsonl, ListedImage)[:limit] if (data_dir / jsonl).is_file() else []
+    )
     if not records:
         raise GenValError(
             f"{data_dir / jsonl} is missing or lists no image. "

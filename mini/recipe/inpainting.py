@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
@@ -26,6 +26,15 @@ from mini.recipe.training import Average, Log, adamw, fit, warm_cosine, weight_c
 from mini.recipe.views import held_out
 
 CONTEXT = 1.5  # side of a crop over the side of its box, as in ood_objects/sd_inpaint.py
+
+
+class ListedCrop(TypedDict):
+    """A line of `training/objects.jsonl` with the box around its object: row, column and side in pixels."""
+
+    image: str
+    object: str
+    box: tuple[int, int, int]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ def load_object_crops(data_dir: Path, recipe: InpaintingRecipe, limit: int | Non
         GenValError: the list is missing or has no object that is large enough, or a file cannot be read.
     """
     path = data_dir / "training/objects.jsonl"
-    records: list[dict[str, Any]] = read_jsonl(path) if path.is_file() else []
+    records: list[dict[str, Any]] = read_jsonl(path, ListedCrop) if path.is_file() else []
     records = [line for line in records if line["object"]][:limit]
     heights = {read_image(data_dir / line["image"]).shape[0] for line in records[:1]}
     records = [line for line in records if line["box"][2] >= recipe.least_side * max(heights)]
@@ -181,7 +190,7 @@ def train_inpainting(
 
     torch.manual_seed(recipe.seed)
     vae = AutoencoderKL.from_pretrained(base / "vae").float().to(device).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer", trust_remote_code=False)
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
     trained = _load_trained(base, device)
     average = Average(trained, recipe.ema)
@@ -217,7 +226,7 @@ def _load_trained(base: Path, device: torch.device) -> nn.ModuleDict:
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder").float().to(device)
+    text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder", trust_remote_code=False).float().to(device)
     unet = widened(UNet2DConditionModel.from_pretrained(base / "unet").float())
     unet = unet.to(device, memory_format=torch.channels_last)
     return nn.ModuleDict({"unet": unet, "text": text_encoder}).train()

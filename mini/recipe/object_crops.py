@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -24,6 +25,15 @@ _LEAST = 0.18
 _CUT = 0.06  # fraction of the object's side that may be outside the crop
 _GAIN, _SHIFT = 0.2, 0.1  # maximum change of contrast and brightness; half of it for each colour
 _NOISE = 0.03  # maximum standard deviation of the pixel noise
+
+
+class ListedObject(TypedDict):
+    """A line of `training/objects.jsonl`."""
+
+    image: NotRequired[str]
+    clean: NotRequired[str]
+    mask: NotRequired[str]
+    object: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,8 @@ def load_object_images(data_dir: Path, limit: int | None = None, workers: int = 
             differ, or a mask is empty.
     """
     list_file = data_dir / "training/objects.jsonl"
-    records = [line for line in read_jsonl(list_file) if line.get("object")][:limit] if list_file.is_file() else []
+    lines = read_jsonl(list_file, ListedObject) if list_file.is_file() else []
+    records = [line for line in lines if line.get("object")][:limit]
     if not records:
         raise GenValError(
             f"{list_file} is missing or lists no object. Render the data first: python mini/render.py --help"

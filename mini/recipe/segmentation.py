@@ -250,7 +250,8 @@ def _build_on_cpu(recipe: SegmenterRecipe) -> nn.Module:
         return network
     from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
-    return AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(path))
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    return AutoModelForSemanticSegmentation.from_config(config, trust_remote_code=False)
 
 
 def _logits(network: Any, pixels: Tensor) -> Tensor:

@@ -142,6 +142,7 @@ def captioner_stage(settings: TrainSettings) -> dict[str, Any]:
     from genval.runtime.files import read_image, read_jsonl
     from mini.recipe.captioner import CaptionerRecipe, load_class_cells, measure_captioner, train_captioner
     from mini.recipe.contrastive import ContrastiveRecipe, measure_contrastive, train_contrastive
+    from mini.recipe.data import ListedImage
     from mini.recipe.views import held_out
 
     common = {"seconds": settings.captioner_seconds, "seed": settings.seed, **sizes(settings)}
@@ -159,7 +160,7 @@ def captioner_stage(settings: TrainSettings) -> dict[str, Any]:
         data = captioned_images(settings.data, side, side, settings.limit, settings.num_workers)
         return torch.from_numpy(data.images)[~apart]
 
-    records = read_jsonl(settings.data / "training/diffusion.jsonl")[: settings.limit]
+    records = read_jsonl(settings.data / "training/diffusion.jsonl", ListedImage)[: settings.limit]
     apart = held_out(len(records))
     measured, trained = ([records[i] for i in chosen.nonzero()[:, 0]] for chosen in (apart, ~apart))
     texts = [line["text"] for line in trained]
@@ -289,7 +290,7 @@ def record(output: Path, stage: str, scores: dict[str, Any]) -> None:
 
     if scores:
         path = output / "training.json"
-        known = read_json(path) if path.exists() else {}
+        known = read_json(path, dict[str, dict[str, Any]]) if path.exists() else {}
         known[stage] = {**known.get(stage, {}), **scores}
         write_json(path, known)
         print(f"{stage}: {scores}\nwrote {output}", flush=True)

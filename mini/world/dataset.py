@@ -114,7 +114,7 @@ def read_captions(out: Path, domains: Sequence[str]) -> dict[str, str]:
     for name in map(set_name, domains):
         path = out / "captions" / f"captions_{name}.json"
         if path.exists():
-            captions.update(read_json(path)[name])
+            captions.update(read_json(path, dict[str, dict[str, str]]).get(name, {}))
     return captions
 
 

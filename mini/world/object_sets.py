@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from genval.runtime.seeds import item_seed
 
@@ -76,6 +76,12 @@ def plan_training(number: int) -> Iterator[ObjectJob]:
         yield ObjectJob("train", index, f"{stem}.png", f"{stem}_mask.png")
 
 
+class _Line(TypedDict):
+    """A line of `LIST`."""
+
+    image: str
+
+
 def render_test_set(number: int, target: Target, workers: int) -> int:
     """Render the missing images of the test set; return the number of written images."""
     jobs = [job for job in plan_test(number) if _is_missing(target, job.image, job.mask)]
@@ -87,7 +93,7 @@ def render_training_set(number: int, target: Target, workers: int) -> int:
     from genval.runtime.files import read_jsonl, write_jsonl
 
     path = target.out / LIST
-    known = {line["image"]: line for line in read_jsonl(path)} if path.exists() else {}
+    known = {line["image"]: line for line in read_jsonl(path, _Line)} if path.exists() else {}
     jobs = [
         job
         for job in plan_training(number)

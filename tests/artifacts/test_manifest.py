@@ -71,3 +71,20 @@ def test_settings_are_plain_json(tmp_path):
     written = json.loads(path.read_text())
     assert written["settings"] == {"out": "a/b", "domains": ["fog"], "seed": 3}
     assert "torch" in written["versions"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("null", "expected an object, found null"),
+        ("[1, 2]", "holds a JSON list"),
+        ('{"a": 1}', "id: expected a value"),
+        ('{"id": 3}', "id: expected text"),
+        ('{"id": "../../x"}', r"id: expected a name without '\.\.'"),
+        ('{"id": "x", "a": NaN}', "NaN is not a JSON number"),
+    ],
+)
+def test_a_line_of_another_shape_is_refused(tmp_path, line, message):
+    (tmp_path / "manifest.jsonl").write_text(f'{line}\n{{"id": "b"}}\n')
+    with pytest.raises(GenValError, match=rf"manifest\.jsonl.*{message}"):
+        Manifest(tmp_path)

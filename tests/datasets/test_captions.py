@@ -40,10 +40,10 @@ def test_one_name_with_two_captions_is_refused(tmp_path):
     [
         ("a.json", "[]", "expected"),
         ("a.json", "{}", "no captions"),
-        ("a.json", '{"cityscapes": {"a.png": 3}}', "entry 1"),
+        ("a.json", '{"cityscapes": {"a.png": 3}}', "cityscapes\\.a\\.png: expected text, found an integer"),
         ("a.json", '{"a.png": "a street"}', "expected"),
         ("a.json", '{"cityscapes": {"a.png":', "not valid JSON"),
-        ("a.jsonl", '{"image": "a.png"}\n', "entry 1"),
+        ("a.jsonl", '{"image": "a.png"}\n', "line 1: text: expected a value"),
         ("a.jsonl", '"a.png"\n', "expected"),
         ("a.jsonl", "", "no captions"),
         ("a.jsonl", '{"image": "a", "text": "x"}\n{"image": "a", "text": "y"}\n', "two captions for a"),

@@ -42,5 +42,5 @@ def test_a_gate_of_other_files_is_refused(items, tmp_path):
     with pytest.raises(GenValError, match=r"0 are not in it, 1 have changed since .*a\.png"):
         apply_gate(items[:2], tmp_path)
     (tmp_path / GATE).write_text('{"kept": ["a"]}')
-    with pytest.raises(GenValError, match="is not a gate"):
+    with pytest.raises(GenValError, match=r"kept\[0\]: expected an object, found text"):
         apply_gate(items, tmp_path)

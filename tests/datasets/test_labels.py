@@ -96,7 +96,7 @@ def test_a_label_map_of_ones_own(tmp_path):
     [
         ({"0": "street"}, r"id 0 is 'street', expected a trainId 0..18, null, or one of: road, "),
         ({"0": 19}, "id 0 is 19"),
-        ({"0": True}, "id 0 is True"),
+        ({"0": True}, "0: expected an integer, found true or false"),
         ({"256": 0}, "expected ids 0..255"),
         ({"road": 0}, "expected ids 0..255"),
         ({"0": "road", "other": 3}, '"other" can only be null'),

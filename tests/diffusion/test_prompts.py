@@ -39,7 +39,7 @@ def test_prompt_files(tmp_path: Path) -> None:
     assert {domain.text(seed) for seed in range(20)} == {"in haze", "in mist"}
     file.write_text("\n")
     for bad in (file, tmp_path / "none.txt"):
-        with pytest.raises(GenValError, match=f"--prompt_file: .*{bad.name}"):
+        with pytest.raises(GenValError, match=f"{bad.name}"):
             find_domain("fog", prompt_file=str(bad))
 
 

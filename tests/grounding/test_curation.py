@@ -31,7 +31,7 @@ def test_choices_of_a_person_stay(tmp_path):
 @pytest.mark.parametrize("content", ["[]", '{"lion": [1]}', '{"lion": {"0": "yes"}}'])
 def test_other_content_is_refused(tmp_path, content):
     (tmp_path / "curated.json").write_text(content)
-    with pytest.raises(GenValError, match=r"curated\.json: expected"):
+    with pytest.raises(GenValError, match=r"curated\.json: .*expected"):
         read_curated(tmp_path)
 
 

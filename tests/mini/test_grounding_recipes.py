@@ -93,7 +93,7 @@ def test_bad_lists_of_objects_are_refused(data_dir, tmp_path):
             (data_dir / "bad" / line[kind]).write_bytes(source.read_bytes())
         return load_object_images(data_dir / "bad")
 
-    with pytest.raises(GenValError, match="'clean'"):
+    with pytest.raises(GenValError, match="clean: expected text"):
         listed(clean=None)
     write_png(data_dir / "bad/none.png", np.zeros((64, 96), np.uint8))
     with pytest.raises(GenValError, match="shows no lion"):

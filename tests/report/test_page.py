@@ -3,10 +3,12 @@
 import base64
 import dataclasses
 import doctest
+import html as markup
 import importlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -140,10 +142,12 @@ def test_a_diagram_holds_what_the_ece_is_made_of():
 
 def test_a_scaling_file_of_something_else_is_refused(tmp_path):
     write_json(tmp_path / "m/ACDC_fog/from_x/vanilla_ece.json", {"model": "m"})
-    with pytest.raises(GenValError, match=r"vanilla_ece\.json is not what relis/eval_calibration_clustering"):
+    with pytest.raises(
+        GenValError, match=r"vanilla_ece\.json: .* It is not a file of relis/eval_calibration_clustering"
+    ):
         collect_diagrams(tmp_path / "none", tmp_path)
     write_json(tmp_path / "errors/m/ACDC_fog.json", [])
-    with pytest.raises(GenValError, match=r"ACDC_fog\.json is not what relis/eval_calibration\.py"):
+    with pytest.raises(GenValError, match=r"ACDC_fog\.json: .* It is not a file of relis/eval_calibration\.py"):
         collect_diagrams(tmp_path / "errors", tmp_path / "none")
 
 
@@ -230,10 +234,13 @@ def test_a_domain_that_is_not_there_and_another_format_are_refused(tmp_path, sou
 @pytest.mark.parametrize(
     ("key", "change"),
     [
-        ("robustness.fog.models[1].true: expected an object, found int", lambda fog: fog["models"][1].update(true=3)),
+        (
+            "robustness.fog.models[1].true: expected an object, found an integer",
+            lambda fog: fog["models"][1].update(true=3),
+        ),
         ("robustness.fog.bias: expected a value, found no such key", lambda fog: fog.pop("bias")),
         ("robustness.fog.unit: expected text, found null", lambda fog: fog.update(unit=None)),
-        ("robustness.fog.classes: expected a list, found str", lambda fog: fog.update(classes="road")),
+        ("robustness.fog.classes: expected a list, found text", lambda fog: fog.update(classes="road")),
     ],
 )
 def test_a_comparison_of_another_shape_is_refused_by_its_key(tmp_path, sources, key, change):
@@ -348,6 +355,20 @@ def test_texts_cannot_break_out_of_the_page(page):
     entry = data_of(html)["gallery"]["images"][0]
     assert "</script> & <b>in</b>" in entry["prompt"]
     assert int(entry["seed"]) >= 2**62  # as text: a browser's numbers have 53 bits
+
+
+def test_names_in_charts_are_not_markup(page):
+    script = page.read_text(encoding="utf-8")
+    (function,) = re.findall(r"const plain = .*", script)
+    if shutil.which("node") is None:
+        pytest.skip("no node on the PATH (Debian: apt-get install nodejs)")
+    name = '<a href="javascript:alert(1)">x</a> <b>y</b> &lt; %{x} $z$'
+    code = f"{function} console.log(plain({json.dumps(name)}))"
+    shown = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"[<>%$]|&(?!#\d+;)", shown) and markup.unescape(shown.strip()) == name
+    # Elsewhere names are set as text, never as markup.
+    labels = re.findall(r".*DATA\.labels\[.*", (REPO_ROOT / "genval/report/page/templates/charts.js").read_text())
+    assert labels and all("plain(DATA.labels" in line or "fill(" in line or "aria-label" in line for line in labels)
 
 
 def test_the_domains_are_in_the_order_of_the_comparison(page):

@@ -5,9 +5,9 @@ import pytest
 import scipy.stats
 
 from genval.report.comparison import compare, compare_classes, regret
-from genval.report.json_record import encode
 from genval.report.resampling import draw_models
 from genval.report.scores import Scores
+from genval.runtime.json_record import encode
 
 MODELS = [f"model{index}" for index in range(6)]
 DRAWS, SEED = 200, 5

@@ -1,6 +1,7 @@
 """Files appear whole or not at all, and damaged input is refused by name."""
 
 import os
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import pytest
@@ -93,3 +94,78 @@ def test_a_binary_file_is_not_a_list(tmp_path):
     (tmp_path / "list.jsonl").write_bytes(bytes(range(256)))
     with pytest.raises(GenValError, match=r"list\.jsonl is not a text file"):
         files.read_jsonl(tmp_path / "list.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b" \n", "it is empty"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": ' * 100_000, "nested too deeply"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
+        (b'{"a": 1e999}', "too large"),
+        (b'{"a": 1, "a": 2}', "the key 'a' twice"),
+        (b'{"a": "\\ud800"}', "surrogates not allowed"),
+        ('{"a": "ö"}'.encode("latin-1"), "not a text file in UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "in UTF-16"),
+        (b'{"a": 1', "not valid JSON"),
+    ],
+)
+def test_json_is_read_strictly(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(GenValError, match=rf"a\.json.*{message}"):
+        files.read_json(tmp_path / "a.json")
+    (tmp_path / "a.jsonl").write_bytes(b'{"b": 1}\n' + content)
+    if content.strip() and not content.startswith(b"\xff\xfe"):
+        with pytest.raises(GenValError, match=r"a\.jsonl"):
+            files.read_jsonl(tmp_path / "a.jsonl")
+
+
+def test_a_byte_order_mark_is_ignored(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert files.read_json(path) == {"a": 1} and files.read_jsonl(path) == [{"a": 1}]
+    path.write_bytes(b"\xef\xbb\xbflion\n")
+    assert files.read_text(path) == "lion\n"
+
+
+class Shape(TypedDict):
+    id: str
+    box: NotRequired[tuple[int, int]]
+    scores: NotRequired[dict[str, float | None]]
+    kind: NotRequired[Literal["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("null", "expected an object, found null"),
+        ("[]", "expected an object, found a list"),
+        ("{}", "id: expected a value, found no such key"),
+        ('{"id": null}', "id: expected text, found null"),
+        ('{"id": "x", "box": [1]}', "box: expected 2 values, found 1"),
+        ('{"id": "x", "box": [1, 2.5]}', r"box\[1\]: expected an integer, found a number"),
+        ('{"id": "x", "box": [1, true]}', r"box\[1\]: expected an integer, found true or false"),
+        ('{"id": "x", "box": [1, 99999999999999999999]}', r"box\[1\]: expected a number of 64 bits"),
+        ('{"id": "x", "scores": {"f": "1"}}', r"scores\.f: expected a number, found text"),
+        ('{"id": "x", "kind": "c"}', "kind: expected 'a' or 'b', found 'c'"),
+    ],
+)
+def test_another_shape_is_refused_by_its_key(tmp_path, content, message):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(GenValError, match=rf"a\.json: {message}"):
+        files.read_json(tmp_path / "a.json", Shape)
+
+
+def test_a_shape_keeps_other_keys(tmp_path):
+    value = {"id": "x", "box": [1, 2], "scores": {"f": None}, "kind": "a", "other": [1]}
+    files.write_json(tmp_path / "a.json", value)
+    assert files.read_json(tmp_path / "a.json", Shape) == {**value, "box": (1, 2)}
+
+
+def test_lines_that_are_one_list_are_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('[{"a": 1},\n{"a": 2}]\n')
+    with pytest.raises(GenValError, match="expected one JSON object a line"):
+        files.read_jsonl(tmp_path / "a.jsonl")

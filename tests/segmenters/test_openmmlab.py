@@ -206,3 +206,81 @@ def test_convnext_models_have_torchvisions_backbone_and_run(name):
     assert network.test_cfg["crop_size"] == [769, 769]
     with torch.inference_mode():
         assert network(torch.zeros(1, 3, 64, 128)).shape == (1, 19, 16, 32)
+
+
+SHIPPED = "mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py"
+
+
+def test_a_config_may_be_based_on_a_shipped_one(tmp_path):
+    (tmp_path / "own.py").write_text(f'_base_ = "{SHIPPED}"\n')
+    assert read_config(tmp_path / "own.py").model.backbone.type == "MixVisionTransformer"
+    (tmp_path / "own.yaml").write_text(f"_base_: {SHIPPED}\nmodel: {{backbone: {{embed_dims: 8}}}}\n")
+    assert read_config(tmp_path / "own.yaml").model.backbone.embed_dims == 8
+
+
+def mark(tmp_path):
+    return f'open({str(tmp_path / "ran")!r}, "w")'
+
+
+def test_a_python_config_from_elsewhere_needs_trust(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(f'_base_ = "{SHIPPED}"\n{mark(tmp_path)}\n')
+    message = rf'own\.py is Python code.*--trust_code.*TRUSTED_FOLDERS = \("{tmp_path}",\)'
+    with pytest.raises(GenValError, match=message):
+        read_config(tmp_path / "own.py", trust_code=False)
+    assert not (tmp_path / "ran").exists()
+    read_config(tmp_path / "own.py", trust_code=True)
+    monkeypatch.setattr(path_dicts, "TRUSTED_FOLDERS", (str(tmp_path),))
+    read_config(tmp_path / "own.py", trust_code=False)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_base_outside_the_trusted_folder_needs_trust(tmp_path, monkeypatch, lazy):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.setattr(path_dicts, "TRUSTED_FOLDERS", (str(inside),))
+    (tmp_path / "outside.py").write_text(f"model = dict(type='EncoderDecoder')\n{mark(tmp_path)}\n")
+    text = "from mmengine.config import read_base\nwith read_base():\n    from ..outside import *\n"
+    (inside / "own.py").write_text(text if lazy else '_base_ = "../outside.py"\n')
+    (inside / "link.py").symlink_to(tmp_path / "outside.py")
+    for name in ("own.py", "link.py"):
+        with pytest.raises(GenValError, match=r"outside\.py is Python code"):
+            read_config(inside / name, trust_code=False)
+    assert not (tmp_path / "ran").exists()
+    assert read_config(inside / "own.py", trust_code=True).model.type == "EncoderDecoder"
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "yml", "json"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "model: !!python/object/apply:os.system ['touch RAN']",
+        "model: !!python/object/apply:builtins.open [RAN, w]",
+        "model: {type: EncoderDecoder}\nx: '{{ $NONE:'' }}'\ny: !!python/object/apply:os.system ['touch RAN']",
+        "model: {type: EncoderDecoder}\nx: {{ $NONE:!!python/object/apply:os.system ['touch RAN'] }}",
+        '{"model": {"type": "os.system", "command": "touch RAN"}}',
+        '{"model": {"type": "mmengine.mkdir_or_exist", "dir_name": "RAN"}}',
+        '{"model": {"type": "EncoderDecoder", "backbone": {"type": "builtins.open", "file": "RAN", "mode": "w"}}}',
+        '{"model": {"type": "EncoderDecoder", "backbone": {"type": "X", "_scope_": "evil"}}}',
+        '{"model": {"type": "evil.X"}}',
+        '{"model": {"type": "EncoderDecoder"}, "custom_imports": {"imports": ["evil"]}}',
+        '{"model": {"type": "EncoderDecoder"}, "_base_": "base.py"}',
+        '{"model": {"type": "EncoderDecoder"}, "_base_": "base.yaml"}',
+    ],
+)
+def test_a_data_file_never_runs_code(tmp_path, monkeypatch, content, suffix):
+    ran = tmp_path / "ran"
+    for name in ("base.py", "evil/__init__.py", "evil/registry.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(mark(tmp_path))
+    (tmp_path / "base.yaml").write_text(f"a: !!python/object/apply:os.system ['touch {ran}']")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"own.{suffix}").write_text(content.replace("RAN", str(ran)))
+    with pytest.raises(GenValError, match="own"):
+        build_network(tmp_path / f"own.{suffix}")
+    assert not ran.exists()
+
+
+def test_a_config_cannot_ask_for_code_of_a_hub(tmp_path):
+    (tmp_path / "own.py").write_text("model = dict(type='EncoderDecoder', backbone=dict(trust_remote_code=True))")
+    with pytest.raises(GenValError, match="trust_remote_code"):
+        read_config(tmp_path / "own.py")

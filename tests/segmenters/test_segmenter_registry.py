@@ -7,6 +7,7 @@ import torch
 
 import path_dicts
 from genval.runtime.errors import GenValError
+from genval.runtime.paths import resolve
 from genval.segmenters import describe_segmenters, list_segmenters, load_segmenter
 
 CONFIG = "mini/segmenters/pspnet-r18.py"
@@ -91,9 +92,9 @@ def factories(tmp_path, monkeypatch):
 
 
 def test_any_python_function_makes_a_segmenter(factories, images):
-    logits = load_segmenter("my_segmenters:brightness", CPU)(images)
+    logits = load_segmenter("my_segmenters:brightness", CPU, trust_code=True)(images)
     assert (logits.shape, logits.dtype) == ((2, 19, 96, 160), torch.float32)
-    network = load_segmenter("my_segmenters:convolution", CPU, "bf16-true")
+    network = load_segmenter("my_segmenters:convolution", CPU, "bf16-true", trust_code=True)
     assert network(images).dtype == torch.float32
     assert not network.function.training
     assert not network(images).requires_grad
@@ -101,11 +102,11 @@ def test_any_python_function_makes_a_segmenter(factories, images):
 
 def test_functions_that_do_not_keep_the_protocol(factories, images):
     with pytest.raises(GenValError, match="has 3 classes, expected 19"):
-        load_segmenter("my_segmenters:three_classes", CPU)(images)
+        load_segmenter("my_segmenters:three_classes", CPU, trust_code=True)(images)
     with pytest.raises(GenValError, match="returned NoneType"):
-        load_segmenter("my_segmenters:nothing", CPU)
+        load_segmenter("my_segmenters:nothing", CPU, trust_code=True)
     with pytest.raises(GenValError, match="no attribute 'absent'"):
-        load_segmenter("my_segmenters:absent", CPU)
+        load_segmenter("my_segmenters:absent", CPU, trust_code=True)
     with pytest.raises(GenValError, match="No module named 'no_such_module'"):
         load_segmenter("no_such_module:function", CPU)
 
@@ -117,7 +118,7 @@ def test_functions_that_do_not_keep_the_protocol(factories, images):
 )
 def test_images_of_another_kind_are_refused(factories, bad):
     with pytest.raises(GenValError, match="expects RGB uint8 images"):
-        load_segmenter("my_segmenters:brightness", CPU)(bad)
+        load_segmenter("my_segmenters:brightness", CPU, trust_code=True)(bad)
 
 
 def test_an_unknown_precision_is_refused():
@@ -206,6 +207,27 @@ def test_reduced_precision_on_a_cpu_is_the_same_up_to_rounding(tmp_path, monkeyp
         "    return lambda images: classify(reduce(spread(images.float() / 255)))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    full = load_segmenter("strided:make", CPU)(images)
-    reduced = load_segmenter("strided:make", CPU, precision)(images)
+    full = load_segmenter("strided:make", CPU, trust_code=True)(images)
+    reduced = load_segmenter("strided:make", CPU, precision, trust_code=True)(images)
     assert 0 < (reduced - full).norm() < 0.02 * full.norm()
+
+
+def test_a_module_from_elsewhere_needs_trust(tmp_path, monkeypatch):
+    for name in ("outside/__init__.py", "outside/inner.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef make(device):\n    return None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("outside:make", "outside.inner:make"):
+        with pytest.raises(GenValError, match=r"outside/__init__\.py is Python code.*--trust_code"):
+            load_segmenter(name, CPU)
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setattr(path_dicts, "TRUSTED_FOLDERS", (str(tmp_path),))
+    with pytest.raises(GenValError, match="returned NoneType"):
+        load_segmenter("outside.inner:make", CPU)
+
+
+def test_a_config_from_elsewhere_needs_trust(tmp_path, checkpoint):
+    (tmp_path / "own.py").write_text(f"_base_ = {str(resolve(CONFIG))!r}")
+    with pytest.raises(GenValError, match=r"own\.py is Python code.*--trust_code"):
+        load_segmenter(f"mmseg:{tmp_path}/own.py,{checkpoint}", CPU)
+    load_segmenter(f"mmseg:{tmp_path}/own.py,{checkpoint}", CPU, trust_code=True)

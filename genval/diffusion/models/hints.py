@@ -146,7 +146,7 @@ def make_encoding(name: str, labels: str | Path = "cityscapes") -> HintEncoding:
         raise GenValError(
             f"--hint_labels: expected one of {', '.join(LABEL_SPACES)}, or a JSON file of ids; {path} does not exist."
         )
-    return HintEncoding(name, _own_labels(path.stem, read_json(path), path))
+    return HintEncoding(name, _own_labels(path.stem, read_json(path, dict[str, Any]), path))
 
 
 def _rgb(colour: Any) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from genval.diffusion.models.messages import first_words, listed, silence_loadin
 from genval.diffusion.original.reading import SUFFIXES, OriginalFile, is_original
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
+from genval.runtime.hub import pretrained, split_revision
 from genval.runtime.paths import REPO_ROOT, find_below, resolve
 from genval.runtime.precision import compute_dtype
 
@@ -283,8 +284,16 @@ def _find_local(name: str | Path) -> Path | None:
     return published if published.exists() else None
 
 
+class _Index(TypedDict):
+    """`model_index.json`, as far as it is read."""
+
+    shared_parts: NotRequired[str]
+
+
 def _is_xl(folder: Path) -> bool:
-    return str(read_json(folder / "model_index.json").get("_class_name")).startswith("StableDiffusionXL")
+    return str(read_json(folder / "model_index.json", dict[str, Any]).get("_class_name")).startswith(
+        "StableDiffusionXL"
+    )
 
 
 def _load_folder(folder: Path) -> dict[str, Any]:
@@ -295,17 +304,17 @@ def _load_folder(folder: Path) -> dict[str, Any]:
     parts = {
         "vae": load_strictly(AutoencoderKL, _part_file(folder, "vae"), "diffusion_pytorch_model.safetensors"),
         "text_encoder": load_strictly(CLIPTextModel, _part_file(folder, "text_encoder"), "model.safetensors"),
-        "tokenizer": CLIPTokenizer.from_pretrained(str(_part_file(folder, "tokenizer"))),
+        "tokenizer": CLIPTokenizer.from_pretrained(str(_part_file(folder, "tokenizer")), trust_remote_code=False),
         "unet": load_strictly(UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model.safetensors"),
         "scheduler_config": _scheduler_config(SchedulerMixin, folder),
     }
     if not _is_xl(folder):
         return parts
-    index = read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json", dict[str, Any])
     return {
         **parts,
         "text_encoder_2": load_strictly(CLIPTextModelWithProjection, folder / "text_encoder_2", "model.safetensors"),
-        "tokenizer_2": CLIPTokenizer.from_pretrained(str(folder / "tokenizer_2")),
+        "tokenizer_2": CLIPTokenizer.from_pretrained(str(folder / "tokenizer_2"), trust_remote_code=False),
         "zero_empty_prompts": index.get("force_zeros_for_empty_prompt", True),
     }
 
@@ -319,7 +328,7 @@ def find_model(name: str | Path, files: Sequence[str], optional: Sequence[str] =
     """Return the folder of a model: local (also one level below `checkpoints/`), or downloaded from Hugging Face.
 
     Args:
-        name: a folder or a Hugging Face name.
+        name: a folder or a Hugging Face name, which pins a revision as `OWNER/NAME@REVISION`.
         files: the required files, relative paths; `weights.fp16.safetensors` may replace `weights.safetensors`.
         optional: files that are downloaded too if they exist.
 
@@ -351,7 +360,7 @@ def _part_file(folder: Path, file: str) -> Path:
     part, index = file.partition("/")[0], folder / "model_index.json"
     if (folder / part).exists() or not index.is_file():
         return folder / file
-    shared = read_json(index).get(SHARED_PARTS)
+    shared = read_json(index, _Index).get(SHARED_PARTS)
     return folder / file if shared is None else folder / shared / file
 
 
@@ -373,15 +382,23 @@ def _download(name: str, files: Sequence[str]) -> Path:
     if hub_like:
         try:
             # The tokenizer's files have several possible names; all are small.
-            return Path(snapshot_download(name, allow_patterns=[*files, "tokenizer/*", "tokenizer_2/*"]))
+            repository, revision = split_revision(name)
+            wanted = [*files, "tokenizer/*", "tokenizer_2/*"]
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
         except (OSError, ValueError, HFValidationError) as error:
             reason = f"it could not be fetched from huggingface.co ({str(error).splitlines()[0]})"
     advice = (
-        f"With a connection: hf download {name} --local-dir checkpoints/{Path(name).name}, then give that folder."
+        f"With a connection: hf download {_download_flags(name)}, then give that folder."
         if hub_like
         else "Train or fetch it first: the stages in README.md and docs/mini.md say what makes it."
     )
     raise GenValError(f"No model at {resolve(name)}, and {reason}. {advice}")
+
+
+def _download_flags(name: str) -> str:
+    repository, revision = split_revision(name)
+    pinned = f" --revision {revision}" if revision else ""
+    return f"{repository}{pinned} --local-dir checkpoints/{Path(repository).name}"
 
 
 def load_strictly(model_class: Any, folder: Path, weights: str) -> Any:
@@ -394,10 +411,12 @@ def load_strictly(model_class: Any, folder: Path, weights: str) -> Any:
     """
     file = _variant(folder / weights)
     variant = None if file.name == weights else "fp16"
+    # Models of diffusers have no such option: their classes are known here, and never a repository's own.
+    options = pretrained(str(folder))[1] if model_class.__module__.startswith("transformers.") else {}
     try:
         with silence_loading():
             model, info = model_class.from_pretrained(
-                str(folder), output_loading_info=True, use_safetensors=True, variant=variant
+                str(folder), output_loading_info=True, use_safetensors=True, variant=variant, **options
             )
     except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError: one message for the user
         raise GenValError(f"{file} cannot be loaded ({first_words(error)}). Fetch or make it again.") from error
@@ -458,5 +477,5 @@ def to_uint8(pixels: torch.Tensor) -> np.ndarray:
 
 
 def _scheduler_config(mixin: Any, folder: Path) -> dict[str, Any]:
-    config = read_json(_part_file(folder, "scheduler") / mixin.config_name)
+    config = read_json(_part_file(folder, "scheduler") / mixin.config_name, dict[str, Any])
     return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import json
 import pickle
 import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -27,7 +26,7 @@ from genval.diffusion.models.messages import first_words, listed, silence_loadin
 from genval.diffusion.original import keys
 from genval.diffusion.original.keys import Shapes, Source
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json
+from genval.runtime.files import check_shape, parse_json, read_json
 
 SUFFIXES = (".ckpt", ".pth", ".safetensors")
 # The entry of files written here that holds configs and tokenizers.
@@ -134,7 +133,10 @@ class OriginalFile:
     def _configs(self, name: str) -> list[dict[str, Any]]:
         """Return the config of a part in the file, then the one in the folder next to it; empty where missing."""
         path = self.path.with_suffix("") / _CONFIGS[name]
-        given = [self._carried.get("configs", {}).get(name, {}), read_json(path) if path.is_file() else {}]
+        given = [
+            self._carried.get("configs", {}).get(name, {}),
+            read_json(path, dict[str, Any]) if path.is_file() else {},
+        ]
         return [{key: value for key, value in config.items() if not key.startswith("_")} for config in given]
 
     def _prepare(self, name: str) -> tuple[Any, dict[str, Source]]:
@@ -230,13 +232,13 @@ class OriginalFile:
         name = encoder.replace("text_encoder", "tokenizer")
         place = self.path.with_suffix("") / name
         if place.is_dir():
-            return CLIPTokenizer.from_pretrained(str(place))
+            return CLIPTokenizer.from_pretrained(str(place), trust_remote_code=False)
         files = self._carried.get("tokenizers", {}).get(name)
         if files:
             with tempfile.TemporaryDirectory() as folder:
                 for file, text in files.items():
                     (Path(folder) / Path(file).name).write_text(text, encoding="utf-8")
-                return CLIPTokenizer.from_pretrained(folder)
+                return CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)
         if config.vocab_size != _CLIP_VOCABULARY:
             raise GenValError(
                 f"{self.path} has no tokenizer, and its {config.vocab_size} tokens are not CLIP's {_CLIP_VOCABULARY}. "
@@ -316,6 +318,12 @@ class _ModelCheckpoint:
     """Replaces Lightning's class of this name in old files, where it is only a key of a dictionary."""
 
 
+class _Carried(TypedDict):
+    """What a file written here holds beside its tensors."""
+
+    configs: NotRequired[dict[str, dict[str, Any]]]
+
+
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the memory-mapped tensors of a file, and the configs and tokenizers of a file written here."""
     try:
@@ -324,8 +332,8 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             from safetensors.torch import load_file
 
             with safe_open(path, "pt") as file:
-                carried = json.loads((file.metadata() or {}).get(CARRIED, "{}"))
-            return load_file(path), carried
+                carried = parse_json((file.metadata() or {}).get(CARRIED, "{}"), path)
+            return load_file(path), check_shape(carried, _Carried, path)
         with torch.serialization.safe_globals([(_ModelCheckpoint, _MODEL_CHECKPOINT)]):
             # Files of torch before 1.6 are not zip archives and cannot be memory-mapped.
             content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
@@ -343,7 +351,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     state = content.get("state_dict", content)
     carried = content.get(CARRIED, {})
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    return tensors, carried if isinstance(carried, dict) else {}
+    return tensors, check_shape(carried if isinstance(carried, dict) else {}, _Carried, path)
 
 
 def _head(path: Path) -> str:

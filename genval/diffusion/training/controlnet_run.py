@@ -122,6 +122,8 @@ def _image_logs(settings: ControlNetTrainingSettings, folder: Path, labels: Labe
     pairs = _read_pairs(settings, settings.val_jsonl, labels, settings.num_images) if settings.images_every else []
     if not pairs:
         return []
-    segmenter = load_segmenter(settings.val_segmenter, "cpu") if settings.val_segmenter else None
+    segmenter = None
+    if settings.val_segmenter:
+        segmenter = load_segmenter(settings.val_segmenter, "cpu", trust_code=settings.trust_code)
     sampling = SamplingConfig(settings.steps, settings.guidance_scale, sampler=settings.sampler)
     return [ImageLog(folder, pairs, settings.images_every, sampling, segmenter, settings.save_dtype)]

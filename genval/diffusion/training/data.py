@@ -224,7 +224,7 @@ class EncodedFolder:
             **{name: getattr(config, name) for name in ("height", "width", "flip", "image_resize", "crops", "seed")},
         }
         if (folder / _RECORD).exists():
-            before = read_json(folder / _RECORD)
+            before = read_json(folder / _RECORD, dict[str, Any])
             differing = [
                 f"{key} {before.get(key)} (now {now})" for key, now in self.record.items() if before.get(key) != now
             ]

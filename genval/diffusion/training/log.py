@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -183,7 +183,11 @@ class ImageLog(Callback):
     def _best(self) -> float:
         """Return the highest mask agreement of this run so far, also before it was resumed."""
         record = self.folder / "best" / "agreement.json"
-        return float(read_json(record)["mask_agreement"]) if record.exists() else -1.0
+        return float(read_json(record, _Agreement)["mask_agreement"]) if record.exists() else -1.0
+
+
+class _Agreement(TypedDict):
+    mask_agreement: float
 
 
 def mask_agreement(segmenter: torch.nn.Module, images: np.ndarray, target: np.ndarray) -> float:

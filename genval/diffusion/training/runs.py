@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from genval.diffusion.settings import TrainingConfig
 from genval.diffusion.training.log import StepCheckpoints, StepProgress
 from genval.runtime.errors import GenValError
+from genval.runtime.paths import inside
 
 # Folder of the checkpoints in a run, as published; a resumed run writes there too.
 _CHECKPOINTS = Path("lightning_logs/version_0/checkpoints")
@@ -27,8 +28,11 @@ def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Pat
         resume: path of a checkpoint, "last", "auto" (the last checkpoint if there is one, else a new run), or None.
 
     Raises:
-        GenValError: there is no checkpoint to resume from, or a new run would write into the folder of another.
+        GenValError: there is no checkpoint to resume from, a new run would write into the folder of another, or the
+            run's folder is outside `logs_dir`.
     """
+    if run is not None:
+        inside(logs_dir, run, "--run")
     if resume not in (None, "last", "auto"):
         path = Path(str(resume)).expanduser().resolve()
         if not path.is_file():

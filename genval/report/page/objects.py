@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from genval.datasets.ood_objects import ObjectImage, find_object_images, mask_pa
 from genval.report.page.encoding import object_map, photograph
 from genval.report.page.gallery import GalleryLimits
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_json, read_mask
+from genval.runtime.files import check_shape, read_image, read_json, read_mask
 
 # Side of the shown square, in sides of the object's bounding box.
 _CONTEXT = 1.8
@@ -69,21 +69,27 @@ def collect_objects(folder: Path, results: Path, models: Sequence[str], limits: 
     }
 
 
+class _Score(TypedDict):
+    auroc: float | None
+
+
 def read_scores(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
     """Read a model's name, and the AUROC in percent by score of each `{object}/{i}`, from its file of scores per image.
 
     Raises:
         GenValError: it is not a file of ood_detection/main_gen_ood.py.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("pooled"), dict):
-        raise GenValError(f"{path} has no pooled scores. Delete it and run: python ood_detection/main_gen_ood.py")
+    remedy = "Delete it and run: python ood_detection/main_gen_ood.py"
+    content = read_json(path, dict[str, dict[str, Any]], remedy)
+    if "pooled" not in content:
+        raise GenValError(f"{path} has no pooled scores. {remedy}")
     scores_of = {}
     for image, entry in content.items():
-        found = {score: by.get("auroc") for score, by in entry.items() if isinstance(by, dict)}
+        by_score = {score: by for score, by in entry.items() if isinstance(by, dict) and "auroc" in by}
+        found = {score: by["auroc"] for score, by in check_shape(by_score, dict[str, _Score], path, remedy).items()}
         name = "/".join(Path(image).with_suffix("").parts[-2:])
         scores_of[name] = {score: 100 * value for score, value in found.items() if value is not None}
-    return content["pooled"].get("model", path.stem), scores_of
+    return str(content["pooled"].get("model", path.stem)), scores_of
 
 
 def _encode(item: ObjectImage, masks: Path, width: int) -> dict[str, Any]:

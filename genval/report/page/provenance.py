@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import path_dicts
+from genval.results.shapes import ImageLine
 from genval.runtime.commands import Command, flag_text
 from genval.runtime.files import read_json, read_jsonl
 from genval.runtime.flags import canonical
+
+
+class _Settings(TypedDict):
+    """`settings.json`."""
+
+    settings: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+
 
 # What stages add to the flags in settings.json.
 _NOT_FLAGS = {"script", "preset", "domain_text", "overwrite", "limit", "dry_run"}
@@ -34,7 +43,7 @@ def collect_provenance(generated_dir: Path, results: Path, others: Iterable[Path
     versions: dict[str, set[str]] = {}
     weights: dict[str, set[str]] = {}
     for path in paths:
-        content = read_json(path)
+        content = read_json(path, _Settings)
         settings = content.get("settings", {})
         command = command_of(settings)
         runs[command] = runs.get(command, 0) + 1
@@ -46,7 +55,7 @@ def collect_provenance(generated_dir: Path, results: Path, others: Iterable[Path
                     str(value)
                 )
     for path in sorted(results.glob("*/*/*/*/manifest.jsonl")):
-        for record in read_jsonl(path):
+        for record in read_jsonl(path, ImageLine):
             found = f"{record.get('identity', 'not recorded')} in {record.get('precision', 'unknown')}"
             weights.setdefault(f"segmenter {record.get('model', path.parts[-5])}", set()).add(found)
     warnings = [

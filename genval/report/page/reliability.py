@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from genval.metrics.calibration import BINS
-from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 
 
@@ -26,31 +25,59 @@ def collect_diagrams(errors: Path, scaling: Path) -> list[dict[str, Any]]:
     Raises:
         GenValError: a file is not one of these scripts'.
     """
-    entries = [_read(path, "relis/eval_calibration.py", _of_errors) for path in sorted(errors.glob("*/*.json"))]
+    entries = [
+        _read(path, "relis/eval_calibration.py", _Errors, _of_errors) for path in sorted(errors.glob("*/*.json"))
+    ]
     entries += [
-        _read(path, "relis/eval_calibration_clustering.py", _of_scaling)
+        _read(path, "relis/eval_calibration_clustering.py", _Scaling, _of_scaling)
         for path in sorted(scaling.glob("*/*/from_*/*.json"))
     ]
     kept = [entry for entry in entries if entry["panels"]]
     return sorted(kept, key=lambda e: (e["tested_on"], e["calibrated_on"] or "", e["method"] or "", e["model"]))
 
 
-def _read(path: Path, script: str, read: Callable[[Mapping[str, Any], str], dict[str, Any]]) -> dict[str, Any]:
-    content = read_json(path)
-    try:
-        return read(content, path.stem)
-    except (KeyError, TypeError, ValueError) as error:
-        raise GenValError(
-            f"{path} is not what {script} writes: {error!r} is not as expected. Delete it and run that script again."
-        ) from error
+class _Bins(TypedDict):
+    pixels: list[float]
+    right: list[float]
+    confidence: list[float]
 
 
-def _of_errors(content: Mapping[str, Any], stem: str) -> dict[str, Any]:
+class _Ece(TypedDict):
+    ece: float
+
+
+class _Errors(TypedDict):
+    """A file of relis/eval_calibration.py."""
+
+    model: str
+    set: str
+    ece: float
+    reliability_bins: NotRequired[dict[str, _Bins]]
+
+
+class _Scaling(TypedDict):
+    """A file of relis/eval_calibration_clustering.py."""
+
+    model: str
+    tested_on: str
+    calibrated_on: str
+    before: _Ece
+    after_mean: _Ece
+    reliability_bins: NotRequired[dict[str, _Bins]]
+
+
+def _read(path: Path, script: str, shape: Any, read: Callable[[Any, str], dict[str, Any]]) -> dict[str, Any]:
+    return read(
+        read_json(path, shape, f"It is not a file of {script}: delete it and run that script again."), path.stem
+    )
+
+
+def _of_errors(content: _Errors, stem: str) -> dict[str, Any]:
     about = {"model": content["model"], "tested_on": content["set"], "calibrated_on": None, "method": None}
     return about | {"panels": _panels(content, {"before": content["ece"]})}
 
 
-def _of_scaling(content: Mapping[str, Any], stem: str) -> dict[str, Any]:
+def _of_scaling(content: _Scaling, stem: str) -> dict[str, Any]:
     about = {"model": content["model"], "tested_on": content["tested_on"], "calibrated_on": content["calibrated_on"]}
     ece = {"before": content["before"]["ece"], "after scaling": content["after_mean"]["ece"]}
     return about | {"method": stem, "panels": _panels(content, ece)}
@@ -58,7 +85,7 @@ def _of_scaling(content: Mapping[str, Any], stem: str) -> dict[str, Any]:
 
 def _panels(content: Mapping[str, Any], ece: Mapping[str, float]) -> dict[str, Any]:
     bins = content.get("reliability_bins", {})
-    return {name: {"ece": 100 * ece[name], **diagram_of_bins(panel)} for name, panel in bins.items()}
+    return {name: {"ece": 100 * ece[name], **diagram_of_bins(panel)} for name, panel in bins.items() if name in ece}
 
 
 def diagram_of_bins(bins: Mapping[str, list[float]]) -> dict[str, list[float | None]]:

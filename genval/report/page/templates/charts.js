@@ -8,6 +8,9 @@ const words = (text) => text.replaceAll("_", " ");
 const num = (value, digits) => (value == null ? "–" : value.toFixed(digits).replace("-", "−"));
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
+/** A name as Plotly shows it unchanged: Plotly reads links, bold text and %{templates} in its texts. */
+const plain = (text) => String(text).replace(/[&<>%$]/g, (character) => `&#${character.charCodeAt(0)};`);
+
 /** An element with properties and children; text is never read as markup. */
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -105,7 +108,7 @@ function drawScatter(place, comparisons, side, text, highlighted) {
       { x: range, y: range, mode: "lines", line: { color: colour("rule"), width: 1, dash: "4px,4px" }, hoverinfo: "skip" },
       {
         x: rows.map((row) => row[side].value), y: rows.map((row) => row.true.value), mode: "markers", error_x: spread(side), error_y: spread("true"),
-        customdata: rows.map((row) => [DATA.labels[row.model], ends(row[side]), ends(row.true)].flat()),
+        customdata: rows.map((row) => [plain(DATA.labels[row.model]), ends(row[side]), ends(row.true)].flat()),
         marker: {
           size: rows.map((row) => (row.model === highlighted ? 13 : 9)), opacity: strong.map((is) => (is ? 1 : 0.45)),
           color: rows.map((row) => colour(row.model === highlighted ? "bright" : side)), line: { width: 1.5, color: colour("card") },
@@ -116,7 +119,7 @@ function drawScatter(place, comparisons, side, text, highlighted) {
     ], {
       xaxis: axis(`${text} of ${across}, %`, { range, constrain: "domain" }),
       yaxis: axis(`${text} of reference images, %`, { range, scaleanchor: "x", constrain: "domain" }),
-      annotations: chosen ? [{ x: chosen[side].value, y: chosen.true.value, text: `<b>${DATA.labels[chosen.model]}</b>`, showarrow: false, yshift: 17, font: { color: colour("bright") } }] : [],
+      annotations: chosen ? [{ x: chosen[side].value, y: chosen.true.value, text: `<b>${plain(DATA.labels[chosen.model])}</b>`, showarrow: false, yshift: 17, font: { color: colour("bright") } }] : [],
     });
     element.setAttribute("aria-label", `${title(name)}: ${text} of ${rows.length} models, ${DATA.sideNames[side]} against reference, ${note}`);
   }
@@ -149,12 +152,12 @@ function drawSampleSize() {
   const traces = curves.map(([name, curve], index) => {
     const [light, bright, symbol, dash] = LINES[index % LINES.length];
     return {
-      x: curve.images, y: curve[metric].map(pick), name, mode: "lines+markers", line: { color: dark ? bright : light, width: 2.2, dash },
+      x: curve.images, y: curve[metric].map(pick), name: plain(name), mode: "lines+markers", line: { color: dark ? bright : light, width: 2.2, dash },
       marker: {
         symbol, color: dark ? bright : light, line: { width: 2, color: curve.images.map((n) => colour(settled && n === curve[settled] ? "ink" : "card")) },
         size: curve.images.map((n) => (settled && n === curve[settled] ? 14 : 8)),
       },
-      hovertemplate: `<b>${name}</b><br>%{x} images: %{y:.2f}<extra></extra>`,
+      hovertemplate: `<b>${plain(name)}</b><br>%{x} images: %{y:.2f}<extra></extra>`,
     };
   });
   const line = curves.length && { tau: curves[0][1].settled_tau, regret: curves[0][1].settled_regret }[metric];
@@ -182,10 +185,10 @@ function drawDumbbell() {
     const values = ["before", "synthetic", ...hardest].map((source) => row[source]).filter((value) => value != null);
     return [Math.min(...values), Math.max(...values), null];
   };
-  const names = rows.map((row) => DATA.labels[row.model]);
+  const names = rows.map((row) => plain(DATA.labels[row.model]));
   const dots = (key, text, marker) => ({
-    x: rows.map((row) => row[key]), y: names, name: text, mode: "markers", marker: { size: 11, ...marker },
-    hovertemplate: `<b>%{y}</b><br>${text}: %{x:.2f} %<extra></extra>`,
+    x: rows.map((row) => row[key]), y: names, name: plain(text), mode: "markers", marker: { size: 11, ...marker },
+    hovertemplate: `<b>%{y}</b><br>${plain(text)}: %{x:.2f} %<extra></extra>`,
   });
   const element = byId("dumbbell");
   element.style.height = `${56 + 28 * rows.length}px`;
