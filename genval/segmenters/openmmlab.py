@@ -24,7 +24,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import load_strictly, read_state_dict
-from genval.segmenters.class_map import ClassMap, check_outputs
+from genval.segmenters.class_map import ClassMap, check_outputs, map_by_name
 
 _INSTALL = (
     "Install what they need, then them: pip install -r requirements/base.txt; "
@@ -99,7 +99,7 @@ def read_config(config: str | Path, overrides: Mapping[str, Any] | None = None) 
     try:
         content = Config.fromfile(path, import_custom_modules=False)
         content.merge_from_dict(dict(overrides or {}))
-    except Exception as error:  # a config is a Python file: anything may go wrong in it
+    except (Exception, SystemExit) as error:  # a config is a Python file: anything may go wrong in it
         raise GenValError(f"Cannot read the config {path}: {type(error).__name__}: {error}.") from error
     if not isinstance(content.get("model"), Mapping):
         raise GenValError(f"The config {path} has no `model = dict(...)`.")
@@ -110,6 +110,9 @@ def read_config(config: str | Path, overrides: Mapping[str, Any] | None = None) 
         except ImportError as error:
             command = f": {_INSTALL_MMPRETRAIN}" if module.startswith("mmpretrain") else ", or add it to PYTHONPATH."
             raise GenValError(f"The config {path} needs the module {module} ({error}). Install it{command}") from error
+        except (Exception, SystemExit) as error:  # likewise
+            reason = f"{type(error).__name__}: {error}"
+            raise GenValError(f"The config {path} imports the module {module}, which fails: {reason}.") from error
     _make_self_contained(content.model)
     return content
 
@@ -237,6 +240,7 @@ def load_openmmlab(
     state = read_state_dict(checkpoint)
     network = build_network(config, overrides)
     load_strictly(network, state, checkpoint, f"the config {config}")
+    class_map = map_by_name(str(checkpoint), state.classes, class_map, getattr(network, "out_channels", None))
     return OpenMMLabSegmenter(name, network.to(device), precision, class_map)
 
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genval.datasets.labels import CLASSES
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import find_below, resolve
 from genval.segmenters.base import Segmenter
-from genval.segmenters.class_map import NUM_CLASSES, ClassMap, check_outputs
+from genval.segmenters.class_map import ClassMap, check_outputs, map_by_name
+from genval.segmenters.class_names import as_names
 
 _EXPECTED = "Expected config.json, model.safetensors and preprocessor_config.json in a folder, or a name on the hub."
 
@@ -141,6 +141,7 @@ def load_transformers(
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(location, local_files_only=local)
             mean, std, reads_bgr = _normalisation(location, config.model_type, local)
+            class_map = map_by_name(location, as_names(config.id2label), class_map)
             check_outputs(location, config.num_labels, class_map)
             kind = _QUERY_MODELS.get(config.model_type)
             factory = getattr(transformers, kind) if kind else transformers.AutoModelForSemanticSegmentation
@@ -156,8 +157,6 @@ def load_transformers(
         if local and not Path(location).is_dir():
             reason = f"there is no such folder, the hub cannot be reached, and {_cached(location)}."
         raise GenValError(f"Cannot load a semantic segmentation model from {location}: {reason} {_EXPECTED}") from error
-    if class_map is None:
-        _check_label_order(location, config.id2label)
     problems = [f"{kind.removesuffix('_keys')}: {_shorten(keys)}" for kind, keys in report.items() if keys]
     if problems:
         raise GenValError(f"The weights in {location} do not fit its config.json: {'; '.join(problems)}.")
@@ -224,13 +223,6 @@ def _oneformer_task(location: str, local: bool) -> Tensor:
     return task
 
 
-def _check_label_order(location: str, id2label: dict[int, str]) -> None:
-    """Refuse Cityscapes' own classes in another order; other names give no information about the order."""
-    names = tuple(id2label[index].lower().replace("_", " ").replace("-", " ") for index in range(NUM_CLASSES))
-    if names != CLASSES and sorted(names) == sorted(CLASSES):
-        raise GenValError(f"{location} has the Cityscapes classes in another order than the trainIds: {names}.")
-
-
 def _normalisation(location: str, model_type: str, local: bool) -> tuple[list[float], list[float], bool]:
     """A processor's (x * rescale - mean) / std as mean and deviation on the scale 0..255, and whether it takes BGR."""
     from transformers import AutoImageProcessor, OneFormerImageProcessor
@@ -243,6 +235,11 @@ def _normalisation(location: str, model_type: str, local: bool) -> tuple[list[fl
     scale = values["rescale_factor"] if values.get("do_rescale") else 1.0
     mean, std = (values["image_mean"], values["image_std"]) if values.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
     reads_bgr = bool(values.get("do_flip_channel_order"))
+    if scale == 1.0 and 0 < max(mean) <= 1 and max(std) <= 1:
+        raise GenValError(
+            f"{location}: preprocessor_config.json normalises pixels 0..255 with mean {mean} and std {std}, which are "
+            'for pixels 0..1. Set "do_rescale": true and "rescale_factor": 0.00392156862745098.'
+        )
     return [value / scale for value in mean], [value / scale for value in std], reads_bgr
 
 

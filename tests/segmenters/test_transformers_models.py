@@ -76,11 +76,15 @@ def test_weights_that_do_not_fit_are_refused(hf_folder, kind):
         load_segmenter(f"hf:{hf_folder}", CPU)
 
 
-def test_labels_are_checked(hf_folder):
+def test_labels_are_checked(hf_folder, images):
+    expected = load_segmenter(f"hf:{hf_folder}", CPU)(images)
     labels = json.loads((hf_folder / "config.json").read_text())["id2label"]
     swapped = labels | {"0": labels["1"], "1": labels["0"]}
     edit(hf_folder / "config.json", id2label=swapped)
-    with pytest.raises(GenValError, match="another order"):
+    order = [1, 0, *range(2, 19)]
+    torch.testing.assert_close(load_segmenter(f"hf:{hf_folder}", CPU)(images), expected[:, order])
+    edit(hf_folder / "config.json", id2label=labels | {"0": "dog"})
+    with pytest.raises(GenValError, match="not among Cityscapes': dog. Give .*--class_map"):
         load_segmenter(f"hf:{hf_folder}", CPU)
     edit(hf_folder / "config.json", id2label={str(i): f"LABEL_{i}" for i in range(19)})
     load_segmenter(f"hf:{hf_folder}", CPU)
