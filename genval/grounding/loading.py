@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ def find_file(name: str) -> Path:
     """
     path = resolve(name) if resolve(name).is_file() else find_below("checkpoints", name)
     if path is None:
+        below = "" if Path(name).is_absolute() else f", nor does checkpoints/{name}"
         raise GenValError(
-            f"{name} does not exist, nor does checkpoints/{name}. Fetch it from its authors' page, or give the hub "
-            "name or folder of a transformers model."
+            f"{name} does not exist{below}. Fetch it from its authors' page, or give the hub name or folder of a "
+            "transformers model."
         )
     return path
 
@@ -44,8 +45,14 @@ def find_place(name: str) -> str:
     return str(below.parent) if below else name
 
 
-def load_pretrained(model_class: Any, place: str, name: str, kind: str) -> Any:
+def load_pretrained(model_class: Any, place: str, name: str, kinds: Collection[str]) -> Any:
     """A transformers model with every key in its place.
+
+    Args:
+        model_class: transformers' class.
+        place: a folder, or a hub name.
+        name: of the model, for errors.
+        kinds: model types of configs that are accepted.
 
     Raises:
         GenValError: it cannot be had, is of another kind, or keys are missing, unexpected or of another shape.
@@ -54,8 +61,8 @@ def load_pretrained(model_class: Any, place: str, name: str, kind: str) -> Any:
 
     try:
         found = AutoConfig.from_pretrained(place).model_type
-        if not found.startswith(kind):
-            raise GenValError(f"{name} is a model of type {found!r}: expected {kind!r}.")
+        if found not in kinds:
+            raise GenValError(f"{name} is a model of type {found!r}: expected {' or '.join(map(repr, kinds))}.")
         with quiet():
             model, report = model_class.from_pretrained(
                 place, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
@@ -65,9 +72,12 @@ def load_pretrained(model_class: Any, place: str, name: str, kind: str) -> Any:
             f"Cannot load {name}: {' '.join(str(error).split())[:400]} Expected the name of a model that can be "
             "downloaded, a folder in transformers' layout, or a file of the original format."
         ) from error
-    faults = {name: sorted(map(str, report[name])) for name in ("missing_keys", "mismatched_keys") if report[name]}
+    faults = {key: sorted(map(str, keys)) for key, keys in report.items() if keys}
     if faults:
-        raise GenValError(f"{name} does not hold the whole model: {str(faults)[:500]}. Fetch it again.")
+        raise GenValError(
+            f"{name} does not hold the weights of a {model_class.__name__}, or not only these: {str(faults)[:500]}. "
+            "Fetch it again, or give a folder of this model."
+        )
     return model
 
 

@@ -108,7 +108,14 @@ class Segmenter(nn.Module, abc.ABC):
         return F.pad(pixels, (0, right, 0, bottom)) if right or bottom else pixels
 
     def set_input_size(self, size: tuple[int, int]) -> None:
-        """Resize images to a height and width for the network."""
+        """Resize images to a height and width for the network.
+
+        Raises:
+            GenValError: the network takes images of one other size.
+        """
+        fixed = getattr(self, "size", None)
+        if fixed not in (None, size):
+            raise GenValError(f"{self.name} takes images of {fixed[0]}x{fixed[1]} alone: give no other --input_size.")
         self.input_size = size
 
     def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:

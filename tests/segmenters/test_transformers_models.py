@@ -84,7 +84,7 @@ def test_labels_are_checked(hf_folder, images):
     order = [1, 0, *range(2, 19)]
     torch.testing.assert_close(load_segmenter(f"hf:{hf_folder}", CPU)(images), expected[:, order])
     edit(hf_folder / "config.json", id2label=labels | {"0": "dog"})
-    with pytest.raises(GenValError, match="not among Cityscapes': dog. Give .*--class_map"):
+    with pytest.raises(GenValError, match=r"not among Cityscapes': dog\. Give .*--class_map"):
         load_segmenter(f"hf:{hf_folder}", CPU)
     edit(hf_folder / "config.json", id2label={str(i): f"LABEL_{i}" for i in range(19)})
     load_segmenter(f"hf:{hf_folder}", CPU)
