@@ -106,7 +106,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, a
         *_listing(
             "of another kind of number",
             (
-                f"{key} (file {state[key].dtype}, model {own[key].dtype})"
+                f"{key} (file {_kind(state[key])}, model {_kind(own[key])})"
                 for key in own.keys() & state.keys()
                 if not _converts(state[key], own[key])
             ),
@@ -126,6 +126,11 @@ def _converts(value: Tensor, own: Tensor) -> bool:
     if value.layout != torch.strided or value.is_meta or value.is_complex() != own.is_complex():
         return False
     return value.is_floating_point() or value.is_complex() or not own.is_floating_point()
+
+
+def _kind(value: Tensor) -> str:
+    layout = "" if value.layout == torch.strided else f" {value.layout}"
+    return f"{value.dtype}{layout}{' without values' if value.is_meta else ''}"
 
 
 def _is_finite(value: Tensor) -> bool:

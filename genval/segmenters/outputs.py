@@ -152,7 +152,8 @@ def check_values(name: str, logits: Tensor) -> None:
     least, most = (float(bound) for bound in sums.aminmax())
     is_constant = most - least <= _TOLERANCE * most  # rounding to 8 bits changes the sum
     is_within = low >= -most / 2 and high <= 1.5 * most  # bicubic resizing goes beyond 0..1
-    if is_constant and is_within and (abs(most - 1) <= _TOLERANCE or high >= most / 2):
+    is_usual = any(abs(most / scale - 1) <= _TOLERANCE for scale in (1, 100, 255))
+    if is_constant and is_within and (is_usual or high >= most / 2):
         raise GenValError(
             f"{name} gives probabilities, not logits: the classes of each pixel add up to {most:.3g}, as after a "
             f"softmax. {remedy}."

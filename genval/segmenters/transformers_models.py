@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genval.runtime.errors import GenValError
+from genval.runtime.files import read_json
 from genval.runtime.paths import find_below, resolve
 from genval.segmenters.base import Segmenter
 from genval.segmenters.class_map import ClassMap, check_outputs, map_by_name
@@ -160,6 +161,7 @@ def load_transformers(
     problems = [f"{kind.removesuffix('_keys')}: {_shorten(keys)}" for kind, keys in report.items() if keys]
     if problems:
         raise GenValError(f"The weights in {location} do not fit its config.json: {'; '.join(problems)}.")
+    _check_numbers(location, local, network)
     arguments = (name, network.to(device), mean, std, precision, class_map)
     segmenter = QuerySegmenter(*arguments, task=task) if kind else TransformersSegmenter(*arguments)
     segmenter.reads_bgr = reads_bgr
@@ -221,6 +223,32 @@ def _oneformer_task(location: str, local: bool) -> Tensor:
     tokens = tokenizer(_ONEFORMER_TASK, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
     task: Tensor = tokens["input_ids"] * tokens["attention_mask"]
     return task
+
+
+def _check_numbers(location: str, local: bool, network: nn.Module) -> None:
+    """Refuse weights that are whole numbers, truth values or complex: transformers makes float32 of them."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    def find(file: str) -> str | None:
+        found: str | None = cached_file(
+            location,
+            file,
+            local_files_only=local,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return found
+
+    index = find("model.safetensors.index.json")
+    parts = set(read_json(Path(index))["weight_map"].values()) if index else {"model.safetensors"}
+    real = {key for key, value in network.state_dict().items() if value.is_floating_point()}
+    for path in filter(None, map(find, sorted(parts))):
+        with safe_open(path, "pt") as stream:
+            kinds = {key: stream.get_slice(key).get_dtype() for key in stream.keys() if key in real}  # noqa: SIM118
+        wrong = [f"{key} ({kind})" for key, kind in kinds.items() if not kind.startswith(("F", "BF"))]
+        if wrong:
+            raise GenValError(f"The weights in {path} are no real numbers: {_shorten(wrong)}. Save them as float32.")
 
 
 def _normalisation(location: str, model_type: str, local: bool) -> tuple[list[float], list[float], bool]:
