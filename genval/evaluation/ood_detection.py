@@ -8,6 +8,7 @@ for one line of metrics per image.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ from genval.datasets.ood_sets import (
     read_ood_pair,
 )
 from genval.evaluation.inference import launch_ood_batch
-from genval.evaluation.segmentation import load
+from genval.evaluation.segmentation import check_models, load
 from genval.evaluation.settings import OodDetectionSettings
 from genval.metrics.ood_components import Sizes, best_level, component_metrics, measure_components
 from genval.metrics.ood_pooling import SumBootstrap, coarse_levels
@@ -109,6 +110,9 @@ def detect_all(settings: OodDetectionSettings) -> list[Detected]:
             print(f"{dataset}: {len(found.items)} images for each of {len(names)} segmenters{reasons}")
         return []
     fabric = launch_fabric(settings.device)
+    # The first is run at once.
+    images = ((item.image, functools.partial(_read_image, item)) for found in sets.values() for item in found.items)
+    check_models(settings.model, names[1:], fabric, settings.device.precision, images)
     done: list[Detected] = []
     for name in names:
         with same_outcome(fabric):
@@ -127,6 +131,10 @@ def detect_all(settings: OodDetectionSettings) -> list[Detected]:
             )
             done += [stage.detected] if stage.detected else []
     return done
+
+
+def _read_image(item: OodItem) -> np.ndarray:
+    return read_ood_pair(item)[0]
 
 
 def find_objects(settings: OodDetectionSettings, dataset: str, unpaired: list[BadFile]) -> OodSet:

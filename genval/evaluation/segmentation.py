@@ -9,6 +9,7 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,9 +41,11 @@ from genval.runtime.files import read_json, remove_leftovers
 from genval.runtime.paths import resolve
 from genval.segmenters.features import ImageFeatures
 from genval.segmenters.identity import model_identity
+from genval.segmenters.prediction import predict
 
 if TYPE_CHECKING:
     import torch
+    from lightning_fabric import Fabric
     from torch import nn
 
 
@@ -105,6 +108,10 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
             print(f"{dataset}: {number}, for each of {len(names)} segmenters")
         return []
     fabric = launch_fabric(settings.device)
+    if segmenter is None:
+        # The first is run at once.
+        images = ((item.image, functools.partial(_read_image, item)) for found in jobs.values() for item in found.items)
+        check_models(settings.model, names[1:], fabric, settings.device.precision, images)
     done: list[Evaluated] = []
     for name in names:
         with same_outcome(fabric):
@@ -130,6 +137,10 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
     return done
 
 
+def _read_image(item: Item) -> np.ndarray:
+    return read_pair(item)[0]
+
+
 def _with_precision(settings: EvaluationSettings, precision: Any) -> EvaluationSettings:
     """Return the settings with another precision, which is recorded with the results."""
     return replace(settings, device=replace(settings.device, precision=precision))
@@ -147,7 +158,45 @@ def load(settings: SegmenterSettings, name: str, device: torch.device, precision
         compiled=settings.compile == "on",
         channels_last=settings.channels_last,
         trust_code=settings.trust_code,
+        input_size=settings.input_size,
     )
+
+
+def check_models(
+    settings: SegmenterSettings,
+    names: Sequence[str],
+    fabric: Fabric,
+    precision: str,
+    images: Iterable[tuple[Path, Callable[[], np.ndarray]]],
+) -> None:
+    """Load each segmenter and run it on one image, so that a bad one stops the run before others have run for hours.
+
+    Args:
+        settings: which segmenters are run, and how.
+        names: names of the segmenters to check.
+        fabric: the processes, each of which checks all segmenters.
+        precision: one of Lightning's.
+        images: files, each with a function that reads it, RGB uint8 (H, W, 3); the first that can be read is used.
+
+    Raises:
+        GenValError: a segmenter cannot be loaded, or fails.
+    """
+    first: tuple[Path, np.ndarray] | None = None
+    for name in names:
+        with same_outcome(fabric):
+            loaded = load(replace(settings, compile="off"), name, fabric.device, precision)
+            first = first or _first_readable(images)
+            if first is not None:
+                batch = np.repeat(first[1][None], settings.batch_size, axis=0)
+                predict(loaded, batch, [str(first[0])] * len(batch), fabric.device)
+
+
+def _first_readable(images: Iterable[tuple[Path, Callable[[], np.ndarray]]]) -> tuple[Path, np.ndarray] | None:
+    for path, read in images:
+        # A bad image is the run's own error, or is skipped.
+        with contextlib.suppress(GenValError):
+            return path, read()
+    return None
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def load_detector(name: str, tokenizer: str = "bert-base-uncased", precision: st
         path = find_file(name)
         return Detector(load_groundingdino(path), _load_tokenizer(tokenizer), precision=precision)
     place = find_place(name)
-    model = load_pretrained(GroundingDinoForObjectDetection, place, name, "grounding-dino")
+    model = load_pretrained(GroundingDinoForObjectDetection, place, name, ("grounding-dino",))
     try:
         location, options = pretrained(place)
         words = AutoTokenizer.from_pretrained(location, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ def find_file(name: str) -> Path:
     """
     path = resolve(name) if resolve(name).is_file() else find_below("checkpoints", name)
     if path is None:
+        below = "" if Path(name).is_absolute() else f", nor does checkpoints/{name}"
         raise GenValError(
-            f"{name} does not exist, nor does checkpoints/{name}. Fetch it from its authors' page, or give the hub "
-            "name or folder of a transformers model."
+            f"{name} does not exist{below}. Fetch it from its authors' page, or give the hub name or folder of a "
+            "transformers model."
         )
     return path
 
@@ -45,14 +46,19 @@ def find_place(name: str) -> str:
     return str(below.parent) if below else name
 
 
-def load_pretrained(model_class: Any, place: str, name: str, kind: str) -> Any:
+def load_pretrained(model_class: Any, place: str, name: str, kinds: Collection[str]) -> Any:
     """Load a transformers model in float32, with every key and shape as its config says.
 
     Args:
         model_class: transformers' class.
         place: of `find_place`.
         name: as the user gave it, for errors.
-        kind: start of the model type in its config.
+
+    Args:
+        model_class: transformers' class.
+        place: a folder, or a hub name.
+        name: of the model, for errors.
+        kinds: model types of configs that are accepted.
 
     Raises:
         GenValError: the model cannot be found or read, is of another type, or keys are missing or of another shape.
@@ -68,8 +74,8 @@ def load_pretrained(model_class: Any, place: str, name: str, kind: str) -> Any:
     location, options = pretrained(place)
     try:
         found = AutoConfig.from_pretrained(location, **options).model_type
-        if not found.startswith(kind):
-            raise GenValError(f"{name} is a model of type {found!r}: expected {kind!r}.")
+        if found not in kinds:
+            raise GenValError(f"{name} is a model of type {found!r}: expected {' or '.join(map(repr, kinds))}.")
         with silence_loading():
             model, report = model_class.from_pretrained(
                 location, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
@@ -80,9 +86,12 @@ def load_pretrained(model_class: Any, place: str, name: str, kind: str) -> Any:
             f"Cannot load {name}: {' '.join(str(error).split())[:400]} Expected the name of a model that can be "
             "downloaded, a folder in transformers' layout, or a file of the original format."
         ) from error
-    faults = {name: sorted(map(str, report[name])) for name in ("missing_keys", "mismatched_keys") if report[name]}
+    faults = {key: sorted(map(str, keys)) for key, keys in report.items() if keys}
     if faults:
-        raise GenValError(f"{name} does not hold the whole model: {str(faults)[:500]}. Fetch it again.")
+        raise GenValError(
+            f"{name} does not hold the weights of a {model_class.__name__}, or not only these: {str(faults)[:500]}. "
+            "Fetch it again, or give a folder of this model."
+        )
     return model
 
 

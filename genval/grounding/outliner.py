@@ -22,6 +22,8 @@ from genval.runtime.precision import autocast, weights_dtype
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
+# Published folders of the second version have the config of the model for videos, which contains that for images.
+_SECOND = ("sam2", "sam2_video")
 
 
 class Outliner:
@@ -41,7 +43,7 @@ class Outliner:
         self.precision = precision
         self.device = torch.device("cpu")
         # The second version stretches an image to a square; the first keeps its aspect ratio and pads it.
-        self.stretches = model.config.model_type.startswith("sam2")
+        self.stretches = model.config.model_type in _SECOND
         side = (model.config.prompt_encoder_config if self.stretches else model.config.vision_config).image_size
         self.side = int(side if isinstance(side, int) else side[0])
         self._model = model.eval().requires_grad_(False).to(weights_dtype(precision))
@@ -148,14 +150,14 @@ def load_outliner(name: str, precision: str = "32-true") -> Outliner:
     place = find_place(name)
     try:
         location, options = pretrained(place)
-        is_second = AutoConfig.from_pretrained(location, **options).model_type.startswith("sam2")
+        is_second = AutoConfig.from_pretrained(location, **options).model_type in _SECOND
     except (OSError, ValueError) as error:
         raise GenValError(
             f"Cannot load {name}: {' '.join(str(error).split())[:400]} Expected a hub name, a folder in transformers' "
             "layout, or a .pth file of Segment Anything."
         ) from error
-    model_class, kind = (Sam2Model, "sam2") if is_second else (SamModel, "sam")
-    return Outliner(load_pretrained(model_class, place, name, kind), precision)
+    model_class, kinds = (Sam2Model, _SECOND) if is_second else (SamModel, ("sam",))
+    return Outliner(load_pretrained(model_class, place, name, kinds), precision)
 
 
 def fitted_size(height: int, width: int, side: int) -> tuple[int, int]:

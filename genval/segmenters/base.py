@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 
 from genval.runtime.errors import GenValError
 from genval.runtime.precision import autocast, check_precision, weights_dtype
-from genval.segmenters.class_map import ClassMap, check_outputs
+from genval.segmenters.class_map import ClassMap
+from genval.segmenters.outputs import check_logits, check_values, named_failures
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -31,6 +33,9 @@ class Segmenter(nn.Module, abc.ABC):
     config, or a hash of an exported file: it identifies the network together with the weights and the attributes.
     Without it `genval.segmenters.identity` examines the network's modules.
 
+    With `input_size` (height, width), images are resized to it for the network, bilinearly with antialiasing and
+    rounded to uint8; the logits are resized to the size that the caller asks for, as in any case.
+
     Args:
         name: as given by the user.
         network: in evaluation mode, on its device.
@@ -40,7 +45,7 @@ class Segmenter(nn.Module, abc.ABC):
         class_map: for a network of other classes than the 19.
 
     Raises:
-        GenValError: the precision is unknown.
+        GenValError: the precision is unknown, the normalisation is not finite or divides by 0, or weights are complex.
     """
 
     mean: Tensor
@@ -49,6 +54,7 @@ class Segmenter(nn.Module, abc.ABC):
     reads_bgr = False
     minimum_size = 1
     size_divisor = 1
+    input_size: tuple[int, int] | None = None
     definition: str | None = None
     revision: str | None = None
     """The commit of a model from the Hugging Face hub."""
@@ -64,7 +70,12 @@ class Segmenter(nn.Module, abc.ABC):
     ) -> None:
         super().__init__()
         check_precision(precision)
+        if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+            raise GenValError(f"{name}: expected a finite mean and a std above 0, found {list(mean)} and {list(std)}.")
+        if any(tensor.is_complex() for tensor in network.state_dict().values() if isinstance(tensor, Tensor)):
+            raise GenValError(f"{name} has complex weights, which have no --precision. Give it as module:function.")
         self.name = name
+        self._is_checked = False
         self.precision = precision
         self.network = network.eval().to(weights_dtype(precision))
         device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
@@ -101,6 +112,17 @@ class Segmenter(nn.Module, abc.ABC):
         right, bottom = more
         return F.pad(pixels, (0, right, 0, bottom)) if right or bottom else pixels
 
+    def set_input_size(self, size: tuple[int, int]) -> None:
+        """Resize images to a height and width for the network.
+
+        Raises:
+            GenValError: the network takes images of one other size.
+        """
+        fixed = getattr(self, "size", None)
+        if fixed not in (None, size):
+            raise GenValError(f"{self.name} takes images of {fixed[0]}x{fixed[1]} alone: give no other --input_size.")
+        self.input_size = size
+
     def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the network with torch.compile. This takes minutes at the first batch of each shape."""
         self.run = torch.compile(self.run, backend=backend, dynamic=False)  # type: ignore[method-assign]
@@ -129,21 +151,24 @@ class Segmenter(nn.Module, abc.ABC):
             Float32 logits (B, 19, *size), not soft-maxed; resized bilinearly where the network's own size is another.
 
         Raises:
-            GenValError: the images have another shape or dtype, or the network does not give 19 classes.
+            GenValError: the images have another shape or dtype, or the network fails or does not give logits of the 19
+                classes (see `outputs.check_logits` and `outputs.check_values`).
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise GenValError(
                 f"{self.name} expects RGB uint8 images (B, 3, H, W), found {images.dtype} {tuple(images.shape)}."
             )
-        with self._arithmetic(images.device):
-            logits = self.infer(self.prepare(images))
-        if logits.ndim != 4 or len(logits) != len(images):
-            raise GenValError(
-                f"{self.name} gives {tuple(logits.shape)}, expected ({len(images)}, 19, h, w): a segmenter needs one "
-                "logit for each of the 19 Cityscapes classes, in the order of the trainIds, or a --class_map."
-            )
-        check_outputs(self.name, logits.shape[1], self.class_map)
         target = tuple(size or images.shape[-2:])
+        if self.input_size is not None and tuple(images.shape[-2:]) != self.input_size:
+            resized = F.interpolate(images.float(), self.input_size, mode="bilinear", antialias=True)
+            images = resized.round().clamp(0, 255).to(torch.uint8)
+        task = f"{self.name} fails on images {tuple(images.shape)}"
+        with named_failures(task), self._arithmetic(images.device):
+            logits = self.infer(self.prepare(images))
+        check_logits(self.name, logits, images, self.class_map)
+        if not self._is_checked:  # on a GPU the check waits for the device
+            check_values(self.name, logits)
+            self._is_checked = True
         logits = self.class_map(logits) if self.class_map is not None else logits.float()
         if tuple(logits.shape[-2:]) != target:
             logits = F.interpolate(logits, target, mode="bilinear", align_corners=self.align_corners)

@@ -13,16 +13,16 @@ from genval.datasets.layouts import suggestion
 from genval.runtime.errors import GenValError
 from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import load_strictly, read_state_dict
-from genval.segmenters.class_map import ClassMap, check_outputs
+from genval.segmenters.class_map import ClassMap, check_outputs, map_by_name
 from genval.segmenters.normalisation import read_normalisation
+from genval.segmenters.outputs import find_logits
 
 
 class BuiltSegmenter(Segmenter):
     """A network from normalised pixels to logits, which may lie in a dictionary under `out`, as torchvision's do."""
 
     def run(self, pixels: Tensor) -> Tensor:
-        output = self.network(pixels)
-        logits: Tensor = output["out"] if isinstance(output, dict) else output
+        logits: Tensor = find_logits(self.name, self.network(pixels), self.class_map)
         return logits
 
 
@@ -147,12 +147,13 @@ def _load(
     if not biases:
         raise GenValError(f"{checkpoint} holds no {head}*.bias: it is not a state dict of {architecture}.")
     outputs = len(biases[-1])
+    normalisation = read_normalisation(checkpoint)
+    class_map = map_by_name(str(checkpoint), normalisation.classes or state.classes, class_map, outputs)
     check_outputs(f"{name} ({checkpoint})", outputs, class_map)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = build(outputs, state)
     load_strictly(network, state, checkpoint, architecture)
-    normalisation = read_normalisation(checkpoint)
     segmenter = BuiltSegmenter(name, network.to(device), normalisation.mean, normalisation.std, precision, class_map)
     segmenter.reads_bgr = normalisation.channels == "bgr"
     segmenter.size_divisor = size_divisor

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import find_below, resolve
+from genval.segmenters.class_names import find_names
 
 _LISTED_KEYS = 8
 
@@ -22,7 +23,17 @@ def find_checkpoint(checkpoint: str | Path, checkpoint_root: str | Path) -> Path
     return path if path.exists() else find_below(checkpoint_root, checkpoint)
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+class StateDict(dict[str, Tensor]):
+    """Tensors by name.
+
+    Attributes:
+        classes: names of the classes that the file states, in the order of the outputs; None where it has none.
+    """
+
+    classes: tuple[str, ...] | None = None
+
+
+def read_state_dict(path: Path) -> StateDict:
     """Read a PyTorch checkpoint's weights: a bare state dict, or one under `state_dict` (OpenMMLab, Lightning), or a
     safetensors file.
 
@@ -33,12 +44,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         GenValError: the file is missing, truncated, not a checkpoint, holds other classes, or has no tensors.
     """
+    header: Any = None
     try:
         with torch.serialization.safe_globals(_harmless_classes()):
             if path.suffix == ".safetensors":
+                from safetensors import safe_open
                 from safetensors.torch import load_file
 
                 content = load_file(path)
+                with safe_open(path, "pt") as stream:
+                    header = stream.metadata()
             else:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -59,7 +74,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise GenValError(f"{path} holds no weights: expected tensors by name, at the top or under 'state_dict'.")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
+    found = StateDict((str(key).removeprefix("module."), value) for key, value in state.items())
+    # OpenMMLab 0.x and 1.x, others at the top, and a safetensors file's header.
+    meta = content.get("meta")
+    details = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
+    found.classes = find_names(details, meta, content if state is not content else None, header)
+    return found
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, architecture: str) -> None:
@@ -69,7 +89,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, a
     error. Model-zoo files hold their training-only auxiliary heads, and so do the networks built from the configs.
 
     Raises:
-        GenValError: keys are missing, left over or of another shape, or a value is not finite.
+        GenValError: keys are missing, left over, of another shape or kind of number, or a value is not finite.
     """
     own = network.state_dict()
     problems = [
@@ -84,9 +104,14 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, a
             ),
         ),
         *_listing(
-            "not finite",
-            (key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()),
+            "of another kind of number",
+            (
+                f"{key} (file {_kind(state[key])}, model {_kind(own[key])})"
+                for key in own.keys() & state.keys()
+                if not _converts(state[key], own[key])
+            ),
         ),
+        *_listing("not finite", (key for key, value in state.items() if not _is_finite(value))),
     ]
     if problems:
         raise GenValError(
@@ -94,6 +119,24 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, a
             "Use the config the checkpoint was trained with, or the checkpoint that belongs to this config."
         )
     network.load_state_dict(dict(state), strict=True)
+
+
+def _converts(value: Tensor, own: Tensor) -> bool:
+    """Whether a value of the file means the same in the model: int8 weights lack their scale, complex ones a part."""
+    if value.layout != torch.strided or value.is_meta or value.is_complex() != own.is_complex():
+        return False
+    return value.is_floating_point() or value.is_complex() or not own.is_floating_point()
+
+
+def _kind(value: Tensor) -> str:
+    layout = "" if value.layout == torch.strided else f" {value.layout}"
+    return f"{value.dtype}{layout}{' without values' if value.is_meta else ''}"
+
+
+def _is_finite(value: Tensor) -> bool:
+    # 8-bit floats have no isfinite.
+    is_dense_float = value.is_floating_point() and value.layout == torch.strided and not value.is_meta
+    return not is_dense_float or bool((value.float() if value.element_size() == 1 else value).isfinite().all())
 
 
 def _listing(problem: str, keys: Iterable[str]) -> list[str]:

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from genval.runtime.errors import GenValError
 from genval.segmenters.base import Segmenter
-from genval.segmenters.class_map import ClassMap
+from genval.segmenters.class_map import ClassMap, map_by_name
 from genval.segmenters.identity import hash_files, onnx_files
 from genval.segmenters.normalisation import read_normalisation
+from genval.segmenters.outputs import find_logits, named_failures
 
 _ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
@@ -24,7 +25,7 @@ class OnnxSegmenter(Segmenter):
     """An ONNX network run by onnxruntime, on the GPU where its GPU build is installed.
 
     Its one input is (B, 3, H, W): float pixels are normalised (see `read_normalisation`), uint8 pixels are used
-    as given. Its output is the logits, or the first of its outputs is. A network exported for a fixed batch size gets
+    as given. Of several outputs see `outputs.find_logits`. A network exported for a fixed batch size gets
     that many images at a time. For a network exported for a fixed size, images are resized bilinearly to that size, and
     the logits back.
 
@@ -55,10 +56,13 @@ class OnnxSegmenter(Segmenter):
         if not is_image or dtype is None:
             found = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
             raise GenValError(f"{file}: expected one input (B, 3, H, W) of float, float16 or uint8, found {found}.")
-        normalisation = read_normalisation(file, session.get_modelmeta().custom_metadata_map)
+        metadata = session.get_modelmeta().custom_metadata_map
+        normalisation = read_normalisation(file, metadata, takes_bytes=dtype == np.uint8)
+        class_map = map_by_name(name, normalisation.classes, class_map)
         super().__init__(name, nn.Identity(), normalisation.mean, normalisation.std, class_map=class_map)
         self.reads_bgr = normalisation.channels == "bgr"
         self.session, self.input, self.dtype = session, inputs[0].name, dtype
+        self.outputs = [entry.name for entry in session.get_outputs()]
         self.batch = shape[0] if isinstance(shape[0], int) else None
         self.size = (shape[2], shape[3]) if isinstance(shape[2], int) and isinstance(shape[3], int) else None
         self.definition = hash_files(*onnx_files(file))
@@ -77,18 +81,23 @@ class OnnxSegmenter(Segmenter):
         # An incomplete last batch is padded with its first image.
         parts = [values[start : start + step] for start in range(0, len(values), step)]
         parts = [np.concatenate([part, *[part[:1]] * (step - len(part))]) for part in parts]
-        try:
-            results = [self.session.run(None, {self.input: part})[0] for part in parts]
-        except Exception as error:  # as above
-            reason = str(error).partition("\n")[0]
-            raise GenValError(f"{self.name} fails on pixels {tuple(values.shape)}: {reason}") from error
-        return torch.from_numpy(np.concatenate(results)[: len(values)]).to(pixels.device)
+        results = []
+        for part in parts:
+            with named_failures(f"{self.name} fails on pixels {tuple(part.shape)}"):
+                found = self.session.run(None, {self.input: part})
+            tensors = [_as_tensor(value) for value in found]
+            named = tensors[0] if len(tensors) == 1 else dict(zip(self.outputs, tensors, strict=True))
+            logits = find_logits(self.name, named, self.class_map)
+            if not isinstance(logits, Tensor) or len(logits) != len(part):
+                return logits  # refused by the caller
+            results.append(logits)
+        return torch.cat(results)[: len(values)].to(pixels.device)
 
 
 class TorchScriptSegmenter(Segmenter):
     """A TorchScript network from normalised float pixels (see `read_normalisation`) to logits.
 
-    The logits may be the first of a tuple, or lie in a dictionary under `out` or `logits`.
+    Of several outputs see `outputs.find_logits`.
     """
 
     def run(self, pixels: Tensor) -> Tensor:
@@ -99,13 +108,7 @@ class TorchScriptSegmenter(Segmenter):
                 raise
             reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
             raise GenValError(f"{self.name} fails on pixels {tuple(pixels.shape)}: {reason}") from error
-        if isinstance(output, dict):
-            output = next((output[key] for key in ("out", "logits") if key in output), output)
-        if isinstance(output, (tuple, list)):
-            output = output[0]
-        if not isinstance(output, Tensor):
-            raise GenValError(f"{self.name} gives a {type(output).__name__}, expected logits.")
-        return output
+        return find_logits(self.name, output, self.class_map)
 
 
 def load_onnx(
@@ -135,8 +138,17 @@ def load_torchscript(
         reason = str(error).partition("\n")[0]
         raise GenValError(f"{file} cannot be read as TorchScript ({reason}). Make it with torch.jit.save.") from error
     normalisation = read_normalisation(file)
+    class_map = map_by_name(name, normalisation.classes, class_map)
     mixed = precision if precision == "32-true" else precision.replace("-true", "-mixed")
     segmenter = TorchScriptSegmenter(name, network, normalisation.mean, normalisation.std, mixed, class_map)
     segmenter.reads_bgr = normalisation.channels == "bgr"
     segmenter.definition = hash_files(file)
     return segmenter.to(device)
+
+
+def _as_tensor(value: Any) -> Any:
+    """Return an array as a tensor; other values, such as sequences and texts, as they are."""
+    try:
+        return torch.from_numpy(value)
+    except TypeError:
+        return value

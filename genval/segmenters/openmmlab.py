@@ -26,7 +26,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import load_strictly, read_state_dict
-from genval.segmenters.class_map import ClassMap, check_outputs
+from genval.segmenters.class_map import ClassMap, check_outputs, map_by_name
 from genval.segmenters.mmseg_config import load_config, registered_only
 from genval.segmenters.trust import require_trusted_module
 
@@ -111,7 +111,7 @@ def _read(config: str | Path, overrides: Mapping[str, Any] | None, trust_code: b
         content.merge_from_dict(dict(overrides or {}))
     except GenValError:
         raise
-    except Exception as error:  # a config is a Python file: anything may go wrong in it
+    except (Exception, SystemExit) as error:  # a config is a Python file: anything may go wrong in it
         raise GenValError(f"Cannot read the config {path}: {type(error).__name__}: {error}.") from error
     if not isinstance(content.get("model"), Mapping):
         raise GenValError(f"The config {path} has no `model = dict(...)`.")
@@ -123,6 +123,9 @@ def _read(config: str | Path, overrides: Mapping[str, Any] | None, trust_code: b
         except ImportError as error:
             command = f": {_INSTALL_MMPRETRAIN}" if module.startswith("mmpretrain") else ", or add it to PYTHONPATH."
             raise GenValError(f"The config {path} needs the module {module} ({error}). Install it{command}") from error
+        except (Exception, SystemExit) as error:  # likewise
+            reason = f"{type(error).__name__}: {error}"
+            raise GenValError(f"The config {path} imports the module {module}, which fails: {reason}.") from error
     _make_self_contained(content.model)
     return content, is_data
 
@@ -257,6 +260,7 @@ def load_openmmlab(
     content, is_data = _read(config, overrides, trust_code)
     network = _build(content, is_data, config)
     load_strictly(network, state, checkpoint, f"the config {config}")
+    class_map = map_by_name(str(checkpoint), state.classes, class_map, getattr(network, "out_channels", None))
     segmenter = OpenMMLabSegmenter(name, network.to(device), precision, class_map)
     segmenter.definition = json.dumps(content.model.to_dict(), sort_keys=True, default=str)
     return segmenter

@@ -10,6 +10,7 @@ import numpy as np
 
 from genval.metrics.statistics import LogitsNotFiniteError
 from genval.runtime.errors import GenValError
+from genval.segmenters.outputs import check_logits
 
 if TYPE_CHECKING:
     import torch
@@ -47,11 +48,12 @@ def infer(segmenter: nn.Module, images: np.ndarray, device: torch.device) -> Ten
     """Run a segmenter: RGB uint8 images (B, H, W, 3) to logits (B, C, H, W), on the device.
 
     Raises:
-        GenValError: the device's memory is full.
+        GenValError: the device's memory is full, or the segmenter gives no logits of the 19 classes.
     """
     tensor = to_device(images, device).permute(0, 3, 1, 2).contiguous()
     with memory_errors(segmenter, images):
         logits: Tensor = segmenter(tensor, images.shape[1:3])
+    check_logits(getattr(segmenter, "name", "The segmenter"), logits, tensor, None)
     return logits
 
 

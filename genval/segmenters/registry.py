@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 import path_dicts
-from genval.datasets.labels import find_label_space
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import find_below, resolve
 from genval.runtime.precision import check_precision
 from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import find_checkpoint
-from genval.segmenters.class_map import ClassMap
+from genval.segmenters.class_map import ClassMap, find_class_map
 from genval.segmenters.identity import source_hash
+from genval.segmenters.outputs import find_logits, named_failures
 from genval.segmenters.trust import require_trusted_module
 
 _MODEL_ZOO = "https://github.com/open-mmlab/mmsegmentation/blob/v0.30.0/docs/en/model_zoo.md"
@@ -69,6 +69,7 @@ def load_segmenter(
     compiled: bool = False,
     channels_last: bool = False,
     trust_code: bool = False,
+    input_size: tuple[int, int] | None = None,
 ) -> Segmenter:
     """Load a segmenter by its name or its specification.
 
@@ -84,11 +85,12 @@ def load_segmenter(
         precision: `32-true`, `16-true`, `bf16-true`, `16-mixed` or `bf16-mixed`; logits are float32 in any case.
             The weights of a Python function's network are not cast: `true` means `mixed` there.
         checkpoint_root: the folder that the zoo's checkpoints are below (or one folder deeper).
-        class_map: what the network's outputs mean, if not the 19: see `labels.find_label_space` and `ClassMap`.
+        class_map: what the network's outputs mean, if not the 19: see `class_map.find_class_map` and `ClassMap`.
         compiled: translate the network with torch.compile (see `Segmenter.compile_network`).
         channels_last: see `Segmenter.use_channels_last`.
         trust_code: run a `.py` config or a module from outside the project, the installed packages and
             `path_dicts.TRUSTED_FOLDERS`.
+        input_size: height and width to which images are resized for the network; see `Segmenter`.
 
     Returns:
         `segmenter(images, size=None)`: RGB uint8 (B, 3, H, W) to float32 logits (B, 19, *size); see `Segmenter`.
@@ -98,8 +100,10 @@ def load_segmenter(
             trusted.
     """
     check_precision(precision)
-    classes = ClassMap(find_label_space(class_map)) if class_map is not None else None
+    classes = find_class_map(class_map) if class_map is not None else None
     segmenter = _load(name, torch.device(device), precision, checkpoint_root, classes, trust_code)
+    if input_size is not None:
+        segmenter.set_input_size(input_size)
     if channels_last:
         segmenter.use_channels_last()
     if compiled:
@@ -170,16 +174,15 @@ class FactorySegmenter(Segmenter):
         return images
 
     def run(self, pixels: Tensor) -> Tensor:
-        return self.function(pixels)
+        logits: Tensor = find_logits(self.name, self.function(pixels), self.class_map)
+        return logits
 
 
 def _existing(file: str, checkpoint_root: str | Path) -> Path:
     checkpoint = find_checkpoint(file, checkpoint_root)
     if checkpoint is None:
-        raise GenValError(
-            f"There is no checkpoint {file}: expected {resolve(file)} or {Path(checkpoint_root) / file} "
-            "(or one folder deeper)."
-        )
+        below = "" if Path(file).is_absolute() else f" or {Path(checkpoint_root) / file} (or one folder deeper)"
+        raise GenValError(f"There is no checkpoint {file}: expected {resolve(file)}{below}.")
     return checkpoint
 
 
@@ -200,15 +203,17 @@ def _load_factory(
             f"{name}: {error}. Expected module:function with a module that Python finds (add its folder to "
             f"PYTHONPATH). {_unknown(name)}"
         ) from error
-    try:
+    except (Exception, SystemExit) as error:  # a user's module, likewise below
+        raise GenValError(f"{name}: importing {module} failed: {type(error).__name__}: {error}") from error
+    with named_failures(f"{name} failed on its device {device}"):
         made = factory(device)
-    except Exception as error:  # a user's function: anything may go wrong in it
-        raise GenValError(f"{name} failed on its device {device}: {type(error).__name__}: {error}") from error
-    if not callable(made):
-        raise GenValError(f"{name} returned {type(made).__name__}, expected a callable from images to logits.")
-    segmenter = FactorySegmenter(name, made, precision, classes)
+    if not callable(made) or isinstance(made, type):
+        found = f"the class {made.__name__}" if isinstance(made, type) else type(made).__name__
+        raise GenValError(f"{name} returned {found}, expected a callable from images to logits.")
+    with named_failures(f"{name} failed on its device {device}"):
+        segmenter = FactorySegmenter(name, made, precision, classes).to(device)
     segmenter.source = source_hash(factory)  # part of the model's identity
-    return segmenter.to(device)
+    return segmenter
 
 
 def _missing_zoo_file(name: str, entry: dict[str, Any], checkpoint_root: str | Path) -> str:

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genval.datasets.labels import CLASSES
 from genval.runtime.errors import GenValError
+from genval.runtime.files import read_json
 from genval.runtime.hub import pretrained, split_revision
 from genval.runtime.paths import find_below, resolve
 from genval.segmenters.base import Segmenter
-from genval.segmenters.class_map import NUM_CLASSES, ClassMap, check_outputs
+from genval.segmenters.class_map import ClassMap, check_outputs, map_by_name
+from genval.segmenters.class_names import as_names
 
 _EXPECTED = "Expected config.json, model.safetensors and preprocessor_config.json in a folder, or a name on the hub."
 
@@ -149,6 +150,7 @@ def load_transformers(
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(location, **options)
             mean, std, reads_bgr = _normalisation(location, config.model_type, options)
+            class_map = map_by_name(location, as_names(config.id2label), class_map)
             check_outputs(location, config.num_labels, class_map)
             kind = _QUERY_MODELS.get(config.model_type)
             factory = getattr(transformers, kind) if kind else transformers.AutoModelForSemanticSegmentation
@@ -166,11 +168,10 @@ def load_transformers(
         if "trust_remote_code" in reason or "custom code" in reason:
             reason = "it needs code of its own, which is never run."
         raise GenValError(f"Cannot load a semantic segmentation model from {location}: {reason} {_EXPECTED}") from error
-    if class_map is None:
-        _check_label_order(location, config.id2label)
     problems = [f"{kind.removesuffix('_keys')}: {_shorten(keys)}" for kind, keys in report.items() if keys]
     if problems:
         raise GenValError(f"The weights in {location} do not fit its config.json: {'; '.join(problems)}.")
+    _check_numbers(location, local, network)
     arguments = (name, network.to(device), mean, std, precision, class_map)
     segmenter = QuerySegmenter(*arguments, task=task) if kind else TransformersSegmenter(*arguments)
     segmenter.reads_bgr = reads_bgr
@@ -239,11 +240,30 @@ def _oneformer_task(location: str, options: Mapping[str, Any]) -> Tensor:
     return task
 
 
-def _check_label_order(location: str, id2label: dict[int, str]) -> None:
-    """Refuse Cityscapes' own classes in another order; other names give no information about the order."""
-    names = tuple(id2label[index].lower().replace("_", " ").replace("-", " ") for index in range(NUM_CLASSES))
-    if names != CLASSES and sorted(names) == sorted(CLASSES):
-        raise GenValError(f"{location} has the Cityscapes classes in another order than the trainIds: {names}.")
+def _check_numbers(location: str, local: bool, network: nn.Module) -> None:
+    """Refuse weights that are whole numbers, truth values or complex: transformers makes float32 of them."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    def find(file: str) -> str | None:
+        found: str | None = cached_file(
+            location,
+            file,
+            local_files_only=local,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return found
+
+    index = find("model.safetensors.index.json")
+    parts = set(read_json(Path(index))["weight_map"].values()) if index else {"model.safetensors"}
+    real = {key for key, value in network.state_dict().items() if value.is_floating_point()}
+    for path in filter(None, map(find, sorted(parts))):
+        with safe_open(path, "pt") as stream:
+            kinds = {key: stream.get_slice(key).get_dtype() for key in stream.keys() if key in real}  # noqa: SIM118
+        wrong = [f"{key} ({kind})" for key, kind in kinds.items() if not kind.startswith(("F", "BF"))]
+        if wrong:
+            raise GenValError(f"The weights in {path} are no real numbers: {_shorten(wrong)}. Save them as float32.")
 
 
 def _normalisation(location: str, model_type: str, options: Mapping[str, Any]) -> tuple[list[float], list[float], bool]:
@@ -258,6 +278,11 @@ def _normalisation(location: str, model_type: str, options: Mapping[str, Any]) -
     scale = values["rescale_factor"] if values.get("do_rescale") else 1.0
     mean, std = (values["image_mean"], values["image_std"]) if values.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
     reads_bgr = bool(values.get("do_flip_channel_order"))
+    if scale == 1.0 and 0 < max(mean) <= 1 and max(std) <= 1:
+        raise GenValError(
+            f"{location}: preprocessor_config.json normalises pixels 0..255 with mean {mean} and std {std}, which are "
+            'for pixels 0..1. Set "do_rescale": true and "rescale_factor": 0.00392156862745098.'
+        )
     return [value / scale for value in mean], [value / scale for value in std], reads_bgr
 
 

@@ -47,6 +47,45 @@ def evaluate(root, segmenter, **flags):
     return evaluate_all(settings, segmenter)
 
 
+def test_every_segmenter_is_checked_before_the_first_is_run(tmp_path, monkeypatch):
+    """The second has 20 outputs: nothing of the first is written."""
+    root = tmp_path / "datasets/cityscapes"
+    for number in range(2):
+        name = f"a/a_{number:06d}_000000"
+        image = np.random.default_rng(number).integers(0, 256, (16, 24, 3)).astype(np.uint8)
+        write_png(root / f"leftImg8bit/val/{name}_leftImg8bit.png", image)
+        write_png(root / f"gtFine/val/{name}_gtFine_labelIds.png", np.full((16, 24), 7, np.uint8))
+    (root / "leftImg8bit/val/a/a_000000_000000_leftImg8bit.png").write_bytes(b"bad: the next one is used")
+    (tmp_path / "checked_factories.py").write_text(
+        "import torch\n"
+        "sizes = []\n"
+        "def make(classes):\n"
+        "    def segment(images):\n"
+        "        sizes.append(tuple(images.shape))\n"
+        "        return torch.einsum('bchw,nc->bnhw', images.float() - 99, torch.randn(classes, 3))\n"
+        "    return segment\n"
+        "def good(device):\n    return make(19)\n"
+        "def also_good(device):\n    return make(19)\n"
+        "def twenty(device):\n    return make(20)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = {
+        "trg_dataset": "Cityscapes", "datasets_dir": str(tmp_path / "datasets"), "eval_dir": str(tmp_path / "results"),
+        "accelerator": "cpu", "devices": "1", "skip_bad": True,
+    }  # fmt: skip
+    names = "checked_factories:good,checked_factories:twenty"
+    with pytest.raises(GenValError, match="checked_factories:twenty has 20 classes, expected 19"):
+        evaluate_all(make_settings(EvalScriptSettings, segmenters=names, **flags))
+    assert not (tmp_path / "results").exists()
+    names = "checked_factories:good,checked_factories:also_good"
+    settings = make_settings(EvalScriptSettings, segmenters=names, input_size="8x12", **flags)
+    assert settings.model.input_size == (8, 12)
+    assert [one.images for one in evaluate_all(settings)] == [{"clean": 1}, {"clean": 1}]
+    import checked_factories
+
+    assert checked_factories.sizes == [(1, 3, 16, 24), *[(1, 3, 8, 12)] * 3]
+
+
 def test_batches_hold_one_size_and_one_scene_in_order(pixels):
     segmenter = Recorder()
     (evaluated,) = evaluate(pixels, segmenter, batch_size=4)

@@ -1,8 +1,12 @@
 """Masks of both versions of Segment Anything: one by one, in batches, and with boxes in the image's pixels."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from genval.grounding.outliner import fitted_size, load_outliner
 from genval.runtime.errors import GenValError
@@ -64,6 +68,32 @@ def test_values_that_are_not_finite_are_an_error(grounding_models, images):
     outliner._model.mask_decoder.iou_token.weight.data[:] = float("nan")
     with pytest.raises(GenValError, match="not finite"):
         outliner.outline([outliner.prepare(images[0])], SIZES[:1], BOXES[:1])
+
+
+@pytest.mark.parametrize("fault", ["another kind", "unexpected", "missing"])
+def test_sam_hq_is_not_loaded_as_sam(grounding_models, tmp_path, fault):
+    """Its config's type begins like Segment Anything's, and its weights contain all of Segment Anything's."""
+    folder = shutil.copytree(grounding_models.sam, tmp_path / "sam")
+    config = json.loads((folder / "config.json").read_text())
+    state = load_file(folder / "model.safetensors")
+    if fault == "another kind":
+        config["model_type"] = "sam_hq"
+    if fault == "unexpected":
+        state["mask_decoder.hq_token.weight"] = torch.zeros(1, 16)
+    if fault == "missing":
+        del state["mask_decoder.iou_token.weight"]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    match = "type 'sam_hq': expected 'sam'" if fault == "another kind" else r"SamModel, or not only.*(hq|iou)_token"
+    with pytest.raises(GenValError, match=match):
+        load_outliner(str(folder))
+
+
+def test_an_original_file_of_sam_hq_is_refused(golden_sam, tmp_path):
+    shutil.copytree(golden_sam.path.with_suffix(""), tmp_path / "sam")
+    torch.save(golden_sam.state | {"mask_decoder.hf_token.weight": torch.zeros(1, 16)}, tmp_path / "sam.pth")
+    with pytest.raises(GenValError, match=r"unexpected: mask_decoder\.hf_token\.weight"):
+        load_outliner(str(tmp_path / "sam.pth"))
 
 
 def test_a_model_of_another_kind_is_refused(grounding_models):

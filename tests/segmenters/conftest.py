@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from genval.datasets.labels import CLASSES
 from genval.runtime.paths import REPO_ROOT
 
 CONFIG = "mini/segmenters/pspnet-r18.py"
@@ -26,7 +27,7 @@ def network():
 def checkpoint(tmp_path, network):
     """A file in the model zoo's format that fits CONFIG."""
     path = tmp_path / "pspnet.pth"
-    torch.save({"state_dict": network.state_dict(), "meta": {"CLASSES": ["road"], "epoch": 1}}, path)
+    torch.save({"state_dict": network.state_dict(), "meta": {"CLASSES": list(CLASSES), "epoch": 1}}, path)
     return path
 
 

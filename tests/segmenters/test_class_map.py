@@ -56,7 +56,7 @@ def test_mapillarys_models_may_lack_its_last_class():
 
 def test_a_factory_with_a_map(class_map, images, tmp_path, monkeypatch):
     (tmp_path / "five_classes.py").write_text(
-        "def make(device):\n    return lambda images: images[:, [0, 1, 2, 0, 1]]\n"
+        "def make(device):\n    return lambda images: images[:, [0, 1, 2, 0, 1]].float()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     segmenter = load_segmenter("five_classes:make", "cpu", trust_code=True, class_map=class_map)

@@ -100,6 +100,51 @@ def test_an_onnx_file_is_identified_by_its_bytes(tmp_path):
     assert first != model_identity(load_segmenter(save_onnx(tmp_path / "c.onnx", metadata={"x": "1"}), "cpu"))
 
 
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (["Softmax"], "gives probabilities, not logits"),
+        (["Sigmoid"], "as after a sigmoid"),
+        (["ArgMax"], "int64, which are predicted classes"),
+        (["Slice", "Identity"], "several outputs that could be the logits: Slice .*, Identity"),
+    ],
+)
+def test_onnx_files_that_give_something_else(tmp_path, images, kinds, message):
+    with pytest.raises(GenValError, match=message):
+        load_segmenter(add_outputs(tmp_path, kinds), "cpu")(images)
+
+
+def test_of_several_onnx_outputs_the_one_with_the_19_classes_is_taken(tmp_path, images):
+    segmenter = load_segmenter(add_outputs(tmp_path, ["ArgMax", "Identity"]), "cpu")
+    torch.testing.assert_close(segmenter(images), expected(images, normalised(images)), rtol=0, atol=1e-4)
+
+
+def add_outputs(folder, kinds):
+    """The network as an ONNX file whose outputs are made from the logits by operations of these kinds."""
+    onnx = pytest.importorskip("onnx")
+    save_onnx(folder / "net.onnx")
+    model = onnx.load(folder / "net.onnx")
+    del model.graph.output[:]
+    for kind in kinds:
+        inputs, options = ["logits"], {"axis": 1} if kind in ("Softmax", "ArgMax") else {}
+        if kind == "Slice":
+            for name, value in (("start", [0, 0]), ("end", [24, 40]), ("axes", [2, 3])):
+                model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+                inputs.append(name)
+        number = onnx.TensorProto.INT64 if kind == "ArgMax" else onnx.TensorProto.FLOAT
+        model.graph.node.append(onnx.helper.make_node(kind, inputs, [kind], **options))
+        model.graph.output.append(onnx.helper.make_tensor_value_info(kind, number, None))
+    onnx.save(model, folder / "net.onnx")
+    return f"onnx:{folder}/net.onnx"
+
+
+def test_a_fixed_size_allows_no_other_input_size(tmp_path, images):
+    name = save_onnx(tmp_path / "net.onnx", size=(48, 80))
+    assert load_segmenter(name, "cpu", input_size=(48, 80))(images).shape == (2, 19, 96, 160)
+    with pytest.raises(GenValError, match="takes images of 48x80 alone"):
+        load_segmenter(name, "cpu", input_size=(96, 160))
+
+
 def test_bad_onnx_files(tmp_path, images, monkeypatch):
     name = save_onnx(tmp_path / "net.onnx")
     with pytest.raises(GenValError, match="runs in the precision of its file"):

@@ -59,6 +59,24 @@ def test_many_wrong_keys_are_counted(tmp_path, linear):
         load_strictly(linear, state, tmp_path, "a test")
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool, torch.complex64, "sparse", "meta"])
+def test_weights_of_another_kind_of_number_are_refused(tmp_path, linear, kind):
+    state = linear.state_dict()
+    weight = state["0.weight"]
+    state["0.weight"] = weight.to_sparse() if kind == "sparse" else weight.to(kind)
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    with pytest.raises(GenValError, match=r"1 of another kind of number: 0\.weight"):
+        load_strictly(linear, read_state_dict(path), path, "the model")
+
+
+def test_double_precision_weights_become_float32(tmp_path, linear):
+    state = {k: v.double() if v.is_floating_point() else v for k, v in linear.state_dict().items()}
+    load_strictly(linear, state, tmp_path, "the model")
+    assert linear[0].weight.dtype == torch.float32
+    torch.testing.assert_close(linear[0].weight.data, state["0.weight"].float())
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_truncated_files(tmp_path, linear, share):
     path = tmp_path / "weights.pth"

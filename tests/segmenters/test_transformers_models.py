@@ -76,11 +76,45 @@ def test_weights_that_do_not_fit_are_refused(hf_folder, kind):
         load_segmenter(f"hf:{hf_folder}", CPU)
 
 
-def test_labels_are_checked(hf_folder):
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_real_numbers_are_refused(hf_folder, dtype):
+    from safetensors.torch import load_file, save_file
+
+    path = hf_folder / "model.safetensors"
+    state = load_file(path)
+    state["decode_head.classifier.weight"] = state["decode_head.classifier.weight"].to(dtype)
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(GenValError, match=r"no real numbers: decode_head\.classifier\.weight"):
+        load_segmenter(f"hf:{hf_folder}", CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_weights_of_another_precision_are_converted(hf_folder, images, dtype):
+    from safetensors.torch import load_file, save_file
+
+    expected = load_segmenter(f"hf:{hf_folder}", CPU)(images)
+    path = hf_folder / "model.safetensors"
+    state = load_file(path)
+    state["decode_head.classifier.weight"] = state["decode_head.classifier.weight"].to(dtype)
+    save_file(state, path, metadata={"format": "pt"})
+    torch.testing.assert_close(load_segmenter(f"hf:{hf_folder}", CPU)(images), expected, rtol=0, atol=1e-3)
+
+
+def test_pixels_and_normalisation_of_different_scales_are_refused(hf_folder):
+    edit(hf_folder / "preprocessor_config.json", do_rescale=False, image_mean=[0.485] * 3, image_std=[0.229] * 3)
+    with pytest.raises(GenValError, match=r"preprocessor_config\.json normalises pixels 0\.\.255"):
+        load_segmenter(f"hf:{hf_folder}", CPU)
+
+
+def test_labels_are_checked(hf_folder, images):
+    expected = load_segmenter(f"hf:{hf_folder}", CPU)(images)
     labels = json.loads((hf_folder / "config.json").read_text())["id2label"]
     swapped = labels | {"0": labels["1"], "1": labels["0"]}
     edit(hf_folder / "config.json", id2label=swapped)
-    with pytest.raises(GenValError, match="another order"):
+    order = [1, 0, *range(2, 19)]
+    torch.testing.assert_close(load_segmenter(f"hf:{hf_folder}", CPU)(images), expected[:, order])
+    edit(hf_folder / "config.json", id2label=labels | {"0": "dog"})
+    with pytest.raises(GenValError, match=r"not among Cityscapes': dog\. Give .*--class_map"):
         load_segmenter(f"hf:{hf_folder}", CPU)
     edit(hf_folder / "config.json", id2label={str(i): f"LABEL_{i}" for i in range(19)})
     load_segmenter(f"hf:{hf_folder}", CPU)
