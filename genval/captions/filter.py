@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genval.runtime.errors import GenValError
+from genval.runtime.files import read_lines
 
 PHRASES = Path(__file__).parent / "phrases"
 DEFAULT_FILTER = PHRASES / "filter.txt"
@@ -81,11 +82,7 @@ def read_phrases(path: str | Path) -> list[str]:
     Raises:
         GenValError: the file is missing, not text, or holds no line.
     """
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise GenValError(f"Cannot read {path}: {error}. Expected a text file of one word or phrase a line.") from error
-    phrases = [line for line in lines if line and not line.startswith("#")]
+    phrases = [line for line in read_lines(path) if not line.startswith("#")]
     if not phrases:
         raise GenValError(f"{path} lists nothing: expected one word or phrase a line.")
     return phrases

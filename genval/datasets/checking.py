@@ -12,8 +12,8 @@ import numpy as np
 
 from genval.datasets.items import BadFile, Item
 from genval.datasets.labels import CLASSES, IGNORE, find_label_space
+from genval.datasets.reading import read_image, read_mask
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_mask
 
 
 @dataclass(frozen=True)

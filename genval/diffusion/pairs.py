@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from genval.datasets.boxes import Box
+from genval.datasets.reading import read_image, read_mask
 from genval.diffusion.framing import check_pair, crop_box, fit_image, fit_mask
 from genval.diffusion.models.hints import CITYSCAPES_IDS, LabelSet
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_jsonl, read_mask
+from genval.runtime.files import read_jsonl
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.progress import progress_bar
 

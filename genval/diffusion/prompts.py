@@ -12,6 +12,7 @@ from pathlib import Path
 import path_dicts
 from genval.datasets.layouts import suggestion
 from genval.runtime.errors import GenValError
+from genval.runtime.files import read_lines
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.seeds import item_seed
 
@@ -67,9 +68,9 @@ def read_phrasings(file: Path) -> tuple[str, ...]:
         GenValError: the file is missing, is not text, or has no line.
     """
     try:
-        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise GenValError(f"--prompt_file: cannot read {file} ({error}).") from error
+        lines = tuple(read_lines(file))
+    except GenValError as error:
+        raise GenValError(f"--prompt_file: cannot read {file} ({error})") from error
     if not lines:
         raise GenValError(f"--prompt_file: {file} is empty: expected a phrasing a line, such as: in thick smoke")
     return lines

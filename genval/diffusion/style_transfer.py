@@ -17,7 +17,7 @@ from genval.artifacts.stage import run_stage
 from genval.datasets.captions import read_captions
 from genval.datasets.items import BadFile, Item, find_items
 from genval.datasets.layouts import find_root
-from genval.datasets.reading import readable
+from genval.datasets.reading import read_mask, readable
 from genval.diffusion.models.controlnet import find_controlnet, load_controlnet
 from genval.diffusion.models.hints import check_labels, read_encoding
 from genval.diffusion.models.lora import find_lora, fuse_lora
@@ -37,7 +37,7 @@ from genval.diffusion.sampling.stage import GenerationStage, choose_compiling, d
 from genval.diffusion.settings import SamplingConfig, StyleTransferSettings
 from genval.runtime.devices import choose_precision, launch_fabric
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_mask, write_png
+from genval.runtime.files import write_png
 from genval.runtime.flags import flatten
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed

@@ -13,9 +13,10 @@ from genval.artifacts.manifest import Manifest
 from genval.artifacts.stage import ManifestStage, run_stage
 from genval.datasets import Item
 from genval.datasets.corruptions import corrupt
+from genval.datasets.reading import read_image
 from genval.evaluation.settings import CorruptionSettings
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, write_bytes, write_png
+from genval.runtime.files import write_bytes, write_png
 from genval.runtime.seeds import item_seed
 
 # Masks are copied as labelIds, so they must hold these ids.

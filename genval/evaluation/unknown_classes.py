@@ -11,13 +11,14 @@ import torch
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.tensors import PackedTensors
 from genval.datasets import IGNORE
+from genval.datasets.reading import read_mask
 from genval.metrics.ranking import aupr, auroc, fpr_at_tpr
 from genval.metrics.reliability import pool
 from genval.metrics.statistics import PixelStatistics, count_confidences
 from genval.results.scenes import SceneResults
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_jsonl, read_mask
+from genval.runtime.files import read_jsonl
 from genval.runtime.paths import resolve
 
 METRICS = ("auroc", "aupr", "fpr95")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and images that are read strictly.
+"""Files that appear whole or not at all, and text that is read strictly.
 
 Every writer goes through `replace_file`: the bytes are written to a temporary name in the same folder, flushed to the
 disk and renamed, so that a killed process leaves either the old file or the new one.
@@ -6,6 +6,7 @@ disk and renamed, so that a killed process leaves either the old file or the new
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
@@ -122,6 +123,31 @@ def write_png(path: str | Path, image: np.ndarray, compression: int = 1, noisy: 
     write_bytes(path, data.tobytes())
 
 
+def read_text(path: str | Path) -> str:
+    """Read a text file in UTF-8, or in UTF-16 where a byte order mark says so; the mark is no part of the text.
+
+    Raises:
+        GenValError: the file is missing or not text.
+    """
+    try:
+        data = Path(path).read_bytes()
+        encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        return data.decode(encoding)
+    except OSError as error:
+        raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise GenValError(f"{path} is not a text file: expected UTF-8. Save it as text in this encoding.") from error
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file without spaces at their ends; blank lines are left out.
+
+    Raises:
+        GenValError: as `read_text`.
+    """
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
 def read_json(path: str | Path) -> Any:
     """Parse a JSON file.
 
@@ -129,79 +155,29 @@ def read_json(path: str | Path) -> Any:
         GenValError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise GenValError(f"{path} is not valid JSON ({error}). Write it again or delete it.") from error
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise GenValError(f"{path} is not valid JSON ({error}). Correct it, or move it elsewhere.") from error
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Parse a file of one JSON object a line; blank lines are passed over.
 
     Raises:
-        GenValError: the file is missing, or a line is not JSON (the message has its number).
+        GenValError: the file is missing, or a line is not a JSON object (the message has its number).
     """
-    try:
-        # Not splitlines: a text may hold what Unicode calls a line separator.
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise GenValError(f"{path} is not a text file: expected one JSON object a line.") from error
     records = []
-    for number, line in enumerate(lines, 1):
+    # Not splitlines: a text may hold what Unicode calls a line separator.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise GenValError(f"{path}, line {number} is not valid JSON ({error}). Mend or remove the line.") from error
-    return records
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Decode an image file into RGB uint8 (H, W, 3).
-
-    Raises:
-        GenValError: the file is missing, truncated or not an image.
-    """
-    from PIL import Image
-
-    return _decode(path, lambda image: image if image.mode == "RGB" else image.convert("RGB"), Image)
-
-
-def read_mask(path: str | Path) -> np.ndarray:
-    """Decode a single-channel 8-bit label image into uint8 (H, W), palette images as their indices.
-
-    Raises:
-        GenValError: the file is missing, truncated or not a single-channel 8-bit image.
-    """
-    from PIL import Image
-
-    def check(image: Any) -> Any:
-        if image.mode not in ("L", "P"):
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise GenValError(f"{path}, line {number} is not valid JSON ({error}). Correct the line.") from error
+        if not isinstance(record, dict):
             raise GenValError(
-                f"{path} is not a label mask: expected one 8-bit channel of ids, found mode {image.mode}. "
-                "Give the *_labelIds.png (or trainIds) file, not the colour one."
+                f"{path}, line {number}: expected one JSON object a line, found a {type(record).__name__}."
             )
-        return image
-
-    return _decode(path, check, Image)
-
-
-def _decode(path: str | Path, convert: Any, image_module: Any) -> np.ndarray:
-    import numpy as np
-
-    try:
-        with image_module.open(path) as image:
-            # Pillow refuses truncated files here unless a caller has turned that off; np.asarray forces the decoding.
-            return np.asarray(convert(image)).copy()
-    except GenValError:
-        raise
-    except FileNotFoundError as error:
-        raise GenValError(f"{path} does not exist.") from error
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and zlib.error for damaged files
-        raise GenValError(
-            f"{path} cannot be decoded ({error}). Fetch or make the file again, or set it aside (--skip_bad)."
-        ) from error
+        records.append(record)
+    return records

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from genval.datasets.reading import read_mask
 from genval.metrics.statistics import measure
 from genval.results import scenes as results_module
 from genval.results.scenes import (
@@ -17,7 +18,6 @@ from genval.results.scenes import (
     save_image,
 )
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_mask
 
 
 def test_examples_in_docstrings():

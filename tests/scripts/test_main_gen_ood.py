@@ -120,7 +120,7 @@ def ood(tmp_path, monkeypatch, capsys):
 
 
 def read(root, name, number):
-    from genval.runtime.files import read_image, read_mask
+    from genval.datasets.reading import read_image, read_mask
 
     return read_image(root / f"refined/{name}/{number}.png"), read_mask(root / f"masks/{name}/{number}_mask.png") == 255
 

@@ -18,13 +18,12 @@ from genval.datasets.layouts import find_root
 from genval.datasets.ood_objects import (
     ObjectImage,
     find_object_images,
-    frame_size,
     object_folder,
     read_box,
     read_objects,
 )
 from genval.datasets.placement import PlacementConfig, crop_around, place
-from genval.datasets.reading import readable
+from genval.datasets.reading import read_image, read_mask, readable
 from genval.diffusion.framing import check_pair
 from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_feathered
 from genval.diffusion.inpainting.model import InpaintingBatch, inpaint, load_inpainting, make_inpainter
@@ -37,7 +36,7 @@ from genval.diffusion.settings import InpaintingConfig, InpaintingStageSettings,
 from genval.diffusion.style_transfer import frames_hash
 from genval.runtime.devices import choose_precision, launch_fabric
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_mask, write_bytes, write_json, write_png
+from genval.runtime.files import write_bytes, write_json, write_png
 from genval.runtime.flags import flatten
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
@@ -433,7 +432,8 @@ def refine_objects(settings: RefinementSettings, items: Sequence[ObjectItem] | N
     }
     size = (settings.side, settings.side)
     if settings.whole_frame and items[0].source is not None:
-        size = frame_size(items[0].source)
+        height, width = read_image(items[0].source.image).shape[:2]
+        size = (height, width)
 
     def stage(
         folder: Path, whole: Mapping[str, Any], model: StableDiffusion, options: dict[str, Any]
