@@ -22,7 +22,7 @@ from genval.runtime.errors import GenValError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_Result = TypeVar("_Result")
+_R = TypeVar("_R")
 
 # Pillow opens these alone: EPS would start Ghostscript, and GIF has 256 colours.
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
@@ -204,9 +204,7 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
 
 
-def _open(
-    path: str | Path, formats: tuple[str, ...], expected: str, read: Callable[[Image, bytes], _Result]
-) -> _Result:
+def _open(path: str | Path, formats: tuple[str, ...], expected: str, read: Callable[[Image, bytes], _R]) -> _R:
     """Apply `read` to an open image and the first bytes of its file."""
     from PIL import Image, UnidentifiedImageError
 
@@ -247,7 +245,7 @@ def _as_rgb(image: Image, path: str | Path) -> Image:
         return _upper_bits(image, path).convert("RGB")
     if image.mode in _WITH_ALPHA or (image.mode in _EIGHT_BITS and "transparency" in image.info):
         with_alpha = image.convert("RGBA")
-        if with_alpha.getextrema()[3] != (255, 255):
+        if with_alpha.getchannel("A").getextrema() != (255, 255):
             raise GenValError(
                 f"{path} has transparent pixels, which a viewer shows in the colour of its background. Save the image "
                 "without transparency, or use --skip_bad."

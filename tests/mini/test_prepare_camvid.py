@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from genval.datasets.reading import read_mask
 from genval.runtime import files
 from genval.runtime.paths import REPO_ROOT
 
