@@ -28,7 +28,7 @@ def main(settings: ControlNetTrainingSettings) -> None:
     from genval.diffusion.models.hints import read_encoding
     from genval.diffusion.models.pipelines import load_base
     from genval.diffusion.original.writing import save_original
-    from genval.diffusion.pairs import find_jsonl, read_pairs, readable_pairs
+    from genval.diffusion.pairs import check_pair_ids, find_jsonl, read_pairs, readable_pairs
     from genval.diffusion.settings import SamplingConfig
     from genval.diffusion.training.data import ControlNetData, EncodedFolder
     from genval.diffusion.training.log import ImageLog
@@ -48,9 +48,9 @@ def main(settings: ControlNetTrainingSettings) -> None:
     base = load_base(base_name)
     controlnet = load_controlnet(settings.controlnet, base)
     labels = read_encoding(controlnet, settings.controlnet).labels
-    pairs = read_pairs(find_jsonl(settings.jsonl, data_dir), data_dir)
+    pairs = read_pairs(find_jsonl(settings.jsonl, data_dir), data_dir, settings.skip_bad)
     shown = (
-        read_pairs(find_jsonl(settings.val_jsonl, data_dir), data_dir)[: settings.num_images]
+        read_pairs(find_jsonl(settings.val_jsonl, data_dir), data_dir, settings.skip_bad)[: settings.num_images]
         if settings.images_every
         else []
     )
@@ -59,6 +59,7 @@ def main(settings: ControlNetTrainingSettings) -> None:
             readable_pairs(pairs, labels, settings.num_workers),
             readable_pairs(shown, labels, settings.num_workers),
         )
+    check_pair_ids(pairs, labels)
     segmenter = load_segmenter(settings.val_segmenter, "cpu") if settings.val_segmenter and shown else None
     encoded = EncodedFolder(resolve(settings.precompute), base, pairs, config, labels) if settings.precompute else None
     module = ControlNetModule(

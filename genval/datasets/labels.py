@@ -132,7 +132,8 @@ class LabelSpace:
         """
         unknown = np.flatnonzero((pixels > 0) & (self.known == 0)).tolist()
         if unknown:
-            return f"ids that are not {self.name}: {_ranges(unknown)}"
+            other = self is TRAIN_IDS and all(CITYSCAPES.known[unknown])
+            return f"ids that are not {self.name}: {_ranges(unknown)}" + (" (but Cityscapes labelIds)" if other else "")
         low = pixels[:_FIRST_ABOVE].sum()
         without = pixels[self.table == IGNORE].sum()
         if self is CITYSCAPES and low and pixels[255] and not self._has_high(pixels) and 2 * without > pixels.sum():

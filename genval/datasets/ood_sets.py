@@ -22,7 +22,7 @@ import path_dicts
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.manifest import Manifest
 from genval.datasets.items import IMAGE_EXTENSIONS, BadFile, Item, openable
-from genval.datasets.labels import IGNORE
+from genval.datasets.labels import CITYSCAPES, IGNORE
 from genval.datasets.layouts import DERIVED, suggestion
 from genval.datasets.ood_objects import absence_path, find_object_images, mask_path, natural, read_curated
 from genval.datasets.reading import read_image, read_mask
@@ -210,7 +210,7 @@ def read_kinds(item: OodItem) -> np.ndarray:
             f"{item.mask} is not a mask of {item.cond}: expected the values {known}, found {unknown[:8]}."
         )
     if item.void:
-        labels = mask if item.frame is None else read_mask(item.frame)
+        labels = mask if item.frame is None else read_mask(item.frame, CITYSCAPES.table)
         if item.frame is not None and labels.shape != mask.shape:
             raise _sizes_differ(item.frame, labels, item.mask, mask)
         kinds[np.isin(labels, item.void) & (kinds != 1)] = IGNORE

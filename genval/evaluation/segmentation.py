@@ -18,7 +18,9 @@ from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.artifacts.tensors import pack, packed_ids, read_about, write_part
 from genval.datasets import CLASS_SETS, CLASSES, BadFile, Item, classes_of, find_items, partition, read_pair
 from genval.datasets.gate import GATE, GATED, apply_gate
+from genval.datasets.items import openable
 from genval.datasets.layouts import find_root, is_generated
+from genval.datasets.reading import check_ids
 from genval.evaluation.inference import Measured, launch_batch, sample_pixels
 from genval.evaluation.settings import EvaluationSettings, SegmenterSettings
 from genval.metrics.reliability import reliability_metrics
@@ -109,7 +111,10 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
                 loaded = load(settings.model, name, fabric.device, settings.device.precision)
             else:
                 loaded = segmenter.to(fabric.device)
-        for dataset, (items, bad) in jobs.items():
+        for dataset, (found, unpaired) in jobs.items():
+            bad = list(unpaired)
+            # Files may have vanished since they were found: loading a segmenter takes seconds.
+            items = openable(found, bad) if settings.skip_bad else found
             stage = EvaluationStage(settings, loaded, fabric.device, name, dataset, items, bad)
             run_stage(
                 stage,
@@ -170,6 +175,7 @@ def find_images(settings: EvaluationSettings, dataset: str) -> tuple[list[Item],
         root = find_root(dataset, settings.trg_root, settings.datasets_dir, settings.generated_dir)
         ordered, dropped = apply_gate(ordered, root)
         bad += dropped
+    check_ids(ordered)
     return ordered[: settings.run.limit], list(dict.fromkeys(bad))
 
 

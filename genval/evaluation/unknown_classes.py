@@ -11,6 +11,7 @@ import torch
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.tensors import PackedTensors
 from genval.datasets import IGNORE
+from genval.datasets.labels import IDD
 from genval.datasets.reading import read_mask
 from genval.metrics.ranking import aupr, auroc, fpr_at_tpr
 from genval.metrics.reliability import pool
@@ -59,7 +60,7 @@ def measure_unknown(scenes: Sequence[SceneResults], unknown: Sequence[int]) -> U
                 command = _command(results).with_flags(overwrite=True)
                 raise GenValError(f"{mask} has changed since the logits of {item_id} were saved. Run: {command}")
             logits, labels, indices = tensors.read(item_id, "logits", "labels", "indices")
-            is_unknown = np.isin(read_mask(mask).reshape(-1)[indices], unknown)
+            is_unknown = np.isin(read_mask(mask, IDD.table).reshape(-1)[indices], unknown)
             counted[f"{results.scene}/{item_id}"] = _count(logits, is_unknown, labels)
     total, ends = pool(counted.values())
     positive, negative = (int(pixels) for pixels in total.levels.sum(1))

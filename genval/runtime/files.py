@@ -123,18 +123,28 @@ def write_png(path: str | Path, image: np.ndarray, compression: int = 1, noisy: 
     write_bytes(path, data.tobytes())
 
 
+def read_bytes(path: str | Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        GenValError: the file is missing or may not be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
 def read_text(path: str | Path) -> str:
     """Read a text file in UTF-8, or in UTF-16 where a byte order mark says so; the mark is no part of the text.
 
     Raises:
         GenValError: the file is missing or not text.
     """
+    data = read_bytes(path)
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        data = Path(path).read_bytes()
-        encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
         return data.decode(encoding)
-    except OSError as error:
-        raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise GenValError(f"{path} is not a text file: expected UTF-8. Save it as text in this encoding.") from error
 
