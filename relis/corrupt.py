@@ -47,10 +47,8 @@ def main(settings: CorruptionSettings) -> None:
         reasons |= {str(one.item.image): one.reason for one in report.skipped}
         for file, reason in reasons.items():
             print(f"skipped {file}: {reason}")
-        without = f", skipped {len(reasons)} bad files" if reasons else ""
-        print(
-            f"{domain}: corrupted {report.written} of {len(items)} images, the others existed{without}; wrote to {folder}"
-        )
+        others = f"the others existed, skipped {len(reasons)} bad files" if reasons else "the others existed"
+        print(f"{domain}: corrupted {report.written} of {len(items)} images, {others}; wrote to {folder}")
 
 
 if __name__ == "__main__":

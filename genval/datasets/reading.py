@@ -273,9 +273,10 @@ def _upper_bits(image: Image, path: str | Path) -> Image:
 
 
 def _upright(pixels: Image, image: Image) -> Image:
-    """`pixels` of the decoded `image`, turned by the image's EXIF orientation."""
+    """`pixels` of `image`, turned by the image's EXIF orientation."""
     from PIL.Image import Transpose
 
+    image.load()  # in a PNG file the EXIF data may follow the pixels
     turn = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
@@ -292,9 +293,8 @@ def _orientation(image: Image) -> int:
     """The EXIF orientation, 1 to 8, that is still to be applied; 1 where there is none."""
     from PIL.Image import Exif
 
-    # Call it after decoding: in a PNG file the EXIF data may follow the pixels. Pillow turns TIFF images itself.
     data = image.info.get("exif")
-    if not data or image.format == "TIFF":
+    if not data or image.format == "TIFF":  # Pillow turns TIFF images itself
         return 1
     exif = Exif()
     try:
