@@ -402,7 +402,7 @@ def items(tmp_path):
     return make
 
 
-def train_ids(255):
+def train_ids(void=255):
     """Mostly road and sidewalk, as trainIds, with pixels that do not count."""
     ids = np.zeros((HEIGHT, WIDTH), np.uint8)
     ids[:3], ids[0], ids[-1, :4] = 10, 1, void
