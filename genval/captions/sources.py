@@ -11,7 +11,7 @@ import path_dicts
 from genval.datasets.items import ALL, IMAGE_EXTENSIONS, BadFile, find_items
 from genval.datasets.layouts import find_root, suggestion
 from genval.runtime.errors import GenValError
-from genval.runtime.paths import REPO_ROOT, files_below, resolve, why_unopened
+from genval.runtime.paths import REPO_ROOT, paths_below, resolve, why_unopened
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _match(pattern: Path) -> list[Path]:
         return [Path(path) for path in glob.glob(str(pattern))]
     first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:first])
-    return [path for path in files_below(root) if _fits(path.relative_to(root).parts, parts[first:])]
+    return [path for path in paths_below(root) if _fits(path.relative_to(root).parts, parts[first:])]
 
 
 def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:

@@ -156,8 +156,8 @@ class LabelSpace:
         if without == pixels.sum():
             ids = _ranges(np.flatnonzero(pixels).tolist())
             return (
-                f"no pixel of any mask has a class: the ids are {ids}. These may be the dummy masks of a test split: choose "
-                f"another split (--split). Otherwise check that the masks hold {self.name}"
+                f"no pixel of any mask has a class: the ids are {ids}. If these are the dummy masks of a test split, "
+                f"choose another (--split); otherwise check that the masks hold {self.name}"
             )
         mostly = self is CITYSCAPES and 2 * without > pixels.sum()
         if self in (CITYSCAPES, IDD) and not self._has_high(pixels) and (pixels[255] or mostly):

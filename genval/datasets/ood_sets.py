@@ -27,7 +27,7 @@ from genval.datasets.layouts import DERIVED, suggestion
 from genval.datasets.ood_objects import absence_path, find_object_images, mask_path, natural, read_curated
 from genval.datasets.reading import read_image, read_mask
 from genval.runtime.errors import GenValError
-from genval.runtime.paths import files_below, resolve, subfolders, why_unopened
+from genval.runtime.paths import paths_below, resolve, subfolders, why_unopened
 
 GENERATED = "generated"
 PAIR_PREFIX = "pair:"
@@ -318,7 +318,7 @@ def _pair(
 def _match(root: Path, pattern: str) -> dict[str, Path]:
     """Files whose path below `root` fits, by what the groups match."""
     found: dict[str, Path] = {}
-    for path in sorted(files_below(root)):  # parts of a release may be symbolic links
+    for path in sorted(paths_below(root)):  # parts of a release may be symbolic links
         match = re.fullmatch(pattern, path.relative_to(root).as_posix())
         if match is None or path.suffix.lower() not in IMAGE_EXTENSIONS:
             continue

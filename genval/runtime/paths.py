@@ -42,15 +42,15 @@ def subfolders(place: Path) -> list[Path]:
         return []
 
 
-def files_below(root: Path) -> Iterator[Path]:
-    """The files below a folder, without hidden ones; folders that may not be read are left out.
+def paths_below(root: Path) -> Iterator[Path]:
+    """The files and folders below a folder, without hidden ones.
 
-    Linked folders are searched, but not a folder within itself: a link to a folder above it adds nothing.
+    Linked folders are searched, but not a folder within itself: below a link to a folder above it there is nothing.
     """
-    return _files_below(root, frozenset())
+    return _paths_below(root, frozenset())
 
 
-def _files_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+def _paths_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -61,10 +61,10 @@ def _files_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            yield from _files_below(folder / entry.name, above | {real})
-        else:
-            yield folder / entry.name
+        path = folder / entry.name
+        yield path
+        if path.is_dir() if entry.is_symlink() else entry.is_dir():  # `entry.is_dir` fails where a link leads to itself
+            yield from _paths_below(path, above | {real})
 
 
 def why_unopened(path: Path) -> str | None:
