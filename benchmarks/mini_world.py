@@ -78,8 +78,9 @@ def main(settings: MiniWorldSettings) -> None:
 
     from genval.datasets import find_items
     from genval.datasets.items import find_original
+    from genval.datasets.reading import read_image
     from genval.diffusion.models.pipelines import load_base
-    from genval.runtime.files import read_image, read_json, write_json
+    from genval.runtime.files import read_json, write_json
     from genval.segmenters import load_segmenter
 
     gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
@@ -154,8 +155,8 @@ def rendered(world: Path, domain: str, split: str, height: int, width: int) -> n
 
     from genval.datasets import find_items
     from genval.datasets.boxes import Box
+    from genval.datasets.reading import read_image
     from genval.diffusion.framing import fit_image
-    from genval.runtime.files import read_image
 
     name, cond = {"clear": ("Cityscapes", "all"), "india": ("IDD", "all")}.get(domain, ("ACDC", domain))
     images = [read_image(item.image) for item in find_items(name, cond, split=split, datasets_dir=world)]

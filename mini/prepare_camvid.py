@@ -58,7 +58,8 @@ def convert(camvid: Path, frame: Path, out: Path, lists: dict[str, list[dict[str
     """Write one frame and its mask, and add it to the lists it belongs to."""
     import numpy as np
 
-    from genval.runtime.files import read_image, read_mask, write_png
+    from genval.datasets.reading import read_image, read_mask
+    from genval.runtime.files import write_png
 
     sequence, published_split = frame.stem.split("_")[0], frame.parent.name
     classes = read_mask(camvid / "labels" / published_split / f"{frame.stem}.png")

@@ -29,8 +29,9 @@ def main(settings: ContactSheetSettings) -> None:
     from genval.datasets import find_items, read_pair
     from genval.datasets.items import find_original
     from genval.datasets.labels import colourise
+    from genval.datasets.reading import read_image, read_mask
     from genval.datasets.sheet import contact_sheet
-    from genval.runtime.files import read_image, read_mask, write_png
+    from genval.runtime.files import write_png
     from genval.runtime.paths import resolve
 
     items: list[Item] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,10 @@ UNIDENTIFIED = "callable-"
 
 # Bytes of a file's end that its mark covers.
 _END = 4096
+_PNG = b"\x89PNG\r\n\x1a\n"
+_CHUNK = 12  # bytes of a PNG chunk besides its data
+# The chunks of the pixels, and those that do not change how they are read.
+_PLAIN_CHUNKS = b"IHDR IDAT IEND pHYs tIME tEXt zTXt iTXt gAMA cHRM sRGB iCCP sBIT bKGD".split()
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -38,18 +43,41 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def file_mark(path: Path) -> str:
-    """A file's size in bytes and a hash of its end: cheap, and a PNG's end holds checksums of all of its pixels.
+    """A file's size in bytes and a hash: of the end of a PNG file where that covers its pixels, else of the whole file.
+
+    The pixels of a PNG file end in a checksum of all of them. The end does not cover a file with a palette,
+    transparency, an orientation or several frames, nor one whose pixels are followed by much other data.
 
     Raises:
         GenValError: the file cannot be read.
     """
     try:
-        with open(path, "rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - _END))
-            return f"{size}-{hashlib.blake2b(stream.read(), digest_size=4).hexdigest()}"
+        with open(path, "rb", buffering=0) as stream:
+            file = stream.fileno()
+            size = os.fstat(file).st_size
+            if _end_covers_pixels(file, size):
+                end = os.pread(file, _END, max(0, size - _END))
+                return f"{size}-{hashlib.blake2b(end, digest_size=4).hexdigest()}"
+            return f"{size}-{hashlib.file_digest(stream, 'sha256').hexdigest()[:16]}"
     except OSError as error:
         raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def _end_covers_pixels(file: int, size: int) -> bool:
+    """Whether an open file is a PNG whose last `_END` bytes hold the checksum of all that decides about its pixels."""
+    if os.pread(file, len(_PNG), 0) != _PNG:
+        return False
+    place, checksum = len(_PNG), 0
+    while place + _CHUNK <= size:
+        length, kind = struct.unpack(">I4s", os.pread(file, 8, place))
+        if kind not in _PLAIN_CHUNKS:
+            return False
+        place += length + _CHUNK
+        if kind == b"IDAT" and length >= 4:
+            checksum = place - 8  # the last four bytes of the data, before the chunk's own checksum
+        if kind == b"IEND":
+            return place == size and checksum >= size - _END
+    return False
 
 
 def current_mark(path: Path) -> str | None:

@@ -155,7 +155,9 @@ class ManifestStage(Stage[Item, Loaded, Output]):
 
     def begin(self, items: Sequence[Item], overwrite: bool) -> None:
         if self.folder.exists() and not self.folder.is_dir():
-            raise GenValError(f"{self.folder} is a file: expected a folder. Remove it, or give another --output_dir.")
+            raise GenValError(
+                f"{self.folder} is a file: expected a folder. Move it elsewhere, or give another --output_dir."
+            )
         if overwrite:
             self.clear()
         elif self.settings is not None and self.holds_outputs() and not (self.folder / "settings.json").exists():

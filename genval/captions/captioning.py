@@ -16,9 +16,10 @@ from genval.captions.settings import CaptionSettings
 from genval.captions.sources import Source, find_sources, match_sources
 from genval.datasets.captions import read_captions_by_path, write_captions
 from genval.datasets.items import BadFile
+from genval.datasets.reading import read_image
 from genval.runtime.devices import launch_fabric
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_json, read_jsonl, write_json, write_jsonl
+from genval.runtime.files import read_json, read_jsonl, write_json, write_jsonl
 from genval.runtime.flags import flatten
 from genval.runtime.paths import inside, resolve
 
@@ -89,7 +90,7 @@ def find_images(settings: CaptionSettings, skipped: list[BadFile] | None = None)
         GenValError: the data set or the images are missing.
     """
     if settings.images:
-        return match_sources(settings.images)[: settings.run.limit]
+        return match_sources(settings.images, skipped)[: settings.run.limit]
     assert settings.dataset is not None
     return find_sources(settings.dataset, settings.split, settings.datasets_dir, skipped)[: settings.run.limit]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_text
+from genval.runtime.files import read_lines
 
 PHRASES = Path(__file__).parent / "phrases"
 DEFAULT_FILTER = PHRASES / "filter.txt"
@@ -83,8 +83,7 @@ def read_phrases(path: str | Path) -> list[str]:
     Raises:
         GenValError: the file is missing, is not text, or has no lines.
     """
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    phrases = [line for line in lines if line and not line.startswith("#")]
+    phrases = [line for line in read_lines(path) if not line.startswith("#")]
     if not phrases:
         raise GenValError(f"{path} lists nothing: expected one word or phrase per line.")
     return phrases

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import path_dicts
 from genval.datasets.items import ALL, IMAGE_EXTENSIONS, BadFile, find_items
 from genval.datasets.layouts import find_root, suggestion
 from genval.runtime.errors import GenValError
-from genval.runtime.paths import REPO_ROOT, resolve
+from genval.runtime.paths import REPO_ROOT, paths_below, resolve, why_unopened
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,48 @@ def find_sources(
     return sources
 
 
-def match_sources(pattern: str) -> list[Source]:
+def match_sources(pattern: str, skipped: list[BadFile] | None = None) -> list[Source]:
     """Return the images that match a pattern with `*`, `?` and `**`, sorted; keys are relative to the repository.
 
+    Args:
+        pattern: of paths; hidden files do not match.
+        skipped: files that cannot be opened are added to this list instead of being an error.
+
     Raises:
-        GenValError: no image matches.
+        GenValError: no image matches, or a file cannot be opened.
     """
-    found = [Path(path) for path in glob.glob(str(resolve(pattern)), recursive=True)]
-    images = sorted(path for path in found if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
+    found = _match(resolve(pattern))
+    images = sorted(path for path in found if path.suffix.lower() in IMAGE_EXTENSIONS)
+    for path in list(images):
+        if reason := why_unopened(path):
+            if skipped is None:
+                raise GenValError(f"{path} {reason}. Fetch or make the file again, or use --skip_bad.")
+            skipped.append(BadFile(path.stem, "", "", str(path), reason))
+            images.remove(path)
     if not images:
         raise GenValError(
             f"--images {pattern} matches no image ({', '.join(IMAGE_EXTENSIONS)}): it matches {len(found)} files. "
             "Put the pattern in quotes; relative ones start at the repository's root."
         )
     return [Source(_below(image, REPO_ROOT), image) for image in images]
+
+
+def _match(pattern: Path) -> list[Path]:
+    parts = pattern.parts
+    if "**" not in parts:
+        return [Path(path) for path in glob.glob(str(pattern))]
+    first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:first])
+    return [path for path in paths_below(root) if _fits(path.relative_to(root).parts, parts[first:])]
+
+
+def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether the parts of a path match those of a pattern, where `**` is any number of parts."""
+    if not pattern or (not parts and pattern[0] != "**"):
+        return not pattern and not parts
+    if pattern[0] == "**":
+        return _fits(parts, pattern[1:]) or bool(parts and _fits(parts[1:], pattern))
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
 def _as_given(folder: Path) -> Path:

@@ -12,8 +12,8 @@ import numpy as np
 
 from genval.datasets.items import BadFile, Item
 from genval.datasets.labels import CLASSES, IGNORE, find_label_space
+from genval.datasets.reading import read_image, read_mask
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_mask
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ def inspect(item: Item) -> Finding:
     def note(file: object, reason: str) -> None:
         faults.append(BadFile(item.id, item.cond, item.scene, str(file), reason))
 
+    space = find_label_space(item.label_space)
     size, mask_size, pixels = None, None, np.zeros(256, np.int64)
     try:
         height, width = read_image(item.image).shape[:2]
@@ -40,17 +41,15 @@ def inspect(item: Item) -> Finding:
     except GenValError as error:
         note(item.image, str(error))
     try:
-        mask = read_mask(item.mask)
+        mask = read_mask(item.mask, space.table)
         mask_size = (mask.shape[1], mask.shape[0])
         pixels = np.bincount(mask.ravel(), minlength=256)
     except GenValError as error:
         note(item.mask, str(error))
     if size and mask_size and size != mask_size:
         note(item.mask, f"{_size(mask_size)} pixels, the image has {_size(size)}")
-    space = find_label_space(item.label_space)
-    unknown = np.flatnonzero((pixels > 0) & (space.known == 0)).tolist()
-    if unknown:
-        note(item.mask, f"ids that are not {space.name}: {', '.join(map(str, unknown))}")
+    if fault := space.fault(pixels):
+        note(item.mask, fault)
     return Finding(item, size, pixels, faults)
 
 
@@ -92,6 +91,9 @@ def check_items(
                 unlabelled.append(str(item.mask))
             faults += finding.faults
             on_done()
+    for name in dict.fromkeys(item.label_space for item in items):
+        if fault := find_label_space(name).set_fault(ids):
+            faults.append(BadFile("", "", "", str(items[0].mask.parent), fault))
     return {
         "pairs": len(items),
         "scenes": dict(sorted(scenes.items())),

@@ -6,11 +6,12 @@ import glob
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import path_dicts
 from genval.datasets.layouts import Layout, find_layout, find_root, suggestion
 from genval.runtime.errors import GenValError
+from genval.runtime.paths import subfolders, why_unopened
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 MASK_EXTENSIONS = (".png",)
@@ -28,6 +29,11 @@ class Item:
     scene: str  # city, recording or folder
     label_space: str = "cityscapes"  # what the mask's ids mean: see labels.find_label_space
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that are read with the item."""
+        return self.image, self.mask
+
 
 @dataclass(frozen=True)
 class BadFile:
@@ -38,6 +44,9 @@ class BadFile:
     scene: str
     file: str
     reason: str
+
+
+_AnyItem = TypeVar("_AnyItem", bound=Item)
 
 
 class _Key(NamedTuple):
@@ -68,15 +77,15 @@ def find_items(
         root: the data set's folder, if `layouts.find_root` does not find it.
         datasets_dir: the folder of the data sets.
         generated_dir: the folder of the generated sets.
-        skipped: images without a mask, masks without an image and files of one id are added to this list instead of
-            raising an error.
+        skipped: images without a mask, masks without an image, files of one id and files that cannot be opened are
+            added to this list instead of raising an error.
 
     Returns:
         The items sorted by condition, scene and id; never empty.
 
     Raises:
-        GenValError: unknown data set, condition, scene or split; no files; an unpaired file; two files
-            for one id.
+        GenValError: unknown data set, condition, scene or split; no files; an unpaired file; two files for one id; or a
+            file that cannot be opened.
     """
     layout = find_layout(dataset)
     root = find_root(dataset, root, datasets_dir, generated_dir)
@@ -101,7 +110,32 @@ def find_items(
     paired = [key for key in wanted if len(images.get(key, ())) == len(masks.get(key, ())) == 1]
     if not paired:
         raise GenValError(f"No image of {dataset} in {root} has a mask: expected names as in {_expected(layout)}.")
-    return [Item(key.id, images[key][0], masks[key][0], key.cond, key.scene, layout.label_space) for key in paired]
+    items = [Item(key.id, images[key][0], masks[key][0], key.cond, key.scene, layout.label_space) for key in paired]
+    return openable(items, skipped)
+
+
+def openable(items: Sequence[_AnyItem], skipped: list[BadFile] | None) -> list[_AnyItem]:
+    """Return the items whose files can be opened.
+
+    Args:
+        items: the items.
+        skipped: files that cannot be opened are added to this list instead of raising an error.
+
+    Raises:
+        GenValError: a file is missing, a folder, a link that leads nowhere, or may not be read; or no item is left.
+    """
+    kept = []
+    for item in items:
+        faults = [(file, reason) for file in item.files if (reason := why_unopened(file))]
+        if faults and skipped is None:
+            raise GenValError(f"{faults[0][0]} {faults[0][1]}. Fetch or make the file again, or use --skip_bad.")
+        if skipped is not None:
+            skipped += [BadFile(item.id, item.cond, item.scene, str(file), reason) for file, reason in faults]
+        if not faults:
+            kept.append(item)
+    if items and not kept:
+        raise GenValError(f"None of {len(items)} images can be opened with its mask, such as {items[0].image}.")
+    return kept
 
 
 def find_original(item: Item) -> Path | None:
@@ -144,8 +178,7 @@ def _folders(root: Path, template: str, splits: Sequence[str]) -> Iterator[tuple
             places = [
                 (entry, {**names, part.strip("{}"): entry.name})
                 for place, names in places
-                for entry in sorted(place.iterdir())
-                if entry.is_dir() and not entry.name.startswith(".")
+                for entry in subfolders(place)
             ]
         else:
             places = [(place / part, names) for place, names in places]
@@ -196,7 +229,7 @@ def _check_unique(wanted: Sequence[_Key], files: dict[_Key, list[Path]], skipped
     for key in wanted:
         first, *others = files.get(key, [Path()])
         if others and skipped is None:
-            raise GenValError(f"Two files for {key.id}: {first} and {others[0]}. Remove one of them.")
+            raise GenValError(f"Two files for {key.id}: {first} and {others[0]}. Move one of them elsewhere.")
         if others and skipped is not None:
             reason = f"another file of this id: {others[0]}"
             skipped.append(BadFile(key.id, key.cond, key.scene, str(first), reason))

@@ -49,6 +49,9 @@ CLASSES: tuple[str, ...] = (
 )
 """Names of the trainIds 0..18."""
 
+# Ids from the first that is no trainId up to those that stand for no label.
+_FIRST_ABOVE, _SPECIAL = 19, 251
+
 CLASSES_19: tuple[int, ...] = tuple(range(19))
 IDD_17: tuple[int, ...] = tuple(train_id for train_id in range(19) if train_id not in (9, 16))
 """The classes IDD labels: all but terrain and train."""
@@ -82,7 +85,7 @@ PALETTE[:19] = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LabelSpace:
     """The ids in a data set's masks, and their meaning."""
 
@@ -117,6 +120,64 @@ class LabelSpace:
                 "Give the file with the raw ids, or use --skip_bad."
             )
         return cv2.LUT(label_ids, self.table)
+
+    def fault(self, pixels: np.ndarray) -> str | None:
+        """Return why the ids of one mask are not those of this label space; None where they may be.
+
+        A mask of trainIds is recognised among Cityscapes' labelIds where it has 255, no id above 18, and more pixels
+        without a class than with one: the trainIds of road, sidewalk and building are labelIds of no class.
+
+        Args:
+            pixels: int64 (256,), how many pixels of the mask have each id.
+        """
+        unknown = np.flatnonzero((pixels > 0) & (self.known == 0)).tolist()
+        if unknown:
+            other = self is TRAIN_IDS and all(CITYSCAPES.known[unknown])
+            return f"ids that are not {self.name}: {_ranges(unknown)}" + (" (but Cityscapes labelIds)" if other else "")
+        low = pixels[:_FIRST_ABOVE].sum()
+        without = pixels[self.table == IGNORE].sum()
+        if self is CITYSCAPES and low and pixels[255] and not self._has_high(pixels) and 2 * without > pixels.sum():
+            return "trainIds, not Cityscapes labelIds: 255 occurs, no id above 18 does"
+        return None
+
+    def set_fault(self, pixels: np.ndarray) -> str | None:
+        """Return why the ids of all masks of a set together are not those of this label space, or count nowhere.
+
+        Ids up to 18 can be labelIds or trainIds. A set without an id above 18 is taken for trainIds where 255 occurs
+        or, with Cityscapes' labelIds, where more pixels are without a class than with one. Otherwise it is accepted: a
+        small set may show roads and buildings alone.
+
+        Args:
+            pixels: int64 (256,), how many pixels of the masks have each id.
+        """
+        if not pixels.any():
+            return None
+        without = pixels[self.table == IGNORE].sum()
+        if without == pixels.sum():
+            ids = _ranges(np.flatnonzero(pixels).tolist())
+            return (
+                f"no pixel of any mask has a class: the ids are {ids}. If these are the dummy masks of a test split, "
+                f"choose another (--split); otherwise check that the masks hold {self.name}"
+            )
+        mostly = self is CITYSCAPES and 2 * without > pixels.sum()
+        if self in (CITYSCAPES, IDD) and not self._has_high(pixels) and (pixels[255] or mostly):
+            return (
+                f"the masks hold trainIds, not {self.name}: no id above 18 occurs but 255. Give the masks with the raw "
+                "ids, or name the labels of a set of your own: folder:IMAGES,MASKS,trainids. If they are "
+                f"{self.name} all the same, describe the ids in a JSON file and give it as LABELS"
+            )
+        return None
+
+    def shows_kind(self, pixels: np.ndarray) -> bool:
+        """Whether the ids of some masks show that the set is one of this label space: see `set_fault`."""
+        if not pixels[self.table != IGNORE].any():
+            return False
+        if self is TRAIN_IDS:
+            return bool(pixels[IGNORE])
+        return self not in (CITYSCAPES, IDD) or self._has_high(pixels)
+
+    def _has_high(self, pixels: np.ndarray) -> bool:
+        return bool(pixels[_FIRST_ABOVE:_SPECIAL].any())
 
 
 def colourise(train_ids: np.ndarray) -> np.ndarray:

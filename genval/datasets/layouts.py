@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import path_dicts
 from genval.datasets.labels import find_label_space
 from genval.runtime.errors import GenValError
-from genval.runtime.paths import find_below, inside, resolve
+from genval.runtime.paths import find_below, inside, resolve, subfolders
 
 GENERATED_PREFIX = "Cityscapes_"
 CORRUPTED_PREFIX = "Cityscapes_corrupt_"
@@ -283,7 +283,7 @@ def find_root(
     if root is not None and not any((places[0] / mark).exists() for mark in layout.marks):
         # Other sets in that folder may have the same folders.
         name = Path(path_dicts.DATASET_ROOTS.get(dataset, "")).name.lower()
-        places += [folder for folder in _folders(places[0]) if folder.name.lower() == name]
+        places += [folder for folder in subfolders(places[0]) if folder.name.lower() == name]
         places.reverse()
     for place in places:
         for mark in layout.marks:
@@ -318,8 +318,8 @@ def _places(dataset: str, datasets_dir: Path, generated_dir: Path) -> list[Path]
     if datasets_dir != Path("datasets"):
         exact = datasets_dir / exact.name
     exact = resolve(exact)
-    above = [exact.parent, *(folder for folder in _folders(exact.parent) if not (folder / DERIVED).exists())]
-    alike = [folder for place in above for folder in _folders(place) if folder.name.lower() == exact.name.lower()]
+    above = [exact.parent, *(folder for folder in subfolders(exact.parent) if not (folder / DERIVED).exists())]
+    alike = [folder for place in above for folder in subfolders(place) if folder.name.lower() == exact.name.lower()]
     return [exact, *alike]
 
 
@@ -327,10 +327,3 @@ def _domain(dataset: str) -> str:
     """What follows the prefix in the name of a generated or corrupted set."""
     corrupted = dataset.startswith(CORRUPTED_PREFIX)
     return dataset.removeprefix(CORRUPTED_PREFIX if corrupted else GENERATED_PREFIX)
-
-
-def _folders(place: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in place.iterdir() if entry.is_dir())
-    except OSError:  # absent, or another user's folder: not where the data set is
-        return []

@@ -18,7 +18,8 @@ from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.manifest import Manifest
 from genval.datasets.boxes import Box
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json, read_jsonl, read_text
+from genval.runtime.files import read_json, read_jsonl, read_lines
+from genval.runtime.paths import subfolders
 
 CURATED = "curated.json"
 # Names that are used verbatim as folder names: lower case, because some file systems ignore case. A name that ends like
@@ -68,8 +69,10 @@ def read_objects(path: Path) -> list[str]:
     Raises:
         GenValError: the file is missing, is not text, or names no object.
     """
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    names = list(dict.fromkeys(line for line in lines if line))
+    try:
+        names = list(dict.fromkeys(read_lines(path)))
+    except GenValError as error:
+        raise GenValError(f"--objects_file: cannot read {path} ({error})") from error
     if not names:
         raise GenValError(f"--objects_file: {path} is empty: expected one object per line, e.g. polar bear")
     return names
@@ -111,7 +114,7 @@ def find_object_images(
         for line in (read_jsonl(manifest, _Named) if manifest.exists() else [])
         if "object" in line and "id" in line
     }
-    folders = sorted(entry.name for entry in images.iterdir() if entry.is_dir()) if images.is_dir() else []
+    folders = [entry.name for entry in subfolders(images)]
     if objects is not None:
         absent = [name for name in objects if name not in folders and name not in names.values()]
         if absent:
@@ -121,7 +124,7 @@ def find_object_images(
         ObjectImage(folder, path.stem, names.get(folder, folder), path, positions / folder / f"{path.stem}_pos.json")
         for folder in folders
         for path in sorted((images / folder).glob("*.png"), key=lambda path: natural(path.stem))
-        if not path.stem.endswith("_gt")
+        if not path.stem.endswith("_gt") and not path.name.startswith(".")
     ]
     if not found:
         raise GenValError(f"No images in {images}: expected {{object}}/{{i}}.png. Run: python {maker}")
@@ -129,7 +132,7 @@ def find_object_images(
     if missing:
         raise GenValError(
             f"{missing[0].position} does not exist ({len(missing)} of {len(found)} images have no box). Make it again "
-            f"with ood_objects/sd_inpaint.py, or remove {missing[0].image}."
+            f"with ood_objects/sd_inpaint.py, or move {missing[0].image} elsewhere."
         )
     # Records of sd_inpaint.py have a position; their source is a street.
     refined = {key: line for key, line in Manifest(images).records.items() if "position" not in line}
@@ -138,21 +141,6 @@ def find_object_images(
         if mark is not None and inpainted.exists() and mark != file_mark(inpainted):
             raise GenValError(f"{image.image} was made from another {inpainted} than the current. Run: python {maker}")
     return found
-
-
-def frame_size(image: ObjectImage) -> tuple[int, int]:
-    """Height and width of an image in pixels, from the header of its file.
-
-    Raises:
-        GenValError: it is not an image.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(image.image) as file:
-            return file.height, file.width
-    except OSError as error:
-        raise GenValError(f"{image.image} cannot be decoded ({error}). Make it again.") from error
 
 
 def read_box(image: ObjectImage, height: int, width: int) -> Box:

@@ -21,13 +21,13 @@ import numpy as np
 import path_dicts
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.manifest import Manifest
-from genval.datasets.items import IMAGE_EXTENSIONS, BadFile, Item
-from genval.datasets.labels import IGNORE
+from genval.datasets.items import IMAGE_EXTENSIONS, BadFile, Item, openable
+from genval.datasets.labels import CITYSCAPES, IGNORE
 from genval.datasets.layouts import DERIVED, suggestion
 from genval.datasets.ood_objects import absence_path, find_object_images, mask_path, natural, read_curated
+from genval.datasets.reading import read_image, read_mask
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_mask
-from genval.runtime.paths import resolve
+from genval.runtime.paths import paths_below, resolve, subfolders, why_unopened
 
 GENERATED = "generated"
 PAIR_PREFIX = "pair:"
@@ -50,6 +50,10 @@ class OodItem(Item):
     frame: Path | None = None  # labelIds of the image's street, if available
     void: tuple[int, ...] = ()  # ids of `frame`, or else of the mask, that are not counted outside the object
     block: str = ""  # name of the block of images that are measured together
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (*super().files, self.frame) if self.frame else super().files
 
 
 @dataclass(frozen=True)
@@ -143,10 +147,10 @@ def find_ood_items(
         curated: skip images that `curated.json` sets to false.
         void: ids that are not counted outside the object: labelIds of the street in the generated set
             (`{i}_gt.png`), the mask's own ids elsewhere.
-        skipped: unpaired files are added to this list instead of raising an error.
+        skipped: unpaired files and those that cannot be opened are added to this list instead of raising an error.
 
     Raises:
-        GenValError: the set is unknown or missing; a file is unpaired, or two files have one id.
+        GenValError: the set is unknown or missing; a file is unpaired or cannot be opened, or two files have one id.
     """
     ids = tuple(sorted(set(void)))
     if dataset == GENERATED:
@@ -207,7 +211,7 @@ def read_kinds(item: OodItem) -> np.ndarray:
             f"{item.mask} is not a mask of {item.cond}: expected the values {known}, found {unknown[:8]}."
         )
     if item.void:
-        labels = mask if item.frame is None else read_mask(item.frame)
+        labels = mask if item.frame is None else read_mask(item.frame, CITYSCAPES.table)
         if item.frame is not None and labels.shape != mask.shape:
             raise _sizes_differ(item.frame, labels, item.mask, mask)
         kinds[np.isin(labels, item.void) & (kinds != 1)] = IGNORE
@@ -240,7 +244,9 @@ def _find_generated(
         number = place[image.folder] = place.get(image.folder, -1) + 1
         mask, absence = mask_path(masks, image.id), absence_path(masks, image.id)
         line, reason = mask_records.get(image.id, {}), None
-        if not (mask.exists() or absence.exists()):
+        if unopened := why_unopened(image.image):
+            reason = f"{image.image} {unopened}"
+        elif not (mask.exists() or absence.exists()):
             reason = f"{image.image} has neither {mask} nor a {absence.name}"
         elif "source" in line and line["source"] != file_mark(image.image):
             reason = f"{image.image} was made again after its mask"
@@ -270,7 +276,7 @@ def _find_generated(
             items.append(item)
     if not items:
         raise GenValError(f"No image in {images} has a mask in {masks}. Run: python ood_objects/get_masks.py")
-    return OodSet(tuple(items), {reason: number for reason, number in left_out.items() if number})
+    return OodSet(tuple(openable(items, skipped)), {reason: number for reason, number in left_out.items() if number})
 
 
 def _pair(
@@ -307,22 +313,21 @@ def _pair(
         )
         for number, key in enumerate(keys)
     ]
-    return OodSet(tuple(items), {})
+    return OodSet(tuple(openable(items, skipped)), {})
 
 
 def _match(root: Path, pattern: str) -> dict[str, Path]:
     """Files whose path below `root` fits, by what the groups match."""
     found: dict[str, Path] = {}
-    # Parts of a release may be symbolic links.
-    files = (Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names)
-    for path in sorted(files):
+    for path in sorted(paths_below(root)):  # parts of a release may be symbolic links
         match = re.fullmatch(pattern, path.relative_to(root).as_posix())
         if match is None or path.suffix.lower() not in IMAGE_EXTENSIONS:
             continue
         key = "/".join(match.groups())
-        if key in found:
-            raise GenValError(f"Two files for {key}: {found[key]} and {path}. Remove one of them.")
-        found[key] = path
+        if key not in found:
+            found[key] = path
+        elif os.path.realpath(path) != os.path.realpath(found[key]):  # a second name of one file adds nothing
+            raise GenValError(f"Two files for {key}: {found[key]} and {path}. Move one of them elsewhere.")
     return found
 
 
@@ -332,13 +337,9 @@ def _places(dataset: str, datasets_dir: Path, root: str | Path | None) -> list[P
         return [resolve(root)]
     exact = Path(path_dicts.OOD_ROOTS[dataset])
     exact = resolve(exact if datasets_dir == Path("datasets") else datasets_dir / exact.name)
-    above = [exact.parent, *sorted(entry for entry in _entries(exact.parent) if not (entry / DERIVED).exists())]
-    alike = [entry for place in above for entry in _entries(place) if entry.name.lower() == exact.name.lower()]
+    above = [exact.parent, *(entry for entry in subfolders(exact.parent) if not (entry / DERIVED).exists())]
+    alike = [entry for place in above for entry in subfolders(place) if entry.name.lower() == exact.name.lower()]
     return [exact, *alike]
-
-
-def _entries(place: Path) -> list[Path]:
-    return sorted(entry for entry in place.iterdir() if entry.is_dir()) if place.is_dir() else []
 
 
 def _sizes_differ(first: Path, image: np.ndarray, second: Path, mask: np.ndarray) -> GenValError:

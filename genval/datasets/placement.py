@@ -92,7 +92,7 @@ def place(label_ids: np.ndarray, config: PlacementConfig, rng: np.random.Generat
         raise GenValError(
             f"{source} is {width}x{height}: too small for a crop of {int(config.context * largest)} pixels around a "
             f"box of {largest}, of which the rows below {height - room[0]} and the width have to hold one. Give a "
-            f"smaller --max_box (for frames of {REFERENCE_HEIGHT} rows) or --context, or remove such frames."
+            f"smaller --max_box (for frames of {REFERENCE_HEIGHT} rows) or --context, or leave out such frames."
         )
     if config.rule == "road":
         box = _on_ground(label_ids, smallest, largest, rng)
@@ -101,7 +101,7 @@ def place(label_ids: np.ndarray, config: PlacementConfig, rng: np.random.Generat
         if int(config.context * largest) > height - int(height * _HIGHEST):
             raise GenValError(
                 f"{source} has no road or sidewalk for a box of {smallest} pixels or more, and is too small for the "
-                "published placement. Give a smaller --max_box, or remove such frames."
+                "published placement. Give a smaller --max_box, or leave out such frames."
             )
     side = int(rng.integers(smallest, largest + 1))
     crop = int(config.context * side)

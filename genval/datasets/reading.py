@@ -1,17 +1,108 @@
-"""Decoding of items, and their partition into batches."""
+"""Decoding of images and masks, and the partition of items into batches.
+
+Every image and mask of the project is read here. An image is read as a viewer shows it; a file that could be read in
+two ways is refused by name. A mask is read as the samples that its file stores.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from genval.datasets.items import BadFile, Item
-from genval.datasets.labels import find_label_space
+from genval.datasets.labels import CITYSCAPES, IGNORE, TRAIN_IDS, LabelSpace, find_label_space
+from genval.datasets.palettes import holds_ids
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_mask
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_R = TypeVar("_R")
+
+# Pillow opens these alone: EPS would start Ghostscript, and GIF has 256 colours.
+_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
+_MASK_FORMATS = ("PNG",)
+_EIGHT_BITS = ("RGB", "L", "P", "1", "YCbCr")
+_WITH_ALPHA = ("RGBA", "RGBa", "LA", "PA")
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+# TIFF and EXIF tags.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
+_BLACK_IS_ZERO = 1
+_BIT_DEPTH = 24  # place of this byte in a PNG file
+
+# How the files begin that are found under the name of an image, and what they are.
+_BEGINNINGS = {
+    b"GIF8": "a GIF file",
+    b"%!PS": "an EPS file",
+    b"\xc5\xd0\xd3\xc6": "an EPS file",
+    b"%PDF": "a PDF file",
+    b"BM": "a BMP file",
+    b"8BPS": "a Photoshop file",
+    b"\xff\xd8\xff": "a JPEG file",
+    b"II*\0": "a TIFF file",
+    b"MM\0*": "a TIFF file",
+    b"RIFF": "a WebP or another RIFF file",
+    b"\x00\x05\x16\x07": "the companion file that macOS makes of an image",
+    b"version https://git-lfs": "a Git LFS pointer (run: git lfs pull)",
+    b"<": "an HTML, XML or SVG text",
+}
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Decode an image file into RGB uint8 (H, W, 3), as a viewer shows it.
+
+    The EXIF orientation is applied. 16-bit samples keep their upper 8 bits. Colour profiles are not applied.
+
+    Raises:
+        GenValError: the file is missing, damaged or not a PNG, JPEG, WebP or TIFF file; or it has several frames,
+            transparent pixels, CMYK colours or samples of 32 bits, which do not say how they are to be shown.
+    """
+
+    def decode(image: Image, _: bytes) -> np.ndarray:
+        return np.asarray(_upright(_as_rgb(image, path), image)).copy()
+
+    return _open(path, _IMAGE_FORMATS, "a PNG, JPEG, WebP or TIFF file", decode)
+
+
+def read_mask(path: str | Path, table: np.ndarray | None = None) -> np.ndarray:
+    """Decode a label image, a PNG of one channel of at most 8 bits, into the stored samples, uint8 (H, W).
+
+    Samples of 1, 2 and 4 bits are not scaled. Palette images give their indices where these are plainly ids: see
+    `palettes.holds_ids`. The EXIF orientation is applied, as to images.
+
+    Args:
+        path: the file.
+        table: trainId of each id, uint8 (256,), as `LabelSpace.table`; None where the meaning of the ids is unknown.
+
+    Raises:
+        GenValError: the file is missing, damaged or not such an image, or its palette does not show that indices are
+            ids.
+    """
+
+    def decode(image: Image, head: bytes) -> np.ndarray:
+        if image.mode == "P":
+            if not holds_ids(bytes(image.palette.palette) if image.palette else b"", table):
+                raise GenValError(
+                    f"{path} is a palette image, and its palette does not show that the indices are ids. Give the mask "
+                    "with the ids as 8-bit grey values. Make it from the original ids, not from the colours."
+                )
+        elif image.mode not in ("L", "1"):
+            raise GenValError(
+                f"{path} is not a label mask: expected one channel of ids of at most 8 bits, found mode {image.mode}. "
+                "Give the *_labelIds.png (or trainIds) file, not the one of colours or of instances."
+            )
+        bits = head[_BIT_DEPTH]
+        samples = np.asarray(_upright(image.convert("L") if image.mode == "1" else image, image))
+        if image.mode != "P" and bits < 8:  # Pillow scales these to 0..255
+            return samples // (255 // (2**bits - 1))
+        return samples.copy()
+
+    return _open(path, _MASK_FORMATS, "a PNG file, which keeps ids exactly", decode)
 
 
 def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
@@ -22,16 +113,60 @@ def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         GenValError: a file is missing, truncated or of the wrong kind, the two differ in size, or the mask holds an
-            unknown id.
+            unknown id or trainIds where labelIds are expected.
     """
     image = read_image(item.image)
-    label_ids = read_mask(item.mask)
+    space = find_label_space(item.label_space)
+    label_ids = read_mask(item.mask, space.table)
     if image.shape[:2] != label_ids.shape:
         raise GenValError(
             f"{item.image} and {item.mask} differ in size: expected one size, found {_size(image)} and "
             f"{_size(label_ids)} pixels. Resize the mask by nearest neighbour, or use --skip_bad."
         )
-    return image, find_label_space(item.label_space).to_train_ids(label_ids, str(item.mask))
+    train_ids = space.to_train_ids(label_ids, str(item.mask))
+    if 2 * np.count_nonzero(train_ids == IGNORE) > train_ids.size:
+        # Without a class most pixels may be ids of another kind.
+        fault = space.fault(np.bincount(label_ids.ravel(), minlength=256))
+        if fault is not None:
+            raise GenValError(f"{item.mask} holds {fault}. Give the file with the raw ids, or use --skip_bad.")
+    return image, train_ids
+
+
+def check_ids(items: Sequence[Item]) -> None:
+    """Refuse a set whose masks hold other ids than its label space says, or no class at all: see `check_masks`."""
+    for name in dict.fromkeys(item.label_space for item in items):
+        check_masks([item.mask for item in items if item.label_space == name], find_label_space(name))
+
+
+def check_masks(masks: Sequence[Path], space: LabelSpace) -> None:
+    """Refuse masks of other ids than the label space's, or without a class.
+
+    Masks are read until one shows that the ids are right, which is usually the first. Masks that cannot be read are
+    left to the reader of the items.
+
+    Raises:
+        GenValError: trainIds stand where labelIds are expected or the reverse, or no mask has a pixel with a class.
+    """
+    total = np.zeros(256, np.int64)
+    other: Path | None = None
+    for path in masks:
+        try:
+            pixels = np.bincount(read_mask(path, space.table).ravel(), minlength=256)
+        except GenValError:
+            continue
+        if space.fault(pixels) is None:
+            total += pixels
+        elif space is TRAIN_IDS and CITYSCAPES.fault(pixels) is None:
+            other = other or path
+        if space.shows_kind(total):
+            return
+    if other is not None:
+        raise GenValError(
+            f"{other} holds Cityscapes labelIds, and no mask of the set holds 255 as trainIds do. Give the masks of "
+            "trainIds, or name the labels of a set of your own: folder:IMAGES,MASKS,cityscapes."
+        )
+    if fault := space.set_fault(total):
+        raise GenValError(f"{masks[0]} and {len(masks) - 1} others: {fault}.")
 
 
 def readable(items: Sequence[Item], skipped: list[BadFile], workers: int = 4) -> list[Item]:
@@ -67,3 +202,103 @@ def partition(items: Sequence[Item], batch_size: int) -> list[tuple[Item, ...]]:
 
 def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def _open(path: str | Path, formats: tuple[str, ...], expected: str, read: Callable[[Image, bytes], _R]) -> _R:
+    """Apply `read` to an open image and the first bytes of its file."""
+    from PIL import Image, UnidentifiedImageError
+
+    path, head = Path(path), b""
+    remedy = "Fetch or make the file again, or use --skip_bad."
+    try:
+        if path.exists() and not path.is_file():
+            raise GenValError(f"{path} is not a file: expected {expected}. Move it elsewhere, or use --skip_bad.")
+        with open(path, "rb") as stream:
+            head = stream.read(32)
+            stream.seek(0)
+            # Pillow refuses truncated files unless a caller has turned that off.
+            with Image.open(stream, formats=formats) as image:
+                frames = getattr(image, "n_frames", 1)
+                if frames > 1 and image.format != "MPO":  # the first frame of an MPO file is its image
+                    raise GenValError(f"{path} has {frames} frames: expected one image. Save one of them as PNG.")
+                return read(image, head)
+    except GenValError:
+        raise
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise GenValError(f"{path} is a link to a file that does not exist. {remedy}") from error
+        raise GenValError(f"{path} does not exist.") from error
+    except UnidentifiedImageError as error:
+        found = next((kind for start, kind in _BEGINNINGS.items() if head.startswith(start)), None)
+        if found is None:
+            raise GenValError(f"{path} cannot be decoded: expected {expected}. {remedy}") from error
+        raise GenValError(f"{path} cannot be decoded: expected {expected}, found {found}. {remedy}") from error
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and zlib.error for damaged files
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise GenValError(f"{path} cannot be decoded ({reason}). {remedy}") from error
+
+
+def _as_rgb(image: Image, path: str | Path) -> Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in _SIXTEEN_BITS:
+        return _upper_bits(image, path).convert("RGB")
+    if image.mode in _WITH_ALPHA or (image.mode in _EIGHT_BITS and "transparency" in image.info):
+        with_alpha = image.convert("RGBA")
+        if with_alpha.getchannel("A").getextrema() != (255, 255):
+            raise GenValError(
+                f"{path} has transparent pixels, which a viewer shows in the colour of its background. Save the image "
+                "without transparency, or use --skip_bad."
+            )
+        return with_alpha.convert("RGB")
+    if image.mode in _EIGHT_BITS:
+        return image.convert("RGB")
+    raise GenValError(
+        f"{path} has samples of Pillow's mode {image.mode}: expected grey or RGB of 8 or 16 bits. Convert it to RGB of "
+        "8 bits, or use --skip_bad."
+    )
+
+
+def _upper_bits(image: Image, path: str | Path) -> Image:
+    """The upper 8 bits of 16-bit grey."""
+    from PIL import Image as pillow
+
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and [tags.get(_BITS_PER_SAMPLE), tags.get(_PHOTOMETRIC)] != [(16,), _BLACK_IS_ZERO]:
+        raise GenValError(
+            f"{path} is a grey TIFF file of another kind than 16 bits with black as zero. Convert it to 8 bits, or use "
+            "--skip_bad."
+        )
+    return pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+def _upright(pixels: Image, image: Image) -> Image:
+    """`pixels` of `image`, turned by the image's EXIF orientation."""
+    from PIL.Image import Transpose
+
+    image.load()  # in a PNG file the EXIF data may follow the pixels
+    turn = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }.get(_orientation(image))
+    return pixels if turn is None else pixels.transpose(turn)
+
+
+def _orientation(image: Image) -> int:
+    """The EXIF orientation, 1 to 8, that is still to be applied; 1 where there is none."""
+    from PIL.Image import Exif
+
+    data = image.info.get("exif")
+    if not data or image.format == "TIFF":  # Pillow turns TIFF images itself
+        return 1
+    exif = Exif()
+    try:
+        exif.load(data)
+        return int(exif.get(_ORIENTATION, 1))
+    except Exception:  # viewers, too, show an image with damaged EXIF data as it is stored
+        return 1

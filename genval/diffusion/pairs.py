@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from genval.datasets.boxes import Box
+from genval.datasets.labels import LABEL_SPACES
+from genval.datasets.reading import check_masks, read_image, read_mask
 from genval.diffusion.framing import check_pair, crop_box, fit_image, fit_mask
 from genval.diffusion.models.hints import CITYSCAPES_IDS, LabelSet
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_jsonl, read_mask
+from genval.runtime.files import read_jsonl
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.progress import progress_bar
 
@@ -56,11 +58,16 @@ def find_jsonl(name: str, *folders: str | Path) -> Path:
     )
 
 
-def read_pairs(jsonl: str | Path, data_dir: str | Path) -> list[Pair]:
+def read_pairs(jsonl: str | Path, data_dir: str | Path, skip_bad: bool = False) -> list[Pair]:
     """Read `{"image", "conditioning_image", "text"}` lines and find their files below `data_dir`.
 
     `conditioning_image` may name the mask itself or, as published, the image's name in the masks' folder:
     `leftImg8bit` in it is replaced by `gtFine_labelIds`.
+
+    Args:
+        jsonl: the file of lines.
+        data_dir: the folder of the images and masks.
+        skip_bad: do not ask whether the files exist; `readable_pairs` leaves out those that do not.
 
     Raises:
         GenValError: the file is missing or empty, a key is missing in a line, or an image or mask does not exist.
@@ -74,7 +81,7 @@ def read_pairs(jsonl: str | Path, data_dir: str | Path) -> list[Pair]:
         mask = record["conditioning_image"].replace("leftImg8bit.png", "gtFine_labelIds.png")
         pair = Pair(_locate(data_dir, record["image"]), _locate(data_dir, mask), record["text"])
         for file in (pair.image, pair.mask):
-            if not file.is_file():
+            if not (skip_bad or file.is_file()):
                 raise GenValError(f"{jsonl}, entry {number}: {file} does not exist. Check --data_dir ({data_dir}).")
         pairs.append(pair)
     if not pairs:
@@ -102,11 +109,17 @@ def load_framed(
     Raises:
         GenValError: a file is damaged, the sizes differ, or the mask has ids that are not in the label set.
     """
-    image, mask = read_image(pair.image), read_mask(pair.mask)
+    image, mask = read_image(pair.image), read_mask(pair.mask, labels.train_ids)
     check_pair(image, mask, pair.image, pair.mask)
     labels.check(mask, pair.mask)
     box = crop_box(mask.shape[0], mask.shape[1], height, width, place)
     return FramedPair(fit_image(image, box, height, width, image_resize), fit_mask(mask, box, height, width), box)
+
+
+def check_pair_ids(pairs: Sequence[Pair], labels: LabelSet) -> None:
+    """Refuse masks of other ids than the label set's, where it is a known one: see `reading.check_masks`."""
+    if labels.name in LABEL_SPACES:
+        check_masks([pair.mask for pair in pairs], LABEL_SPACES[labels.name])
 
 
 def readable_pairs(pairs: Sequence[Pair], labels: LabelSet, workers: int) -> list[Pair]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import path_dicts
 from genval.datasets.layouts import suggestion
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_text
+from genval.runtime.files import read_lines
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.seeds import item_seed
 
@@ -67,7 +67,10 @@ def read_phrasings(file: Path) -> tuple[str, ...]:
     Raises:
         GenValError: the file is missing, is not text, or has no lines.
     """
-    lines = tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
+    try:
+        lines = tuple(read_lines(file))
+    except GenValError as error:
+        raise GenValError(f"--prompt_file: cannot read {file} ({error})") from error
     if not lines:
         raise GenValError(f"--prompt_file: {file} is empty: expected one phrasing per line, such as: in thick smoke")
     return lines

@@ -16,8 +16,9 @@ from genval.artifacts.manifest import Manifest
 from genval.artifacts.stage import run_stage
 from genval.datasets.captions import read_captions
 from genval.datasets.items import BadFile, Item, find_items
+from genval.datasets.labels import find_label_space
 from genval.datasets.layouts import find_root
-from genval.datasets.reading import readable
+from genval.datasets.reading import check_ids, read_mask, readable
 from genval.diffusion.models.controlnet import find_controlnet, load_controlnet
 from genval.diffusion.models.hints import check_labels, read_encoding
 from genval.diffusion.models.lora import find_lora, fuse_lora
@@ -37,7 +38,7 @@ from genval.diffusion.sampling.stage import GenerationStage, choose_compiling, d
 from genval.diffusion.settings import SamplingConfig, StyleTransferSettings
 from genval.runtime.devices import choose_precision, launch_fabric
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_mask, write_png
+from genval.runtime.files import write_png
 from genval.runtime.flags import flatten
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
@@ -158,7 +159,7 @@ def fit_prompts(
 
 def whole_width(item: Item, height: int) -> int:
     """Return the width of an image of that height that shows the whole frame."""
-    frame_height, frame_width = read_mask(item.mask).shape
+    frame_height, frame_width = read_mask(item.mask, find_label_space(item.label_space).table).shape
     return round(height * frame_width / frame_height)
 
 
@@ -327,6 +328,7 @@ def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
     bad: list[BadFile] | None = [] if settings.skip_bad else None
     frames = find_items("Cityscapes", split=split, root=data_dir, skipped=bad)
     frames = frames if bad is None else readable(frames, bad)
+    check_ids(frames)
     frames, captions = caption_frames(frames, captions_from, bad)
     transfers = choose_transfers(
         frames,

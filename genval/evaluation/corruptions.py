@@ -10,12 +10,12 @@ import numpy as np
 
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.manifest import Manifest
-from genval.artifacts.stage import ManifestStage, run_stage
-from genval.datasets import Item
+from genval.artifacts.stage import ManifestStage, StageReport, run_stage
+from genval.datasets import Item, read_pair
 from genval.datasets.corruptions import corrupt
 from genval.evaluation.settings import CorruptionSettings
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, write_bytes, write_png
+from genval.runtime.files import read_bytes, write_bytes, write_png
 from genval.runtime.seeds import item_seed
 
 # Masks are copied as labelIds, so they must hold these ids.
@@ -23,7 +23,10 @@ _LABEL_SPACE = "cityscapes"
 _BATCH = 32
 
 
-class CorruptionStage(ManifestStage[Item, np.ndarray, np.ndarray]):
+_Loaded = tuple[np.ndarray, bytes]
+
+
+class CorruptionStage(ManifestStage[Item, _Loaded, np.ndarray]):
     """Corrupts images and copies their masks; items with another record are computed again.
 
     Args:
@@ -81,24 +84,25 @@ class CorruptionStage(ManifestStage[Item, np.ndarray, np.ndarray]):
         if missing:
             super().prepare(missing)
 
-    def load(self, item: Item) -> np.ndarray:
-        return read_image(item.image)
+    def load(self, item: Item) -> _Loaded:
+        """Return the image and the bytes of its mask's file."""
+        return read_pair(item)[0], read_bytes(item.mask)
 
-    def compute(self, items: Sequence[Item], loaded: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def compute(self, items: Sequence[Item], loaded: Sequence[_Loaded]) -> list[np.ndarray]:
         # In one thread: the corruptions use PyTorch's global random generator.
         return [
             corrupt(image, record["corruption"], record["severity"], record["seed"])
-            for image, record in zip(loaded, (self.records[item.id] for item in items), strict=True)
+            for (image, _), record in zip(loaded, (self.records[item.id] for item in items), strict=True)
         ]
 
-    def write(self, item: Item, loaded: np.ndarray, output: np.ndarray) -> dict[str, Any]:
+    def write(self, item: Item, loaded: _Loaded, output: np.ndarray) -> dict[str, Any]:
         record = self.records[item.id]
-        write_bytes(self.folder / record["mask"], item.mask.read_bytes())
+        write_bytes(self.folder / record["mask"], loaded[1])
         write_png(self.folder / record["image"], output, noisy=record["corruption"] == "night")
         return record
 
 
-def corrupt_set(settings: CorruptionSettings, items: Sequence[Item], domain: str, folder: Path) -> int:
+def corrupt_set(settings: CorruptionSettings, items: Sequence[Item], domain: str, folder: Path) -> StageReport[Item]:
     """Corrupt every image that is missing from a set, and copy its mask.
 
     Args:
@@ -108,16 +112,17 @@ def corrupt_set(settings: CorruptionSettings, items: Sequence[Item], domain: str
         folder: the folder of the corrupted set.
 
     Returns:
-        The number of images that were corrupted.
+        How many images were corrupted, and which were skipped.
 
     Raises:
-        GenValError: masks do not hold labelIds, an image cannot be read, or the folder holds images of other frames.
+        GenValError: masks do not hold labelIds, an image or a mask cannot be read, or the folder holds
+            images of other frames.
     """
-    stage = CorruptionStage(folder, domain, items, settings)
     return run_stage(
-        stage,
+        CorruptionStage(folder, domain, items, settings),
         items,
         batch_size=_BATCH,
         num_workers=settings.num_workers,
         overwrite=settings.run.overwrite,
-    ).written
+        skip_bad=settings.skip_bad,
+    )

@@ -17,6 +17,7 @@ from torch import Tensor
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.tensors import PackedTensors, read_about, write_part
 from genval.datasets import CLASS_SETS, CLASSES, IGNORE, classes_of
+from genval.datasets.reading import read_image
 from genval.evaluation.calibration import ImageSet
 from genval.evaluation.diagrams import write_reliability_diagram
 from genval.evaluation.inference import sample_pixels
@@ -29,7 +30,7 @@ from genval.results.provenance import require_model
 from genval.results.scenes import SceneResults, Summary, folder_name, summarise
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, write_json
+from genval.runtime.files import write_json
 from genval.runtime.paths import resolve
 from genval.runtime.progress import progress_bar
 from genval.runtime.seeds import item_seed

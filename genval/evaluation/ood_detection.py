@@ -23,7 +23,7 @@ from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.datasets import BadFile, find_items, read_pair
-from genval.datasets.items import ALL
+from genval.datasets.items import ALL, openable
 from genval.datasets.ood_sets import (
     GENERATED,
     GeneratedFolders,
@@ -119,7 +119,10 @@ def detect_all(settings: OodDetectionSettings) -> list[Detected]:
             segmenter = load(settings.model, name, fabric.device, settings.device.precision)
         standard = known_max_logits(settings, fabric, segmenter, name)
         for dataset, found in sets.items():
-            stage = OodStage(settings, segmenter, fabric.device, name, dataset, found, unpaired[dataset], standard)
+            bad = list(unpaired[dataset])
+            if settings.skip_bad:  # files may have vanished since they were found: loading a segmenter takes seconds
+                found = OodSet(tuple(openable(found.items, bad)), found.left_out)
+            stage = OodStage(settings, segmenter, fabric.device, name, dataset, found, bad, standard)
             run_stage(
                 stage,
                 found.items,

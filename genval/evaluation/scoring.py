@@ -16,7 +16,8 @@ from genval.artifacts.manifest import Manifest
 from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.datasets import CLASSES, BadFile, Item, find_items, read_pair
 from genval.datasets.gate import GATE, write_gate
-from genval.datasets.items import find_original
+from genval.datasets.items import find_original, openable
+from genval.datasets.reading import check_ids
 from genval.evaluation.image_scores import (
     add_neighbours,
     agreement,
@@ -264,6 +265,7 @@ def find_set(settings: ScoringSettings, skipped: list[BadFile] | None = None) ->
     else:
         folder = inside(resolve(settings.generated_dir), str(settings.domain), "--domain")
     items = find_items(f"Cityscapes_{folder.name}", split="all", root=folder, skipped=skipped)
+    check_ids(items)
     return folder, items[: settings.run.limit]
 
 
@@ -289,6 +291,8 @@ def judge_set(settings: ScoringSettings) -> Judged | None:
             from genval.captions.clip import load_clip
 
             clip = load_clip(settings.clip, precision).to(fabric.device)
+        if bad is not None:  # files may have vanished since they were found: loading a segmenter takes seconds
+            items = openable(items, bad)
         stage = ScoringStage(folder, items, segmenter, fabric.device, precision, clip, phrases)
     report = run_stage(
         stage,

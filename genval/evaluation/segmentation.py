@@ -20,7 +20,9 @@ from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.artifacts.tensors import pack, packed_ids, read_about, write_part
 from genval.datasets import CLASS_SETS, CLASSES, BadFile, Item, classes_of, find_items, partition, read_pair
 from genval.datasets.gate import GATE, GATED, apply_gate
+from genval.datasets.items import openable
 from genval.datasets.layouts import find_root, is_generated
+from genval.datasets.reading import check_ids
 from genval.evaluation.inference import Measured, launch_batch, sample_pixels
 from genval.evaluation.settings import EvaluationSettings, SegmenterSettings
 from genval.metrics.reliability import reliability_metrics
@@ -121,7 +123,9 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
                 loaded = segmenter.to(fabric.device)
         if fabric.is_global_zero and model_identity(loaded).startswith(UNIDENTIFIED):
             print(f"{name} has no weights to identify it by: its images are evaluated again in every run.")
-        for dataset, found in jobs.items():
+        for dataset, listed in jobs.items():
+            # Files may have vanished since they were found: loading a segmenter takes seconds.
+            found = listed.openable() if settings.skip_bad else listed
             stage = EvaluationStage(settings, loaded, fabric.device, name, dataset, found)
             run_stage(
                 stage,
@@ -213,6 +217,11 @@ class EvaluationSet:
     bad: list[BadFile]
     limit: int | None = None
 
+    def openable(self) -> EvaluationSet:
+        """Skip items whose files can no longer be opened."""
+        bad = list(self.bad)
+        return replace(self, items=openable(self.items, bad), bad=bad)
+
 
 def find_images(settings: EvaluationSettings, dataset: str) -> EvaluationSet:
     """Find the images of a data set that the settings name.
@@ -240,6 +249,7 @@ def find_images(settings: EvaluationSettings, dataset: str) -> EvaluationSet:
         root = find_root(dataset, settings.trg_root, settings.datasets_dir, settings.generated_dir)
         ordered, dropped = apply_gate(ordered, root)
         bad += dropped
+    check_ids(ordered)
     limit = settings.run.limit if settings.run.limit is not None and settings.run.limit < len(ordered) else None
     ordered = ordered[:limit]
     for item, first in find_duplicates(ordered).items():
@@ -322,6 +332,8 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             item: image_record(item.id, item.image, item.mask, model, identity, settings.device.precision, sample)
             for item in items
         }
+        if (revision := getattr(segmenter, "revision", None)) is not None:
+            self.records = {item: {**record, "revision": revision} for item, record in self.records.items()}
         dtype = "float16" if settings.fp16 else "float32"
         metadata: dict[str, dict[str, Any]] = {
             "logits": {"pixels": settings.logit_pixels, "seed": settings.seed, "dtype": dtype},

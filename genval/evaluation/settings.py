@@ -244,6 +244,7 @@ class CorruptionSettings:
     split: str | None = flag(None, "folder of a split, or all (default: the data set's usual split)")
     datasets_dir: str = flag("datasets", "folder of the data sets")
     output_dir: str = flag("images/corrupted", "folder of the corrupted sets")
+    skip_bad: bool = skip_bad_flag()
     num_workers: int = num_workers_flag()
     seed: int = seed_flag()
     run: RunSettings = group(RunSettings, "run")

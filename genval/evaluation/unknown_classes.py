@@ -10,6 +10,8 @@ import torch
 
 from genval.artifacts.fingerprint import file_mark
 from genval.datasets import IGNORE
+from genval.datasets.labels import IDD
+from genval.datasets.reading import read_mask
 from genval.metrics.ranking import aupr, auroc, fpr_at_tpr
 from genval.metrics.reliability import pool
 from genval.metrics.statistics import PixelStatistics, count_confidences
@@ -17,7 +19,6 @@ from genval.results.finding import open_tensors
 from genval.results.scenes import SceneResults
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_mask
 from genval.runtime.paths import resolve
 
 METRICS = ("auroc", "aupr", "fpr95")
@@ -55,7 +56,7 @@ def measure_unknown(scenes: Sequence[SceneResults], unknown: Sequence[int]) -> U
                 command = _command(results).with_flags(overwrite=True)
                 raise GenValError(f"{mask} has changed since the logits of {item_id} were saved. Run: {command}")
             logits, labels, indices = tensors.read(item_id, "logits", "labels", "indices")
-            is_unknown = np.isin(read_mask(mask).reshape(-1)[indices], unknown)
+            is_unknown = np.isin(read_mask(mask, IDD.table).reshape(-1)[indices], unknown)
             counted[f"{results.scene}/{item_id}"] = _count(logits, is_unknown, labels)
     total, ends = pool(counted.values())
     positive, negative = (int(pixels) for pixels in total.levels.sum(1))

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from genval.datasets.ood_objects import CURATED, ObjectImage, mask_path, natural, read_curated
+from genval.datasets.reading import read_image, read_mask
 from genval.datasets.sheet import contact_sheet
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_mask, write_json, write_png
+from genval.runtime.files import write_json, write_png
 
 _TILE = 160
 _COLUMNS = 10

@@ -15,13 +15,14 @@ from genval.artifacts.stage import ManifestStage, StageReport, run_stage
 from genval.captions.clip import load_clip
 from genval.datasets.boxes import Box
 from genval.datasets.ood_objects import ObjectImage, absence_path, find_object_images, mask_path, read_box
+from genval.datasets.reading import read_image
 from genval.grounding.curation import update_choices, write_sheets
 from genval.grounding.detector import Detection, Detector, load_detector
 from genval.grounding.outliner import Outliner, load_outliner
 from genval.grounding.settings import MaskSettings
 from genval.grounding.similarity import Similarity
 from genval.runtime.devices import launch_fabric
-from genval.runtime.files import read_image, write_bytes, write_png
+from genval.runtime.files import write_bytes, write_png
 from genval.runtime.flags import flatten
 from genval.runtime.paths import resolve
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and images and JSON that are read strictly.
+"""Files that appear whole or not at all, and text and JSON that are read strictly.
 
 Every writer goes through `replace_file`: the bytes are written to a temporary name in the same folder, flushed to the
 disk and renamed, so that a killed process leaves either the old file or the new one.
@@ -127,26 +127,43 @@ def write_png(path: str | Path, image: np.ndarray, compression: int = 1, noisy: 
 _REMEDY = "Write it again or delete it."
 
 
-def read_text(path: str | Path) -> str:
-    """Read a UTF-8 text file; a byte order mark at its start, as some editors write, is ignored.
+def read_bytes(path: str | Path) -> bytes:
+    """Read a file.
 
     Raises:
-        GenValError: the file is missing, or is not UTF-8.
+        GenValError: the file is missing or may not be read.
     """
     try:
-        return _decode_text(Path(path).read_bytes(), path)
+        return Path(path).read_bytes()
     except OSError as error:
         raise GenValError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
+def read_text(path: str | Path) -> str:
+    """Read a text file in UTF-8, or in UTF-16 with a byte order mark, which is no part of the text.
+
+    Raises:
+        GenValError: the file is missing or not text.
+    """
+    return _decode_text(read_bytes(path), path)
+
+
 def _decode_text(data: bytes, source: str | Path) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise GenValError(f"{source} is in UTF-16, not UTF-8. Save it as UTF-8.")
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
         where = f"byte {data[error.start]:#04x} at position {error.start}"
         raise GenValError(f"{source} is not a text file in UTF-8 ({where}). Save it as UTF-8.") from error
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file without spaces at their ends; blank lines are skipped.
+
+    Raises:
+        GenValError: as `read_text`.
+    """
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def parse_json(text: str | bytes, source: str | Path, shape: Any = Any, remedy: str = _REMEDY) -> Any:
@@ -261,50 +278,3 @@ def _finite(text: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise ValueError(f"{text} is too large a number")
     return value
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Decode an image file into RGB uint8 (H, W, 3).
-
-    Raises:
-        GenValError: the file is missing, truncated or not an image.
-    """
-    from PIL import Image
-
-    return _decode(path, lambda image: image if image.mode == "RGB" else image.convert("RGB"), Image)
-
-
-def read_mask(path: str | Path) -> np.ndarray:
-    """Decode a single-channel 8-bit label image into uint8 (H, W), palette images as their indices.
-
-    Raises:
-        GenValError: the file is missing, truncated or not a single-channel 8-bit image.
-    """
-    from PIL import Image
-
-    def check(image: Any) -> Any:
-        if image.mode not in ("L", "P"):
-            raise GenValError(
-                f"{path} is not a label mask: expected one 8-bit channel of ids, found mode {image.mode}. "
-                "Give the *_labelIds.png (or trainIds) file, not the colour one."
-            )
-        return image
-
-    return _decode(path, check, Image)
-
-
-def _decode(path: str | Path, convert: Any, image_module: Any) -> np.ndarray:
-    import numpy as np
-
-    try:
-        with image_module.open(path) as image:
-            # Pillow refuses truncated files here unless a caller has turned that off; np.asarray forces the decoding.
-            return np.asarray(convert(image)).copy()
-    except GenValError:
-        raise
-    except FileNotFoundError as error:
-        raise GenValError(f"{path} does not exist.") from error
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and zlib.error for damaged files
-        raise GenValError(
-            f"{path} cannot be decoded ({error}). Fetch or make the file again, or set it aside (--skip_bad)."
-        ) from error

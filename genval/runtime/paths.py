@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from genval.runtime.errors import GenValError
@@ -59,9 +61,51 @@ def find_below(root: str | Path, relative: str | Path) -> Path | None:
     root = resolve(root)
     if (root / relative).exists():
         return root / relative
-    if not root.is_dir():
-        return None
-    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
+    for folder in subfolders(root):
         if (folder / relative).exists():
             return folder / relative
     return None
+
+
+def subfolders(place: Path) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones; none where it is missing or may not be read."""
+    try:
+        return sorted(entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+
+
+def paths_below(root: Path) -> Iterator[Path]:
+    """The files and folders below a folder, without hidden ones.
+
+    Linked folders are searched, but not a folder within itself: below a link to a folder above it there is nothing.
+    """
+    return _paths_below(root, frozenset())
+
+
+def _paths_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        path = folder / entry.name
+        yield path
+        if path.is_dir() if entry.is_symlink() else entry.is_dir():  # `entry.is_dir` fails where a link leads to itself
+            yield from _paths_below(path, above | {real})
+
+
+def why_unopened(path: Path) -> str | None:
+    """Why a file cannot be opened, as what follows its name in a sentence; None where it can."""
+    if path.is_file():
+        return None if os.access(path, os.R_OK) else "may not be read"
+    if path.is_dir():
+        return "is a folder, not a file"
+    if path.is_symlink():
+        return "is a link to a file that does not exist, or to itself"
+    return "is no ordinary file" if path.exists() else "does not exist"

@@ -22,7 +22,17 @@ from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 
 # Attributes that do not decide about predictions, or that the record of a result states by themselves.
-_IGNORED = {"name", "precision", "memory_format", "run", "avoids_onednn", "definition", "training", "session"}
+_IGNORED = {
+    "name",
+    "precision",
+    "memory_format",
+    "run",
+    "avoids_onednn",
+    "definition",
+    "revision",
+    "training",
+    "session",
+}
 _INSTALLED = tuple({Path(sysconfig.get_paths()[key]) for key in ("stdlib", "platstdlib", "purelib", "platlib")})
 # A tensor's place in an ONNX file: the entry "location" of its external data, as the protobuf format writes it.
 _ONNX_LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)

@@ -10,8 +10,9 @@ from typing import Any, NotRequired, TypedDict
 import cv2
 import numpy as np
 
+from genval.datasets.reading import read_image, read_mask
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_jsonl, read_mask
+from genval.runtime.files import read_jsonl
 from genval.runtime.progress import progress_bar
 
 

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genval.datasets.reading import read_image
 from genval.diffusion.inpainting.model import save_inpainting
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_jsonl
+from genval.runtime.files import read_jsonl
 from genval.runtime.progress import progress_bar
 from genval.runtime.seeds import item_seed
 from mini.recipe.autoencoder import to_model_range

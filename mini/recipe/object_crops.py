@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genval.datasets.reading import read_image, read_mask
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_jsonl, read_mask
+from genval.runtime.files import read_jsonl
 from genval.runtime.progress import progress_bar
 
 # The normalisation of GroundingDINO and Segment Anything, on the scale 0..1.

@@ -139,7 +139,8 @@ def segmenters_stage(settings: TrainSettings) -> dict[str, Any]:
 def captioner_stage(settings: TrainSettings) -> dict[str, Any]:
     import torch
 
-    from genval.runtime.files import read_image, read_jsonl
+    from genval.datasets.reading import read_image
+    from genval.runtime.files import read_jsonl
     from mini.recipe.captioner import CaptionerRecipe, load_class_cells, measure_captioner, train_captioner
     from mini.recipe.contrastive import ContrastiveRecipe, measure_contrastive, train_contrastive
     from mini.recipe.data import ListedImage

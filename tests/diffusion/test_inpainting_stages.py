@@ -15,6 +15,7 @@ from genval.datasets.boxes import Box
 from genval.datasets.items import find_items
 from genval.datasets.ood_objects import find_object_images, object_folder
 from genval.datasets.placement import PlacementConfig
+from genval.datasets.reading import read_image, read_mask
 from genval.diffusion.inpainting import stages as inpainting_stages
 from genval.diffusion.inpainting.model import load_inpainting
 from genval.diffusion.inpainting.stages import (
@@ -29,7 +30,6 @@ from genval.diffusion.models.pipelines import StableDiffusion
 from genval.diffusion.sampling.micro_batches import MicroBatches
 from genval.diffusion.settings import InpaintingConfig
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_mask
 
 TEMPLATE = "A photo of {article} {object}"
 NAMES = ["lion", "elephant", "../x"]

@@ -11,6 +11,7 @@ from genval.artifacts.manifest import Manifest
 from genval.artifacts.stage import run_stage
 from genval.datasets.captions import read_captions
 from genval.datasets.items import BadFile, Item, find_items
+from genval.datasets.reading import read_image, read_mask
 from genval.diffusion import style_transfer as transfer_module
 from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.pipelines import load_base
@@ -25,7 +26,7 @@ from genval.diffusion.style_transfer import (
     whole_width,
 )
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_jsonl, read_mask
+from genval.runtime.files import read_jsonl
 
 
 def frames(count: int) -> list[Item]:

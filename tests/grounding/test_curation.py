@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from genval.datasets.ood_objects import find_object_images, mask_path, read_curated
+from genval.datasets.reading import read_image
 from genval.grounding.curation import update_choices, write_sheets
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, write_png
+from genval.runtime.files import write_png
 
 
 def line(mask=True, similarity=None):

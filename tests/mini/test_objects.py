@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from genval.runtime.files import read_image, read_json, read_jsonl, read_mask
+from genval.datasets.reading import read_image, read_mask
+from genval.runtime.files import read_json, read_jsonl
 from genval.runtime.paths import REPO_ROOT
 from mini.world import render
 from mini.world.object_placement import GROUND, place_object

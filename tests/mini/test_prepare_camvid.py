@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from genval.datasets.reading import read_mask
 from genval.runtime import files
 from genval.runtime.paths import REPO_ROOT
 
@@ -28,7 +29,7 @@ def camvid(tmp_path):
 def test_day_and_dusk_go_where_the_stages_look(camvid, tmp_path):
     done = prepare(camvid, tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    mask = files.read_mask(tmp_path / "out/cityscapes/gtFine/val/Seq05VD/Seq05VD_f2_gtFine_labelIds.png")
+    mask = read_mask(tmp_path / "out/cityscapes/gtFine/val/Seq05VD/Seq05VD_f2_gtFine_labelIds.png")
     assert mask.shape == (240, 480)
     assert (mask == 7).all()
     diffusion = files.read_jsonl(tmp_path / "out/training/diffusion.jsonl")

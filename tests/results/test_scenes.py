@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from genval.datasets.reading import read_mask
 from genval.metrics.statistics import measure
 from genval.results import scenes as results_module
 from genval.results.finding import list_scenes
 from genval.results.scenes import SceneResults, finish_scene, folder_name, image_record, model_list, save_image
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_mask
 
 
 def test_examples_in_docstrings():

@@ -160,7 +160,7 @@ def test_without_originals_the_agreement_itself_is_judged(check, folder):
 
 def test_with_clip_the_domain_is_judged(check, folder, caption_models):
     from genval.captions.clip import load_clip
-    from genval.runtime.files import read_image
+    from genval.datasets.reading import read_image
 
     code, _, err = check("--clip", caption_models.clip, "--clear_phrase", "at night")
     assert code == 0, err

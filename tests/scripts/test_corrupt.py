@@ -4,7 +4,7 @@ import json
 import shutil
 
 from genval.datasets import find_items
-from genval.runtime.files import read_image
+from genval.datasets.reading import read_image
 
 
 def corrupt(relis, *flags, output="corrupted"):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from genval.runtime.files import read_image, read_mask
+from genval.datasets.reading import read_image, read_mask
 from genval.runtime.paths import REPO_ROOT
 
 SCRIPT = REPO_ROOT / "ood_objects" / "get_masks.py"

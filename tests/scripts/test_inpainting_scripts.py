@@ -16,7 +16,7 @@ import pytest
 from diffusion_world import ROOT, Refusal, run_script
 
 from genval.datasets.ood_objects import object_folder
-from genval.runtime.files import read_image
+from genval.datasets.reading import read_image
 from genval.runtime.paths import REPO_ROOT
 
 NAMES = ["lion", "../x", "Löwe", "a" * 300]

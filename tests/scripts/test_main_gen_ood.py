@@ -120,7 +120,7 @@ def ood(tmp_path, monkeypatch, capsys):
 
 
 def read(root, name, number):
-    from genval.runtime.files import read_image, read_mask
+    from genval.datasets.reading import read_image, read_mask
 
     return read_image(root / f"refined/{name}/{number}.png"), read_mask(root / f"masks/{name}/{number}_mask.png") == 255
 
@@ -340,6 +340,56 @@ def test_bad_images_may_be_skipped(ood):
     ood("--skip_bad")
     files = [entry["file"] for entry in ood.json()["pooled"]["skipped"]]
     assert len(files) == 3 and files == sorted(files)  # whoever found them
+
+
+def _dangle(path):
+    path.unlink()
+    path.symlink_to("nowhere.png")
+
+
+def _loop(path):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def _become_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+_UNOPENED = {"link": _dangle, "loop": _loop, "folder": _become_folder}
+
+
+@pytest.mark.parametrize("kind", _UNOPENED)
+@pytest.mark.parametrize(
+    ("flags", "file"),
+    [
+        ((), "refined/lion/1.png"),
+        ((), "masks/lion/1_mask.png"),
+        (("--trg_dataset", "RoadAnomaly21"), "dataset_AnomalyTrack/images/lion1.png"),
+        (("--trg_dataset", "RoadAnomaly21"), "dataset_AnomalyTrack/labels_masks/lion1_labels_semantic.png"),
+    ],
+)
+def test_ood_detection_skips_what_cannot_be_opened(ood, kind, flags, file):
+    _UNOPENED[kind](ood.root / file)
+    code, _, err = ood(*flags)
+    assert code == 2 and err.startswith("error:") and file in err
+    code, _, err = ood(*flags, "--skip_bad")
+    assert code == 0, err
+    pooled = ood.json(flags[-1] if flags else "generated")["pooled"]
+    assert pooled["images"] == 7 and len(pooled["skipped"]) == 1
+
+
+def test_hidden_files_and_loops_change_nothing_in_ood_detection(ood):
+    for folder in ("refined/lion", "masks/lion", "dataset_AnomalyTrack/images", "dataset_AnomalyTrack/labels_masks"):
+        for file in sorted((ood.root / folder).iterdir()):
+            (ood.root / folder / f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+        (ood.root / folder / "again").symlink_to(ood.root / folder)
+        (ood.root / folder / "up").symlink_to(ood.root)
+    for name in ("generated", "RoadAnomaly21"):
+        code, _, err = ood("--trg_dataset", name)
+        assert code == 0, err
+        assert ood.json(name)["pooled"]["images"] == 8
 
 
 def test_a_dry_run_and_a_limit(ood):

@@ -8,8 +8,8 @@ import pytest
 from relis_world import CITYSCAPES_NAMES, FakeSegmenter, fake_segmenters
 
 from genval.artifacts.tensors import PackedTensors, packed_ids
+from genval.datasets.reading import read_image
 from genval.metrics.temperature import GRID, Pixels, ece_at
-from genval.runtime.files import read_image
 
 
 class FeatureSegmenter(FakeSegmenter):

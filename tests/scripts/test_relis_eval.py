@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from relis_world import CITYSCAPES_NAMES, FAKE_MODELS, make_world, write_pair
 
+from genval.datasets.reading import read_image, read_mask
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
-from genval.runtime.files import read_image, read_mask, write_png
+from genval.runtime.files import write_png
 from genval.runtime.paths import REPO_ROOT
 
 

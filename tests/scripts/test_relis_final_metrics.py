@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from relis_world import use_fewer_draws
 
+from genval.datasets.reading import read_image
 from genval.metrics.segmentation import mean_iou
-from genval.runtime.files import read_image
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from genval.artifacts.tensors import PackedTensors, read_about
 from genval.datasets.labels import IDD, IDD_UNKNOWN
+from genval.datasets.reading import read_mask
 from genval.evaluation import local_temperature as local_scaling
-from genval.runtime.files import read_mask, write_png
+from genval.runtime.files import write_png
 
 LOCAL = ("--model_arch", "good", "--calib_scene", "munster")
 

@@ -14,17 +14,17 @@ from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.stage import run_stage
 from genval.datasets.boxes import Box
 from genval.datasets.items import BadFile, Item, find_items
+from genval.datasets.labels import CITYSCAPES
 from genval.datasets.layouts import find_root
 from genval.datasets.ood_objects import (
     ObjectImage,
     find_object_images,
-    frame_size,
     object_folder,
     read_box,
     read_objects,
 )
 from genval.datasets.placement import PlacementConfig, crop_around, place
-from genval.datasets.reading import readable
+from genval.datasets.reading import check_ids, read_image, read_mask, readable
 from genval.diffusion.framing import check_pair
 from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_feathered
 from genval.diffusion.inpainting.model import InpaintingBatch, inpaint, load_inpainting, make_inpainter
@@ -37,7 +37,7 @@ from genval.diffusion.settings import InpaintingConfig, InpaintingStageSettings,
 from genval.diffusion.style_transfer import frames_hash
 from genval.runtime.devices import choose_precision, launch_fabric
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_mask, write_bytes, write_json, write_png
+from genval.runtime.files import read_bytes, write_bytes, write_json, write_png
 from genval.runtime.flags import flatten
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
@@ -97,7 +97,7 @@ class Loaded:
         image: the crop at the model's size, RGB uint8 (h, w, 3).
         mask: bool (h, w), the pixels to inpaint.
         line: entries of the manifest about this frame.
-        label_file: file of the frame's labelIds, if it is copied next to the image.
+        label_file: the bytes of the frame's labelIds, if they are copied next to the image.
     """
 
     frame: np.ndarray
@@ -106,7 +106,7 @@ class Loaded:
     image: np.ndarray
     mask: np.ndarray
     line: dict[str, Any]
-    label_file: Path | None = None
+    label_file: bytes | None = None
 
 
 class InpaintingStage(GenerationStage[ObjectItem, Loaded, "tuple[np.ndarray, int, int]"]):
@@ -235,7 +235,7 @@ class ObjectStage(InpaintingStage):
     def load(self, item: ObjectItem) -> Loaded:
         rng = np.random.default_rng(item_seed(item.seed, "place"))
         source = self.frames[int(rng.integers(len(self.frames)))]
-        frame, label_ids = read_image(source.image), read_mask(source.mask)
+        frame, label_ids = read_image(source.image), read_mask(source.mask, CITYSCAPES.table)
         check_pair(frame, label_ids, source.image, source.mask)
         placed = place(label_ids, self.placement, rng, source.image)
         crop = placed.crop
@@ -247,7 +247,7 @@ class ObjectStage(InpaintingStage):
             cut(frame, crop, self.size, self.size),
             box_mask(placed.box, crop, self.size, self.size, blurred=True),
             {"gt": files["gt"], "position": files["position"], "source": source.id, "placement": placed.rule},
-            source.mask,
+            read_bytes(source.mask),
         )
 
     def write_files(self, item: ObjectItem, loaded: Loaded, image: np.ndarray) -> None:
@@ -255,7 +255,7 @@ class ObjectStage(InpaintingStage):
         files, box, number = self.files(item), loaded.box, item.id.rpartition("/")[2]
         position = {f"{number}.png": {"pos_mask": [box.top, box.left], "size_mask": box.side}}
         write_json(self.folder / files["position"], position)
-        write_bytes(self.folder / files["gt"], loaded.label_file.read_bytes())
+        write_bytes(self.folder / files["gt"], loaded.label_file)
         write_png(self.folder / files["image"], paste_box(loaded.frame, image, loaded.crop, box), noisy=True)
 
 
@@ -363,6 +363,7 @@ def plan_object_stage(settings: ObjectSettings) -> ObjectPlan:
     split = "train" if settings.from_train else "val"
     frames = find_items("Cityscapes", split=split, root=data_dir, skipped=bad)
     frames = frames if bad is None else readable(frames, bad)
+    check_ids(frames)
     objects = settings.objects or read_objects(resolve(settings.objects_file))
     items = plan_objects(objects, settings.num_images, settings.prompt_template, settings.seed)
     return ObjectPlan(items[: settings.run.limit], frames, tuple(bad or ()))
@@ -433,7 +434,8 @@ def refine_objects(settings: RefinementSettings, items: Sequence[ObjectItem] | N
     }
     size = (settings.side, settings.side)
     if settings.whole_frame and items[0].source is not None:
-        size = frame_size(items[0].source)
+        height, width = read_image(items[0].source.image).shape[:2]
+        size = (height, width)
 
     def stage(
         folder: Path, whole: Mapping[str, Any], model: StableDiffusion, options: dict[str, Any]

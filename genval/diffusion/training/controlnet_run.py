@@ -13,7 +13,7 @@ from genval.diffusion.models.controlnet import check_writable, load_controlnet, 
 from genval.diffusion.models.hints import LabelSet, read_encoding
 from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.original.writing import save_original
-from genval.diffusion.pairs import Pair, find_jsonl, read_pairs, readable_pairs
+from genval.diffusion.pairs import Pair, check_pair_ids, find_jsonl, read_pairs, readable_pairs
 from genval.diffusion.settings import ControlNetTrainingSettings, SamplingConfig
 from genval.diffusion.training.data import ControlNetData, EncodedFolder
 from genval.diffusion.training.log import ImageLog
@@ -64,6 +64,7 @@ def prepare_training(settings: ControlNetTrainingSettings) -> TrainingRun:
     controlnet = load_controlnet(settings.controlnet, base)
     labels = read_encoding(controlnet, settings.controlnet).labels
     pairs = _read_pairs(settings, settings.jsonl, labels)
+    check_pair_ids(pairs, labels)
     encoded = EncodedFolder(resolve(settings.precompute), base, pairs, config, labels) if settings.precompute else None
     cached = pairs if settings.cache_latents else None
     module = ControlNetModule(base, controlnet, config, cached, settings.num_workers, encoded)
@@ -113,7 +114,7 @@ def _read_pairs(
     settings: ControlNetTrainingSettings, jsonl: str, labels: LabelSet, limit: int | None = None
 ) -> list[Pair]:
     data_dir = resolve(settings.data_dir)
-    pairs = read_pairs(find_jsonl(jsonl, data_dir), data_dir)[:limit]
+    pairs = read_pairs(find_jsonl(jsonl, data_dir), data_dir, settings.skip_bad)[:limit]
     return readable_pairs(pairs, labels, settings.num_workers) if settings.skip_bad else pairs
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from genval.artifacts.manifest import Manifest
 from genval.datasets import Item, find_items, read_pair
 from genval.datasets.items import find_original
+from genval.datasets.reading import read_image, read_mask
 from genval.report.page.encoding import class_map, error_map, photograph
 from genval.results.finding import list_models
 from genval.results.scenes import SceneResults
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_image, read_mask
 
 
 @dataclass(frozen=True)

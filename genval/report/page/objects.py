@@ -11,10 +11,11 @@ from typing import Any, TypedDict
 import numpy as np
 
 from genval.datasets.ood_objects import ObjectImage, find_object_images, mask_path, read_curated
+from genval.datasets.reading import read_image, read_mask
 from genval.report.page.encoding import object_map, photograph
 from genval.report.page.gallery import GalleryLimits
 from genval.runtime.errors import GenValError
-from genval.runtime.files import check_shape, read_image, read_json, read_mask
+from genval.runtime.files import check_shape, read_json
 
 # Side of the shown square, in sides of the object's bounding box.
 _CONTEXT = 1.8
