@@ -71,7 +71,7 @@ def test_every_segmenter_is_checked_before_the_first_is_run(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     flags = {
         "trg_dataset": "Cityscapes", "datasets_dir": str(tmp_path / "datasets"), "eval_dir": str(tmp_path / "results"),
-        "accelerator": "cpu", "devices": "1", "skip_bad": True,
+        "accelerator": "cpu", "devices": "1", "skip_bad": True, "trust_code": True,
     }  # fmt: skip
     names = "checked_factories:good,checked_factories:twenty"
     with pytest.raises(GenValError, match="checked_factories:twenty has 20 classes, expected 19"):

@@ -14,8 +14,9 @@ from genval.report.page.provenance import collect_provenance
 from genval.report.page.reliability import collect_diagrams
 from genval.report.schema import read_report
 from genval.reproduction.record import Record
+from genval.results.finding import list_models
 from genval.results.ood_blocks import OodResults
-from genval.results.scenes import SceneResults, list_models, read_statistics
+from genval.results.scenes import SceneResults, read_statistics
 from genval.runtime.errors import GenValError
 from genval.segmenters.normalisation import read_normalisation
 

@@ -176,7 +176,7 @@ def test_factories_that_give_no_network(tmp_path, monkeypatch, kind):
     (tmp_path / f"{name}.py").write_text(f"import torch\ndef make(device):\n    {body}\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(GenValError, match=f"{name}:make {message}"):
-        load_segmenter(f"{name}:make", "cpu")
+        load_segmenter(f"{name}:make", "cpu", trust_code=True)
 
 
 @pytest.mark.parametrize("line", ["import sys; sys.exit(1)", "raise ValueError('x')", "def", "1 / 0"])
@@ -185,7 +185,7 @@ def test_modules_that_fail_on_import(tmp_path, monkeypatch, line):
     (tmp_path / f"{name}.py").write_text(line + "\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(GenValError, match=f"importing {name} failed"):
-        load_segmenter(f"{name}:make", "cpu")
+        load_segmenter(f"{name}:make", "cpu", trust_code=True)
 
 
 def test_images_are_resized_to_the_input_size(images):
