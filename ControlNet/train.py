@@ -21,6 +21,8 @@ except ModuleNotFoundError as error:
 
 
 def main(settings: ControlNetTrainingSettings) -> None:
+    import contextlib
+
     import torch
 
     from genval.artifacts.settings import write_settings
@@ -33,7 +35,14 @@ def main(settings: ControlNetTrainingSettings) -> None:
     from genval.diffusion.training.data import ControlNetData, EncodedFolder
     from genval.diffusion.training.log import ImageLog
     from genval.diffusion.training.module import ControlNetModule, check_optimizer
-    from genval.diffusion.training.runs import check_output, choose_run, make_trainer, training_precision
+    from genval.diffusion.training.runs import (
+        changed_flags,
+        check_output,
+        choose_run,
+        make_trainer,
+        training_precision,
+    )
+    from genval.runtime.locks import lock_folders
     from genval.runtime.paths import resolve
     from genval.segmenters.registry import load_segmenter
 
@@ -85,20 +94,24 @@ def main(settings: ControlNetTrainingSettings) -> None:
             f"into {folder}, then write {output}"
         )
         return
-    if trainer.is_global_zero:
-        check_writable(output)
-        write_settings(folder, settings)
-    data = ControlNetData(pairs, config, settings.num_workers, settings.cache_latents, encoded, labels)
-    # A checkpoint is tensors and plain numbers: nothing else is unpickled.
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.is_global_zero:
-        save_controlnet(module.trained, output, settings.save_dtype)
-        written = str(output)
-        if settings.export_original:
-            # Read again: the training's copy may have been rounded to 16 bits.
-            save_original(load_base(base_name), module.trained, f"{output}.ckpt", settings.save_dtype)
-            written += f" and {output.name}.ckpt"
-        print(f"Trained {trainer.global_step} steps on {len(pairs)} pairs: wrote {written}, logs in {folder}")
+    with contextlib.ExitStack() as locks:
+        if trainer.is_global_zero:
+            locks.enter_context(lock_folders([folder, output]))
+            check_writable(output)
+            if checkpoint and (changed := changed_flags(folder, settings)):
+                print(f"Resuming {folder} with other flags than before: {', '.join(changed)}")
+            write_settings(folder, settings)
+        data = ControlNetData(pairs, config, settings.num_workers, settings.cache_latents, encoded, labels)
+        # A checkpoint is tensors and plain numbers: nothing else is unpickled.
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        if trainer.is_global_zero:
+            save_controlnet(module.trained, output, settings.save_dtype)
+            written = str(output)
+            if settings.export_original:
+                # Read again: the training's copy may have been rounded to 16 bits.
+                save_original(load_base(base_name), module.trained, f"{output}.ckpt", settings.save_dtype)
+                written += f" and {output.name}.ckpt"
+            print(f"Trained {trainer.global_step} steps on {len(pairs)} pairs: wrote {written}, logs in {folder}")
 
 
 if __name__ == "__main__":

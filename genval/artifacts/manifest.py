@@ -83,7 +83,7 @@ class Manifest:
 
 
 def manifest_parts(folder: Path, name: str = "manifest") -> list[Path]:
-    """Return the files that the processes of a run wrote, sorted by name; others, such as a user's copy, do not count."""
+    """Return the files that the processes of a run wrote, sorted; others, such as a user's copy, do not count."""
     part = re.compile(rf"{re.escape(name)}(\.rank\d+)?\.jsonl")
     return sorted(path for path in folder.glob(f"{name}*.jsonl") if part.fullmatch(path.name))
 

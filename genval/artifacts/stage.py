@@ -41,10 +41,10 @@ Line = dict[str, Any]
 class Stage(abc.ABC, Generic[Item, Loaded, Output]):
     """How the items of a stage are recognised as done, loaded, computed and written.
 
-    `run_stage` locks `folders` and calls `begin` in the first process, `open` in every process, `is_done` for every item, `prepare` in the
-    first process, then for each batch `load` (in reading threads), `compute` (in the main thread), `write` (in writing
-    threads) and, when a unit is written, `commit` (in one thread, in the order of the units), and at the end `finish`
-    in the first process.
+    `run_stage` locks `folders` and calls `begin` in the first process, `open` in every process, `is_done` for every
+    item, `prepare` in the first process, then for each batch `load` (in reading threads), `compute` (in the main
+    thread), `write` (in writing threads) and, when a unit is written, `commit` (in one thread, in the order of the
+    units), and at the end `finish` in the first process.
 
     Attributes:
         title: what the progress bar calls the work.

@@ -25,16 +25,18 @@ with lock_folders([Path(sys.argv[1])]):
 """
 
 
+def hold(*folders):
+    with lock_folders(folders):
+        pass
+
+
 def test_a_second_run_is_refused_by_name_and_other_folders_are_free(tmp_path):
     with lock_folders([tmp_path / "a", tmp_path / "b"]):
         with pytest.raises(GenValError, match=rf"{tmp_path}/b is in use by another run \(process {os.getpid()} on"):
-            with lock_folders([tmp_path / "b", tmp_path / "c"]):
-                pass
-        with lock_folders([tmp_path / "c"]):
-            pass
+            hold(tmp_path / "b", tmp_path / "c")
+        hold(tmp_path / "c")
         (tmp_path / "a" / "result.txt").touch()
-    with lock_folders([tmp_path / "a", tmp_path / "b"]):
-        pass
+    hold(tmp_path / "a", tmp_path / "b")
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "result.txt"], "no lock and no empty folder stays"
 
 
@@ -42,8 +44,7 @@ def test_a_link_to_a_folder_is_the_same_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder")
     with lock_folders([tmp_path / "folder"]), pytest.raises(GenValError, match="in use"):
-        with lock_folders([tmp_path / "link"]):
-            pass
+        hold(tmp_path / "link")
 
 
 def test_a_killed_process_holds_nothing(tmp_path):
@@ -52,12 +53,11 @@ def test_a_killed_process_holds_nothing(tmp_path):
     )
     try:
         process.stdout.readline()
-        with pytest.raises(GenValError, match=f"process {process.pid} "), lock_folders([tmp_path]):
-            pass
+        with pytest.raises(GenValError, match=f"process {process.pid} "):
+            hold(tmp_path)
         process.kill()  # not its child
         process.wait()
-        with lock_folders([tmp_path]):
-            pass
+        hold(tmp_path)
         assert not (tmp_path / LOCK_FILE).exists()
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -75,8 +75,7 @@ def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, capsys):
 
 def test_what_is_no_folder_is_left_to_the_run(tmp_path):
     (tmp_path / "file").write_text("kept")
-    with lock_folders([tmp_path / "file", tmp_path / "file" / "below"]):
-        pass
+    hold(tmp_path / "file", tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "kept"
 
 

@@ -55,7 +55,7 @@ class StepProgress(Callback):
 
 
 class StepCheckpoints(Callback):
-    """Writes `step={n}.ckpt` every so many optimiser steps and at the last one, then removes the one before.
+    """Writes `step={n}.ckpt` every so many optimiser steps and at the last one, and keeps the one before it.
 
     Weights that are not finite end the run instead: they would take the place of the last good ones.
 
@@ -68,9 +68,11 @@ class StepCheckpoints(Callback):
         self.folder = folder
         self.every = every
         self._last = -1
+        self._before: Path | None = None  # the checkpoint that was written or read last
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last = trainer.global_step
+        self._before = Path(trainer.ckpt_path) if trainer.ckpt_path else None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,8 +95,9 @@ class StepCheckpoints(Callback):
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             for file in older:
-                if file != path:
+                if file not in (path, self._before):
                     file.unlink(missing_ok=True)
+        self._before = path
 
 
 class ImageLog(Callback):
