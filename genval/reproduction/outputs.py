@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from genval.artifacts.manifest import Manifest
+from genval.artifacts.manifest import Manifest, manifest_parts
 from genval.report.schema import FORMAT
-from genval.reproduction.steps import Outputs, newest
+from genval.reproduction.steps import Outputs
 from genval.results.scenes import SceneResults
+from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 
 
@@ -19,25 +20,37 @@ def nothing() -> Outputs:
 
 def of_manifest(folder: Path) -> Outputs:
     """Finished items of a stage that keeps a manifest."""
-    files = sorted(folder.glob("manifest*.jsonl"))
-    return Outputs(len(Manifest(folder).records), newest(*files)) if files else Outputs(0)
+    files = manifest_parts(folder)
+    return Outputs(len(Manifest(folder).records), tuple(files)) if files else Outputs(0)
 
 
 def of_files(files: Sequence[Path]) -> Outputs:
     there = [file for file in files if file.exists()]
-    return Outputs(len(there), newest(*there), min(map(newest, there), default=None))
+    return Outputs(len(there), tuple(there))
 
 
 def of_evaluations(root: Path, places: Sequence[tuple[str, str, str]]) -> Outputs:
     """Images in finished scenes whose logits are there, of models on sets."""
-    made, files = 0, []
+    made = 0
+    files: list[Path] = []
     for model, dataset, cond in places:
         for path in SceneResults(root, model, dataset, cond, "*").folder.parent.glob("*/metrics.json"):
-            if (path.parent / "logits.safetensors").exists():
-                values = read_json(path)
-                made += values["images"] + len(values["skipped"])
-                files.append(path)
-    return Outputs(made, newest(*files), min(map(newest, files), default=None))
+            logits = path.with_name("logits.safetensors")
+            if logits.exists():
+                made += _count_images(path)
+                files += [path, path.with_name("manifest.jsonl"), logits]
+    return Outputs(made, tuple(files))
+
+
+def _count_images(path: Path) -> int:
+    values = read_json(path)
+    try:
+        return int(values["images"]) + len(values["skipped"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise GenValError(
+            f"{path} is not a scene's metrics: expected numbers of images and a list of skipped ones. Delete it and "
+            "run relis/eval.py again."
+        ) from error
 
 
 def of_correlation(path: Path, domains: Sequence[str], models: str) -> Outputs:
@@ -48,4 +61,4 @@ def of_correlation(path: Path, domains: Sequence[str], models: str) -> Outputs:
         same = found == (FORMAT, list(domains), models)
     except (OSError, ValueError, KeyError, TypeError):  # absent, or another format's: it is made again
         same = False
-    return Outputs(int(same), newest(path))
+    return Outputs(int(same), (path,))
