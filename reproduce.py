@@ -57,8 +57,8 @@ def main(settings: ReproductionSettings) -> None:
     folder = resolve(settings.output_dir)
     record = Record(folder / "steps.json", settings.preset, describe_device(settings.accelerator))
     states = survey(steps, record.marks, stages, settings.overwrite)
-    print_unmarked(record.without_marks(steps))
     print_plan(steps, states, record, settings.jobs, settings.dry_run)
+    print_unmarked(record.without_marks(steps), states)
     print_missing(steps, states)
     if settings.dry_run:
         return

@@ -13,12 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from genval.artifacts.fingerprint import file_mark
 from genval.reproduction.steps import Outputs, Step
 from genval.runtime.paths import REPO_ROOT
 
 # By file, data set or step: what `steps.json` holds.
 Marks = dict[str, Any]
+
+
+# Bytes of a file's end that are read for every plan.
+_END = 4096
 
 
 class Marker:
@@ -30,9 +33,9 @@ class Marker:
     def mark(self, step: Step, before: Mapping[str, Outputs], known: Mapping[str, Any]) -> Marks:
         """Return the marks of a step's weights, data sets and earlier steps.
 
-        A file of weights has its size, modification time, `file_mark` and a hash of its content. A data set has one
+        A file of weights has its size, modification time, a hash of its end and one of its content. A data set has one
         hash of its files' names, sizes and modification times; an earlier step has one of its outputs' names, sizes,
-        modification times and `file_mark`. What does not exist has no mark.
+        modification times and ends. What does not exist has no mark.
 
         Args:
             step: the step.
@@ -42,13 +45,13 @@ class Marker:
         marks: Marks = {_name(file): _mark_file(file, known.get(_name(file))) for file in _files(step.inputs)}
         for name, find in step.data.items():
             if name not in self._digests:
-                self._digests[name] = _digest(find(), with_content=False)
+                self._digests[name] = _digest(find(), with_ends=False)
             marks[name] = self._digests[name]
         for name in step.before:
             if name in before:
                 key = f"step {name}"
                 if key not in self._digests:
-                    self._digests[key] = _digest(_files(before[name].files), with_content=True)
+                    self._digests[key] = _digest(_files(before[name].files), with_ends=True)
                 marks[key] = self._digests[key]
         return {name: mark for name, mark in marks.items() if mark}
 
@@ -61,7 +64,7 @@ def differing(recorded: Marks, now: Marks) -> list[str]:
 
 def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        if any(one.get(key) != other.get(key) for key in ("size", "mark")):
+        if any(one.get(key) != other.get(key) for key in ("size", "end")):
             return False
         return any(one.get(key) == other.get(key) for key in ("mtime", "content"))
     return bool(one == other)
@@ -69,7 +72,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 def _mark_file(path: Path, known: Any) -> dict[str, Any]:
     status = path.stat()
-    quick = {"size": status.st_size, "mtime": status.st_mtime_ns, "mark": file_mark(path)}
+    quick = {"size": status.st_size, "mtime": status.st_mtime_ns, "end": _end(path)}
     if isinstance(known, Mapping) and quick.items() <= known.items():
         return dict(known)  # a file of gigabytes is not read for every plan
     with open(path, "rb") as stream:
@@ -77,13 +80,20 @@ def _mark_file(path: Path, known: Any) -> dict[str, Any]:
     return {**quick, "content": content}
 
 
-def _digest(files: Iterable[Path], with_content: bool) -> str:
-    """Return a hash of files' names, sizes and modification times, and with_content their marks; "" without files."""
+def _end(path: Path) -> str:
+    """A hash of a file's end: cheap, and another checkpoint differs there, even with the same size and time."""
+    with open(path, "rb") as stream:
+        stream.seek(max(0, path.stat().st_size - _END))
+        return hashlib.blake2b(stream.read(), digest_size=4).hexdigest()
+
+
+def _digest(files: Iterable[Path], with_ends: bool) -> str:
+    """Return a hash of files' names, sizes and modification times, and `with_ends` their ends; "" without files."""
     lines = []
     for file in sorted(set(files)):
         try:
             status = file.stat()
-            mark = file_mark(file) if with_content else ""
+            mark = _end(file) if with_ends else ""
             lines.append(f"{_name(file)} {status.st_size} {status.st_mtime_ns} {mark}")
         except OSError:  # a broken link, or a file that has just vanished
             lines.append(f"{_name(file)} missing")

@@ -69,8 +69,14 @@ def print_missing(steps: Sequence[Step], states: Mapping[str, StepState]) -> Non
         print(f"      get: {remedy}")
 
 
-def print_unmarked(names: Sequence[str]) -> None:
-    """Say that steps run again of which an earlier version did not record what they read."""
+def print_unmarked(unmarked: Sequence[str], states: Mapping[str, StepState]) -> None:
+    """Say that steps run again of which an earlier version did not record what they read.
+
+    Args:
+        unmarked: from `Record.without_marks`.
+        states: from `state.survey`.
+    """
+    names = [name for name in unmarked if states[name].kind == TO_DO]
     if names:
         print(
             f"{len(names)} steps were recorded by an earlier version, without what they read ({names[0]}, ...): they "

@@ -10,6 +10,7 @@ from genval.reproduction.steps import Outputs, Step
 from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
 
+NOT_RECORDED = "what it was made from is not recorded"
 DONE, TO_DO, BLOCKED = "done", "to do", "blocked"
 
 
@@ -65,6 +66,8 @@ def survey(
         if whole and step.stage in chosen and (step.run_name in recorded or not step.missing):
             known = recorded.get(step.run_name, {})
             changed = differing(known, marker.mark(step, outputs, known))
+            if changed and step.run_name not in recorded:
+                changed = [NOT_RECORDED]
         states[step.name] = _state(step, found.made, whole, states, changed, chosen)
         outputs[step.name] = found
     return states
@@ -87,8 +90,13 @@ def _state(
         blocked += step.any_of[:1]
     if blocked:
         return StepState(BLOCKED, made, f"needs: {', '.join(blocked)}")
-    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-    return StepState(TO_DO, made, f"changed: {changed[0]}{more}" if changed else "")
+    return StepState(TO_DO, made, _reason(changed))
+
+
+def _reason(changed: Sequence[str]) -> str:
+    if not changed or changed[0] == NOT_RECORDED:
+        return "".join(changed)
+    return f"changed: {changed[0]}" + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
 
 
 def check_any_runs(steps: Sequence[Step], states: Mapping[str, StepState], chosen: Sequence[str]) -> None:

@@ -157,10 +157,10 @@ def test_data_sets_are_compared_by_names_sizes_and_times(tmp_path):
 def test_differences_are_named():
     assert differing({}, {}) == []
     assert differing({"a": "1", "b": "2"}, {"b": "3", "c": "4"}) == ["b", "c", "a"]
-    file = {"size": 1, "mtime": 1, "mark": "m", "content": "c"}
+    file = {"size": 1, "mtime": 1, "end": "m", "content": "c"}
     assert differing({"a": file}, {"a": {**file, "mtime": 2}}) == []
     assert differing({"a": file}, {"a": {**file, "mtime": 2, "content": "d"}}) == ["a"]
-    assert differing({"a": file}, {"a": {**file, "mark": "n"}}) == ["a"]
+    assert differing({"a": file}, {"a": {**file, "end": "n"}}) == ["a"]
     assert differing({"a": None}, {"a": file}) == ["a"]
 
 
@@ -170,13 +170,15 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path, capsys):
     one = step("a", made=1, inputs=(weights,), commands=(("relis/corrupt.py", "--domains", "fog"),))
     record = Record(path, None, "cpu")
     assert record.finished == {one.run_name: 5.0}
-    assert kinds(one, step("b", made=1), recorded=record.marks) == {"a": TO_DO, "b": DONE}
-    print_unmarked(record.without_marks([one, step("b")]))
+    states = survey([one, step("b", made=1)], record.marks, STAGES)
+    assert [state.kind for state in states.values()] == [TO_DO, DONE]
+    assert states["a"].reason == "what it was made from is not recorded"
+    print_unmarked(record.without_marks([one, step("b")]), states)
     assert "1 steps were recorded by an earlier version" in capsys.readouterr().out
     record.add(one, 0, 1.0, 6.0, read_now(one)[one.run_name])
     again = Record(path, None, "cpu")
     assert kinds(one, recorded=again.marks) == {"a": DONE} and again.without_marks([one]) == []
-    print_unmarked([])
+    print_unmarked([], states)
     assert capsys.readouterr().out == ""
 
 
