@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ Marks = dict[str, Any]
 
 # Bytes of a file's end that are read for every plan.
 _END = 4096
+# Bytes up to which the output of a step is read whole.
+_SMALL = 1 << 20
 
 
 class Marker:
@@ -34,8 +36,8 @@ class Marker:
         """Return the marks of a step's weights, data sets and earlier steps.
 
         A file of weights has its size, modification time, a hash of its end and one of its content. A data set has one
-        hash of its files' names, sizes and modification times; an earlier step has one of its outputs' names, sizes,
-        modification times and ends. What does not exist has no mark.
+        hash of its files' names, sizes and modification times. An earlier step has one of its outputs' names and
+        content; of large files the size, modification time and end count. What does not exist has no mark.
 
         Args:
             step: the step.
@@ -45,13 +47,13 @@ class Marker:
         marks: Marks = {_name(file): _mark_file(file, known.get(_name(file))) for file in _files(step.inputs)}
         for name, find in step.data.items():
             if name not in self._digests:
-                self._digests[name] = _digest(find(), with_ends=False)
+                self._digests[name] = _digest(find(), _mark_image)
             marks[name] = self._digests[name]
         for name in step.before:
             if name in before:
                 key = f"step {name}"
                 if key not in self._digests:
-                    self._digests[key] = _digest(_files(before[name].files), with_ends=True)
+                    self._digests[key] = _digest(_files(before[name].files), _mark_output)
                 marks[key] = self._digests[key]
         return {name: mark for name, mark in marks.items() if mark}
 
@@ -80,24 +82,32 @@ def _mark_file(path: Path, known: Any) -> dict[str, Any]:
     return {**quick, "content": content}
 
 
-def _end(path: Path) -> str:
+def _end(path: Path, length: int = _END) -> str:
     """A hash of a file's end: cheap, and another checkpoint differs there, even with the same size and time."""
     with open(path, "rb") as stream:
-        stream.seek(max(0, path.stat().st_size - _END))
-        return hashlib.blake2b(stream.read(), digest_size=4).hexdigest()
+        stream.seek(max(0, path.stat().st_size - length))
+        return hashlib.blake2b(stream.read(), digest_size=8).hexdigest()
 
 
-def _digest(files: Iterable[Path], with_ends: bool) -> str:
-    """Return a hash of files' names, sizes and modification times, and `with_ends` their ends; "" without files."""
+def _digest(files: Iterable[Path], mark: Callable[[Path], str]) -> str:
+    """Return a hash of files' names and marks; "" without files."""
     lines = []
     for file in sorted(set(files)):
         try:
-            status = file.stat()
-            mark = _end(file) if with_ends else ""
-            lines.append(f"{_name(file)} {status.st_size} {status.st_mtime_ns} {mark}")
+            lines.append(f"{_name(file)} {mark(file)}")
         except OSError:  # a broken link, or a file that has just vanished
             lines.append(f"{_name(file)} missing")
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest() if lines else ""
+
+
+def _mark_image(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _mark_output(path: Path) -> str:
+    # A stage that finds nothing to do writes its records again, with the same content.
+    return _end(path, _SMALL) if path.stat().st_size <= _SMALL else f"{_mark_image(path)} {_end(path)}"
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:

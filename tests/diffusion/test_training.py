@@ -302,6 +302,14 @@ def test_a_resumed_run_uses_its_own_learning_rate(base_folder: Path, city_folder
     assert [group["weight_decay"] for group in groups] == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("run", ["../x", "a/../../x", "/x", ".", "", ".."])
+def test_a_run_stays_in_the_folder_of_all_runs(tmp_path: Path, run: str) -> None:
+    for resume in (None, "auto", "last"):
+        with pytest.raises(GenValError, match=r"--run: .* does not lie in"):
+            choose_run(tmp_path, run, resume)
+    assert choose_run(tmp_path, "a/b", "auto") == (tmp_path / "a/b", None)
+
+
 def gradients(module: ControlNetModule, text: TextStates) -> dict[str, torch.Tensor]:
     """Of every trained weight, for one fixed batch; the zero convolutions are not zero, so that all matter."""
     generator = torch.Generator().manual_seed(0)

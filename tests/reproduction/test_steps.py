@@ -67,6 +67,13 @@ def test_what_reads_changed_outputs_is_to_do_unless_it_ran_since(tmp_path):
     assert kinds(*steps, recorded=recorded)["b"] == TO_DO
     assert survey(steps, recorded, STAGES)["b"].reason == "changed: step a"
     assert kinds(*steps, recorded=read_now(*steps))["b"] == DONE
+    recorded = read_now(*steps)
+    write(file, "two", 70)  # a run that found nothing to do wrote it again
+    assert kinds(*steps, recorded=recorded)["b"] == DONE
+    write(file, "2" * 2_000_000, 70)
+    recorded = read_now(*steps)
+    write(file, "1" + "2" * 1_999_999, 60)
+    assert kinds(*steps, recorded=recorded)["b"] == TO_DO, "of a large file, the time counts too"
     steps = step("a", made=0), step("b", made=1, after=("a",))
     assert kinds(*steps, recorded=read_now(*steps))["b"] == TO_DO, "what it reads is about to change"
 

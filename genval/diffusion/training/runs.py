@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 import zipfile
@@ -38,8 +39,12 @@ def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Pat
             damaged last checkpoint is named on standard error, and the one before is taken.
 
     Raises:
-        GenValError: there is nothing to resume, or a fresh start would mix with a run's checkpoints.
+        GenValError: the run's folder is not below `logs_dir`, there is nothing to resume, or a fresh start would mix
+            with a run's checkpoints.
     """
+    # By their names: a run's folder may be a link to another disk.
+    if run is not None and Path(os.path.normpath(logs_dir)) not in Path(os.path.normpath(logs_dir / run)).parents:
+        raise GenValError(f"--run: {run} does not lie in {logs_dir}. Give a name, and the folder as --logs_dir.")
     if resume not in (None, "last", "auto"):
         path = Path(str(resume)).expanduser().resolve()
         if not path.is_file():
