@@ -96,7 +96,7 @@ def main(settings: ControlNetTrainingSettings) -> None:
         return
     with contextlib.ExitStack() as locks:
         if trainer.is_global_zero:
-            locks.enter_context(lock_folders([folder, output]))
+            locks.enter_context(lock_folders([folder], later=[output]))
             check_writable(output)
             if checkpoint and (changed := changed_flags(folder, settings)):
                 print(f"Resuming {folder} with other flags than before: {', '.join(changed)}")

@@ -34,28 +34,33 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 @contextlib.contextmanager
-def lock_folders(folders: Iterable[Path]) -> Iterator[None]:
+def lock_folders(folders: Iterable[Path], later: Iterable[Path] = ()) -> Iterator[None]:
     """Hold the locks of output folders; missing folders are made, and those that stay empty are removed again.
 
     In a run of several processes, only the first one locks. A folder that cannot be locked, because its file system
     knows no locks or because it cannot be written, is used without a lock; the former prints a warning.
+
+    Args:
+        folders: the folders that the run writes.
+        later: folders that exist only when the run has ended well: their locks lie beside them.
 
     Raises:
         GenValError: another run holds the lock of a folder.
     """
     with contextlib.ExitStack() as held:
         for folder in sorted(set(folders)):
-            held.enter_context(_lock(folder))
+            held.enter_context(_lock(folder, folder / LOCK_FILE))
+        for folder in sorted(set(later)):
+            held.enter_context(_lock(folder, folder.with_name(f".{folder.name}{LOCK_FILE}")))
         yield
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    path = folder / LOCK_FILE
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+def _lock(folder: Path, path: Path) -> Iterator[None]:
+    made = [parent for parent in path.parents if not parent.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(folder, path)
     except OSError:  # the folder cannot be written: what the run writes into it gives the error
         descriptor = None
     try:
@@ -70,7 +75,7 @@ def _lock(folder: Path) -> Iterator[None]:
                 empty.rmdir()
 
 
-def _acquire(path: Path) -> int | None:
+def _acquire(folder: Path, path: Path) -> int | None:
     """Return the descriptor that holds the lock, or None where the file system knows no locks."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -81,12 +86,12 @@ def _acquire(path: Path) -> int | None:
             os.close(descriptor)
             if error.errno not in _UNSUPPORTED:
                 raise GenValError(
-                    f"{path.parent} is in use by another run ({holder}). Wait until it has ended, or stop it; or give "
+                    f"{folder} is in use by another run ({holder}). Wait until it has ended, or stop it; or give "
                     "another output folder."
                 ) from error
             path.unlink(missing_ok=True)
             print(
-                f"warning: the file system of {path.parent} knows no locks: do not start a second run on this folder.",
+                f"warning: the file system of {folder} knows no locks: do not start a second run on this folder.",
                 file=sys.stderr,
             )
             return None

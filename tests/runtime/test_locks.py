@@ -40,6 +40,15 @@ def test_a_second_run_is_refused_by_name_and_other_folders_are_free(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "result.txt"], "no lock and no empty folder stays"
 
 
+def test_the_lock_of_a_folder_to_come_lies_beside_it(tmp_path):
+    later = tmp_path / "made" / "trained"
+    with lock_folders([], later=[later]):
+        assert not later.exists()
+        with pytest.raises(GenValError, match=f"{later} is in use"), lock_folders([], later=[later]):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_link_to_a_folder_is_the_same_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder")
