@@ -28,13 +28,14 @@ except ModuleNotFoundError as error:
 
 def main(settings: ReproductionSettings) -> None:
     from genval.reproduction.plan import build_steps
-    from genval.reproduction.printing import print_end, print_missing, print_plan
+    from genval.reproduction.printing import print_end, print_missing, print_plan, print_unmarked
     from genval.reproduction.protocol import STAGES, Protocol
     from genval.reproduction.record import Record, describe_device
     from genval.reproduction.running import Runner
     from genval.reproduction.state import check_any_runs, check_stages, survey, up_to_date
     from genval.results.scenes import model_list
     from genval.runtime.errors import GenValError
+    from genval.runtime.locks import lock_folders
     from genval.runtime.paths import resolve
 
     devices = settings.devices or ("1" if settings.jobs > 1 else "auto")
@@ -56,15 +57,17 @@ def main(settings: ReproductionSettings) -> None:
     steps = build_steps(protocol)
     folder = resolve(settings.output_dir)
     record = Record(folder / "steps.json", settings.preset, describe_device(settings.accelerator))
-    states = survey(steps, record.finished, stages, settings.overwrite)
+    states = survey(steps, record.marks, stages, settings.overwrite)
     print_plan(steps, states, record, settings.jobs, settings.dry_run)
+    print_unmarked(record.without_marks(steps), states)
     print_missing(steps, states)
     if settings.dry_run:
         return
 
     check_any_runs(steps, states, stages)
     runner = Runner(steps, states, record, folder / "logs", settings.jobs, settings.accelerator != "cpu")
-    runner.run()
+    with lock_folders([folder]):
+        runner.run()
     print_missing(steps, states)
     print_end(up_to_date(steps, states, stages, runner.ended), protocol.report_dir, runner.seconds)
     if runner.failed:

@@ -38,10 +38,20 @@ from mini.world.settings import RenderSettings
 
 
 def main(settings: RenderSettings) -> None:
-    from genval.runtime.files import write_json
+    from genval.runtime.locks import lock_folders
 
     target = Target(resolve(settings.output_dir), settings.height, settings.width, settings.overwrite)
     check_size(target)
+    with lock_folders([target.out]):
+        written, asked = render(settings, target)
+    print(f"Rendered {written} images, kept {asked - written}, in {target.out}: {', '.join(settings.domains)}")
+
+
+def render(settings: RenderSettings, target: Target) -> tuple[int, int]:
+    """Render what is missing; return the numbers of new images and of all that were asked for."""
+    from genval.runtime.files import remove_leftovers, write_json
+
+    remove_leftovers(target.out)
     counts = {"train": settings.num_train, "val": settings.num_val}
     domains = [domain for domain in settings.domains if domain != OBJECTS]
     jobs = [job for domain in domains for split in SPLITS for job in plan(domain, split, counts[split])]
@@ -68,7 +78,7 @@ def main(settings: RenderSettings) -> None:
         written += render_test_set(settings.num_val, target, settings.num_workers)
     if settings.training_objects:
         written += render_training_set(settings.training_objects, target, settings.num_workers)
-    print(f"Rendered {written} images, kept {asked - written}, in {target.out}: {', '.join(settings.domains)}")
+    return written, asked
 
 
 if __name__ == "__main__":

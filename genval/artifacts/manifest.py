@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -31,7 +32,8 @@ class Manifest:
         name: of the file, for records of another kind than `manifest`.
 
     Raises:
-        GenValError: a line in the middle of a part is not JSON (a torn last line is what a kill leaves: it is dropped).
+        GenValError: a line in the middle of a part is not JSON (a torn last line is what a kill leaves: it is dropped),
+            or a line is not an object with an id.
     """
 
     def __init__(self, folder: str | Path, rank: int = 0, name: str = "manifest") -> None:
@@ -39,7 +41,7 @@ class Manifest:
         self.name = name
         self.path = self.folder / (f"{name}.jsonl" if rank == 0 else f"{name}.rank{rank}.jsonl")
         self.records: dict[str, dict[str, Any]] = {}
-        for part in self._parts():
+        for part in manifest_parts(self.folder, self.name):
             self.records.update((record["id"], record) for record in _read_part(part))
 
     def __contains__(self, item_id: str) -> bool:
@@ -71,7 +73,7 @@ class Manifest:
 
         For the first process, before any process makes its own `Manifest` of the folder.
         """
-        if any(part != self.path for part in self._parts()):
+        if any(part != self.path for part in manifest_parts(self.folder, self.name)):
             self.finish([])
 
     def finish(self, order: Sequence[str]) -> None:
@@ -80,12 +82,15 @@ class Manifest:
         ranks = {item_id: position for position, item_id in enumerate(order)}
         records = sorted(merged.records.values(), key=lambda r: (ranks.get(r["id"], len(ranks)), r["id"]))
         write_jsonl(merged.path, records)
-        for part in self._parts():
+        for part in manifest_parts(self.folder, self.name):
             if part != merged.path:
                 part.unlink()
 
-    def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob(f"{self.name}*.jsonl"))
+
+def manifest_parts(folder: Path, name: str = "manifest") -> list[Path]:
+    """Return the files that the processes of a run wrote, sorted; others, such as a user's copy, do not count."""
+    part = re.compile(rf"{re.escape(name)}(\.rank\d+)?\.jsonl")
+    return sorted(path for path in folder.glob(f"{name}*.jsonl") if part.fullmatch(path.name))
 
 
 def _read_part(path: Path) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from genval.runtime.background import one_behind
 from genval.runtime.devices import same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import remove_leftovers
+from genval.runtime.locks import lock_folders
 from genval.runtime.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ Line = dict[str, Any]
 class Stage(abc.ABC, Generic[Item, Loaded, Output]):
     """How the items of a stage are recognised as done, loaded, computed and written.
 
-    `run_stage` calls `begin` in the first process, `open` in every process, `is_done` for every item, `prepare` in the
-    first process, then for each batch `load` (in reading threads), `compute` (in the main thread), `write` (in writing
-    threads) and, when a unit is written, `commit` (in one thread, in the order of the units), and at the end `finish`
-    in the first process.
+    `run_stage` locks `folders` and calls `begin` in the first process, `open` in every process, `is_done` for every
+    item, `prepare` in the first process, then for each batch `load` (in reading threads), `compute` (in the main
+    thread), `write` (in writing threads) and, when a unit is written, `commit` (in one thread, in the order of the
+    units), and at the end `finish` in the first process.
 
     Attributes:
         title: what the progress bar calls the work.
@@ -58,6 +59,10 @@ class Stage(abc.ABC, Generic[Item, Loaded, Output]):
     def key(self, item: Item) -> str:
         """Return the item's identity, unique among the items of a run."""
         return str(getattr(item, "id"))  # noqa: B009
+
+    @abc.abstractmethod
+    def folders(self) -> Iterable[Path]:
+        """Return the folders that the stage writes: no other run may write them at the same time."""
 
     def begin(self, items: Sequence[Item], overwrite: bool) -> None:
         """Check and clean up the output folder, before any process reads it. Runs in the first process."""
@@ -152,6 +157,9 @@ class ManifestStage(Stage[Item, Loaded, Output]):
     def compared(self, items: Sequence[Item]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield the ids of manifest lines that a run over `items` must agree with, each with the expected record."""
         return ((self.key(item), self.item_record(item)) for item in items)
+
+    def folders(self) -> Iterable[Path]:
+        return [self.folder]
 
     def begin(self, items: Sequence[Item], overwrite: bool) -> None:
         if self.folder.exists() and not self.folder.is_dir():
@@ -251,40 +259,51 @@ def run_stage(
         skip_bad: skip items whose inputs cannot be read instead of stopping at the first one.
 
     Raises:
-        GenValError: an input is bad, an output cannot be written, or the output folder belongs to another run. What was
-            computed before is written and recorded.
+        GenValError: an input is bad, an output cannot be written, the output folder belongs to another run, or another
+            run is writing it now. What was computed before is written and recorded.
     """
     rank, world_size = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-    with same_outcome(fabric):
-        if rank == 0:
-            stage.begin(items, overwrite)
-    with same_outcome(fabric):  # no process writes before all have looked
-        stage.open(rank)
-        done = set() if overwrite else {stage.key(item) for item in items if stage.is_done(item)}
-        units = stage.partition(items, batch_size)
-        unfinished = [unit for unit in units if not all(stage.key(item) in done for item in _items(unit))]
-    with same_outcome(fabric):
-        if rank == 0:
-            stage.prepare([item for unit in unfinished for item in _items(unit)])
-    mine = unfinished[rank::world_size]
-    own, left, total = (sum(len(_items(unit)) for unit in part) for part in (mine, unfinished, units))
-    before = (total - left) // world_size
-    skipped: list[Skipped[Item]] | None = [] if skip_bad else None
-    bar = progress_bar(before + own, stage.title, initial=before, rank=rank)
-    writer = _Writer(stage, done, num_workers)
-    with same_outcome(fabric), stage.compute_context(), bar, writer:
-        started = _compute(stage, _load(stage, mine, num_workers, skipped))
-        for unit, part, outputs in one_behind(started) if stage.asynchronous else started:
-            if part:
-                writer.submit(part, outputs() if stage.asynchronous else outputs)
-            if unit is not None:
-                writer.commit()
-            bar.update(len(part))
-    with same_outcome(fabric):
-        report = StageReport(len(items), *_gather(fabric, writer.written, tuple(skipped or ())))
-        if rank == 0:
-            stage.finish(items, report)
-    return report
+    with _begun(stage, items, fabric, overwrite):
+        with same_outcome(fabric):  # no process writes before all have looked
+            stage.open(rank)
+            done = set() if overwrite else {stage.key(item) for item in items if stage.is_done(item)}
+            units = stage.partition(items, batch_size)
+            unfinished = [unit for unit in units if not all(stage.key(item) in done for item in _items(unit))]
+        with same_outcome(fabric):
+            if rank == 0:
+                stage.prepare([item for unit in unfinished for item in _items(unit)])
+        mine = unfinished[rank::world_size]
+        own, left, total = (sum(len(_items(unit)) for unit in part) for part in (mine, unfinished, units))
+        before = (total - left) // world_size
+        skipped: list[Skipped[Item]] | None = [] if skip_bad else None
+        bar = progress_bar(before + own, stage.title, initial=before, rank=rank)
+        writer = _Writer(stage, done, num_workers)
+        with same_outcome(fabric), stage.compute_context(), bar, writer:
+            started = _compute(stage, _load(stage, mine, num_workers, skipped))
+            for unit, part, outputs in one_behind(started) if stage.asynchronous else started:
+                if part:
+                    writer.submit(part, outputs() if stage.asynchronous else outputs)
+                if unit is not None:
+                    writer.commit()
+                bar.update(len(part))
+        with same_outcome(fabric):
+            report = StageReport(len(items), *_gather(fabric, writer.written, tuple(skipped or ())))
+            if rank == 0:
+                stage.finish(items, report)
+        return report
+
+
+@contextlib.contextmanager
+def _begun(
+    stage: Stage[Item, Any, Any], items: Sequence[Item], fabric: Fabric | None, overwrite: bool
+) -> Iterator[None]:
+    """Begin a stage in the first process, which holds the locks of its folders until the end of the run."""
+    with contextlib.ExitStack() as locks:
+        with same_outcome(fabric):
+            if fabric is None or fabric.global_rank == 0:
+                locks.enter_context(lock_folders(stage.folders()))
+                stage.begin(items, overwrite)
+        yield
 
 
 def _items(unit: Sequence[Sequence[Item]]) -> list[Item]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from genval.artifacts.manifest import Manifest
+from genval.artifacts.manifest import Manifest, manifest_parts
 from genval.artifacts.stage import run_stage
 from genval.datasets.captions import read_captions
 from genval.datasets.items import BadFile, Item, find_items
@@ -218,7 +218,7 @@ class TransferStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int
     def clear(self) -> None:
         for name in _FOLDERS:
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for file in (*self.folder.glob("manifest*.jsonl"), self.folder / "settings.json"):
+        for file in (*manifest_parts(self.folder), self.folder / "settings.json"):
             file.unlink(missing_ok=True)
 
     def holds_outputs(self) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,13 +32,16 @@ from genval.results.provenance import require_model
 from genval.results.scenes import SceneResults, Summary, folder_name, summarise
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
-from genval.runtime.files import write_json
+from genval.runtime.files import remove_leftovers, write_json
+from genval.runtime.locks import lock_folders
 from genval.runtime.paths import resolve
 from genval.runtime.progress import progress_bar
 from genval.runtime.seeds import item_seed
 
 NETWORK_FILE = "local_temperature.safetensors"
 STATE_FILE = "training_state.safetensors"
+# Of the epoch before, for the case that the last one is damaged.
+STATE_BEFORE = "training_state_before.safetensors"
 # Number of pixels, over all images, on which the single temperatures are searched.
 _SEARCHED = 1_000_000
 
@@ -151,6 +156,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a network; resume an interrupted run, and keep a network that was trained with the same inputs.
 
+    A damaged file is named on standard error; the training then resumes after the epoch before, or starts again.
+
     Args:
         images: the calibration set.
         training: how the network is trained.
@@ -161,20 +168,31 @@ def train(
     Returns:
         The metadata of the network's file: settings, `temperatures` from `single_temperatures`, and the mean `nll`
         of the set's labelled pixels without scaling, with the single temperature and with the network.
+
+    Raises:
+        GenValError: another run is training this network, or logits cannot be read.
     """
+    with lock_folders([folder]):
+        return _train(images, training, folder, device, overwrite)
+
+
+def _train(
+    images: Sequence[SavedLogits], training: LocalTraining, folder: Path, device: torch.device, overwrite: bool
+) -> dict[str, Any]:
+    remove_leftovers(folder)
     model_record = {key: images[0].record[key] for key in ("identity", "precision")}
     record = {"settings": asdict(training), "images": len(images), "logits": _digest(images), **model_record}
-    metadata = read_about(folder / NETWORK_FILE)
-    if not overwrite and metadata is not None and all(metadata.get(key) == value for key, value in record.items()):
-        return metadata
-    state = None if overwrite else read_about(folder / STATE_FILE)
-    if state is None or any(state.get(key) != value for key, value in record.items()):
-        state = {**record, "epoch": 0, "temperatures": single_temperatures(images, training.seed)}
-    generator = torch.Generator().manual_seed(item_seed(training.seed, "initial weights"))
-    network = LocalTemperature(len(CLASSES), state["temperatures"]["nll"], generator).to(device)
+    network = LocalTemperature(len(CLASSES)).to(device)
+    if not overwrite and (finished := _read_state(folder / NETWORK_FILE, record, network)) is not None:
+        return finished
     optimizer = torch.optim.Adam(network.parameters(), training.lr)
-    if state["epoch"]:
-        _restore(folder / STATE_FILE, network, optimizer)
+    states = [] if overwrite else [folder / STATE_FILE, folder / STATE_BEFORE]
+    state = next((read for path in states if (read := _read_state(path, record, network, optimizer))), None)
+    if state is None:
+        state = {**record, "epoch": 0, "temperatures": single_temperatures(images, training.seed)}
+        generator = torch.Generator().manual_seed(item_seed(training.seed, "initial weights"))
+        network = LocalTemperature(len(CLASSES), state["temperatures"]["nll"], generator).to(device)
+        optimizer = torch.optim.Adam(network.parameters(), training.lr)
     steps = math.ceil(len(images) / training.batch_size)
     bar = progress_bar(
         training.epochs * len(images), f"training on {len(images)} images", initial=state["epoch"] * len(images)
@@ -189,11 +207,48 @@ def train(
                 chosen = order[step * training.batch_size : (step + 1) * training.batch_size]
                 _step(network, optimizer, [images[row] for row in chosen], training, epoch, device)
                 bar.update(len(chosen))
+            if (folder / STATE_FILE).exists():
+                os.replace(folder / STATE_FILE, folder / STATE_BEFORE)
             _save_state(folder / STATE_FILE, network, optimizer, {**state, "epoch": epoch + 1})
     finished = {**record, "temperatures": state["temperatures"], "nll": _mean_nll(images, network, device)}
     write_part(folder / NETWORK_FILE, _arrays(network), finished)
-    (folder / STATE_FILE).unlink(missing_ok=True)
+    for name in (STATE_FILE, STATE_BEFORE):
+        (folder / name).unlink(missing_ok=True)
     return finished
+
+
+def _read_state(
+    path: Path, record: dict[str, Any], network: LocalTemperature, optimizer: torch.optim.Adam | None = None
+) -> dict[str, Any] | None:
+    """Load a network, and the optimizer's state, from a file with this record; return its metadata.
+
+    Returns:
+        None where there is no file, where it is damaged, or where it has another record; the last two are named on
+        standard error.
+    """
+    try:
+        about = read_about(path)
+        if about is None:
+            return None
+        before = about.get("settings", {})
+        changed = [
+            f"--{key} {now} (was {before.get(key)})"
+            for key, now in record["settings"].items()
+            if before.get(key) != now
+        ]
+        if about.get("logits") != record["logits"] or about.get("images") != record["images"]:
+            changed.append("other images or logits")
+        if changed:
+            print(f"{path} was trained with other settings: {', '.join(changed)}. Not used.", file=sys.stderr)
+            return None
+        if optimizer is None:
+            _load(path, network)
+        else:
+            _restore(path, network, optimizer)
+        return about
+    except (GenValError, ValueError, KeyError) as error:
+        print(f"warning: {path} is damaged ({error}): it is not used.", file=sys.stderr)
+        return None
 
 
 def load_network(folder: Path, device: torch.device) -> tuple[LocalTemperature, dict[str, Any]]:
@@ -377,12 +432,13 @@ def _restore(path: Path, network: LocalTemperature, optimizer: torch.optim.Adam)
 
 def _load(path: Path, network: LocalTemperature) -> dict[str, Tensor]:
     """Load a network's weights from a file; return the other tensors of the file."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(path)
     try:
+        tensors = load_file(path)
         network.load_state_dict({name: tensors.pop(name) for name in network.state_dict()})
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, SafetensorError) as error:
         raise GenValError(
             f"{path} does not hold a network of local temperatures. Delete it and run relis/train_lts_network.py again."
         ) from error

@@ -265,6 +265,9 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
             for block in self.blocks.values()
         ]
 
+    def folders(self) -> list[Path]:
+        return [self.results.folder]
+
     def begin(self, items: Sequence[OodItem], overwrite: bool) -> None:
         remove_leftovers(self.results.folder)
         if self.found.limit is not None and self.results.json.exists():

@@ -12,7 +12,7 @@ import numpy as np
 
 import path_dicts
 from genval.artifacts.fingerprint import file_mark
-from genval.artifacts.manifest import Manifest
+from genval.artifacts.manifest import Manifest, manifest_parts
 from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.datasets import CLASSES, BadFile, Item, find_items, read_pair
 from genval.datasets.gate import GATE, write_gate
@@ -122,6 +122,9 @@ class ScoringStage(Stage[Item, _Loaded, _Values]):
         self._journal = Manifest(folder, name="scores")
         self._known: dict[str, _Values] = {}
 
+    def folders(self) -> list[Path]:
+        return [self.folder]
+
     def begin(self, items: Sequence[Item], overwrite: bool) -> None:
         remove_leftovers(self.folder)
         Manifest(self.folder, name="scores").merge()
@@ -199,7 +202,7 @@ class ScoringStage(Stage[Item, _Loaded, _Values]):
             )
         else:
             write_jsonl(self.folder / "scores.jsonl", [{"id": key, "scores": value} for key, value in scores.items()])
-        for part in self.folder.glob("scores*.jsonl"):
+        for part in manifest_parts(self.folder, "scores"):
             if self.manifest.records or part.name != "scores.jsonl":
                 part.unlink()
         self.scores = scores

@@ -354,6 +354,9 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     def partition(self, items: Sequence[Item], batch_size: int) -> list[list[Sequence[Item]]]:
         return [[batch] for batch in partition(items, batch_size)]
 
+    def folders(self) -> list[Path]:
+        return [results.folder for results in self.scenes.values()]
+
     def begin(self, items: Sequence[Item], overwrite: bool) -> None:
         for results in self.scenes.values():
             remove_leftovers(results.folder)

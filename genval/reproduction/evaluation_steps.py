@@ -22,7 +22,7 @@ from genval.reproduction.protocol import (
     list_models,
     step_name,
 )
-from genval.reproduction.sources import count_ood_images
+from genval.reproduction.sources import count_ood_images, list_ood_images
 from genval.reproduction.steps import Step
 from genval.results.ood_blocks import OodResults
 from genval.results.scenes import folder_name
@@ -80,7 +80,10 @@ def _evaluation(
     size = None if None in sizes else len(group) * sum(size or 0 for size in sizes)
     places = [(model, dataset, cond) for model in group for dataset, cond, _ in sets]
     made = partial(of_evaluations, protocol.root, places)
-    return Step(step_name("evaluate", kind, group, groups), "evaluate", commands, size, made, needs, inputs=inputs)
+    # A generated or corrupted set is the same folder under every condition.
+    data = protocol.images_in(*((dataset, cond if kind == REAL else "all") for dataset, cond, _ in sets))
+    name = step_name("evaluate", kind, group, groups)
+    return Step(name, "evaluate", commands, size, made, needs, inputs=inputs, data=data)
 
 
 def calibration_steps(
@@ -185,7 +188,10 @@ def detection_steps(
         command = protocol.command("ood_detection/main_gen_ood", *flags, *protocol.trust(), device=True)
         files = [OodResults(root, one, model).csv for one in datasets for model in group]
         size, made = len(files), partial(of_files, files)
-        return Step(name, "detect", (command,), size, made, before, inputs=inputs, work=len(group) * images)
+        data = {
+            f"data set {one}": partial(list_ood_images, one, protocol.datasets_dir) for one in datasets if one in sets
+        }
+        return Step(name, "detect", (command,), size, made, before, inputs=inputs, data=data, work=len(group) * images)
 
     steps = [step(step_name("detect", "generated objects", group, groups), ["generated"], generated, ("outline",))]
     if sets:

@@ -9,8 +9,8 @@ import path_dicts
 from genval.datasets.ood_objects import read_objects
 from genval.reproduction.outputs import of_manifest
 from genval.reproduction.protocol import CLEAR, CLEAR_COND, Protocol
-from genval.reproduction.sources import captions_are_there, count_images, count_ood_images, find_weights, option
-from genval.reproduction.steps import Outputs, Step, newest
+from genval.reproduction.sources import caption_files, count_images, count_ood_images, find_weights, option
+from genval.reproduction.steps import Outputs, Step
 from genval.runtime.commands import Missing
 from genval.runtime.paths import resolve
 
@@ -30,14 +30,25 @@ def image_steps_of(protocol: Protocol, missing_data: dict[str, Missing]) -> list
     frames = (missing_data[CLEAR],) if CLEAR in missing_data else ()
     captioned: tuple[str, ...] = ()
     data_dir = resolve(protocol.datasets_dir) / Path(path_dicts.DATASET_ROOTS[CLEAR]).name
-    if not protocol.render and not captions_are_there(data_dir):
+    captions = caption_files(data_dir)
+    clear = protocol.images_in((CLEAR, CLEAR_COND))
+    if not protocol.render and not any(file.is_file() for file in captions):
         captioned = ("caption",)
         inputs, missing = find_weights("ControlNet/clip_int", protocol.preset)
         command = protocol.command("ControlNet/clip_int", "--dataset", "cityscapes", "--split", "val", device=True)
         made = partial(of_manifest, resolve("captions/cityscapes"))
         frames_there = protocol.images_of(CLEAR, CLEAR_COND)
         steps.append(
-            Step("caption", "caption", (command,), frames_there, made, inputs=inputs, missing=missing + frames)
+            Step(
+                "caption",
+                "caption",
+                (command,),
+                frames_there,
+                made,
+                inputs=inputs,
+                data=clear,
+                missing=missing + frames,
+            )
         )
     inputs, missing = find_weights("ControlNet/style_transfer", protocol.preset)
     folder = resolve(protocol.option("ControlNet/style_transfer", "output_dir", path_dicts.GENERATED_ROOT))
@@ -51,7 +62,8 @@ def image_steps_of(protocol: Protocol, missing_data: dict[str, Missing]) -> list
                 protocol.num_samples,
                 partial(of_manifest, folder / domain),
                 needs=rendered + captioned,
-                inputs=inputs,
+                inputs=inputs + captions,
+                data=clear,
                 missing=missing + frames,
             )
         )
@@ -65,6 +77,7 @@ def image_steps_of(protocol: Protocol, missing_data: dict[str, Missing]) -> list
                 protocol.images_of(CLEAR, CLEAR_COND),
                 partial(of_manifest, folder / domain),
                 needs=rendered,
+                data=clear,
                 missing=frames,
             )
         )
@@ -86,21 +99,23 @@ def object_steps(protocol: Protocol, missing_data: dict[str, Missing]) -> list[S
     needs: tuple[str, ...] = ("render",) if protocol.render else ()
     frames = (missing_data[CLEAR],) if CLEAR in missing_data else ()
     flags: tuple[str, ...] = ("--num_images", str(number))
+    files: tuple[Path, ...] = (file,)
+    data = protocol.images_in((CLEAR, CLEAR_COND))
     steps = []
     for stage, (script, folder) in scripts.items():
         inputs, missing = find_weights(script, protocol.preset)
         command = protocol.command(script, *flags, device=True)
         made = partial(of_manifest, resolve(protocol.option(script, "output_dir", folder)))
-        steps.append(Step(stage, stage, (command,), size, made, needs, inputs=inputs, missing=missing + frames))
-        needs, frames, flags = (stage,), (), ()
+        inputs, missing = inputs + files, missing + frames
+        steps.append(Step(stage, stage, (command,), size, made, needs, inputs=inputs, data=data, missing=missing))
+        needs, frames, flags, data, files = (stage,), (), (), {}, ()
     return steps
 
 
 def _rendered(protocol: Protocol) -> Outputs:
-    root, made, time = resolve(protocol.datasets_dir), 0, 0.0
+    made = 0
     for dataset, conds in protocol.real_sets().items():
         made += sum(min(count_images(dataset, c, protocol.datasets_dir) or 0, protocol.num_samples) for c in conds)
-        time = max(time, newest(root / Path(path_dicts.DATASET_ROOTS[dataset]).name))
     objects = count_ood_images("RoadAnomaly21", protocol.datasets_dir)
-    folder = root / Path(path_dicts.OOD_ROOTS["RoadAnomaly21"]).name
-    return Outputs(made + min(objects, protocol.num_samples), max(time, newest(folder)))
+    # Without files: the steps that read the rendered sets mark them as data.
+    return Outputs(made + min(objects, protocol.num_samples))

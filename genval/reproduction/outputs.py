@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from genval.artifacts.manifest import Manifest
+from genval.artifacts.manifest import Manifest, manifest_parts
 from genval.report.schema import FORMAT
-from genval.reproduction.steps import Outputs, newest
+from genval.reproduction.steps import Outputs
 from genval.results.scenes import SceneResults
 from genval.results.shapes import SceneSize
 from genval.runtime.errors import GenValError
@@ -33,25 +33,27 @@ def nothing() -> Outputs:
 
 def of_manifest(folder: Path) -> Outputs:
     """Finished items of a stage that keeps a manifest."""
-    files = sorted(folder.glob("manifest*.jsonl"))
-    return Outputs(len(Manifest(folder).records), newest(*files)) if files else Outputs(0)
+    files = manifest_parts(folder)
+    return Outputs(len(Manifest(folder).records), tuple(files)) if files else Outputs(0)
 
 
 def of_files(files: Sequence[Path]) -> Outputs:
     there = [file for file in files if file.exists()]
-    return Outputs(len(there), newest(*there), min(map(newest, there), default=None))
+    return Outputs(len(there), tuple(there))
 
 
 def of_evaluations(root: Path, places: Sequence[tuple[str, str, str]]) -> Outputs:
     """Images in finished scenes whose logits are there, of models on sets."""
-    made, files = 0, []
+    made = 0
+    files: list[Path] = []
     for model, dataset, cond in places:
         for path in SceneResults(root, model, dataset, cond, "*").folder.parent.glob("*/metrics.json"):
-            if (path.parent / "logits.safetensors").exists():
+            logits = path.with_name("logits.safetensors")
+            if logits.exists():
                 values = read_json(path, SceneSize)
                 made += values["images"] + len(values["skipped"])
-                files.append(path)
-    return Outputs(made, newest(*files), min(map(newest, files), default=None))
+                files += [path, path.with_name("manifest.jsonl"), logits]
+    return Outputs(made, tuple(files))
 
 
 def of_correlation(path: Path, domains: Sequence[str], models: str) -> Outputs:
@@ -62,4 +64,4 @@ def of_correlation(path: Path, domains: Sequence[str], models: str) -> Outputs:
         same = found == (FORMAT, list(domains), models)
     except GenValError:  # absent, or another format's: it is made again
         same = False
-    return Outputs(int(same), newest(path))
+    return Outputs(int(same), (path,))

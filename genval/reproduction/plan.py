@@ -25,7 +25,7 @@ def build_steps(protocol: Protocol) -> list[Step]:
     groups = group_models(protocol, list(models))
     steps = image_steps_of(protocol, missing_data)
     for group in groups:
-        inputs = tuple(path for model in group if (path := models[model]))
+        inputs = tuple(path for model in group for path in models[model])
         steps += evaluation_steps(protocol, group, groups, inputs, missing_data)
         steps += calibration_steps(protocol, group, groups, missing_data)
     for name, one in missing_data.items():
@@ -37,7 +37,7 @@ def build_steps(protocol: Protocol) -> list[Step]:
     objects = object_steps(protocol, missing_data)
     steps += objects
     for group in groups:
-        inputs = tuple(path for model in group if (path := models[model]))
+        inputs = tuple(path for model in group for path in models[model])
         steps += detection_steps(protocol, group, groups, inputs, objects[-1].size or 0)
     if not true_object_sets(protocol):
         place = path_dicts.OOD_ROOTS["RoadAnomaly21"]

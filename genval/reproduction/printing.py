@@ -37,7 +37,8 @@ def print_plan(
         size = "?" if step.size is None else str(step.size)
         note = state.reason
         if state.kind == TO_DO:
-            note = f"{duration(estimates[step.name].seconds)} ({estimates[step.name].source})"
+            reason = f"; {state.reason}" if state.reason else ""
+            note = f"{duration(estimates[step.name].seconds)} ({estimates[step.name].source}){reason}"
         print(f"  {step.name:{width}}  {state.kind:7}  {f'{state.made}/{size}':>13}  {note}".rstrip())
         for command in step.commands if commands and state.kind != DONE else ():
             print(f"  {'':{width}}    $ python {shlex.join(command)}")
@@ -67,6 +68,21 @@ def print_missing(steps: Sequence[Step], states: Mapping[str, StepState]) -> Non
         more = [f"and {len(missing) - _NAMED} more"] if len(missing) > _NAMED else []
         print("  " + "\n  ".join(named + more))
         print(f"      get: {remedy}")
+
+
+def print_unmarked(unmarked: Sequence[str], states: Mapping[str, StepState]) -> None:
+    """Say that steps run again of which an earlier version did not record what they read.
+
+    Args:
+        unmarked: from `Record.without_marks`.
+        states: from `state.survey`.
+    """
+    names = [name for name in unmarked if states[name].kind == TO_DO]
+    if names:
+        print(
+            f"{len(names)} steps were recorded by an earlier version, without what they read ({names[0]}, ...): they "
+            "run again, and skip what they find finished."
+        )
 
 
 class _Verdict(TypedDict):

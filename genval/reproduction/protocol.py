@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import path_dicts
 from genval.datasets.corruptions import CORRUPTIONS
-from genval.reproduction.sources import count_images, option
+from genval.reproduction.sources import count_images, list_images, option
 from genval.results.scenes import model_list
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
@@ -112,6 +112,14 @@ class Protocol:
             dataset, cond = path_dicts.REAL_SETS[domain]
             sets[dataset] = (*sets.get(dataset, ()), cond)
         return sets
+
+    def images_in(self, *sets: tuple[str, str]) -> dict[str, Callable[[], list[Path]]]:
+        """What lists the files of sets, each a data set and a condition, by name."""
+        generated = self.option("relis/eval", "generated_dir", path_dicts.GENERATED_ROOT)
+        return {
+            f"data set {dataset}, {cond}": functools.partial(list_images, dataset, cond, self.datasets_dir, generated)
+            for dataset, cond in sets
+        }
 
     def images_of(self, dataset: str, cond: str) -> int | None:
         """How many images a real set has, or will have once it is rendered; counted once a plan."""

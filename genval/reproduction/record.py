@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
+from genval.reproduction.marks import Marks
 from genval.reproduction.steps import Step
 from genval.runtime.files import read_json, write_json
+from genval.runtime.flags import canonical
 
 # Starting Python and importing torch and the models' libraries, seconds a command on two quiet CPU cores.
 START = 6.0
@@ -46,25 +50,42 @@ class _Content(TypedDict):
     """`steps.json`."""
 
     finished: NotRequired[dict[str, float]]
+    marks: NotRequired[dict[str, Marks]]
     runs: NotRequired[dict[str, dict[str, list[_Run]]]]
 
 
 class Record:
-    """`steps.json` of a plan's folder: when steps ended well, by `Step.run_name`, and what they took.
+    """`steps.json` of a plan's folder: when steps ended well, what they read, by `Step.run_name`, and what they took.
+
+    Attributes:
+        finished: when steps last ended well, in seconds since the epoch.
+        marks: what they read, from `marks.Marker`; steps that an earlier version recorded have none.
+        runs: how fast they were, by device and stage.
 
     Args:
         path: of the file; it may not exist yet.
         preset: of the plan.
         device: from `describe_device`; another machine's times are kept apart.
+
+    Raises:
+        GenValError: the file is not such a record.
     """
 
     def __init__(self, path: Path, preset: str | None, device: str) -> None:
         self.path, self.preset, self.device = path, preset, device
-        content: _Content = read_json(path, _Content) if path.exists() else {}
-        self.finished: dict[str, float] = content.get("finished", {})
+        remedy = "Delete it: every step then runs again, and skips what it finds finished."
+        content: _Content = read_json(path, _Content, remedy) if path.exists() else {}
+        finished, marks = content.get("finished", {}), content.get("marks", {})
+        named = [(canonical_name(name), name) for name in finished]
+        self.finished: dict[str, float] = {now: finished[name] for now, name in named}
+        self.marks: dict[str, Marks] = {now: marks[name] for now, name in named if name in marks}
         self.runs: dict[str, dict[str, list[_Run]]] = content.get("runs", {})
 
-    def add(self, step: Step, items: int, seconds: float, ended: float) -> None:
+    def without_marks(self, steps: Sequence[Step]) -> list[str]:
+        """Return the names of finished steps of which an earlier version did not record what they read."""
+        return [step.name for step in steps if step.run_name in self.finished.keys() - self.marks.keys()]
+
+    def add(self, step: Step, items: int, seconds: float, ended: float, marks: Marks) -> None:
         """Note that a step ended well, and if it made something, how fast.
 
         Args:
@@ -72,13 +93,15 @@ class Record:
             items: new ones.
             seconds: it took.
             ended: since the epoch.
+            marks: of what it read, taken before it started.
         """
         self.finished[step.run_name] = ended
+        self.marks[step.run_name] = marks
         if items > 0:
             runs = self.runs.setdefault(self.device, {}).setdefault(step.stage, [])
             runs.append({"images": step.images(items), "commands": len(step.commands), "seconds": round(seconds, 2)})
             del runs[:-_KEPT]
-        write_json(self.path, {"finished": self.finished, "runs": self.runs})
+        write_json(self.path, {"finished": self.finished, "marks": self.marks, "runs": self.runs})
 
     def estimate(self, step: Step, items: int) -> Estimate:
         """How long a step takes that has `items` left: its processes' starts, and seconds an image."""
@@ -94,6 +117,32 @@ class Record:
             rate, source = STATED[self.preset, step.stage, kind]
             return Estimate(START * len(step.commands) + step.images(items) * rate, source)
         return Estimate(None, "not measured yet")
+
+
+def canonical_name(run_name: str) -> str:
+    """A step's `run_name` with the present names of its flags, of a record that an earlier version wrote.
+
+    >>> canonical_name("relis/corrupt.py --domain fog && ControlNet/style_transfer.py --domain fog")
+    'relis/corrupt.py --domains fog && ControlNet/style_transfer.py --domain fog'
+    >>> canonical_name("ood_detection/main_gen_ood.py --model all && report/correlate.py --models a,b --draws 9")
+    'ood_detection/main_gen_ood.py --segmenters all && report/correlate.py --segmenters a,b --bootstrap_draws 9'
+    """
+    commands = []
+    for command in run_name.split(" && "):
+        script, *words = shlex.split(command)
+        commands.append(shlex.join([script, *(_canonical_word(script, word) for word in words)]))
+    return " && ".join(commands)
+
+
+def _canonical_word(script: str, word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    # Aliases of several flags: which one is meant depends on the script.
+    if word == "--domain" and script == "relis/corrupt.py":
+        return "--domains"
+    if word == "--model" and not script.startswith("ood_objects/"):
+        return "--segmenters"
+    return f"--{canonical(word[2:])}"
 
 
 def describe_device(accelerator: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from genval.reproduction.guard import PATIENCE, Guard, signal_group
+from genval.reproduction.marks import Marker, Marks
 from genval.reproduction.record import Record, count_cores, list_gpus
 from genval.reproduction.state import BLOCKED, TO_DO, StepState
 from genval.reproduction.steps import Step
@@ -22,6 +25,7 @@ from genval.runtime.paths import REPO_ROOT
 
 # How often running steps are looked at, seconds.
 _LOOK = 0.1
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -32,6 +36,7 @@ class _RunningStep:
     process: subprocess.Popen[bytes]
     command: int
     start: float
+    marks: Marks
 
 
 @dataclass
@@ -66,7 +71,8 @@ class Runner:
         """Run them all; return when none runs and none can.
 
         Raises:
-            KeyboardInterrupt: interrupted, or told to end (SIGTERM, by a scheduler, say); the steps are ended too.
+            KeyboardInterrupt: interrupted, or told to end (SIGTERM or SIGHUP, by a scheduler or a terminal, say); the
+                steps are ended too, with all processes that they started. SIGKILL has the same effect on them.
         """
         self._begin = time.perf_counter()
         to_do = [step for step in self.steps if self.states[step.name].kind == TO_DO]
@@ -78,25 +84,38 @@ class Runner:
         self._started = 0
         self._stop_requested = False
         # Noted and acted on in the loop: raised just as a process starts, it would leave that one behind.
-        handler = signal.signal(signal.SIGTERM, self._note_signal)
+        # What is ignored stays ignored: nohup ignores SIGHUP.
+        stopping = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+        handlers = {number: signal.signal(number, self._note_signal) for number in stopping}
         try:
-            while self._waiting or self._running:
-                self._start_ready()
-                if not self._running:
-                    break
-                time.sleep(_LOOK)
-                if self._stop_requested:
-                    raise KeyboardInterrupt
-                for running in list(self._running):
-                    if running.process.poll() is not None:
-                        self._advance(running)
+            with Guard() as self._guard, contextlib.ExitStack() as at_end:
+                at_end.callback(self._end_all)
+                while self._waiting or self._running:
+                    self._start_ready()
+                    if not self._running:
+                        break
+                    time.sleep(_LOOK)
+                    if self._stop_requested:
+                        raise KeyboardInterrupt
+                    for running in list(self._running):
+                        if running.process.poll() is not None:
+                            self._guard.remove(running.process.pid)
+                            self._advance(running)
         finally:
-            for running in self._running:  # interrupted: nothing is left running behind
-                running.process.terminate()
-            for running in self._running:
-                running.process.wait()
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             self.seconds = time.perf_counter() - self._begin
+
+    def _end_all(self) -> None:
+        """End the steps that still run, and the processes that they started."""
+        for running in self._running:
+            signal_group(running.process.pid, signal.SIGTERM)
+        end = time.monotonic() + PATIENCE
+        for running in self._running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.process.wait(max(0.0, end - time.monotonic()))
+            signal_group(running.process.pid, signal.SIGKILL)
+            running.process.wait()
 
     def _note_signal(self, *_: object) -> None:
         self._stop_requested = True
@@ -130,7 +149,11 @@ class Runner:
             log = self.logs / f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', step.name)}.log"
             write_bytes(log, b"")
             self._log(f"[{self._started}/{self._total}] {step.name}: started, {os.path.relpath(log)}")
-        self._running.append(_RunningStep(step, slot, log, self._launch(step, 0, slot, log), 0, time.perf_counter()))
+        # Before it runs: what changes meanwhile is read again by the next plan.
+        outputs = {one.name: one.outputs() for one in self.steps if one.name in step.before}
+        marks = Marker().mark(step, outputs, self.record.marks.get(step.run_name, {}))
+        process = self._launch(step, 0, slot, log)
+        self._running.append(_RunningStep(step, slot, log, process, 0, time.perf_counter(), marks))
 
     def _launch(self, step: Step, number: int, slot: int, log: Path | None) -> subprocess.Popen[bytes]:
         command = step.commands[number]
@@ -151,7 +174,13 @@ class Runner:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         errors = None if stream is None else subprocess.STDOUT
         return subprocess.Popen(
-            [sys.executable, *command], cwd=REPO_ROOT, env=environment, stdout=stream, stderr=errors
+            [sys.executable, *command],
+            cwd=REPO_ROOT,
+            env=environment,
+            stdout=stream,
+            stderr=errors,
+            start_new_session=True,  # a group of its own: the processes that it starts are ended with it
+            preexec_fn=self._guard.add_this_process,
         )
 
     def _advance(self, running: _RunningStep) -> None:
@@ -165,7 +194,7 @@ class Runner:
         seconds = time.perf_counter() - running.start
         if running.process.returncode == 0:
             new = step.outputs().made - self.states[step.name].made
-            self.record.add(step, new, seconds, time.time())
+            self.record.add(step, new, seconds, time.time(), running.marks)
             self.ended.append(step.name)
             if running.log is not None:
                 self._log(f"{step.name}: done in {seconds:.0f} s")

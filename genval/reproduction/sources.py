@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from pathlib import Path
@@ -103,12 +104,12 @@ def _remedy(name: str) -> str:
     return f"hf download {name}"
 
 
-def find_models(models: list[str]) -> tuple[dict[str, Path | None], dict[str, Missing]]:
-    """The segmenters whose weights are here, with the file or folder, and those whose weights are not.
+def find_models(models: list[str]) -> tuple[dict[str, tuple[Path, ...]], dict[str, Missing]]:
+    """The segmenters whose weights are here, with their files and folders, and those whose weights are not.
 
     What `path_dicts.py` does not name (`hf:NAME`, say) is left to relis/eval.py, which says what it misses.
     """
-    found: dict[str, Path | None] = {}
+    found: dict[str, tuple[Path, ...]] = {}
     missing: dict[str, Missing] = {}
     for model in models:
         if model in path_dicts.ZOO:
@@ -123,13 +124,27 @@ def find_models(models: list[str]) -> tuple[dict[str, Path | None], dict[str, Mi
             path = resolve(expected) if resolve(expected).exists() else find_below(path_dicts.CHECKPOINT_ROOT, expected)
             remedy = _remedy(expected)
         else:
-            found[model] = None
+            found[model] = _files_of(model)
             continue
         if path is None:
             missing[model] = Missing(f"{model}: {expected}", remedy)
         else:
-            found[model] = path
+            found[model] = (path, *_files_of(path_dicts.MINI_SEGMENTERS.get(model, "")))
     return found, missing
+
+
+def _files_of(model: str) -> tuple[Path, ...]:
+    """The files and folders that a segmenter's form names, and those beside a file that have its name: external data
+    of an ONNX file, `FILE.json`.
+    """
+    found: list[Path] = []
+    for part in re.split("[:,]", model):
+        path = resolve(part)
+        if part and path.is_dir():
+            found.append(path)
+        elif part and path.is_file():
+            found += [path, *path.parent.glob(f"{glob.escape(path.stem)}.*")]
+    return tuple(dict.fromkeys(found))
 
 
 def find_data(datasets: list[str], datasets_dir: str) -> dict[str, Missing]:
@@ -155,6 +170,24 @@ def count_images(dataset: str, cond: str, datasets_dir: str) -> int | None:
         return None
 
 
+def list_images(dataset: str, cond: str, datasets_dir: str, generated_dir: str) -> list[Path]:
+    """The images and masks of a set; none where it is not there."""
+    try:
+        items = find_items(dataset, cond, datasets_dir=datasets_dir, generated_dir=generated_dir, skipped=[])
+    except GenValError:
+        return []
+    return [path for item in items for path in (item.image, item.mask)]
+
+
+def list_ood_images(dataset: str, datasets_dir: str) -> list[Path]:
+    """The images and masks of a set of unknown objects; none where it is not there."""
+    try:
+        items = find_ood_items(dataset, datasets_dir, skipped=[]).items
+    except GenValError:
+        return []
+    return [path for item in items for path in (item.image, item.mask)]
+
+
 def count_ood_images(dataset: str, datasets_dir: str) -> int:
     try:
         return len(find_ood_items(dataset, datasets_dir).items)
@@ -162,11 +195,11 @@ def count_ood_images(dataset: str, datasets_dir: str) -> int:
         return 0
 
 
-def captions_are_there(data_dir: Path) -> bool:
-    """Whether ControlNet/style_transfer.py finds captions of Cityscapes val at the usual places."""
+def caption_files(data_dir: Path) -> tuple[Path, ...]:
+    """Where ControlNet/style_transfer.py looks for captions of Cityscapes val."""
     names = ("training/val.jsonl", "captions/captions_cityscapes.json")
     roots = (data_dir, data_dir.parent, REPO_ROOT / "ControlNet", REPO_ROOT)
-    return any((root / name).is_file() for root in roots for name in names)
+    return tuple(root / name for root in roots for name in names)
 
 
 def option(preset: str | None, script: str, flag: str, default: Any) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from genval.reproduction.steps import Outputs, Step, newest
+from genval.reproduction.marks import Marker, Marks, differing
+from genval.reproduction.steps import Outputs, Step
 from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
 
+NOT_RECORDED = "what it was made from is not recorded"
 DONE, TO_DO, BLOCKED = "done", "to do", "blocked"
 
 
@@ -19,7 +21,7 @@ class StepState:
     Attributes:
         kind: `DONE`, `TO_DO` or `BLOCKED`.
         made: how many of its items are there.
-        reason: what it is blocked by, in words; else "".
+        reason: what it is blocked by, or what has changed since it ran, in words; else "".
     """
 
     kind: str
@@ -40,47 +42,45 @@ def check_stages(given: Sequence[str], known: Sequence[str]) -> list[str]:
 
 
 def survey(
-    steps: Sequence[Step], finished: Mapping[str, float], chosen: Sequence[str], again: bool = False
+    steps: Sequence[Step], recorded: Mapping[str, Marks], chosen: Sequence[str], again: bool = False
 ) -> dict[str, StepState]:
     """Every step's state, by name.
 
-    A step is done when all its items are there and none of what it reads is newer than the oldest of them, or than the
-    end of the last run of its commands; so it runs again after a step before it has run again. A stage that goes on
-    where it was leaves files alone that still hold: that its commands ran since is then what says so.
+    A step is done when all its items are there and what it reads has the same marks as when its commands last ran well.
+    Items that no plan has recorded are not trusted: their commands run, and skip what they find finished. Where they
+    cannot run, because something is missing, such items count.
 
     Args:
         steps: each after those that it needs.
-        finished: when a step last ended well, in seconds since the epoch, by `Step.run_name`.
+        recorded: marks of what a step read when it last ran, by `Step.run_name`.
         chosen: stages that may run. A step of another stage is as good as its files.
         again: what is done is to do.
     """
     states: dict[str, StepState] = {}
-    times: dict[str, float] = {}
+    outputs: dict[str, Outputs] = {}
+    marker = Marker()
     for step in steps:
-        outputs = step.outputs()
-        times[step.name] = outputs.time
-        whole = step.size is not None and outputs.made >= step.size and not (again and step.stage in chosen)
-        states[step.name] = _state(step, outputs, whole, states, times, finished, chosen)
+        found = step.outputs()
+        whole = step.size is not None and found.made >= step.size and not (again and step.stage in chosen)
+        changed: list[str] = []
+        if whole and step.stage in chosen and (step.run_name in recorded or not step.missing):
+            known = recorded.get(step.run_name, {})
+            changed = differing(known, marker.mark(step, outputs, known))
+            if changed and step.run_name not in recorded:
+                changed = [NOT_RECORDED]
+        states[step.name] = _state(step, found.made, whole, states, changed, chosen)
+        outputs[step.name] = found
     return states
 
 
 def _state(
-    step: Step,
-    outputs: Outputs,
-    whole: bool,
-    states: Mapping[str, StepState],
-    times: Mapping[str, float],
-    finished: Mapping[str, float],
-    chosen: Sequence[str],
+    step: Step, made: int, whole: bool, states: Mapping[str, StepState], changed: Sequence[str], chosen: Sequence[str]
 ) -> StepState:
-    made = outputs.made
     before = [name for name in step.before if name in states]
     if step.stage not in chosen:
         return StepState(DONE, made) if whole else StepState(BLOCKED, made, f"{step.stage} is not among --stages")
     waiting = any(states[name].kind == TO_DO for name in before)
-    read = max([newest(*step.inputs), *(times[name] for name in before)], default=0.0)
-    written = outputs.time if outputs.oldest is None else outputs.oldest
-    if whole and not waiting and read <= max(written, finished.get(step.run_name, 0.0)):
+    if whole and not waiting and not changed:
         return StepState(DONE, made)
     if step.missing:
         more = f", and {len(step.missing) - 1} more" if len(step.missing) > 1 else ""
@@ -90,7 +90,13 @@ def _state(
         blocked += step.any_of[:1]
     if blocked:
         return StepState(BLOCKED, made, f"needs: {', '.join(blocked)}")
-    return StepState(TO_DO, made)
+    return StepState(TO_DO, made, _reason(changed))
+
+
+def _reason(changed: Sequence[str]) -> str:
+    if not changed or changed[0] == NOT_RECORDED:
+        return "".join(changed)
+    return f"changed: {changed[0]}" + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
 
 
 def check_any_runs(steps: Sequence[Step], states: Mapping[str, StepState], chosen: Sequence[str]) -> None:

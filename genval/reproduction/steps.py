@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from genval.runtime.commands import Missing
@@ -20,13 +20,11 @@ class Outputs:
 
     Attributes:
         made: how many of its items.
-        time: when the newest was written, in seconds since the epoch; 0 where there is none.
-        oldest: when the oldest was; None where there is none, or where items have no files of their own.
+        files: files and folders that tell a change of the outputs.
     """
 
     made: int
-    time: float = 0.0
-    oldest: float | None = None
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,8 @@ class Step:
         needs: steps whose files it reads.
         any_of: steps of which it needs at least one, and takes all.
         after: steps whose files it takes where there are some.
-        inputs: files or folders of weights that it reads.
+        inputs: files or folders that it reads, such as weights; they need not exist.
+        data: data sets that it reads, by name: what lists their files.
         missing: data and weights that it cannot do without.
         work: images that all of it takes, where an item of it is a file made from many.
     """
@@ -56,6 +55,7 @@ class Step:
     any_of: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     inputs: tuple[Path, ...] = ()
+    data: Mapping[str, Callable[[], Iterable[Path]]] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
     work: int | None = None
 
@@ -72,9 +72,3 @@ class Step:
     def before(self) -> tuple[str, ...]:
         """All steps that it waits for."""
         return self.needs + self.any_of + self.after
-
-
-def newest(*paths: Path) -> float:
-    """When the newest of files, or of the files below folders, was written; 0 where there is none."""
-    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
-    return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)

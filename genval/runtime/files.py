@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -31,7 +32,7 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         GenValError: the folder cannot be made or written, or the disk is full. Nothing is left at `path`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{_own_mark(os.getpid())}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
@@ -56,22 +57,37 @@ def replace_file(path: str | Path) -> Iterator[Path]:
 def remove_leftovers(folder: str | Path) -> None:
     """Remove the temporary files that a killed process left anywhere below `folder`.
 
-    A file's name ends in its process's number; those of processes that run on this machine are left alone. Call it
-    before other machines write there.
+    A file's name ends in its process's number and start time; those of processes that run on this machine are left
+    alone. Call it before other machines write there.
     """
     for path in Path(folder).rglob(".*.part"):
-        number = path.name.split(".")[-2]
-        if not (number.isdecimal() and _is_running(int(number))):
+        number, _, start = path.name.split(".")[-2].partition("-")
+        if not (number.isdecimal() and _is_running(int(number), start)):
             path.unlink(missing_ok=True)
 
 
-def _is_running(process: int) -> bool:
+@functools.cache
+def _own_mark(process: int) -> str:
+    return "-".join(part for part in (str(process), _start_time(process)) if part)
+
+
+def _start_time(process: int) -> str:
+    """When a process started, in clock ticks since the system did; "" where the system does not tell."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _is_running(process: int, start: str) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # another user's
-        return True
+        pass
+    if start:
+        return start == _start_time(process)  # otherwise another process has the number now
     return process != os.getpid()  # our own is just starting: what bears its number is an earlier process's
 
 

@@ -27,7 +27,8 @@ class ImageFeatures:
         layer: the module whose output is meant, by its dotted name inside the network; by default the backbone.
 
     Raises:
-        GenValError: there is no such module, or no known place has a backbone.
+        GenValError: there is no such module, no known place has a backbone, or the segmenter is an exported network or
+            a plain function, whose layers cannot be read.
     """
 
     def __init__(self, segmenter: nn.Module, layer: str | None = None) -> None:
@@ -67,7 +68,15 @@ class ImageFeatures:
 
 def find_layer(segmenter: nn.Module, layer: str | None = None) -> nn.Module:
     """The module whose output are a segmenter's features."""
-    for holder in (getattr(segmenter, "network", None), getattr(segmenter, "function", None), segmenter):
+    holders = (getattr(segmenter, "network", None), getattr(segmenter, "function", None), segmenter)
+    layers = [module for module in segmenter.modules() if all(module is not holder for holder in holders)]
+    if not layers or any(isinstance(module, torch.jit.ScriptModule) for module in segmenter.modules()):
+        raise GenValError(
+            f"{getattr(segmenter, 'name', 'The model')} gives logits only: the layers of an exported network "
+            "(torchscript:, onnx:) or of a plain function cannot be read. Give the network itself: mmseg:, hf:, "
+            "torchvision:, smp:, or module:function that returns a torch.nn.Module."
+        )
+    for holder in holders:
         if not isinstance(holder, nn.Module):
             continue
         modules = dict(holder.named_modules())

@@ -91,7 +91,7 @@ def train_diffusion(
     )  # fmt: skip
     seconds = result.seconds
     _save_pipeline(output, vae, tokenizer, scheduler, average.model)
-    snapshot.path.unlink(missing_ok=True)
+    snapshot.remove()
     return {
         "loss": round(result.losses["loss"], 4),
         "unet_parameters": weight_count(unet),

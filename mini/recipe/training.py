@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,7 +45,7 @@ class Average:
 
 
 class Snapshot:
-    """A checkpoint of the whole training state, one file of tensors next to the run's output.
+    """A checkpoint of the whole training state, one file of tensors next to the run's output, and the state before it.
 
     Args:
         output: the folder that the run writes.
@@ -57,6 +59,7 @@ class Snapshot:
         self, output: Path, recipe: Any, parts: Mapping[str, Any], generator: torch.Generator, every: int
     ) -> None:
         self.path = output.with_name(f"{output.name}.snapshot.pt")
+        self.before = output.with_name(f"{output.name}.snapshot-before.pt")
         self.every = every
         self._recipe = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(recipe).items()}
         self._parts, self._generator = parts, generator
@@ -64,22 +67,47 @@ class Snapshot:
     def save(self, step: int) -> None:
         """Save the state after `step` steps."""
         state = {name: part.state_dict() for name, part in self._parts.items()}
+        if self.path.exists():
+            os.replace(self.path, self.before)
         with replace_file(self.path) as temporary:
             torch.save({"step": step, "recipe": self._recipe, "noise": self._generator.get_state(), **state}, temporary)
 
     def load(self) -> int:
         """Restore a saved state and return the number of steps it was saved after; 0 if there is none.
 
+        A damaged state is named on standard error, and the one before it is taken.
+
         Raises:
             GenValError: the state was saved with other settings.
         """
-        if not self.path.exists():
-            return 0
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
-        if state["recipe"] != self._recipe:
-            raise GenValError(
-                f"{self.path} was saved with other settings. Use the same ones, or delete it to start again."
-            )
+        for path in (self.path, self.before):
+            if not path.exists():
+                continue
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                before = state["recipe"]
+            except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others
+                print(f"warning: {path} is damaged ({error}): the state before it is used, if any.", file=sys.stderr)
+                continue
+            if before != self._recipe:
+                changed = [
+                    f"{key} {now} (was {before.get(key)})"
+                    for key, now in self._recipe.items()
+                    if before.get(key) != now
+                ]
+                raise GenValError(
+                    f"{path} was saved with other settings: {', '.join(changed)}. Use the same ones, or delete it to "
+                    "start again."
+                )
+            return self._restore(state)
+        return 0
+
+    def remove(self) -> None:
+        """Remove the saved states of a finished training."""
+        self.path.unlink(missing_ok=True)
+        self.before.unlink(missing_ok=True)
+
+    def _restore(self, state: dict[str, Any]) -> int:
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
         self._generator.set_state(state["noise"])

@@ -66,6 +66,24 @@ def test_a_manifest_without_parts_keeps_its_bytes_and_none_is_made(tmp_path):
     assert (tmp_path / "manifest.jsonl").read_bytes() == before
 
 
+def test_a_copy_that_a_user_made_is_neither_read_nor_removed(tmp_path):
+    names = ["manifest_backup.jsonl", "manifest.rank1_old.jsonl", "manifest.old.jsonl", "manifest2.jsonl"]
+    for name in names:
+        (tmp_path / name).write_text('{"id": "fog_9", "seed": 9}\nnot JSON\n{"id": "fog_8"}\n')
+    Manifest(tmp_path, rank=1).append([record(0)])
+    Manifest(tmp_path).merge()
+    Manifest(tmp_path).finish(["fog_0"])
+    assert Manifest(tmp_path).records == {"fog_0": record(0)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "manifest.jsonl"])
+
+
+@pytest.mark.parametrize("line", ["null", "[]", "3", '{"seed": 1}', '{"id": null}', '{"id": ["a"]}'])
+def test_a_line_without_an_id_is_named(tmp_path, line):
+    (tmp_path / "manifest.jsonl").write_text(f'{{"id": "a"}}\n{line}\n')
+    with pytest.raises(GenValError, match=r"line 2 is not an object with an id"):
+        Manifest(tmp_path)
+
+
 def test_settings_are_plain_json(tmp_path):
     path = write_settings(tmp_path, {"out": Path("a/b"), "domains": ["fog"], "seed": 3})
     written = json.loads(path.read_text())

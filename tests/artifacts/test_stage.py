@@ -65,7 +65,7 @@ class Pending(Squares):
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir() if path.name != "settings.json"}
+    return {path.name: path.read_text() for path in folder.glob("*.*") if path.name != "settings.json"}
 
 
 @pytest.fixture(params=[Squares, Pending])
@@ -235,6 +235,20 @@ def test_loading_runs_ahead_of_the_computation(tmp_path: Path) -> None:
             return super().compute(items, loaded)
 
     assert run_stage(Ahead(tmp_path), NUMBERS, batch_size=2).written == 10
+
+
+def test_a_second_run_on_a_folder_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    class Watched(Squares):
+        def compute(self, items: Sequence[Number], loaded: Sequence[int]) -> Any:
+            before = contents(tmp_path)
+            with pytest.raises(GenValError, match=rf"{tmp_path} is in use by another run \(process \d+ on"):
+                run_stage(Squares(tmp_path), NUMBERS, overwrite=True)
+            assert contents(tmp_path) == before
+            assert run_stage(Squares(tmp_path / "other"), NUMBERS[:1]).total == 1
+            return super().compute(items, loaded)
+
+    assert run_stage(Watched(tmp_path), NUMBERS, batch_size=10).written == 10
+    assert run_stage(Squares(tmp_path), NUMBERS).written == 0
 
 
 def test_processes_share_the_units(tmp_path: Path) -> None:

@@ -9,15 +9,23 @@ import pytest
 import torch
 from diffusion_world import HEIGHT, WIDTH, copy_of_base, write_xl_base
 
+from genval.artifacts.settings import write_settings
 from genval.diffusion.models.controlnet import add_control, load_controlnet
 from genval.diffusion.models.hints import CITYSCAPES_IDS, HintEncoding, encode_hint, make_encoding
 from genval.diffusion.models.pipelines import TextStates, load_base
 from genval.diffusion.pairs import read_pairs
-from genval.diffusion.settings import TrainingConfig
+from genval.diffusion.settings import ControlNetTrainingSettings, TrainingConfig
 from genval.diffusion.training.data import ControlNetData, EncodedFolder, encode_pairs
 from genval.diffusion.training.module import ControlNetModule, check_optimizer
 from genval.diffusion.training.pair_sampler import PairSampler
-from genval.diffusion.training.runs import check_output, choose_run, latest_checkpoint, make_trainer, training_precision
+from genval.diffusion.training.runs import (
+    changed_flags,
+    check_output,
+    choose_run,
+    latest_checkpoint,
+    make_trainer,
+    training_precision,
+)
 from genval.runtime.errors import GenValError
 
 pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part
@@ -78,8 +86,8 @@ def test_two_halves_are_the_whole(base_folder: Path, city_folder: Path, tmp_path
     halves = train(base_folder, city_folder, tmp_path / "halves", middle, **kept)
     for key, value in weights(whole).items():
         assert torch.equal(value, weights(halves)[key]), key
-    # The checkpoint before is removed, and the first version's losses are still there.
-    assert [path.name for path in middle.parent.iterdir()] == ["step=4.ckpt"]
+    # The checkpoint before is kept, and the first version's losses are still there.
+    assert sorted(path.name for path in middle.parent.iterdir()) == ["step=2.ckpt", "step=4.ckpt"]
     assert (tmp_path / "halves/lightning_logs/version_0/metrics.csv").read_text().count("\n") == 3
     assert (tmp_path / "halves/lightning_logs/version_1/metrics.csv").read_text().count("\n") == 3
 
@@ -235,6 +243,71 @@ def test_runs_are_numbered_and_found_again(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "moved.ckpt")
     with pytest.raises(GenValError, match="Give --run NAME"):
         choose_run(tmp_path, None, str(tmp_path / "moved.ckpt"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "empty"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    checkpoints = tmp_path / "0/lightning_logs/version_0/checkpoints"
+    checkpoints.mkdir(parents=True)
+    for step in (9, 10):
+        torch.save({"state_dict": {"weight": torch.ones(1000)}}, checkpoints / f"step={step}.ckpt")
+    (checkpoints / "step=best.ckpt").write_text("a user's")
+    last = checkpoints / "step=10.ckpt"
+    data = last.read_bytes()
+    middle = data.index(torch.ones(1000).numpy().tobytes()) + 400
+    last.write_bytes(
+        {"truncated": data[: len(data) // 2], "changed": data[:middle] + b"\1" + data[middle + 1 :], "empty": b""}[
+            damage
+        ]
+    )
+    for resume in ("last", "auto"):
+        assert choose_run(tmp_path, None, resume) == (tmp_path / "0", checkpoints / "step=9.ckpt")
+        assert f"{last} is damaged" in capsys.readouterr().err
+    with pytest.raises(GenValError, match="not a checkpoint"):
+        choose_run(tmp_path, None, str(last))
+    (checkpoints / "step=9.ckpt").unlink()
+    assert choose_run(tmp_path, None, "auto") == (tmp_path / "0", None)
+    with pytest.raises(GenValError, match="no checkpoint"):
+        choose_run(tmp_path, None, "last")
+
+
+def test_two_checkpoints_are_kept(base_folder: Path, city_folder: Path, tmp_path: Path) -> None:
+    for steps in (2, 4, 6):
+        checkpoint = latest_checkpoint(tmp_path)
+        train(base_folder, city_folder, tmp_path, checkpoint, max_steps=steps)
+    assert checkpoint is not None
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["step=4.ckpt", "step=6.ckpt"]
+
+
+def test_changed_flags_of_a_resumed_run_are_named(tmp_path: Path) -> None:
+    first = ControlNetTrainingSettings(batch_size=2, lr=1e-3, max_steps=10)
+    assert changed_flags(tmp_path, first) == []
+    write_settings(tmp_path, first)
+    assert changed_flags(tmp_path, first) == []
+    second = ControlNetTrainingSettings(batch_size=4, accumulate=1, lr=1e-4, max_steps=20, devices="2", output="other")
+    named = ["--batch_size 4 (was 2)", "--accumulate 1 (was 16)", "--lr 0.0001 (was 0.001)", "--devices 2 (was auto)"]
+    assert changed_flags(tmp_path, second) == named
+    (tmp_path / "settings.json").write_text("null")
+    assert changed_flags(tmp_path, second) == []
+
+
+def test_a_resumed_run_uses_its_own_learning_rate(base_folder: Path, city_folder: Path, tmp_path: Path) -> None:
+    train(base_folder, city_folder, tmp_path, max_steps=2, lr=1e-3)
+    checkpoint = latest_checkpoint(tmp_path)
+    resumed = train(base_folder, city_folder, tmp_path, checkpoint, lr=1e-5, hint_lr_scale=3.0, weight_decay=0.5)
+    groups = resumed.trainer.optimizers[0].param_groups
+    assert [group["lr"] for group in groups] == [1e-5, 3.0 * 1e-5]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("run", ["../x", "a/../../x", "/x", ".", "", ".."])
+def test_a_run_stays_in_the_folder_of_all_runs(tmp_path: Path, run: str) -> None:
+    for resume in (None, "auto", "last"):
+        with pytest.raises(GenValError, match=r"--run: .* does not lie in"):
+            choose_run(tmp_path, run, resume)
+    assert choose_run(tmp_path, "a/b", "auto") == (tmp_path / "a/b", None)
 
 
 def gradients(module: ControlNetModule, text: TextStates) -> dict[str, torch.Tensor]:

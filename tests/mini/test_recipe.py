@@ -10,6 +10,7 @@ from genval.runtime.errors import GenValError
 from mini.recipe.autoencoder import AutoencoderRecipe, encode_images, train_autoencoder
 from mini.recipe.data import load_captioned_images
 from mini.recipe.diffusion import DiffusionRecipe, build_tokenizer, train_diffusion
+from mini.recipe.training import Snapshot
 
 CPU = torch.device("cpu")
 TEXTS = ["a narrow street with two cars, in fog", "a wide road with people, at night"] * 4
@@ -92,6 +93,22 @@ def test_a_snapshot_of_other_settings_is_refused(images, autoencoder, tmp_path):
     other = DiffusionRecipe(steps=4, batch_size=2, snapshot_steps=2, **SMALL)
     with pytest.raises(GenValError, match="other settings"):
         train_diffusion(images, TEXTS, autoencoder[0], other, tmp_path / "out", CPU, log=stop)
+
+
+def test_a_damaged_snapshot_is_named_and_the_one_before_is_taken(tmp_path, capsys):
+    model, recipe = torch.nn.Linear(1, 1), DiffusionRecipe(**SMALL)
+    snapshot = Snapshot(tmp_path / "out", recipe, {"model": model}, torch.Generator(), every=1)
+    for step in (1, 2, 3):
+        torch.nn.init.constant_(model.weight, step)
+        snapshot.save(step)
+    assert snapshot.load() == 3 and model.weight.item() == 3
+    snapshot.path.write_bytes(snapshot.path.read_bytes()[:-200])
+    assert snapshot.load() == 2 and model.weight.item() == 2
+    assert f"{snapshot.path} is damaged" in capsys.readouterr().err
+    snapshot.before.write_bytes(b"")
+    assert snapshot.load() == 0
+    snapshot.remove()
+    assert not list(tmp_path.iterdir())
 
 
 def test_images_and_masks_are_read_at_one_size(tmp_path):

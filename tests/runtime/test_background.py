@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from genval.runtime.background import one_behind
-from genval.runtime.files import remove_leftovers
+from genval.runtime.files import remove_leftovers, replace_file
 
 
 def test_each_item_is_given_when_the_next_has_been_made():
@@ -36,3 +36,14 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([".hidden", "a.png", "deep", running])
+
+
+def test_leftovers_of_an_earlier_process_with_the_same_number_are_removed(tmp_path):
+    if not os.path.exists("/proc/self/stat"):
+        pytest.skip("this system does not tell when a process started")
+    with replace_file(tmp_path / "own.png") as own:
+        parent = own.name.replace(str(os.getpid()), str(os.getppid()))  # the start time is not the parent's
+        (tmp_path / parent).touch()
+        remove_leftovers(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [own.name]
+    assert [path.name for path in tmp_path.iterdir()] == ["own.png"]

@@ -100,6 +100,41 @@ def test_training_is_repeatable_and_resumes_where_it_was_interrupted(saved, monk
     assert train(saved, "--epochs", "2")[0] == 0 and path.read_bytes() != whole
 
 
+def test_a_damaged_state_is_named_and_the_one_before_is_taken(saved, monkeypatch):
+    assert train(saved)[0] == 0
+    path = network_file(saved)
+    whole = path.read_bytes()
+    step, steps = local_scaling._step, []
+
+    def interrupted(*args):
+        if len(steps) == 15:
+            raise KeyboardInterrupt
+        steps.append(args[4])
+        step(*args)
+
+    state = path.with_name("training_state.safetensors")
+    for damaged, first in (((), 7), ((state,), 6), ((state, path.with_name("training_state_before.safetensors")), 0)):
+        steps.clear()
+        path.unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(local_scaling, "_step", interrupted)
+            assert train(saved)[0] == 130
+        for file in damaged:
+            file.write_bytes(file.read_bytes()[:-100])
+        resumed = []
+        with monkeypatch.context() as patch:
+            patch.setattr(local_scaling, "_step", lambda *args: (resumed.append(args[4]), step(*args)))  # noqa: B023
+            code, _, err = train(saved)
+        assert code == 0 and resumed[0] == first and path.read_bytes() == whole
+        assert [f"{file} is damaged" in err for file in damaged] == [True] * len(damaged)
+        assert not list(path.parent.glob("training_state*"))
+    path.write_bytes(whole[:-1])
+    code, _, err = train(saved)
+    assert code == 0 and f"{path} is damaged" in err and path.read_bytes() == whole
+    code, _, err = train(saved, "--lr", "0.04")
+    assert code == 0 and "--lr 0.04 (was 0.05)" in err
+
+
 def test_missing_inputs_of_local_temperatures_are_refused(relis):
     relis.eval("Cityscapes", "good")
     relis.refused("No logits in", "extract_logits.py", "--logit_pixels -1", code_out_err=train(relis))

@@ -10,6 +10,7 @@ import torch
 from genval.runtime.errors import GenValError
 from genval.segmenters import load_segmenter
 from genval.segmenters.base import IMAGENET_MEAN, IMAGENET_STD
+from genval.segmenters.features import find_layer
 from genval.segmenters.identity import model_identity
 
 
@@ -199,3 +200,14 @@ def test_a_network_that_gives_classes_instead_of_logits_is_refused(tmp_path, ima
     with pytest.raises(GenValError, match=r"gives \(2, 48, 80\), expected \(2, 19, h, w\)"):
         load_segmenter(f"torchscript:{path}", "cpu")(images)
     assert np.isfinite(load_segmenter(f"torchscript:{path}", "cpu").mean.numpy()).all()
+
+
+def test_features_of_an_exported_network_are_refused_with_advice_that_helps(tmp_path):
+    save_onnx(tmp_path / "model.onnx")
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 19, 1))
+    torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, 8, 8)), tmp_path / "model.pt")
+    for name in (f"onnx:{tmp_path / 'model.onnx'}", f"torchscript:{tmp_path / 'model.pt'}"):
+        segmenter = load_segmenter(name, torch.device("cpu"))
+        for layer in (None, "0"):
+            with pytest.raises(GenValError, match=r"the layers of an exported network .* Give the network itself"):
+                find_layer(segmenter, layer)

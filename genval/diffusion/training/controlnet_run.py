@@ -18,7 +18,8 @@ from genval.diffusion.settings import ControlNetTrainingSettings, SamplingConfig
 from genval.diffusion.training.data import ControlNetData, EncodedFolder
 from genval.diffusion.training.log import ImageLog
 from genval.diffusion.training.module import ControlNetModule, check_optimizer
-from genval.diffusion.training.runs import check_output, choose_run, make_trainer, training_precision
+from genval.diffusion.training.runs import changed_flags, check_output, choose_run, make_trainer, training_precision
+from genval.runtime.locks import lock_folders
 from genval.runtime.paths import resolve
 from genval.segmenters.registry import load_segmenter
 
@@ -91,16 +92,28 @@ def train_controlnet(run: TrainingRun) -> list[Path] | None:
         The folder and the file that were written, on the first process; None on the others.
 
     Raises:
-        GenValError: the output cannot be written, or the weights are not finite.
+        GenValError: another run writes the same folder, the output cannot be written, or the weights are not finite.
     """
     settings = run.settings
-    if run.trainer.is_global_zero:
+    if not run.trainer.is_global_zero:
+        _fit(run)
+        return None
+    with lock_folders([run.folder], later=[run.output]):
         check_writable(run.output)
+        if run.checkpoint and (changed := changed_flags(run.folder, settings)):
+            print(f"Resuming {run.folder} with other flags than before: {', '.join(changed)}")
         write_settings(run.folder, settings)
+        _fit(run)
+        return _save(run)
+
+
+def _fit(run: TrainingRun) -> None:
     # weights_only: a checkpoint holds only tensors and plain numbers, so pickled objects are refused.
     run.trainer.fit(run.module, run.data, ckpt_path=run.checkpoint, weights_only=True)
-    if not run.trainer.is_global_zero:
-        return None
+
+
+def _save(run: TrainingRun) -> list[Path]:
+    settings = run.settings
     save_controlnet(run.module.trained, run.output, settings.save_dtype)
     if not settings.export_original:
         return [run.output]

@@ -54,7 +54,7 @@ class StepProgress(Callback):
 
 
 class StepCheckpoints(Callback):
-    """Writes `step={n}.ckpt` every `every` optimiser steps and at the last step, then removes the previous checkpoint.
+    """Writes `step={n}.ckpt` every `every` optimiser steps and at the last step, and keeps the checkpoint before it.
 
     If a weight is not finite, the run ends with an error and the previous checkpoint is kept.
 
@@ -67,9 +67,11 @@ class StepCheckpoints(Callback):
         self.folder = folder
         self.every = every
         self._last = -1
+        self._before: Path | None = None  # the checkpoint that was written or read last
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last = trainer.global_step
+        self._before = Path(trainer.ckpt_path) if trainer.ckpt_path else None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,8 +94,9 @@ class StepCheckpoints(Callback):
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             for file in older:
-                if file != path:
+                if file not in (path, self._before):
                     file.unlink(missing_ok=True)
+        self._before = path
 
 
 class ImageLog(Callback):

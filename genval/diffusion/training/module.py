@@ -194,6 +194,16 @@ class ControlNetModule(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a resumed run use its own learning rates and weight decay instead of the checkpoint's."""
+        rates = [self.config.lr, self.config.lr * self.config.hint_lr_scale]
+        for optimizer in checkpoint.get("optimizer_states", []):
+            for group, rate in zip(optimizer["param_groups"], rates, strict=True):
+                group["lr"] *= rate / group["initial_lr"]
+                group |= {"initial_lr": rate, "weight_decay": self.config.weight_decay}
+        for schedule in checkpoint.get("lr_schedulers", []):
+            schedule["base_lrs"] = rates
+
     def _lr_factor(self, step: int) -> float:
         config = self.config
         factor = min(1.0, (step + 1) / (config.warmup_steps + 1))

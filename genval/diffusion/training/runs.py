@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
@@ -13,8 +18,13 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from genval.diffusion.settings import TrainingConfig
 from genval.diffusion.training.log import StepCheckpoints, StepProgress
 from genval.runtime.errors import GenValError
+from genval.runtime.files import read_json
+from genval.runtime.flags import flatten
 from genval.runtime.paths import inside
 
+# Flags of a run that may be changed when it is resumed, and change what is trained.
+_NAMED = ("base", "controlnet", "data_dir", "jsonl", "devices", "num_nodes", "precision")
+_LENGTH = ("max_epochs", "max_steps")
 # Folder of the checkpoints in a run, as published; a resumed run writes there too.
 _CHECKPOINTS = Path("lightning_logs/version_0/checkpoints")
 
@@ -25,7 +35,8 @@ def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Pat
     Args:
         logs_dir: folder of all runs.
         run: the run's name. By default a new run takes the next free number, and a resumed one the last number.
-        resume: path of a checkpoint, "last", "auto" (the last checkpoint if there is one, else a new run), or None.
+        resume: path of a checkpoint, "last", "auto" (the last checkpoint if there is one, else a new run), or None. A
+            damaged last checkpoint is named on standard error, and the one before is used.
 
     Raises:
         GenValError: there is no checkpoint to resume from, a new run would write into the folder of another, or the
@@ -37,7 +48,10 @@ def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Pat
         path = Path(str(resume)).expanduser().resolve()
         if not path.is_file():
             raise GenValError(f"--resume: {path} does not exist. Give a checkpoint, 'last' or 'auto'.")
-        _check_checkpoint(path)
+        if reason := _damage(path):
+            raise GenValError(
+                f"--resume: {path} is not a checkpoint of ControlNet/train.py ({reason}). Give a step=*.ckpt."
+            )
         if run is None and path.parent.parts[-len(_CHECKPOINTS.parts) :] != _CHECKPOINTS.parts:
             raise GenValError(f"--resume: {path} does not lie in a run's {_CHECKPOINTS}. Give --run NAME with it.")
         return (logs_dir / run if run else path.parents[len(_CHECKPOINTS.parts)]), path
@@ -45,12 +59,35 @@ def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Pat
     if run is None and resume and numbers:
         run = str(numbers[-1])
     folder = logs_dir / (run or str(numbers[-1] + 1 if numbers else 0))
-    checkpoint = latest_checkpoint(folder)
+    if resume is None:
+        if latest_checkpoint(folder) is not None:
+            raise GenValError(f"{folder} has checkpoints already. Add --resume last, or give another --run.")
+        return folder, None
+    checkpoint = _latest_readable(folder)
     if resume == "last" and checkpoint is None:
         raise GenValError(f"--resume last: no checkpoint in {folder / _CHECKPOINTS}. Start without --resume.")
-    if resume is None and checkpoint is not None:
-        raise GenValError(f"{folder} has checkpoints already. Add --resume last, or give another --run.")
     return folder, checkpoint
+
+
+def changed_flags(folder: Path, settings: Any) -> list[str]:
+    """Name the flags that decide about the weights and differ from those of a run so far, e.g. "--lr 0.1 (was 0.01)".
+
+    Args:
+        folder: the run's, with its `settings.json`; without one nothing is known to differ.
+        settings: of ControlNet/train.py.
+    """
+    path = folder / "settings.json"
+    content = read_json(path) if path.exists() else {}
+    before = content.get("settings") if isinstance(content, dict) else None
+    if not isinstance(before, dict):
+        return []
+    now = flatten(settings)
+    names = [field.name for field in dataclasses.fields(TrainingConfig) if field.name not in _LENGTH]
+    return [
+        f"--{name} {now[name]} (was {before[name]})"
+        for name in (*names, *_NAMED)
+        if name in now and name in before and before[name] != now[name]
+    ]
 
 
 def training_precision(precision: str | None, accelerator: str) -> str:
@@ -80,21 +117,36 @@ def check_output(output: Path, resume: str | None, overwrite: bool) -> None:
         )
 
 
-def _check_checkpoint(path: Path) -> None:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if "state_dict" in content:
-            return
-        reason = "it has no state_dict"
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for other files
-        reason = str(error).partition("\n")[0]
-    raise GenValError(f"--resume: {path} is not a checkpoint of ControlNet/train.py ({reason}). Give a step=*.ckpt.")
-
-
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint of the highest step in a run's folder (`step={n}.ckpt`), or None."""
-    found = [(int(path.stem.removeprefix("step=")), path) for path in (folder / _CHECKPOINTS).glob("step=*.ckpt")]
-    return max(found)[1] if found else None
+    """The checkpoint of the highest step in a run's folder (`step={n}.ckpt`), or None."""
+    return next(iter(_checkpoints(folder)), None)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder, the newest first."""
+    found = [(re.fullmatch(r"step=(\d+)\.ckpt", path.name), path) for path in (folder / _CHECKPOINTS).glob("*.ckpt")]
+    return [path for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True)]
+
+
+def _latest_readable(folder: Path) -> Path | None:
+    for path in _checkpoints(folder):
+        reason = _damage(path)
+        if reason is None:
+            return path
+        print(f"warning: {path} is damaged ({reason}): the checkpoint before it is used, if any.", file=sys.stderr)
+    return None
+
+
+def _damage(path: Path) -> str | None:
+    """Why a file is not a whole checkpoint, or None."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # reads the whole file, and compares checksums
+            if entry := archive.testzip():
+                return f"the checksum of {entry} differs"
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return None if "state_dict" in content else "it has no state_dict"
+    except Exception as error:  # torch and zipfile raise RuntimeError, UnpicklingError, EOFError and others
+        return str(error).partition("\n")[0] or type(error).__name__
 
 
 def make_trainer(
