@@ -45,6 +45,7 @@ from genval.metrics.statistics import (
     NO_EXPONENTIAL,
     LogitsNotFiniteError,
     first_of,
+    flat_nonzero,
     magnitude_level,
     odds_against,
 )
@@ -136,8 +137,8 @@ def anomaly_scores(logits: Tensor, standard: tuple[Tensor, Tensor] | None = None
     log_totals = torch.where(odds < _SMALL, odds * (1 - odds / 2), totals.log())
     entropy = log_totals - exponentials.mul_(below).sum(0) / totals
     if len(odds) and float(odds.min()) < SMALLEST_ODDS:
-        small = torch.nonzero(odds < SMALLEST_ODDS)[:, 0]
-        odds[small] = odds_against(logits[:, small])
+        small = flat_nonzero(odds < SMALLEST_ODDS)
+        odds[small] = odds_against(logits.index_select(1, small))
     rows = [entropy.clamp_(min=0), odds, -largest, -(largest + log_totals)]
     if standard is not None:
         rows.append((standard[0][classes] - largest) / standard[1][classes])

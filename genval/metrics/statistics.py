@@ -130,8 +130,8 @@ def odds_against(logits: Tensor) -> Tensor:
     """
     import torch
 
-    largest, classes = logits.max(0)
-    others = logits.scatter(0, classes[None], -torch.inf)
+    largest = logits.amax(0)
+    others = logits.scatter(0, first_of(logits, largest).long()[None], -torch.inf)
     second = others.amax(0)
     log_odds = others.sub_(second).exp_().sum(0).log_().add_(second - largest)
     # Without another class `second` is minus infinity, and the logarithm is NaN.
@@ -175,9 +175,9 @@ def measure(logits: Tensor, labels: Tensor, ignore: int = 255) -> tuple[Tensor, 
     if not tallies:
         return predictions.reshape(labels.shape), statistics
     # Exponentials of these pixels underflow. They are few, or none.
-    small = torch.nonzero(keys < 2 * _SMALLEST_LEVEL)[:, 0]
+    small = flat_nonzero(keys < 2 * _SMALLEST_LEVEL)
     if len(small):
-        level = magnitude_level(odds_against(flat[:, small]), "confidence")
+        level = magnitude_level(odds_against(flat.index_select(1, small)), "confidence")
         keys[small] = level * 2 + (keys[small] & 1)
     sums, *counts = (torch.stack(parts).sum(0).cpu().numpy() for parts in zip(*tallies, strict=True))
     if not np.isfinite(sums).all():
@@ -330,8 +330,8 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
     place = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
     at_label = place.add(known, alpha=len(place))
     at_largest = place.add(predictions, alpha=len(place)).long()
-    below = logits - largest
-    label_below = below.reshape(-1).index_select(0, at_label)
+    below = (logits - largest).contiguous()
+    label_below = below.view(-1).index_select(0, at_label)
     # Denormal numbers would double the time of a pass.
     probabilities = torch.nn.functional.threshold_(below, LOWEST_LOGIT, NO_EXPONENTIAL).exp()
     # Without the largest, whose exponential is 1, the sum keeps the digits of the others.
@@ -400,12 +400,21 @@ def first_of(logits: Tensor, largest: Tensor) -> Tensor:
     return torch.from_numpy(len(logits) - (is_largest.view(np.uint8) * rank).max(0))
 
 
+def flat_nonzero(mask: Tensor) -> Tensor:
+    """Return the flat indices of the true elements, int64; on a CPU 7 times as fast as `nonzero`."""
+    import torch
+
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return torch.nonzero(mask.reshape(-1))[:, 0]
+
+
 def _above(probabilities: Tensor, threshold: np.float32, counted: Tensor) -> tuple[Tensor, Tensor]:
     """Return flat indices and classes of the probabilities (C, n) above a threshold, in counted pixels."""
     import torch
 
     if probabilities.device.type != "cpu":
-        where = torch.nonzero(((probabilities > float(threshold)) & counted).reshape(-1))[:, 0]
+        where = flat_nonzero((probabilities > float(threshold)) & counted)
         return where, torch.div(where, len(counted), rounding_mode="floor")
     found = np.flatnonzero((probabilities.numpy() > threshold) & counted.numpy())
     return torch.from_numpy(found), torch.from_numpy(found // len(counted))  # torch takes three times as long
