@@ -94,7 +94,7 @@ def compare_metrics(
     cpu = torch.device("cpu")
     predictions = logits.argmax(0).to(torch.uint8)
     on_device = logits.to(device), labels.to(device)
-    totals, hits = torch.from_numpy(1 / confidence).to(device), torch.from_numpy(right).to(device)
+    odds, hits = torch.from_numpy(1 / confidence - 1).to(device), torch.from_numpy(right).to(device)
 
     def from_matrix() -> tuple[float, float]:
         matrix = confusion_matrix(*(tensor.to(device) for tensor in (labels, predictions)))
@@ -107,8 +107,8 @@ def compare_metrics(
     here = least_time(lambda: reliability_metrics(measure_image(*on_device)), repeats, device)
     names = ("ece", "adaptive_ece", "ks", "auroc", "aupr_wrong", "aupr_right")
     published = scores[0] + calibration[0] + errors[0] + softmax[0], [*calibration[1], *errors[1][:3]]
-    calibration_here = least_time(lambda: from_counts(totals, hits)[:3], repeats, device)
-    errors_here = least_time(lambda: from_counts(totals, hits)[3:], repeats, device)
+    calibration_here = least_time(lambda: from_counts(odds, hits)[:3], repeats, device)
+    errors_here = least_time(lambda: from_counts(odds, hits)[3:], repeats, device)
     return [
         comparison_row("mIoU and accuracy", scores, least_time(from_matrix, repeats, device)),
         comparison_row("ECE, adaptive ECE, KS from confidences", calibration, calibration_here),
@@ -159,14 +159,14 @@ def make_scene(height: int, width: int) -> tuple[Tensor, Tensor]:
     return logits, labels.to(torch.uint8)
 
 
-def from_counts(totals: Tensor, right: Tensor) -> list[float]:
+def from_counts(odds: Tensor, right: Tensor) -> list[float]:
     """Compute metrics from counts: ECE, adaptive ECE, KS; AUROC and AUPR of errors, AUPR of correct pixels, FPR95."""
     import torch
 
     from genval.metrics import calibration, ranking
     from genval.metrics.statistics import count_confidences, level_confidence
 
-    levels, bins, sums = count_confidences(totals, right, torch.ones_like(right))
+    levels, bins, sums = count_confidences(odds, right, torch.ones_like(right))
     wrong, hits = levels
     pixels = levels.sum(0)[::-1]
     curve = calibration.gap_curve(hits[::-1], pixels, pixels * level_confidence()[::-1])

@@ -17,6 +17,7 @@ literature uses the other way round.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 try:
@@ -38,12 +39,28 @@ def main(settings: OodDetectionSettings) -> None:
         for one in detected:
             skipped = ", ".join(f"{number} {reason}" for reason, number in one.left_out.items())
             print(f"wrote {one.results.json}" + (f" (skipped: {skipped})" if skipped else ""))
+            for line in lost_order(one.rows):
+                print(line)
 
 
 def table_row(row: dict[str, Any]) -> list[Any]:
     """Return what is printed of a row of the table of scores."""
     metrics = ("auroc", "auroc_low", "auroc_high", "fpr95", "aupr_object", "image_auroc")
     return [row["set"], row["model"], row["score"], row["images"], *(100 * row[name] for name in metrics)]
+
+
+def lost_order(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line for each row of the table of scores in which many pixels have no order."""
+    lines = []
+    for row in rows:
+        head = f"{row['score']} of {row['model']} on {row['set']}:"
+        if row["saturated"] >= 0.001:
+            share = f"{100 * row['saturated']:.1f} %"
+            lines.append(f"{head} {share} of the pixels are at an end of the score's range, where they have no order")
+        if row["auroc_bound"] >= 0.005:
+            points = f"{100 * row['auroc_bound']:.1f}"
+            lines.append(f"{head} the AUROC may be off by {points} points, since levels are wide here. Use --exact")
+    return lines
 
 
 if __name__ == "__main__":

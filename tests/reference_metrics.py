@@ -127,6 +127,17 @@ def sklearn_ood_metrics(scores, objects):
     }
 
 
+def log_odds(logits):
+    """The logarithm of the odds against the largest logit, float64 (N,), of logits (C, ...): exact for any size.
+
+    Minus infinity, where there is no other class, is a finite number.
+    """
+    ordered = np.sort(np.asarray(logits, np.float64).reshape(len(logits), -1), 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        others = np.log(np.exp(ordered[:-1] - ordered[-2:-1]).sum(0)) + (ordered[-2:-1].sum(0) - ordered[-1])
+    return np.nan_to_num(others, nan=-1e300, neginf=-1e300)
+
+
 @st.composite
 def segmentations(draw):
     """Labels and predictions of 1..19 classes: any shape, classes missing, some or all of it void."""

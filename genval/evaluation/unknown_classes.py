@@ -14,7 +14,7 @@ from genval.datasets.labels import IDD
 from genval.datasets.reading import read_mask
 from genval.metrics.ranking import aupr, auroc, fpr_at_tpr
 from genval.metrics.reliability import pool
-from genval.metrics.statistics import PixelStatistics, count_confidences
+from genval.metrics.statistics import PixelStatistics, count_confidences, odds_against
 from genval.results.finding import open_tensors
 from genval.results.scenes import SceneResults
 from genval.runtime.commands import Command
@@ -83,10 +83,9 @@ def _count(logits: np.ndarray, unknown: np.ndarray, labels: np.ndarray) -> Pixel
     flat = torch.from_numpy(np.ascontiguousarray(logits.T, np.float32))
     if not bool(torch.isfinite(flat.amax(0)).all()):
         raise GenValError("Logits must be finite, found NaN or infinity.")
-    totals = (flat - flat.amax(0)).clamp_(min=-40).exp_().sum(0)
     known = torch.from_numpy(labels != IGNORE)
     statistics = PixelStatistics.empty(len(flat))
-    statistics.levels[:] = count_confidences(totals, known, known | torch.from_numpy(unknown))[0]
+    statistics.levels[:] = count_confidences(odds_against(flat), known, known | torch.from_numpy(unknown))[0]
     return statistics
 
 

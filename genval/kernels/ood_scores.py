@@ -16,8 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from genval.kernels.layout import LOWEST_SCORE_LOGIT, SCORE_LEVELS, SCORES, STANDARDISED, level_scale
-from genval.kernels.statistics import largest_logit
+from genval.kernels.layout import (
+    LOG_SMALLEST_ODDS,
+    LOWEST_LOGIT,
+    SCORE_LEVELS,
+    SCORES,
+    SMALLEST_ODDS,
+    STANDARDISED,
+    level_edges,
+)
+from genval.kernels.statistics import flat_ranges, largest_logit, magnitude_level, replace_small_odds
 from genval.runtime.errors import GenValError
 
 PIXELS = 1024  # per program
@@ -70,8 +78,8 @@ def launch(
         if pixels:
             _count[(programs, images)](
                 flat, flat_kinds, mean, deviation, flat if scores is None else scores, levels, parts, pixels, classes,
-                *(number for name in names[:3] for number in level_scale(name)),
-                LOWEST_SCORE_LOGIT, SCORE_LEVELS, len(names), standard is not None, keep, _NUMBERS, PIXELS,
+                *(part for name in names[:3] for part in (flat_ranges(name), len(level_edges(name)) - 1)), LOWEST_LOGIT,
+                SMALLEST_ODDS, LOG_SMALLEST_ODDS, SCORE_LEVELS, len(names), standard is not None, keep, _NUMBERS, PIXELS,
             )  # fmt: skip
     on_host = [values.to("cpu", non_blocking=True) for values in (levels, parts.sum(1))]
 
@@ -102,40 +110,36 @@ def _add(levels, level, background, is_object, certain, LEVELS: tl.constexpr):  
 
 
 @triton.jit
-def _level(score, first, count, shift):  # type: ignore[no-untyped-def]
-    """Return the level of a score that is not negative, as `genval.metrics.ood_scores.score_level` does."""
-    key = score.to(tl.int32, bitcast=True) >> shift
-    return first + count - tl.minimum(tl.maximum(key, first), first + count)
+def _level(score, RANGES: tl.constexpr, LAST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the level of a score, of `LAST` + 1, as `genval.metrics.ood_scores.score_level` does."""
+    level = magnitude_level(score, RANGES)
+    sign = score.to(tl.int32, bitcast=True) >> 31  # -1 for negative numbers, else 0
+    return LAST - ((level ^ sign) - sign)
 
 
 @triton.jit
-def _signed_level(score, first, count, shift):  # type: ignore[no-untyped-def]
-    bits = score.to(tl.int32, bitcast=True)
-    key = (((bits >> 31) & 0x7FFFFFFF) ^ bits) >> shift
-    above = tl.minimum(tl.maximum(key, first), first + count)
-    below = tl.minimum(tl.maximum(key, -first - count - 1), -first - 1)
-    return count - 1 - above - below
-
-
-@triton.jit
-def _score(logits, inside, pixels, classes, LOWEST: tl.constexpr, PIXELS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return per pixel: largest logit, predicted class, sum of exponentials, entropy, confidence and energy."""
+def _score(  # type: ignore[no-untyped-def]
+    logits, inside, pixels, classes, LOWEST: tl.constexpr, SMALLEST: tl.constexpr, LOG_SMALLEST: tl.constexpr
+):
+    """Return per pixel: largest logit, predicted class, entropy, odds against and energy."""
     largest, predicted = largest_logit(logits, inside, pixels, classes)
     # NaN must stay NaN: comparisons keep it, `tl.maximum` would not.
-    totals = tl.zeros_like(largest)
+    odds = tl.zeros_like(largest)
     product = tl.zeros_like(largest)
     for index in range(classes):
         below = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32) - largest
-        below = tl.where(below < LOWEST, LOWEST, below)
-        exponential = tl.exp(below)
-        totals += exponential
-        product += exponential * below
-    # In float64: a GPU's fast logarithm has few correct digits near 1.
-    log_totals = tl.log(totals.to(tl.float64)).to(tl.float32)
-    entropy = log_totals - tl.div_rn(product, totals)
+        below = tl.where(index == predicted, float("-inf"), below)
+        distant = below < LOWEST
+        exponential = tl.where(distant, 0.0, tl.exp(below))
+        odds += exponential
+        product += exponential * tl.where(distant, 0.0, below)
+    # In float64: a GPU's fast logarithm has few correct digits near 1. log(1 + x) is x for the smallest.
+    wide = odds.to(tl.float64)
+    log_totals = tl.where(wide < 1e-9, wide, tl.log(1.0 + wide)).to(tl.float32)
+    entropy = log_totals - tl.div_rn(product, 1.0 + odds)
     entropy = tl.where(entropy < 0, 0.0, entropy)
-    confidence = tl.div_rn(tl.full([PIXELS], 1.0, tl.float32), totals)
-    return largest, predicted, totals, entropy, confidence, -(largest + log_totals)
+    odds = replace_small_odds(odds, logits, largest, predicted, inside, pixels, classes, SMALLEST, LOG_SMALLEST)
+    return largest, predicted, entropy, odds, -(largest + log_totals)
 
 
 @triton.jit
@@ -153,11 +157,11 @@ def _store_numbers(parts, background, is_object, void, inside, entropy, finite):
 @triton.jit
 def _count(  # type: ignore[no-untyped-def]
     logits, kinds, mean, deviation, scores, levels, parts, pixels, classes,
-    ENTROPY_FIRST: tl.constexpr, ENTROPY_COUNT: tl.constexpr, ENTROPY_SHIFT: tl.constexpr,
-    ODDS_FIRST: tl.constexpr, ODDS_COUNT: tl.constexpr, ODDS_SHIFT: tl.constexpr,
-    LOGIT_FIRST: tl.constexpr, LOGIT_COUNT: tl.constexpr, LOGIT_SHIFT: tl.constexpr,
-    LOWEST: tl.constexpr, LEVELS: tl.constexpr, SCORES: tl.constexpr, STANDARDISED: tl.constexpr, KEEP: tl.constexpr,
-    NUMBERS: tl.constexpr, PIXELS: tl.constexpr,
+    ENTROPY_RANGES: tl.constexpr, ENTROPY_LAST: tl.constexpr,
+    ODDS_RANGES: tl.constexpr, ODDS_LAST: tl.constexpr,
+    LOGIT_RANGES: tl.constexpr, LOGIT_LAST: tl.constexpr,
+    LOWEST: tl.constexpr, SMALLEST: tl.constexpr, LOG_SMALLEST: tl.constexpr, LEVELS: tl.constexpr,
+    SCORES: tl.constexpr, STANDARDISED: tl.constexpr, KEEP: tl.constexpr, NUMBERS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """Score and count `PIXELS` pixels of an image: program (part, image).
 
@@ -172,31 +176,32 @@ def _count(  # type: ignore[no-untyped-def]
     is_object = inside & (kind == 1)
     void = inside & (kind == 255)
     logits += image * classes * pixels + here
-    largest, predicted, totals, entropy, confidence, energy = _score(logits, inside, pixels, classes, LOWEST, PIXELS)
+    largest, predicted, entropy, odds, energy = _score(
+        logits, inside, pixels, classes, LOWEST, SMALLEST, LOG_SMALLEST
+    )  # fmt: skip
 
     levels += image * SCORES * 2 * LEVELS
-    level = _level(entropy, ENTROPY_FIRST, ENTROPY_COUNT, ENTROPY_SHIFT)
-    _add(levels, level, background, is_object, ENTROPY_COUNT, LEVELS)
-    odds = tl.div_rn(tl.full([PIXELS], 1.0, tl.float32), confidence) - 1.0
-    level = _level(odds, ODDS_FIRST, ODDS_COUNT, ODDS_SHIFT)
-    _add(levels + 2 * LEVELS, level, background, is_object, ODDS_COUNT, LEVELS)
-    level = _signed_level(-largest, LOGIT_FIRST, LOGIT_COUNT, LOGIT_SHIFT)
-    _add(levels + 4 * LEVELS, level, background, is_object, LOGIT_COUNT, LEVELS)
-    level = _signed_level(energy, LOGIT_FIRST, LOGIT_COUNT, LOGIT_SHIFT)
-    _add(levels + 6 * LEVELS, level, background, is_object, LOGIT_COUNT, LEVELS)
+    level = _level(entropy, ENTROPY_RANGES, ENTROPY_LAST)
+    _add(levels, level, background, is_object, ENTROPY_LAST, LEVELS)
+    level = _level(odds, ODDS_RANGES, ODDS_LAST)
+    _add(levels + 2 * LEVELS, level, background, is_object, ODDS_LAST, LEVELS)
+    level = _level(-largest, LOGIT_RANGES, LOGIT_LAST)
+    _add(levels + 4 * LEVELS, level, background, is_object, LOGIT_LAST, LEVELS)
+    level = _level(energy, LOGIT_RANGES, LOGIT_LAST)
+    _add(levels + 6 * LEVELS, level, background, is_object, LOGIT_LAST, LEVELS)
     scores += image * SCORES * pixels + here
-    finite = totals + largest
+    finite = odds + largest
     if STANDARDISED:
         distance = tl.load(mean + predicted) - largest
         standardised = tl.div_rn(distance, tl.load(deviation + predicted))
         finite += standardised
-        level = _signed_level(standardised, LOGIT_FIRST, LOGIT_COUNT, LOGIT_SHIFT)
-        _add(levels + 8 * LEVELS, level, background, is_object, LOGIT_COUNT, LEVELS)
+        level = _level(standardised, LOGIT_RANGES, LOGIT_LAST)
+        _add(levels + 8 * LEVELS, level, background, is_object, LOGIT_LAST, LEVELS)
         if KEEP:
             tl.store(scores + 4 * pixels, standardised, mask=inside)
     if KEEP:
         tl.store(scores, entropy, mask=inside)
-        tl.store(scores + pixels, -confidence, mask=inside)
+        tl.store(scores + pixels, odds, mask=inside)
         tl.store(scores + 2 * pixels, -largest, mask=inside)
         tl.store(scores + 3 * pixels, energy, mask=inside)
     parts += (image * tl.num_programs(0) + tl.program_id(0)) * NUMBERS

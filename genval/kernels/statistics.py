@@ -23,10 +23,11 @@ from torch import Tensor
 from genval.kernels.layout import (
     BINS,
     CONFIDENCE_LEVELS,
-    CONFIDENCE_MANTISSA_BITS,
-    FIRST_CONFIDENCE_KEY,
+    LOG_SMALLEST_ODDS,
     LOWEST_LOGIT,
+    SMALLEST_ODDS,
     SUMS,
+    level_ranges,
 )
 from genval.runtime.errors import GenValError
 
@@ -95,7 +96,7 @@ def launch(logits: Tensor, labels: Tensor, ignore: int = 255) -> Callable[[], Ba
                 flat, flat_labels, predictions, levels, counts, parts, packed, pixels, ignore,
                 counts.shape[1], parts.shape[2], packed.shape[2], classes,
                 max(_BINS, triton.next_power_of_2(classes**2)), triton.next_power_of_2(classes * _BINS),
-                CONFIDENCE_LEVELS, FIRST_CONFIDENCE_KEY, 23 - CONFIDENCE_MANTISSA_BITS, LOWEST_LOGIT,
+                CONFIDENCE_LEVELS, flat_ranges("confidence"), LOWEST_LOGIT, SMALLEST_ODDS, LOG_SMALLEST_ODDS,
                 BINS, float(np.float32(1) / np.float32(BINS)),
                 _BINS, _CELLS, _CLASS_SUMS, 1 / _UNIT, _NUMBER_BIT, PIXELS,
             )  # fmt: skip
@@ -104,6 +105,11 @@ def launch(logits: Tensor, labels: Tensor, ignore: int = 255) -> Callable[[], Ba
     results = (predictions.reshape(labels.shape), levels, counts, parts.sum(1), numbers, units)
     on_host = [values.to("cpu", non_blocking=True) for values in results]
     return lambda: _unpack(classes, *(values.numpy() for values in on_host))
+
+
+def flat_ranges(name: str) -> tuple[int, ...]:
+    """Return `level_ranges` in one row, for `magnitude_level`."""
+    return tuple(number for numbers in level_ranges(name) for number in numbers)
 
 
 def _unpack(
@@ -164,25 +170,52 @@ def _pack(probability, UNITS: tl.constexpr, NUMBER_BIT: tl.constexpr):  # type: 
 
 
 @triton.jit
-def _sum_exponentials(logits, largest, inside, pixels, CLASSES: tl.constexpr, LOWEST: tl.constexpr):  # type: ignore[no-untyped-def]
-    # NaN must stay NaN: comparisons keep it, `tl.maximum` would not.
-    totals = tl.zeros_like(largest)
-    for index in range(CLASSES):
-        below = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32) - largest
-        totals += tl.exp(tl.where(below < LOWEST, LOWEST, below))
-    return totals
+def magnitude_level(number, RANGES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the level of the absolute value of float32 numbers, as `genval.metrics.statistics.magnitude_level`."""
+    bits = number.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    level = tl.zeros_like(bits)
+    for index in tl.static_range(0, len(RANGES), 3):
+        level += (tl.minimum(tl.maximum(bits, RANGES[index]), RANGES[index + 1]) - RANGES[index]) >> RANGES[index + 2]
+    return level
 
 
 @triton.jit
-def _count_levels(  # type: ignore[no-untyped-def]
-    levels, totals, right, counted, LEVELS: tl.constexpr, FIRST_KEY: tl.constexpr, SHIFT: tl.constexpr
+def replace_small_odds(  # type: ignore[no-untyped-def]
+    odds, logits, largest, predicted, inside, pixels, classes, SMALLEST: tl.constexpr, LOG_SMALLEST: tl.constexpr
 ):
+    """Replace odds below SMALLEST as `genval.metrics.statistics.odds_against` does. A program seldom has any."""
+    small = inside & (odds < SMALLEST)
+    if tl.max(small.to(tl.int32), 0) > 0:
+        second = tl.full(largest.shape, float("-inf"), tl.float32)
+        for index in range(classes):
+            logit = tl.load(logits + index * pixels, mask=small, other=0.0).to(tl.float32)
+            second = tl.where((index != predicted) & (logit > second), logit, second)
+        total = tl.zeros_like(largest)
+        for index in range(classes):
+            logit = tl.load(logits + index * pixels, mask=small, other=0.0).to(tl.float32)
+            total += tl.where(index != predicted, tl.exp(logit - second), 0.0)
+        replacement = tl.sqrt(LOG_SMALLEST / (tl.log(total) + (second - largest))) * SMALLEST
+        # Without another class, `second` is minus infinity and the logarithm NaN.
+        replacement = tl.where(second == float("-inf"), 0.0, replacement)
+        odds = tl.where(small, replacement, odds)
+    return odds
+
+
+@triton.jit
+def _sum_others(logits, largest, predicted, inside, pixels, CLASSES: tl.constexpr, LOWEST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the sum of the exponentials of the classes that are not predicted, relative to the predicted class."""
+    # NaN must stay NaN: comparisons keep it, `tl.maximum` would not.
+    odds = tl.zeros_like(largest)
+    for index in range(CLASSES):
+        below = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32) - largest
+        odds += tl.where((below < LOWEST) | (index == predicted), 0.0, tl.exp(below))
+    return odds
+
+
+@triton.jit
+def _count_levels(levels, odds, right, counted, RANGES: tl.constexpr):  # type: ignore[no-untyped-def]
     """Count pixels by level and correctness in an image's `levels` (LEVELS, 2)."""
-    level = ((totals - 1.0).to(tl.int32, bitcast=True) >> SHIFT) - (FIRST_KEY - 1)
-    key = 2 * tl.minimum(tl.maximum(level, 0), LEVELS - 1) + right.to(tl.int32)
-    # Many pixels have odds of 0. They are added together, since single additions to one cell wait for each other.
-    tl.atomic_add(levels + 1, tl.sum((counted & (key == 1)).to(tl.int32)), sem="relaxed")
-    tl.atomic_add(levels + key, 1, mask=counted & (key != 1), sem="relaxed")
+    tl.atomic_add(levels + 2 * magnitude_level(odds, RANGES) + right.to(tl.int32), 1, mask=counted, sem="relaxed")
 
 
 @triton.jit
@@ -203,9 +236,9 @@ def _tally_classes(  # type: ignore[no-untyped-def]
     label_below = tl.zeros_like(largest)
     for index in range(CLASSES):
         below = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32) - largest
-        clamped = tl.where(below < LOWEST, LOWEST, below)
-        probability = tl.div_rn(tl.exp(clamped), totals)
-        product += clamped * probability
+        distant = below < LOWEST
+        probability = tl.div_rn(tl.where(distant, 0.0, tl.exp(below)), totals)
+        product += tl.where(distant, 0.0, below) * probability
         squares += probability * probability
         label_probability = tl.where(known == index, probability, label_probability)
         label_below = tl.where(known == index, below, label_below)
@@ -219,27 +252,27 @@ def _tally_classes(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _store_sums(  # type: ignore[no-untyped-def]
-    parts, totals, product, squares, label_probability, label_below, right, counted, inside
+    parts, largest, odds, product, squares, label_probability, label_below, right, counted, inside
 ):
     """Store a program's `SUMS`, and behind them a number that is finite if all logits are."""
     # In float64: a GPU's fast logarithm has few correct digits near 1.
-    log_totals = tl.log(totals.to(tl.float64))
+    log_totals = tl.log(1.0 + odds.to(tl.float64))
     entropy = log_totals - product
     tl.store(parts, tl.sum(tl.where(counted, log_totals - label_below, 0.0)))
     tl.store(parts + 1, tl.sum(tl.where(counted, 1.0 - 2.0 * label_probability + squares, 0.0).to(tl.float64)))
     tl.store(parts + 2, tl.sum(tl.where(right, entropy, 0.0)))
     tl.store(parts + 3, tl.sum(tl.where(counted & (right == 0), entropy, 0.0)))
     tl.store(parts + 4, tl.sum(tl.where(counted, entropy * entropy, 0.0)))
-    tl.store(parts + 5, tl.sum(tl.where(inside, totals, 0.0).to(tl.float64)))
+    tl.store(parts + 5, tl.sum(tl.where(inside, largest + odds, 0.0).to(tl.float64)))
 
 
 @triton.jit
 def _tally(  # type: ignore[no-untyped-def]
     logits, labels, predictions, levels, counts, parts, packed, pixels, ignore, counts_stride, parts_stride,
     packed_stride, CLASSES: tl.constexpr, PAIRS: tl.constexpr, CELLS: tl.constexpr, LEVELS: tl.constexpr,
-    FIRST_KEY: tl.constexpr, SHIFT: tl.constexpr, LOWEST: tl.constexpr, BINS: tl.constexpr, FIRST_BIN: tl.constexpr,
-    ROW: tl.constexpr, AT_CELLS: tl.constexpr, AT_CLASSES: tl.constexpr, UNITS: tl.constexpr, NUMBER_BIT: tl.constexpr,
-    PIXELS: tl.constexpr,
+    RANGES: tl.constexpr, LOWEST: tl.constexpr, SMALLEST: tl.constexpr, LOG_SMALLEST: tl.constexpr, BINS: tl.constexpr,
+    FIRST_BIN: tl.constexpr, ROW: tl.constexpr, AT_CELLS: tl.constexpr, AT_CLASSES: tl.constexpr, UNITS: tl.constexpr,
+    NUMBER_BIT: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """Measure `PIXELS` pixels of an image: program (part, image).
 
@@ -259,12 +292,16 @@ def _tally(  # type: ignore[no-untyped-def]
 
     largest, predicted = largest_logit(logits, inside, pixels, CLASSES)
     tl.store(predictions + image * pixels + here, predicted.to(tl.uint8), mask=inside)
-    totals = _sum_exponentials(logits, largest, inside, pixels, CLASSES, LOWEST)
+    odds = _sum_others(logits, largest, predicted, inside, pixels, CLASSES, LOWEST)
+    totals = 1.0 + odds
     right = counted & (predicted == known)
     in_pairs = tl.histogram(known * CLASSES + predicted, PAIRS, mask=counted)
     pair = tl.arange(0, PAIRS)
     tl.atomic_add(counts + AT_CELLS + CLASSES * ROW + pair, in_pairs, mask=in_pairs > 0, sem="relaxed")
-    _count_levels(levels + image * 2 * LEVELS, totals, right, counted, LEVELS, FIRST_KEY, SHIFT)
+    ordered = replace_small_odds(
+        odds, logits, largest, predicted, inside, pixels, CLASSES, SMALLEST, LOG_SMALLEST
+    )  # fmt: skip
+    _count_levels(levels + image * 2 * LEVELS, ordered, right, counted, RANGES)
 
     program = image * tl.num_programs(0) + tl.program_id(0)
     packed += program * packed_stride
@@ -280,4 +317,4 @@ def _tally(  # type: ignore[no-untyped-def]
     in_cells = tl.histogram(known * ROW + _bin(label_probability, BINS), CELLS, mask=counted)
     cell = tl.arange(0, CELLS)
     tl.atomic_add(counts + AT_CELLS + cell, in_cells, mask=in_cells > 0, sem="relaxed")
-    _store_sums(parts, totals, product, squares, label_probability, label_below, right, counted, inside)
+    _store_sums(parts, largest, odds, product, squares, label_probability, label_below, right, counted, inside)

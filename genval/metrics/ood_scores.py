@@ -3,15 +3,17 @@
 A score is high where a model is not confident. The object is the positive class. The scores are:
 
 - `entropy` of the softmax, in nats; `confidence`, the negated largest softmax probability (MSP); `logits`, the negated
-  largest logit. These three are published, under these names.
+  largest logit. These three are published, under these names. Pixels are ranked by the odds against the prediction,
+  (1 - p) / p, whose order is that of the negated probability p, also where float32 rounds p to 1.
 - `energy`, minus the log of the sum of the exponentials of the logits. Source: Liu et al., "Energy-based
   Out-of-distribution Detection" (NeurIPS 2020), equation 4, at temperature 1.
 - `standardised`, the negated largest logit, standardised by mean and standard deviation over the pixels of a known set
   that are predicted as the same class. Source: Jung et al., "Standardized Max Logits" (ICCV 2021), section 3.2.
 
-The state is the number of pixels at each of 65,536 levels of each score (`genval.kernels.layout`). These counts add up
-over images, processes and sets, and every metric follows from them. `ood_bounds` returns the largest possible
-differences to the metrics of single pixels, which `ExactMetrics` computes.
+The state is the number of pixels at each of up to 65,536 levels of each score (`genval.kernels.layout`). These counts
+add up over images, processes and sets, and every metric follows from them. `ood_bounds` returns the largest possible
+differences to the metrics of single pixels, which `ExactMetrics` computes. No finite logit is beyond the levels.
+Entropies below 1e-38 are: `saturated_share` returns the share of such pixels.
 """
 
 from __future__ import annotations
@@ -26,19 +28,27 @@ import numpy as np
 
 from genval.kernels.layout import (
     BACKGROUND,
-    LOWEST_SCORE_LOGIT,
+    LOWEST_LOGIT,
     OBJECT,
     SCORE_LEVELS,
     SCORES,
     SIGNED_SCORES,
+    SMALLEST_ODDS,
     STANDARDISED,
     VOID,
-    level_scale,
+    level_edges,
 )
 from genval.metrics import ranking
 from genval.metrics.division import safe_divide
 from genval.metrics.states import MergeableState
-from genval.metrics.statistics import LogitsNotFiniteError
+from genval.metrics.statistics import (
+    NO_EXPONENTIAL,
+    LogitsNotFiniteError,
+    first_of,
+    flat_nonzero,
+    magnitude_level,
+    odds_against,
+)
 from genval.runtime.errors import GenValError
 
 if TYPE_CHECKING:
@@ -50,6 +60,8 @@ PUBLISHED = ("entropy", "confidence", "logits")
 OOD_METRICS = ("auroc", "fpr95", "aupr_object", "aupr_background")
 # Pixels at a time on a CPU: their 19 float32 logits each, and the intermediate results, fit the second-level cache.
 _CPU_CHUNK = 16384
+# Below this, float32 loses digits of log(1 + x); x - x^2 / 2 is exact to 2^-25.
+_SMALL = 2.0**-12
 
 
 @dataclass
@@ -109,52 +121,70 @@ def anomaly_scores(logits: Tensor, standard: tuple[Tensor, Tensor] | None = None
             for the score `standardised`. None omits it.
 
     Returns:
-        Float32 (S, N) in the order of `SCORES`, `standardised` last; NaN or infinite where logits are not finite.
+        Float32 (S, N) in the order of `SCORES`, `standardised` last; NaN or infinite where logits are not finite. The row
+        of `confidence` holds the odds against the prediction (`genval.metrics.statistics.odds_against`).
     """
     import torch
 
-    largest, classes = logits.max(0)
-    below = (logits - largest).clamp_(min=LOWEST_SCORE_LOGIT)
-    probabilities = below.exp()
-    totals = probabilities.sum(0)
-    log_totals = totals.log()
-    entropy = log_totals - probabilities.mul_(below).sum(0) / totals
-    rows = [entropy.clamp_(min=0), -totals.reciprocal(), -largest, -(largest + log_totals)]
+    largest = logits.amax(0)
+    if not math.isfinite(largest.sum(dtype=torch.float64)):
+        raise LogitsNotFiniteError
+    classes = first_of(logits, largest).long()
+    below = torch.nn.functional.threshold_(logits - largest, LOWEST_LOGIT, NO_EXPONENTIAL)
+    exponentials = below.exp()
+    odds = exponentials.scatter_(0, classes[None], 0).sum(0)
+    totals = odds + 1
+    log_totals = torch.where(odds < _SMALL, odds * (1 - odds / 2), totals.log())
+    entropy = log_totals - exponentials.mul_(below).sum(0) / totals
+    if len(odds) and float(odds.min()) < SMALLEST_ODDS:
+        small = flat_nonzero(odds < SMALLEST_ODDS)
+        odds[small] = odds_against(logits.index_select(1, small))
+    rows = [entropy.clamp_(min=0), odds, -largest, -(largest + log_totals)]
     if standard is not None:
         rows.append((standard[0][classes] - largest) / standard[1][classes])
     return torch.stack(rows)
 
 
 def score_level(score: Tensor, name: str) -> Tensor:
-    """Return the levels, int32 in 0..SCORE_LEVELS-1, of scores (float32, finite); the highest are at level 0."""
+    """Return the levels, int32 in 0..SCORE_LEVELS-1, of scores (float32 (N,), finite); the highest are at level 0.
+
+    Args:
+        score: a row of `anomaly_scores`.
+        name: of the score.
+    """
     import torch
 
-    first, count, shift = level_scale(name)
-    value = score.reciprocal().neg_().sub_(1) if name == "confidence" else score
-    bits = value.contiguous().view(torch.int32)
-    if name not in SIGNED_SCORES:
-        return (bits >> shift).clamp_(first, first + count).neg_().add_(first + count)
-    # The bits of negative numbers ascend as the numbers descend. Inverting them gives keys that ascend for all numbers.
-    # The numbers near 0 share one level.
-    key = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits) >> shift
-    below = key.clamp(-first - count - 1, -first - 1)
-    return key.clamp_(first, first + count).add_(below).neg_().add_(count - 1)
+    level = magnitude_level(score, name)
+    if name in SIGNED_SCORES:
+        sign = score.view(torch.int32) >> 31  # -1 for negative numbers, else 0
+        level = level.bitwise_xor_(sign).sub_(sign)
+    return level.neg_().add_(len(level_edges(name)) - 1)
 
 
 def level_edge(level: int, name: str) -> float:
     """Return the lowest score of a level: the threshold that pixels at this level or above reach.
 
-    >>> level_edge(0, "entropy"), level_edge(0, "logits")
-    (7.99609375, 511.875)
+    For `confidence` it is the negated probability. For numbers below 0 it is the next number outside of the level.
+
+    >>> level_edge(0, "entropy"), level_edge(32192 + 11, "logits")
+    (7.998046875, -1.5e-38)
     """
-    first, count, shift = level_scale(name)
-    step = count - level
-    # The lowest number of a level below 0 is the end that is further from 0.
-    magnitude = step if step >= 0 else 1 - step
-    value = float(np.int32((magnitude + first) << shift).view(np.float32)) if magnitude else 0.0
+    edges = level_edges(name)
+    step = len(edges) - 1 - level
     if name == "confidence":
-        return -1 / (1 + value)
-    return -value if step < 0 else value
+        return -1 / (1 + float(edges[step]))
+    # The lowest number of a level below 0 is the end that is further from 0.
+    return float(edges[step]) if step >= 0 else -float(np.append(edges, np.finfo(np.float32).max)[1 - step])
+
+
+def saturated_share(levels: np.ndarray, name: str) -> float:
+    """Return the share of the pixels of counts (2, SCORE_LEVELS) at an end level, where they have no order.
+
+    The ends are the lowest and the highest level of a score; NaN without pixels.
+    """
+    magnitudes = len(level_edges(name)) - 1
+    ends = levels[:, [0, 2 * magnitudes if name in SIGNED_SCORES else magnitudes]]
+    return float(safe_divide(np.float64(ends.sum()), np.float64(levels.sum())))
 
 
 def count_scores(scores: Tensor, kinds: Tensor, names: Sequence[str]) -> np.ndarray:

@@ -31,7 +31,15 @@ from genval.artifacts.tensors import read_arrays
 from genval.metrics.division import safe_divide
 from genval.metrics.ood_components import COMPONENT_METRICS
 from genval.metrics.ood_pooling import PoissonBootstrap, SumBootstrap
-from genval.metrics.ood_scores import OOD_METRICS, ExactMetrics, OodCounts, exact_counts, level_metrics, ood_bounds
+from genval.metrics.ood_scores import (
+    OOD_METRICS,
+    ExactMetrics,
+    OodCounts,
+    exact_counts,
+    level_metrics,
+    ood_bounds,
+    saturated_share,
+)
 from genval.metrics.segmentation import plain
 from genval.results.provenance import is_reusable
 from genval.results.scenes import folder_name
@@ -320,8 +328,12 @@ def write_results(
         row |= _columns(means[index], pooled.mean_intervals[index], "image_")
         for name in COMPONENT_METRICS:
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), found.get(name, (math.nan,) * 3), strict=True))
+        # What is lost of the order of pixels: where a score has reached its end, and inside a level.
+        row["saturated"] = saturated_share(pooled.levels[index], score)
+        row["auroc_bound"] = 0.0 if exact is not None else ood_bounds(pooled.levels[index])["auroc"]
         rows.append(row)
         values[score] = _score_values(pooled, index, metrics[index], means[index], found, exact is not None)
+        values[score]["saturated"] = plain(row["saturated"])
     values["entropy_intervals"] = {name: _ends(ends) for name, ends in pooled.entropy_intervals.items()}
     cells = ([plain(value) if isinstance(value, float) else value for value in row.values()] for row in rows)
     write_csv(results.csv, list(rows[0]), cells)

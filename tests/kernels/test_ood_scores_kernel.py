@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from reference_metrics import log_odds
 
 from genval.metrics.ood_scores import (
     BACKGROUND,
@@ -13,9 +14,11 @@ from genval.metrics.ood_scores import (
     STANDARDISED,
     MaxLogits,
     count_scores,
+    exact_metrics,
     level_metrics,
     measure_ood,
     measure_ood_batch,
+    ood_bounds,
 )
 from genval.metrics.statistics import LogitsNotFiniteError
 from genval.runtime.errors import GenValError
@@ -94,6 +97,22 @@ def test_certain_pixels_and_classes_that_are_ruled_out():
     assert (counts.levels == count_scores(scores[0], kinds[0], SCORES)).all()
     certain = [int((kinds[0, :20] == kind).sum()) for kind in (BACKGROUND, OBJECT)]
     assert counts.levels[SCORES.index("entropy")].max(-1).tolist() == certain
+
+
+@pytest.mark.parametrize("scale, offset", [(1, 0), (3, 0), (10, 1e4), (100, -1e4)])
+def test_saturated_scores_keep_their_order(scale, offset):
+    logits, kinds = draw(19, 1, 4000)
+    logits = logits * scale + offset
+    (counts,), scores = run(logits, kinds, keep=True)
+    background, objects = (kinds[0].numpy() == kind for kind in (BACKGROUND, OBJECT))
+    exact_scores = dict(zip(SCORES, scores[0].numpy(), strict=True))
+    exact_scores["confidence"] = log_odds(logits[0])
+    assert (counts.levels == count_scores(scores[0], kinds[0], SCORES)).all()
+    for levels, (name, values) in zip(counts.levels, exact_scores.items(), strict=True):
+        exact, limits = exact_metrics(np.sort(values[background]), np.sort(values[objects])), ood_bounds(levels)
+        for key, value in level_metrics(levels).items():
+            assert abs(value - exact[key]) <= limits[key] + 1e-4, (name, key)
+        assert name != "confidence" or limits["auroc"] < 2e-3
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

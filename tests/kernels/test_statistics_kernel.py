@@ -6,8 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from reference_metrics import log_odds
 
-from genval.metrics.reliability import reliability_metrics
+from genval.metrics.ranking import auroc, counts_by_score, fpr_at_tpr
+from genval.metrics.reliability import reliability_bounds, reliability_metrics
 from genval.metrics.statistics import LogitsNotFiniteError, level_confidence, measure, measure_batch
 from genval.runtime.errors import GenValError
 
@@ -84,15 +86,27 @@ def test_shapes_that_do_not_match_are_refused():
 
 def test_certain_pixels_ties_and_classes_that_are_ruled_out():
     logits, labels = draw(19, 1, 50)
-    logits[:, 3, :20] = 200.0  # odds of 0: confidence 1 to the last bit
+    logits[:, 3, :20] = torch.linspace(50, 1000, 20)  # confidence 1 to the last bit, but not odds of 0
     logits[:, :, 20:30] = 0.0  # the first of equal classes is predicted
     logits[:, 7, 30:] = -math.inf
     labels[labels == 7] = 8
     ((predicted, fused),) = run(logits, labels)
     expected, plain = measure(logits[0], labels[0])
     assert (predicted == expected.numpy()).all() and (predicted[20:30] == 0).all()
-    assert fused.levels[:, 0].sum() >= 20
+    assert fused.levels[:, 0].sum() == 0 and (fused.levels == plain.levels).all()
     same_statistics(fused, plain)
+
+
+@pytest.mark.parametrize("scale, offset", [(1, 0), (3, 0), (10, 1e4), (100, -1e4)])
+def test_saturated_confidences_keep_their_order(scale, offset):
+    logits, labels = draw(19, 1, 4000)
+    logits = logits * scale + offset
+    ((predicted, fused),) = run(logits, labels)
+    counts = counts_by_score(-log_odds(logits[0]), predicted == labels[0].numpy())
+    metrics, slack = reliability_metrics(fused), reliability_bounds(fused)
+    assert slack["auroc"] < 2e-3
+    assert abs(metrics["auroc"] - auroc(*counts)) <= slack["auroc"] + 1e-5
+    assert abs(metrics["fpr95"] - fpr_at_tpr(*counts)) <= slack["fpr95"] + 1e-2
 
 
 def test_images_without_labels_and_without_pixels():

@@ -7,13 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_metrics import sklearn_ood_metrics
+from reference_metrics import log_odds, sklearn_ood_metrics
 
 from genval.metrics.ood_scores import (
     OOD_METRICS,
     PUBLISHED,
     SCORE_LEVELS,
     SCORES,
+    SIGNED_SCORES,
     STANDARDISED,
     ExactMetrics,
     MaxLogits,
@@ -25,6 +26,7 @@ from genval.metrics.ood_scores import (
     level_metrics,
     measure_ood,
     ood_bounds,
+    saturated_share,
     score_level,
 )
 from genval.results.ood_blocks import PUBLISHED_KEYS
@@ -74,7 +76,7 @@ def test_scores_follow_their_definitions():
     classes = exact.argmax(0)
     expected = {
         "entropy": -(probabilities * probabilities.log()).sum(0),
-        "confidence": -probabilities.amax(0),
+        "confidence": (1 - probabilities.amax(0)) / probabilities.amax(0),
         "logits": -exact.amax(0),
         "energy": -exact.exp().sum(0).log(),
         STANDARDISED: -(exact.amax(0) - mean[classes]) / deviation[classes],
@@ -115,7 +117,7 @@ def test_exact_metrics_can_be_updated_piece_by_piece(pairs, size):
 def test_levels_descend_with_the_score_and_have_correct_edges(name):
     generator = torch.Generator().manual_seed(0)
     sizes = torch.exp(torch.randn(4000, generator=generator) * 6)
-    values = {"entropy": sizes.clamp(max=2.9), "confidence": -1 / (1 + sizes.clamp(max=18))}.get(
+    values = {"entropy": sizes.clamp(max=2.9), "confidence": sizes.clamp(max=18)}.get(
         name, torch.cat([sizes, -sizes, torch.zeros(1)])
     )
     ordered = values.sort(descending=True).values
@@ -123,6 +125,7 @@ def test_levels_descend_with_the_score_and_have_correct_edges(name):
     assert (level.diff() >= 0).all() and level.min() >= 0 and level.max() < SCORE_LEVELS
     assert level.unique().numel() > 500
     for value, index in zip(ordered.tolist()[::37], level.tolist()[::37], strict=True):
+        value = -1 / (1 + value) if name == "confidence" else value
         assert index == 0 or value < level_edge(index - 1, name) * (1 - 1e-6 * (value < 0)) or value == 0
         inside = abs(value) < 500 and (abs(value) > 2**-6 or name in ("entropy", "confidence"))
         assert not inside or value >= level_edge(index, name) - 1e-6 * abs(value)
@@ -137,6 +140,36 @@ def test_counts_of_parts_add_up_to_those_of_the_whole():
     assert counts.levels.sum((1, 2)).tolist() == [flat.numel()] * len(SCORES)
     twice = counts + counts
     assert np.array_equal(twice.levels, 2 * counts.levels) and np.array_equal(twice.pixels, 2 * counts.pixels)
+
+
+@pytest.mark.parametrize("offset", [0, 1e4, -1e4])
+@pytest.mark.parametrize("scale", [1, 3, 10, 100])
+def test_saturated_scores_keep_their_order(scale, offset):
+    logits, kinds = draw_logits(seed=3, size=(120, 160))
+    logits = logits * scale + offset
+    counts, scores = measure_ood(logits, kinds)
+    objects = kinds.flatten().numpy() == 1
+    exact_scores = dict(zip(SCORES, scores.numpy(), strict=True))
+    exact_scores["confidence"] = log_odds(logits)  # float32 energies at an offset of 1e4 tie, others do not
+    for index, name in enumerate(SCORES):
+        exact, limits = pixel_metrics(exact_scores[name], objects), ood_bounds(counts.levels[index])
+        for key, value in level_metrics(counts.levels[index]).items():
+            assert abs(value - exact[key]) <= limits[key] + 1e-5, (name, key)
+        if name != "entropy" and (name == "confidence" or not offset):
+            assert limits["auroc"] < 2e-3, name
+            assert saturated_share(counts.levels[index], name) == 0
+    entropies = scores[SCORES.index("entropy")]
+    share = float((entropies < 2**-126).double().mean())
+    assert saturated_share(counts.levels[SCORES.index("entropy")], "entropy") == pytest.approx(share)
+    assert (share > 0.1) == (scale >= 10)
+
+
+def test_no_finite_logit_is_beyond_the_levels():
+    largest = torch.tensor([-3e38, -1e20, -1e5, -600.5, -600, 0, 1e-30, 600, 600.5, 1e5, 1e20, 3e38])
+    for name in SIGNED_SCORES:
+        levels = score_level(largest, name)
+        assert (levels.diff() < 0).all()
+    assert math.isnan(saturated_share(np.zeros((2, SCORE_LEVELS), np.int64), "logits"))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
