@@ -71,7 +71,10 @@ def level_ranges(name: str) -> tuple[tuple[int, int, int], ...]:
 def level_edges(name: str) -> np.ndarray:
     """Return the smallest number of each level on the positive side of 0, float32, ascending from 0."""
     (first, last, shift), *further = level_ranges(name)
-    starts = [np.arange(first + (1 << shift), last, 1 << shift), *(np.arange(a, b, 1 << step) for a, b, step in further)]
+    starts = [
+        np.arange(first + (1 << shift), last, 1 << shift),
+        *(np.arange(a, b, 1 << step) for a, b, step in further),
+    ]
     return np.concatenate([[0], *starts]).astype(np.int32).view(np.float32)
 
 

@@ -78,8 +78,9 @@ def launch(
         if pixels:
             _count[(programs, images)](
                 flat, flat_kinds, mean, deviation, flat if scores is None else scores, levels, parts, pixels, classes,
-                *(part for name in names[:3] for part in (flat_ranges(name), len(level_edges(name)) - 1)), LOWEST_LOGIT,
-                SMALLEST_ODDS, LOG_SMALLEST_ODDS, SCORE_LEVELS, len(names), standard is not None, keep, _NUMBERS, PIXELS,
+                *(part for name in names[:3] for part in (flat_ranges(name), len(level_edges(name)) - 1)),
+                LOWEST_LOGIT, SMALLEST_ODDS, LOG_SMALLEST_ODDS,
+                SCORE_LEVELS, len(names), standard is not None, keep, _NUMBERS, PIXELS,
             )  # fmt: skip
     on_host = [values.to("cpu", non_blocking=True) for values in (levels, parts.sum(1))]
 

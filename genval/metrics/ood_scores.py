@@ -121,8 +121,11 @@ def anomaly_scores(logits: Tensor, standard: tuple[Tensor, Tensor] | None = None
             for the score `standardised`. None omits it.
 
     Returns:
-        Float32 (S, N) in the order of `SCORES`, `standardised` last; NaN or infinite where logits are not finite. The row
-        of `confidence` holds the odds against the prediction (`genval.metrics.statistics.odds_against`).
+        Float32 (S, N) in the order of `SCORES`, `standardised` last. The row of `confidence` holds the odds against the
+        prediction (`genval.metrics.statistics.odds_against`).
+
+    Raises:
+        LogitsNotFiniteError: a logit is NaN or infinite, or all of a pixel's are minus infinity.
     """
     import torch
 
@@ -130,7 +133,7 @@ def anomaly_scores(logits: Tensor, standard: tuple[Tensor, Tensor] | None = None
     if not math.isfinite(largest.sum(dtype=torch.float64)):
         raise LogitsNotFiniteError
     classes = first_of(logits, largest).long()
-    below = torch.nn.functional.threshold_(logits - largest, LOWEST_LOGIT, NO_EXPONENTIAL)
+    below = torch.threshold_(logits - largest, LOWEST_LOGIT, NO_EXPONENTIAL)
     exponentials = below.exp()
     odds = exponentials.scatter_(0, classes[None], 0).sum(0)
     totals = odds + 1
@@ -166,8 +169,8 @@ def level_edge(level: int, name: str) -> float:
 
     For `confidence` it is the negated probability. For numbers below 0 it is the next number outside of the level.
 
-    >>> level_edge(0, "entropy"), level_edge(32192 + 11, "logits")
-    (7.998046875, -1.5e-38)
+    >>> level_edge(0, "entropy"), level_edge(21055, "logits")
+    (7.998046875, 8.0)
     """
     edges = level_edges(name)
     step = len(edges) - 1 - level
@@ -184,7 +187,7 @@ def saturated_share(levels: np.ndarray, name: str) -> float:
     """
     magnitudes = len(level_edges(name)) - 1
     ends = levels[:, [0, 2 * magnitudes if name in SIGNED_SCORES else magnitudes]]
-    return float(safe_divide(np.float64(ends.sum()), np.float64(levels.sum())))
+    return float(safe_divide(ends.sum(keepdims=True), levels.sum())[0, 0])
 
 
 def count_scores(scores: Tensor, kinds: Tensor, names: Sequence[str]) -> np.ndarray:

@@ -163,7 +163,7 @@ def measure(logits: Tensor, labels: Tensor, ignore: int = 255) -> tuple[Tensor, 
     flat, flat_labels = logits.detach().float().reshape(classes, -1), labels.reshape(-1)
     statistics = PixelStatistics.empty(classes)
     counted = flat_labels != ignore
-    known = torch.where(counted, flat_labels, 0).int()
+    known = torch.where(counted, flat_labels, 0)
     if int(known.max() if len(known) else 0) >= classes:
         raise GenValError(f"The labels hold classes that do not exist: expected 0..{classes - 1}, found {known.max()}.")
     predictions = torch.empty(flat_labels.shape, dtype=torch.uint8, device=flat.device)
@@ -333,7 +333,7 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
     below = (logits - largest).contiguous()
     label_below = below.view(-1).index_select(0, at_label)
     # Denormal numbers would double the time of a pass.
-    probabilities = torch.nn.functional.threshold_(below, LOWEST_LOGIT, NO_EXPONENTIAL).exp()
+    probabilities = torch.threshold_(below, LOWEST_LOGIT, NO_EXPONENTIAL).exp()
     # Without the largest, whose exponential is 1, the sum keeps the digits of the others.
     odds = probabilities.view(-1).index_fill_(0, at_largest, 0).view_as(probabilities).sum(0)
     totals = odds + 1
@@ -353,7 +353,7 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
     sums = torch.stack([values.sum(dtype=torch.float64) for values in parts])
 
     cells = len(logits) * BINS
-    label_key = torch.where(counted, known * BINS + _bin(label_probability), cells)
+    label_key = torch.where(counted, _bin(label_probability).add_(known, alpha=BINS), cells)
     # Nearly all probabilities are in the first bin. Its counts follow from those of the other bins.
     where, classes = _above(probabilities, np.float32(1) / np.float32(BINS), counted)
     high = probabilities.view(-1).index_select(0, where)
