@@ -13,7 +13,7 @@ A score is high where a model is not confident. The object is the positive class
 The state is the number of pixels at each of up to 65,536 levels of each score (`genval.kernels.layout`). These counts
 add up over images, processes and sets, and every metric follows from them. `ood_bounds` returns the largest possible
 differences to the metrics of single pixels, which `ExactMetrics` computes. No finite logit is beyond the levels.
-Entropies below 1e-38 are: `saturated_share` returns the share of such pixels.
+Entropies below 2^-105 are: `saturated_share` returns the share of such pixels.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ from genval.metrics import ranking
 from genval.metrics.division import safe_divide
 from genval.metrics.states import MergeableState
 from genval.metrics.statistics import (
-    NO_EXPONENTIAL,
     LogitsNotFiniteError,
     first_of,
     flat_nonzero,
@@ -133,7 +132,7 @@ def anomaly_scores(logits: Tensor, standard: tuple[Tensor, Tensor] | None = None
     if not math.isfinite(largest.sum(dtype=torch.float64)):
         raise LogitsNotFiniteError
     classes = first_of(logits, largest).long()
-    below = torch.threshold_(logits - largest, LOWEST_LOGIT, NO_EXPONENTIAL)
+    below = (logits - largest).clamp_(min=LOWEST_LOGIT)
     exponentials = below.exp()
     odds = exponentials.scatter_(0, classes[None], 0).sum(0)
     totals = odds + 1

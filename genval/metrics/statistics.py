@@ -48,8 +48,6 @@ _CPU_CHUNK = 16384
 
 # The level of `SMALLEST_ODDS`.
 _SMALLEST_LEVEL = int(np.searchsorted(level_edges("confidence"), np.float32(SMALLEST_ODDS)))
-# exp(-200) is 0 in float32.
-NO_EXPONENTIAL = -200.0
 
 COUNTS_VERSION = 2
 """Version of what is counted in an image. Counts of different versions are never pooled: raise it when a change of the
@@ -133,7 +131,7 @@ def odds_against(logits: Tensor) -> Tensor:
     largest = logits.amax(0)
     others = logits.scatter(0, first_of(logits, largest).long()[None], -torch.inf)
     second = others.amax(0)
-    log_odds = others.sub_(second).exp_().sum(0).log_().add_(second - largest)
+    log_odds = others.sub_(second).clamp_(min=LOWEST_LOGIT).exp_().sum(0).log_().add_(second - largest)
     # Without another class `second` is minus infinity, and the logarithm is NaN.
     replacements = (LOG_SMALLEST_ODDS / log_odds).sqrt_().mul_(SMALLEST_ODDS).nan_to_num_(nan=0.0)
     return torch.where(log_odds >= LOG_SMALLEST_ODDS, log_odds.exp(), replacements)
@@ -332,20 +330,20 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
     at_largest = place.add(predictions, alpha=len(place)).long()
     below = (logits - largest).contiguous()
     label_below = below.view(-1).index_select(0, at_label)
-    # Denormal numbers would double the time of a pass.
-    probabilities = torch.threshold_(below, LOWEST_LOGIT, NO_EXPONENTIAL).exp()
+    others = below.clamp_(min=LOWEST_LOGIT).exp()
     # Without the largest, whose exponential is 1, the sum keeps the digits of the others.
-    odds = probabilities.view(-1).index_fill_(0, at_largest, 0).view_as(probabilities).sum(0)
+    odds = others.view(-1).index_fill_(0, at_largest, 0).view_as(others).sum(0)
     totals = odds + 1
-    probabilities /= totals
-    probabilities.view(-1).index_copy_(0, at_largest, totals.reciprocal())
+    others /= totals  # the probabilities of all classes but the predicted one
+    confidence = totals.reciprocal()
     log_totals = totals.log()
     nll = log_totals - label_below
-    label_probability = probabilities.view(-1).index_select(0, at_label)
+    hit = predictions == known
+    label_probability = torch.where(hit, confidence, others.view(-1).index_select(0, at_label))
     # Products overwrite arrays that are not needed again: most of the time is spent on memory.
-    entropy = log_totals - torch.mul(below, probabilities, out=below).sum(0)
-    brier = 1 - 2 * label_probability + torch.mul(probabilities, probabilities, out=below).sum(0)
-    right = (predictions == known) & counted
+    entropy = log_totals - torch.mul(below, others, out=below).sum(0)
+    brier = 1 - 2 * label_probability + confidence**2 + torch.mul(others, others, out=below).sum(0)
+    right = hit & counted
     nll, brier, entropy = (torch.where(counted, values, 0) for values in (nll, brier, entropy))
     entropy_right = torch.where(right, entropy, 0)
     # The squares are summed in float64: otherwise their mean minus the squared mean is lost in rounding.
@@ -354,18 +352,24 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
 
     cells = len(logits) * BINS
     label_key = torch.where(counted, _bin(label_probability).add_(known, alpha=BINS), cells)
+    predicted_key = torch.where(counted, _bin(confidence).add_(predictions, alpha=BINS), cells)
+    predicted = torch.bincount(predicted_key, confidence.double(), minlength=cells + 1)[:cells]
+    class_sums = _class_sums(others, counted) + predicted.reshape(-1, BINS).sum(1)
     # Nearly all probabilities are in the first bin. Its counts follow from those of the other bins.
-    where, classes = _above(probabilities, np.float32(1) / np.float32(BINS), counted)
-    high = probabilities.view(-1).index_select(0, where)
+    where, classes = _above(others, np.float32(1) / np.float32(BINS), counted)
+    high = others.view(-1).index_select(0, where)
     key = classes.int() * BINS + _bin(high)
+    high_bins = torch.bincount(predicted_key, minlength=cells + 1)[:cells] + torch.bincount(key, minlength=cells)
+    # Without values torch returns integers, even with weights.
+    high_confidence = predicted + torch.bincount(key, high.double(), minlength=cells).double()
+    high_bins[::BINS], high_confidence[::BINS] = 0, 0
     return (
         sums,
         *_tally_confidence(odds, totals, right, counted, keys),
         torch.bincount(label_key, minlength=cells + 1)[:cells],
-        torch.bincount(key, minlength=cells),
-        # Without values torch returns integers, even with weights.
-        torch.bincount(key, high.double(), minlength=cells).double(),
-        _class_sums(probabilities, counted),
+        high_bins,
+        high_confidence,
+        class_sums,
     )
 
 
