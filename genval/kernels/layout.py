@@ -27,8 +27,10 @@ Their exponentials would underflow, and then many pixels would tie. The replacem
 normal float32 numbers down to x = -3 * 10^17."""
 LOG_SMALLEST_ODDS = math.log(SMALLEST_ODDS)
 LOWEST_LOGIT = -83.0
-"""Logits further below the pixel's largest logit count as this far below it. Their probabilities are then still normal
-float32 numbers (denormal numbers would double the time of a pass), and too small to change odds that are not replaced."""
+"""Logits further below the pixel's largest logit count as this far below it.
+
+Their probabilities are then still normal float32 numbers (denormal numbers would double the time of a pass), and too
+small to change odds that are not replaced."""
 SUMS = ("nll", "brier", "entropy_right", "entropy_wrong", "squared_entropy")
 """Further sums over pixels; in nats where they are of a likelihood or an entropy."""
 

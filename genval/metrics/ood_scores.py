@@ -251,7 +251,7 @@ def measure_ood(
     step = _step(flat_kinds)
     for start in range(0, len(flat_kinds), step):
         scores[:, start : start + step] = anomaly_scores(flat[:, start : start + step], standard)
-    # A logit that is NaN or infinite makes the largest logit, and therefore a score, NaN or infinite.
+    # An infinite standardised score is refused as well.
     entropy = [scores[0][flat_kinds == kind].sum(dtype=torch.float64) for kind in (BACKGROUND, OBJECT)]
     finite, *numbers = torch.stack([torch.isfinite(scores).all().long(), *pixels]).tolist()
     if not finite:

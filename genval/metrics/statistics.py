@@ -325,25 +325,24 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
         raise LogitsNotFiniteError
     predictions.copy_(first_of(logits, largest))
     # Flat indices of the label and of the prediction. `index_select` is faster than `gather`.
-    place = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
+    place = _places(logits.shape[1], str(logits.device))
     at_label = place.add(known, alpha=len(place))
     at_largest = place.add(predictions, alpha=len(place)).long()
     below = (logits - largest).contiguous()
     label_below = below.view(-1).index_select(0, at_label)
-    others = below.clamp_(min=LOWEST_LOGIT).exp()
+    probabilities = below.clamp_(min=LOWEST_LOGIT).exp()
     # Without the largest, whose exponential is 1, the sum keeps the digits of the others.
-    odds = others.view(-1).index_fill_(0, at_largest, 0).view_as(others).sum(0)
+    odds = probabilities.view(-1).index_fill_(0, at_largest, 0).view_as(probabilities).sum(0)
     totals = odds + 1
-    others /= totals  # the probabilities of all classes but the predicted one
-    confidence = totals.reciprocal()
+    probabilities /= totals
+    probabilities.view(-1).index_copy_(0, at_largest, totals.reciprocal())
     log_totals = totals.log()
     nll = log_totals - label_below
-    hit = predictions == known
-    label_probability = torch.where(hit, confidence, others.view(-1).index_select(0, at_label))
+    label_probability = probabilities.view(-1).index_select(0, at_label)
     # Products overwrite arrays that are not needed again: most of the time is spent on memory.
-    entropy = log_totals - torch.mul(below, others, out=below).sum(0)
-    brier = 1 - 2 * label_probability + confidence**2 + torch.mul(others, others, out=below).sum(0)
-    right = hit & counted
+    entropy = log_totals - torch.mul(below, probabilities, out=below).sum(0)
+    brier = 1 - 2 * label_probability + torch.mul(probabilities, probabilities, out=below).sum(0)
+    right = (predictions == known) & counted
     nll, brier, entropy = (torch.where(counted, values, 0) for values in (nll, brier, entropy))
     entropy_right = torch.where(right, entropy, 0)
     # The squares are summed in float64: otherwise their mean minus the squared mean is lost in rounding.
@@ -352,25 +351,27 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
 
     cells = len(logits) * BINS
     label_key = torch.where(counted, _bin(label_probability).add_(known, alpha=BINS), cells)
-    predicted_key = torch.where(counted, _bin(confidence).add_(predictions, alpha=BINS), cells)
-    predicted = torch.bincount(predicted_key, confidence.double(), minlength=cells + 1)[:cells]
-    class_sums = _class_sums(others, counted) + predicted.reshape(-1, BINS).sum(1)
     # Nearly all probabilities are in the first bin. Its counts follow from those of the other bins.
-    where, classes = _above(others, np.float32(1) / np.float32(BINS), counted)
-    high = others.view(-1).index_select(0, where)
+    where, classes = _above(probabilities, np.float32(1) / np.float32(BINS), counted)
+    high = probabilities.view(-1).index_select(0, where)
     key = classes.int() * BINS + _bin(high)
-    high_bins = torch.bincount(predicted_key, minlength=cells + 1)[:cells] + torch.bincount(key, minlength=cells)
-    # Without values torch returns integers, even with weights.
-    high_confidence = predicted + torch.bincount(key, high.double(), minlength=cells).double()
-    high_bins[::BINS], high_confidence[::BINS] = 0, 0
     return (
         sums,
         *_tally_confidence(odds, totals, right, counted, keys),
         torch.bincount(label_key, minlength=cells + 1)[:cells],
-        high_bins,
-        high_confidence,
-        class_sums,
+        torch.bincount(key, minlength=cells),
+        # Without values torch returns integers, even with weights.
+        torch.bincount(key, high.double(), minlength=cells).double(),
+        _class_sums(probabilities, counted),
     )
+
+
+@lru_cache(maxsize=4)
+def _places(count: int, device: str) -> Tensor:
+    """Return 0..count-1, int32."""
+    import torch
+
+    return torch.arange(count, dtype=torch.int32, device=device)
 
 
 def _bin(probabilities: Tensor) -> Tensor:
@@ -420,7 +421,9 @@ def _above(probabilities: Tensor, threshold: np.float32, counted: Tensor) -> tup
     if probabilities.device.type != "cpu":
         where = flat_nonzero((probabilities > float(threshold)) & counted)
         return where, torch.div(where, len(counted), rounding_mode="floor")
-    found = np.flatnonzero((probabilities.numpy() > threshold) & counted.numpy())
+    mask = probabilities.numpy() > threshold
+    mask &= counted.numpy()
+    found = np.flatnonzero(mask)
     return torch.from_numpy(found), torch.from_numpy(found // len(counted))  # torch takes three times as long
 
 
