@@ -171,7 +171,7 @@ def check(found, scores, objects, tolerance):
 def test_pixels_without_an_order_are_reported_and_counts_have_a_version(ood):
     code, output, _ = ood()
     assert code == 0 and "end of the score's range" not in output
-    (block,) = (ood.root / "results/generated/steep/blocks").glob("*.jsonl")
+    block = min((ood.root / "results/generated/steep/blocks").glob("*.jsonl"))
     lines = block.read_text().splitlines()
     assert json.loads(lines[0])["made_from"]["counts_version"] == COUNTS_VERSION
     module = sys.modules["genval.segmenters"]
