@@ -1,8 +1,8 @@
 """The layout of the counts that kernels and metrics share: bins, levels, sums and scores.
 
 A level is a range of float32 numbers that share the sign, the exponent and the first bits of the mantissa. How many
-bits depends on the exponent: most where values usually are, few where they are rare. The levels of every score reach
-the smallest and the largest normal float32 number, so that no finite logit is beyond them.
+bits depends on the exponent: most where values usually are, few where they are rare. The levels of logits reach the
+smallest and the largest normal float32 number, so that no finite logit is beyond them.
 
 Confidences p have 64,641 levels of their odds against, (1 - p) / p, which are the sum of the exponentials of the other
 logits minus the largest one. No confidence is further than 6.2e-5 from its level's middle. Where a float32 confidence
@@ -26,8 +26,11 @@ SMALLEST_ODDS = 2.0**-100
 Their exponentials would underflow, and then many pixels would tie. The replacements have the order of the odds, and are
 normal float32 numbers down to x = -3 * 10^17."""
 LOG_SMALLEST_ODDS = math.log(SMALLEST_ODDS)
-LOWEST_LOGIT = -80.0
-"""The exponentials of logits further below the pixel's largest logit count as 0."""
+LOWEST_LOGIT = -83.0
+"""Logits further below the pixel's largest logit count as this far below it.
+
+Their probabilities are then still normal float32 numbers (denormal numbers would double the time of a pass), and too
+small to change odds that are not replaced."""
 SUMS = ("nll", "brier", "entropy_right", "entropy_wrong", "squared_entropy")
 """Further sums over pixels; in nats where they are of a likelihood or an entropy."""
 
@@ -43,7 +46,8 @@ SIGNED_SCORES = ("logits", "energy", STANDARDISED)
 # Smaller numbers count as 0, larger ones as the largest. All exponents of normal float32 numbers are -126 to 127.
 _SIGNED_RANGES = ((-126, -6, 4), (-6, 0, 9), (0, 9, 11), (9, 14, 10), (14, 128, 5))
 _RANGES = {
-    "entropy": ((-126, -24, 6), (-24, 3, 11)),
+    # Entropies below 2^-105 are not exact, since distant logits count as `LOWEST_LOGIT`.
+    "entropy": ((-105, -24, 6), (-24, 3, 11)),
     "confidence": ((-126, -102, 4), (-102, -100, 10), (-100, -40, 5), (-40, -23, 7), (-23, 5, 11), (5, 8, 8)),
     **dict.fromkeys(SIGNED_SCORES, _SIGNED_RANGES),
 }
@@ -71,7 +75,10 @@ def level_ranges(name: str) -> tuple[tuple[int, int, int], ...]:
 def level_edges(name: str) -> np.ndarray:
     """Return the smallest number of each level on the positive side of 0, float32, ascending from 0."""
     (first, last, shift), *further = level_ranges(name)
-    starts = [np.arange(first + (1 << shift), last, 1 << shift), *(np.arange(a, b, 1 << step) for a, b, step in further)]
+    starts = [
+        np.arange(first + (1 << shift), last, 1 << shift),
+        *(np.arange(a, b, 1 << step) for a, b, step in further),
+    ]
     return np.concatenate([[0], *starts]).astype(np.int32).view(np.float32)
 
 

@@ -78,8 +78,9 @@ def launch(
         if pixels:
             _count[(programs, images)](
                 flat, flat_kinds, mean, deviation, flat if scores is None else scores, levels, parts, pixels, classes,
-                *(part for name in names[:3] for part in (flat_ranges(name), len(level_edges(name)) - 1)), LOWEST_LOGIT,
-                SMALLEST_ODDS, LOG_SMALLEST_ODDS, SCORE_LEVELS, len(names), standard is not None, keep, _NUMBERS, PIXELS,
+                *(part for name in names[:3] for part in (flat_ranges(name), len(level_edges(name)) - 1)),
+                LOWEST_LOGIT, SMALLEST_ODDS, LOG_SMALLEST_ODDS,
+                SCORE_LEVELS, len(names), standard is not None, keep, _NUMBERS, PIXELS,
             )  # fmt: skip
     on_host = [values.to("cpu", non_blocking=True) for values in (levels, parts.sum(1))]
 
@@ -128,11 +129,10 @@ def _score(  # type: ignore[no-untyped-def]
     product = tl.zeros_like(largest)
     for index in range(classes):
         below = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32) - largest
-        below = tl.where(index == predicted, float("-inf"), below)
-        distant = below < LOWEST
-        exponential = tl.where(distant, 0.0, tl.exp(below))
+        below = tl.where(below < LOWEST, LOWEST, below)
+        exponential = tl.where(index == predicted, 0.0, tl.exp(below))
         odds += exponential
-        product += exponential * tl.where(distant, 0.0, below)
+        product += exponential * below
     # In float64: a GPU's fast logarithm has few correct digits near 1. log(1 + x) is x for the smallest.
     wide = odds.to(tl.float64)
     log_totals = tl.where(wide < 1e-9, wide, tl.log(1.0 + wide)).to(tl.float32)

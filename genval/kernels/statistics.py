@@ -208,7 +208,7 @@ def _sum_others(logits, largest, predicted, inside, pixels, CLASSES: tl.constexp
     odds = tl.zeros_like(largest)
     for index in range(CLASSES):
         below = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32) - largest
-        odds += tl.where((below < LOWEST) | (index == predicted), 0.0, tl.exp(below))
+        odds += tl.where(index == predicted, 0.0, tl.exp(tl.where(below < LOWEST, LOWEST, below)))
     return odds
 
 
@@ -236,9 +236,9 @@ def _tally_classes(  # type: ignore[no-untyped-def]
     label_below = tl.zeros_like(largest)
     for index in range(CLASSES):
         below = tl.load(logits + index * pixels, mask=inside, other=0.0).to(tl.float32) - largest
-        distant = below < LOWEST
-        probability = tl.div_rn(tl.where(distant, 0.0, tl.exp(below)), totals)
-        product += tl.where(distant, 0.0, below) * probability
+        clamped = tl.where(below < LOWEST, LOWEST, below)
+        probability = tl.div_rn(tl.exp(clamped), totals)
+        product += clamped * probability
         squares += probability * probability
         label_probability = tl.where(known == index, probability, label_probability)
         label_below = tl.where(known == index, below, label_below)

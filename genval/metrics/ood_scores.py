@@ -13,7 +13,7 @@ A score is high where a model is not confident. The object is the positive class
 The state is the number of pixels at each of up to 65,536 levels of each score (`genval.kernels.layout`). These counts
 add up over images, processes and sets, and every metric follows from them. `ood_bounds` returns the largest possible
 differences to the metrics of single pixels, which `ExactMetrics` computes. No finite logit is beyond the levels.
-Entropies below 1e-38 are: `saturated_share` returns the share of such pixels.
+Entropies below 2^-105 are: `saturated_share` returns the share of such pixels.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ from genval.metrics import ranking
 from genval.metrics.division import safe_divide
 from genval.metrics.states import MergeableState
 from genval.metrics.statistics import (
-    NO_EXPONENTIAL,
     LogitsNotFiniteError,
     first_of,
     flat_nonzero,
@@ -121,8 +120,11 @@ def anomaly_scores(logits: Tensor, standard: tuple[Tensor, Tensor] | None = None
             for the score `standardised`. None omits it.
 
     Returns:
-        Float32 (S, N) in the order of `SCORES`, `standardised` last; NaN or infinite where logits are not finite. The row
-        of `confidence` holds the odds against the prediction (`genval.metrics.statistics.odds_against`).
+        Float32 (S, N) in the order of `SCORES`, `standardised` last. The row of `confidence` holds the odds against the
+        prediction (`genval.metrics.statistics.odds_against`).
+
+    Raises:
+        LogitsNotFiniteError: a logit is NaN or infinite, or all of a pixel's are minus infinity.
     """
     import torch
 
@@ -130,7 +132,7 @@ def anomaly_scores(logits: Tensor, standard: tuple[Tensor, Tensor] | None = None
     if not math.isfinite(largest.sum(dtype=torch.float64)):
         raise LogitsNotFiniteError
     classes = first_of(logits, largest).long()
-    below = torch.nn.functional.threshold_(logits - largest, LOWEST_LOGIT, NO_EXPONENTIAL)
+    below = (logits - largest).clamp_(min=LOWEST_LOGIT)
     exponentials = below.exp()
     odds = exponentials.scatter_(0, classes[None], 0).sum(0)
     totals = odds + 1
@@ -166,8 +168,8 @@ def level_edge(level: int, name: str) -> float:
 
     For `confidence` it is the negated probability. For numbers below 0 it is the next number outside of the level.
 
-    >>> level_edge(0, "entropy"), level_edge(32192 + 11, "logits")
-    (7.998046875, -1.5e-38)
+    >>> level_edge(0, "entropy"), level_edge(21055, "logits")
+    (7.998046875, 8.0)
     """
     edges = level_edges(name)
     step = len(edges) - 1 - level
@@ -184,7 +186,7 @@ def saturated_share(levels: np.ndarray, name: str) -> float:
     """
     magnitudes = len(level_edges(name)) - 1
     ends = levels[:, [0, 2 * magnitudes if name in SIGNED_SCORES else magnitudes]]
-    return float(safe_divide(np.float64(ends.sum()), np.float64(levels.sum())))
+    return float(safe_divide(ends.sum(keepdims=True), levels.sum())[0, 0])
 
 
 def count_scores(scores: Tensor, kinds: Tensor, names: Sequence[str]) -> np.ndarray:
@@ -249,7 +251,7 @@ def measure_ood(
     step = _step(flat_kinds)
     for start in range(0, len(flat_kinds), step):
         scores[:, start : start + step] = anomaly_scores(flat[:, start : start + step], standard)
-    # A logit that is NaN or infinite makes the largest logit, and therefore a score, NaN or infinite.
+    # An infinite standardised score is refused as well.
     entropy = [scores[0][flat_kinds == kind].sum(dtype=torch.float64) for kind in (BACKGROUND, OBJECT)]
     finite, *numbers = torch.stack([torch.isfinite(scores).all().long(), *pixels]).tolist()
     if not finite:

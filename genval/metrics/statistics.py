@@ -48,8 +48,6 @@ _CPU_CHUNK = 16384
 
 # The level of `SMALLEST_ODDS`.
 _SMALLEST_LEVEL = int(np.searchsorted(level_edges("confidence"), np.float32(SMALLEST_ODDS)))
-# exp(-200) is 0 in float32.
-NO_EXPONENTIAL = -200.0
 
 COUNTS_VERSION = 2
 """Version of what is counted in an image. Counts of different versions are never pooled: raise it when a change of the
@@ -133,7 +131,7 @@ def odds_against(logits: Tensor) -> Tensor:
     largest = logits.amax(0)
     others = logits.scatter(0, first_of(logits, largest).long()[None], -torch.inf)
     second = others.amax(0)
-    log_odds = others.sub_(second).exp_().sum(0).log_().add_(second - largest)
+    log_odds = others.sub_(second).clamp_(min=LOWEST_LOGIT).exp_().sum(0).log_().add_(second - largest)
     # Without another class `second` is minus infinity, and the logarithm is NaN.
     replacements = (LOG_SMALLEST_ODDS / log_odds).sqrt_().mul_(SMALLEST_ODDS).nan_to_num_(nan=0.0)
     return torch.where(log_odds >= LOG_SMALLEST_ODDS, log_odds.exp(), replacements)
@@ -163,7 +161,7 @@ def measure(logits: Tensor, labels: Tensor, ignore: int = 255) -> tuple[Tensor, 
     flat, flat_labels = logits.detach().float().reshape(classes, -1), labels.reshape(-1)
     statistics = PixelStatistics.empty(classes)
     counted = flat_labels != ignore
-    known = torch.where(counted, flat_labels, 0).int()
+    known = torch.where(counted, flat_labels, 0)
     if int(known.max() if len(known) else 0) >= classes:
         raise GenValError(f"The labels hold classes that do not exist: expected 0..{classes - 1}, found {known.max()}.")
     predictions = torch.empty(flat_labels.shape, dtype=torch.uint8, device=flat.device)
@@ -327,13 +325,12 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
         raise LogitsNotFiniteError
     predictions.copy_(first_of(logits, largest))
     # Flat indices of the label and of the prediction. `index_select` is faster than `gather`.
-    place = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
+    place = _places(logits.shape[1], str(logits.device))
     at_label = place.add(known, alpha=len(place))
     at_largest = place.add(predictions, alpha=len(place)).long()
     below = (logits - largest).contiguous()
     label_below = below.view(-1).index_select(0, at_label)
-    # Denormal numbers would double the time of a pass.
-    probabilities = torch.nn.functional.threshold_(below, LOWEST_LOGIT, NO_EXPONENTIAL).exp()
+    probabilities = below.clamp_(min=LOWEST_LOGIT).exp()
     # Without the largest, whose exponential is 1, the sum keeps the digits of the others.
     odds = probabilities.view(-1).index_fill_(0, at_largest, 0).view_as(probabilities).sum(0)
     totals = odds + 1
@@ -353,7 +350,7 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
     sums = torch.stack([values.sum(dtype=torch.float64) for values in parts])
 
     cells = len(logits) * BINS
-    label_key = torch.where(counted, known * BINS + _bin(label_probability), cells)
+    label_key = torch.where(counted, _bin(label_probability).add_(known, alpha=BINS), cells)
     # Nearly all probabilities are in the first bin. Its counts follow from those of the other bins.
     where, classes = _above(probabilities, np.float32(1) / np.float32(BINS), counted)
     high = probabilities.view(-1).index_select(0, where)
@@ -367,6 +364,14 @@ def _tally(logits: Tensor, known: Tensor, counted: Tensor, predictions: Tensor, 
         torch.bincount(key, high.double(), minlength=cells).double(),
         _class_sums(probabilities, counted),
     )
+
+
+@lru_cache(maxsize=4)
+def _places(count: int, device: str) -> Tensor:
+    """Return 0..count-1, int32."""
+    import torch
+
+    return torch.arange(count, dtype=torch.int32, device=device)
 
 
 def _bin(probabilities: Tensor) -> Tensor:
@@ -416,7 +421,9 @@ def _above(probabilities: Tensor, threshold: np.float32, counted: Tensor) -> tup
     if probabilities.device.type != "cpu":
         where = flat_nonzero((probabilities > float(threshold)) & counted)
         return where, torch.div(where, len(counted), rounding_mode="floor")
-    found = np.flatnonzero((probabilities.numpy() > threshold) & counted.numpy())
+    mask = probabilities.numpy() > threshold
+    mask &= counted.numpy()
+    found = np.flatnonzero(mask)
     return torch.from_numpy(found), torch.from_numpy(found // len(counted))  # torch takes three times as long
 
 

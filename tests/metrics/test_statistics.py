@@ -11,7 +11,14 @@ from reference_metrics import cases, log_odds, realistic, same, single_pixels
 from genval.metrics.calibration import top1_metrics
 from genval.metrics.ranking import auroc, counts_by_score, fpr_at_tpr
 from genval.metrics.reliability import reliability_bounds, reliability_metrics
-from genval.metrics.statistics import CONFIDENCE_LEVELS, PixelStatistics, level_confidence, magnitude_level, measure, odds_against
+from genval.metrics.statistics import (
+    CONFIDENCE_LEVELS,
+    PixelStatistics,
+    level_confidence,
+    magnitude_level,
+    measure,
+    odds_against,
+)
 from genval.runtime.errors import GenValError
 
 

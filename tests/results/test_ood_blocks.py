@@ -1,5 +1,7 @@
 """The files of OOD detection, and exact metrics of sets that do not fit into memory."""
 
+import csv
+import json
 import os
 import resource
 
@@ -7,9 +9,18 @@ import numpy as np
 import pytest
 from reference_metrics import sklearn_ood_metrics
 
-from genval.metrics.ood_pooling import COARSE, poisson_weights
-from genval.metrics.ood_scores import SCORE_LEVELS
-from genval.results.ood_blocks import PUBLISHED_KEYS, OodResults, has_scores, pool_blocks, pool_scores, write_scores
+from genval.kernels.layout import level_edges
+from genval.metrics.ood_pooling import COARSE, coarse_levels, poisson_weights
+from genval.metrics.ood_scores import SCORE_LEVELS, ood_bounds
+from genval.results.ood_blocks import (
+    PUBLISHED_KEYS,
+    OodResults,
+    has_scores,
+    pool_blocks,
+    pool_scores,
+    write_results,
+    write_scores,
+)
 from genval.runtime.errors import GenValError
 
 IDS = [f"lion/{number}" for number in range(6)]
@@ -74,3 +85,31 @@ def test_damaged_scores_are_refused(tmp_path):
     (tmp_path / "entropy_object.npy").write_bytes(b"x")
     with pytest.raises(GenValError, match=r"entropy_object\.npy is missing or damaged"):
         pool_scores([tmp_path], "entropy")
+
+
+def test_the_share_of_pixels_without_an_order_is_in_the_tables(tmp_path):
+    results = OodResults(tmp_path, "set", "model")
+    levels = np.zeros((2, 2, SCORE_LEVELS), np.int64)
+    last = len(level_edges("entropy")) - 1
+    levels[0, :, [5, last]] = [[30, 2], [10, 8]]  # entropy: background and object at a level, and at the end
+    levels[1, :, [40, 300]] = [[40, 0], [0, 10]]
+    lines = [
+        {
+            "made_from": {"id": "lion/0"},
+            "image": "0.png",
+            "object": "lion",
+            "raw_entropy": 0.1,
+            "rel_entropy": 1.0,
+            "entropy_sums": [1.0, 2.0],
+            "pixels": {"background": 40, "object": 10, "void": 0},
+            "figures": {name: dict.fromkeys(PUBLISHED_KEYS.values(), 0.5) for name in ("entropy", "logits")},
+        }
+    ]
+    results.write_block("0", lines, levels, coarse_levels(levels)[None])
+    pooled = pool_blocks(results, ["0"], 2, draws=5, seed=0)
+    rows = write_results(results, pooled, ["entropy", "logits"], {})
+    assert [row["saturated"] for row in rows] == [0.36, 0]
+    assert rows[0]["auroc_bound"] == ood_bounds(levels[0])["auroc"] > 0 == rows[1]["auroc_bound"]
+    with open(results.csv) as stream:
+        assert [float(row["saturated"]) for row in csv.DictReader(stream)] == [0.36, 0]
+    assert json.loads(results.json.read_text())["pooled"]["entropy"]["saturated"] == 0.36

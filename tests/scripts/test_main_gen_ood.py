@@ -14,6 +14,7 @@ import pytest
 import torch
 from relis_world import fake_segmenters
 
+from genval.metrics.statistics import COUNTS_VERSION
 from genval.runtime.files import write_png
 from genval.runtime.paths import REPO_ROOT
 
@@ -165,6 +166,28 @@ def check(found, scores, objects, tolerance):
         ("aupr_out", precision_recall_curve(~objects, -scores)),
     ):
         assert found[key] == pytest.approx(auc(curve[1], curve[0]), abs=tolerance)
+
+
+def test_pixels_without_an_order_are_reported_and_counts_have_a_version(ood):
+    code, output, _ = ood()
+    assert code == 0 and "end of the score's range" not in output
+    block = min((ood.root / "results/generated/steep/blocks").glob("*.jsonl"))
+    lines = block.read_text().splitlines()
+    assert json.loads(lines[0])["made_from"]["counts_version"] == COUNTS_VERSION
+    module = sys.modules["genval.segmenters"]
+    plain = module.load_segmenter
+
+    def steeper(name, *args, **options):
+        segmenter = plain(name, *args, **options)
+        forward = segmenter.forward
+        segmenter.forward = lambda images, size=None: forward(images, size) * 300
+        return segmenter
+
+    ood.monkeypatch.setattr(module, "load_segmenter", steeper)
+    code, output, _ = ood(model="saturated")
+    assert code == 0 and "entropy of saturated on generated:" in output and "end of the score's range" in output
+    assert float(ood.rows(model="saturated")["entropy"]["saturated"]) > 0.1
+    assert float(ood.rows(model="saturated")["confidence"]["saturated"]) == 0
 
 
 @pytest.mark.slow
