@@ -45,6 +45,14 @@ def commands(page: Path) -> list[str]:
     ]
 
 
+SCRIPTS = sorted(
+    path.relative_to(REPO_ROOT).as_posix()
+    for folder in ("ControlNet", "ood_objects", "relis", "ood_detection", "report", "mini", ".")
+    for path in REPO_ROOT.glob(f"{folder}/*.py")
+    if path.name not in ("__init__.py", "presets.py", "path_dicts.py")
+)
+
+
 def without_variables(words: list[str]) -> list[str]:
     """A command without the shell variables of a longer recipe."""
     return [word for word in words if not word.startswith("$")]
@@ -91,10 +99,20 @@ def test_the_table_of_flags_is_that_of_the_library():
     table = {_CODE.findall(row[1])[0].removeprefix("--"): _CODE.findall(row[2]) for row in rows}
     documented = {name: tuple(alias.removeprefix("--") for alias in aliases) for name, aliases in table.items()}
     assert {name: aliases for name, aliases in documented.items() if aliases} == ALIASES
-    scripts = [path for path in REPO_ROOT.glob("*/*.py") if path.parent.name in ("ControlNet", "ood_objects", "relis",
-               "ood_detection", "report", "mini") and path.name not in ("__init__.py", "presets.py")]  # fmt: skip
-    known = {action.dest for path in scripts for action in parser_of(path.relative_to(REPO_ROOT).as_posix())._actions}
+    known = {action.dest for script in SCRIPTS for action in parser_of(script)._actions}
     assert set(documented) <= known
+
+
+def test_every_flag_of_every_script_is_documented():
+    """In the table of docs/flags.md, or among the further flags of its script."""
+    table, _, further = (REPO_ROOT / "docs/flags.md").read_text().partition("## Further flags")
+    shared = {_CODE.findall(line.split("|")[2])[0] for line in table.splitlines() if "| `--" in line}
+    lists = {found[0]: set(found[1:]) for found in map(_CODE.findall, further.split("\n- ")[1:])}
+    for script in SCRIPTS:
+        actions = [action for action in parser_of(script)._actions if action.help != argparse.SUPPRESS]
+        flags = {action.option_strings[0] for action in actions if action.option_strings} - {"-h"}
+        assert lists.pop(script, set()) == flags - shared, script
+    assert not lists
 
 
 def test_every_script_is_in_the_table_of_stages():

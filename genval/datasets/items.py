@@ -195,8 +195,10 @@ def _require_files(
     pattern = str(place).replace("{split}", names) if splits else str(place)
     endings = extensions[0] if len(extensions) == 1 else "{" + ",".join(end[1:] for end in extensions) + "}"
     dot = "" if endings.startswith(".") else "."
+    above = Path(str(place).partition("{")[0])
+    missing = "" if above.is_dir() else f" There is no folder {above}."
     raise GenValError(
-        f"No files of {dataset}: expected {pattern}/*{suffix}{dot}{endings}, found none. "
+        f"No files of {dataset}: expected {pattern}/*{suffix}{dot}{endings}, found none.{missing} "
         "Put the data there, or check the flags for its folder and its split."
     )
 

@@ -12,6 +12,7 @@ places of the classes in the `config.json` of its releases, their trainIds those
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ CLASSES: tuple[str, ...] = (
     "bicycle",
 )
 """Names of the trainIds 0..18."""
+
+_BY_NAME = {name.replace(" ", ""): train_id for train_id, name in enumerate(CLASSES)}
 
 # Ids from the first that is no trainId up to those that stand for no label.
 _FIRST_ABOVE, _SPECIAL = 19, 251
@@ -261,18 +264,22 @@ def find_label_space(name: str) -> LabelSpace:
     """A label space by its name, or from a JSON file of ids: `{"0": "road", "7": 13, "34": null, "other": null}`.
 
     Args:
-        name: a key of `LABEL_SPACES`, or a file (relative: from the repository's root). Its keys are ids 0..255, its
-            values a class's name or trainId, or null (or 255) for pixels that are not counted. Ids that it does not
-            name are errors where they occur, unless it has the key "other", whose value must be null.
+        name: a key of `LABEL_SPACES` in any case, or a file (relative: from the repository's root). Its keys are ids
+            0..255, its values a class's name in any case or trainId, or null (or 255) for pixels that are not counted.
+            Ids that it does not name are errors where they occur, unless it has the key "other", whose value must be
+            null.
 
     Raises:
         GenValError: no such label space or file, or the content of the file is invalid.
     """
-    if name in LABEL_SPACES:
-        return LABEL_SPACES[name]
+    if name.lower() in LABEL_SPACES:
+        return LABEL_SPACES[name.lower()]
     path = resolve(name)
     if not path.is_file():
-        raise GenValError(f"Unknown labels {name!r}: expected one of {', '.join(LABEL_SPACES)}, or a JSON file of ids.")
+        what = f"Labels: {path} is a folder" if path.is_dir() else f"Labels: there is no file {path}"
+        if "/" not in name and not path.suffix:
+            what = f"Unknown labels {name!r}"
+        raise GenValError(f"{what}: expected one of {', '.join(LABEL_SPACES)}, or a JSON file of ids.")
     content = read_json(path, dict[str, str | int | None], 'Expected {"id": "class", ...}.')
     known = range(256) if "other" in content else [_id(key, path) for key in content]
     if content.pop("other", None) is not None:
@@ -311,8 +318,8 @@ def _id(key: str, path: Path) -> int:
 def _train_id(value: Any, key: str, path: Path) -> int:
     if value is None or value == IGNORE:
         return IGNORE
-    if isinstance(value, str) and value in CLASSES:
-        return CLASSES.index(value)
+    if isinstance(value, str) and (plain := re.sub(r"[\s_-]", "", value.lower())) in _BY_NAME:
+        return _BY_NAME[plain]
     if type(value) is int and 0 <= value < len(CLASSES):
         return value
     raise GenValError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import path_dicts
-from genval.datasets.labels import find_label_space
+from genval.datasets.labels import LABEL_SPACES, find_label_space
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import find_below, inside, resolve, subfolders
 
@@ -214,12 +214,13 @@ def folder_layout(dataset: str) -> Layout:
             f"{sorted(placeholders)} and {sorted(others)}."
         )
     find_label_space(parts[2])
+    labels = parts[2].lower() if parts[2].lower() in LABEL_SPACES else parts[2]
     return Layout(
         images=images,
         masks=masks,
         image_suffix=image_suffix,
         mask_suffixes=(mask_suffix,),
-        label_space=parts[2],
+        label_space=labels,
         splits=(),
         default_split="all",
         cond=MIXED,

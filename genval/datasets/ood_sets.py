@@ -162,6 +162,9 @@ def find_ood_items(
         if len(folders) != 2 or not all(folders):
             raise GenValError(f"Expected {_PAIR_FORM} without commas inside, found {dataset!r}.")
         places = [resolve(folder) for folder in folders]
+        for place in places:
+            if not place.is_dir():
+                raise GenValError(f"{dataset}: there is no folder {place}. Correct the path.")
         images_found, masks_found = _match(places[0], rf"(.+){_IMAGE}"), _match(places[1], r"(.+)\.png")
         return _pair(dataset, images_found, masks_found, _TRACK, ids, skipped, f"{places[0]} and {places[1]}")
     if dataset not in OOD_LAYOUTS:

@@ -53,7 +53,7 @@ def find_jsonl(name: str, *folders: str | Path) -> Path:
         if place.is_file():
             return place
     raise GenValError(
-        f"No captions: expected {places[0]} or {REPO_ROOT / 'ControlNet' / name}. Put the published training/*.jsonl "
+        f"No captions: expected {' or '.join(map(str, dict.fromkeys(places)))}. Put the published training/*.jsonl "
         "there, or a file of lines with " + ", ".join(_KEYS) + "."
     )
 

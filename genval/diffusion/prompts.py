@@ -136,6 +136,6 @@ def find_captions(name: str | None, split: str, *folders: Path) -> Path:
         if place.is_file():
             return place
     raise GenValError(
-        f"No captions: expected {places[0]} or another {names[-1]}. Put the published training/*.jsonl there, run: "
-        "python ControlNet/clip_int.py --dataset cityscapes, or give --caption TEXT or --no_captions."
+        f"No captions: expected {' or '.join(map(str, dict.fromkeys(places)))}. Put the published training/*.jsonl "
+        "there, run: python ControlNet/clip_int.py --dataset cityscapes, or give --caption TEXT or --no_captions."
     )

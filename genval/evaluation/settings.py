@@ -414,7 +414,7 @@ class CalibrationSets:
     )
     calib_dataset: str = flag("Cityscapes", "data set that calibrates")
     calib_cond: tuple[str, ...] = flag(ALL, "its conditions", type=comma_list)
-    calib_scene: tuple[str, ...] = flag(ALL, "its scenes, e.g. lindau,munster", type=comma_list)
+    calib_scene: tuple[str, ...] = flag(ALL, "its scenes, such as lindau,munster of Cityscapes", type=comma_list)
     subsamples: int | None = flag(None, "calibrate on this many images, chosen at random", type=positive_int)
     seeds: tuple[int, ...] = flag((0,), "seeds of all random choices, e.g. 0,1,2", type=seed_list)
     calibration_dir: str = flag("results/calibration", "folder of the temperatures")

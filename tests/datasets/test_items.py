@@ -101,6 +101,14 @@ def test_what_is_unknown_is_named_with_what_is_known(root, options, message):
         find(root, **options)
 
 
+def test_hints_name_the_scenes_of_the_set_alone(root):
+    for cond, scene in (("fog", "GOPR0475"), ("night", "GOPR0351")):
+        name = f"{cond}/val/{scene}/{scene}_frame_1"
+        touch(root / f"ACDC/rgb_anon/{name}_rgb_anon.png", root / f"ACDC/gt/{name}_gt_labelIds.png")
+    with pytest.raises(GenValError, match=r"no scene 'frankfurt'\. Give --scene one of: GOPR0351, GOPR0475, all"):
+        find(root, "ACDC", scene="frankfurt")
+
+
 def test_empty_folders_are_refused(tmp_path):
     (tmp_path / "cityscapes/leftImg8bit/val/lindau").mkdir(parents=True)
     with pytest.raises(GenValError, match="No files of Cityscapes"):

@@ -91,6 +91,11 @@ def test_a_label_map_of_ones_own(tmp_path):
     assert space.to_train_ids(np.array([[0, 9]], np.uint8)).tolist() == [[6, 255]]
 
 
+@pytest.mark.parametrize("name", ["Traffic Light", "TRAFFIC LIGHT", "traffic_light", "trafficLight"])
+def test_names_of_classes_are_in_any_case(tmp_path, name):
+    assert labels.find_label_space(write(tmp_path / "map.json", {"4": name})).table[4] == 6
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -112,3 +117,14 @@ def test_bad_label_maps(tmp_path, content, message):
 def test_unknown_labels_are_named():
     with pytest.raises(GenValError, match=r"Unknown labels 'kitti': expected one of cityscapes, .*JSON file"):
         labels.find_label_space("kitti")
+
+
+def test_a_missing_file_of_labels_is_called_missing(tmp_path):
+    with pytest.raises(GenValError, match=r"Labels: there is no file .*absent\.json: expected one of cityscapes, "):
+        labels.find_label_space(str(tmp_path / "absent.json"))
+    with pytest.raises(GenValError, match=r"Labels: .* is a folder: expected one of"):
+        labels.find_label_space(str(tmp_path))
+
+
+def test_label_spaces_are_named_in_any_case():
+    assert labels.find_label_space("CamVid") is labels.CAMVID

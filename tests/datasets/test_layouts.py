@@ -144,12 +144,20 @@ def test_one_name_for_both_and_any_split(own):
         ("folder:a/*/x,b/*/x,cityscapes", r"a \* can only be in the file's name"),
         ("folder:a/x*.png,b/*.png,cityscapes", r"expected one \* at the start"),
         ("folder:a,b,kitti", "Unknown labels 'kitti'"),
+        ("folder:a,b,maps/absent.json", r"there is no file .*maps/absent\.json: expected one of cityscapes, "),
+        ("folder:a,b,tests/", r"tests is a folder: expected one of cityscapes, "),
         ("folder:/no/where,/no/where/else,cityscapes", r"No files of folder:.*expected /no/where/\*"),
+        ("folder:/no/{scene},/no/{scene},cityscapes", r"found none\. There is no folder /no\. "),
     ],
 )
 def test_bad_folders(text, message):
     with pytest.raises(GenValError, match=message):
         find_items(text)
+
+
+def test_the_name_of_labels_may_be_in_any_case(own):
+    items = find_items(f"folder:{own}/rgb/a/*_rgb,{own}/gt/a/*_gt,CityScapes")
+    assert items[0].label_space == "cityscapes"
 
 
 def test_lists_of_data_sets_keep_folders_together():

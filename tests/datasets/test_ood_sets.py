@@ -118,6 +118,8 @@ def test_two_folders_are_paired_by_name(tmp_path):
         find_ood_items(dataset)
     with pytest.raises(GenValError, match="Expected pair:IMAGES,MASKS"):
         find_ood_items("pair:one")
+    with pytest.raises(GenValError, match=r"there is no folder /no/where\. "):
+        find_ood_items(f"pair:{tmp_path / 'a'},/no/where")
 
 
 def test_the_generated_set_leaves_out_what_was_not_found_or_not_chosen(tmp_path):

@@ -79,3 +79,5 @@ def test_where_captions_are_looked_for(tmp_path: Path) -> None:
     assert find_captions(str(lines), "val") == lines
     with pytest.raises(GenValError, match=r"none\.json"):
         find_captions("none.json", "val", tmp_path)
+    with pytest.raises(GenValError, match=r"expected /no/where\.json\. "):  # each place once
+        find_captions("/no/where.json", "val", tmp_path)
