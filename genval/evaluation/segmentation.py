@@ -519,4 +519,7 @@ def _is_whole(results: SceneResults) -> bool:
 
 def _is_unidentified(results: SceneResults) -> bool:
     """Whether a scene has results of a version that did not record the identity of the model."""
-    return results.metrics.exists() and any("identity" not in record for record in results.records())
+    try:
+        return results.metrics.exists() and any("identity" not in record for record in results.records())
+    except GenValError:  # a missing or damaged manifest is written again
+        return False

@@ -63,7 +63,7 @@ def list_scenes(
         found |= matches
     scenes = [SceneResults(root, model, dataset, cond, scene) for cond, scene in sorted(found)]
     for results in scenes:
-        if not results.metrics.exists():
+        if not (results.metrics.exists() and (results.folder / "manifest.jsonl").exists()):
             raise NoResultsError(f"No finished results in {results.folder}. Run: {results.command(preset)}")
     made = provenance(scenes, preset)
     if made.limit is not None and not limited:

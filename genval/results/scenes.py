@@ -118,7 +118,10 @@ class SceneResults:
         required = [statistics, self.counts(record["id"]), *([self.prediction(record["id"])] if prediction else [])]
         if not is_reusable(record) or not all(path.exists() for path in required):
             return False
-        return {**_read_counts(statistics), "confusion_matrix": None} == {**record, "confusion_matrix": None}
+        try:
+            return {**_read_counts(statistics), "confusion_matrix": None} == {**record, "confusion_matrix": None}
+        except GenValError:  # a damaged file is computed again
+            return False
 
     def read_matrix(self) -> np.ndarray:
         """Read the scene's confusion matrix, int64 (C, C).
@@ -136,7 +139,7 @@ class SceneResults:
 
     def records(self) -> list[dict[str, Any]]:
         """Read the images' records, in the order of the manifest."""
-        return read_jsonl(self.folder / "manifest.jsonl", ImageLine)
+        return read_jsonl(self.folder / "manifest.jsonl", ImageLine, "Delete it and run relis/eval.py again.")
 
     def ids(self) -> list[str]:
         """Return the images' ids, in the order of the manifest."""

@@ -229,6 +229,21 @@ def test_a_manifest_that_disagrees_with_the_metrics_is_refused(world, change):
     world.refused("manifest.jsonl", "Run: python relis/eval.py", code_out_err=final(world))
 
 
+@pytest.mark.parametrize("damage", ["no manifest", "truncated manifest", "truncated statistics"])
+def test_the_command_for_damaged_results_repairs_them(world, damage):
+    world.eval("Cityscapes", "good")
+    folder = world.results / SCENE / "frankfurt"
+    before = (folder / "metrics.json").read_bytes()
+    path = folder / "manifest.jsonl" if "manifest" in damage else min(folder.glob("statistics/*.json"))
+    if damage == "no manifest":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-20])
+    world.refused(folder, "relis/eval.py", code_out_err=final(world))
+    assert world.eval("Cityscapes", "good")[0] == 0
+    assert (folder / "metrics.json").read_bytes() == before and final(world)[0] == 0
+
+
 def test_commands_repeat_the_flags_of_the_evaluation(world):
     world.eval("Cityscapes", "good", "--split", "val", "--class_map", "trainids")
     (world.results / SCENE / "munster/metrics.json").unlink()
