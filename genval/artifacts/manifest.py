@@ -7,15 +7,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any, TypedDict
 
 from genval.runtime.errors import GenValError
 from genval.runtime.files import check_shape, parse_json, split_jsonl, write_jsonl
-from genval.runtime.paths import expected_inside
 
 
 class _Record(TypedDict):
-    id: Annotated[str, expected_inside]
+    id: str
 
 
 class Manifest:

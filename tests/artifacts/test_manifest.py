@@ -98,7 +98,6 @@ def test_settings_are_plain_json(tmp_path):
         ("[1, 2]", "holds a JSON list"),
         ('{"a": 1}', "id: expected a value"),
         ('{"id": 3}', "id: expected text"),
-        ('{"id": "../../x"}', r"id: expected a name without '\.\.'"),
         ('{"id": "x", "a": NaN}', "NaN is not a JSON number"),
     ],
 )

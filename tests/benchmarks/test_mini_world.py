@@ -69,7 +69,11 @@ def test_masks_are_pooled_before_the_mean(benchmark, tmp_path):
         name, mean = "all road", torch.zeros(1)
 
         def __call__(self, images, size):
-            return torch.nn.functional.one_hot(torch.zeros(len(images), *size, dtype=torch.long), 19).movedim(-1, 1)
+            return (
+                torch.nn.functional.one_hot(torch.zeros(len(images), *size, dtype=torch.long), 19)
+                .movedim(-1, 1)
+                .float()
+            )
 
     values = benchmark.mask_scores(AllRoad(), np.zeros((3, 8, 16, 3), np.uint8), items, batch_size=2)
     road = np.mean([CITYSCAPES.to_train_ids(mask) == 0 for mask in masks])

@@ -432,7 +432,7 @@ def test_variants_are_asked_for_where_a_hub_name_has_nothing_else(
 ) -> None:
     asked = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append(allow_patterns)
         return str(half_folder)
 

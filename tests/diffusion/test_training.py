@@ -305,7 +305,7 @@ def test_a_resumed_run_uses_its_own_learning_rate(base_folder: Path, city_folder
 @pytest.mark.parametrize("run", ["../x", "a/../../x", "/x", ".", "", ".."])
 def test_a_run_stays_in_the_folder_of_all_runs(tmp_path: Path, run: str) -> None:
     for resume in (None, "auto", "last"):
-        with pytest.raises(GenValError, match=r"--run: .* does not lie in"):
+        with pytest.raises(GenValError, match=r"--run: expected a name of something in"):
             choose_run(tmp_path, run, resume)
     assert choose_run(tmp_path, "a/b", "auto") == (tmp_path / "a/b", None)
 

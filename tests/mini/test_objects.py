@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from genval.datasets.reading import read_image, read_mask
 from genval.runtime.files import read_json, read_jsonl
@@ -38,7 +39,8 @@ def test_every_published_name_has_a_sprite_or_is_listed_as_left_out():
 
 
 def test_sprites_are_cut_to_what_is_visible_and_do_not_overlap():
-    taken = np.zeros(read_image(SPRITES / "sheet.png").shape[:2], bool)
+    with Image.open(SPRITES / "sheet.png") as sheet:
+        taken = np.zeros((sheet.height, sheet.width), bool)
     for name, place in read_json(SPRITES / "index.json")["objects"].items():
         alpha = sprite(name)[..., 3]
         assert max(alpha.shape) == 96

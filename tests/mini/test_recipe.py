@@ -121,7 +121,7 @@ def test_images_and_masks_are_read_at_one_size(tmp_path):
     assert data.label_ids is not None
     assert (data.label_ids == 7).all()
     files.write_jsonl(tmp_path / "list.jsonl", [{"image": "a.png"}])
-    with pytest.raises(GenValError, match="no field 'text'"):
+    with pytest.raises(GenValError, match="text: expected a value"):
         load_captioned_images(tmp_path, "list.jsonl", 4, 8)
     files.write_jsonl(tmp_path / "list.jsonl", [])
     for absent in ("list.jsonl", "none.jsonl"):

@@ -11,6 +11,7 @@ from genval.results import scenes as results_module
 from genval.results.finding import list_scenes
 from genval.results.scenes import SceneResults, finish_scene, folder_name, image_record, model_list, save_image
 from genval.runtime.errors import GenValError
+from genval.runtime.files import read_mask, write_jsonl
 
 
 def test_examples_in_docstrings():
@@ -101,3 +102,10 @@ def test_damaged_statistics_are_refused(scene, damage):
     path.write_text(damage)
     with pytest.raises(GenValError, match=r"statistics/x\.json"):
         results_module.read_statistics(path)
+
+
+def test_an_id_that_leaves_the_scene_is_refused(tmp_path):
+    scene = results_module.SceneResults(tmp_path, "model", "set", "fog", "all")
+    write_jsonl(scene.folder / "manifest.jsonl", [{"id": "../../x"}])
+    with pytest.raises(GenValError, match=r"manifest\.jsonl, line 1: id: expected a name without"):
+        scene.ids()

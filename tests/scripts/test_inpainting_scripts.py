@@ -187,7 +187,7 @@ def test_models_and_folders_that_do_not_suit_are_one_line(
     refused(inpaint(), "no settings.json", "--overwrite")
     for content, words in (
         ({"0.png": {"pos_mask": [30, 0], "size_mask": 8}}, "is not inside"),
-        ({"1.png": {"pos_mask": [0, 0], "size_mask": 8}}, "expected"),
+        ({"1.png": {"pos_mask": [0, 0], "size_mask": 8}}, "Expected"),
     ):
         (tmp_path / "inpainted/lion/0_pos.json").write_text(json.dumps(content))
         refused(refine(), "0_pos.json", words)

@@ -379,7 +379,7 @@ def test_damaged_and_absent_files_are_refused_by_name(report):
     write_json(report.root / "scaling/alpha/ACDC_fog/from_Cityscapes_fog_all/vanilla_ece.json", {"before": {}})
     flags = ("--root_exp_dir", report.results, "--domains", "fog", "--scaling_dir", report.root / "scaling")
     counts.unlink()
-    report.refused("vanilla_ece.json", "no ECE before", code_out_err=report("correlate", *flags))
+    report.refused("vanilla_ece.json", "before.ece: expected a value", code_out_err=report("correlate", *flags))
 
 
 @pytest.mark.slow
