@@ -11,7 +11,7 @@ from genval.results import scenes as results_module
 from genval.results.finding import list_scenes
 from genval.results.scenes import SceneResults, finish_scene, folder_name, image_record, model_list, save_image
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_mask, write_jsonl
+from genval.runtime.files import write_jsonl
 
 
 def test_examples_in_docstrings():
