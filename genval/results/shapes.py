@@ -57,6 +57,7 @@ class SceneSummary(TypedDict):
 
     images: NotRequired[int]
     limit: NotRequired[int | None]
+    split: NotRequired[str | None]
 
 
 class SceneModel(TypedDict):

@@ -229,6 +229,48 @@ def test_a_manifest_that_disagrees_with_the_metrics_is_refused(world, change):
     world.refused("manifest.jsonl", "Run: python relis/eval.py", code_out_err=final(world))
 
 
+def test_splits_are_not_pooled(world):
+    for kind in ("leftImg8bit", "gtFine"):
+        folder = world.root / "datasets/cityscapes" / kind
+        (folder / "train").mkdir()
+        (folder / "val/munster").rename(folder / "train/munster")
+    world.eval("Cityscapes", "good")
+    world.eval("Cityscapes", "good", "--split", "train")
+    world.refused("cannot be pooled: --split val and train", code_out_err=final(world))
+    world.eval("Cityscapes", "good", "--split", "val")
+    assert final(world, "--scene", "frankfurt")[0] == 0
+
+
+def test_statistics_of_another_model_than_the_manifest_states_are_refused(world, monkeypatch):
+    world.eval("Cityscapes", "good")
+    path = world.results / SCENE / "frankfurt/statistics/frankfurt_000000_000294.json"
+    before = path.read_bytes()
+    other_model(monkeypatch)
+    world.eval("Cityscapes", "good")
+    path.write_bytes(before)
+    world.refused(path.name, "manifest.jsonl", "run: python relis/eval.py", code_out_err=final(world))
+
+
+def test_temperatures_of_earlier_images_are_refused(world):
+    save = ("--save", "predictions,logits", "--logit_pixels", "-1")
+    world.eval("Cityscapes", "good", *save)
+    common = ("--segmenters", "good", "--eval_dir", world.results, "--calibration_dir", world.root / "temperatures")
+    common += ("--calib_dataset", "Cityscapes", "--calib_scene", "munster")
+    assert world("compute_clusters_temp_scaling", *common)[0] == 0
+    test = ("--trg_dataset", "Cityscapes", "--scene", "frankfurt", "--output_dir", world.root / "scaled")
+    assert world("eval_calibration_clustering", *common, *test)[0] == 0
+    write_png(image(world, "munster", "munster_000000_000019"), labelled(99)[0])
+    world.eval("Cityscapes", "good", *save)
+    again = world("eval_calibration_clustering", *common, *test)
+    world.refused("best_temperatures.json", "other images of Cityscapes_all_munster", code_out_err=again)
+
+
+def test_commands_repeat_the_folder_of_the_data_sets(world):
+    world.eval("Cityscapes", "good")
+    (world.results / SCENE / "munster/metrics.json").unlink()
+    world.refused(f"--datasets_dir {world.root / 'datasets'}", code_out_err=final(world))
+
+
 def test_commands_repeat_the_flags_of_the_evaluation(world):
     world.eval("Cityscapes", "good", "--split", "val", "--class_map", "trainids")
     (world.results / SCENE / "munster/metrics.json").unlink()
