@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from genval.artifacts.fingerprint import UNIDENTIFIED, current_mark
+from genval.artifacts.fingerprint import UNIDENTIFIED, current_mark, file_mark
 from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.artifacts.tensors import pack, packed_ids, read_about, write_part
@@ -215,11 +215,13 @@ class EvaluationSet:
         items: sorted by condition, scene and id.
         bad: files that were skipped.
         limit: to how many images --limit cut the set; None where it cut nothing.
+        gate: the mark of the set's gate.json, with --gate.
     """
 
     items: list[Item]
     bad: list[BadFile]
     limit: int | None = None
+    gate: str | None = None
 
     def openable(self) -> EvaluationSet:
         """Skip items whose files can no longer be opened."""
@@ -249,15 +251,17 @@ def find_images(settings: EvaluationSettings, dataset: str) -> EvaluationSet:
             )
         )
     ordered = sorted(items, key=lambda item: (item.cond, item.scene, item.id))
+    gate = None
     if settings.gate and is_generated(dataset):
         root = find_root(dataset, settings.trg_root, settings.datasets_dir, settings.generated_dir)
         ordered, dropped = apply_gate(ordered, root)
+        gate = file_mark(root / GATE)
         bad += dropped
     check_ids(ordered)
     limit = settings.run.limit if settings.run.limit is not None and settings.run.limit < len(ordered) else None
     ordered = ordered[:limit]
     ordered = without_duplicates(ordered, bad if settings.skip_bad else None)
-    return EvaluationSet(ordered, list(dict.fromkeys(bad)), limit)
+    return EvaluationSet(ordered, list(dict.fromkeys(bad)), limit, gate)
 
 
 def without_duplicates(items: Sequence[AnyItem], skipped: list[BadFile] | None) -> list[AnyItem]:
@@ -334,7 +338,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         self.settings, self.segmenter, self.device = settings, segmenter, device
         self.model, self.dataset = model, dataset
         self.title = f"{model} on {dataset}"
-        self.unpaired, self.limit, items = found.bad, found.limit, found.items
+        self.unpaired, self.limit, self.gate, items = found.bad, found.limit, found.gate, found.items
         self.evaluated: Evaluated | None = None
         root = resolve(settings.eval_dir)
         self.scenes = {
@@ -514,6 +518,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             "class_map": settings.model.class_map,
         }
         if settings.gate:
+            head["gate_mark"] = self.gate
             head["dropped_by_gate"] = sum((bad.cond, bad.scene) == key for bad in dropped)
         return finish_scene(
             results,

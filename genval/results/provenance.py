@@ -21,6 +21,7 @@ _TERMS = {
     "counts_version": "version of the counts",
     "limit": "--limit",
     "split": "--split",
+    "gate": "gate.json",
 }
 
 
@@ -35,6 +36,7 @@ class Provenance:
         counts_version: `genval.metrics.statistics.COUNTS_VERSION` of the code that counted.
         limit: the number of images to which --limit cut the set; None for whole sets.
         split: of the data set.
+        gate: the mark of the gate.json that dropped images; None without --gate.
     """
 
     identity: str
@@ -43,6 +45,7 @@ class Provenance:
     counts_version: int
     limit: int | None = None
     split: str | None = None
+    gate: str | None = None
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any], metrics: Mapping[str, Any]) -> Provenance | None:
@@ -55,6 +58,7 @@ class Provenance:
                 int(record["counts_version"]),
                 metrics.get("limit"),
                 metrics.get("split"),
+                metrics.get("gate_mark"),
             )
         except (KeyError, TypeError, ValueError):
             return None

@@ -10,6 +10,8 @@ import torch
 from relis_world import FAKE_MODELS, labelled, use_fewer_draws
 
 from genval.artifacts.tensors import PackedTensors
+from genval.datasets import find_items
+from genval.datasets.gate import write_gate
 from genval.runtime.files import read_jsonl, write_jsonl, write_png
 
 SCENE = "good/Cityscapes/clean"
@@ -239,6 +241,18 @@ def test_splits_are_not_pooled(world):
     world.refused("cannot be pooled: --split val and train", code_out_err=final(world))
     world.eval("Cityscapes", "good", "--split", "val")
     assert final(world, "--scene", "frankfurt")[0] == 0
+
+
+def test_scenes_of_two_gates_are_not_pooled(world):
+    folder = world.root / "images/fog"
+    items = find_items("Cityscapes_fog", root=folder)
+    for number, scene in enumerate(("frankfurt", "munster")):
+        write_gate(folder, items, {item.id: ["bad"] * (item is items[0]) * number for item in items}, {})
+        assert world.eval("Cityscapes_fog", "good", "--gate", "--scene", scene)[0] == 0
+    refused = final(world, dataset="Cityscapes_fog-gated")
+    world.refused("cannot be pooled: gate.json", "--gate", code_out_err=refused)
+    assert world.eval("Cityscapes_fog", "good", "--gate")[0] == 0
+    assert final(world, dataset="Cityscapes_fog-gated")[0] == 0
 
 
 def test_statistics_of_another_model_than_the_manifest_states_are_refused(world, monkeypatch):
