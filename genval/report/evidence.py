@@ -15,7 +15,7 @@ from genval.artifacts.tensors import read_arrays
 from genval.kernels.layout import BINS
 from genval.results.finding import NoResultsError, list_scenes, provenance
 from genval.results.provenance import Provenance, require_model
-from genval.results.scenes import ALL, GATED_SUFFIX, SceneResults, model_list
+from genval.results.scenes import ALL, GATED_SUFFIX, SceneResults, model_list, read_statistics
 from genval.results.shapes import ImageLine
 from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
@@ -201,7 +201,8 @@ def _read(
     with progress_bar(sum(map(len, images.values())), f"reading {place.dataset}") as bar:
         for column, model in enumerate(models):
             for row, (scene, record) in enumerate(images.get(model, ())):
-                matrix, name = scene.read_matrix_of(record), record["id"]
+                name = record["id"]
+                matrix = read_statistics(scene.statistics(name), record)
                 if counts is None:
                     counts = np.full((len(images[model]), len(models), 3, len(matrix)), np.nan)
                 counts[row, column] = np.diag(matrix), matrix.sum(1), matrix.sum(0)

@@ -152,28 +152,13 @@ class SceneResults:
         for record in self.records():
             yield record, self.read_image(record)
 
-    def read_matrix_of(self, record: Mapping[str, Any]) -> np.ndarray:
-        """Read an image's confusion matrix, int64 (C, C).
-
-        Raises:
-            GenValError: the file is missing or damaged, or it was made from something else than its record states.
-        """
-        path = self.statistics(record["id"])
-        content = _read_counts(path)
-        if any(content.get(key) != value for key, value in record.items() if key != "prediction"):
-            raise GenValError(
-                f"{path} is not of the image and the model that {self.folder / 'manifest.jsonl'} states. Delete it and "
-                f"run: {self.command()}"
-            )
-        return np.asarray(content["confusion_matrix"])
-
     def read_image(self, record: Mapping[str, Any]) -> PixelStatistics:
         """Read the statistics of an image, by its record.
 
         Raises:
             GenValError: a file is missing or damaged, or it was made from something else than its record states.
         """
-        matrix, path = self.read_matrix_of(record), self.counts(record["id"])
+        matrix, path = read_statistics(self.statistics(record["id"]), record), self.counts(record["id"])
         remedy = f"Delete it and run: {self.command()}"
         arrays = read_arrays(path, _SAVED, remedy)
         statistics = PixelStatistics(matrix, *(arrays[name].astype(dtype) for name, dtype in _SAVED.items()))
@@ -397,6 +382,25 @@ def write_statistics(path: Path, record: Mapping[str, Any], matrix: np.ndarray) 
     """Write an image's confusion matrix and record, on one line: a folder holds thousands of these files."""
     value = {**record, "confusion_matrix": matrix.tolist()}
     write_bytes(path, (json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n").encode())
+
+
+def read_statistics(path: Path, record: Mapping[str, Any] | None = None) -> np.ndarray:
+    """Read the confusion matrix of an image, int64 (C, C).
+
+    Args:
+        path: of the file.
+        record: the image's line of the manifest, with which the file must agree.
+
+    Raises:
+        GenValError: the file is missing or damaged, or it was made from something else than the record states.
+    """
+    content = _read_counts(path)
+    if any(content.get(key) != value for key, value in (record or {}).items() if key != "prediction"):
+        raise GenValError(
+            f"{path} is not of the image and the model that manifest.jsonl of its scene states. Delete it and run "
+            "relis/eval.py again."
+        )
+    return np.asarray(content["confusion_matrix"])
 
 
 def pair(conds: Sequence[str], scenes: Sequence[str]) -> list[tuple[str, str]]:

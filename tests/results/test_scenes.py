@@ -100,4 +100,4 @@ def test_damaged_statistics_are_refused(scene, damage):
     path.parent.mkdir(parents=True)
     path.write_text(damage)
     with pytest.raises(GenValError, match=r"statistics/x\.json"):
-        scene.read_image({"id": "x"})
+        results_module.read_statistics(path)

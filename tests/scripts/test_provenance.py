@@ -262,7 +262,7 @@ def test_statistics_of_another_model_than_the_manifest_states_are_refused(world,
     other_model(monkeypatch)
     world.eval("Cityscapes", "good")
     path.write_bytes(before)
-    world.refused(path.name, "manifest.jsonl", "run: python relis/eval.py", code_out_err=final(world))
+    world.refused(path.name, "manifest.jsonl", "run relis/eval.py again", code_out_err=final(world))
 
 
 def test_temperatures_of_earlier_images_are_refused(world):
