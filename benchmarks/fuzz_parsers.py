@@ -55,9 +55,9 @@ def parse_counts(path: Path) -> None:
     from genval.runtime.files import write_bytes
 
     scene = SceneResults(path.parent, "m", "d", "c", "s")
-    write_bytes(scene.statistics("a"), json.dumps({"confusion_matrix": [[1]]}).encode())
+    write_bytes(scene.statistics("a"), json.dumps({"id": "a", "confusion_matrix": [[1]]}).encode())
     path.rename(scene.counts("a"))
-    scene.read_image("a")
+    scene.read_image({"id": "a"})
 
 
 def parse_class_map(path: Path) -> None:

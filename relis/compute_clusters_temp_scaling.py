@@ -49,7 +49,7 @@ def calibrate_on(settings: TemperatureSettings, model: str, image_set: ImageSet)
 
     from genval.evaluation.calibration import calibrate, calibration_folder, read_images, save_calibration
     from genval.metrics.temperature import GRID
-    from genval.results.finding import provenance
+    from genval.results.finding import mark_of, provenance
 
     scenes = image_set.find(settings.eval_dir, model, settings.preset)
     made, images = provenance(scenes), list(read_images(scenes))
@@ -61,7 +61,7 @@ def calibrate_on(settings: TemperatureSettings, model: str, image_set: ImageSet)
                 images, settings.method, subsamples=settings.sets.subsamples, seed=seed, hardest=fraction
             )
             metadata |= {"model": model, "set": chosen.name, "metric": settings.method.calib_metric, "seed": seed}
-            metadata |= made.model_record
+            metadata |= {**made.model_record, "images_mark": mark_of(scenes)}
             folder = calibration_folder(settings.sets, settings.method, model, chosen, seed)
             save_calibration(folder, calibration, metadata)
             temperatures = calibration.temperatures

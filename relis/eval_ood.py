@@ -70,7 +70,7 @@ def image_scores(scenes: list[SceneResults]) -> Any:
 
     from genval.metrics.reliability import reliability_metrics
 
-    metrics = [reliability_metrics(results.read_image(item_id)) for results in scenes for item_id in results.ids()]
+    metrics = [reliability_metrics(results.read_image(record)) for results in scenes for record in results.records()]
     rows = np.array([(values["mean_confidence"], values["entropy"]) for values in metrics])
     return rows[~np.isnan(rows).any(1)]
 

@@ -44,8 +44,8 @@ def measure_model(settings: MisclassificationSettings, model: str) -> list[Any]:
 
     images = ImageSet(str(settings.trg_dataset), settings.cond, settings.scene)
     scenes = images.find(settings.eval_dir, model, settings.preset)
-    saved = [(results, item_id) for results in scenes for item_id in results.ids()]
-    total, ends = pool(results.read_image(item_id) for results, item_id in saved)
+    saved = [(results, record) for results in scenes for record in results.records()]
+    total, ends = pool(results.read_image(record) for results, record in saved)
     metrics = {name: plain(value) for name, value in reliability_metrics(total).items() if name in METRICS}
     intervals = {name: [plain(end) for end in ends[name]] for name in METRICS}
     bounds = {name: plain(value) for name, value in reliability_bounds(total).items() if name in METRICS}

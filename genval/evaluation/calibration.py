@@ -20,8 +20,8 @@ from genval.metrics.clusters import ClusterModel, fit_clusters
 from genval.metrics.statistics import measure
 from genval.metrics.temperature import GRID, Pixels, scale_logits, search, search_per_class
 from genval.results.clusters import load_clusters, save_clusters
-from genval.results.finding import list_scenes, open_tensors, provenance
-from genval.results.provenance import Provenance, require_model
+from genval.results.finding import NoResultsError, list_scenes, mark_of, open_tensors, provenance
+from genval.results.provenance import Provenance, require_images, require_model
 from genval.results.scenes import SceneResults, Summary, folder_name, pair, summarise
 from genval.results.shapes import Temperatures
 from genval.runtime.errors import GenValError
@@ -60,6 +60,28 @@ class ImageSet:
             GenValError: a scene was not evaluated; the message gives the command, with `preset`.
         """
         return list_scenes(resolve(eval_dir), model, self.dataset, pair(self.conds, self.scenes), preset)
+
+    def require_same(
+        self, mark: Any, place: Any, eval_dir: str | Path, model: str, preset: str | None, remedy: str
+    ) -> None:
+        """Refuse what was made from other images than those of the set's results now, if there are results.
+
+        Args:
+            mark: the `images_mark` that was recorded at `place`.
+            place: how the error names it.
+            eval_dir: folder of the evaluation results.
+            model: as given to relis/eval.py.
+            preset: for the commands.
+            remedy: the sentence that says how to get a sound one.
+
+        Raises:
+            GenValError: the images differ, or the results cannot be pooled.
+        """
+        try:
+            scenes = self.find(eval_dir, model, preset)
+        except NoResultsError:  # temperatures may come from another machine
+            return
+        require_images(mark, place, mark_of(scenes), self.name, remedy)
 
 
 CITYSCAPES_CALIBRATION = ImageSet("Cityscapes", ("clean",), ("lindau", "munster"))
@@ -395,6 +417,10 @@ def _evaluate_fraction(
         calibration, metadata = load_calibration(folder)
         remedy = "Run: python relis/compute_clusters_temp_scaling.py with the same flags."
         require_model(made.model_record, scenes[0].folder, metadata, folder / TEMPERATURE_FILE, remedy)
+        calibrating.require_same(
+            metadata.get("images_mark"), folder / TEMPERATURE_FILE, settings.eval_dir, model, settings.preset, remedy
+        )
+        calibrated_on = metadata.get("images_mark")
         calibrations.append(calibration)
     runs = [evaluate_calibration(scenes, calibration, settings.soft) for calibration in calibrations]
     exact_after = {name: float(np.mean([exact[name] for _, exact in runs])) for name in ERRORS}
@@ -407,6 +433,8 @@ def _evaluate_fraction(
         "calibrated_on": calibrating.name,
         **({"hardest": calibrating.hardest} if calibrating.hardest < 1 else {}),
         **made.model_record,
+        "tested_images_mark": mark_of(scenes),
+        "calibrated_images_mark": calibrated_on,
         "seeds": list(settings.sets.seeds),
         "before": before.metrics | exact_before,
         "after": [summary.metrics | exact for summary, exact in runs],

@@ -28,7 +28,7 @@ from genval.metrics.local_temperature import LocalTemperature, scaled_nll
 from genval.metrics.statistics import measure
 from genval.metrics.temperature import Pixels, search_ece, search_nll
 from genval.results.finding import open_tensors, provenance
-from genval.results.provenance import require_model
+from genval.results.provenance import images_mark, require_model
 from genval.results.scenes import SceneResults, Summary, folder_name, summarise
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
@@ -182,6 +182,7 @@ def _train(
     remove_leftovers(folder)
     model_record = {key: images[0].record[key] for key in ("identity", "precision")}
     record = {"settings": asdict(training), "images": len(images), "logits": _digest(images), **model_record}
+    record["images_mark"] = images_mark(image.record for image in images)
     network = LocalTemperature(len(CLASSES)).to(device)
     if not overwrite and (finished := _read_state(folder / NETWORK_FILE, record, network)) is not None:
         return finished
@@ -314,9 +315,11 @@ def evaluate_networks(
     made, images = provenance(scenes), list_saved(scenes)
     for _, metadata in loaded:
         remedy = "Run: python relis/train_lts_network.py with the same flags."
-        require_model(
-            made.model_record, scenes[0].folder, metadata, f"the network trained on {calibrating.name}", remedy
-        )
+        network = f"the network trained on {calibrating.name}"
+        require_model(made.model_record, scenes[0].folder, metadata, network, remedy)
+        if settings.sets.subsamples is None:
+            mark = metadata.get("images_mark")
+            calibrating.require_same(mark, network, settings.eval_dir, model, settings.preset, remedy)
     single = {name: torch.full((1, 1, 1), value, device=device) for name, value in loaded[0][1]["temperatures"].items()}
     one = torch.ones(1, 1, 1, device=device)
 

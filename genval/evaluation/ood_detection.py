@@ -9,6 +9,7 @@ for one line of metrics per image.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from genval.artifacts.fingerprint import file_mark
+from genval.artifacts.fingerprint import current_mark, file_mark
 from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.datasets import BadFile, find_items, read_pair
@@ -35,7 +36,7 @@ from genval.datasets.ood_sets import (
     read_ood_pair,
 )
 from genval.evaluation.inference import launch_ood_batch
-from genval.evaluation.segmentation import check_models, load
+from genval.evaluation.segmentation import check_models, load, without_duplicates
 from genval.evaluation.settings import OodDetectionSettings
 from genval.metrics.ood_components import Sizes, best_level, component_metrics, measure_components
 from genval.metrics.ood_pooling import SumBootstrap, coarse_levels
@@ -61,7 +62,7 @@ from genval.results.ood_blocks import (
     write_results,
     write_scores,
 )
-from genval.results.provenance import is_reusable
+from genval.results.provenance import images_mark, is_reusable
 from genval.results.scenes import folder_name, image_record, model_list
 from genval.results.shapes import MaxLogitSums
 from genval.runtime.devices import launch_fabric, same_outcome
@@ -153,7 +154,8 @@ def find_objects(settings: OodDetectionSettings, dataset: str, unpaired: list[Ba
         unpaired if settings.skip_bad else None,
     )
     limit = settings.run.limit if settings.run.limit is not None and settings.run.limit < len(found.items) else None
-    return OodSet(found.items[:limit], found.left_out, limit)
+    items = without_duplicates(found.items[:limit], unpaired if settings.skip_bad else None)
+    return OodSet(tuple(items), found.left_out, limit)
 
 
 def ood_results_name(settings: OodDetectionSettings, dataset: str) -> str:
@@ -181,10 +183,10 @@ def known_max_logits(
             "set": settings.standardise,
             "images": settings.standardise_images,
         }
+        items = find_items(settings.standardise, split=ALL, datasets_dir=settings.datasets_dir)
+        chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, settings.standardise_images).astype(int))]
+        record["marks"] = [current_mark(item.image) for item in chosen]
         if fabric.is_global_zero and not _is_measured(path, record):
-            items = find_items(settings.standardise, split=ALL, datasets_dir=settings.datasets_dir)
-            number = settings.standardise_images
-            chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, number).astype(int))]
             total: MaxLogits | None = None
             for item in chosen:
                 with torch.inference_mode():
@@ -244,7 +246,8 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         if standard is not None:
             mean, deviation = (torch.from_numpy(part).float().to(device) for part in standard)
             self.standard = mean, deviation
-            common["standardised"] = [settings.standardise, settings.standardise_images]
+            moments = hashlib.blake2b(b"".join(part.tobytes() for part in standard), digest_size=8).hexdigest()
+            common["standardised"] = [settings.standardise, settings.standardise_images, moments]
         identity, precision = self.identity, settings.device.precision
         self.records = {
             item: {
@@ -373,6 +376,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
             "limit": self.found.limit,
             "identity": self.identity,
             "precision": settings.device.precision,
+            "images_mark": images_mark(line["made_from"] for line in pooled.lines),
             "draws": settings.bootstrap_draws,
             "left_out": left_out,
             "skipped": [{"file": one.file, "reason": one.reason} for one in skipped],

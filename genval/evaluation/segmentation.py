@@ -10,18 +10,19 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from genval.artifacts.fingerprint import UNIDENTIFIED, current_mark
+from genval.artifacts.fingerprint import UNIDENTIFIED, current_mark, file_mark
 from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.artifacts.tensors import pack, packed_ids, read_about, write_part
 from genval.datasets import CLASS_SETS, CLASSES, BadFile, Item, classes_of, find_items, partition, read_pair
 from genval.datasets.gate import GATE, GATED, apply_gate
 from genval.datasets.items import openable
-from genval.datasets.layouts import find_root, is_generated
+from genval.datasets.layouts import find_layout, find_root, is_generated
+from genval.datasets.ood_sets import OodItem
 from genval.datasets.reading import check_ids
 from genval.evaluation.inference import Measured, launch_batch, sample_pixels
 from genval.evaluation.settings import EvaluationSettings, SegmenterSettings
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
     import torch
     from lightning_fabric import Fabric
     from torch import nn
+
+
+AnyItem = TypeVar("AnyItem", Item, OodItem)
 
 
 @dataclass(frozen=True)
@@ -211,11 +215,13 @@ class EvaluationSet:
         items: sorted by condition, scene and id.
         bad: files that were skipped.
         limit: to how many images --limit cut the set; None where it cut nothing.
+        gate: the mark of the set's gate.json, with --gate.
     """
 
     items: list[Item]
     bad: list[BadFile]
     limit: int | None = None
+    gate: str | None = None
 
     def openable(self) -> EvaluationSet:
         """Skip items whose files can no longer be opened."""
@@ -245,26 +251,38 @@ def find_images(settings: EvaluationSettings, dataset: str) -> EvaluationSet:
             )
         )
     ordered = sorted(items, key=lambda item: (item.cond, item.scene, item.id))
+    gate = None
     if settings.gate and is_generated(dataset):
         root = find_root(dataset, settings.trg_root, settings.datasets_dir, settings.generated_dir)
         ordered, dropped = apply_gate(ordered, root)
+        gate = file_mark(root / GATE)
         bad += dropped
     check_ids(ordered)
     limit = settings.run.limit if settings.run.limit is not None and settings.run.limit < len(ordered) else None
     ordered = ordered[:limit]
-    for item, first in find_duplicates(ordered).items():
+    ordered = without_duplicates(ordered, bad if settings.skip_bad else None)
+    return EvaluationSet(ordered, list(dict.fromkeys(bad)), limit, gate)
+
+
+def without_duplicates(items: Sequence[AnyItem], skipped: list[BadFile] | None) -> list[AnyItem]:
+    """Return the items without those whose image and mask an earlier item has; they are added to `skipped`.
+
+    Raises:
+        GenValError: there are such items, and `skipped` is None.
+    """
+    duplicates = find_duplicates(items)
+    for item, first in duplicates.items():
         reason = f"the same image and mask as {first.image}: it would count twice. Remove one of them from the data set"
-        if not settings.skip_bad:
+        if skipped is None:
             raise GenValError(f"{item.image}: {reason}, or give --skip_bad to skip it.")
-        bad.append(BadFile(item.id, item.cond, item.scene, str(item.image), reason))
-        ordered.remove(item)
-    return EvaluationSet(ordered, list(dict.fromkeys(bad)), limit)
+        skipped.append(BadFile(item.id, item.cond, item.scene, str(item.image), reason))
+    return [item for item in items if item not in duplicates]
 
 
-def find_duplicates(items: Sequence[Item]) -> dict[Item, Item]:
+def find_duplicates(items: Sequence[AnyItem]) -> dict[AnyItem, AnyItem]:
     """Return the items whose image and mask are equal, byte for byte, to those of an earlier item, with that item."""
-    first: dict[tuple[str | None, str | None], Item] = {}
-    found: dict[Item, Item] = {}
+    first: dict[tuple[str | None, str | None], AnyItem] = {}
+    found: dict[AnyItem, AnyItem] = {}
     for item in items:
         other = first.setdefault((current_mark(item.image), current_mark(item.mask)), item)
         if other is not item and all(
@@ -320,7 +338,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         self.settings, self.segmenter, self.device = settings, segmenter, device
         self.model, self.dataset = model, dataset
         self.title = f"{model} on {dataset}"
-        self.unpaired, self.limit, items = found.bad, found.limit, found.items
+        self.unpaired, self.limit, self.gate, items = found.bad, found.limit, found.gate, found.items
         self.evaluated: Evaluated | None = None
         root = resolve(settings.eval_dir)
         self.scenes = {
@@ -490,16 +508,17 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     ) -> PixelStatistics:
         settings, key = self.settings, (results.cond, results.scene)
         if self.limit is not None and _is_whole(results):
-            return functools.reduce(operator.add, (results.read_image(item.id) for item in items))
+            return functools.reduce(operator.add, (results.read_image(self.records[item]) for item in items))
         for kind, metadata in self.tensors.items():
             pack(results.packed(kind), {item.id: results.part(kind, item.id) for item in items}, metadata)
         head: dict[str, Any] = {
             "src_dataset": settings.model.src_dataset,
-            "split": settings.split,
+            "split": settings.split or find_layout(self.dataset.removesuffix(GATED_SUFFIX)).default_split,
             "limit": self.limit,
             "class_map": settings.model.class_map,
         }
         if settings.gate:
+            head["gate_mark"] = self.gate
             head["dropped_by_gate"] = sum((bad.cond, bad.scene) == key for bad in dropped)
         return finish_scene(
             results,

@@ -12,8 +12,8 @@ from genval.datasets import CLASS_SETS, CLASSES
 from genval.metrics.correlation import agreement
 from genval.metrics.segmentation import labelled_classes, mean_iou, plain
 from genval.report.settings import DomainTableSettings
-from genval.results.finding import list_models, list_scenes, require_one_model
-from genval.results.scenes import GATED_SUFFIX, model_list
+from genval.results.finding import list_models, list_scenes, mark_of, require_one_model
+from genval.results.scenes import GATED_SUFFIX, SceneResults, model_list
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 from genval.runtime.tables import markdown_table
@@ -72,11 +72,11 @@ def compare_domains(settings: DomainTableSettings) -> DomainTable:
     }
     for of_model in zip(*scenes.values(), strict=True):
         require_one_model(of_model, settings.preset)
+    _check_same_images(scenes, models)
     matrices = {
         column: [np.asarray(np.sum([results.read_matrix() for results in found], axis=0)) for found in by_model]
         for column, by_model in scenes.items()
     }
-    _check_same_images(matrices, models)
     common = settings.class_set == "common"
     first_model = [by_model[0] for by_model in matrices.values()]
     classes = labelled_classes(first_model) if common else CLASS_SETS[settings.class_set]
@@ -106,12 +106,13 @@ def list_columns(domains: Sequence[str], reference_dataset: str, gate: bool = Fa
     return columns
 
 
-def _check_same_images(matrices: Mapping[str, Sequence[np.ndarray]], models: Sequence[str]) -> None:
-    """Refuse segmenters that were evaluated on different images: the labels of each class must agree."""
-    for column, by_model in matrices.items():
-        for model, matrix in zip(models, by_model, strict=True):
-            if (matrix.sum(1) != by_model[0].sum(1)).any():
+def _check_same_images(scenes: Mapping[str, Sequence[Sequence[SceneResults]]], models: Sequence[str]) -> None:
+    """Refuse segmenters that were evaluated on different images."""
+    for column, by_model in scenes.items():
+        marks = [mark_of(found) for found in by_model]
+        for model, mark in zip(models, marks, strict=True):
+            if mark != marks[0]:
                 raise GenValError(
-                    f"{models[0]} and {model} were evaluated on different images of {column!r}: expected the same "
-                    "labels. Run relis/eval.py for both with the same --scene, --split and --limit."
+                    f"{models[0]} and {model} were evaluated on different images of {column!r}. Run relis/eval.py for "
+                    "both with the same --scene, --split and --limit."
                 )

@@ -99,11 +99,7 @@ def read_evidence(
 
     report(absent, "no results")
     report(other, "results on other images")
-    kept = {
-        model: [(scene, record["id"]) for scene, record in images]
-        for model, images in records.items()
-        if model not in other
-    }
+    kept = {model: images for model, images in records.items() if model not in other}
     if not usual:
         return None
     counts, bins = _read(models, kept, place)
@@ -152,7 +148,7 @@ def evaluation(root: Path, models: Sequence[str], place: Place, preset: str | No
     """Return the command that evaluates models on a set: one for all models that need the same flags."""
     groups: dict[tuple[tuple[str, Any], ...], list[str]] = {}
     for model in models:
-        flags = SceneResults(root, model, place.dataset, place.cond, ALL).saved_flags()
+        flags = SceneResults(root, model, place.dataset, place.cond, ALL).saved_flags(preset)
         groups.setdefault(tuple(flags.items()), []).append(model)
     return " && ".join(
         str(
@@ -198,21 +194,22 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
 
 
 def _read(
-    models: Sequence[str], ids: dict[str, list[tuple[SceneResults, str]]], place: Place
+    models: Sequence[str], images: dict[str, list[tuple[SceneResults, dict[str, Any]]]], place: Place
 ) -> tuple[np.ndarray, np.ndarray | None]:
     counts: np.ndarray | None = None
     bins: np.ndarray | None = None
-    with progress_bar(sum(map(len, ids.values())), f"reading {place.dataset}") as bar:
+    with progress_bar(sum(map(len, images.values())), f"reading {place.dataset}") as bar:
         for column, model in enumerate(models):
-            for row, (scene, name) in enumerate(ids.get(model, ())):
-                matrix = read_statistics(scene.statistics(name))
+            for row, (scene, record) in enumerate(images.get(model, ())):
+                name = record["id"]
+                matrix = read_statistics(scene.statistics(name), record)
                 if counts is None:
-                    counts = np.full((len(ids[model]), len(models), 3, len(matrix)), np.nan)
+                    counts = np.full((len(images[model]), len(models), 3, len(matrix)), np.nan)
                 counts[row, column] = np.diag(matrix), matrix.sum(1), matrix.sum(0)
                 if scene.counts(name).exists():
                     tally = _read_bins(scene.counts(name))
                     if bins is None:
-                        bins = np.full((len(ids[model]), len(models), *tally.shape), np.nan)
+                        bins = np.full((len(images[model]), len(models), *tally.shape), np.nan)
                     bins[row, column] = tally
                 bar.update()
     assert counts is not None

@@ -116,15 +116,16 @@ def read_detection(
         GenValError: a file does not have the columns, a value is not a number, or counts are damaged; results are of a
             part of the images, or of another model than on other sets.
     """
-    rows = {}
+    rows, images = {}, {}
     for model in models:
         results = OodResults(root, name, model)
         if results.csv.exists():
-            _check(results, made, _command(settings, [model], name))
+            pooled = _check(results, made, _command(settings, [model], name))
             rows[model] = _read_rows(results.csv)
-    numbers = {model: next(iter(by_score.values())).get("images", np.nan) for model, by_score in rows.items()}
-    usual = Counter(numbers.values()).most_common(1)[0][0] if numbers else 0
-    other = [model for model, images in numbers.items() if images != usual]
+            # The content counts too: a set may be generated again, with the same names, between two measurements.
+            images[model] = next(iter(rows[model].values())).get("images", np.nan), pooled.get("images_mark")
+    usual = Counter(images.values()).most_common(1)[0][0] if images else (0, None)
+    other = [model for model, found in images.items() if found != usual]
     if other:
         short = short_names(models)
         who = ", ".join(short[model] for model in other)
@@ -135,19 +136,24 @@ def read_detection(
     # The seed is one for all models: an image counts as often for each of them.
     seed = item_seed(settings.seed, f"{name} images")
     drawn = {
-        model: _draw(OodResults(root, name, model), list(rows[model]), int(usual), settings.bootstrap_draws, seed)
+        model: _draw(OodResults(root, name, model), list(rows[model]), int(usual[0]), settings.bootstrap_draws, seed)
         for model in rows
     }
     return Detection(name, rows, {model: by_score for model, by_score in drawn.items() if by_score})
 
 
-def _check(results: OodResults, made: dict[str, dict[str, Any]], command: str) -> None:
-    """Refuse results of a part of the images, and of another model than in `made`, to which a new model is added."""
-    pooled = read_json(results.json).get("pooled", {})
+def _check(results: OodResults, made: dict[str, dict[str, Any]], command: str) -> dict[str, Any]:
+    """Return what results state of all images together; a new model is added to `made`.
+
+    Raises:
+        GenValError: they are of a part of the images, or of another model than in `made`.
+    """
+    pooled: dict[str, Any] = read_json(results.json).get("pooled", {})
     if pooled.get("limit") is not None:
         raise GenValError(f"{results.json} holds results of a part of the images (--limit). Run: {command}")
     known = made.setdefault(results.model, {key: pooled.get(key) for key in ("identity", "precision")})
     require_model(known, f"other results of {results.model}", pooled, results.json, f"Run: {command}")
+    return pooled
 
 
 def _read_rows(path: Path) -> dict[str, dict[str, float]]:

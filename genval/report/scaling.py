@@ -52,8 +52,7 @@ def hardest_source(share: float) -> str:
 class _Tries:
     """The temperatures that were tried in one domain: sets that calibrate, and sets that test."""
 
-    root: Path
-    method: str
+    settings: CorrelationSettings
     generated: ImageSet  # the generated set of the domain
     tested: list[ImageSet]  # the reference set, by the names under which it may have been tested
     sources: dict[str, list[ImageSet]]  # the sets that calibrate, by source, in order of preference
@@ -70,7 +69,7 @@ class _Tries:
 
     def on_itself(self, model: str) -> dict[str, Any] | None:
         """The result of the generated set's temperatures on the generated set."""
-        return _read(self.root, model, [self.generated], [self.generated], self.method, self.made.get(model))
+        return _read(self.settings, model, [self.generated], [self.generated], self.made.get(model))
 
 
 def measure_scaling(
@@ -116,7 +115,7 @@ def measure_scaling(
         return _mean(values, settings.bootstrap_draws, seed)
 
     return Scaling(
-        method=tries.method,
+        method=settings.scaling_method,
         models=[
             ScaledModel(model, before[model], {source: of.get(model) for source, of in after.items()}) for model in kept
         ],
@@ -145,10 +144,10 @@ def _read_tries(
         CORRUPTED: [ImageSet(f"{CORRUPTED_PREFIX}{domain}")] if domain in CORRUPTIONS else [],
     }
     results = {
-        source: {model: _read(root, model, tested, calibrating, method, made.get(model)) for model in models}
+        source: {model: _read(settings, model, tested, calibrating, made.get(model)) for model in models}
         for source, calibrating in sources.items()
     }
-    return _Tries(root, method, own, tested, sources, results, dict(made))
+    return _Tries(settings, own, tested, sources, results, dict(made))
 
 
 def _generated(settings: CorrelationSettings, domain: str) -> ImageSet:
@@ -189,17 +188,17 @@ def _tested(domain: str, reference_dataset: str | None) -> list[ImageSet]:
 
 
 def _read(
-    root: Path,
+    settings: CorrelationSettings,
     model: str,
     tested: Sequence[ImageSet],
     calibrating: Sequence[ImageSet],
-    method: str,
     made: Provenance | None,
 ) -> dict[str, Any] | None:
     """Read the first existing result of a model on a set with temperatures of another set."""
     for test in tested:
         for source in calibrating:
-            path = root / folder_name(model) / test.name / f"from_{source.name}" / f"{method}.json"
+            place = resolve(settings.scaling_dir) / folder_name(model) / test.name / f"from_{source.name}"
+            path = place / f"{settings.scaling_method}.json"
             if path.exists():
                 values = dict(read_json(path, _ScalingResult, "Run relis/eval_calibration_clustering.py again."))
                 if made is not None:
@@ -207,6 +206,9 @@ def _read(
                         "Run relis/compute_clusters_temp_scaling.py and relis/eval_calibration_clustering.py again."
                     )
                     require_model(made.model_record, f"the results of {model} on the sets", values, path, remedy)
+                    for images, key in ((test, "tested_images_mark"), (source, "calibrated_images_mark")):
+                        mark = values.get(key)
+                        images.require_same(mark, path, settings.eval_dir, model, settings.preset, remedy)
                 return values
     return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genval.artifacts.tensors import PackedTensors
-from genval.results.provenance import Provenance, common_provenance, require_model
+from genval.results.provenance import Provenance, common_provenance, images_mark, require_model
 from genval.results.scenes import ALL, SceneResults
 from genval.results.shapes import SceneModel, SceneSummary
 from genval.runtime.errors import GenValError
@@ -104,6 +104,11 @@ def require_one_model(sets: Iterable[Sequence[SceneResults]], preset: str | None
             first = made, folder
         require_model(first[0].model_record, first[1], made.model_record, folder, f"Run: {scenes[0].command(preset)}")
     return first[0] if first else None
+
+
+def mark_of(scenes: Iterable[SceneResults]) -> str:
+    """Return the `genval.results.provenance.images_mark` of all images of scenes."""
+    return images_mark(record for results in scenes for record in results.records())
 
 
 def open_tensors(results: SceneResults, kind: str, **flags: Any) -> PackedTensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ _TERMS = {
     "confidences_of": "measured pixels",
     "counts_version": "version of the counts",
     "limit": "--limit",
+    "split": "--split",
+    "gate": "gate.json",
 }
 
 
@@ -32,6 +35,8 @@ class Provenance:
         confidences_of: the measured pixels of each image, as JSON.
         counts_version: `genval.metrics.statistics.COUNTS_VERSION` of the code that counted.
         limit: the number of images to which --limit cut the set; None for whole sets.
+        split: of the data set.
+        gate: the mark of the gate.json that dropped images; None without --gate.
     """
 
     identity: str
@@ -39,17 +44,21 @@ class Provenance:
     confidences_of: str
     counts_version: int
     limit: int | None = None
+    split: str | None = None
+    gate: str | None = None
 
     @classmethod
-    def of_record(cls, record: Mapping[str, Any], limit: int | None = None) -> Provenance | None:
-        """Read it from an image's record; None where the record was written by a version that did not state it."""
+    def of_record(cls, record: Mapping[str, Any], metrics: Mapping[str, Any]) -> Provenance | None:
+        """Read it from an image's record and its scene's metrics.json; None where an earlier version wrote them."""
         try:
             return cls(
                 str(record["identity"]),
                 str(record["precision"]),
                 json.dumps(record["confidences_of"], sort_keys=True),
                 int(record["counts_version"]),
-                limit,
+                metrics.get("limit"),
+                metrics.get("split"),
+                metrics.get("gate_mark"),
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -104,7 +113,7 @@ def common_provenance(
             )
         for record in records:
             _add_image(images, record, manifest, remedy(folder))
-            made = Provenance.of_record(record, metrics.get("limit"))
+            made = Provenance.of_record(record, metrics)
             if made is None:
                 raise GenValError(
                     f"{folder} was written by a version that did not record which model made it. {remedy(folder)}"
@@ -119,6 +128,29 @@ def common_provenance(
         )
     _check_files((record for _, records, _ in places for record in records), places[0][0], remedy)
     return next(iter(found))
+
+
+def images_mark(records: Iterable[Mapping[str, Any]]) -> str:
+    """Return 16 hex digits over the ids and the marks of images and masks, in any order."""
+    marks = sorted([str(record.get(key)) for key in ("id", "image_mark", "mask_mark")] for record in records)
+    return hashlib.blake2b(json.dumps(marks).encode(), digest_size=8).hexdigest()
+
+
+def require_images(mark: Any, place: Any, expected: str, what: str, remedy: str) -> None:
+    """Refuse what was made from other images than those of the results now.
+
+    Args:
+        mark: the `images_mark` that was recorded at `place`.
+        place: how the error names it.
+        expected: the `images_mark` of the results.
+        what: how the error names their set.
+        remedy: the sentence that says how to get a sound one.
+
+    Raises:
+        GenValError: the marks differ.
+    """
+    if mark != expected:
+        raise GenValError(f"{place} was made from other images of {what} than its results are of now. {remedy}")
 
 
 def _shown(made: Provenance, key: str) -> str:

@@ -57,7 +57,8 @@ _IMAGE_HEADER = ["id", "miou", "pixel_accuracy_percent", "mean_class_accuracy", 
 _IMAGE_METRICS = ["ece", "nll", "brier", "auroc", "entropy"]
 # Flags of relis/eval.py without which a repeated evaluation is another one.
 _MODEL_FLAGS = ("class_map", "input_size", "precision", "trust_code")
-_SET_FLAGS = ("split", "trg_root")
+_SET_FLAGS = ("split", "trg_root", "datasets_dir", "generated_dir")
+_DEFAULTS = {"precision": "32-true", "datasets_dir": "datasets", "generated_dir": path_dicts.GENERATED_ROOT}
 # The arrays of statistics/{id}.npz, in the order of `PixelStatistics`, and their types in memory.
 _SAVED: dict[str, Any] = {
     "levels": np.int64,
@@ -152,34 +153,37 @@ class SceneResults:
             GenValError: a file is missing or damaged.
         """
         for record in self.records():
-            yield record, self.read_image(record["id"])
+            yield record, self.read_image(record)
 
-    def read_image(self, item_id: str) -> PixelStatistics:
-        """Read an image's statistics.
+    def read_image(self, record: Mapping[str, Any]) -> PixelStatistics:
+        """Read the statistics of an image, by its record.
 
         Raises:
-            GenValError: a file is missing or damaged.
+            GenValError: a file is missing or damaged, or it was made from something else than its record states.
         """
-        matrix, path = read_statistics(self.statistics(item_id)), self.counts(item_id)
+        matrix, path = read_statistics(self.statistics(record["id"]), record), self.counts(record["id"])
         remedy = f"Delete it and run: {self.command()}"
         arrays = read_arrays(path, _SAVED, remedy)
         statistics = PixelStatistics(matrix, *(arrays[name].astype(dtype) for name, dtype in _SAVED.items()))
         for name, empty in vars(PixelStatistics.empty(len(matrix))).items():
             values = getattr(statistics, name)
-            if values.shape != empty.shape or (name != "sums" and (values < 0).any()):
+            # A sum of confidences is rounded: one that is 0 may lie slightly below.
+            lowest = 0 if values.dtype == np.int64 else -1e-5 * statistics.bins.sum()
+            if values.shape != empty.shape or (name != "sums" and (values < lowest).any()):
                 raise GenValError(f"{path}: {name} does not hold counts of shape {empty.shape}. {remedy}")
         return statistics
 
-    def saved_flags(self) -> dict[str, Any]:
+    def saved_flags(self, preset: str | None = None) -> dict[str, Any]:
         """Read the flags that repeat how a model was evaluated: of the model from any of its results, of the set from
-        results on the set."""
+        results on the set. Flags that have their default, or that of the preset, are left out."""
+        defaults = _DEFAULTS | path_dicts.PRESETS.get(preset or "", {}).get("relis/eval", {})
         above = self.folder.parent.parent
         on_set = sorted(above.glob("*/*/settings.json"))
         on_any = on_set or sorted(above.parent.glob("*/*/*/settings.json"))
         flags: dict[str, Any] = {}
         for paths, names in ((on_any, _MODEL_FLAGS), (on_set, _SET_FLAGS)):
             values = read_json(paths[0], SavedSettings)["settings"] if paths else {}
-            flags |= {name: values[name] for name in names if values.get(name) not in (None, False, "32-true")}
+            flags |= {name: values[name] for name in names if values.get(name) not in (None, False, defaults.get(name))}
         return flags
 
     def command(self, preset: str | None = None) -> Command:
@@ -192,7 +196,7 @@ class SceneResults:
             "scene": self.scene,
             "eval_dir": _short(self.root),
             "gate": self.dataset.endswith(GATED_SUFFIX),
-            **self.saved_flags(),
+            **self.saved_flags(preset),
         }
         return Command("relis/eval", flags)
 
@@ -218,7 +222,7 @@ def finish_scene(
         skipped: files that `--skip_bad` skipped.
     """
     summary = summarise(
-        ((record["id"], results.read_image(record["id"])) for record in records), names, label_space, class_sets
+        ((record["id"], results.read_image(record)) for record in records), names, label_space, class_sets
     )
     write_jsonl(
         results.folder / "manifest.jsonl",
@@ -383,13 +387,23 @@ def write_statistics(path: Path, record: Mapping[str, Any], matrix: np.ndarray) 
     write_bytes(path, (json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n").encode())
 
 
-def read_statistics(path: Path) -> np.ndarray:
+def read_statistics(path: Path, record: Mapping[str, Any] | None = None) -> np.ndarray:
     """Read the confusion matrix of an image, int64 (C, C).
 
+    Args:
+        path: of the file.
+        record: the image's line of the manifest, with which the file must agree.
+
     Raises:
-        GenValError: the file is missing or damaged.
+        GenValError: the file is missing or damaged, or it was made from something else than the record states.
     """
-    return np.asarray(_read_counts(path)["confusion_matrix"])
+    content = _read_counts(path)
+    if any(content.get(key) != value for key, value in (record or {}).items() if key != "prediction"):
+        raise GenValError(
+            f"{path} is not of the image and the model that manifest.jsonl of its scene states. Delete it and run "
+            "relis/eval.py again."
+        )
+    return np.asarray(content["confusion_matrix"])
 
 
 def pair(conds: Sequence[str], scenes: Sequence[str]) -> list[tuple[str, str]]:

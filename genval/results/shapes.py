@@ -57,6 +57,8 @@ class SceneSummary(TypedDict):
 
     images: NotRequired[int]
     limit: NotRequired[int | None]
+    split: NotRequired[str | None]
+    gate_mark: NotRequired[str | None]
 
 
 class SceneModel(TypedDict):

@@ -8,9 +8,11 @@ import hashlib
 import inspect
 import json
 import re
+import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -44,8 +46,9 @@ def model_identity(model: nn.Module) -> str:
     Results are reused and pooled only if their models have the same identity. It covers the weights and buffers
     (normalisation and class map are among them), the definition of the network, channel order, input size and test
     mode. The definition is what the loader of a `genval.segmenters.Segmenter` states: a resolved config, or a hash of
-    all bytes of exported files. Of other modules, and of those that a Python function returned, it is the structure,
-    the attributes of the submodules, and the source files of their classes outside the installed packages.
+    all bytes of exported files. Of other modules, and of those that a Python function returned, it is the structure
+    and the attributes of the submodules. The source files of all classes outside the installed packages, and of what
+    they import, belong to it in any case: a config may name classes of the user.
 
     Returns:
         16 hex digits. For a model without weights they follow `UNIDENTIFIED` and cover only the source files.
@@ -56,7 +59,9 @@ def model_identity(model: nn.Module) -> str:
         definition = _describe(getattr(model, "function", model))
     if definition is None:
         return UNIDENTIFIED + _hash(attributes.encode())
-    return _hash(f"{weights_hash(model)} {definition} {attributes}".encode())
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    sources = sorted(set(map(source_hash, kinds)))
+    return _hash(f"{weights_hash(model)} {definition} {attributes} {sources}".encode())
 
 
 def hash_files(*files: Path) -> str:
@@ -96,7 +101,6 @@ def _describe(function: Any) -> str | None:
     for name, module in function.named_modules():
         if module not in scripts:
             parts.append(f"{name} {type(module).__qualname__} {_plain(_attributes(module))}")
-            parts += [source_hash(kind) for kind in type(module).__mro__]
     return "\n".join(parts)
 
 
@@ -142,14 +146,34 @@ def _hash(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-_hash_once = functools.cache(hash_files)
-
-
 def source_hash(function: Any) -> str:
-    """Return the hash of the file that defines a function or a class, or "" for one of an installed package."""
-    try:
-        file = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")
-    except TypeError:  # built in, or an instance of a class with __call__
-        return "" if isinstance(function, type) else source_hash(type(function))
-    installed = any(file.is_relative_to(folder) for folder in (*_INSTALLED, REPO_ROOT / "genval"))
-    return "" if installed or not file.is_file() else _hash_once(file)
+    """Return the hash of the file that defines a function or a class, and of the files that this one imports.
+
+    Installed packages and genval do not count: the hash of what they define is "".
+    """
+    # An instance of a class with `__call__` has its class's module.
+    module = sys.modules.get(getattr(inspect.unwrap(function), "__module__", None) or "")
+    files = _user_files(module) if module else {}
+    return hash_files(*(file for _, file in sorted(files.items()))) if files else ""
+
+
+def _user_files(module: ModuleType) -> dict[str, Path]:
+    """Return the source files, by module, of a module and of the modules that it and they hold names of."""
+    found: dict[str, Path] = {}
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        module = waiting.pop()
+        file = Path(getattr(module, "__file__", None) or "")
+        installed = any(file.is_relative_to(folder) for folder in (*_INSTALLED, REPO_ROOT / "genval"))
+        is_source = file.is_file()
+        if module.__name__ in seen or installed or not (is_source or hasattr(module, "__path__")):
+            continue
+        seen.add(module.__name__)
+        if is_source:
+            found[module.__name__] = file
+        for value in list(vars(module).values()):
+            name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            if isinstance(name, str) and name in sys.modules:
+                waiting.append(sys.modules[name])
+    return found

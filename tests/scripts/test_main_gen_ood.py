@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,6 +272,30 @@ def test_images_without_object_pixels_are_pooled_but_have_no_metrics(ood):
     assert pooled["pixels"]["object"] + pooled["pixels"]["background"] == 8 * SIZE[0] * SIZE[1]
     assert ood.json()[str(ood.root / "refined/lion/0.png")]["entropy"]["auroc"] is None
     assert ood.rows()["entropy"]["images_with_both"] == "6"
+
+
+def test_an_image_that_is_there_twice_is_refused_or_skipped(ood):
+    track = ood.root / "dataset_AnomalyTrack"
+    for name in ("images/lion0.png", "labels_masks/lion0_labels_semantic.png"):
+        shutil.copy(track / name, track / name.replace("lion0", "lion9"))
+    code, _, err = ood("--trg_dataset", "RoadAnomaly21")
+    assert code == 2 and "the same image and mask as" in err and "--skip_bad" in err
+    code, out, _ = ood("--trg_dataset", "RoadAnomaly21", "--skip_bad")
+    assert code == 0 and "lion9.png: the same image and mask as" in out
+
+
+def test_new_images_of_the_standardising_set_are_measured(ood):
+    from relis_world import write_pair
+
+    flags = ("--standardise", "Cityscapes", "--standardise_images", "2")
+    values = []
+    for seed in (0, 5):
+        for number in range(2):
+            write_pair(ood.root / "cityscapes", "munster", f"munster_{number:06d}_000019", seed + number)
+        assert ood(*flags)[0] == 0
+        values.append((ood.root / "results/max_logits/steep.json").read_text())
+        values.append(ood.rows()["standardised"]["auroc"])
+    assert values[0] != values[2] and values[1] != values[3]
 
 
 @pytest.mark.slow

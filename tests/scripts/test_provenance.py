@@ -10,6 +10,8 @@ import torch
 from relis_world import FAKE_MODELS, labelled, use_fewer_draws
 
 from genval.artifacts.tensors import PackedTensors
+from genval.datasets import find_items
+from genval.datasets.gate import write_gate
 from genval.runtime.files import read_jsonl, write_jsonl, write_png
 
 SCENE = "good/Cityscapes/clean"
@@ -242,6 +244,60 @@ def test_the_command_for_damaged_results_repairs_them(world, damage):
     world.refused(folder, "relis/eval.py", code_out_err=final(world))
     assert world.eval("Cityscapes", "good")[0] == 0
     assert (folder / "metrics.json").read_bytes() == before and final(world)[0] == 0
+
+
+def test_splits_are_not_pooled(world):
+    for kind in ("leftImg8bit", "gtFine"):
+        folder = world.root / "datasets/cityscapes" / kind
+        (folder / "train").mkdir()
+        (folder / "val/munster").rename(folder / "train/munster")
+    world.eval("Cityscapes", "good")
+    world.eval("Cityscapes", "good", "--split", "train")
+    world.refused("cannot be pooled: --split val and train", code_out_err=final(world))
+    world.eval("Cityscapes", "good", "--split", "val")
+    assert final(world, "--scene", "frankfurt")[0] == 0
+
+
+def test_scenes_of_two_gates_are_not_pooled(world):
+    folder = world.root / "images/fog"
+    items = find_items("Cityscapes_fog", root=folder)
+    for number, scene in enumerate(("frankfurt", "munster")):
+        write_gate(folder, items, {item.id: ["bad"] * (item is items[0]) * number for item in items}, {})
+        assert world.eval("Cityscapes_fog", "good", "--gate", "--scene", scene)[0] == 0
+    refused = final(world, dataset="Cityscapes_fog-gated")
+    world.refused("cannot be pooled: gate.json", "--gate", code_out_err=refused)
+    assert world.eval("Cityscapes_fog", "good", "--gate")[0] == 0
+    assert final(world, dataset="Cityscapes_fog-gated")[0] == 0
+
+
+def test_statistics_of_another_model_than_the_manifest_states_are_refused(world, monkeypatch):
+    world.eval("Cityscapes", "good")
+    path = world.results / SCENE / "frankfurt/statistics/frankfurt_000000_000294.json"
+    before = path.read_bytes()
+    other_model(monkeypatch)
+    world.eval("Cityscapes", "good")
+    path.write_bytes(before)
+    world.refused(path.name, "manifest.jsonl", "run relis/eval.py again", code_out_err=final(world))
+
+
+def test_temperatures_of_earlier_images_are_refused(world):
+    save = ("--save", "predictions,logits", "--logit_pixels", "-1")
+    world.eval("Cityscapes", "good", *save)
+    common = ("--segmenters", "good", "--eval_dir", world.results, "--calibration_dir", world.root / "temperatures")
+    common += ("--calib_dataset", "Cityscapes", "--calib_scene", "munster")
+    assert world("compute_clusters_temp_scaling", *common)[0] == 0
+    test = ("--trg_dataset", "Cityscapes", "--scene", "frankfurt", "--output_dir", world.root / "scaled")
+    assert world("eval_calibration_clustering", *common, *test)[0] == 0
+    write_png(image(world, "munster", "munster_000000_000019"), labelled(99)[0])
+    world.eval("Cityscapes", "good", *save)
+    again = world("eval_calibration_clustering", *common, *test)
+    world.refused("best_temperatures.json", "other images of Cityscapes_all_munster", code_out_err=again)
+
+
+def test_commands_repeat_the_folder_of_the_data_sets(world):
+    world.eval("Cityscapes", "good")
+    (world.results / SCENE / "munster/metrics.json").unlink()
+    world.refused(f"--datasets_dir {world.root / 'datasets'}", code_out_err=final(world))
 
 
 def test_commands_repeat_the_flags_of_the_evaluation(world):

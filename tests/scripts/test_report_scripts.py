@@ -13,8 +13,9 @@ from genval.metrics import segmentation
 from genval.metrics.ood_pooling import coarse_levels
 from genval.metrics.ood_scores import SCORE_LEVELS
 from genval.results.ood_blocks import OodResults
+from genval.results.provenance import images_mark
 from genval.results.scenes import SceneResults
-from genval.runtime.files import write_csv, write_json, write_jsonl
+from genval.runtime.files import write_csv, write_json
 
 PLACES = {"clear": (CITY, 0, 0.0), "synthetic": (FOG, 1, -0.05), "true": (TRUE_FOG, 1, 0.0)}
 
@@ -109,11 +110,8 @@ def test_models_without_or_with_other_images_are_named_and_skipped(report):
 def test_a_set_generated_again_is_another_set(report):
     """The names are the same; the marks of the files are not."""
     for model in MODELS:
-        scene = SceneResults(report.results, model, "Cityscapes_fog", "fog", "frankfurt")
         mark = "new" if model == "delta" else "old"
-        write_jsonl(
-            scene.folder / "manifest.jsonl", [{"id": item, "image_mark": mark, **made_by(model)} for item in FOG]
-        )
+        write_set(report.results, model, "Cityscapes_fog", "fog", FOG, MODELS[model][1] - 0.05, mark=mark)
     _, values = report.correlate()
     assert [entry["model"] for entry in values["robustness"]["fog"]["models"]] == ["alpha", "beta", "gamma"]
     assert "results on other images of delta on Cityscapes_fog (fog)" in [part["what"] for part in values["missing"]]
@@ -167,6 +165,9 @@ def test_three_models_have_no_interval_in_any_table(report):
 
 def scaling_file(root, model, before, after, source="Cityscapes_fog_all", tested="ACDC_fog"):
     values = {"before": {"ece": before}, "after_mean": {"ece": after}, **made_by(model)}
+    for key, name in (("tested_images_mark", tested), ("calibrated_images_mark", source)):
+        ids = {"ACDC_fog": TRUE_FOG, "Cityscapes_fog": FOG}.get(name.partition("_all")[0], CITY)
+        values[key] = images_mark({"id": item} for item in ids)
     write_json(root / "scaling" / model / tested / f"from_{source}" / "vanilla_ece.json", values)
 
 
@@ -335,6 +336,26 @@ def test_detectors_of_other_images_are_named_and_skipped(report):
     assert missing["detection by beta on the same images of generated as the others"].endswith(
         "--segmenters beta --trg_dataset generated"
     )
+
+
+def test_detectors_of_a_set_generated_again_are_named_and_skipped(report):
+    """The names are the same; the marks of the files are not."""
+    for place in ("generated", "RoadAnomaly21"):
+        for rank, model in enumerate(MODELS):
+            ood_file(report.root, place, model, 0.5 + 0.1 * rank, images=5)
+    path = OodResults(report.root / "ood", "generated", "beta").json
+    values = json.loads(path.read_text())
+    values["pooled"]["images_mark"] = "of an earlier version"
+    write_json(path, values)
+    _, values = report.correlate()
+    assert "detection by beta on the same images of generated as the others" in [p["what"] for p in values["missing"]]
+
+
+def test_temperatures_of_other_images_are_refused(report):
+    scaling_file(report.root, "alpha", 0.2, 0.1)
+    write_set(report.results, "alpha", "Cityscapes_fog", "fog", FOG, MODELS["alpha"][1], mark="new")
+    flags = ("--root_exp_dir", report.results, "--domains", "fog", "--scaling_dir", report.root / "scaling")
+    report.refused("vanilla_ece.json", "other images of Cityscapes_fog", code_out_err=report("correlate", *flags))
 
 
 def test_tables_have_the_metrics_and_mark_the_published_ones(report):

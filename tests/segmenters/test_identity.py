@@ -158,6 +158,39 @@ def test_source_of_a_functions_network(tmp_path, monkeypatch):
     assert found[0] != found[1]
 
 
+def test_source_that_a_functions_network_imports(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "identity_package").mkdir()
+    helper = tmp_path / "identity_package/scale.py"
+    (tmp_path / "identity_importer.py").write_text(
+        "from torch import nn\nimport identity_package.scale\nclass Net(nn.Conv2d):\n    def forward(self, x):\n"
+        "        return super().forward(identity_package.scale.scaled(x))\n"
+        "def make(device):\n    import torch\n    torch.manual_seed(0)\n    return Net(3, 19, 1)\n"
+    )
+    found = []
+    for factor in (1, 2):
+        helper.write_text(f"def scaled(x):\n    return {factor} * x\n")
+        found += [identity("identity_importer:make"), identity("identity_importer:make")]
+    assert found[0] == found[1] != found[2] == found[3]
+
+
+def test_source_of_classes_that_a_config_names(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    config, module = tmp_path / "net.py", tmp_path / "identity_registered.py"
+    base = REPO_ROOT / "mini/segmenters/fast-scnn.py"
+    config.write_text(
+        f'_base_ = ["{base}"]\ncustom_imports = dict(imports=["identity_registered"])\n'
+        'model = dict(backbone=dict(type="IdentityNet"))\n'
+    )
+    text = "from mmseg.models.backbones import FastSCNN\nfrom mmseg.registry import MODELS\n"
+    text += "@MODELS.register_module(force=True)\nclass IdentityNet(FastSCNN):\n    factor = {}\n"
+    found = []
+    for factor in (1, 2):
+        module.write_text(text.format(factor))
+        found.append(identity(f"mmseg:{config},checkpoints/mini/segmenters/fast-scnn.pth"))
+    assert found[0] != found[1]
+
+
 def test_a_plain_function_has_none(factory):
     assert factory(lambda: lambda x: x).startswith(UNIDENTIFIED)
     assert factory(lambda: nn.ReLU()).startswith(UNIDENTIFIED)
