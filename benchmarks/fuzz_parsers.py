@@ -110,6 +110,7 @@ PARSERS: dict[str, tuple[Callable[[Path], None], Callable[[], list[bytes]]]] = {
 
 
 def main() -> None:
+    """Read the flags and fuzz one reader."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parser", choices=PARSERS, required=True, help="which reader")
     parser.add_argument("--seconds", type=int, default=600, help="time limit")
@@ -117,7 +118,17 @@ def main() -> None:
         "--output_dir", type=Path, default=Path("results/fuzz"), help="folder of the table and findings"
     )
     arguments = parser.parse_args()
+    fuzz(arguments.parser, arguments.seconds, arguments.output_dir)
 
+
+def fuzz(name: str, seconds: int, output_dir: Path) -> None:
+    """Fuzz one reader for a time; write its table and the inputs of its findings.
+
+    Args:
+        name: a key of `PARSERS`.
+        seconds: the time limit.
+        output_dir: the folder of the table and the findings.
+    """
     import atheris
 
     with atheris.instrument_imports(include=["genval", "json"]):
@@ -129,9 +140,9 @@ def main() -> None:
         import genval.segmenters.normalisation  # noqa: F401
     from genval.runtime.errors import GenValError
 
-    parse, seeds = PARSERS[arguments.parser]
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    output = arguments.output_dir.resolve() / f"{arguments.parser}.json"
+    parse, seeds = PARSERS[name]
+    output_dir.mkdir(parents=True, exist_ok=True)
+    output = output_dir.resolve() / f"{name}.json"
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     corpus = Path(tempfile.mkdtemp())
     for number, seed in enumerate(seeds()):
@@ -140,7 +151,7 @@ def main() -> None:
     findings: dict[str, str] = {}
 
     def report() -> None:
-        values = {"parser": arguments.parser, "seconds": round(time.monotonic() - start), **found, "findings": findings}
+        values = {"parser": name, "seconds": round(time.monotonic() - start), **found, "findings": findings}
         output.write_text(json.dumps(values, indent=2) + "\n")
 
     def run_once(content: bytes) -> None:
@@ -160,7 +171,7 @@ def main() -> None:
             line = f"{type(error).__name__} in {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
             if line not in findings:
                 findings[line] = str(error)[:200]
-                output.with_name(f"{arguments.parser}-{len(findings)}.bin").write_bytes(content)
+                output.with_name(f"{name}-{len(findings)}.bin").write_bytes(content)
                 report()
         for file in sorted(place.rglob("*"), reverse=True):
             file.rmdir() if file.is_dir() else file.unlink()
@@ -169,7 +180,7 @@ def main() -> None:
         if found["executions"] % 1000 == 0:
             report()
 
-    limits = [f"-max_total_time={arguments.seconds}", "-max_len=4096", "-timeout=20", "-verbosity=0"]
+    limits = [f"-max_total_time={seconds}", "-max_len=4096", "-timeout=20", "-verbosity=0"]
     atheris.Setup([sys.argv[0], *limits, str(corpus)], run_once)
     try:
         atheris.Fuzz()
