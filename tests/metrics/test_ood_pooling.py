@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from genval.metrics.bootstrap import percentile_interval
 from genval.metrics.ood_pooling import COARSE, PoissonBootstrap, SumBootstrap, coarse_levels, poisson_weights
 from genval.metrics.ood_scores import OOD_METRICS, SCORE_LEVELS, ood_metrics
 
@@ -84,3 +85,34 @@ def test_sums_are_drawn_like_counts():
     drawn = np.stack([poisson_weights(name, 60, 1) for name in IDS], 1) @ sums
     assert found == pytest.approx(tuple(np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])))
     assert bootstrap.total == pytest.approx(sums.sum(0))
+
+
+def test_two_images_have_intervals_and_shapes_do_not_depend_on_their_number():
+    levels, values = draw_images(2)
+    bootstrap = PoissonBootstrap(2, 3)
+    assert (bootstrap.draws, SumBootstrap().draws) == (1000, 1000)
+    assert bootstrap.intervals()[1].shape == (3, 2)
+    bootstrap.update(IDS[:1], levels[:1], values[:1])
+    assert bootstrap.intervals()[1].shape == (3, 2)
+    bootstrap.update(IDS[1:2], levels[1:], values[1:])
+    intervals, means = bootstrap.intervals()
+    weights = np.stack([poisson_weights(name, 1000, 0) for name in IDS[:2]], 1)
+    drawn = (weights @ values)[:, 0] / np.maximum(weights.sum(1), 1e-9)
+    defined = drawn[weights.any(1)]
+    # Neither image is in a seventh of the draws.
+    assert len(defined) < 900 and np.isnan(means).all()
+    assert all(np.isnan(ends).all() for score in intervals for ends in score.values())
+    twice = SumBootstrap(50)
+    twice.update("a", np.ones(1))
+    assert np.isnan(twice.intervals(lambda drawn: {"sum": drawn[:, 0]})["sum"]).all()
+    twice.update("b", np.ones(1))
+    low, high = twice.intervals(lambda drawn: {"sum": drawn[:, 0]})["sum"]
+    assert twice.images == 2 and low <= 2 <= high
+
+
+def test_an_interval_needs_a_metric_that_is_defined_in_nine_tenths_of_the_draws():
+    values = np.arange(10.0)
+    values[9] = np.nan
+    assert percentile_interval(values, 0.5) == (2.0, 6.0)
+    values[8] = np.nan
+    assert np.isnan(percentile_interval(values)).all() and np.isnan(percentile_interval(values[8:])).all()
