@@ -116,6 +116,7 @@ def test_a_manifest_of_another_name_is_resumed_merged_and_finished_apart(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger.jsonl", "manifest.jsonl"]
     Manifest(tmp_path, name="ledger").append([record(2)])
     Manifest(tmp_path, name="ledger").finish(["fog_2"])
+    Manifest(tmp_path, name="ledger").merge()
     # Records outside of the order follow, sorted.
     assert list(Manifest(tmp_path, name="ledger").records) == ["fog_2", "fog_1", "fog_3"]
     assert (tmp_path / "manifest.jsonl").read_bytes() == before and set(Manifest(tmp_path).records) == {"fog_9"}

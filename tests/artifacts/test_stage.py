@@ -348,7 +348,7 @@ def test_progress_starts_at_a_share_of_what_is_done_and_the_first_process_finish
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
     run_stage(Squares(tmp_path), NUMBERS[:5])
-    bars, finished = [], []
+    bars, prepared, finished = [], [], []
     original = stage_module.progress_bar
     monkeypatch.setattr(stage_module, "progress_bar", lambda *a, **k: bars.append((a, k)) or original(*a, **k))
 
@@ -359,6 +359,9 @@ def test_progress_starts_at_a_share_of_what_is_done_and_the_first_process_finish
             return value if source == rank else (None if not isinstance(value, tuple) else (0, ()))
 
     class Watched(Squares):
+        def prepare(self, missing: Sequence[Number]) -> None:
+            prepared.append(missing)
+
         def finish(self, items: Sequence[Number], report: Any) -> None:
             finished.append((items, report))
 
@@ -366,3 +369,4 @@ def test_progress_starts_at_a_share_of_what_is_done_and_the_first_process_finish
     own = 3 - rank
     assert bars == [((2 + own, "squares"), {"initial": 2, "rank": rank})] and type(bars[0][1]["initial"]) is int
     assert report == StageReport(10, own) and finished == [(NUMBERS, report)] * (rank == 0)
+    assert prepared == [NUMBERS[5:]] * (rank == 0)
