@@ -1,3 +1,4 @@
+import os
 import struct
 import zlib
 from hashlib import blake2b
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from genval.artifacts.fingerprint import file_mark, weights_hash
+from genval.artifacts.fingerprint import current_mark, file_mark, weights_hash
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
 
@@ -90,3 +91,32 @@ def test_the_mark_of_another_file_covers_all_of_it(tmp_path, name):
 def test_a_file_that_is_gone_is_named(tmp_path):
     with pytest.raises(GenValError, match=r"Cannot read .*gone\.jpg"):
         file_mark(tmp_path / "gone.jpg")
+
+
+def test_a_png_is_marked_by_its_end_only_if_the_end_holds_the_last_bytes_of_the_pixels(tmp_path):
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", bytes(13))
+    end = chunk(b"IEND", b"")
+
+    def is_marked_by_its_end(data):
+        (tmp_path / "a.png").write_bytes(data)
+        size, digest = file_mark(tmp_path / "a.png").split("-")
+        assert int(size) == len(data)
+        return digest == blake2b(data[-4096:], digest_size=4).hexdigest()
+
+    text = chunk(b"tEXt", bytes(4096 - 4 - 4 - 12 - 12))
+    # The checksum of the pixels is the whole last chunk of them, which may have four bytes.
+    pixels_first = start + chunk(b"IDAT", bytes(9))
+    assert is_marked_by_its_end(pixels_first + chunk(b"IDAT", bytes(4)) + text + end)
+    assert not is_marked_by_its_end(pixels_first + chunk(b"IDAT", bytes(3)) + text + end)
+    # No pixels, and a length that is negative as a signed number.
+    assert not is_marked_by_its_end(start + chunk(b"tEXt", bytes(4097 - len(start + end) - 12)) + end)
+    assert not is_marked_by_its_end(pixels_first + struct.pack(">i", -4) + b"tEXt" + end)
+
+
+def test_the_mark_of_a_state_follows_size_and_time(tmp_path):
+    path = tmp_path / "a.bin"
+    assert current_mark(path) is None
+    for data, time in ((b"1", 5), (b"22", 5), (b"33", 6)):
+        path.write_bytes(data)
+        os.utime(path, ns=(time, time))
+        assert current_mark(path) == file_mark(path)

@@ -105,3 +105,39 @@ def test_a_line_of_another_shape_is_refused(tmp_path, line, message):
     (tmp_path / "manifest.jsonl").write_text(f'{line}\n{{"id": "b"}}\n')
     with pytest.raises(GenValError, match=rf"manifest\.jsonl.*{message}"):
         Manifest(tmp_path)
+
+
+def test_a_manifest_of_another_name_is_resumed_merged_and_finished_apart(tmp_path):
+    Manifest(tmp_path).append([record(9)])
+    Manifest(tmp_path, rank=1, name="ledger").append([record(1), record(3)])
+    before = (tmp_path / "manifest.jsonl").read_bytes()
+    assert set(Manifest(tmp_path, name="ledger").records) == {"fog_1", "fog_3"}
+    Manifest(tmp_path, name="ledger").merge()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger.jsonl", "manifest.jsonl"]
+    Manifest(tmp_path, name="ledger").append([record(2)])
+    Manifest(tmp_path, name="ledger").finish(["fog_2"])
+    Manifest(tmp_path, name="ledger").merge()
+    # Records outside of the order follow, sorted.
+    assert list(Manifest(tmp_path, name="ledger").records) == ["fog_2", "fog_1", "fog_3"]
+    assert (tmp_path / "manifest.jsonl").read_bytes() == before and set(Manifest(tmp_path).records) == {"fog_9"}
+
+
+def test_appended_lines_are_plain_text_without_gaps(tmp_path):
+    for name in ("a", "straße"):
+        Manifest(tmp_path).append([{"id": name}])
+    assert (tmp_path / "manifest.jsonl").read_text(encoding="utf-8") == '{"id": "a"}\n{"id": "straße"}\n'
+
+
+@pytest.mark.parametrize("line", ['{"id": nonsense}', '{"seed": 1}', "null"])
+def test_a_damaged_line_has_a_remedy(tmp_path, line):
+    (tmp_path / "manifest.jsonl").write_text(f'{{"id": "a"}}\n{line}\n{{"id": "b"}}\n')
+    with pytest.raises(GenValError, match=r"line 2.* Remove the line; its item is then made again\.$"):
+        Manifest(tmp_path)
+
+
+def test_zeros_of_a_lost_write_are_dropped_and_other_text_is_not(tmp_path):
+    (tmp_path / "manifest.jsonl").write_bytes(b'{"id": "a"}\n' + bytes(9))
+    assert set(Manifest(tmp_path).records) == {"a"}
+    (tmp_path / "manifest.jsonl").write_bytes(b'{"id": "a"}\nX')
+    with pytest.raises(GenValError, match="line 2"):
+        Manifest(tmp_path)

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from genval.artifacts import stage as stage_module
 from genval.artifacts.manifest import Manifest
-from genval.artifacts.stage import ManifestStage, run_stage
+from genval.artifacts.stage import ManifestStage, StageReport, run_stage
 from genval.runtime.errors import GenValError
 
 
@@ -270,3 +271,102 @@ def test_processes_share_the_units(tmp_path: Path) -> None:
     assert first.batches == [["n0", "n1"], ["n4", "n5"], ["n8", "n9"]]
     run_stage(second, NUMBERS, fabric=Two(1), batch_size=2)  # type: ignore[arg-type]
     assert [batch[0] for batch in second.batches] == ["n6"]
+
+
+class Blocks(Squares):
+    """A unit of five numbers; a batch in which no item can be read has no part."""
+
+    def partition(self, items: Sequence[Number], batch_size: int) -> list[list[Sequence[Number]]]:
+        blocks = [items[start : start + 5] for start in range(0, len(items), 5)]
+        return [[block[i : i + batch_size] for i in range(0, len(block), batch_size)] for block in blocks]
+
+    def split(self, batch: list[tuple[Number, int]]) -> list[list[tuple[Number, int]]]:
+        return [[pair] for pair in batch]
+
+
+def test_a_unit_whose_last_batch_is_skipped_is_recorded(tmp_path: Path) -> None:
+    numbers = [*NUMBERS[:3], Number("bad1", -1), Number("bad2", -2)]
+    assert run_stage(Blocks(tmp_path), numbers, batch_size=3, skip_bad=True).written == 3
+    assert set(Manifest(tmp_path).records) == {"n0", "n1", "n2"}
+
+
+def test_what_was_computed_is_written_before_an_error_is_raised(tmp_path: Path) -> None:
+    class Slow(Blocks):
+        def write(self, item: Number, loaded: int, output: int) -> dict[str, Any]:
+            time.sleep(0.3)
+            return super().write(item, loaded, output)
+
+    with pytest.raises(GenValError, match="the device failed"):
+        run_stage(Slow(tmp_path, fails_at=1), NUMBERS)
+    assert (tmp_path / "n0.txt").exists()
+
+
+def test_one_worker_reads_and_one_writes(tmp_path: Path) -> None:
+    threads: dict[str, set[int]] = {"load": set(), "write": set()}
+
+    class Watched(Squares):
+        def load(self, item: Number) -> int:
+            threads["load"].add(threading.get_ident())
+            time.sleep(0.02)
+            return super().load(item)
+
+        def write(self, item: Number, loaded: int, output: int) -> dict[str, Any]:
+            threads["write"].add(threading.get_ident())
+            time.sleep(0.02)
+            return super().write(item, loaded, output)
+
+    run_stage(Watched(tmp_path), NUMBERS, batch_size=5, num_workers=1)
+    assert [len(found) for found in threads.values()] == [1, 1]
+
+
+def test_a_missing_output_is_an_error(tmp_path: Path) -> None:
+    class Short(Squares):
+        def compute(self, items: Sequence[Number], loaded: Sequence[int]) -> Any:
+            return super().compute(items, loaded)[1:]
+
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        run_stage(Short(tmp_path), NUMBERS, batch_size=5)
+
+
+def test_an_item_is_compared_with_its_own_record(tmp_path: Path) -> None:
+    class Own(Squares):
+        def item_record(self, item: Number) -> dict[str, Any]:
+            return {**self.record, "value": item.value}
+
+        def write(self, item: Number, loaded: int, output: int) -> dict[str, Any]:
+            return super().write(item, loaded, output) | {"value": loaded}
+
+    run_stage(Own(tmp_path), NUMBERS)
+    assert run_stage(Own(tmp_path), NUMBERS).written == 0
+    other = Own(tmp_path)
+    other.refuses = False
+    assert run_stage(other, [Number("n0", 0), Number("n1", 7)]).written == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_progress_starts_at_a_share_of_what_is_done_and_the_first_process_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    run_stage(Squares(tmp_path), NUMBERS[:5])
+    bars, prepared, finished = [], [], []
+    original = stage_module.progress_bar
+    monkeypatch.setattr(stage_module, "progress_bar", lambda *a, **k: bars.append((a, k)) or original(*a, **k))
+
+    class Two:
+        global_rank, is_global_zero, world_size = rank, rank == 0, 2
+
+        def broadcast(self, value: Any, source: int) -> Any:
+            return value if source == rank else (None if not isinstance(value, tuple) else (0, ()))
+
+    class Watched(Squares):
+        def prepare(self, missing: Sequence[Number]) -> None:
+            prepared.append(missing)
+
+        def finish(self, items: Sequence[Number], report: Any) -> None:
+            finished.append((items, report))
+
+    report = run_stage(Watched(tmp_path), NUMBERS, fabric=Two())  # type: ignore[arg-type]
+    own = 3 - rank
+    assert bars == [((2 + own, "squares"), {"initial": 2, "rank": rank})] and type(bars[0][1]["initial"]) is int
+    assert report == StageReport(10, own) and finished == [(NUMBERS, report)] * (rank == 0)
+    assert prepared == [NUMBERS[5:]] * (rank == 0)

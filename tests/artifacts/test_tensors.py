@@ -1,8 +1,11 @@
+import struct
+import zipfile
+
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from genval.artifacts.tensors import PackedTensors, pack, packed_ids, read_about, write_part
+from genval.artifacts.tensors import PackedTensors, pack, packed_ids, read_about, read_arrays, write_part
 from genval.runtime.errors import GenValError
 
 
@@ -59,3 +62,57 @@ def test_missing_and_damaged_files_are_refused(tmp_path):
         packed.write_bytes(damage)
         with pytest.raises(GenValError, match="not a whole safetensors file"):
             packed_ids(packed)
+
+
+def test_metadata_are_plain_json_whose_order_does_not_matter(tmp_path):
+    about = {"b": "straße", "a": 1}
+    for name, values in (("one", about), ("two", dict(reversed(about.items())))):
+        write_part(tmp_path / name, {"x": np.zeros(2)}, values)
+        assert read_about(tmp_path / name) == about
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert "straße".encode() in (tmp_path / "one").read_bytes()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_part(tmp_path / "three", {"x": np.zeros(2)}, {"a": float("nan")})
+    save_file({"a/x": np.zeros(2)}, tmp_path / "four")
+    assert read_about(tmp_path / "four") == {}
+
+
+def test_new_metadata_replace_the_old_ones_and_the_same_leave_the_file(tmp_path):
+    packed, parts = tmp_path / "packed", {"a": make_part(tmp_path, "a", 4)}
+    pack(packed, parts, {"n": 3})
+    before = packed.stat()
+    pack(packed, parts, {"n": 3})
+    assert packed.stat().st_mtime_ns == before.st_mtime_ns and packed.stat().st_ino == before.st_ino
+    pack(packed, parts, {"n": 4})
+    assert read_about(packed) == {"n": 4} and PackedTensors(packed).read("a", "logits")[0].max() == 4
+
+
+def test_the_errors_of_damaged_files_name_cause_and_remedy(tmp_path):
+    packed = tmp_path / "packed"
+    pack(packed, {"a": make_part(tmp_path, "a", 1)}, {})
+    packed.write_bytes(packed.read_bytes()[:-1])
+    message = r"\(its length is not what its header says\)\. Delete it and run again\.$"
+    with pytest.raises(GenValError, match=message):
+        packed_ids(packed)
+    packed.write_bytes(struct.pack("<Q", 8) + b'{"a": 1 ')
+    with pytest.raises(GenValError, match=r"packed is not valid JSON \(.*\)\. Delete it and run again\.$"):
+        packed_ids(packed)
+
+
+def test_arrays_of_finite_numbers_are_read_and_others_are_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    arrays = {"x": np.arange(3), "y": np.ones((2, 2), np.float16), "u": np.zeros(1, np.uint8)}
+    np.savez(path, **arrays, text=np.array(["a"]), bad=np.array([1, np.inf]), flags=np.ones(2, bool))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("raw", b"bytes")
+    found = read_arrays(path, arrays, "Remedy.")
+    assert [*found] == [*arrays]
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype and (found[name] == array).all()
+    for name in ("text", "bad", "flags", "raw"):
+        with pytest.raises(GenValError, match=rf"a\.npz: {name} does not hold finite numbers\. Remedy\.$"):
+            read_arrays(path, [name], "Remedy.")
+    with pytest.raises(GenValError, match=r"is missing or damaged \(KeyError\)\. Remedy\.$"):
+        read_arrays(path, ["z"], "Remedy.")
+    with pytest.raises(GenValError, match=r"b\.npz is missing or damaged \(FileNotFoundError\)\. Remedy\.$"):
+        read_arrays(tmp_path / "b.npz", ["x"], "Remedy.")

@@ -86,3 +86,31 @@ def test_published_calibration(golden, name, temperature):
     same(metrics["ks"], expected["ks_error"], 1e-4)
     # Few pixels, so that a pixel to either side of each of 14 cuts already matters.
     same(metrics["adaptive_ece"], expected["ece_15_equal_population_bins"], 5e-4)
+
+
+def test_a_probability_is_rounded_to_float32_before_it_is_binned():
+    assert bin_index(np.arange(1, BINS + 1) / BINS + 1e-12).tolist() == list(range(BINS))
+    assert bin_index(np.nextafter(np.float32(1), np.float32(2))) == BINS - 1  # a softmax may round above 1
+
+
+def test_tied_confidences_have_no_order():
+    generator = np.random.default_rng(0)
+    confidence = generator.choice([0.3, 0.62, 0.7, 0.9], 200)
+    right = generator.random(200) < 0.5
+    metrics = top1_metrics(confidence, right)
+    same(metrics["ks"], slow_ks(confidence, right))
+    for _ in range(5):
+        order = generator.permutation(200)
+        assert top1_metrics(confidence[order], right[order]) == pytest.approx(metrics, abs=1e-12)
+
+
+def test_the_published_cuts_drop_the_least_confident_pixel_only():
+    same(top1_metrics(np.full(30, 0.7), np.arange(30) < 15, drop_lowest=True)["adaptive_ece"], 0.2 * 29 / 30)
+    confidence = np.linspace(0.1, 0.9, 45)
+    gaps = np.append(confidence[1:], 0)  # each bin is one pixel later, and the last one holds one pixel fewer
+    same(top1_metrics(confidence, np.zeros(45), drop_lowest=True)["adaptive_ece"], gaps.sum() / 45)
+
+
+def test_sets_without_levels_have_no_error():
+    values = adaptive_ece(np.zeros((2, 0)), np.zeros((2, 0)))
+    assert values.shape == (2,) and np.isnan(values).all()

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,3 +97,27 @@ def test_negative_classes_are_refused():
 def test_a_prediction_does_not_matter_where_the_label_is_void():
     assert confusion_matrix(np.array([255], np.uint8), np.array([200], np.uint8)).sum() == 0
     assert on_device(torch.tensor([255]), torch.tensor([200])).sum() == 0
+
+
+def test_classes_that_do_not_exist_are_listed_up_to_eight():
+    predictions = np.arange(20, 30, dtype=np.uint8)
+    message = r"^The predictions hold classes that do not exist: expected 0\.\.18, found "
+    with pytest.raises(GenValError, match=message + r"20, 21, 22, 23, 24, 25, 26, 27, \.\.\.\.$"):
+        confusion_matrix(np.zeros(10, np.uint8), predictions)
+    with pytest.raises(GenValError, match=message + r"20, 21, 22, 23, 24, 25, 26, 27\.$"):
+        confusion_matrix(np.zeros(8, np.uint8), predictions[:8])
+
+
+def test_labels_are_named_and_tensors_of_the_cpu_count_as_arrays():
+    with pytest.raises(GenValError, match=r"^The labels must be integers, found float64. Take the argmax"):
+        confusion_matrix(np.zeros(2), np.zeros(2, np.uint8))
+    with pytest.raises(GenValError, match=r"^The labels must be in 0\.\.255, found 0\.\.256\.$"):
+        confusion_matrix(torch.tensor([0, 256]), torch.tensor([0, 0]))
+
+
+def test_tensors_of_a_gpu_are_counted_there(monkeypatch):
+    labels, predictions = (SimpleNamespace(shape=(2,), device=torch.device("cuda")) for _ in range(2))
+    counted = []
+    monkeypatch.setattr(confusion, "_count_torch", lambda *args: counted.append(args))
+    confusion_matrix(labels, predictions)
+    assert counted == [(labels, predictions, 19, 255)]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genval.metrics.correlation import CORRELATIONS, agreement, kendall, pearson, pearson_interval, pearson_r, spearman
+from genval.metrics.division import safe_divide
 from genval.runtime.errors import GenValError
 
 SCORES = st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=3, max_size=20)
@@ -81,3 +82,44 @@ def test_one_list_is_compared_with_many():
     assert spearman(many, many[0])[0] == pytest.approx(1)
     assert kendall(many, -many[0])[0] == pytest.approx(-1)
     assert pearson(many, many[0]).shape == (4,)
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+def test_coefficients_of_one_list_and_of_stacked_lists_equal_those_of_scipy(name):
+    x, y = np.random.default_rng(1).integers(0, 6, (2, 2, 3, 7))
+    np.testing.assert_allclose(CORRELATIONS[name](x[0, 0], y[0, 0]), REFERENCES[name](x[0, 0], y[0, 0])[0], atol=1e-12)
+    expected = [[REFERENCES[name](*lists)[0] for lists in zip(*rows, strict=True)] for rows in zip(x, y, strict=True)]
+    np.testing.assert_allclose(CORRELATIONS[name](x, y), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("coefficient", CORRELATIONS.values())
+def test_two_pairs_are_enough_and_one_is_not(coefficient):
+    assert coefficient(np.array([1, 2]), np.array([9, 4])) == -1
+    values = coefficient(np.zeros((3, 1)), np.ones((3, 1)))
+    assert values.shape == (3,) and values.dtype == np.float64 and np.isnan(values).all()
+    assert coefficient(np.zeros((3, 0)), np.zeros((3, 0))).shape == (3,)
+
+
+def test_a_constant_list_whose_mean_is_rounded_is_undefined_among_others():
+    x = np.array([[1.0, 2.0, 4.0]] * 2)
+    y = np.array([[0.1] * 3, [1.0, 2.0, 3.0]])
+    for lists in ((x, y), (y, x)):
+        assert np.isnan(pearson(*lists)).tolist() == [True, False]
+
+
+def test_rounding_does_not_leave_the_range():
+    x = np.random.default_rng(0).normal(size=(3000, 5))
+    for factor in (0.3, -0.3):
+        exact = math.copysign(1, factor)
+        values = [*pearson(x, factor * x), *(pearson_r(row, factor * row) for row in x)]
+        assert np.abs(values).max() == 1 and values == pytest.approx([exact] * 6000)
+
+
+def test_the_error_of_values_that_are_not_finite():
+    with pytest.raises(GenValError, match=r"^A correlation needs finite values, found NaN or infinity.$"):
+        pearson_r([1, 2], [math.inf, 2])
+
+
+def test_quotients_broadcast():
+    assert safe_divide(np.array(1), np.array([[4], [0]]), default=7).tolist() == [[0.25], [7]]
+    assert safe_divide(np.array([1, 2]), np.array(4)).tolist() == [0.25, 0.5]

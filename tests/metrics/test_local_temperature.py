@@ -115,3 +115,13 @@ def test_it_learns_where_errors_are():
     assert float(temperatures[..., 16:].mean()) > 2 * float(temperatures[..., :16].mean())
     scaled = logits / temperatures[:, None]
     assert bool((scaled.argmax(1) == logits.argmax(1)).all())
+
+
+def test_training_may_start_at_a_temperature_below_1():
+    logits, images = inputs()
+    network = LocalTemperature(5, 0.4)
+    torch.testing.assert_close(network(logits, images), torch.full((2, 11, 13), 0.4))
+    assert float(LocalTemperature().start) == 1 and LocalTemperature().leaves.in_channels == 19
+    for bad in (-1.0, math.nan):
+        with pytest.raises(GenValError, match=rf"^A temperature must be above 0, found {bad}\.$"):
+            LocalTemperature(5, bad)

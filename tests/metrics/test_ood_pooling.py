@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from genval.metrics.bootstrap import percentile_interval
 from genval.metrics.ood_pooling import COARSE, PoissonBootstrap, SumBootstrap, coarse_levels, poisson_weights
 from genval.metrics.ood_scores import OOD_METRICS, SCORE_LEVELS, ood_metrics
 
@@ -84,3 +85,33 @@ def test_sums_are_drawn_like_counts():
     drawn = np.stack([poisson_weights(name, 60, 1) for name in IDS], 1) @ sums
     assert found == pytest.approx(tuple(np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])))
     assert bootstrap.total == pytest.approx(sums.sum(0))
+
+
+def test_two_images_have_intervals_and_one_has_none():
+    levels, values = draw_images(2)
+    bootstrap = PoissonBootstrap(2, 3, draws=6, seed=5)  # in each of these draws is an image
+    bootstrap.update(IDS[:1], levels[:1], values[:1])
+    assert bootstrap.intervals()[1].shape == (3, 2) and np.isnan(bootstrap.intervals()[1]).all()
+    bootstrap.update(IDS[1:2], levels[1:], values[1:])
+    intervals, means = bootstrap.intervals(0.5)
+    weights = np.stack([poisson_weights(name, 6, 5) for name in IDS[:2]], 1)
+    assert means[0] == pytest.approx(np.percentile([np.average(values[:, 0], weights=w) for w in weights], [25, 75]))
+    assert all(0 <= ends[0] <= ends[1] <= 1 for score in intervals for ends in score.values())
+    assert (PoissonBootstrap(1, 1).draws, SumBootstrap().draws) == (1000, 1000)
+
+
+def test_the_sum_of_two_images_has_an_interval_and_that_of_one_has_none():
+    bootstrap = SumBootstrap(50)
+    bootstrap.update("a", np.ones(1))
+    assert np.isnan(bootstrap.intervals(lambda drawn: {"sum": drawn[:, 0]})["sum"]).all()
+    bootstrap.update("b", np.ones(1))
+    low, high = bootstrap.intervals(lambda drawn: {"sum": drawn[:, 0]})["sum"]
+    assert bootstrap.images == 2 and low <= 2 <= high
+
+
+def test_an_interval_needs_a_metric_that_is_defined_in_nine_tenths_of_the_draws():
+    values = np.arange(10.0)
+    values[9] = np.nan
+    assert percentile_interval(values, 0.5) == (2.0, 6.0)
+    values[8] = np.nan
+    assert np.isnan(percentile_interval(values)).all() and np.isnan(percentile_interval(values[8:])).all()

@@ -1,6 +1,7 @@
 """Anomaly scores and their metrics against the published numbers, scikit-learn and plain references."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from genval.metrics.ood_scores import (
     STANDARDISED,
     ExactMetrics,
     MaxLogits,
+    OodCounts,
     anomaly_scores,
     count_scores,
     exact_counts,
@@ -25,7 +27,9 @@ from genval.metrics.ood_scores import (
     level_edge,
     level_metrics,
     measure_ood,
+    measure_ood_batch,
     ood_bounds,
+    ood_metrics,
     saturated_share,
     score_level,
 )
@@ -231,3 +235,81 @@ def test_the_largest_logits_of_a_known_set():
     assert (mean[3], deviation[3]) == pytest.approx((largest.mean(), largest.std()), rel=1e-5)
     with pytest.raises(GenValError, match="fewer than two"):
         MaxLogits.measure(logits[:, :1, :1]).moments()
+
+
+def test_small_odds_keep_their_digits():
+    logarithms = torch.linspace(-16.5, -8.4, 50)
+    energies = anomaly_scores(torch.stack([torch.zeros(50), logarithms]))[SCORES.index("energy")].double()
+    np.testing.assert_allclose(energies, -np.log1p(np.exp(logarithms.double().numpy())), rtol=1e-6)
+
+
+def test_no_pixel_has_no_score():
+    assert anomaly_scores(torch.zeros(3, 0)).shape == (len(SCORES), 0)
+    empty = np.zeros(0, np.float32)
+    for parts, expected in (((empty, empty), ([], [])), ((empty, np.float32([1, 2])), ([0, 0], [1, 1]))):
+        counts = exact_counts(*parts)
+        assert [part.dtype for part in counts] == [np.int64] * 2
+        assert tuple(part.tolist() for part in counts) == expected
+    assert [part.tolist() for part in exact_counts(np.float32([1, 2]), empty)] == [[1, 1], [0, 0]]
+    assert exact_counts(np.float32([1, 2]), empty)[1].dtype == np.int64
+
+
+def test_the_threshold_is_interpolated_inside_a_level_and_sets_do_not_affect_each_other():
+    background, objects = np.array([[4, 6], [0, 0], [10, 0]]), np.array([[0, 0], [1, 2], [40, 0]])
+    metrics = ood_metrics(background, objects)
+    for values in metrics.values():
+        assert np.isnan(values).tolist() == [True, True, False]
+    assert metrics["fpr95"][2] == pytest.approx(0.95) and metrics["auroc"][2] == 0.5
+    levels = np.zeros((2, SCORE_LEVELS), np.int64)
+    levels[:, 7] = 10, 40
+    assert level_metrics(levels)["fpr95"] == pytest.approx(0.95)
+
+
+def test_two_largest_logits_can_be_standardised_and_one_cannot():
+    mean, deviation = MaxLogits.measure(torch.tensor([[1.0, 4.0], [0.0, 0.0]])).moments()
+    assert mean.tolist() == [2.5, 2.5] and deviation == pytest.approx([1.5, 1.5])
+    message = "^Largest logits cannot be standardised: expected at least two pixels, found fewer than two.$"
+    with pytest.raises(GenValError, match=message):
+        MaxLogits.measure(torch.tensor([[1.0], [0.0]])).moments()
+
+
+def test_the_counts_of_a_batch_are_those_of_its_images(monkeypatch):
+    kernel = pytest.importorskip("genval.kernels.ood_scores")
+    images = [measure_ood(*draw_logits(seed))[0] for seed in range(2)]
+    counts = SimpleNamespace(
+        levels=np.stack([image.levels for image in images]).astype(np.int32),
+        entropy=np.stack([image.entropy for image in images]),
+        pixels=np.stack([image.pixels for image in images]).astype(np.float64),
+        invalid_kinds=np.zeros(2),
+        finite=np.ones(2, bool),
+    )
+    launched = []
+
+    def launch(*args):
+        launched.append(args)
+        return lambda: counts, "scores"
+
+    monkeypatch.setattr(kernel, "launch", launch)
+    logits, kinds, standard = torch.zeros(2, 5, 3, 4), torch.zeros(2, 3, 4, dtype=torch.uint8), object()
+    read, scores = measure_ood_batch(logits, kinds, standard, keep=True)
+    assert launched == [(logits, kinds, standard, True)] and scores == "scores"
+    for image, expected in zip(read(), images, strict=True):
+        assert [array.dtype for array in image.arrays()] == [np.int64, np.float64, np.int64]
+        assert all(np.array_equal(a, b) for a, b in zip(image.arrays(), expected.arrays(), strict=True))
+    measure_ood_batch(logits, kinds)
+    assert launched[-1] == (logits, kinds, None, False)
+    for bad in (kinds[:1], kinds[:, :2], kinds[..., :2]):
+        with pytest.raises(GenValError, match="do not fit"):
+            measure_ood_batch(logits, bad)
+    counts.invalid_kinds[1] = 1
+    with pytest.raises(GenValError, match=r"^A mask holds 0, 1 and 255, found other values.$"):
+        list(measure_ood_batch(logits, kinds)[0]())
+    counts.finite[0] = False
+    with pytest.raises(GenValError, match="Logits must be finite"):
+        list(measure_ood_batch(logits, kinds)[0]())
+
+
+def test_the_counts_of_no_pixel():
+    levels, entropy, pixels = OodCounts.empty(3).arrays()
+    assert levels.shape == (3, 2, SCORE_LEVELS) and entropy.tolist() == [0, 0] and pixels.tolist() == [0, 0, 0]
+    assert (levels.dtype, entropy.dtype, pixels.dtype) == (np.int64, np.float64, np.int64) and not levels.any()

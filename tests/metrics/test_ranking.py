@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_metrics import same, slow_aupr, slow_auroc, slow_fpr, slow_prr, softmax
 
-from genval.metrics.ranking import aupr, auroc, counts_by_score, fpr_at_tpr, prediction_rejection_ratio
+from genval.metrics.ranking import aupr, auroc, auroc_bound, counts_by_score, fpr_at_tpr, prediction_rejection_ratio
 from genval.runtime.errors import GenValError
 
 
@@ -68,3 +68,22 @@ def test_published_ood_rankings_of_each_image(golden):
             same(fpr_at_tpr(positives, negatives), image[name]["fpr"], 1e-6)
             same(aupr(positives, negatives), image[name]["aupr_in"], 1e-6)
             same(aupr(negatives[::-1], positives[::-1]), image[name]["aupr_out"], 1e-6)
+
+
+def test_no_pixel_has_no_counts():
+    for counts in counts_by_score(np.zeros(0), np.zeros(0)):
+        assert counts.dtype == np.int64 and counts.shape == (0,)
+    with pytest.raises(GenValError, match=r"^Scores must be finite, found NaN or infinity.$"):
+        counts_by_score(np.array([math.nan]), np.array([True]))
+
+
+def test_bounds_of_many_sets_and_of_more_pixels_than_int64_can_square():
+    right, wrong = np.array([[2, 1, 0], [4, 0, 1]]), np.array([[0, 1, 1], [1, 2, 1]])
+    same(auroc_bound(right, wrong), [0.5 / 6, 2.5 / 20])
+    assert prediction_rejection_ratio(np.array([10**10, 0]), np.array([0, 4 * 10**9])) == pytest.approx(100)
+
+
+def test_the_share_of_the_level_of_the_threshold_that_counts():
+    right, wrong = np.array([[100, 0, 0], [90, 10, 0], [5, 5, 90]]), np.array([[8, 1, 1], [2, 4, 4], [0, 0, 10]])
+    same(fpr_at_tpr(right, wrong, interpolate=True), [0.95 * 0.8, 0.2 + 0.5 * 0.4, 85 / 90])
+    same(fpr_at_tpr(right, wrong), [0.8, 0.6, 1])

@@ -9,6 +9,7 @@ from reference_metrics import (
     same,
 )
 
+from genval.metrics.bootstrap import draw_weights
 from genval.metrics.calibration import classwise_ece, top1_metrics
 from genval.metrics.ranking import aupr, auroc, counts_by_score, fpr_at_tpr, prediction_rejection_ratio
 from genval.metrics.reliability import pool, reliability_bounds, reliability_metrics
@@ -60,3 +61,29 @@ def test_one_image_has_no_interval_and_no_image_is_refused():
     assert all(math.isnan(end) for ends in pool([statistics])[1].values() for end in ends)
     with pytest.raises(GenValError, match="no image"):
         pool([])
+
+
+def test_intervals_are_percentiles_of_the_metrics_of_each_draw():
+    images = [measure(*(realistic(seed, 200)))[1] for seed in range(5)]
+    total, ends = pool(iter(images), {"diagonal": lambda matrices: np.trace(matrices, axis1=1, axis2=2)}, 50, 3, 0.8)
+    drawn = []
+    for weights in draw_weights(5, 50, 3):
+        chosen = [image for image, count in zip(images, weights, strict=True) for _ in range(count)]
+        one = sum(chosen, PixelStatistics.empty())
+        drawn.append(reliability_metrics(one) | {"diagonal": float(np.trace(one.confusion))})
+    assert [*ends] == [*drawn[0]]
+    by_levels = {"adaptive_ece", "ks", "auroc", "aupr_right", "aupr_wrong", "fpr95"}  # coarser levels
+    for name in ends:
+        tolerance = 0.005 if name in by_levels else 0.5 if name == "prr_percent" else 1e-9
+        same(ends[name], np.percentile([one[name] for one in drawn], [10, 90]), tolerance)
+    same(reliability_metrics(total)["mean_confidence"], total.bin_confidence.sum() / 1000)
+
+
+def test_the_threshold_of_one_level_is_interpolated_and_its_bound_is_that_of_its_level():
+    statistics = PixelStatistics.empty(2)
+    statistics.levels[:, 5] = 10, 40
+    assert reliability_metrics(statistics)["fpr95"] == pytest.approx(0.95)
+    statistics.levels[:, 5] = 1, 19
+    statistics.levels[:, 9] = 3, 1
+    assert reliability_bounds(statistics)["fpr95"] == 0.25
+    assert reliability_bounds(statistics)["ks"] == pytest.approx(20 / 24 + 6.2e-5)

@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_metrics import segmentations
 
+from genval.metrics.bootstrap import draw_weights
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.segmentation import (
     iou_per_class,
     labelled_classes,
     mean_class_accuracy,
     mean_iou,
+    metric_functions,
     miou_standard_error,
     pixel_accuracy,
     segmentation_metrics,
@@ -114,3 +116,43 @@ def test_published_metrics_of_each_image(golden):
         close(iou_per_class(matrix), expected["iou_per_class_per_image"][index])
         close(pixel_accuracy(matrix), expected["pixel_accuracy_per_image_percent"][index])
         close(mean_class_accuracy(matrix), expected["mean_class_accuracy_per_image"][index])
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_metrics_of_many_matrices_equal_those_of_each(complete):
+    generator = np.random.default_rng(0)
+    matrices = generator.integers(0, 9, (6, 4, 4))
+    matrices[1, 3] = matrices[1, :, 3] = 0  # absent
+    matrices[2, 2] = 0  # predicted, not labelled
+    matrices[3] = 0
+    names, label_space, sets = ["a", "b", "c", "d"], [0, 1, 3], {"first": [0, 1], "last": [2, 3]}
+    functions = metric_functions(names, label_space, sets, complete)
+    assert [*functions] == [
+        "miou", "miou_first", "miou_last", "pixel_accuracy_percent", "mean_class_accuracy",
+        "iou a", "iou b", "iou c", "iou d",
+    ]  # fmt: skip
+    for index, matrix in enumerate(matrices):
+        expected = segmentation_metrics(matrix, names, label_space, sets)
+        expected |= {f"iou {name}": value for name, value in expected["iou_per_class"].items()}
+        if complete:
+            expected["miou"] = mean_iou(matrix, label_space, complete=True)
+        for name, function in functions.items():
+            values = function(matrices)
+            assert values.shape == (6,) and values.dtype == np.float64
+            close(values[index], expected[name])
+    assert math.isnan(functions["miou"](matrices)[1]) == complete
+    assert segmentation_metrics(matrices[1], names, label_space, sets)["miou_last"] is None
+    default = metric_functions(names, label_space, sets)["miou"](matrices)
+    close(default, [mean_iou(matrix, label_space) for matrix in matrices])
+
+
+def test_each_class_needs_a_name():
+    with pytest.raises(ValueError, match="longer"):
+        segmentation_metrics(np.eye(3, dtype=np.int64), ["a", "b"], [0, 1], {})
+
+
+def test_the_standard_error_of_two_images_is_that_of_the_draws():
+    matrices = [np.array([[5, 1], [0, 4]]), np.array([[2, 6], [3, 9]])]
+    draws = [sum(n * matrix for n, matrix in zip(row, matrices, strict=True)) for row in draw_weights(2, 1000, 0)]
+    expected = np.std([mean_iou(matrix) for matrix in draws], ddof=1)
+    assert miou_standard_error(matrices) == pytest.approx(expected, rel=1e-12) and expected > 0

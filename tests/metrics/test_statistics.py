@@ -1,6 +1,7 @@
 """The statistics of one forward pass against plain references written from the definitions."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,15 +9,20 @@ import torch
 from hypothesis import given
 from reference_metrics import cases, log_odds, realistic, same, single_pixels
 
-from genval.metrics.calibration import top1_metrics
+from genval.kernels.layout import level_edges
+from genval.metrics import statistics
+from genval.metrics.calibration import bin_index, top1_metrics
 from genval.metrics.ranking import auroc, counts_by_score, fpr_at_tpr
 from genval.metrics.reliability import reliability_bounds, reliability_metrics
 from genval.metrics.statistics import (
     CONFIDENCE_LEVELS,
+    LogitsNotFiniteError,
     PixelStatistics,
+    count_confidences,
     level_confidence,
     magnitude_level,
     measure,
+    measure_batch,
     odds_against,
 )
 from genval.runtime.errors import GenValError
@@ -151,3 +157,108 @@ def test_invalid_logits_and_labels_are_refused():
         measure(torch.zeros(3, 2, 2), labels + 3)
     with pytest.raises(GenValError, match=r"found \(3, 2, 2\) and \(4,\)"):
         measure(torch.zeros(3, 2, 2), labels.flatten())
+
+
+class OnAccelerator(torch.Tensor):
+    """A tensor of the CPU that takes the branches of a tensor on a GPU."""
+
+    device = property(lambda self: torch.device("cuda"))
+
+
+def test_the_branches_of_a_gpu_equal_those_of_the_cpu():
+    probabilities = torch.rand(5, 40, generator=torch.manual_seed(0)).softmax(0)
+    counted = torch.arange(40) % 3 > 0
+    threshold = np.float32(0.2)
+    elsewhere = probabilities.as_subclass(OnAccelerator)
+    rows, columns = np.nonzero((probabilities.numpy() > threshold) & counted.numpy())
+    for values in (probabilities, elsewhere):
+        where, classes = statistics._above(values, threshold, counted)
+        assert where.dtype == classes.dtype == torch.int64
+        assert where.tolist() == (rows * 40 + columns).tolist() and classes.tolist() == rows.tolist()
+        sums = statistics._class_sums(values, counted)
+        assert sums.dtype == torch.float64 and sums.shape == (5,)
+        same(sums.numpy(), probabilities.double()[:, counted].sum(1).numpy(), 1e-5)
+    mask = (probabilities > 0.2).as_subclass(OnAccelerator)
+    assert statistics.flat_nonzero(mask).tolist() == np.flatnonzero(mask.numpy()).tolist()
+
+
+def test_bins_of_tensors_are_those_of_arrays():
+    edges = torch.arange(16) / 15
+    values = torch.cat([edges, torch.nextafter(edges, torch.tensor(2.0)), torch.rand(500)])
+    found = statistics._bin(values)
+    assert found.dtype == torch.int32 and found.tolist() == bin_index(values.numpy()).tolist()
+
+
+def test_the_statistics_of_no_pixel():
+    empty = PixelStatistics.empty()
+    shapes = [(19, 19), (2, CONFIDENCE_LEVELS), (2, 15), (15,), (2, 19, 15), (19, 15), (5,)]
+    assert [array.shape for array in empty.arrays()] == shapes and not any(array.any() for array in empty.arrays())
+    assert [array.dtype.kind for array in empty.arrays()] == [*"iiififf"]
+
+
+def test_confidences_are_counted_by_level_and_bin():
+    generator = np.random.default_rng(0)
+    odds = np.exp(generator.normal(-3, 4, 40_000)).clip(0, 18).astype(np.float32)
+    right, counted = generator.random(40_000) < 0.7, generator.random(40_000) < 0.8
+    levels, bins, confidence = count_confidences(*map(torch.from_numpy, (odds, right, counted)))
+    level = np.searchsorted(level_edges("confidence"), odds, side="right") - 1
+    exact = (1 / (torch.from_numpy(odds) + 1)).numpy()
+    for kind, chosen in enumerate((counted & ~right, counted & right)):
+        assert (levels[kind] == np.bincount(level[chosen], minlength=CONFIDENCE_LEVELS)).all()
+        assert (bins[kind] == np.bincount(bin_index(exact[chosen]), minlength=15)).all()
+    assert levels.shape == (2, CONFIDENCE_LEVELS) and bins.shape == (2, 15)
+    expected = np.bincount(bin_index(exact[counted]), exact[counted].astype(np.float64), 15)
+    np.testing.assert_allclose(confidence, expected, rtol=1e-6)
+
+
+def batch_counts(images):
+    """What the kernel counts, from the statistics of images."""
+    above_first = (np.arange(15) > 0).astype(int)
+    stacked = {
+        name: np.stack([getattr(image, name) for image in images])
+        for name in ("confusion", "levels", "bins", "bin_confidence", "sums")
+    }
+    return SimpleNamespace(
+        predictions=np.arange(len(images) * 3, dtype=np.uint8).reshape(len(images), 3),
+        invalid_labels=np.zeros(len(images), int),
+        finite=np.ones(len(images), bool),
+        label_bins=np.stack([image.class_bins[1] for image in images]),
+        high_bins=np.stack([image.class_bins.sum(0) * above_first for image in images]),
+        high_confidence=np.stack([image.class_confidence * above_first for image in images]),
+        class_confidence=np.stack([image.class_confidence.sum(1) for image in images]),
+        **stacked,
+    )
+
+
+def test_the_counts_of_a_batch_are_the_statistics_of_its_images(monkeypatch):
+    kernel = pytest.importorskip("genval.kernels.statistics")
+    images = [measure(*(part[..., :300] for part in realistic(seed, 300)))[1] for seed in range(2)]
+    counts, launched = batch_counts(images), []
+
+    def launch(*args):
+        launched.append(args)
+        return lambda: counts
+
+    monkeypatch.setattr(kernel, "launch", launch)
+    logits, labels = torch.zeros(2, 19, 3), torch.zeros(2, 3, dtype=torch.uint8)
+    found = list(measure_batch(logits, labels)())
+    assert launched == [(logits, labels, 255)]
+    for index, (predictions, image) in enumerate(found):
+        assert predictions.tolist() == counts.predictions[index].tolist()
+        for name in ("confusion", "levels", "bins", "class_bins"):
+            assert getattr(image, name).dtype == np.int64
+            assert (getattr(image, name) == getattr(images[index], name)).all(), name
+        for name in ("bin_confidence", "class_confidence", "sums"):
+            np.testing.assert_allclose(getattr(image, name), getattr(images[index], name), rtol=1e-9, atol=1e-9)
+    measure_batch(logits, labels, 18)
+    assert launched[-1] == (logits, labels, 18)
+    counts.finite[1] = False
+    batch = measure_batch(logits, labels)()
+    next(batch)
+    with pytest.raises(LogitsNotFiniteError, match=r"^Logits must be finite, found NaN or infinity.$"):
+        next(batch)
+    counts.invalid_labels[0] = 7
+    with pytest.raises(GenValError, match=r"^The labels hold classes .* \(7 pixels\): expected 0\.\.18\.$"):
+        next(measure_batch(logits, labels)())
+    with pytest.raises(GenValError, match="1 to 32 classes"):
+        measure_batch(logits, labels[:1])

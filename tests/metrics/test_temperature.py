@@ -6,10 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genval.metrics import temperature
 from genval.metrics.calibration import top1_metrics
 from genval.metrics.temperature import (
     GRID,
     Pixels,
+    SearchResult,
     ece_at,
     nll_at,
     scale_logits,
@@ -106,3 +108,58 @@ def test_threads_do_not_change_the_answer():
         assert search_ece(some).temperature == one.temperature
     finally:
         torch.set_num_threads(before)
+
+
+def drawn_pixels(number=500, temperature=2.0):
+    generator = np.random.default_rng(0)
+    logits = 3 * generator.normal(size=(number, 5))
+    return Pixels.from_logits(logits, (logits / temperature + generator.gumbel(size=logits.shape)).argmax(1))
+
+
+def test_derivatives_of_the_likelihood_are_those_of_differences():
+    some, step = drawn_pixels(), 1e-4
+    before, middle, after = (temperature._nll(some, 0.7 + shift)[0] for shift in (-step, 0, step))
+    _, slope, curvature = temperature._nll(some, 0.7)
+    assert slope == pytest.approx((after - before) / (2 * step), rel=1e-5)
+    assert curvature == pytest.approx((after - 2 * middle + before) / step**2, rel=1e-4)
+
+
+def test_evaluations_are_counted(monkeypatch):
+    calls = []
+    for name in ("ece_at", "_mean_confidence", "_nll"):
+        original = getattr(temperature, name)
+        monkeypatch.setattr(temperature, name, lambda *args, original=original: calls.append(args) or original(*args))
+    found = search_ece(drawn_pixels())
+    assert found.evaluations == len(calls) > 10
+    calls.clear()
+    found = search_nll(drawn_pixels())
+    assert found.evaluations == len(calls) - 1 and 4 < found.evaluations < 15  # and once for the value
+
+
+def test_the_likelihood_is_lowest_at_the_ends_or_where_its_slope_is_zero():
+    right = Pixels.from_logits(np.array([[3.0, 0.0], [0.0, 2.0]]), np.array([0, 1]))
+    wrong = Pixels.from_logits(np.array([[0.3, 0.0], [0.0, 0.2]]), np.array([1, 0]))
+    for some, end in ((right, GRID[0]), (wrong, GRID[-1])):
+        assert search_nll(some) == SearchResult(end, nll_at(some, end), 2)
+    # Three quarters of the pixels are right: the best confidence is 3/4, at logits whose difference is log 3.
+    for factor in (0.8, 1.0, 2.0, 8.0):
+        logits = np.zeros((4, 2))
+        logits[:, 0] = factor * np.log(3)
+        found = search_nll(Pixels.from_logits(logits, np.array([0, 0, 0, 1])))
+        assert found.temperature == pytest.approx(factor, abs=1e-8)
+        assert found.value == pytest.approx(-0.75 * np.log(0.75) - 0.25 * np.log(0.25), abs=1e-12)
+
+
+def test_a_search_is_by_its_metric():
+    some = drawn_pixels()
+    assert search(some) == search(some, "ece") == search_ece(some)
+    assert search(some, "nll") == search_nll(some) != search_ece(some)
+    by_class = search_per_class(some, "nll")
+    for index in range(5):
+        assert by_class[index] == search_nll(some.select(some.predictions == index)).temperature
+
+
+def test_scaled_logits_keep_their_type():
+    logits = np.array([[4, 2], [0, 2]], np.float32)
+    for divisor in (2.0, np.array([2.0, 4.0])):
+        assert scale_logits(logits, divisor).dtype == np.float32
