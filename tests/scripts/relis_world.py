@@ -83,15 +83,17 @@ class FakeSegmenter(torch.nn.Module):
 FAKE_MODELS = {"good": 0.1, "fair": 0.3, "poor": 0.6}
 
 
+class SlowSegmenter(FakeSegmenter):
+    """A network with a weight, by which its results are recognised; one-hot outputs would be refused."""
+
+    def forward(self, images, size=None):
+        time.sleep(float(os.environ.get("DELAY", 0)))
+        return 5 * super().forward(images) - torch.linspace(0, 1, 19)[:, None, None]
+
+
 def slow_segmenter(device):
     """A segmenter for subprocesses (`relis_world:slow_segmenter`); `DELAY` is its time per batch."""
-
-    def infer(images):
-        time.sleep(float(os.environ.get("DELAY", 0)))
-        # One-hot outputs of a Python function are refused.
-        return 5 * FakeSegmenter("slow", 0.3)(images) - torch.linspace(0, 1, 19)[:, None, None]
-
-    return infer
+    return SlowSegmenter("slow", 0.3)
 
 
 def fake_segmenters():
