@@ -122,7 +122,10 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, a
 
 
 def _converts(value: Tensor, own: Tensor) -> bool:
-    """Whether a value of the file means the same in the model: int8 weights lack their scale, complex ones a part."""
+    """Whether a value of the file means the same in the model.
+
+    int8 weights come without their scale, and complex weights would lose their imaginary part.
+    """
     if value.layout != torch.strided or value.is_meta or value.is_complex() != own.is_complex():
         return False
     return value.is_floating_point() or value.is_complex() or not own.is_floating_point()
