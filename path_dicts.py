@@ -37,6 +37,14 @@ OOD_ROOTS: dict[str, str] = {
 # Generated sets, `Cityscapes_{domain}`: the output of ControlNet/style_transfer.py.
 GENERATED_ROOT = "images/style_transfer"
 
+# Generators by name. Sets of the default one are in `GENERATED_ROOT/{domain}`, named `Cityscapes_{domain}`; those
+# of another are in `GENERATED_ROOT/{generator}/{domain}`, named `Cityscapes_{generator}_{domain}`. A name added
+# here stands for a folder of sets that another tool made.
+DEFAULT_GENERATOR = "controlnet"
+# Made by relis/corrupt.py --method; the others by ControlNet/style_transfer.py --generator.
+TRANSFER_METHODS = ("histogram", "fourier")
+GENERATORS = (DEFAULT_GENERATOR, "img2img", "translate", *TRANSFER_METHODS)
+
 # Domains with a name, and how the prompt ends in each; any other text after --domain is used verbatim.
 DOMAINS: dict[str, str] = {
     "clear": "on a clear day",

@@ -41,7 +41,8 @@ def find_domain(name: str | None, free_text: str | None = None, prompt_file: str
         prompt_file: a text file with one phrasing per line, which replace the text of the domain.
 
     Raises:
-        GenValError: a misspelled name, a text without letters, or a prompt file that is missing or empty.
+        GenValError: a misspelled name, a text without letters, the name of a generator, or a prompt file that is
+            missing or empty.
     """
     text = free_text if free_text is not None else str(name)
     known = {domain.lower(): domain for domain in path_dicts.DOMAINS}
@@ -57,6 +58,8 @@ def find_domain(name: str | None, free_text: str | None = None, prompt_file: str
         folder = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")
         if not folder:
             raise GenValError(f"--domain: expected a name or words such as 'thick smoke', found {text!r}.")
+        if folder in path_dicts.GENERATORS:
+            raise GenValError(f"--domain: {folder} is the name of a generator. Describe the domain in other words.")
         domain = Domain(folder, (f"in {text.strip()}",))
     return domain if prompt_file is None else Domain(domain.name, read_phrasings(resolve(prompt_file)))
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from genval.artifacts.tensors import read_arrays
+from genval.datasets.layouts import GENERATED_PREFIX, domain_of
 from genval.kernels.layout import BINS
 from genval.results.finding import NoResultsError, list_scenes, provenance
 from genval.results.provenance import Provenance, require_model
@@ -116,7 +117,8 @@ def with_street_sources(evidence: Evidence) -> Evidence:
 
     For sets made from the labelled streets: one generated or corrupted from the same street shares its source.
     """
-    domain = re.escape(evidence.place.dataset.removesuffix(GATED_SUFFIX).partition("_")[2])
+    dataset = evidence.place.dataset.removesuffix(GATED_SUFFIX)
+    domain = re.escape(domain_of(dataset)) if dataset.startswith(GENERATED_PREFIX) else ""
     sources = []
     for image in evidence.images:
         name = image.rpartition("/")[2]

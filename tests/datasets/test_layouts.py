@@ -166,3 +166,16 @@ def test_lists_of_data_sets_keep_folders_together():
 
 def test_a_domain_may_hold_braces():
     assert find_layout("Cityscapes_a {b}").cond.format() == "a {b}"
+
+
+def test_sets_of_other_generators_have_a_folder_of_their_own(tmp_path):
+    frame = "leftImg8bit/val/aachen/a_leftImg8bit.png"
+    for folder in ("fog", "img2img/fog"):
+        (tmp_path / folder / frame).parent.mkdir(parents=True)
+    assert find_root("Cityscapes_fog", generated_dir=tmp_path) == tmp_path / "fog"
+    assert find_root("Cityscapes_img2img_fog", generated_dir=tmp_path) == tmp_path / "img2img/fog"
+    assert find_layout("Cityscapes_img2img_fog").cond == "fog"
+    with pytest.raises(GenValError, match=r"style_transfer\.py --generator translate --domain fog"):
+        find_root("Cityscapes_translate_fog", generated_dir=tmp_path)
+    with pytest.raises(GenValError, match=r"corrupt\.py --method histogram --reference PATH --domain fog"):
+        find_root("Cityscapes_histogram_fog", generated_dir=tmp_path)
