@@ -20,6 +20,8 @@ from genval.runtime.errors import GenValError
 
 FEWEST_IMAGES = 4
 """With fewer labelled images, their noise cannot be estimated."""
+# With less shrinkage, weights fit the noise of the estimated covariance, and 95 % intervals cover 93 %.
+_SHRINKAGE = 4
 _GRID = 64
 # Wide enough that the smallest deviation on the grid is as good as none, and the largest as good as no information.
 _RANGE = (1e-3, 10.0)
@@ -98,7 +100,7 @@ def noise_covariance(drawn: np.ndarray, images: int) -> np.ndarray:
     off = (sample.sum() - np.trace(sample)) / (models * (models - 1))
     even = np.full_like(sample, off)
     np.fill_diagonal(even, np.trace(sample) / models)
-    share = (images - 1) / (images - 1 + models)
+    share = (images - 1) / (images - 1 + _SHRINKAGE * models)
     return np.asarray(share * sample + (1 - share) * even)
 
 
