@@ -27,7 +27,8 @@ def find_unlabelled(folder: str | Path, flag: str, fewest: int = 1) -> list[Path
     root = resolve(folder)
     if not root.is_dir():
         raise GenValError(f"{flag}: {root} is not a folder. Give a folder of images.")
-    files = sorted(path for path in paths_below(root) if path.suffix.lower() in IMAGE_EXTENSIONS)
+    below = (path for path in paths_below(root) if path.suffix.lower() in IMAGE_EXTENSIONS)
+    files = sorted(path for path in below if not path.is_dir())
     labels = [path for path in files if path.suffix.lower() == ".png" and _LABELS.search(path.stem)]
     if labels:
         print(f"{root}: {len(labels)} files are label images by their names, such as {labels[0].name}: left out.")
