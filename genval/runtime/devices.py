@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from genval.runtime.errors import GenValError
+from genval.runtime.imports import hidden
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,10 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
     Raises:
         GenValError: this machine does not have these devices.
     """
-    from lightning_fabric import Fabric
+    # Fabric imports torchmetrics to compare its version, for a feature that is not used here. torchmetrics imports
+    # transformers and torchvision: half of the start-up time of an evaluation.
+    with hidden("torchmetrics"):
+        from lightning_fabric import Fabric
 
     try:
         fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from genval.runtime.errors import GenValError
+from genval.runtime.imports import hidden
 from genval.runtime.paths import resolve
 from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import load_strictly, read_state_dict
@@ -74,6 +75,9 @@ def import_mmseg() -> None:
             sys.modules["mmcv._ext"] = module
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # It imports transformers, and with it peft, to register an optimiser of training.
+            with hidden("transformers"):
+                import mmengine.optim  # noqa: F401
             import mmseg.models  # noqa: F401
         # A warning about training sizes that mmseg repeats for each image size and layer.
         warnings.filterwarnings("ignore", message="When align_corners=True", module="mmseg")
