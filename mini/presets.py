@@ -199,7 +199,7 @@ PRESET: dict[str, dict[str, Any]] = {
     },
     "relis/corrupt": {
         "datasets_dir": "datasets/mini",
-        "output_dir": "images/mini/corrupted",
+        "generated_dir": "images/mini/style_transfer",
     },
     "report/correlate": {
         "eval_dir": "results/mini/eval",
