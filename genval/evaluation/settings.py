@@ -313,7 +313,11 @@ class ScoringSettings:
 
     domain: str | None = flag(None, "a folder in --generated_dir: fog, night, ...", title="data", exclusive="folder")
     folder: str | None = flag(None, "any folder with leftImg8bit/ and gtFine/", exclusive="folder")
+    generator: str = flag(
+        path_dicts.DEFAULT_GENERATOR, "the generator that made --domain", choices=path_dicts.GENERATORS
+    )
     generated_dir: str = flag(path_dicts.GENERATED_ROOT, "folder of the generated sets")
+    eval_dir: str = flag("results/eval", "results of relis/eval.py, by which --domain clear checks the generator")
     segmenter: str = flag(
         "SegFormer-B5", "the reference segmenter; better one that is not evaluated later", title="models"
     )
@@ -335,6 +339,8 @@ class ScoringSettings:
             raise GenValError("Expected one of --domain and --folder. Give --domain fog, for example.")
         if "{phrase}" not in self.clip_template:
             raise GenValError(f"--clip_template: expected a text with {{phrase}}, found {self.clip_template!r}.")
+        if self.generator not in path_dicts.GENERATORS:
+            raise GenValError(f"--generator: expected {', '.join(path_dicts.GENERATORS)}, found {self.generator}.")
 
 
 @dataclass(frozen=True, kw_only=True)
