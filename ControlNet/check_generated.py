@@ -6,7 +6,11 @@ Writes: into the folder: "scores" of each image in manifest.jsonl (scores.jsonl 
         (histograms), and gate.json: the kept and the dropped images with reasons, which `relis/eval.py --gate` applies.
         Run the same command again to resume; other thresholds need no new scores.
 
+With --domain clear it also checks the generator, by results of relis/eval.py in --eval_dir: models must rank on
+generated clear images as they do on the real clear images of the same streets.
+
     python ControlNet/check_generated.py --domain fog --segmenter SegFormer-B5 --clip ViT-L-14/openai
+    python ControlNet/check_generated.py --domain clear --generator img2img
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ def main(settings: ScoringSettings) -> None:
     from genval.datasets.gate import GATE
     from genval.evaluation.image_scores import summary
     from genval.evaluation.scoring import find_phrases, find_set, judge_set
+    from genval.report.clear_check import CLEAR_DOMAIN, clear_check
+    from genval.results.finding import NoResultsError, list_models
+    from genval.runtime.paths import resolve
     from genval.runtime.tables import markdown_table
 
     if settings.run.dry_run:
@@ -41,6 +48,12 @@ def main(settings: ScoringSettings) -> None:
             print(f"dropped {item_id}: {reason}")
     verdict = f"{judged.folder.name}: {judged.kept} kept, {judged.dropped} dropped"
     print(f"Scored {judged.written} images; {verdict}. Wrote {GATE} and scores.png to {judged.folder}")
+    if settings.domain == CLEAR_DOMAIN:
+        eval_dir = resolve(settings.eval_dir)
+        try:
+            print(clear_check(eval_dir, list_models(eval_dir), settings.generator, preset=settings.preset).sentence())
+        except NoResultsError as error:
+            print(f"Not checked: {error}")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ PRESET: dict[str, dict[str, Any]] = {
         "generated_dir": "images/mini/style_transfer",
         "segmenter": "mini-segformer-mit",
         "clip": "checkpoints/mini/clip",
+        "eval_dir": "results/mini/eval",
     },
     "relis/eval": {
         "segmenters": "all",
@@ -199,7 +200,7 @@ PRESET: dict[str, dict[str, Any]] = {
     },
     "relis/corrupt": {
         "datasets_dir": "datasets/mini",
-        "output_dir": "images/mini/corrupted",
+        "generated_dir": "images/mini/style_transfer",
     },
     "report/correlate": {
         "eval_dir": "results/mini/eval",

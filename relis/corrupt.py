@@ -1,10 +1,14 @@
-"""Corrupt clear streets with an augmentation library's fog, rain, snow and darkness, as a baseline for generation.
+"""Change clear streets without a generative model, as a baseline for generation.
 
-Reads:  datasets/cityscapes (or another --src_dataset): images and masks
+By default an augmentation library adds fog, rain, snow and darkness. --method histogram and --method fourier transfer
+the appearance of unlabelled images of the domain.
+
+Reads:  datasets/cityscapes (or another --src_dataset): images and masks; --reference images of the other methods
 Writes: {output_dir}/{domain}/{leftImg8bit,gtFine}/{split}/{city}/, manifest.jsonl, settings.json; to be
-        evaluated by relis/eval.py --trg_dataset Cityscapes_corrupt_{domain}
+        evaluated by relis/eval.py --trg_dataset Cityscapes_corrupt_{domain} (Cityscapes_{method}_{domain})
 
     python relis/corrupt.py --domains fog,rain,snow,night
+    python relis/corrupt.py --method histogram --domains fog,night --reference fog=PATH,night=PATH
 
 Run the same command again to resume. There is no corruption for india: no corruption represents another country.
 """
@@ -12,6 +16,7 @@ Run the same command again to resume. There is no corruption for india: no corru
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 try:
     from genval.evaluation.settings import CorruptionSettings
@@ -22,33 +27,47 @@ except ModuleNotFoundError as error:
 
 def main(settings: CorruptionSettings) -> None:
     from genval.datasets import BadFile, find_items
+    from genval.datasets.appearance import find_references, parse_references
     from genval.datasets.corruptions import check
     from genval.datasets.items import openable
-    from genval.datasets.reading import check_ids
-    from genval.evaluation.corruptions import corrupt_set
-    from genval.runtime.paths import resolve
+    from genval.datasets.reading import check_ids, readable_images
+    from genval.evaluation.corruptions import corrupt_set, sets_folder
+    from genval.runtime.paths import inside
 
-    for domain in settings.domains:
-        check(domain, settings.severity)
     bad: list[BadFile] = []
     skipped = bad if settings.skip_bad else None
+    references: dict[str, list[Path]] = {}
+    if settings.method == "corruption":
+        for domain in settings.domains:
+            check(domain, settings.severity)
+    else:
+        places = parse_references(settings.reference, settings.domains)
+        references = {domain: find_references(place) for domain, place in places.items()}
+        if skipped is not None:
+            references = {
+                domain: readable_images(files, domain, skipped, settings.num_workers)
+                for domain, files in references.items()
+            }
     found = find_items(settings.src_dataset, split=settings.split, datasets_dir=settings.datasets_dir, skipped=skipped)
     check_ids(found)
     items = found[: settings.run.limit]
+    done = "corrupted" if settings.method == "corruption" else "changed"
     for domain in settings.domains:
-        folder = resolve(settings.output_dir) / domain
+        folder = inside(sets_folder(settings), domain, "--domains")
+        chosen = references.get(domain, [])
         if settings.run.dry_run:
-            print(f"{domain}: {len(items)} images to {folder}, {len(bad)} bad files")
+            like = f", like {len(chosen)} reference images" if chosen else ""
+            print(f"{domain}: {len(items)} images to {folder}{like}, {len(bad)} bad files")
             continue
         if skipped is not None:  # files may vanish while another domain is made
             items = openable(items, bad)
-        report = corrupt_set(settings, items, domain, folder)
+        report = corrupt_set(settings, items, domain, folder, chosen)
         reasons = {bad_file.file: bad_file.reason for bad_file in bad}
         reasons |= {str(one.item.image): one.reason for one in report.skipped}
         for file, reason in reasons.items():
             print(f"skipped {file}: {reason}")
         others = f"the others existed, skipped {len(reasons)} bad files" if reasons else "the others existed"
-        print(f"{domain}: corrupted {report.written} of {len(items)} images, {others}; wrote to {folder}")
+        print(f"{domain}: {done} {report.written} of {len(items)} images, {others}; wrote to {folder}")
 
 
 if __name__ == "__main__":

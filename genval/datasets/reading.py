@@ -187,6 +187,29 @@ def readable(items: Sequence[Item], skipped: list[BadFile], workers: int = 4) ->
     return [item for item in items if faults[item] is None]
 
 
+def readable_images(files: Sequence[Path], domain: str, skipped: list[BadFile], workers: int = 4) -> list[Path]:
+    """Return the images that can be decoded; the others are added to `skipped`.
+
+    Raises:
+        GenValError: no image can be decoded.
+    """
+
+    def fault(file: Path) -> str | None:
+        try:
+            read_image(file)
+        except GenValError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        faults = dict(zip(files, pool.map(fault, files), strict=True))
+    kept = [file for file, reason in faults.items() if reason is None]
+    if not kept:
+        raise GenValError(f"None of {len(files)} images of {domain} can be read, such as {files[0]}.")
+    skipped += [BadFile(file.stem, domain, "", str(file), reason) for file, reason in faults.items() if reason]
+    return kept
+
+
 def partition(items: Sequence[Item], batch_size: int) -> list[tuple[Item, ...]]:
     """Divide items into chunks of at most `batch_size`; no chunk spans two scenes.
 

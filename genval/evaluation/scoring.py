@@ -17,6 +17,7 @@ from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.datasets import CLASSES, BadFile, Item, find_items, read_pair
 from genval.datasets.gate import GATE, write_gate
 from genval.datasets.items import find_original, openable
+from genval.datasets.layouts import generator_folder
 from genval.datasets.reading import check_ids
 from genval.evaluation.image_scores import (
     add_neighbours,
@@ -266,7 +267,8 @@ def find_set(settings: ScoringSettings, skipped: list[BadFile] | None = None) ->
     if settings.folder:
         folder = resolve(settings.folder)
     else:
-        folder = inside(resolve(settings.generated_dir), str(settings.domain), "--domain")
+        above = resolve(settings.generated_dir) / generator_folder(settings.generator)
+        folder = inside(above, str(settings.domain), "--domain")
     items = find_items(f"Cityscapes_{folder.name}", split="all", root=folder, skipped=skipped)
     check_ids(items)
     return folder, items[: settings.run.limit]

@@ -238,17 +238,46 @@ class CorruptionSettings:
 
     SCRIPT: ClassVar[str] = "relis/corrupt"
 
-    domains: tuple[str, ...] = flag(("fog", "rain", "snow", "night"), "corruptions to apply", type=comma_list)
+    domains: tuple[str, ...] = flag(
+        ("fog", "rain", "snow", "night"), "corruptions to apply, or domains of the reference images", type=comma_list
+    )
+    method: Literal["corruption", "histogram", "fourier"] = flag(
+        "corruption",
+        "histogram and fourier transfer the appearance of --reference images: histogram matching, or the amplitudes of "
+        "low frequencies",
+    )
     severity: int = flag(3, "1 to 5, as in ImageNet-C")
+    reference: tuple[str, ...] = flag(
+        (),
+        "unlabelled images of the domain: a folder or file; of several domains: fog=PATH,night=PATH",
+        type=comma_list,
+    )
+    beta: float = flag(0.02, "with fourier: the frequencies that are replaced, as a fraction of the shorter side")
     src_dataset: str = flag("Cityscapes", "the clear set; its masks must hold labelIds")
     split: str | None = flag(None, "folder of a split, or all (default: the data set's usual split)")
     datasets_dir: str = flag("datasets", "folder of the data sets")
-    output_dir: str = flag("images/corrupted", "folder of the corrupted sets")
+    generated_dir: str = flag(path_dicts.GENERATED_ROOT, "folder of the generated sets")
+    output_dir: str | None = flag(
+        None,
+        "folder of the new sets (default: corrupted, next to --generated_dir; of the other methods: "
+        "GENERATED_DIR/METHOD)",
+    )
     skip_bad: bool = skip_bad_flag()
     num_workers: int = num_workers_flag()
     seed: int = seed_flag()
     run: RunSettings = group(RunSettings, "run")
     preset: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.method == "corruption" and self.reference:
+            raise GenValError("--reference needs --method histogram or fourier: corruptions have no reference images.")
+        if self.method != "corruption" and not self.reference:
+            raise GenValError(
+                f"--method {self.method} needs unlabelled images of the domain. Give --domains fog --reference PATH, "
+                "for example."
+            )
+        if not 0 <= self.beta < 0.5:
+            raise GenValError(f"--beta: expected a number from 0 to below 0.5, found {self.beta}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +313,11 @@ class ScoringSettings:
 
     domain: str | None = flag(None, "a folder in --generated_dir: fog, night, ...", title="data", exclusive="folder")
     folder: str | None = flag(None, "any folder with leftImg8bit/ and gtFine/", exclusive="folder")
+    generator: str = flag(
+        path_dicts.DEFAULT_GENERATOR, "the generator that made --domain", choices=path_dicts.GENERATORS
+    )
     generated_dir: str = flag(path_dicts.GENERATED_ROOT, "folder of the generated sets")
+    eval_dir: str = flag("results/eval", "results of relis/eval.py, by which --domain clear checks the generator")
     segmenter: str = flag(
         "SegFormer-B5", "the reference segmenter; better one that is not evaluated later", title="models"
     )
@@ -306,6 +339,8 @@ class ScoringSettings:
             raise GenValError("Expected one of --domain and --folder. Give --domain fog, for example.")
         if "{phrase}" not in self.clip_template:
             raise GenValError(f"--clip_template: expected a text with {{phrase}}, found {self.clip_template!r}.")
+        if self.generator not in path_dicts.GENERATORS:
+            raise GenValError(f"--generator: expected {', '.join(path_dicts.GENERATORS)}, found {self.generator}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import path_dicts
+from genval.datasets.layouts import CORRUPTED_FOLDER
 from genval.datasets.ood_objects import read_objects
 from genval.reproduction.outputs import of_manifest
 from genval.reproduction.protocol import CLEAR, CLEAR_COND, Protocol
@@ -67,7 +68,8 @@ def image_steps_of(protocol: Protocol, missing_data: dict[str, Missing]) -> list
                 missing=missing + frames,
             )
         )
-    folder = resolve(protocol.option("relis/corrupt", "output_dir", "images/corrupted"))
+    generated = protocol.option("relis/corrupt", "generated_dir", path_dicts.GENERATED_ROOT)
+    folder = resolve(generated).parent / CORRUPTED_FOLDER
     for domain in protocol.corruptible:
         steps.append(
             Step(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 import numpy as np
 import pytest
 from relis_world import fake_segmenters, labelled, use_fewer_draws
+from report_world import write_set
 
 from genval.datasets.labels import CITYSCAPES, CLASSES
 from genval.evaluation import scoring
@@ -58,8 +60,8 @@ def check(folder, monkeypatch, capsys):
     # The histograms take longer than everything else here: only one test has them written.
     monkeypatch.setattr(scoring, "write_histograms", lambda path, *_: path.write_bytes(b""))
 
-    def call(*flags, script="ControlNet/check_generated"):
-        where = ["--folder", folder, "--segmenter", "good"] if script.startswith("ControlNet") else []
+    def call(*flags, script="ControlNet/check_generated", where=("--folder", folder)):
+        where = [*where, "--segmenter", "good"] if script.startswith("ControlNet") else []
         argv = [script, *where, "--accelerator", "cpu", "--devices", "1", *flags]
         monkeypatch.setattr(sys, "argv", list(map(str, argv)))
         capsys.readouterr()
@@ -203,6 +205,21 @@ def test_refusals_are_one_line(check, flags, said):
     assert code == 2 and len(lines) == 1 and said in lines[0], err
 
 
+def test_a_clear_set_checks_its_generator(check, folder, tmp_path):
+    clear = tmp_path / "images/img2img/clear"
+    shutil.copytree(folder, clear)
+    flags = ("--domain", "clear", "--generator", "img2img", "--generated_dir", tmp_path / "images")
+    flags += ("--eval_dir", tmp_path / "eval")
+    code, out, err = check(*flags, where=())
+    assert code == 0 and "Scored 5 images" in out, err
+    assert "Not checked: The check of img2img" in out and "relis/eval.py" in out
+    for name in ("good", "fair"):
+        write_set(tmp_path / "eval", name, "Cityscapes", "clean", ["a", "b", "c", "d", "e"], 0.9)
+        write_set(tmp_path / "eval", name, "Cityscapes_img2img_clear", "clear", ["clear_0_a", "clear_1_e"], 0.8)
+    out = check(*flags, where=())[1]
+    assert "img2img: r of mIoU on generated and real clear images of the same 2 streets" in out
+
+
 def test_an_unknown_domain_needs_a_phrase_for_clip(check, folder):
     other = folder.rename(folder.with_name("thick-smoke"))
     code, _, err = check("--folder", other, "--clip", "x")
@@ -250,7 +267,7 @@ def start(folder, *flags, delay=0.0):
         "--segmenter", "relis_world:slow_segmenter", "--batch_size", "1", *flags,
     ]  # fmt: skip
     environment = os.environ | {
-        "PYTHONPATH": str(REPO_ROOT / "tests/scripts"),
+        "PYTHONPATH": f"{REPO_ROOT}{os.pathsep}{REPO_ROOT / 'tests/scripts'}",
         "DELAY": str(delay),
         "OMP_NUM_THREADS": "1",
     }
