@@ -13,18 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genval.datasets.items import IMAGE_EXTENSIONS, find_items
+from genval.datasets.items import find_items
 from genval.datasets.labels import IGNORE, find_label_space
 from genval.datasets.layouts import find_root
 from genval.datasets.reading import read_image, read_mask
+from genval.datasets.unlabelled import find_unlabelled
 from genval.diffusion.framing import check_pair, crop_box, fit_image, fit_mask
 from genval.diffusion.translation.settings import TranslationConfig, TranslationTrainingSettings
 from genval.runtime.errors import GenValError
-from genval.runtime.paths import paths_below, resolve
+from genval.runtime.paths import resolve
 from genval.runtime.progress import progress_bar
-
-# How the names of masks end that some data sets keep beside their images.
-_MASK_ENDS = ("labelids", "labeltrainids", "instanceids", "_label", "_mask", "_color")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,27 +45,9 @@ def find_clear(settings: TranslationTrainingSettings) -> list[Frame]:
     except GenValError:
         if settings.data_dir is None or not resolve(settings.data_dir).is_dir():
             raise
-        return images_below(settings.data_dir, "--data_dir")
+        return [Frame(path) for path in find_unlabelled(settings.data_dir, "--data_dir")]
     items = find_items("Cityscapes", split=settings.split, root=root, skipped=[] if settings.skip_bad else None)
     return [Frame(item.image, item.mask, item.label_space) for item in items]
-
-
-def images_below(folder: str | Path, flag: str) -> list[Frame]:
-    """Return all images below a folder, sorted; files whose names end as those of masks do are left out.
-
-    Raises:
-        GenValError: the folder is missing or has no images.
-    """
-    root = resolve(folder)
-    frames = [
-        Frame(path)
-        for path in paths_below(root)
-        if path.suffix.lower() in IMAGE_EXTENSIONS and not path.stem.lower().endswith(_MASK_ENDS)
-    ]
-    if not frames:
-        found = "no image in it" if root.is_dir() else "no such folder"
-        raise GenValError(f"{flag}: expected a folder of images at {root}, found {found}. Give another folder.")
-    return sorted(frames, key=lambda frame: str(frame.image))
 
 
 def frames_mark(frames: Iterable[Frame]) -> str:

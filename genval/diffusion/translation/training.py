@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from genval.artifacts.settings import write_settings
-from genval.diffusion.translation.data import Frame, TranslationData, find_clear, frames_mark, images_below, load_data
+from genval.datasets.unlabelled import find_unlabelled
+from genval.diffusion.translation.data import Frame, TranslationData, find_clear, frames_mark, load_data
 from genval.diffusion.translation.network import (
     CONFIG,
     WEIGHTS,
@@ -70,10 +71,10 @@ def plan_training(settings: TranslationTrainingSettings) -> TranslationPlan:
     clear = find_clear(settings)
     domains = [
         [
-            frame
+            Frame(path)
             for name, folder in settings.unlabelled
             if name == domain
-            for frame in images_below(folder, f"--unlabelled {domain}")
+            for path in find_unlabelled(folder, f"--unlabelled {domain}")
         ]
         for domain in settings.domains
     ]
