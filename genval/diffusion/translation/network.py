@@ -39,8 +39,9 @@ class DomainNorm(nn.Module):
 
     def __init__(self, domains: int, channels: int) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(domains, channels))
-        self.shift = nn.Parameter(torch.zeros(domains, channels))
+        # Domains that start equal would need thousands of steps to differ.
+        self.scale = nn.Parameter(1 + 0.3 * torch.randn(domains, channels))
+        self.shift = nn.Parameter(0.3 * torch.randn(domains, channels))
 
     def forward(self, features: Tensor, domain: Tensor) -> Tensor:
         """Normalise features (B, C, H, W) of the domains (B,)."""
