@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
 
 
 def main(settings: StyleTransferSettings) -> None:
-    from genval.diffusion.style_transfer import generate_domain, plan_domain
+    from genval.diffusion.generators import generate_domain, plan_domain
 
     plan = plan_domain(settings)
     if settings.run.dry_run:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from genval.diffusion.style_transfer import GeneratedSet
+    from genval.diffusion.generators import GeneratedSet
     from genval.evaluation.segmentation import Evaluated
 
 __all__ = ["compare", "evaluate", "generate", "load_segmenter"]
@@ -64,8 +64,8 @@ def generate(domain: str, preset: str | None = None, **flags: Any) -> GeneratedS
         GenValError: an input is missing or bad, or the folder holds images of other settings.
         TypeError: a flag is unknown.
     """
+    from genval.diffusion.generators import generate_domain
     from genval.diffusion.settings import StyleTransferSettings
-    from genval.diffusion.style_transfer import generate_domain
     from genval.runtime.flags import make_settings
 
     done = generate_domain(make_settings(StyleTransferSettings, preset, domain=domain, **flags))

@@ -29,6 +29,7 @@ INPAINTING_MODEL_XL = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"
 SAMPLERS = ("ddim", "dpm++", "unipc", "lcm")
 INPAINTING_SAMPLERS = ("ddim", "dpm++", "unipc")
 LARGE = ("direct", "tiled", "upscaled")
+IMG2IMG_STRENGTH = 0.6
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -49,6 +50,21 @@ def _check_steps(steps: int) -> None:
 def _check_fraction(name: str, value: float) -> None:
     if not 0 < value <= 1:
         raise GenValError(f"--{name}: expected a number above 0, up to 1, found {value}.")
+
+
+def steps_taken(steps: int, denoising_strength: float) -> int:
+    """Return the steps that are taken from an image under noise, as diffusers counts them: 32 for 50 steps and 0.65.
+
+    Raises:
+        GenValError: the strength is not above 0 and up to 1, or leaves no step.
+    """
+    _check_fraction("denoising_strength", denoising_strength)
+    taken = int(steps * denoising_strength)
+    if taken < 1:
+        raise GenValError(
+            f"--denoising_strength {denoising_strength} of --steps {steps} leaves no step. Increase one of them."
+        )
+    return taken
 
 
 @dataclass(frozen=True)
@@ -95,17 +111,12 @@ class InpaintingConfig:
         _check_choice("sampler", self.sampler, INPAINTING_SAMPLERS)
         _check_finite("guidance_scale", self.guidance_scale)
         _check_steps(self.steps)
-        _check_fraction("denoising_strength", self.denoising_strength)
-        if self.taken < 1:
-            raise GenValError(
-                f"--denoising_strength {self.denoising_strength} of --steps {self.steps} leaves no step. "
-                "Increase one of them."
-            )
+        steps_taken(self.steps, self.denoising_strength)
 
     @property
     def taken(self) -> int:
-        """The steps that are taken, as diffusers counts them: 32 for 50 steps and a strength of 0.65."""
-        return int(self.steps * self.denoising_strength)
+        """The steps that are taken."""
+        return steps_taken(self.steps, self.denoising_strength)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +134,14 @@ class StyleTransferSettings:
     prompt: str | None = flag(None, "a text used verbatim, even if it resembles a known domain", exclusive="domain")
     prompt_file: str | None = flag(
         None, "a file with one phrasing of the domain per line, such as 'in dense fog'; each image takes one"
+    )
+    generator: Literal["controlnet", "img2img"] = flag(
+        "controlnet", "controlnet: from the mask alone; img2img: from the mask and the photo under noise"
+    )
+    denoising_strength: float | None = flag(
+        None,
+        f"with img2img: fraction of the steps that are taken, above 0, up to 1 (default: {IMG2IMG_STRENGTH}); 1 starts "
+        "from noise alone",
     )
     num_samples: int = flag(512, "number of images", type=positive_int)
     without_replacement: bool = flag(False, "choose each frame at most once")
@@ -169,6 +188,30 @@ class StyleTransferSettings:
     def __post_init__(self) -> None:
         if (self.domain is None) == (self.prompt is None):
             raise GenValError("Expected one of --domain and --prompt. Give --domain fog, for example.")
+        if self.generator == "img2img":
+            steps_taken(self.sampling.steps, self.strength)
+            if self.sampling.large == "upscaled":
+                raise GenValError(
+                    "--large upscaled generates a small image first, but --generator img2img starts from a photo of "
+                    "full size. Give --large tiled."
+                )
+        elif self.denoising_strength is not None:
+            raise GenValError(
+                f"--denoising_strength: --generator {self.generator} does not start from the photo. Give --generator "
+                "img2img, or leave it out."
+            )
+
+    @property
+    def strength(self) -> float:
+        """The denoising strength: 1 starts from noise alone."""
+        if self.generator != "img2img":
+            return 1.0
+        return IMG2IMG_STRENGTH if self.denoising_strength is None else self.denoising_strength
+
+    @property
+    def steps(self) -> int:
+        """The sampling steps that are taken."""
+        return self.sampling.steps if self.strength == 1 else steps_taken(self.sampling.steps, self.strength)
 
     @property
     def fixed_caption(self) -> str | None:

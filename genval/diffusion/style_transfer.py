@@ -1,4 +1,4 @@
-"""Style transfer: images of a domain generated on labelled frames, each with its mask, resumable."""
+"""Style transfer with a ControlNet: images of a domain on labelled frames, each with its mask, resumable."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from genval.artifacts.manifest import Manifest, manifest_parts
-from genval.artifacts.stage import run_stage
 from genval.datasets.captions import read_captions
-from genval.datasets.items import BadFile, Item, find_items
+from genval.datasets.items import BadFile, Item
 from genval.datasets.labels import find_label_space
-from genval.datasets.layouts import find_root
-from genval.datasets.reading import check_ids, read_mask, readable
+from genval.datasets.reading import read_mask
 from genval.diffusion.models.controlnet import find_controlnet, load_controlnet
-from genval.diffusion.models.hints import check_labels, read_encoding
+from genval.diffusion.models.hints import LabelSet, check_labels, read_encoding
 from genval.diffusion.models.lora import find_lora, fuse_lora
 from genval.diffusion.models.pipelines import (
     StableDiffusion,
@@ -31,17 +29,20 @@ from genval.diffusion.models.pipelines import (
     move,
 )
 from genval.diffusion.pairs import FramedPair, Pair, load_framed
-from genval.diffusion.prompts import Domain, check_template, find_captions, find_domain, fit_prompt, make_prompt
+from genval.diffusion.prompts import Domain, check_template, fit_prompt, make_prompt
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import Generated, check_size, generate, make_denoiser
 from genval.diffusion.sampling.stage import GenerationStage, choose_compiling, default_batch_size
 from genval.diffusion.settings import SamplingConfig, StyleTransferSettings
-from genval.runtime.devices import choose_precision, launch_fabric
+from genval.runtime.devices import choose_precision
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
 from genval.runtime.flags import flatten
-from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
+from path_dicts import DEFAULT_GENERATOR
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _TOO_LARGE = "Give --precision bf16-true, a smaller size, or --large tiled with a smaller --tile."
 # What a run writes in its domain's folder.
@@ -163,18 +164,18 @@ def whole_width(item: Item, height: int) -> int:
     return round(height * frame_width / frame_height)
 
 
-class TransferStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int, int]"]):
-    """Generates the images of a domain, each with its mask and the real crop.
+class FrameStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int, int]"]):
+    """Writes the images of a domain, each with its mask and the real crop; a subclass computes them.
+
+    `compute` returns an image (RGB uint8, (height, width, 3)), its seed and its number of retries per item.
 
     Args:
-        folder: `{output_dir}/{domain}`.
+        folder: of the generated set.
         record: the settings that define the images, as JSON values.
-        base, controlnet: on one device and of one dtype.
-        sampling: how to sample.
+        labels: the label set of the masks.
         height, width: of the images, in pixels.
         batch_size: images per batch.
         negative_prompt: of every image.
-        compiled: compile the denoiser for the shape of the batches.
         settings: written to `settings.json`.
     """
 
@@ -184,26 +185,20 @@ class TransferStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int
         self,
         folder: Path,
         record: Mapping[str, Any],
-        base: StableDiffusion,
-        controlnet: Any,
-        sampling: SamplingConfig,
+        labels: LabelSet,
         *,
         height: int,
         width: int,
         batch_size: int,
         negative_prompt: str = "",
-        compiled: bool = False,
         settings: Any = None,
     ) -> None:
         super().__init__(
             folder, record, batch_size=batch_size, settings=settings, script="style_transfer.py", advice=_TOO_LARGE
         )
-        check_size(base, sampling, height, width)
-        self.labels = read_encoding(controlnet, "The ControlNet").labels
-        self.base, self.controlnet, self.sampling = base, controlnet, sampling
+        self.labels = labels
         self.height, self.width = height, width
         self.negative_prompt = negative_prompt
-        self.compiled = compiled
 
     def files(self, item: Transfer) -> dict[str, str]:
         """Return an item's three files: the generated `image`, its `mask` and the `original` crop."""
@@ -232,26 +227,6 @@ class TransferStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int
         pair = Pair(item.source.image, item.source.mask, item.prompt)
         return load_framed(pair, self.height, self.width, item.place, self.labels)
 
-    def compute(self, items: Sequence[Transfer], loaded: Sequence[FramedPair]) -> list[tuple[np.ndarray, int, int]]:
-        def generate_part(denoiser: Denoiser, part: slice, rows: int) -> Generated:
-            return generate(
-                self.base,
-                self.controlnet,
-                np.stack([one.mask for one in loaded[part]]),
-                [item.prompt for item in items[part]],
-                [self.negative_prompt] * len(items[part]),
-                [item.seed for item in items[part]],
-                self.sampling,
-                denoiser,
-                rows,
-            )
-
-        def denoiser() -> Denoiser:
-            return make_denoiser(self.base, self.controlnet, self.sampling, self.compiled, graphed=True)
-
-        generated = self.generate_batch(len(items), denoiser, generate_part)
-        return list(zip(generated.images, generated.seeds, generated.retries, strict=True))
-
     def write(self, item: Transfer, loaded: FramedPair, output: tuple[np.ndarray, int, int]) -> dict[str, Any]:
         image, seed, retries = output
         files = self.files(item)
@@ -270,25 +245,74 @@ class TransferStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class GeneratedSet:
-    """What a run of `generate_domain` did.
+class TransferStage(FrameStage):
+    """Generates the images of a domain with a ControlNet.
 
-    Attributes:
+    Args:
         folder: of the generated set.
-        images: number of its images.
-        written: images that this run generated.
-        retried: images that were generated again with another seed.
-        truncated: captions that were truncated to the text encoder's limit.
-        skipped: bad files that `skip_bad` skipped.
+        record: the settings that define the images, as JSON values.
+        base, controlnet: on one device and of one dtype.
+        sampling: how to sample.
+        height, width: of the images, in pixels.
+        batch_size: images per batch.
+        negative_prompt: of every image.
+        compiled: compile the denoiser for the shape of the batches.
+        settings: written to `settings.json`.
+        denoising_strength: below 1, images start from the real crops under noise.
     """
 
-    folder: Path
-    images: int
-    written: int
-    retried: int
-    truncated: int
-    skipped: tuple[BadFile, ...]
+    def __init__(
+        self,
+        folder: Path,
+        record: Mapping[str, Any],
+        base: StableDiffusion,
+        controlnet: Any,
+        sampling: SamplingConfig,
+        *,
+        height: int,
+        width: int,
+        batch_size: int,
+        negative_prompt: str = "",
+        compiled: bool = False,
+        settings: Any = None,
+        denoising_strength: float = 1.0,
+    ) -> None:
+        super().__init__(
+            folder,
+            record,
+            read_encoding(controlnet, "The ControlNet").labels,
+            height=height,
+            width=width,
+            batch_size=batch_size,
+            negative_prompt=negative_prompt,
+            settings=settings,
+        )
+        check_size(base, sampling, height, width)
+        self.base, self.controlnet, self.sampling = base, controlnet, sampling
+        self.compiled = compiled
+        self.denoising_strength = denoising_strength
+
+    def compute(self, items: Sequence[Transfer], loaded: Sequence[FramedPair]) -> list[tuple[np.ndarray, int, int]]:
+        def generate_part(denoiser: Denoiser, part: slice, rows: int) -> Generated:
+            return generate(
+                self.base,
+                self.controlnet,
+                np.stack([one.mask for one in loaded[part]]),
+                [item.prompt for item in items[part]],
+                [self.negative_prompt] * len(items[part]),
+                [item.seed for item in items[part]],
+                self.sampling,
+                denoiser,
+                rows,
+                np.stack([one.image for one in loaded[part]]),
+                self.denoising_strength,
+            )
+
+        def denoiser() -> Denoiser:
+            return make_denoiser(self.base, self.controlnet, self.sampling, self.compiled, graphed=True)
+
+        generated = self.generate_batch(len(items), denoiser, generate_part)
+        return list(zip(generated.images, generated.seeds, generated.retries, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,57 +337,35 @@ class TransferPlan:
     skipped: tuple[BadFile, ...]
 
 
-def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
-    """Find the frames and captions, choose the frames, and identify the models.
+@dataclasses.dataclass(frozen=True)
+class PreparedTransfers:
+    """A run with its models loaded: the stage, its images in the order of the run, and the images per batch."""
+
+    stage: FrameStage
+    transfers: Sequence[Transfer]
+    batch_size: int
+
+
+def model_hashes(settings: StyleTransferSettings) -> dict[str, str | None]:
+    """Return the hashes of the files of base, ControlNet and LoRA.
 
     Raises:
-        GenValError: a data set, a caption or a model is missing, or a setting does not fit.
+        GenValError: a model is missing.
     """
-    domain = find_domain(settings.domain, settings.prompt, settings.prompt_file)
-    split = "train" if settings.from_train else "val"
-    data_dir = find_root("Cityscapes", settings.data_dir, flag="--data_dir")
-    source = settings.fixed_caption
-    # The mini world's captions are next to its Cityscapes folder; the published ones are in it or in ControlNet/.
-    captions_from = find_captions(settings.captions, split, data_dir, data_dir.parent) if source is None else source
-    bad: list[BadFile] | None = [] if settings.skip_bad else None
-    frames = find_items("Cityscapes", split=split, root=data_dir, skipped=bad)
-    frames = frames if bad is None else readable(frames, bad)
-    check_ids(frames)
-    frames, captions = caption_frames(frames, captions_from, bad)
-    transfers = choose_transfers(
-        frames,
-        captions,
-        domain,
-        settings.num_samples,
-        settings.seed,
-        settings.prompt_template,
-        replacement=not settings.without_replacement,
-    )
     needs_lora = settings.lora or settings.sampling.sampler == "lcm"
-    hashes = {
+    return {
         "base_hash": checkpoint_hash(find_base(settings.base_model)),
         "controlnet_hash": checkpoint_hash(find_controlnet(settings.controlnet)),
         "lora_hash": checkpoint_hash(find_lora(settings.lora)) if needs_lora else None,
     }
-    folder = resolve(settings.output_dir) / domain.name
-    return TransferPlan(domain, frames, captions, transfers[: settings.run.limit], folder, hashes, tuple(bad or ()))
 
 
-def generate_domain(settings: StyleTransferSettings, plan: TransferPlan | None = None) -> GeneratedSet | None:
-    """Generate the images of a domain on labelled frames; resume where an earlier run stopped.
-
-    Args:
-        settings: of the stage.
-        plan: of `plan_domain`, if it was already made.
-
-    Returns:
-        A summary on the first process; None on the others.
+def prepare_transfers(settings: StyleTransferSettings, plan: TransferPlan, fabric: Fabric) -> PreparedTransfers:
+    """Load base, ControlNet and LoRA, and truncate the captions that exceed the text encoder's limit.
 
     Raises:
-        GenValError: an input is missing or bad, or the folder holds images of other settings.
+        GenValError: a model cannot be loaded, or does not suit the masks or the size.
     """
-    plan = plan or plan_domain(settings)
-    fabric = launch_fabric(settings.device)
     precision = choose_precision(settings.device.precision, fabric.device)
     dtype = locked_dtype(precision)
     base = load_base(settings.base_model, fabric.device, dtype)
@@ -389,23 +391,12 @@ def generate_domain(settings: StyleTransferSettings, plan: TransferPlan | None =
         batch_size=batch_size,
         negative_prompt=settings.negative_prompt,
         compiled=choose_compiling(
-            settings.compile, fabric.device, per_process, batch_size, height, width, settings.sampling.steps
+            settings.compile, fabric.device, per_process, batch_size, height, width, settings.steps
         ),
         settings={**flatten(settings), **plan.hashes, **record},
+        denoising_strength=settings.strength,
     )
-    report = run_stage(
-        stage,
-        transfers,
-        fabric=fabric,
-        batch_size=batch_size,
-        num_workers=settings.num_workers,
-        overwrite=settings.run.overwrite,
-    )
-    if not fabric.is_global_zero:
-        return None
-    truncated = sum(one != other for one, other in zip(plan.transfers, transfers, strict=True))
-    retried = stage.retried(transfers)
-    return GeneratedSet(plan.folder, len(transfers), report.written, retried, truncated, plan.skipped)
+    return PreparedTransfers(stage, transfers, batch_size)
 
 
 def transfer_record(
@@ -417,6 +408,7 @@ def transfer_record(
     `seed`.
     """
     sampling = settings.sampling
+    start = {"generator": settings.generator, "denoising_strength": settings.strength}
     return {
         **plan.hashes,
         "frames_hash": frames_hash(plan.frames, plan.captions),
@@ -436,4 +428,5 @@ def transfer_record(
         "strength": sampling.control_scale,
         "prompt_template": settings.prompt_template,
         "negative_prompt": settings.negative_prompt,
+        **(start if settings.generator != DEFAULT_GENERATOR else {}),
     }

@@ -71,6 +71,72 @@ def test_loop_agrees_with_the_diffusers_pipeline(
     torch.testing.assert_close(ours / scale, theirs / scale, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "unipc"])
+def test_a_start_from_photos_agrees_with_the_diffusers_pipeline(
+    models: tuple[StableDiffusion, Any], sampler: str
+) -> None:
+    from diffusers import StableDiffusionControlNetImg2ImgPipeline
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    base, controlnet = models
+    config = SamplingConfig(5, 3.0, 0.7, sampler)
+    chosen, seeds, strength = PROMPTS[:2], [1, 2], 0.6
+    ours = sample_latents(base, controlnet, masks(2), chosen, ["", "dark"], seeds, config, photos(2), strength)
+    pipeline = StableDiffusionControlNetImg2ImgPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        controlnet=controlnet,
+        scheduler=make_scheduler(base.scheduler_config, sampler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    with pytest.MonkeyPatch.context() as patch:
+        # The pipeline encodes by a sample of the posterior, drawn from the generators of the noise; ours by its mean.
+        patch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+        theirs = pipeline(
+            chosen,
+            image=torch.from_numpy(photos(2)).permute(0, 3, 1, 2).float() / 255,
+            control_image=encode_hint(torch.from_numpy(masks(2))),
+            strength=strength,
+            negative_prompt=["", "dark"],
+            num_inference_steps=5,
+            guidance_scale=3.0,
+            controlnet_conditioning_scale=0.7,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="latent",
+        ).images
+    assert torch.allclose(ours, theirs, atol=2e-4), (ours - theirs).abs().max()
+
+
+def photos(count: int) -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, (count, HEIGHT, WIDTH, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "large"), [("ddim", "direct"), ("dpm++", "tiled"), ("unipc", "direct"), ("lcm", "direct")]
+)
+def test_less_strength_keeps_more_of_the_photo(models: tuple[StableDiffusion, Any], sampler: str, large: str) -> None:
+    base, controlnet = models
+    config = SamplingConfig(10, 1.0, 1.0, sampler, large, HEIGHT)
+
+    def draw(strength: float, chosen: slice = slice(2), from_photos: bool = True) -> torch.Tensor:
+        started = photos(2)[chosen] if from_photos else None
+        seeds = [1, 2][chosen]
+        return sample_latents(
+            base, controlnet, masks(2)[chosen], PROMPTS[:2][chosen], ["", ""][chosen], seeds, config, started, strength
+        )
+
+    photo = base.encode_images(torch.from_numpy(photos(2)).permute(0, 3, 1, 2))
+    little, more = draw(0.2), draw(0.8)
+    assert (little - photo).abs().mean() < (more - photo).abs().mean()
+    assert torch.allclose(more[1:], draw(0.8, slice(1, 2)), atol=1e-4)  # an image does not depend on its batch
+    assert torch.equal(draw(1.0), draw(1.0, from_photos=False))  # from noise alone
+
+
 def test_published_sampler_comes_out_of_the_usual_config() -> None:
     scheduler = make_scheduler(SCHEDULES["epsilon"], "ddim")
     scheduler.set_timesteps(25)

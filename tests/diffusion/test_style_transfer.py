@@ -13,6 +13,7 @@ from genval.datasets.captions import read_captions
 from genval.datasets.items import BadFile, Item, find_items
 from genval.datasets.reading import read_image, read_mask
 from genval.diffusion import style_transfer as transfer_module
+from genval.diffusion.generators import GeneratedSet, generate_domain
 from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.prompts import find_domain
@@ -27,6 +28,7 @@ from genval.diffusion.style_transfer import (
 )
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl
+from genval.runtime.settings import DeviceSettings, RunSettings
 
 
 def frames(count: int) -> list[Item]:
@@ -117,6 +119,56 @@ def test_a_domain_or_a_prompt_is_required() -> None:
             StyleTransferSettings(**both)
     assert StyleTransferSettings(domain="fog", no_captions=True).fixed_caption == ""
     assert StyleTransferSettings(domain="fog").fixed_caption is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"denoising_strength": 0.5}, "--generator controlnet does not start from the photo"),
+        ({"generator": "img2img", "denoising_strength": 0.0}, "--denoising_strength: expected a number above 0"),
+        ({"generator": "img2img", "denoising_strength": 0.01}, "of --steps 25 leaves no step"),
+        ({"generator": "img2img", "sampling": SamplingConfig(large="upscaled")}, "Give --large tiled"),
+    ],
+)
+def test_settings_of_a_start_from_the_photo(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(GenValError, match=message):
+        StyleTransferSettings(domain="fog", **settings)
+
+
+def test_img2img_starts_from_the_crop(
+    base_folder: Path, controlnet_folder: Path, city_folder: Path, tmp_path: Path
+) -> None:
+    def make(**settings: Any) -> GeneratedSet | None:
+        return generate_domain(
+            StyleTransferSettings(
+                domain="fog",
+                base=str(base_folder),
+                controlnet=str(controlnet_folder),
+                data_dir=str(city_folder),
+                output_dir=str(tmp_path),
+                num_samples=3,
+                height=HEIGHT,
+                width=WIDTH,
+                batch_size=2,
+                sampling=SamplingConfig(10, 1.0, sampler="dpm++"),
+                device=DeviceSettings(accelerator="cpu"),
+                **settings,
+            )
+        )
+
+    make()
+    make(generator="img2img", denoising_strength=0.1)
+    with pytest.raises(GenValError, match=r"denoising_strength 0\.1 \(now 0\.6\)"):
+        make(generator="img2img")
+    published, own = Manifest(tmp_path / "fog").records, Manifest(tmp_path / "img2img/fog").records
+    for (name, line), other in zip(own.items(), published.values(), strict=True):
+        assert name == other["id"] and line == other | {"generator": "img2img", "denoising_strength": 0.1}
+    assert [item.id for item in find_items("Cityscapes_img2img_fog", generated_dir=tmp_path)] == sorted(own)
+    # All settings but the start are shared, so at full strength the images are those from noise.
+    make(generator="img2img", denoising_strength=1.0, run=RunSettings(overwrite=True))
+    for line in published.values():
+        one, other = (read_image(tmp_path / folder / line["image"]) for folder in ("fog", "img2img/fog"))
+        np.testing.assert_array_equal(one, other)
 
 
 class World:

@@ -4,6 +4,10 @@ The loop is that of diffusers' StableDiffusionControlNetPipeline (tests compare 
 item's noise depends only on its own seed, not on its place in a batch, and latents stay in float32 between steps. A
 single step is computed in `genval.diffusion.sampling.denoiser`.
 
+Instead of noise, a denoising can start from photos under noise, at a later step (Meng et al., "SDEdit: Guided Image
+Synthesis and Editing with Stochastic Differential Equations", ICLR 2022), as in diffusers'
+StableDiffusionControlNetImg2ImgPipeline.
+
 Images larger than a model was trained for are generated either in overlapping windows (Bar-Tal et al.,
 "MultiDiffusion", ICML 2023: at each step the predictions of all windows are averaged), or small first, then enlarged
 and denoised again.
@@ -25,7 +29,7 @@ from genval.diffusion.models.hints import encode_hint, read_encoding
 from genval.diffusion.models.pipelines import StableDiffusion, to_uint8
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.windows import blend_weights, windows
-from genval.diffusion.settings import SamplingConfig
+from genval.diffusion.settings import SamplingConfig, steps_taken
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 
@@ -45,12 +49,17 @@ class Generated:
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """The inputs of a batch: `masks` (B, H, W) uint8, and one prompt, negative prompt and seed per item."""
+    """The inputs of a batch: `masks` (B, H, W) uint8, one prompt, negative prompt and seed per item, and `photos`.
+
+    The photos, RGB uint8 (B, H, W, 3), are used only if `strength`, the denoising strength, is below 1.
+    """
 
     masks: np.ndarray
     prompts: Sequence[str]
     negative_prompts: Sequence[str]
     seeds: Sequence[int]
+    photos: np.ndarray | None = None
+    strength: float = 1.0
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -61,11 +70,28 @@ class _Batch:
             [self.prompts[i] for i in chosen],
             [self.negative_prompts[i] for i in chosen],
             [self.seeds[i] for i in chosen],
+            None if self.photos is None else self.photos[list(chosen)],
+            self.strength,
         )
 
     def resized(self, height: int, width: int) -> _Batch:
         masks = [cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT) for mask in self.masks]
         return dataclasses.replace(self, masks=np.stack(masks))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What a denoising from a later step on starts from.
+
+    Attributes:
+        latents: (B, C, h, w) float32, without noise.
+        seeds: of the noise that is added, one per item.
+        first: takes the number of steps of a whole denoising, and returns the index of the first one that is taken.
+    """
+
+    latents: torch.Tensor
+    seeds: Sequence[int]
+    first: Callable[[int], int]
 
 
 def generate(
@@ -78,8 +104,10 @@ def generate(
     config: SamplingConfig,
     denoiser: Denoiser | None = None,
     rows: int | None = None,
+    photos: np.ndarray | None = None,
+    denoising_strength: float = 1.0,
 ) -> Generated:
-    """Generate one image per mask.
+    """Generate one image per mask, from noise or from a photo under noise.
 
     An image that is black or not finite is generated again with the next seed of its item, up to three times.
 
@@ -91,13 +119,15 @@ def generate(
         denoiser: of `make_denoiser`, to use the same one for many batches; by default a new one is made.
         rows: images or windows computed at a time (default: all images of the batch). For a compiled denoiser, smaller
             batches are padded to this size.
+        photos: RGB uint8 (B, H, W, 3), the images to start from if the denoising strength is below 1.
+        denoising_strength: fraction of the steps that are taken, from as much noise; 1 starts from noise alone.
 
     Raises:
         GenValError: the size does not suit the model, or an image fails with every seed.
     """
     check_size(base, config, *masks.shape[1:])
     denoiser = denoiser or make_denoiser(base, controlnet, config)
-    batch = _Batch(masks, prompts, negative_prompts, seeds)
+    batch = _Batch(masks, prompts, negative_prompts, seeds, photos, denoising_strength)
     rows = rows or len(batch)
 
     def sample(chosen: list[int], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -253,9 +283,11 @@ def sample_latents(
     negative_prompts: Sequence[str],
     seeds: Sequence[int],
     config: SamplingConfig,
+    photos: np.ndarray | None = None,
+    denoising_strength: float = 1.0,
 ) -> torch.Tensor:
     """Run the denoising loop; return the final scaled latents, (B, C, h, w) float32. Arguments as for `generate`."""
-    batch = _Batch(masks, prompts, negative_prompts, seeds)
+    batch = _Batch(masks, prompts, negative_prompts, seeds, photos, denoising_strength)
     return _latents(make_denoiser(base, controlnet, config), batch, config, len(batch))
 
 
@@ -263,37 +295,51 @@ def _latents(denoiser: Denoiser, batch: _Batch, config: SamplingConfig, rows: in
     base = denoiser.base
     height, width = batch.masks.shape[1:]
     window = _window_size(base, config, height, width)
+    if batch.photos is not None and batch.strength < 1:
+        latents = _encode_each(base, torch.from_numpy(batch.photos).permute(0, 3, 1, 2))
+        taken = steps_taken(config.steps, batch.strength)
+        start = _Start(latents, batch.seeds, lambda count: max(0, count - taken))
+        return _denoise(denoiser, batch, config, start, window, rows)
     if config.large != "upscaled":
         return _denoise(denoiser, batch, config, None, window, rows)
     small = dataclasses.replace(config, large="direct")
     pixels = _decode(denoiser, _latents(denoiser, batch.resized(*window), small, rows), rows)
     enlarged = torch.nn.functional.interpolate(pixels.clamp(-1, 1), (height, width), mode="bicubic", antialias=True)
-    latents = torch.cat([base.encode_images(one[None] * 127.5 + 127.5) for one in enlarged]).float()
-    return _denoise(denoiser, batch, config, latents, window, rows)
+    seeds = [item_seed(seed, "upscale") for seed in batch.seeds]
+    kept = 1 - config.upscale_denoising_strength
+    start = _Start(
+        _encode_each(base, enlarged * 127.5 + 127.5), seeds, lambda count: min(count - 1, round(count * kept))
+    )
+    return _denoise(denoiser, batch, config, start, window, rows)
+
+
+def _encode_each(base: StableDiffusion, images: torch.Tensor) -> torch.Tensor:
+    """Encode (B, 3, H, W) RGB images, 0..255, one by one: large ones need much memory. Return float32 latents."""
+    return torch.cat([base.encode_images(image[None]) for image in images]).float()
 
 
 def _denoise(
     denoiser: Denoiser,
     batch: _Batch,
     config: SamplingConfig,
-    clean: torch.Tensor | None,
+    start: _Start | None,
     window: tuple[int, int],
     rows: int,
 ) -> torch.Tensor:
-    """Denoise pure noise or, from a later step on, `clean` latents (B, C, h, w) with added noise."""
+    """Denoise pure noise or, from a later step on, given latents with added noise."""
     base = denoiser.base
     scheduler = make_scheduler(base.scheduler_config, config.sampler)
     set_steps(scheduler, config.steps)
     timesteps = scheduler.timesteps
-    if clean is None:
+    if start is None:
         latents = _noise(base, batch.seeds, *batch.masks.shape[1:]) * scheduler.init_noise_sigma
     else:
-        first = min(len(timesteps) - 1, round(len(timesteps) * (1 - config.upscale_denoising_strength)))
+        first = start.first(len(timesteps))
         timesteps = timesteps[first:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
-        seeds = [item_seed(seed, "upscale") for seed in batch.seeds]
-        latents = scheduler.add_noise(clean, _noise(base, seeds, *batch.masks.shape[1:]), timesteps[:1])
+        noise = _noise(base, start.seeds, *batch.masks.shape[1:])
+        latents = scheduler.add_noise(start.latents, noise, timesteps[:1])
     height, width = (side // base.downscale for side in window)
     places = windows(latents.shape[2], latents.shape[3], height, width)
     weights = blend_weights(height, width, base.device)

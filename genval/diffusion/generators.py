@@ -1,0 +1,133 @@
+"""The generators of ControlNet/style_transfer.py by name, and the run that they have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from genval.artifacts.stage import run_stage
+from genval.datasets.items import BadFile, find_items
+from genval.datasets.layouts import find_root, generator_folder
+from genval.datasets.reading import check_ids, readable
+from genval.diffusion.prompts import find_captions, find_domain
+from genval.diffusion.settings import StyleTransferSettings
+from genval.diffusion.style_transfer import (
+    PreparedTransfers,
+    TransferPlan,
+    caption_frames,
+    choose_transfers,
+    model_hashes,
+    prepare_transfers,
+)
+from genval.runtime.devices import launch_fabric
+from genval.runtime.paths import resolve
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """How a generator makes its images.
+
+    Attributes:
+        hashes: returns the hashes of its models' files, before a model is loaded.
+        prepare: loads its models, and returns the stage that generates the images.
+        prompted: whether it takes prompts; frames need captions only then.
+    """
+
+    hashes: Callable[[StyleTransferSettings], Mapping[str, str | None]]
+    prepare: Callable[[StyleTransferSettings, TransferPlan, Fabric], PreparedTransfers]
+    prompted: bool = True
+
+
+GENERATORS: dict[str, Generator] = {
+    "controlnet": Generator(model_hashes, prepare_transfers),
+    "img2img": Generator(model_hashes, prepare_transfers),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedSet:
+    """What a run of `generate_domain` did.
+
+    Attributes:
+        folder: of the generated set.
+        images: number of its images.
+        written: images that this run generated.
+        retried: images that were generated again with another seed.
+        truncated: captions that were truncated to the text encoder's limit.
+        skipped: bad files that `skip_bad` skipped.
+    """
+
+    folder: Path
+    images: int
+    written: int
+    retried: int
+    truncated: int
+    skipped: tuple[BadFile, ...]
+
+
+def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
+    """Find the frames and captions, choose the frames, and identify the models.
+
+    Raises:
+        GenValError: a data set, a caption or a model is missing, or a setting does not fit.
+    """
+    generator = GENERATORS[settings.generator]
+    domain = find_domain(settings.domain, settings.prompt, settings.prompt_file)
+    split = "train" if settings.from_train else "val"
+    data_dir = find_root("Cityscapes", settings.data_dir, flag="--data_dir")
+    source = settings.fixed_caption if generator.prompted else ""
+    # The mini world's captions are next to its Cityscapes folder; the published ones are in it or in ControlNet/.
+    captions_from = find_captions(settings.captions, split, data_dir, data_dir.parent) if source is None else source
+    bad: list[BadFile] | None = [] if settings.skip_bad else None
+    frames = find_items("Cityscapes", split=split, root=data_dir, skipped=bad)
+    frames = frames if bad is None else readable(frames, bad)
+    check_ids(frames)
+    frames, captions = caption_frames(frames, captions_from, bad)
+    transfers = choose_transfers(
+        frames,
+        captions,
+        domain,
+        settings.num_samples,
+        settings.seed,
+        settings.prompt_template,
+        replacement=not settings.without_replacement,
+    )
+    folder = resolve(settings.output_dir) / generator_folder(settings.generator) / domain.name
+    hashes = generator.hashes(settings)
+    return TransferPlan(domain, frames, captions, transfers[: settings.run.limit], folder, hashes, tuple(bad or ()))
+
+
+def generate_domain(settings: StyleTransferSettings, plan: TransferPlan | None = None) -> GeneratedSet | None:
+    """Generate the images of a domain on labelled frames; resume where an earlier run stopped.
+
+    Args:
+        settings: of the stage.
+        plan: of `plan_domain`, if it was already made.
+
+    Returns:
+        A summary on the first process; None on the others.
+
+    Raises:
+        GenValError: an input is missing or bad, or the folder holds images of other settings.
+    """
+    plan = plan or plan_domain(settings)
+    fabric = launch_fabric(settings.device)
+    prepared = GENERATORS[settings.generator].prepare(settings, plan, fabric)
+    report = run_stage(
+        prepared.stage,
+        prepared.transfers,
+        fabric=fabric,
+        batch_size=prepared.batch_size,
+        num_workers=settings.num_workers,
+        overwrite=settings.run.overwrite,
+    )
+    if not fabric.is_global_zero:
+        return None
+    truncated = sum(one != other for one, other in zip(plan.transfers, prepared.transfers, strict=True))
+    retried = prepared.stage.retried(prepared.transfers)
+    return GeneratedSet(plan.folder, len(prepared.transfers), report.written, retried, truncated, plan.skipped)
