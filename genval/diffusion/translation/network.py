@@ -225,6 +225,21 @@ class _Config(TypedDict):
     width: int
 
 
+def find_translator(folder: Path) -> Path:
+    """Return the folder of a translator.
+
+    Raises:
+        GenValError: a file is missing.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise GenValError(
+                f"No translator in {folder}: expected {CONFIG} and {WEIGHTS}. Run: python "
+                "ControlNet/train_translation.py, or give --translator FOLDER."
+            )
+    return folder
+
+
 def load_translator(folder: Path) -> Translator:
     """Read a translator on the CPU, in float32 and evaluation mode.
 
@@ -233,13 +248,7 @@ def load_translator(folder: Path) -> Translator:
     """
     from safetensors.torch import load_file
 
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise GenValError(
-                f"No translator in {folder}: expected {CONFIG} and {WEIGHTS}. Run: python "
-                "ControlNet/train_translation.py, or give --translator FOLDER."
-            )
-    translator = Translator(**read_json(folder / CONFIG, _Config))
+    translator = Translator(**read_json(find_translator(folder) / CONFIG, _Config))
     try:
         weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
         translator.load_state_dict(weights)
@@ -247,6 +256,11 @@ def load_translator(folder: Path) -> Translator:
         reason = str(error).partition("\n")[0]
         raise GenValError(f"{folder / WEIGHTS} is not what {CONFIG} says ({reason}). Train it again.") from error
     return translator.requires_grad_(False).eval()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Return images of -1..1 as uint8."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _activate(features: Tensor) -> Tensor:

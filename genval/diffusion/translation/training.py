@@ -26,6 +26,7 @@ from genval.diffusion.translation.network import (
     Translator,
     patch_loss,
     save_translator,
+    to_uint8,
 )
 from genval.diffusion.translation.settings import TranslationTrainingSettings
 from genval.runtime.devices import choose_precision, launch_fabric
@@ -239,11 +240,6 @@ class TranslationTraining:
                 made, _ = self.average.average(repeated, torch.arange(len(repeated), device=self.device))
             rows.append(torch.cat([image[None], to_uint8(made)]).permute(2, 0, 3, 1).flatten(1, 2))
         return np.ascontiguousarray(torch.cat(rows).cpu().numpy())
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Return images of -1..1 as uint8."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def train_translation(settings: TranslationTrainingSettings, plan: TranslationPlan) -> TranslationTraining:
