@@ -21,6 +21,7 @@ from genval.diffusion.style_transfer import (
     model_hashes,
     prepare_transfers,
 )
+from genval.diffusion.translation.stage import prepare_translation, translator_hashes
 from genval.runtime.devices import launch_fabric
 from genval.runtime.paths import resolve
 
@@ -46,6 +47,7 @@ class Generator:
 GENERATORS: dict[str, Generator] = {
     "controlnet": Generator(model_hashes, prepare_transfers),
     "img2img": Generator(model_hashes, prepare_transfers),
+    "translate": Generator(translator_hashes, prepare_translation, prompted=False),
 }
 
 

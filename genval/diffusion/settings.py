@@ -135,8 +135,10 @@ class StyleTransferSettings:
     prompt_file: str | None = flag(
         None, "a file with one phrasing of the domain per line, such as 'in dense fog'; each image takes one"
     )
-    generator: Literal["controlnet", "img2img"] = flag(
-        "controlnet", "controlnet: from the mask alone; img2img: from the mask and the photo under noise"
+    generator: Literal["controlnet", "img2img", "translate"] = flag(
+        "controlnet",
+        "controlnet: from the mask alone; img2img: from the mask and the photo under noise; translate: the photo, by "
+        "the network of train_translation.py",
     )
     denoising_strength: float | None = flag(
         None,
@@ -162,10 +164,13 @@ class StyleTransferSettings:
     lora: str | None = flag(
         None, "a LoRA of the base's UNet, file or folder; --sampler lcm needs one that was trained for it"
     )
+    translator: str = flag("checkpoints/translation", "folder of train_translation.py, for --generator translate")
 
     sampling: SamplingConfig = group(SamplingConfig, "sampling")
 
-    frame: Literal["crop", "whole"] = flag("crop", "whole: the width follows from the height", title="size")
+    frame: Literal["crop", "whole", "full"] = flag(
+        "crop", "whole: the whole frame, whose width follows from the height; full: at its own size", title="size"
+    )
     height: int = flag(512, "height of the images in pixels", type=positive_int)
     width: int = flag(512, "width of the images in pixels", type=positive_int)
 

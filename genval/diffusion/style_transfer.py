@@ -158,10 +158,13 @@ def fit_prompts(
     ]
 
 
-def whole_width(item: Item, height: int) -> int:
-    """Return the width of an image of that height that shows the whole frame."""
+def image_size(settings: StyleTransferSettings, item: Item) -> tuple[int, int]:
+    """Return the height and width of the images in pixels; where they show whole frames, these follow from a frame."""
+    if settings.frame == "crop":
+        return settings.height, settings.width
     frame_height, frame_width = read_mask(item.mask, find_label_space(item.label_space).table).shape
-    return round(height * frame_width / frame_height)
+    height = frame_height if settings.frame == "full" else settings.height
+    return height, round(height * frame_width / frame_height)
 
 
 class FrameStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int, int]"]):
@@ -374,12 +377,10 @@ def prepare_transfers(settings: StyleTransferSettings, plan: TransferPlan, fabri
     transfers = fit_prompts(plan.transfers, plan.captions, plan.domain, settings.prompt_template, base.reads_whole)
     if settings.lora:
         fuse_lora(base.unet, settings.lora)
-    height, width = settings.height, settings.width
-    if settings.frame == "whole":
-        width = whole_width(plan.frames[0], height)
+    height, width = image_size(settings, plan.frames[0])
     batch_size = settings.batch_size or default_batch_size(fabric.device, height, width)
     per_process = len(transfers) // fabric.world_size
-    record = transfer_record(settings, plan, precision=precision, width=width)
+    record = transfer_record(settings, plan, precision=precision, height=height, width=width)
     stage = TransferStage(
         plan.folder,
         record,
@@ -400,7 +401,7 @@ def prepare_transfers(settings: StyleTransferSettings, plan: TransferPlan, fabri
 
 
 def transfer_record(
-    settings: StyleTransferSettings, plan: TransferPlan, *, precision: str, width: int
+    settings: StyleTransferSettings, plan: TransferPlan, *, precision: str, height: int, width: int
 ) -> dict[str, Any]:
     """Return the settings that define the images, which every line of the manifest holds.
 
@@ -416,7 +417,7 @@ def transfer_record(
         "run_seed": settings.seed,
         "from_train": settings.from_train,
         "without_replacement": settings.without_replacement,
-        "height": settings.height,
+        "height": height,
         "width": width,
         "large": sampling.large,
         "tile": sampling.tile,

@@ -81,7 +81,7 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
     ) -> None:
         super().__init__(folder, record, settings, script)
         self.max_waiting = 2 * batch_size
-        self._micro_batches = MicroBatches(batch_size, advice)
+        self.micro_batches = MicroBatches(batch_size, advice)
         self._denoiser: Denoiser | None = None
 
     def compute_context(self) -> AbstractContextManager[object]:
@@ -106,7 +106,7 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
         def release() -> None:
             self._denoiser = None
 
-        return join_generated(self._micro_batches.compute(count, micro_batch, release))
+        return join_generated(self.micro_batches.compute(count, micro_batch, release))
 
     def retried(self, items: Sequence[Item]) -> int:
         """Count the images that were generated again with another seed, because they came out black or not finite."""
