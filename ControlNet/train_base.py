@@ -6,7 +6,7 @@ Writes: --output, a Stable Diffusion folder, with captions/{train,val}.jsonl for
         image_log/. Run the same command again to resume.
 
     python ControlNet/train_base.py --place Germany --unlabelled night=images/night,fog=images/fog
-    python ControlNet/train_base.py --size small --max_minutes 20 --autoencoder checkpoints/taesd --output checkpoints/b
+    python ControlNet/train_base.py --model_size small --max_minutes 20 --autoencoder checkpoints/taesd
 """
 
 from __future__ import annotations

@@ -33,6 +33,11 @@ INPAINTING_SAMPLERS = ("ddim", "dpm++", "unipc")
 LARGE = ("direct", "tiled", "upscaled")
 
 
+def _widths(text: str) -> list[int]:
+    """Parse `16,32,96,256`."""
+    return [positive_int(part) for part in comma_list(text)]
+
+
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise GenValError(f"--{name}: expected one of {', '.join(known)}, found {value}.")
@@ -428,7 +433,7 @@ class BaseTrainingSettings:
     SCRIPT: ClassVar[str] = "ControlNet/train_base"
 
     output: str = flag("checkpoints/base", "folder of the trained base", title="model")
-    size: Literal["small", "medium", "large"] = flag("medium", "about 12, 25 or 90 million parameters")
+    model_size: Literal["small", "medium", "large"] = flag("medium", "about 12, 25 or 90 million parameters")
     autoencoder: str | None = flag(
         None, "diffusers folder of an AutoencoderKL or AutoencoderTiny, or folder of TAESD's files (default: train one)"
     )
@@ -515,6 +520,9 @@ class AddControlSettings:
     hint_labels: str = flag("cityscapes", "ids of the masks: cityscapes, idd, camvid, or a JSON file")
     hint_init: Literal["default", "hinges"] = flag(
         "default", "start of the hint embedding: random as published, or steps between the class ids"
+    )
+    hint_widths: tuple[int, ...] = flag(
+        (), "channels of the hint embedding's levels (default: 16,32,96,256, as published)", type=_widths
     )
     seed: int = flag(0, "seed of the random initialisation", type=seed_number)
     controlnet: str | None = flag(None, "a trained ControlNet of INPUT, to write instead of a new one")

@@ -130,7 +130,7 @@ def prepare_base(settings: BaseTrainingSettings) -> BaseRun:
         raise GenValError(f"{settings.data_dir} has {len(images)} images: expected hundreds.")
     _condition_factors(settings, images)
     recipe = DiffusionRecipe(
-        **SIZES[settings.size],
+        **SIZES[settings.model_size],
         steps=settings.max_steps,
         batch_size=settings.batch_size,
         learning_rate=settings.lr,
@@ -335,12 +335,12 @@ def _encode(run: BaseRun, vae: Any) -> EncodedImages:
 
 
 def _check_size(vae: Any, start: StableDiffusion | None, settings: BaseTrainingSettings) -> None:
-    levels = len(start.unet.config.block_out_channels if start else SIZES[settings.size]["block_out_channels"])
+    levels = len(start.unet.config.block_out_channels if start else SIZES[settings.model_size]["block_out_channels"])
     step = 2 ** (len(vae.config.block_out_channels) - 1) * 2 ** (levels - 1)
     if settings.height % step or settings.width % step:
         raise GenValError(
             f"--height {settings.height} --width {settings.width}: expected multiples of {step} for this autoencoder "
-            f"and --size {settings.size}."
+            f"and --model_size {settings.model_size}."
         )
 
 

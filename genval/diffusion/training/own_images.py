@@ -115,7 +115,7 @@ class CaptionTemplate:
 
 
 def condition_text(name: str) -> str:
-    """Return the words of a condition: those of a domain of `path_dicts.DOMAINS`, or the name itself.
+    """Return the words of a condition, which are those of `style_transfer.py --domain NAME`.
 
     Raises:
         GenValError: a misspelled name of a domain.
