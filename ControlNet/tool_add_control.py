@@ -41,7 +41,10 @@ def main(settings: AddControlSettings) -> None:
     if settings.controlnet:
         controlnet, kind = load_controlnet(settings.controlnet, base), "the"
     else:
-        controlnet, kind = add_control(base, encoding, settings.hint_init, settings.seed), "an untrained"
+        controlnet, kind = (
+            add_control(base, encoding, settings.hint_init, settings.seed, settings.hint_widths),
+            "an untrained",
+        )
     if is_original(output):
         save_original(base, controlnet, output, settings.save_dtype)
         kind = f"the base and {kind}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag, group
+from genval.runtime.paths import inside, resolve
 from genval.runtime.settings import (
     Compile,
     DeviceSettings,
@@ -30,6 +32,11 @@ SAMPLERS = ("ddim", "dpm++", "unipc", "lcm")
 INPAINTING_SAMPLERS = ("ddim", "dpm++", "unipc")
 LARGE = ("direct", "tiled", "upscaled")
 IMG2IMG_STRENGTH = 0.6
+
+
+def _widths(text: str) -> list[int]:
+    """Parse `16,32,96,256`."""
+    return [positive_int(part) for part in comma_list(text)]
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -468,6 +475,86 @@ class ControlNetTrainingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaseTrainingSettings:
+    """Settings of ControlNet/train_base.py."""
+
+    SCRIPT: ClassVar[str] = "ControlNet/train_base"
+
+    output: str = flag("checkpoints/base", "folder of the trained base", title="model")
+    model_size: Literal["small", "medium", "large"] = flag("medium", "about 12, 25 or 90 million parameters")
+    autoencoder: str | None = flag(
+        None, "diffusers folder of an AutoencoderKL or AutoencoderTiny, or folder of TAESD's files (default: train one)"
+    )
+    autoencoder_steps: int = flag(3000, "training steps of the autoencoder, where none is given", type=positive_int)
+    start_from: str | None = flag(
+        None, "start from the weights of this base; its size, autoencoder and text encoder are taken"
+    )
+
+    data_dir: str = flag("datasets/cityscapes", "folder of the labelled images", title="data")
+    trg_dataset: str = flag("Cityscapes", "layout of DATA_DIR: a data set's name or folder:IMAGES,MASKS,LABELS")
+    condition: str = flag("clear", "condition of the labelled images")
+    place: str = flag("", "place of the labelled images, such as Germany")
+    unlabelled: tuple[str, ...] = flag(
+        (), "folders of unlabelled images: CONDITION=FOLDER or CONDITION=FOLDER@PLACE, comma-separated", type=comma_list
+    )
+    template: str = flag("a street[ in {place}][, {condition}]", "captions; [parts] without a value are left out")
+    condition_weights: tuple[str, ...] = flag((), "draw a condition more often, such as night=2,fog=3", type=comma_list)
+    height: int = flag(256, "height of the images in pixels", type=positive_int)
+    width: int = flag(512, "width of the images in pixels", type=positive_int)
+    num_workers: int = flag(min(16, os.cpu_count() or 1), "threads that read files", type=positive_int)
+    skip_bad: bool = skip_bad_flag()
+
+    batch_size: int = flag(128, "images per step", type=positive_int, title="optimisation")
+    max_steps: int = flag(20_000, "training steps", type=positive_int)
+    max_minutes: float | None = flag(None, "stop this run of the script after so long; the next one resumes")
+    lr: float = flag(4e-4, "learning rate")
+    lr_schedule: str = flag(
+        "constant", "learning rate after the warm-up; cosine falls to 0 at --max_steps", choices=("constant", "cosine")
+    )
+    warmup_steps: int = flag(200, "steps in which the learning rate rises linearly")
+    ema: float = flag(0.999, "decay of the averaged weights")
+    caption_dropout: float = flag(0.1, "fraction of captions replaced by an empty one, for guidance")
+    place_dropout: float = flag(0.2, "fraction of captions without the place")
+    condition_dropout: float = flag(0.1, "fraction of captions without the condition")
+    snr_gamma: float = flag(5.0, "limit of the signal-to-noise ratio in the weights of the loss (0: no weights)")
+    compile: Compile = flag("auto", "compile the UNet; auto: on a GPU", bare="on")
+
+    seed: int = flag(0, "seed of the weights, order, noise and timesteps", type=seed_number, title="run")
+    logs_dir: str = flag("logs", "the run is written to LOGS_DIR/RUN")
+    run: str | None = flag(None, "name of the run's folder (default: the name of OUTPUT)")
+    overwrite: bool = flag(False, "start again instead of resuming")
+    dry_run: bool = flag(False, "check the inputs, print what would be done, and stop")
+    checkpoint_every: int = flag(1000, "steps between saved states", type=positive_int)
+    images_every: int = flag(1000, "steps between image logs (0 disables them)")
+    num_images: int = flag(4, "images per caption in the image log", type=positive_int)
+    steps: int = flag(25, "sampling steps of the image log", type=positive_int)
+    sampler: str = flag("ddim", "sampler of the image log", choices=("ddim", "dpm++"))
+    guidance_scale: float = flag(3.0, "classifier-free guidance scale of the image log (1 disables it)")
+
+    accelerator: str = flag("auto", "auto, cpu or gpu", title="device")
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("caption_dropout", "place_dropout", "condition_dropout", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise GenValError(f"--{name}: expected 0 up to below 1, found {getattr(self, name)}.")
+        if self.caption_dropout + self.place_dropout + self.condition_dropout > 1:
+            raise GenValError("--caption_dropout, --place_dropout and --condition_dropout: expected a sum of up to 1.")
+        for name in ("lr", "max_minutes"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise GenValError(f"--{name}: expected a number above 0, found {getattr(self, name)}.")
+        for name in ("snr_gamma", "warmup_steps", "images_every"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise GenValError(f"--{name}: expected 0 or more, found {getattr(self, name)}.")
+        _check_choice("lr_schedule", self.lr_schedule, ("constant", "cosine"))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return inside(resolve(self.logs_dir), self.run or Path(self.output).name, "--run")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AddControlSettings:
     """Settings of ControlNet/tool_add_control.py."""
 
@@ -481,6 +568,9 @@ class AddControlSettings:
     hint_labels: str = flag("cityscapes", "ids of the masks: cityscapes, idd, camvid, or a JSON file")
     hint_init: Literal["default", "hinges"] = flag(
         "default", "start of the hint embedding: random as published, or steps between the class ids"
+    )
+    hint_widths: tuple[int, ...] = flag(
+        (), "channels of the hint embedding's levels (default: 16,32,96,256, as published)", type=_widths
     )
     seed: int = flag(0, "seed of the random initialisation", type=seed_number)
     controlnet: str | None = flag(None, "a trained ControlNet of INPUT, to write instead of a new one")

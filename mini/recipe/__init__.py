@@ -1,7 +1,7 @@
 """Training of the small checkpoints of the mini world.
 
-- `stages`: the stages of `mini/train.py`; `settings`: its settings; `training`: the training loop they share;
-- `autoencoder`, `diffusion`, `inpainting`: a small Stable Diffusion and its inpainting model;
+- `stages`: the stages of `mini/train.py`; `settings`: its settings;
+- `inpainting`: the inpainting model of the small Stable Diffusion (`genval.diffusion.training.base_model`);
 - `segmentation`: the segmenters; `captioner`, `contrastive`: BLIP and CLIP; `detector`, `outliner`: GroundingDINO and
   Segment Anything;
 - `data`, `object_crops`, `views`: the training images, and crops and augmentations of them.

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from genval.captions.blip import fuse_attention, load_blip
 from genval.datasets.labels import CITYSCAPES, CLASSES, IDD
 from genval.datasets.reading import read_mask
-from mini.recipe.training import Log, Optimisation, fit, warm_cosine
+from genval.diffusion.training.loop import Log, Optimisation, fit, warm_cosine
 from mini.recipe.views import Views, caption_parts, moved, named_domains, names
 from mini.world.captions import COUNTED, DOMAIN_PHRASES
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from genval.captions.clip import load_clip
+from genval.diffusion.training.base_model import DiffusionRecipe, build_tokenizer
+from genval.diffusion.training.loop import Log, adamw, fit, float32_cosine, warm_cosine
 from genval.runtime.files import replace_file, write_json
-from mini.recipe.diffusion import DiffusionRecipe, build_tokenizer
-from mini.recipe.training import Log, adamw, fit, float32_cosine, warm_cosine
 from mini.recipe.views import MEAN, STD, Views, caption_parts
 from mini.world.captions import DOMAIN_PHRASES
 
@@ -97,7 +97,7 @@ def train_contrastive(
     model.train()
 
     @torch.no_grad()
-    def limit_scale() -> None:
+    def limit_scale(_: int) -> None:
         model.logit_scale.clamp_(0, 4.6052)  # at most 100, as in CLIP
 
     result = fit(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genval.diffusion.training.loop import Average, Log, adamw, fit, float32_cosine, warm_cosine
 from genval.grounding.detector import Detection, as_caption, fix_text_positions, load_detector
 from mini.recipe.object_crops import CropSampler, MeasuredCrop, ObjectImages
-from mini.recipe.training import Average, Log, adamw, fit, float32_cosine, warm_cosine
 
 # Token ids of BERT's uncased vocabulary, which are fixed in transformers.
 _SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from genval.datasets.reading import read_image
 from genval.diffusion.inpainting.model import save_inpainting
+from genval.diffusion.training.autoencoder import to_model_range
+from genval.diffusion.training.loop import Average, Log, adamw, fit, warm_cosine, weight_count
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl
 from genval.runtime.progress import progress_bar
 from genval.runtime.seeds import item_seed
-from mini.recipe.autoencoder import to_model_range
-from mini.recipe.training import Average, Log, adamw, fit, warm_cosine, weight_count
 from mini.recipe.views import held_out
 
 CONTEXT = 1.5  # side of a crop over the side of its box, as in ood_objects/sd_inpaint.py

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genval.diffusion.training.loop import Average, Log, adamw, fit, float32_cosine, warm_cosine
 from genval.grounding.detector import load_detector
 from genval.grounding.masks import choose
 from genval.grounding.outliner import load_outliner
 from genval.grounding.settings import MaskSettings
 from genval.runtime.flags import make_settings
 from mini.recipe.object_crops import CropSampler, MeasuredCrop, ObjectImages
-from mini.recipe.training import Average, Log, adamw, fit, float32_cosine, warm_cosine
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genval.datasets.labels import CLASSES, IGNORE
+from genval.diffusion.training.loop import Log, Optimisation, fit
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.segmentation import iou_per_class, mean_iou, pixel_accuracy
 from genval.runtime.errors import GenValError
 from genval.runtime.files import replace_file
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.segmenters import Segmenter, load_segmenter
-from mini.recipe.training import Log, Optimisation, fit
 
 ARCHITECTURES = REPO_ROOT / "mini" / "segmenters"
 NUM_CLASSES = len(CLASSES)

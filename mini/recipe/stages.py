@@ -50,7 +50,7 @@ def train_stages(settings: TrainSettings) -> None:
 def autoencoder_stage(settings: TrainSettings) -> dict[str, Any]:
     import torch
 
-    from mini.recipe.autoencoder import AutoencoderRecipe, train_autoencoder
+    from genval.diffusion.training.autoencoder import AutoencoderRecipe, train_autoencoder
 
     if finished(settings, "autoencoder/config.json"):
         return {}
@@ -64,7 +64,7 @@ def autoencoder_stage(settings: TrainSettings) -> dict[str, Any]:
 def diffusion_stage(settings: TrainSettings) -> dict[str, Any]:
     import torch
 
-    from mini.recipe.diffusion import DiffusionRecipe, train_diffusion
+    from genval.diffusion.training.base_model import DiffusionRecipe, train_diffusion
 
     if finished(settings, "stable-diffusion/model_index.json"):
         return {}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from genval.diffusion.training.loop import progress
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
 from mini.recipe.captioner import (
@@ -18,7 +19,6 @@ from mini.recipe.captioner import (
     train_captioner,
 )
 from mini.recipe.contrastive import DOMAINS, _Phrases, measure_contrastive, multi_positive_loss
-from mini.recipe.training import progress
 from mini.recipe.views import Views, caption_parts, held_out, moved, named_domains, names
 
 CPU = torch.device("cpu")

@@ -5,12 +5,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from genval.diffusion.training.autoencoder import AutoencoderRecipe, encode_images, train_autoencoder
+from genval.diffusion.training.base_model import DiffusionRecipe, build_tokenizer, train_diffusion
+from genval.diffusion.training.loop import Snapshot
 from genval.runtime import files
 from genval.runtime.errors import GenValError
-from mini.recipe.autoencoder import AutoencoderRecipe, encode_images, train_autoencoder
 from mini.recipe.data import load_captioned_images
-from mini.recipe.diffusion import DiffusionRecipe, build_tokenizer, train_diffusion
-from mini.recipe.training import Snapshot
 
 CPU = torch.device("cpu")
 TEXTS = ["a narrow street with two cars, in fog", "a wide road with people, at night"] * 4

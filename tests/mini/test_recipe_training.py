@@ -2,7 +2,7 @@
 
 import torch
 
-from mini.recipe.training import Average, Optimisation, fit, warm_cosine
+from genval.diffusion.training.loop import Average, Optimisation, fit, warm_cosine
 
 
 def quadratic(weight):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,11 @@ DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 def add_control(
-    base: StableDiffusion, encoding: HintEncoding = CITYSCAPES_IDS, hint_init: str = "default", seed: int = 0
+    base: StableDiffusion,
+    encoding: HintEncoding = CITYSCAPES_IDS,
+    hint_init: str = "default",
+    seed: int = 0,
+    hint_widths: Sequence[int] = (),
 ) -> Any:
     """Make an untrained ControlNet for `base`: a copy of its UNet's encoder, zero convolutions and a hint embedding.
 
@@ -55,22 +60,32 @@ def add_control(
         encoding: how masks are encoded as hints; it sets the hint's channels and is saved in the config.
         hint_init: "default" (random, as published) or "hinges" (`genval.diffusion.models.hints.init_hinges`).
         seed: of the random initialisation.
+        hint_widths: channels of the hint embedding at each resolution, from the image's to the latents'; empty for the
+            published ones. Narrow ones suit a small base, in whose ControlNet the published embedding is most of the
+            computation.
 
     Returns:
         diffusers' ControlNetModel, float32. Its outputs are zero before training.
 
     Raises:
-        GenValError: hinges with another encoding than label_id.
+        GenValError: hinges with another encoding than label_id, or another number of widths than of resolutions.
     """
     from diffusers import ControlNetModel
 
     halvings = base.downscale.bit_length() - 1
     # For VAEs deeper than the published one, the last width is repeated.
     widths = _EMBEDDING_CHANNELS[: halvings + 1] + _EMBEDDING_CHANNELS[-1:] * (halvings + 1 - len(_EMBEDDING_CHANNELS))
+    if hint_widths and len(hint_widths) != len(widths):
+        raise GenValError(
+            f"--hint_widths: expected {len(widths)} numbers for a VAE that shrinks by {base.downscale}, found "
+            f"{len(hint_widths)}."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         controlnet = ControlNetModel.from_unet(
-            base.unet, conditioning_embedding_out_channels=widths, conditioning_channels=encoding.channels
+            base.unet,
+            conditioning_embedding_out_channels=tuple(hint_widths) or widths,
+            conditioning_channels=encoding.channels,
         )
     if hint_init == "hinges":
         init_hinges(controlnet.controlnet_cond_embedding.conv_in, encoding)

@@ -74,7 +74,8 @@ class StableDiffusion:
 
     Attributes:
         folder: the folder or the file of the original format that it was loaded from.
-        vae, text_encoder, unet: diffusers' AutoencoderKL, transformers' CLIPTextModel, diffusers' UNet2DConditionModel.
+        vae: diffusers' AutoencoderKL or AutoencoderTiny.
+        text_encoder, unet: transformers' CLIPTextModel, diffusers' UNet2DConditionModel.
         tokenizer: transformers' CLIPTokenizer; prompts are padded to its `model_max_length`.
         scheduler_config: noise schedule, prediction type and timestep spacing, in diffusers' format.
     """
@@ -169,7 +170,7 @@ class StableDiffusion:
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode (B, 3, H, W) floats, -1..1, as `encode_images` does."""
         pixels = pixels.to(self.device, self.vae.dtype)
-        return (self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor).to(self.dtype)
+        return (encode_latents(self.vae, pixels) * self.vae.config.scaling_factor).to(self.dtype)
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
@@ -221,6 +222,29 @@ class StableDiffusionXL(StableDiffusion):
         # Always float32, because bfloat16 cannot represent every size.
         sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=text.states.device)
         return {"text_embeds": text.pooled, "time_ids": sizes.repeat(len(text), 1)}
+
+
+def encode_latents(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Encode (B, 3, H, W) floats, -1..1, as latents (B, C, h, w), not scaled.
+
+    The result is the posterior's mean for AutoencoderKL; AutoencoderTiny has no posterior and returns its latents.
+    """
+    encoded = vae.encode(pixels)
+    latents: torch.Tensor = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded.latents
+    return latents
+
+
+def load_autoencoder(folder: Path) -> Any:
+    """Load a folder of diffusers' AutoencoderKL or AutoencoderTiny, as its config.json says.
+
+    Raises:
+        GenValError: a file is missing or damaged, or keys or shapes of the weights do not fit the config.
+    """
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    config = read_json(folder / "config.json", dict[str, Any])
+    kind = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
+    return load_strictly(kind, folder, "diffusion_pytorch_model.safetensors")
 
 
 def load_base(
@@ -298,11 +322,11 @@ def _is_xl(folder: Path) -> bool:
 
 def _load_folder(folder: Path) -> dict[str, Any]:
     """Load the parts of a folder in diffusers' layout, by the names of `StableDiffusion`'s attributes."""
-    from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+    from diffusers import SchedulerMixin, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     parts = {
-        "vae": load_strictly(AutoencoderKL, _part_file(folder, "vae"), "diffusion_pytorch_model.safetensors"),
+        "vae": load_autoencoder(_part_file(folder, "vae")),
         "text_encoder": load_strictly(CLIPTextModel, _part_file(folder, "text_encoder"), "model.safetensors"),
         "tokenizer": CLIPTokenizer.from_pretrained(str(_part_file(folder, "tokenizer")), trust_remote_code=False),
         "unet": load_strictly(UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model.safetensors"),

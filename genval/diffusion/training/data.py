@@ -33,16 +33,17 @@ _SHARD = 256  # pairs per file
 _RECORD = "encoded.json"
 _TEXTS = "texts.safetensors"
 
+_Sample = TypeVar("_Sample")
 _Loaded = TypeVar("_Loaded")
 
 
 def read_ahead(
-    batches: Iterable[list[PairSample]], load: Callable[[PairSample], _Loaded], workers: int
-) -> Iterator[tuple[list[PairSample], list[_Loaded]]]:
+    batches: Iterable[list[_Sample]], load: Callable[[_Sample], _Loaded], workers: int
+) -> Iterator[tuple[list[_Sample], list[_Loaded]]]:
     """Yield each batch of samples with their loaded data; threads load the next batches in advance."""
     cv2.setNumThreads(1)  # OpenCV's own threads, one per CPU core, would compete with these
     with ThreadPoolExecutor(workers, thread_name_prefix="load") as pool:
-        waiting: deque[tuple[list[PairSample], list[Future[_Loaded]]]] = deque()
+        waiting: deque[tuple[list[_Sample], list[Future[_Loaded]]]] = deque()
         for samples in batches:
             waiting.append((samples, [pool.submit(load, sample) for sample in samples]))
             if len(waiting) > _BATCHES_AHEAD:

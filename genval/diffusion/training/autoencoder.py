@@ -1,4 +1,4 @@
-"""The small variational autoencoder: downscaling factor 4, four latent channels of unit variance."""
+"""Small autoencoders: training one whose latents have unit variance, and reading one that exists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
-from mini.recipe.training import Log, Optimisation, fit, weight_count
+from genval.diffusion.models.messages import first_words
+from genval.diffusion.models.pipelines import encode_latents, load_autoencoder
+from genval.diffusion.training.loop import Log, Optimisation, fit, weight_count
+from genval.runtime.errors import GenValError
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def train_autoencoder(
 
     reloaded = AutoencoderKL.from_pretrained(output).to(device).eval()
     return {
-        "psnr_db": _psnr(reloaded, images[-256:]),
+        "psnr_db": psnr(reloaded, images[-256:]),
         "latent_deviation": [round(value, 3) for value in deviation.tolist()],
         "parameters": weight_count(reloaded),
         "seconds": round(seconds, 1),
@@ -109,6 +112,63 @@ def build_autoencoder(recipe: AutoencoderRecipe, height: int) -> Any:
     )
 
 
+def read_autoencoder(path: Path) -> Any:
+    """Read an autoencoder: a diffusers folder, or TAESD's weights as its authors publish them.
+
+    Args:
+        path: a folder of `AutoencoderKL` or `AutoencoderTiny`, a Stable Diffusion folder, whose `vae` is read, or a
+            folder with `taesd_encoder` and `taesd_decoder` (`.safetensors` or `.pth`), which become an
+            `AutoencoderTiny`.
+
+    Raises:
+        GenValError: there is no such folder, a file is missing or damaged, or its weights are others.
+    """
+    for folder in (path, path / "vae"):
+        if (folder / "config.json").is_file():
+            return load_autoencoder(folder)
+    for suffix in (".safetensors", ".pth"):
+        halves = [path / f"taesd_{half}{suffix}" for half in ("encoder", "decoder")]
+        if all(file.is_file() for file in halves):
+            return _read_taesd(*halves)
+    raise GenValError(
+        f"No autoencoder at {path}: expected a diffusers folder (config.json, diffusion_pytorch_model.safetensors) or "
+        "one with taesd_encoder.safetensors and taesd_decoder.safetensors. Without --autoencoder one is trained."
+    )
+
+
+def _read_taesd(encoder: Path, decoder: Path) -> Any:
+    """Return an `AutoencoderTiny` of TAESD's two files, float32.
+
+    The files number the layers of two sequences. The decoder's begins with a layer without weights, which diffusers
+    does not number.
+    """
+    from diffusers import AutoencoderTiny
+    from safetensors.torch import load_file
+
+    state = {}
+    for half, file, first in (("encoder", encoder, 0), ("decoder", decoder, 1)):
+        try:
+            weights = (
+                load_file(file)
+                if file.suffix == ".safetensors"
+                else torch.load(file, map_location="cpu", weights_only=True)
+            )
+            for name, weight in weights.items():
+                number, _, rest = name.partition(".")
+                state[f"{half}.layers.{int(number) - first}.{rest}"] = weight.float()
+        except Exception as error:  # safetensors and torch raise OSError, RuntimeError, UnpicklingError and others
+            raise GenValError(f"{file} cannot be read ({error}). Fetch it again.") from error
+    model = AutoencoderTiny()
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise GenValError(
+            f"{encoder.parent} does not hold TAESD's weights for Stable Diffusion 1 ({first_words(error)}). Fetch "
+            "taesd_encoder and taesd_decoder of one release."
+        ) from error
+    return model
+
+
 def to_model_range(images: torch.Tensor) -> torch.Tensor:
     """Scale uint8 0..255 to float32 -1..1."""
     return images.float().div_(127.5).sub_(1)
@@ -116,11 +176,11 @@ def to_model_range(images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_images(model: Any, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-    """Return the posterior means of uint8 (N, 3, H, W) images: (N, C, h, w) float16."""
+    """Return the latents of uint8 (N, 3, H, W) images, not scaled: (N, C, h, w) float16."""
     chunks = []
     for chunk in images.split(batch_size):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
-            chunks.append(model.encode(to_model_range(chunk)).latent_dist.mean.half())
+            chunks.append(encode_latents(model, to_model_range(chunk)).half())
     return torch.cat(chunks)
 
 
@@ -149,10 +209,11 @@ def _normalise_latents(model: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _psnr(model: Any, images: torch.Tensor) -> float:
+def psnr(model: Any, images: torch.Tensor) -> float:
+    """Return the mean PSNR in dB of uint8 (N, 3, H, W) images that were encoded and decoded."""
     errors = []
     for chunk in images.split(32):
         target = to_model_range(chunk)
-        output = model.decode(model.encode(target).latent_dist.mode()).sample.clamp(-1, 1)
+        output = model.decode(encode_latents(model, target)).sample.clamp(-1, 1)
         errors.append((output - target).div(2).square().mean((1, 2, 3)))
     return round(float((-10 * torch.cat(errors).log10()).mean()), 2)

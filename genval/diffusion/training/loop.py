@@ -1,4 +1,4 @@
-"""The training loop of all recipes: time budget, learning rate, averaged weights, snapshots and log lines."""
+"""The training loop of small models on one device: time limit, learning rate, averaged weights, snapshots, log."""
 
 from __future__ import annotations
 
@@ -53,15 +53,23 @@ class Snapshot:
         parts: objects with `state_dict` and `load_state_dict`, by name.
         generator: the run's random generator.
         every: steps between two snapshots.
+        free: settings of the recipe that may differ when a state is resumed.
     """
 
     def __init__(
-        self, output: Path, recipe: Any, parts: Mapping[str, Any], generator: torch.Generator, every: int
+        self,
+        output: Path,
+        recipe: Any,
+        parts: Mapping[str, Any],
+        generator: torch.Generator,
+        every: int,
+        free: Sequence[str] = (),
     ) -> None:
         self.path = output.with_name(f"{output.name}.snapshot.pt")
         self.before = output.with_name(f"{output.name}.snapshot-before.pt")
         self.every = every
-        self._recipe = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(recipe).items()}
+        settings = {key: value for key, value in asdict(recipe).items() if key not in free}
+        self._recipe = {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}
         self._parts, self._generator = parts, generator
 
     def save(self, step: int) -> None:
@@ -211,7 +219,8 @@ def fit(
     seconds: float | None = None,
     average: Average | None = None,
     snapshot: Snapshot | None = None,
-    after_step: Callable[[], object] | None = None,
+    after_step: Callable[[int], object] | None = None,
+    record: Callable[[int, Mapping[str, float]], object] | None = None,
     untimed_first_step: bool = False,
     log: Log = print,
 ) -> Fit:
@@ -226,7 +235,8 @@ def fit(
         seconds: end after this time even if steps remain; the schedule is then shortened accordingly.
         average: averaged weights to update.
         snapshot: where the state is saved; a state found there is resumed.
-        after_step: called after each step.
+        after_step: called after each step with the number of steps so far.
+        record: called with the step and the smoothed parts of the loss where a line is logged.
         untimed_first_step: start the clock after the first step, which compiles the model.
         log: called with each line of text.
     """
@@ -237,18 +247,21 @@ def fit(
         optimisation.set_rates(done)
         loss, parts = losses(step)
         optimisation.step(loss)
-        if after_step is not None:
-            after_step()
         if average is not None:
             average.update(step)
+        if after_step is not None:
+            after_step(step + 1)
         values = torch.stack([part.detach().float() for part in parts])
         smoothed = torch.zeros_like(values) if smoothed is None else smoothed
         smoothed = smoothed.lerp(values, max(0.02, 1 / (step - first + 1)))
         if snapshot is not None and (step + 1) % snapshot.every == 0:
             snapshot.save(step + 1)
         if step % LOG_STEPS == 0 or step == steps - 1:
-            shown = " ".join(f"{label} {value:.4f}" for label, value in zip(labels, smoothed.tolist(), strict=True))
-            log(f"{name} step {step} {shown} {time.perf_counter() - start:.0f} s")
+            shown = dict(zip(labels, smoothed.tolist(), strict=True))
+            words = " ".join(f"{label} {value:.4f}" for label, value in shown.items())
+            log(f"{name} step {step} {words} {time.perf_counter() - start:.0f} s")
+            if record is not None:
+                record(step, shown)
         if untimed_first_step and step == first:
             start = time.perf_counter()
         step += 1
