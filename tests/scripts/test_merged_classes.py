@@ -1,14 +1,21 @@
 """Merged classes: evaluation of a set whose labels merge some of the 19 classes, against plain NumPy."""
 
+import functools
 import json
+import re
 
 import numpy as np
 import pytest
 import relis_world
+import report_world
 import torch
 
 from genval.artifacts.tensors import PackedTensors
 from genval.datasets import find_items, label_space_of, read_pair
+from genval.metrics.statistics import PixelStatistics
+from genval.report.domain_table import compare_domains
+from genval.report.settings import DomainTableSettings
+from genval.results.scenes import SceneResults, read_statistics
 from genval.runtime.files import write_png
 from genval.runtime.paths import REPO_ROOT
 
@@ -173,3 +180,113 @@ def test_real_images_of_idd_lite(merged):
         expected = metrics_of(pairs) | {"auroc": metrics["auroc"]}
         for name, value in expected.items():
             assert metrics[name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_every_script_works_on_merged_classes(merged):
+    sets = "IDD-lite,Cityscapes@idd-level1"
+    assert merged.eval(sets, "soft", "--save", "logits", "--logit_pixels", "-1")[0] == 0
+    common = ("--segmenters", "soft", "--eval_dir", merged.results)
+    set_of = (*common, "--trg_dataset", "IDD-lite")
+    out_dir = ("--output_dir", merged.root / "out")
+    code, _, err = merged("compute_final_metrics", *common, "--trg_dataset", sets, *out_dir)
+    assert code == 0, err
+    per_class = (merged.root / "out/soft/IDD-lite/all_per_class.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in per_class[1:]] == list(label_space_of("IDD-lite").names)
+    merged.refused(
+        "IDD-lite has merged classes", "--class_set 19",
+        code_out_err=merged("compute_final_metrics", *set_of, "--class_set", "19", *out_dir),
+    )  # fmt: skip
+    metrics = metrics_of([read_pair(item) for item in find_items("IDD-lite", datasets_dir=merged.root / "datasets")])
+    for source in ("logits", "statistics"):
+        assert merged("eval_calibration", *set_of, "--source", source, *out_dir)[0] == 0
+        values = json.loads((merged.root / "out/soft/IDD-lite_all.json").read_text())
+        assert values["ece"] == pytest.approx(metrics["ece"], abs=1e-5)
+    assert merged("eval_prr", *set_of, *out_dir)[0] == 0
+    assert merged("eval_ood", *set_of, "--in_dataset", "Cityscapes@idd-level1", *out_dir)[0] == 0
+    temperatures = (*common, "--calibration_dir", merged.root / "calibration", "--per_class_temperature")
+    calibrating = ("--calib_dataset", "Cityscapes@idd-level1")
+    code, _, err = merged("compute_clusters_temp_scaling", *temperatures, *calibrating)
+    assert code == 0, err
+    code, _, err = merged("eval_calibration_clustering", *temperatures, *calibrating, *set_of[-2:], *out_dir)
+    assert code == 0, err
+    training = (*common, "--calibration_dir", merged.root / "calibration", *calibrating, "--accelerator", "cpu")
+    code, _, err = merged("train_lts_network", *training, "--epochs", "1")
+    assert code == 0, err
+    code, _, err = merged("eval_calibration_lts", *training, *set_of[-2:], *out_dir)
+    assert code == 0, err
+
+
+def test_merged_classes_are_not_compared_with_the_19(merged):
+    assert merged.eval("IDD-lite,Cityscapes", "soft", "--save", "logits")[0] == 0
+    common = ("--segmenters", "soft", "--eval_dir", merged.results)
+    tested = ("--trg_dataset", "IDD-lite", "--output_dir", merged.root / "out")
+    said = ("not in the same classes", "7 merged classes", "far object: building, vegetation", "Cityscapes@idd-level1")
+    merged.refused(*said, code_out_err=merged("eval_ood", *common, *tested, "--in_dataset", "Cityscapes"))
+    temperatures = (*common, "--calibration_dir", merged.root / "calibration", "--calib_dataset", "Cityscapes")
+    assert merged("compute_clusters_temp_scaling", *temperatures)[0] == 0
+    merged.refused(*said, code_out_err=merged("eval_calibration_clustering", *temperatures, *tested))
+
+
+LEVEL1 = label_space_of("IDD-lite").groups.to_json()
+
+
+def write_merged_results(root, monkeypatch):
+    """Results of made-up models on the sets of India, in the merged classes of IDD-lite."""
+    monkeypatch.setattr(report_world, "CLASSES", len(LEVEL1))
+    monkeypatch.setattr(report_world.PixelStatistics, "empty", functools.partial(PixelStatistics.empty, len(LEVEL1)))
+    made_by = report_world.made_by
+    monkeypatch.setattr(report_world, "made_by", lambda model: {**made_by(model), "class_groups": LEVEL1})
+    for model, (clear, other) in report_world.MODELS.items():
+        write = functools.partial(report_world.write_set, root, model)
+        write("Cityscapes@idd-level1", "clean", report_world.CITY, clear)
+        write("Cityscapes_india@idd-level1", "india", [f"india_{name}" for name in report_world.CITY], other - 0.05)
+        write("IDD-lite", "india", report_world.TRUE_FOG, other, scene="0")
+
+
+def test_reports_compare_all_sides_in_the_merged_classes_of_the_reference_set(report):
+    with pytest.MonkeyPatch.context() as patched:
+        write_merged_results(report.results, patched)
+    _, values = report.correlate("--reference_dataset", "IDD-lite", domains="india")
+    comparison = values["robustness"]["india"]
+    assert {side: one["dataset"] for side, one in comparison["sets"].items() if one} == {
+        "true": "IDD-lite",
+        "synthetic": "Cityscapes_india@idd-level1",
+        "clear": "Cityscapes@idd-level1",
+    }
+    assert comparison["classes"] == list(LEVEL1) and set(comparison["per_class"]) == set(LEVEL1)
+    assert "7 merged classes" in comparison["classes_flag"]
+    assert "far object: building, vegetation" in comparison["classes_flag"]
+    assert "Cityscapes@idd-level1" in json.dumps(values["missing"])  # temperatures
+    assert "fog" not in values["robustness"]
+    assert report("tables", "--results_dir", report.root / "report")[0] == 0
+    assert "far object" in (report.root / "report/tables/correlation_by_class.md").read_text()
+    code, _, err = report("make_report", "--results_dir", report.root / "report", "--root_exp_dir", report.results)
+    assert code == 0, err
+    assert "7 merged classes" in (report.root / "report/index.html").read_text()
+
+
+def test_other_merged_classes_under_one_name_are_refused(report):
+    with pytest.MonkeyPatch.context() as patched:
+        write_merged_results(report.results, patched)
+    folder = "*/Cityscapes@idd-level1/clean/*"
+    for path in (*report.results.glob(f"{folder}/manifest.jsonl"), *report.results.glob(f"{folder}/statistics/*.json")):
+        path.write_text(re.sub(r'"building", ?"vegetation"', '"building"', path.read_text()))
+    flags = ("--root_exp_dir", report.results, "--domains", "india", "--reference_dataset", "IDD-lite")
+    report.refused("not in the same classes", code_out_err=report("correlate", *flags))
+
+
+def test_the_table_of_domains_is_in_the_merged_classes_of_the_reference_set(report, monkeypatch):
+    with pytest.MonkeyPatch.context() as patched:
+        write_merged_results(report.results, patched)
+    settings = DomainTableSettings(
+        eval_dir=str(report.results), domains=("india",), reference_dataset="IDD-lite", segmenters="alpha,beta"
+    )
+    monkeypatch.setattr(SceneResults, "read_matrix", read_matrix_of_images)
+    table = compare_domains(settings)
+    assert table.columns == ["clear", "synthetic india", "true india"] and len(table.classes) == 7
+    assert table.to_json()["class_groups"] == LEVEL1
+    assert "All sets are evaluated in 7 merged classes (non-drivable: sidewalk, terrain" in table.to_markdown()
+
+
+def read_matrix_of_images(results):
+    return sum(read_statistics(results.statistics(record["id"])) for record in results.records())
