@@ -28,7 +28,7 @@ def main(settings: CheckSettings) -> None:
 
 def check(settings: CheckSettings, dataset: str) -> int:
     """Check one data set, write its report and print its contents. Return the number of faults."""
-    from genval.datasets import CLASSES, BadFile, classes_of, find_items
+    from genval.datasets import BadFile, find_items, label_space_of
     from genval.datasets.checking import check_items
     from genval.results.scenes import folder_name
     from genval.runtime.files import write_json
@@ -54,7 +54,8 @@ def check(settings: CheckSettings, dataset: str) -> int:
     write_json(path, {"dataset": dataset, "settings": flatten(settings), **report})
 
     sizes = ", ".join(f"{count} of {size}" for size, count in report["sizes"].items())
-    missing = [CLASSES[i] for i in classes_of(dataset) if not report["classes"][CLASSES[i]]["pixels"]]
+    space = label_space_of(dataset)
+    missing = [space.names[i] for i in space.classes if not report["classes"][space.names[i]]["pixels"]]
     print(f"{dataset}: {report['pairs']} pairs in {len(report['scenes'])} scenes; {sizes}")
     print(f"classes without a pixel: {', '.join(missing) or 'none'}")
     if report["masks_without_a_class"]:

@@ -35,7 +35,7 @@ def main(settings: CalibrationErrorSettings) -> None:
 
 def measure_model(settings: CalibrationErrorSettings, model: str) -> list[Any]:
     """Measure one segmenter: write its files, and return its row of the table."""
-    from genval.datasets import CLASS_SETS, CLASSES, classes_of
+    from genval.datasets import label_space_of
     from genval.evaluation.calibration import ImageSet, evaluate_calibration
     from genval.evaluation.diagrams import reliability_bins, write_reliability_diagram
     from genval.results.finding import provenance
@@ -50,7 +50,8 @@ def measure_model(settings: CalibrationErrorSettings, model: str) -> list[Any]:
         summary, exact = evaluate_calibration(scenes)
     else:
         each = ((record["id"], statistics) for results in scenes for record, statistics in results.read_pixels())
-        summary, exact = summarise(each, CLASSES, classes_of(str(settings.trg_dataset)), CLASS_SETS), {}
+        space = label_space_of(str(settings.trg_dataset))
+        summary, exact = summarise(each, space.names, space.classes, space.class_sets), {}
     metrics = summary.metrics | exact
     stem = resolve(settings.output_dir) / folder_name(model) / images.name
     made = provenance(scenes).model_record

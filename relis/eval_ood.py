@@ -42,6 +42,7 @@ def measure_model(settings: ImageOodSettings, model: str) -> list[Any]:
 
     from genval.evaluation.calibration import ImageSet
     from genval.metrics.ranking import auroc, counts_by_score, fpr_at_tpr
+    from genval.results.finding import require_one_model
     from genval.results.scenes import folder_name
     from genval.runtime.errors import GenValError
     from genval.runtime.files import write_json
@@ -52,6 +53,7 @@ def measure_model(settings: ImageOodSettings, model: str) -> list[Any]:
     scenes = [images.find(settings.eval_dir, model, settings.preset) for images in (other, known)]
     if set(scenes[0]) & set(scenes[1]):
         raise GenValError(f"{other.name} and {known.name} share images: give two disjoint sets.")
+    require_one_model(scenes, settings.preset)
     scores = [image_scores(results) for results in scenes]
     is_other = np.repeat([True, False], [len(rows) for rows in scores])
     values: dict[str, Any] = {"model": model, "images": len(scores[0]), "in_images": len(scores[1])}

@@ -6,7 +6,7 @@ image, train_ids = read_pair(items[0])            # RGB uint8 (H, W, 3), uint8 (
 
 from genval.datasets.items import BadFile, Item, find_items
 from genval.datasets.labels import CLASS_SETS, CLASSES, IGNORE, find_unknown_ids
-from genval.datasets.layouts import classes_of
+from genval.datasets.layouts import label_space_of
 from genval.datasets.reading import partition, read_pair
 
 __all__ = [
@@ -15,9 +15,9 @@ __all__ = [
     "IGNORE",
     "BadFile",
     "Item",
-    "classes_of",
     "find_items",
     "find_unknown_ids",
+    "label_space_of",
     "partition",
     "read_pair",
 ]

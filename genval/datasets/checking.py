@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from genval.datasets.items import BadFile, Item
-from genval.datasets.labels import CLASSES, IGNORE, find_label_space
+from genval.datasets.labels import IGNORE, find_label_space
 from genval.datasets.reading import read_image, read_mask
 from genval.runtime.errors import GenValError
 
@@ -41,7 +41,7 @@ def inspect(item: Item) -> Finding:
     except GenValError as error:
         note(item.image, str(error))
     try:
-        mask = read_mask(item.mask, space.table)
+        mask = read_mask(item.mask, space.train_id_table)
         mask_size = (mask.shape[1], mask.shape[0])
         pixels = np.bincount(mask.ravel(), minlength=256)
     except GenValError as error:
@@ -62,7 +62,7 @@ def check_items(
     """Inspect every pair in threads and summarise the findings.
 
     Args:
-        items: from `find_items`.
+        items: of one data set, from `find_items`.
         unpaired: files that it skipped.
         workers: threads; Pillow decodes outside Python's lock.
         on_done: called after each pair.
@@ -87,7 +87,7 @@ def check_items(
             ids += finding.pixels
             class_pixels += class_counts
             class_images += class_counts > 0
-            if class_counts.any() and not class_counts[: len(CLASSES)].any():
+            if class_counts.any() and not class_counts[:IGNORE].any():
                 unlabelled.append(str(item.mask))
             faults += finding.faults
             on_done()
@@ -100,7 +100,8 @@ def check_items(
         "sizes": dict(sizes.most_common()),
         "ids": {str(i): int(ids[i]) for i in np.flatnonzero(ids)},
         "classes": {
-            name: {"pixels": int(class_pixels[i]), "images": int(class_images[i])} for i, name in enumerate(CLASSES)
+            name: {"pixels": int(class_pixels[i]), "images": int(class_images[i])}
+            for i, name in enumerate(find_label_space(items[0].label_space).names)
         },
         "ignored_pixels": int(class_pixels[IGNORE]),
         "masks_without_a_class": unlabelled,

@@ -91,7 +91,9 @@ def find_items(
     root = find_root(dataset, root, datasets_dir, generated_dir)
     split = split or layout.default_split
     splits = layout.splits if split == ALL else (split,)
-    images = _scan(root, layout, layout.images, splits, (layout.image_suffix,), IMAGE_EXTENSIONS)
+    # In one folder with the images, masks are told by their suffix.
+    not_images = layout.mask_suffixes if layout.images == layout.masks else ()
+    images = _scan(root, layout, layout.images, splits, (layout.image_suffix,), IMAGE_EXTENSIONS, not_images)
     masks: dict[_Key, list[Path]] = {}
     for template in (layout.masks, *layout.other_masks):
         masks = masks or _scan(root, layout, template, splits, layout.mask_suffixes, MASK_EXTENSIONS)
@@ -153,13 +155,17 @@ def _scan(
     splits: Sequence[str],
     suffixes: Sequence[str],
     extensions: Collection[str],
+    other_files: Sequence[str] = (),
 ) -> dict[_Key, list[Path]]:
-    """Every file of one kind, by (condition, scene, id)."""
+    """Every file of one kind, by (condition, scene, id); not those whose name ends as in `other_files`."""
+    others = tuple(end for end in (*other_files, *layout.other_files) if end)
     found: dict[_Key, list[Path]] = {}
     for folder, names in _folders(root, template, splits):
         for path in sorted(folder.iterdir()):
             suffix = next((end for end in suffixes if path.stem.endswith(end)), None)
             if suffix is None or path.suffix.lower() not in extensions or path.name.startswith("."):
+                continue
+            if others and path.stem.endswith(others):
                 continue
             item_id = path.stem.removesuffix(suffix)
             scene = names.get("scene") or layout.scene.format(**names) or item_id.partition(layout.scene_separator)[0]
@@ -172,8 +178,12 @@ def _folders(root: Path, template: str, splits: Sequence[str]) -> Iterator[tuple
     """Every folder that matches the template, with the values of its placeholders."""
     places: list[tuple[Path, dict[str, str]]] = [(root, {})]
     for part in template.split("/"):
-        if part == "{split}" and splits:
-            places = [(place / split, {**names, "split": split}) for place, names in places for split in splits]
+        if "{split}" in part and splits:
+            places = [
+                (place / part.replace("{split}", split), {**names, "split": split})
+                for place, names in places
+                for split in splits
+            ]
         elif part.startswith("{"):
             places = [
                 (entry, {**names, part.strip("{}"): entry.name})

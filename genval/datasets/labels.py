@@ -6,7 +6,8 @@ A table is a uint8 array of 256 entries, so that a whole mask is translated by o
 Sources: the Cityscapes ids are those of `cityscapesscripts.helpers.labels`, which ACDC shares; the IDD ids are the
 `level3Ids` of the IDD public code; CamVid is the 11-class version of SegNet; the ids of Mapillary Vistas are the
 places of the classes in the `config.json` of its releases, their trainIds those of RobustNet (CVPR 2021,
-`datasets/mapillary.py`). Other label spaces are JSON files: see `find_label_space`.
+`datasets/mapillary.py`); the level-1 ids of IDD and their names are those of its paper (WACV 2019), which IDD-lite
+uses. Other label spaces are JSON files: see `find_label_space`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,62 @@ PALETTE[:19] = [
 ]
 
 
+@dataclass(frozen=True)
+class ClassGroups:
+    """A partition of the 19 classes into merged classes, each of which is evaluated as one class.
+
+    A merged class is known by its place in `members`, which is in the order of the lowest trainIds.
+    """
+
+    names: tuple[str, ...]
+    members: tuple[tuple[int, ...], ...]  # the trainIds of each, ascending
+
+    @property
+    def table(self) -> np.ndarray:
+        """The merged class of each trainId, uint8 (256,); `IGNORE` stays."""
+        table = np.full(256, IGNORE, np.uint8)
+        for index, members in enumerate(self.members):
+            table[list(members)] = index
+        return table
+
+    def to_json(self) -> dict[str, list[str]]:
+        """Return the names of the classes in each merged class, by its name."""
+        return {
+            name: [CLASSES[train_id] for train_id in members]
+            for name, members in zip(self.names, self.members, strict=True)
+        }
+
+
 @dataclass(frozen=True, eq=False)
 class LabelSpace:
-    """The ids in a data set's masks, and their meaning."""
+    """The ids in a data set's masks, and their meaning.
+
+    With `groups`, "trainId" stands for the number of a merged class, in the table and in the classes.
+    """
 
     name: str  # as errors call it
     table: np.ndarray  # uint8 (256,): id -> trainId, IGNORE for ids without one
     known: np.ndarray  # uint8 (256,): 1 for ids that a valid mask may contain
     classes: tuple[int, ...]  # the trainIds that can occur, ascending
+    groups: ClassGroups | None = None  # the merged classes; None for the 19
+    origin: LabelSpace | None = None  # the label space of the 19 that was merged; it judges which ids are right
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the classes that are evaluated, by trainId or number of the merged class."""
+        return self.groups.names if self.groups else CLASSES
+
+    @property
+    def train_id_table(self) -> np.ndarray | None:
+        """The trainId of each id, as `table`; None where ids stand for several classes."""
+        if self.origin:
+            return self.origin.table
+        return None if self.groups else self.table
+
+    @property
+    def class_sets(self) -> dict[str, tuple[int, ...]]:
+        """The fixed class sets, `CLASS_SETS`; none of merged classes."""
+        return {} if self.groups else CLASS_SETS
 
     def to_train_ids(self, label_ids: np.ndarray, source: str = "mask") -> np.ndarray:
         """Translate a mask of this data set's ids.
@@ -105,7 +154,7 @@ class LabelSpace:
             source: what errors call the mask, usually its path.
 
         Returns:
-            uint8 (H, W), trainIds 0..18 and `IGNORE`.
+            uint8 (H, W), trainIds 0..18, or the numbers of merged classes, and `IGNORE`.
 
         Raises:
             GenValError: the mask holds ids that this label space does not have.
@@ -133,6 +182,8 @@ class LabelSpace:
         Args:
             pixels: int64 (256,), how many pixels of the mask have each id.
         """
+        if self.origin:
+            return self.origin.fault(pixels)
         unknown = np.flatnonzero((pixels > 0) & (self.known == 0)).tolist()
         if unknown:
             other = self is TRAIN_IDS and all(CITYSCAPES.known[unknown])
@@ -153,6 +204,8 @@ class LabelSpace:
         Args:
             pixels: int64 (256,), how many pixels of the masks have each id.
         """
+        if self.origin:
+            return self.origin.set_fault(pixels)
         if not pixels.any():
             return None
         without = pixels[self.table == IGNORE].sum()
@@ -173,6 +226,8 @@ class LabelSpace:
 
     def shows_kind(self, pixels: np.ndarray) -> bool:
         """Whether the ids of some masks show that the set is one of this label space: see `set_fault`."""
+        if self.origin:
+            return self.origin.shows_kind(pixels)
         if not pixels[self.table != IGNORE].any():
             return False
         if self is TRAIN_IDS:
@@ -195,6 +250,28 @@ def _space(name: str, train_id_of: Mapping[int, int], known: Iterable[int]) -> L
     known_table[list(known)] = 1
     table.flags.writeable = known_table.flags.writeable = False
     return LabelSpace(name, table, known_table, tuple(sorted(set(train_id_of.values()) - {IGNORE})))
+
+
+def _merged_space(
+    name: str, classes_of: Mapping[int, Iterable[int]], known: Iterable[int], names: Mapping[int, str] | None = None
+) -> LabelSpace:
+    """Return a label space whose ids stand for several classes each.
+
+    Args:
+        name: as errors call it.
+        classes_of: the trainIds of each id that is counted; those of two ids are the same, or have none in common.
+        known: ids that a valid mask may contain.
+        names: of the merged classes, by id; otherwise the names of the classes, joined.
+    """
+    by_members = {tuple(sorted(set(members))): label_id for label_id, members in reversed(list(classes_of.items()))}
+    single = set(CLASSES_19).difference(*by_members)
+    members = sorted([*by_members, *((train_id,) for train_id in single)])
+    group_names = [
+        names[by_members[group]] if names else "+".join(CLASSES[train_id] for train_id in group) for group in members
+    ]
+    groups = ClassGroups(tuple(group_names), tuple(members))
+    numbers = {label_id: members.index(tuple(sorted(set(group)))) for label_id, group in classes_of.items()}
+    return replace(_space(name, numbers, known), groups=groups)
 
 
 def _ranges(values: list[int]) -> str:
@@ -256,7 +333,28 @@ LABEL_SPACES: dict[str, LabelSpace] = {
     "mapillary-v1.2": MAPILLARY_V1,
     "mapillary-v2.0": MAPILLARY_V2,
 }
-"""Label spaces by the name in `Item.label_space`."""
+"""Label spaces of the 19 classes, by the name in `Item.label_space`."""
+
+MERGED_SPACES: dict[str, LabelSpace] = {
+    "idd-level1": _merged_space(
+        "IDD level-1 ids",
+        {0: [0], 1: [1, 9], 2: [11, 12], 3: [13, 14, 15, 16, 17, 18], 4: [3, 4, 5, 6, 7], 5: [2, 8], 6: [10]},
+        [*range(7), *range(251, 256)],
+        {
+            0: "drivable",
+            1: "non-drivable",
+            2: "living thing",
+            3: "vehicle",
+            4: "roadside object",
+            5: "far object",
+            6: "sky",
+        },
+    ),
+}
+"""Label spaces of merged classes, by the name in `Item.label_space`."""
+
+GROUPS_MARK = "@"
+"""Between the name of a label space or data set and that of the label space whose merged classes it is evaluated in."""
 
 
 @functools.cache
@@ -264,31 +362,74 @@ def find_label_space(name: str) -> LabelSpace:
     """A label space by its name, or from a JSON file of ids: `{"0": "road", "7": 13, "34": null, "other": null}`.
 
     Args:
-        name: a key of `LABEL_SPACES` in any case, or a file (relative: from the repository's root). Its keys are ids
-            0..255, its values a class's name in any case or trainId, or null (or 255) for pixels that are not counted.
-            Ids that it does not name are errors where they occur, unless it has the key "other", whose value must be
-            null.
+        name: a key of `LABEL_SPACES` or `MERGED_SPACES` in any case, or a file (relative: from the repository's root).
+            Its keys are ids 0..255, its values a class's name in any case or trainId, or null (or 255) for pixels that
+            are not counted. A list of several classes, `{"5": ["building", "vegetation"]}`, is one merged class. Ids
+            that the file does not name are errors where they occur, unless it has the key "other", whose value must be
+            null. `NAME@MERGED` is the label space NAME of the 19 classes, evaluated in the merged classes of MERGED.
 
     Raises:
-        GenValError: no such label space or file, or the content of the file is invalid.
+        GenValError: no such label space or file, the content of the file is invalid, or MERGED merges no classes.
     """
-    if name.lower() in LABEL_SPACES:
-        return LABEL_SPACES[name.lower()]
+    if name.lower() in LABEL_SPACES or name.lower() in MERGED_SPACES:
+        return (LABEL_SPACES | MERGED_SPACES)[name.lower()]
     path = resolve(name)
+    base, mark, merged = name.rpartition(GROUPS_MARK)
+    if mark and not path.exists():
+        return _merge(find_label_space(base), name, find_label_space(merged))
     if not path.is_file():
         what = f"Labels: {path} is a folder" if path.is_dir() else f"Labels: there is no file {path}"
         if "/" not in name and not path.suffix:
             what = f"Unknown labels {name!r}"
-        raise GenValError(f"{what}: expected one of {', '.join(LABEL_SPACES)}, or a JSON file of ids.")
-    content = read_json(path, dict[str, str | int | None], 'Expected {"id": "class", ...}.')
+        known_names = ", ".join([*LABEL_SPACES, *MERGED_SPACES])
+        raise GenValError(f"{what}: expected one of {known_names}, or a JSON file of ids.")
+    content = read_json(path, dict[str, list[str | int] | str | int | None], 'Expected {"id": "class", ...}.')
     known = range(256) if "other" in content else [_id(key, path) for key in content]
     if content.pop("other", None) is not None:
         raise GenValError(f'{path}: "other" can only be null (not counted): name the ids of a class one by one.')
+    title = f"the ids of {path.name}"
+    if any(isinstance(value, list) for value in content.values()):
+        return _merged_space(title, _classes_by_id(content, path), known)
     train_ids = {_id(key, path): _train_id(value, key, path) for key, value in content.items()}
-    space = _space(f"the ids of {path.name}", train_ids, known)
+    space = _space(title, train_ids, known)
     if not space.classes:
         raise GenValError(f"{path} names none of the 19 classes: {', '.join(CLASSES)}.")
     return space
+
+
+def _merge(space: LabelSpace, name: str, merged: LabelSpace) -> LabelSpace:
+    """Return a label space of the 19 classes with the merged classes of another."""
+    if merged.groups is None or space.groups is not None:
+        fault = f"{merged.name} merges no classes" if space.groups is None else f"{space.name} are merged classes"
+        raise GenValError(
+            f"{name}: {fault}. Expected NAME@MERGED, where MERGED is {' or '.join(MERGED_SPACES)} or a JSON file in "
+            'which an id has several classes, as {"5": ["building", "vegetation"]}.'
+        )
+    table = merged.groups.table[space.table]
+    classes = tuple(sorted(set(table.tolist()) - {IGNORE}))
+    return LabelSpace(space.name, table, space.known, classes, merged.groups, space)
+
+
+def _classes_by_id(content: Mapping[str, Any], path: Path) -> dict[int, list[int]]:
+    """Return the trainIds of each counted id of a file with merged classes, after checking them."""
+    found: dict[int, list[int]] = {}
+    for key, value in content.items():
+        values = value if isinstance(value, list) else [value]
+        train_ids = [_train_id(one, key, path) for one in values]
+        if isinstance(value, list) and (not value or IGNORE in train_ids):
+            raise GenValError(f"{path}: id {key} is {value!r}, expected the names of one or more classes, or null.")
+        if train_ids == [IGNORE]:
+            continue
+        label_id = _id(key, path)
+        for other, others in found.items():
+            common = set(train_ids) & set(others)
+            if common and set(train_ids) != set(others):
+                raise GenValError(
+                    f"{path}: ids {other} and {key} share the class {CLASSES[min(common)]}, but are not the same "
+                    "merged class. Give each class to one merged class."
+                )
+        found[label_id] = train_ids
+    return found
 
 
 def find_unknown_ids(dataset: str, names: Sequence[str]) -> dict[str, int]:

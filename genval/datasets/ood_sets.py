@@ -36,6 +36,9 @@ _PAIR_FORM = "pair:IMAGES,MASKS"
 BLOCK = 32
 _IMAGE = r"\.(?:png|jpe?g|webp)"
 
+# As collections of several sets hold them: images and masks in one folder, named as the set.
+_ONE_FOLDER = (rf"([^/]+){_IMAGE}", r"([^/]+)_mask\.png")
+
 # What mask ids mean: 0 background, 1 object, 255 void.
 _TRACK = {0: 0, 1: 1, 255: 255}
 _BINARY = {0: 0, 255: 1}
@@ -70,11 +73,17 @@ class OodLayout:
 
 OOD_LAYOUTS: dict[str, OodLayout] = {
     "RoadAnomaly21": OodLayout(
-        ((rf"images/([^/]+){_IMAGE}", r"labels_masks/([^/]+)_labels_semantic\.png"),),
+        (
+            (rf"images/([^/]+){_IMAGE}", r"labels_masks/([^/]+)_labels_semantic\.png"),
+            _ONE_FOLDER,
+        ),
         _TRACK,
     ),
     "RoadObstacle21": OodLayout(
-        ((rf"images/([^/]+){_IMAGE}", r"labels_masks/([^/]+)_labels_semantic\.png"),),
+        (
+            (rf"images/([^/]+){_IMAGE}", r"labels_masks/([^/]+)_labels_semantic\.png"),
+            _ONE_FOLDER,
+        ),
         _TRACK,
     ),
     # Masks come from Fishyscapes with a number before the name that the image has in Lost & Found.
@@ -86,6 +95,7 @@ OOD_LAYOUTS: dict[str, OodLayout] = {
             ),
             (r"laf_images/([^/]+)_leftImg8bit\.png", r"fishyscapes_lostandfound/\d{4}_([^/]+)_labels\.png"),
             (rf"LostAndFound/original/([^/]+){_IMAGE}", r"LostAndFound/labels/([^/]+)\.png"),
+            _ONE_FOLDER,
         ),
         _TRACK,
     ),
@@ -93,6 +103,7 @@ OOD_LAYOUTS: dict[str, OodLayout] = {
         (
             (r"fs_static_images_v\d/([^/]+)_rgb\.png", r"fs_val_v\d/([^/]+)_labels\.png"),
             (rf"Static/original/([^/]+){_IMAGE}", r"Static/labels/([^/]+)\.png"),
+            _ONE_FOLDER,
         ),
         _TRACK,
     ),
@@ -335,14 +346,14 @@ def _match(root: Path, pattern: str) -> dict[str, Path]:
 
 
 def _places(dataset: str, datasets_dir: Path, root: str | Path | None) -> list[Path]:
-    """The folders where a set may be: its own folder, or one folder deeper, in any capitalisation."""
+    """The folders where a set may be: its own folder or one of its name, or one folder deeper, in any capitals."""
     if root is not None:
         return [resolve(root)]
     exact = Path(path_dicts.OOD_ROOTS[dataset])
     exact = resolve(exact if datasets_dir == Path("datasets") else datasets_dir / exact.name)
     above = [exact.parent, *(entry for entry in subfolders(exact.parent) if not (entry / DERIVED).exists())]
-    alike = [entry for place in above for entry in subfolders(place) if entry.name.lower() == exact.name.lower()]
-    return [exact, *alike]
+    names = (exact.name.lower(), dataset.lower())
+    return [exact, *(entry for place in above for entry in subfolders(place) if entry.name.lower() in names)]
 
 
 def _sizes_differ(first: Path, image: np.ndarray, second: Path, mask: np.ndarray) -> GenValError:

@@ -109,7 +109,7 @@ def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
     """Decode an item.
 
     Returns:
-        The image, RGB uint8 (H, W, 3), and its trainIds, uint8 (H, W).
+        The image, RGB uint8 (H, W, 3), and its trainIds (or the numbers of merged classes), uint8 (H, W).
 
     Raises:
         GenValError: a file is missing, truncated or of the wrong kind, the two differ in size, or the mask holds an
@@ -117,7 +117,7 @@ def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
     """
     image = read_image(item.image)
     space = find_label_space(item.label_space)
-    label_ids = read_mask(item.mask, space.table)
+    label_ids = read_mask(item.mask, space.train_id_table)
     if image.shape[:2] != label_ids.shape:
         raise GenValError(
             f"{item.image} and {item.mask} differ in size: expected one size, found {_size(image)} and "
@@ -147,11 +147,12 @@ def check_masks(masks: Sequence[Path], space: LabelSpace) -> None:
     Raises:
         GenValError: trainIds stand where labelIds are expected or the reverse, or no mask has a pixel with a class.
     """
+    space = space.origin or space
     total = np.zeros(256, np.int64)
     other: Path | None = None
     for path in masks:
         try:
-            pixels = np.bincount(read_mask(path, space.table).ravel(), minlength=256)
+            pixels = np.bincount(read_mask(path, space.train_id_table).ravel(), minlength=256)
         except GenValError:
             continue
         if space.fault(pixels) is None:

@@ -1,4 +1,4 @@
-"""Settings of relis/check_dataset.py."""
+"""Settings of the scripts that check and convert data sets."""
 
 from __future__ import annotations
 
@@ -25,5 +25,19 @@ class CheckSettings:
     generated_dir: str = flag(path_dicts.GENERATED_ROOT, "folder of the generated sets")
     trg_root: str | None = flag(None, "folder of the data set, where it is not found")
     output_dir: str = flag("results/check", "folder of the reports")
+    num_workers: int = flag(min(16, os.cpu_count() or 1), "threads that read files", type=positive_int)
+    preset: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallCityscapesSettings:
+    """Settings of relis/prepare_cityscapes.py."""
+
+    SCRIPT: ClassVar[str] = "relis/prepare_cityscapes"
+
+    data_dir: str = flag(help="folder with a folder of images per split")
+    output_dir: str = flag("datasets/cityscapes_small", "folder of the data set")
+    splits: tuple[str, ...] = flag(("train", "val"), "folders to convert", type=comma_list)
+    stretch: bool = flag(False, "double the width: for images of 2:1 that were squeezed to squares")
     num_workers: int = flag(min(16, os.cpu_count() or 1), "threads that read files", type=positive_int)
     preset: str | None = None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genval.datasets import CLASS_SETS, CLASSES, IGNORE, classes_of
+from genval.datasets import IGNORE, label_space_of
 from genval.evaluation.diagrams import reliability_bins, write_reliability_diagram
 from genval.evaluation.settings import ALL, CalibrationMethod, CalibrationSets, TemperatureTestSettings
 from genval.metrics.calibration import top1_metrics
@@ -21,7 +21,7 @@ from genval.metrics.statistics import measure
 from genval.metrics.temperature import GRID, Pixels, scale_logits, search, search_per_class
 from genval.results.clusters import load_clusters, save_clusters
 from genval.results.finding import NoResultsError, list_scenes, mark_of, open_tensors, provenance
-from genval.results.provenance import Provenance, require_images, require_model
+from genval.results.provenance import Provenance, require_classes, require_images, require_model
 from genval.results.scenes import SceneResults, Summary, folder_name, pair, summarise
 from genval.results.shapes import Temperatures
 from genval.runtime.errors import GenValError
@@ -335,7 +335,8 @@ def evaluate_calibration(
             hits.append((predictions.numpy() == image.labels)[counted])
             yield image.id, statistics
 
-    summary = summarise(each(), CLASSES, classes_of(scenes[0].dataset), CLASS_SETS)
+    space = label_space_of(scenes[0].dataset)
+    summary = summarise(each(), space.names, space.classes, space.class_sets)
     return summary, top1_metrics(np.concatenate(confidences), np.concatenate(hits))
 
 
@@ -417,6 +418,7 @@ def _evaluate_fraction(
         calibration, metadata = load_calibration(folder)
         remedy = "Run: python relis/compute_clusters_temp_scaling.py with the same flags."
         require_model(made.model_record, scenes[0].folder, metadata, folder / TEMPERATURE_FILE, remedy)
+        require_classes(made.model_record, scenes[0].folder, metadata, folder / TEMPERATURE_FILE)
         calibrating.require_same(
             metadata.get("images_mark"), folder / TEMPERATURE_FILE, settings.eval_dir, model, settings.preset, remedy
         )

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from genval.datasets import CLASS_SETS, CLASSES, classes_of
+from genval.datasets import label_space_of
 from genval.evaluation.settings import FinalMetricsSettings
 from genval.metrics.segmentation import miou_standard_error, plain
 from genval.metrics.statistics import PixelStatistics
 from genval.results.finding import provenance
 from genval.results.scenes import SceneResults, folder_name, summarise
+from genval.runtime.errors import GenValError
 from genval.runtime.files import write_csv, write_json
 from genval.runtime.paths import resolve
 from genval.runtime.tables import percent
@@ -30,9 +31,15 @@ def pool(settings: FinalMetricsSettings, model: str, dataset: str, scenes: Seque
     Returns:
         Segmenter, data set, number of images; mIoU with the ends of its interval, pixel accuracy, mean class accuracy,
         ECE and AUROC of errors, in percent.
+
+    Raises:
+        GenValError: the set has merged classes, and a class set of the 19 is asked for.
     """
+    space = label_space_of(dataset)
+    if settings.class_set != "present" and space.groups:
+        raise GenValError(f"{dataset} has merged classes, not --class_set {settings.class_set}. Leave it out.")
     fixed = settings.class_set != "present"
-    classes = CLASS_SETS[settings.class_set] if fixed else classes_of(dataset)
+    classes = space.class_sets[settings.class_set] if fixed else space.classes
     places: list[SceneResults] = []
     matrices: list[np.ndarray] = []
 
@@ -43,7 +50,7 @@ def pool(settings: FinalMetricsSettings, model: str, dataset: str, scenes: Seque
                 matrices.append(statistics.confusion)
                 yield record["id"], statistics
 
-    summary = summarise(each_image(), CLASSES, classes, CLASS_SETS, fixed)
+    summary = summarise(each_image(), space.names, classes, space.class_sets, fixed)
     overall = summary.metrics | {"miou_standard_error": plain(miou_standard_error(matrices, classes))}
     header, rows = summary.table
 
@@ -57,7 +64,7 @@ def pool(settings: FinalMetricsSettings, model: str, dataset: str, scenes: Seque
     write_csv(
         stem.with_name(f"{stem.name}_per_class.csv"),
         ["class", "iou", "in_mean", "labelled_pixels"],
-        [[name, iou[name], int(index in classes), labelled[index]] for index, name in enumerate(CLASSES)],
+        [[name, iou[name], int(index in classes), labelled[index]] for index, name in enumerate(space.names)],
     )
     head: dict[str, Any] = {
         "model": model,

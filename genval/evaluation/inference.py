@@ -14,12 +14,14 @@ import numpy as np
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.statistics import LogitsNotFiniteError, PixelStatistics, measure, measure_batch
 from genval.runtime.seeds import item_seed
+from genval.segmenters.class_map import merge_logits
 from genval.segmenters.prediction import infer, memory_errors, naming_errors, to_device
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from genval.datasets.labels import ClassGroups
     from genval.metrics.ood_scores import OodCounts
 
 Result = TypeVar("Result")
@@ -29,7 +31,7 @@ Result = TypeVar("Result")
 class Measured:
     """The result of one image."""
 
-    prediction: np.ndarray  # trainIds, uint8 (H, W)
+    prediction: np.ndarray  # trainIds or numbers of merged classes, uint8 (H, W)
     statistics: PixelStatistics
     logits: np.ndarray | None  # float32 or float16 (pixels, C)
 
@@ -43,6 +45,7 @@ def launch_batch(
     samples: Sequence[np.ndarray] | None = None,
     kept: Sequence[np.ndarray] | None = None,
     half: bool = False,
+    groups: ClassGroups | None = None,
 ) -> Callable[[], list[Measured]]:
     """Start to predict and measure a batch on the device, in one forward pass.
 
@@ -52,13 +55,14 @@ def launch_batch(
     Args:
         segmenter: `segmenter(images, size)` gives logits (B, C, *size) from RGB uint8 (B, 3, H, W); has a `name`.
         images: RGB uint8 (B, H, W, 3).
-        train_ids: the labels, uint8 (B, H, W).
+        train_ids: the labels, uint8 (B, H, W): trainIds, or numbers of merged classes.
         names: the name of each image in errors.
         device: where the segmenter is.
         samples: for each image, the flat indices of the pixels whose confidences are measured; None means all pixels.
             The confusion matrix always counts all pixels.
         kept: for each image, the flat indices of the pixels whose logits are returned; None means no pixel.
         half: return logits as float16.
+        groups: the merged classes into which the logits are merged (see `merge_logits`), before anything is measured.
 
     Returns:
         A function that waits for the device and returns the result of each image. It raises GenValError if the logits
@@ -71,6 +75,8 @@ def launch_batch(
 
     with torch.inference_mode(), memory_errors(segmenter, images):
         logits = infer(segmenter, images, device)
+        if groups is not None:
+            logits = merge_logits(logits, groups.members)
         labels = to_device(train_ids, device)
         if samples is None and can_fuse(device):
             measured = measure_batch(logits, labels)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.tensors import PackedTensors, read_about, write_part
-from genval.datasets import CLASS_SETS, CLASSES, IGNORE, classes_of
+from genval.datasets import CLASSES, IGNORE, label_space_of
 from genval.datasets.reading import read_image
 from genval.evaluation.calibration import ImageSet
 from genval.evaluation.diagrams import write_reliability_diagram
@@ -28,7 +28,7 @@ from genval.metrics.local_temperature import LocalTemperature, scaled_nll
 from genval.metrics.statistics import measure
 from genval.metrics.temperature import Pixels, search_ece, search_nll
 from genval.results.finding import open_tensors, provenance
-from genval.results.provenance import images_mark, require_model
+from genval.results.provenance import images_mark, require_classes, require_model
 from genval.results.scenes import SceneResults, Summary, folder_name, summarise
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
@@ -180,10 +180,13 @@ def _train(
     images: Sequence[SavedLogits], training: LocalTraining, folder: Path, device: torch.device, overwrite: bool
 ) -> dict[str, Any]:
     remove_leftovers(folder)
-    model_record = {key: images[0].record[key] for key in ("identity", "precision")}
+    first = images[0].record
+    model_record: dict[str, Any] = {
+        key: first[key] for key in ("identity", "precision", "class_groups") if key in first
+    }
     record = {"settings": asdict(training), "images": len(images), "logits": _digest(images), **model_record}
     record["images_mark"] = images_mark(image.record for image in images)
-    network = LocalTemperature(len(CLASSES)).to(device)
+    network = LocalTemperature(_number_of_classes(first)).to(device)
     if not overwrite and (finished := _read_state(folder / NETWORK_FILE, record, network)) is not None:
         return finished
     optimizer = torch.optim.Adam(network.parameters(), training.lr)
@@ -192,7 +195,7 @@ def _train(
     if state is None:
         state = {**record, "epoch": 0, "temperatures": single_temperatures(images, training.seed)}
         generator = torch.Generator().manual_seed(item_seed(training.seed, "initial weights"))
-        network = LocalTemperature(len(CLASSES), state["temperatures"]["nll"], generator).to(device)
+        network = LocalTemperature(_number_of_classes(first), state["temperatures"]["nll"], generator).to(device)
         optimizer = torch.optim.Adam(network.parameters(), training.lr)
     steps = math.ceil(len(images) / training.batch_size)
     bar = progress_bar(
@@ -252,6 +255,11 @@ def _read_state(
         return None
 
 
+def _number_of_classes(record: Mapping[str, Any]) -> int:
+    """Return how many classes a record's logits have: the 19, or its merged classes."""
+    return len(record.get("class_groups", CLASSES))
+
+
 def load_network(folder: Path, device: torch.device) -> tuple[LocalTemperature, dict[str, Any]]:
     """Read what `train` wrote.
 
@@ -261,7 +269,7 @@ def load_network(folder: Path, device: torch.device) -> tuple[LocalTemperature, 
     metadata = read_about(folder / NETWORK_FILE)
     if metadata is None:
         raise GenValError(f"No network in {folder}. Run: python relis/train_lts_network.py with the same flags.")
-    network = LocalTemperature(len(CLASSES))
+    network = LocalTemperature(_number_of_classes(metadata))
     _load(folder / NETWORK_FILE, network)
     return network.to(device).eval(), metadata
 
@@ -284,7 +292,8 @@ def measure_scaled(
                 scaled = whole.logits / scale(whole)[:, None]
                 yield image.id, measure(scaled[0], whole.labels[0], IGNORE)[1]
 
-    return summarise(each(), CLASSES, classes_of(images[0].scene.dataset), CLASS_SETS)
+    space = label_space_of(images[0].scene.dataset)
+    return summarise(each(), space.names, space.classes, space.class_sets)
 
 
 def local_folder(sets: CalibrationSets, model: str, image_set: ImageSet, seed: int) -> Path:
@@ -317,6 +326,7 @@ def evaluate_networks(
         remedy = "Run: python relis/train_lts_network.py with the same flags."
         network = f"the network trained on {calibrating.name}"
         require_model(made.model_record, scenes[0].folder, metadata, network, remedy)
+        require_classes(made.model_record, scenes[0].folder, metadata, network)
         if settings.sets.subsamples is None:
             mark = metadata.get("images_mark")
             calibrating.require_same(mark, network, settings.eval_dir, model, settings.preset, remedy)

@@ -18,10 +18,10 @@ from genval.artifacts.fingerprint import UNIDENTIFIED, current_mark, file_mark
 from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.artifacts.tensors import pack, packed_ids, read_about, write_part
-from genval.datasets import CLASS_SETS, CLASSES, BadFile, Item, classes_of, find_items, partition, read_pair
+from genval.datasets import BadFile, Item, find_items, label_space_of, partition, read_pair
 from genval.datasets.gate import GATE, GATED, apply_gate
 from genval.datasets.items import openable
-from genval.datasets.layouts import find_layout, find_root, is_generated
+from genval.datasets.layouts import GATED_SUFFIX, find_layout, find_root, is_generated
 from genval.datasets.ood_sets import OodItem
 from genval.datasets.reading import check_ids
 from genval.evaluation.inference import Measured, launch_batch, sample_pixels
@@ -30,7 +30,6 @@ from genval.metrics.reliability import reliability_metrics
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
 from genval.metrics.statistics import PixelStatistics
 from genval.results.scenes import (
-    GATED_SUFFIX,
     SceneResults,
     finish_scene,
     image_record,
@@ -83,7 +82,7 @@ class Evaluated:
             `genval.metrics.reliability`: `ece`, `auroc`, `nll` and others. Fractions are 0 to 1.
         """
         total = self.totals[cond] if cond is not None else functools.reduce(operator.add, self.totals.values())
-        miou = mean_iou(total.confusion, classes_of(self.dataset))
+        miou = mean_iou(total.confusion, label_space_of(self.dataset).classes)
         return {"miou": miou, "pixel_accuracy": pixel_accuracy(total.confusion), **reliability_metrics(total)}
 
 
@@ -345,9 +344,10 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             (item.cond, item.scene): SceneResults(root, model, dataset, item.cond, item.scene) for item in items
         }
         sample = None if settings.sample == -1 else {"number": settings.sample, "seed": settings.seed}
-        identity = model_identity(segmenter)
+        identity, precision = model_identity(segmenter), settings.device.precision
+        self.groups = label_space_of(dataset).groups
         self.records = {
-            item: image_record(item.id, item.image, item.mask, model, identity, settings.device.precision, sample)
+            item: image_record(item.id, item.image, item.mask, model, identity, precision, sample, self.groups)
             for item in items
         }
         if (revision := getattr(segmenter, "revision", None)) is not None:
@@ -357,7 +357,9 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             "logits": {"pixels": settings.logit_pixels, "seed": settings.seed, "dtype": dtype},
             "features": {"layer": settings.layer or "backbone", "dtype": dtype},
         }
-        model_record = {"identity": identity, "precision": settings.device.precision}
+        model_record: dict[str, Any] = {"identity": identity, "precision": precision}
+        if self.groups:
+            model_record["class_groups"] = self.groups.to_json()
         self.tensors = {kind: values | model_record for kind, values in metadata.items() if kind in settings.save}
         self.keep_prediction = "predictions" in settings.save
         self.packed: dict[tuple[str, SceneResults], set[str]] = {}
@@ -445,7 +447,9 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             if "features" in self.tensors:
                 features = stack.enter_context(ImageFeatures(self.segmenter, settings.layer))
             names = [str(item.image) for item in items]
-            wait = launch_batch(self.segmenter, images, train_ids, names, device, samples, kept, settings.fp16)
+            wait = launch_batch(
+                self.segmenter, images, train_ids, names, device, samples, kept, settings.fp16, self.groups
+            )
 
         def finish() -> list[_Output]:
             measured = wait()
@@ -506,7 +510,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     def _finish_scene(
         self, results: SceneResults, items: Sequence[Item], skipped: Sequence[BadFile], dropped: Sequence[BadFile]
     ) -> PixelStatistics:
-        settings, key = self.settings, (results.cond, results.scene)
+        settings, key, space = self.settings, (results.cond, results.scene), label_space_of(self.dataset)
         if self.limit is not None and _is_whole(results):
             return functools.reduce(operator.add, (results.read_image(self.records[item]) for item in items))
         for kind, metadata in self.tensors.items():
@@ -523,9 +527,9 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         return finish_scene(
             results,
             [self.records[item] for item in items],
-            CLASSES,
-            classes_of(self.dataset),
-            CLASS_SETS,
+            space.names,
+            space.classes,
+            space.class_sets,
             head,
             [{"file": bad.file, "reason": bad.reason} for bad in skipped if (bad.cond, bad.scene) == key],
         ).total

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from genval.datasets import CLASS_SETS, CLASSES
+from genval.datasets import label_space_of
+from genval.datasets.layouts import GATED_SUFFIX, merged_as
 from genval.metrics.correlation import agreement
 from genval.metrics.segmentation import labelled_classes, mean_iou, plain
 from genval.report.settings import DomainTableSettings
 from genval.results.finding import list_models, list_scenes, mark_of, require_one_model
-from genval.results.scenes import GATED_SUFFIX, SceneResults, model_list
+from genval.results.provenance import describe_classes
+from genval.results.scenes import SceneResults, model_list
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 from genval.runtime.tables import markdown_table
@@ -27,6 +29,7 @@ class DomainTable:
     columns: list[str]  # clear, synthetic {domain}, true {domain} (the reference set)
     miou: dict[str, list[float | None]]  # by model, one value per column
     agreement: dict[str, dict[str, float | None]]  # by domain, as `correlation.agreement` returns it
+    merged: dict[str, list[str]] | None = None  # the merged classes, if they are not the 19
 
     @property
     def header(self) -> list[str]:
@@ -41,11 +44,14 @@ class DomainTable:
     def to_json(self) -> dict[str, Any]:
         """Return the content of table.json."""
         miou = {model: dict(zip(self.columns, values, strict=True)) for model, values in self.miou.items()}
-        return {"classes": self.classes, "miou_percent": miou, "synthetic_against_true": self.agreement}
+        merged = {} if self.merged is None else {"class_groups": self.merged}
+        return {"classes": self.classes, **merged, "miou_percent": miou, "synthetic_against_true": self.agreement}
 
     def to_markdown(self) -> str:
         """Return the content of table.md."""
         text = f"mIoU in percent over {len(self.classes)} classes ({', '.join(self.classes)}).\n\n"
+        if self.merged is not None:
+            text += f"All sets are evaluated in {describe_classes({'class_groups': self.merged})}.\n\n"
         text += markdown_table(self.header, self.rows)
         if self.agreement:
             text += "\n\nSynthetic against reference (true) across models: Pearson's r, its 95 % interval, "
@@ -79,13 +85,16 @@ def compare_domains(settings: DomainTableSettings) -> DomainTable:
     }
     common = settings.class_set == "common"
     first_model = [by_model[0] for by_model in matrices.values()]
-    classes = labelled_classes(first_model) if common else CLASS_SETS[settings.class_set]
+    space = label_space_of(columns["clear"][0])
+    if space.groups and not common:
+        raise GenValError(f"--class_set {settings.class_set} is not for merged classes. Leave it out.")
+    classes = labelled_classes(first_model) if common else space.class_sets[settings.class_set]
     miou = {
         column: [100 * mean_iou(matrix, classes, complete=not common) for matrix in by_model]
         for column, by_model in matrices.items()
     }
     return DomainTable(
-        classes=[CLASSES[index] for index in classes],
+        classes=[space.names[index] for index in classes],
         columns=list(columns),
         miou={model: [plain(miou[column][index]) for column in columns] for index, model in enumerate(models)},
         agreement={
@@ -93,16 +102,24 @@ def compare_domains(settings: DomainTableSettings) -> DomainTable:
             for domain in settings.domains
             if f"true {domain}" in miou
         },
+        merged=space.groups.to_json() if space.groups else None,
     )
 
 
 def list_columns(domains: Sequence[str], reference_dataset: str, gate: bool = False) -> dict[str, tuple[str, str]]:
-    """Return the sets to compare: title to (data set, condition)."""
+    """Return the sets to compare: title to (data set, condition).
+
+    If a reference set has merged classes, all sets are compared in them.
+    """
     columns = {"clear": ("Cityscapes", "clean")}
     for domain in domains:
         columns[f"synthetic {domain}"] = (f"Cityscapes_{domain}{GATED_SUFFIX if gate else ''}", domain)
         if reference_dataset != "none":
-            columns[f"true {domain}"] = ("IDD", "india") if domain == "india" else (reference_dataset, domain)
+            of_india = domain == "india" and not reference_dataset.startswith("IDD")
+            columns[f"true {domain}"] = ("IDD", "india") if of_india else (reference_dataset, domain)
+    merged = next((dataset for dataset, _ in columns.values() if label_space_of(dataset).groups), None)
+    if merged is not None:
+        columns = {title: (merged_as(dataset, merged), cond) for title, (dataset, cond) in columns.items()}
     return columns
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from genval.artifacts.tensors import read_arrays
-from genval.datasets.layouts import GENERATED_PREFIX, domain_of
+from genval.datasets.layouts import GATED_SUFFIX, GENERATED_PREFIX, domain_of
 from genval.kernels.layout import BINS
 from genval.results.finding import NoResultsError, list_scenes, provenance
-from genval.results.provenance import Provenance, require_model
-from genval.results.scenes import ALL, GATED_SUFFIX, SceneResults, model_list, read_statistics
+from genval.results.provenance import Provenance, require_classes, require_model
+from genval.results.scenes import ALL, SceneResults, model_list, read_statistics
 from genval.results.shapes import ImageLine
 from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
@@ -134,7 +134,8 @@ def require_same_models(sides: Iterable[Evidence], root: Path, preset: str | Non
         What made the results, by segmenter.
 
     Raises:
-        GenValError: the identity or the precision of a model differs between two sets; the message names both.
+        GenValError: the identity or the precision of a model, or the classes differ between two sets; the message names
+            both.
     """
     first: dict[str, tuple[Provenance, Place]] = {}
     for evidence in sides:
@@ -143,6 +144,7 @@ def require_same_models(sides: Iterable[Evidence], root: Path, preset: str | Non
             names = [f"results of {model} on {one.dataset} ({one.cond})" for one in (place, evidence.place)]
             remedy = f"Run: {evaluation(root, [model], evidence.place, preset)}"
             require_model(known.model_record, names[0], made.model_record, names[1], remedy)
+            require_classes(known.model_record, names[0], made.model_record, names[1])
     return {model: made for model, (made, _) in first.items()}
 
 

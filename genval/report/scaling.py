@@ -12,7 +12,7 @@ import numpy as np
 
 import path_dicts
 from genval.datasets.corruptions import CORRUPTIONS
-from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
+from genval.datasets.layouts import CORRUPTED_PREFIX, GATED_SUFFIX, GENERATED_PREFIX, merged_as
 from genval.evaluation.calibration import CITYSCAPES_CALIBRATION, ImageSet
 from genval.metrics.correlation import CORRELATIONS
 from genval.report import HARDEST_SHARE
@@ -32,7 +32,7 @@ from genval.report.schema import (
 )
 from genval.report.settings import CorrelationSettings
 from genval.results.provenance import Provenance, require_model
-from genval.results.scenes import ALL, GATED_SUFFIX, folder_name
+from genval.results.scenes import ALL, folder_name
 from genval.runtime.commands import Command, Missing
 from genval.runtime.files import read_json
 from genval.runtime.paths import resolve
@@ -135,6 +135,7 @@ def _read_tries(
     root, method = resolve(settings.scaling_dir), settings.scaling_method
     tested = _tested(domain, settings.reference_dataset)
     own = _generated(settings, domain)
+    own = dataclasses.replace(own, dataset=merged_as(own.dataset, tested[0].dataset))
     shares = sorted({HARDEST_SHARE, *_tried_shares(root, models, tested, own, method)}, reverse=True)
     sources = {
         SYNTHETIC: [own],
@@ -142,6 +143,11 @@ def _read_tries(
         # Calibrated as in the papers, or on the whole set.
         CLEAR: [CITYSCAPES_CALIBRATION, ImageSet("Cityscapes"), ImageSet("Cityscapes", ("clean",))],
         CORRUPTED: [ImageSet(f"{CORRUPTED_PREFIX}{domain}")] if domain in CORRUPTIONS else [],
+    }
+    # Temperatures of one set of classes say nothing about another.
+    sources = {
+        source: [dataclasses.replace(one, dataset=merged_as(one.dataset, tested[0].dataset)) for one in calibrating]
+        for source, calibrating in sources.items()
     }
     results = {
         source: {model: _read(settings, model, tested, calibrating, made.get(model)) for model in models}
@@ -184,7 +190,8 @@ def _tested(domain: str, reference_dataset: str | None) -> list[ImageSet]:
     dataset, cond = path_dicts.REAL_SETS.get(domain, ("", domain))
     if reference_dataset:
         dataset, cond = reference_dataset, domain
-    return [ImageSet(dataset, (cond,)), ImageSet(dataset)] if dataset == "IDD" else [ImageSet(dataset, (cond,))]
+    of_idd = dataset.startswith("IDD")  # it has one condition, which may have been left out
+    return [ImageSet(dataset, (cond,)), ImageSet(dataset)] if of_idd else [ImageSet(dataset, (cond,))]
 
 
 def _read(

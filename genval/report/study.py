@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 import path_dicts
-from genval.datasets import CLASS_SETS, CLASSES
+from genval.datasets import CLASS_SETS, label_space_of
 from genval.datasets.corruptions import CORRUPTIONS
-from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
+from genval.datasets.layouts import CORRUPTED_PREFIX, GATED_SUFFIX, GENERATED_PREFIX, merged_as
 from genval.report.comparison import compare, compare_classes
 from genval.report.evidence import Evidence, Place, read_evidence, require_same_models, short_names, with_street_sources
 from genval.report.ood_comparison import compare_ood_detection
@@ -36,8 +36,8 @@ from genval.report.scores import Scores, class_scores, ece_scores, mean_iou, mio
 from genval.report.settings import CorrelationSettings
 from genval.report.verdict import answer, verdict
 from genval.results.finding import list_models
-from genval.results.provenance import Provenance
-from genval.results.scenes import GATED_SUFFIX, model_list
+from genval.results.provenance import Provenance, describe_classes
+from genval.results.scenes import model_list
 from genval.runtime.commands import Command, Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
@@ -76,13 +76,17 @@ def correlate(settings: CorrelationSettings) -> Report:
             "Run: python relis/eval.py --trg_dataset Cityscapes,Cityscapes_fog,ACDC --segmenters all"
         )
     missing: list[Missing] = []
-    clear = read_evidence(root, models, Place(settings.clear_dataset, settings.clear_cond), settings.preset, missing)
+    clear_sets: dict[str, Evidence | None] = {}  # by name: merged classes of a reference set give it another
     robustness: dict[str, Comparison] = {}
     calibration: dict[str, DomainCalibration] = {}
     curves: dict[str, SampleSizeCurve] = {}
     made: dict[str, Provenance] = {}
     for name in settings.domains:
-        sides = _read_sides(settings, root, models, name, clear, missing)
+        reference = reference_place(name, settings.reference_dataset)
+        clear = Place(merged_as(settings.clear_dataset, reference.dataset), settings.clear_cond)
+        if clear.dataset not in clear_sets:
+            clear_sets[clear.dataset] = read_evidence(root, models, clear, settings.preset, missing)
+        sides = _read_sides(settings, root, models, name, reference, clear_sets[clear.dataset], missing)
         made |= require_same_models(sides.values(), root, settings.preset)
         scaling = measure_scaling(settings, name, models, missing, made)
         domain = _prepare(settings, name, sides)
@@ -92,7 +96,8 @@ def correlate(settings: CorrelationSettings) -> Report:
             curves[name] = _measure_sample_size(settings, domain)
             ece = _compare_ece(settings, domain, models)
         calibration[name] = DomainCalibration(ece, scaling)
-    ood_detection, ood_means = compare_ood_detection(settings, models, _clear_miou(settings, clear), missing, made)
+    any_clear = clear_sets.get(settings.clear_dataset) or next(iter(clear_sets.values()))
+    ood_detection, ood_means = compare_ood_detection(settings, models, _clear_miou(settings, any_clear), missing, made)
     findings = Findings(
         settings={key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()},
         models=models,
@@ -143,16 +148,21 @@ def choose_classes(domain: str, sides: Mapping[str, Evidence], asked: str) -> tu
     Args:
         domain: india is compared over IDD's 17 classes.
         sides: of them, the reference and the synthetic set decide.
-        asked: "19" or "17" for a fixed set; "auto" for those labelled in both sets.
+        asked: "19" or "17" for a fixed set; "auto" for those labelled in both sets. Merged classes have no fixed sets.
     """
     both = np.flatnonzero(sides[TRUE].labelled() & sides[SYNTHETIC].labelled()).tolist()
+    space = label_space_of(sides[TRUE].place.dataset)
+    if space.groups:
+        absent = [name for index, name in enumerate(space.names) if index not in both]
+        text = f"of {describe_classes({'class_groups': space.groups.to_json()})}, in which all sets are evaluated"
+        return both, f"{text}; not labelled in both sets: {', '.join(absent)}" if absent else text
     if asked != "auto":
         classes = list(CLASS_SETS[asked])
-        absent = [CLASSES[index] for index in classes if index not in both]
+        absent = [space.names[index] for index in classes if index not in both]
         return classes, f"not labelled in both sets: {', '.join(absent)}" if absent else None
     if domain == "india":
         both = [index for index in both if index in CLASS_SETS["17"]]
-    absent = [name for index, name in enumerate(CLASSES) if index not in both]
+    absent = [name for index, name in enumerate(space.names) if index not in both]
     return both, f"not labelled in both sets: {', '.join(absent)}" if absent else None
 
 
@@ -161,21 +171,24 @@ def _read_sides(
     root: Path,
     models: list[str],
     domain: str,
+    reference_set: Place,
     clear: Evidence | None,
     missing: list[Missing],
 ) -> dict[str, Evidence]:
     """Read the evidence on each side that has results; images made from one street share their source."""
+
+    def in_same_classes(place: Place) -> Place:
+        return Place(merged_as(place.dataset, reference_set.dataset), place.cond)
+
     generation = Command("ControlNet/style_transfer", {"preset": settings.preset, "domain": domain})
-    reference = read_evidence(
-        root, models, reference_place(domain, settings.reference_dataset), settings.preset, missing
-    )
-    synthetic = read_evidence(
-        root, models, synthetic_place(domain, settings.gate), settings.preset, missing, str(generation)
-    )
+    reference = read_evidence(root, models, reference_set, settings.preset, missing)
+    generated = in_same_classes(synthetic_place(domain, settings.gate))
+    synthetic = read_evidence(root, models, generated, settings.preset, missing, str(generation))
     corrupted = None
     if domain in CORRUPTIONS:
         corruption = Command("relis/corrupt", {"preset": settings.preset, "domains": domain})
-        corrupted = read_evidence(root, models, corrupted_place(domain), settings.preset, missing, str(corruption))
+        place = in_same_classes(corrupted_place(domain))
+        corrupted = read_evidence(root, models, place, settings.preset, missing, str(corruption))
     streets = {SYNTHETIC: synthetic, CLEAR: clear, CORRUPTED: corrupted}
     sides = {side: with_street_sources(evidence) for side, evidence in streets.items() if evidence is not None}
     return {**({TRUE: reference} if reference is not None else {}), **sides}
@@ -237,7 +250,8 @@ def _compare_miou(settings: CorrelationSettings, domain: _Domain, models: Sequen
         for side, evidence in domain.sides.items()
         if side != CORRUPTED
     }
-    class_names = [CLASSES[index] for index in domain.classes]
+    names = label_space_of(domain.sides[TRUE].place.dataset).names
+    class_names = [names[index] for index in domain.classes]
     comparison = compare(
         [models[index] for index in domain.kept],
         scores,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genval.artifacts.tensors import PackedTensors
-from genval.results.provenance import Provenance, common_provenance, images_mark, require_model
+from genval.results.provenance import Provenance, common_provenance, images_mark, require_classes, require_model
 from genval.results.scenes import ALL, SceneResults
 from genval.results.shapes import SceneModel, SceneSummary
 from genval.runtime.errors import GenValError
@@ -95,7 +95,7 @@ def require_one_model(sets: Iterable[Sequence[SceneResults]], preset: str | None
         preset: of the command that an error recommends.
 
     Raises:
-        GenValError: the model's identity or precision differs between the sets; the message names both.
+        GenValError: the model's identity or precision, or the classes differ between the sets; the message names both.
     """
     first: tuple[Provenance, Path] | None = None
     for scenes in sets:
@@ -103,6 +103,7 @@ def require_one_model(sets: Iterable[Sequence[SceneResults]], preset: str | None
         if first is None:
             first = made, folder
         require_model(first[0].model_record, first[1], made.model_record, folder, f"Run: {scenes[0].command(preset)}")
+        require_classes(first[0].model_record, first[1], made.model_record, folder)
     return first[0] if first else None
 
 

@@ -22,6 +22,7 @@ _TERMS = {
     "limit": "--limit",
     "split": "--split",
     "gate": "gate.json",
+    "class_groups": "merged classes",
 }
 
 
@@ -37,6 +38,7 @@ class Provenance:
         limit: the number of images to which --limit cut the set; None for whole sets.
         split: of the data set.
         gate: the mark of the gate.json that dropped images; None without --gate.
+        class_groups: the merged classes, as JSON; None for the 19 classes.
     """
 
     identity: str
@@ -46,6 +48,7 @@ class Provenance:
     limit: int | None = None
     split: str | None = None
     gate: str | None = None
+    class_groups: str | None = None
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any], metrics: Mapping[str, Any]) -> Provenance | None:
@@ -59,14 +62,16 @@ class Provenance:
                 metrics.get("limit"),
                 metrics.get("split"),
                 metrics.get("gate_mark"),
+                json.dumps(record["class_groups"]) if "class_groups" in record else None,
             )
         except (KeyError, TypeError, ValueError):
             return None
 
     @property
-    def model_record(self) -> dict[str, str]:
-        """The entries that a file derived from the results holds, see `require_model`."""
-        return {"identity": self.identity, "precision": self.precision}
+    def model_record(self) -> dict[str, Any]:
+        """The entries that a file derived from the results holds, see `require_model` and `require_classes`."""
+        groups = {} if self.class_groups is None else {"class_groups": json.loads(self.class_groups)}
+        return {"identity": self.identity, "precision": self.precision, **groups}
 
 
 def require_model(made: Mapping[str, Any], place: Any, record: Mapping[str, Any], other: Any, remedy: str) -> None:
@@ -88,6 +93,36 @@ def require_model(made: Mapping[str, Any], place: Any, record: Mapping[str, Any]
                 f"{place} and {other} are not of the same model: {_TERMS[key]} {made.get(key)} and "
                 f"{record.get(key, 'not recorded')}. {remedy}"
             )
+
+
+def require_classes(made: Mapping[str, Any], place: Any, record: Mapping[str, Any], other: Any) -> None:
+    """Refuse to compare results in other classes: the 19 with merged ones, or ones that were merged differently.
+
+    Args:
+        made, place, record, other: as for `require_model`.
+
+    Raises:
+        GenValError: the classes differ; the message names both.
+    """
+    if made.get("class_groups") != record.get("class_groups"):
+        raise GenValError(
+            f"{place} and {other} are not in the same classes: {describe_classes(made)}, and "
+            f"{describe_classes(record)}. Evaluate both in the same classes: relis/eval.py --trg_dataset NAME@LABELS "
+            "evaluates the set NAME in the merged classes of LABELS, such as Cityscapes@idd-level1."
+        )
+
+
+def describe_classes(record: Mapping[str, Any]) -> str:
+    """Return which classes were evaluated.
+
+    >>> describe_classes({"class_groups": {"far object": ["building", "vegetation"], "sky": ["sky"]}})
+    '2 merged classes (far object: building, vegetation)'
+    """
+    groups = record.get("class_groups")
+    if groups is None:
+        return "the 19 classes"
+    merged = [f"{name}: {', '.join(classes)}" for name, classes in groups.items() if len(classes) > 1]
+    return f"{len(groups)} merged classes ({'; '.join(merged)})"
 
 
 def common_provenance(

@@ -31,6 +31,8 @@ import numpy as np
 import path_dicts
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.tensors import read_arrays
+from genval.datasets.labels import ClassGroups
+from genval.datasets.layouts import GATED_SUFFIX
 from genval.metrics.reliability import pool, reliability_metrics
 from genval.metrics.segmentation import (
     mean_class_accuracy,
@@ -49,9 +51,6 @@ from genval.runtime.files import read_json, read_jsonl, write_bytes, write_csv, 
 from genval.runtime.paths import REPO_ROOT, inside
 
 ALL = "all"
-# Suffix of the name of a generated set from which --gate removed images. Never mix its metrics with those of the whole
-# set.
-GATED_SUFFIX = "-gated"
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _IMAGE_HEADER = ["id", "miou", "pixel_accuracy_percent", "mean_class_accuracy", "pixels"]
 _IMAGE_METRICS = ["ece", "nll", "brier", "auroc", "entropy"]
@@ -313,6 +312,7 @@ def image_record(
     identity: str,
     precision: str,
     sample: Mapping[str, int] | None = None,
+    groups: ClassGroups | None = None,
 ) -> dict[str, Any]:
     """Return the record of an image's results. Results with a different record are computed again.
 
@@ -325,6 +325,7 @@ def image_record(
         identity: what identifies the model, see `genval.segmenters.identity.model_identity`.
         precision: arithmetic of the forward pass.
         sample: number and seed of the pixels whose confidences are measured; None is all pixels.
+        groups: the merged classes that were evaluated; None is the 19 classes.
     """
     return {
         "id": item_id,
@@ -337,6 +338,7 @@ def image_record(
         "mask_mark": file_mark(mask),
         "confidences_of": dict(sample) if sample else "all pixels",
         "counts_version": COUNTS_VERSION,
+        **({"class_groups": groups.to_json()} if groups else {}),
     }
 
 
@@ -446,11 +448,13 @@ def model_list(text: str, preset: str | None = None) -> list[str]:
 
 
 def folder_name(model: str) -> str:
-    """Return the folder name of a model: its name, with unsafe characters replaced and a hash to keep names distinct.
+    """Return the folder name of a model or set: its name, with unsafe characters replaced and a hash of the name.
 
-    >>> folder_name("DLV3+ResNet18"), folder_name("hf:nvidia/segformer-b0")
-    ('DLV3+ResNet18', 'hf_nvidia_segformer-b0-1c03469a')
+    >>> folder_name("DLV3+ResNet18"), folder_name("hf:nvidia/segformer-b0"), folder_name("Cityscapes@idd-level1")
+    ('DLV3+ResNet18', 'hf_nvidia_segformer-b0-1c03469a', 'Cityscapes@idd-level1')
     """
+    if re.fullmatch(r"\w[\w.+-]*@[\w.+-]+", model, re.ASCII):  # a set and its merged classes
+        return model
     safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", model).lstrip(".")[:100]
     return safe if safe == model else f"{safe}-{hashlib.blake2b(model.encode(), digest_size=4).hexdigest()}"
 

@@ -29,6 +29,7 @@ class ImageLine(TypedDict):
     image_mark: NotRequired[str]
     mask: NotRequired[str]
     mask_mark: NotRequired[str]
+    class_groups: NotRequired[dict[str, list[str]]]
 
 
 class LabelledLine(TypedDict):

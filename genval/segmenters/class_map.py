@@ -66,10 +66,24 @@ class ClassMap(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits (B, C, h, w) to float32 (B, 19, h, w)."""
-        logits = logits.float()
-        absent = torch.full_like(logits[:, 0], ABSENT)
-        merged = [logits[:, parts].logsumexp(1) if parts else absent for parts in self.parts]
-        return torch.stack(merged, 1)
+        return merge_logits(logits.float(), self.parts)
+
+
+def merge_logits(logits: Tensor, parts: Sequence[Sequence[int]]) -> Tensor:
+    """Merge classes so that their probabilities add: a merged logit is the log-sum-exp of those of its parts.
+
+    Args:
+        logits: float (B, C, H, W).
+        parts: of each merged class, the classes that it consists of; the logit of one without parts is `ABSENT`.
+
+    Returns:
+        The merged logits, float (B, len(parts), H, W).
+
+    >>> merge_logits(torch.tensor([2.0, 3.0, 5.0]).log().view(1, 3, 1, 1), [[0, 2], [1]]).exp().round().flatten()
+    tensor([7., 3.])
+    """
+    absent = torch.full_like(logits[:, 0], ABSENT)
+    return torch.stack([logits[:, list(members)].logsumexp(1) if members else absent for members in parts], 1)
 
 
 def check_outputs(name: str, outputs: int, class_map: ClassMap | None) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from genval.datasets import find_items, partition, read_pair
-from genval.datasets.layouts import classes_of, find_root
+from genval.datasets.layouts import find_root, label_space_of
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
 from genval.runtime.paths import REPO_ROOT
@@ -166,7 +166,9 @@ def test_a_data_set_is_found_where_links_put_it(tmp_path, place):
 
 
 def test_classes_of_a_data_set():
-    assert [len(classes_of(dataset)) for dataset in ("Cityscapes", "Cityscapes_india", "IDD", "CamVid")] == [
+    assert [
+        len(label_space_of(dataset).classes) for dataset in ("Cityscapes", "Cityscapes_india", "IDD", "CamVid")
+    ] == [
         19,
         19,
         17,
@@ -183,7 +185,7 @@ def test_camvid_has_dusk_and_day():
     assert len(find_items("CamVid", cond="dusk", split="test", root=CAMVID)) == 62
     image, train_ids = read_pair(items[0])
     assert image.shape == (360, 480, 3) and train_ids.shape == (360, 480)
-    assert set(np.unique(train_ids)) <= {*classes_of("CamVid"), 255}
+    assert set(np.unique(train_ids)) <= {*label_space_of("CamVid").classes, 255}
 
 
 @pytest.fixture

@@ -128,3 +128,69 @@ def test_a_missing_file_of_labels_is_called_missing(tmp_path):
 
 def test_label_spaces_are_named_in_any_case():
     assert labels.find_label_space("CamVid") is labels.CAMVID
+
+
+IDD_LEVEL1 = {0: [0], 1: [1, 9], 2: [11, 12], 3: [13, 14, 15, 16, 17, 18], 4: [3, 4, 5, 6, 7], 5: [2, 8], 6: [10]}
+
+
+def test_the_merged_classes_of_idd_are_a_partition_of_the_19():
+    space = labels.MERGED_SPACES["idd-level1"]
+    assert sorted(train_id for members in space.groups.members for train_id in members) == list(range(19))
+    for label_id, members in IDD_LEVEL1.items():
+        assert space.groups.members[space.table[label_id]] == tuple(members)
+    assert space.names == (
+        "drivable", "non-drivable", "far object", "roadside object", "sky", "living thing", "vehicle",
+    )  # fmt: skip
+    assert space.classes == tuple(range(7)) and space.class_sets == {} and space.table[255] == 255
+
+
+def test_a_file_gives_several_classes_to_one_id(tmp_path):
+    content = {"5": ["building", 8], "6": "sky", "7": ["Vegetation", "building"], "9": None, "other": None}
+    space = labels.find_label_space(write(tmp_path / "map.json", content))
+    merged = space.names.index("building+vegetation")
+    assert space.to_train_ids(np.array([[5, 6, 7, 9, 200]], np.uint8)).tolist() == [
+        [merged, space.names.index("sky"), merged, 255, 255]
+    ]
+    assert len(space.names) == 18 and set(space.classes) == {merged, space.names.index("sky")}  # others stay alone
+    assert space.groups.members[merged] == (2, 8) and space.groups.to_json()["road"] == ["road"]
+
+
+def test_the_19_classes_in_merged_ones():
+    space = labels.find_label_space("cityscapes@idd-level1")
+    merged = labels.MERGED_SPACES["idd-level1"]
+    for label_id in range(34):
+        train_id = labels.CITYSCAPES.table[label_id]
+        expected = next((i for i, members in enumerate(merged.groups.members) if train_id in members), 255)
+        assert space.table[label_id] == expected
+    assert space.groups == merged.groups and (space.train_id_table == labels.CITYSCAPES.table).all()
+    assert len(labels.find_label_space("camvid@idd-level1").classes) == 7
+    pixels = np.bincount([0, 1, 2, 255], minlength=256)  # trainIds, not labelIds
+    assert space.fault(pixels) == labels.CITYSCAPES.fault(pixels) is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"0": ["road", "sidewalk"], "1": ["sidewalk", "terrain"]}, "ids 0 and 1 share the class sidewalk"),
+        ({"0": ["road", "sidewalk"], "1": "road"}, "ids 0 and 1 share the class road"),
+        ({"0": []}, "id 0 is .*one or more classes"),
+        ({"0": ["road", 255]}, "id 0 is .*one or more classes"),
+        ({"0": ["road", "street"]}, "id 0 is 'street'"),
+    ],
+)
+def test_bad_merged_classes(tmp_path, content, message):
+    with pytest.raises(GenValError, match=message):
+        labels.find_label_space(write(tmp_path / "map.json", content))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cityscapes@idd", "IDD level3Ids merges no classes"),
+        ("idd-level1@idd-level1", "IDD level-1 ids are merged classes"),
+        ("cityscapes@level1", "Unknown labels 'level1'"),
+    ],
+)
+def test_bad_names_of_merged_classes(name, message):
+    with pytest.raises(GenValError, match=message):
+        labels.find_label_space(name)

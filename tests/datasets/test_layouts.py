@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from genval.datasets import find_items, read_pair
-from genval.datasets.layouts import LAYOUTS, classes_of, find_layout, find_root
+from genval.datasets.layouts import LAYOUTS, find_layout, find_root, label_space_of
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
 from genval.runtime.settings import dataset_list
@@ -98,7 +98,8 @@ def test_every_set_has_a_place_and_a_class():
     import path_dicts
 
     assert path_dicts.DATASET_ROOTS.keys() == LAYOUTS.keys()
-    assert all(len(classes_of(dataset)) >= 11 for dataset in LAYOUTS)
+    spaces = [label_space_of(dataset) for dataset in LAYOUTS]
+    assert all(len(space.classes) >= 11 or space.groups for space in spaces)
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_a_pair_of_folders_and_a_label_map(own):
     items = find_items(dataset)
     assert keys(items) == [("mixed", "a", "1"), ("mixed", "a", "2"), ("mixed", "b", "1")]
     assert read_pair(items[2])[1].tolist() == [[10] * 6] * 4
-    assert classes_of(dataset) == (0, 10)
+    assert label_space_of(dataset).classes == (0, 10)
     assert len(find_items(dataset, scene="a")) == 2
     one_scene = f"folder:{own}/rgb/a/*_rgb,{own}/gt/a/*_gt,{own}/map.json"
     assert keys(find_items(one_scene)) == [("mixed", "mixed", "1"), ("mixed", "mixed", "2")]
