@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -101,7 +102,7 @@ def cityscapes(source: Path, out: Path) -> list[Task]:
                 "conditioning_image": f"cityscapes/gtFine/{split}/{scene}/{name}_gtFine_labelIds.png",
             }
             mask = image.with_name(f"{image.stem}_labelTrainIds.png")
-            tasks.append(lambda pair=(image, mask), to=tuple(paths.values()): write_pair(pair, out, to, SIZE))
+            tasks.append(partial(write_pair, (image, mask), out, tuple(paths.values()), SIZE))
             records.append({**paths, "text": CAPTION})
         if records:
             write_jsonl(out / "training" / f"{split}.jsonl", records)
@@ -115,7 +116,7 @@ def acdc(source: Path, out: Path) -> list[Task]:
         name = mask.name.removesuffix("_labelTrainIds.png")
         folder = f"{mask.parent.name}/val/GOPR{name.split('_')[0][-4:]}"
         to = (f"acdc/rgb_anon/{folder}/{name}_rgb_anon.png", f"acdc/gt/{folder}/{name}_gt_labelIds.png")
-        tasks.append(lambda pair=(mask.with_name(f"{name}.png"), mask), to=to: write_pair(pair, out, to))
+        tasks.append(partial(write_pair, (mask.with_name(f"{name}.png"), mask), out, to))
     return tasks
 
 
@@ -200,7 +201,7 @@ def dusk(camvid: Path, out: Path, splits: dict[str, dict[str, list[str]]]) -> li
         # Neighbours in time are alike: the two parts are the two halves of the recording, not a random choice.
         middle = len(measured) // 2
         splits["camvid_dusk"] = {"generators": others, "choose": measured[:middle], "confirm": measured[middle:]}
-    return [lambda image=image: crop(image) for image in images]
+    return [partial(crop, image) for image in images]
 
 
 def halves(names: Iterable[str], seed: int) -> dict[str, list[str]]:
