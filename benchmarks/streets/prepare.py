@@ -131,9 +131,9 @@ def idd(source: Path, out: Path, splits: dict[str, dict[str, list[str]]], seed: 
         if drive in parts["generators"]:
             tasks.append(copy(frame, out / "unlabelled/india" / frame.name))
             continue
-        tasks.append(copy(frame, out / f"idd_lite/leftImg8bit/val/{drive}/{number}_image.jpg"))
+        tasks.append(copy(frame, out / f"idd20k_lite/leftImg8bit/val/{drive}/{number}_image.jpg"))
         label = frame.with_name(f"{frame.stem}_label.png")
-        tasks.append(copy(label, out / f"idd_lite/gtFine/val/{drive}/{number}_label.png"))
+        tasks.append(copy(label, out / f"idd20k_lite/gtFine/val/{drive}/{number}_label.png"))
     others = found(source / "unlabelled", "*.jpg")
     tasks += [copy(frame, out / "unlabelled/india" / frame.name) for frame in others]
     if frames:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -109,22 +109,19 @@ def train_in_processes(names: list[str], settings: TrainSegmentersSettings) -> N
     flags += ["--steps", settings.steps, "--batch_size", settings.batch_size, "--num_workers", workers]
     flags += ["--seconds", settings.seconds] if settings.seconds else []
     flags += ["--limit", settings.limit] if settings.limit else []
-    waiting, running, failed = list(names), dict[str, subprocess.Popen[bytes]](), list[str]()
-    while waiting or running:
-        while waiting and len(running) < settings.jobs:
-            name = waiting.pop(0)
-            command = [sys.executable, __file__, "--segmenters", name, "--jobs", "1", *map(str, flags)]
-            with (output / f"{name}.log").open("wb") as log:
-                running[name] = subprocess.Popen(command, cwd=REPO_ROOT, stdout=log, stderr=subprocess.STDOUT)
-            print(f"{name}: started", flush=True)
-        time.sleep(0.2)
-        for name, process in list(running.items()):
-            if process.poll() is not None:
-                del running[name]
-                failed += [name] if process.returncode else []
-                print(f"{name}: {'failed' if process.returncode else 'done'}", flush=True)
+
+    def run(name: str) -> bool:
+        command = [sys.executable, __file__, "--segmenters", name, *map(str, flags)]
+        with (output / f"{name}.log").open("wb") as log:
+            done = subprocess.run(command, cwd=REPO_ROOT, stdout=log, stderr=subprocess.STDOUT).returncode == 0
+        print(f"{name}: {'done' if done else 'failed'}", flush=True)
+        return done
+
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        done = dict(zip(names, pool.map(run, names), strict=True))
+    failed = [f"{settings.output}/{name}.log" for name in names if not done[name]]
     if failed:
-        raise GenValError(f"Training failed: see {', '.join(f'{settings.output}/{name}.log' for name in failed)}.")
+        raise GenValError(f"Training failed: see {', '.join(failed)}.")
 
 
 if __name__ == "__main__":
