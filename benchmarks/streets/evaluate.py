@@ -1,0 +1,160 @@
+"""Evaluate segmenters on clear, generated, changed and real streets: one process of relis/eval.py per segmenter.
+
+The sets are Cityscapes val, the generated and corrupted sets that exist, and the real sets of DATASETS_DIR: ACDC, CamVid
+(dusk) and IDD-lite, whose 7 merged classes the sets of its domain are evaluated in too. Published networks get the size
+that they were trained for, those of the recipe 256x512.
+
+Reads:  PUBLISHED/*-{width}.pt (benchmarks/streets/export_segmenters.py), OWN/list.txt (train_segmenters.py),
+        DATASETS_DIR (prepare.py), GENERATED_DIR and `corrupted` beside it
+Writes: EVAL_DIR as relis/eval.py, EVAL_DIR/logs/{segmenter}.log. Run the same command again to resume.
+
+    python benchmarks/streets/evaluate.py --jobs 8 --accelerator gpu --batch_size 16
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+try:
+    from genval.runtime import cli
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+
+import path_dicts
+from genval.datasets.layouts import find_root, generated_set
+from genval.runtime.commands import Command
+from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
+from genval.runtime.paths import REPO_ROOT, resolve
+from genval.runtime.settings import comma_list, positive_int
+
+REAL_SETS = ("ACDC", "CamVid", "IDD-lite")
+MERGED = "idd-level1"
+SIZE = "256x512"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """Settings of benchmarks/streets/evaluate.py."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/streets/evaluate"
+
+    published: str = flag("checkpoints/streets/published", "folder of the exported networks")
+    own: str = flag("checkpoints/streets/segmenters", "folder of the segmenters of the recipe")
+    segmenters: tuple[str, ...] | None = flag(None, "only those whose specification ends in this", type=comma_list)
+    datasets_dir: str = flag("datasets/streets", "folder of the prepared sets")
+    generated_dir: str = flag("images/streets", "folder of the generated sets")
+    domains: tuple[str, ...] = flag(
+        ("clear", "fog", "night", "rain", "snow", "india", "dusk"), "domains of the generated sets", type=comma_list
+    )
+    scenes: tuple[str, ...] = flag(
+        ("val00", "val04", "val08", "val12", "val16"), "scenes of sets without a seed: corrupted ones", type=comma_list
+    )
+    real: bool = flag(True, "evaluate on Cityscapes and the real sets too")
+    eval_dir: str = flag("results/streets/eval", "folder of the evaluation results")
+    logit_pixels: int = flag(500, "pixels per image whose logits are saved, for temperatures", type=positive_int)
+    batch_size: int = flag(8, "images per forward pass", type=positive_int)
+    accelerator: str = flag("auto", "auto, cpu or gpu")
+    jobs: int = flag(1, "processes at a time", type=positive_int)
+    num_workers: int = flag(1, "threads that read images, per process", type=positive_int)
+    preset: str | None = None
+
+
+def main(settings: EvaluateSettings) -> None:
+    models = find_models(settings)
+    generated, changed = find_sets(settings)
+    real = ["Cityscapes", f"Cityscapes@{MERGED}", *REAL_SETS] if settings.real else []
+    logs = resolve(settings.eval_dir) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    print(f"{len(models)} segmenters on {', '.join([*real, *generated, *changed])}", flush=True)
+
+    def run(model: str) -> bool:
+        name = Path(model.split(":", 1)[1].split(",")[-1]).stem if ":" in model else model
+        with (logs / f"{name}.log").open("ab") as log:
+            for sets, scenes in (([*real, *generated], ()), (changed, settings.scenes)):
+                command = evaluation(model, sets, scenes, models[model], settings)
+                if (
+                    sets
+                    and subprocess.run(
+                        [sys.executable, *command.argv], cwd=REPO_ROOT, stdout=log, stderr=subprocess.STDOUT
+                    ).returncode
+                ):
+                    print(f"{name}: failed, see {settings.eval_dir}/logs/{name}.log", flush=True)
+                    return False
+        print(f"{name}: done", flush=True)
+        return True
+
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        done = list(pool.map(run, models))
+    if not all(done):
+        raise GenValError(f"{done.count(False)} of {len(done)} evaluations failed, see above.")
+
+
+def find_models(settings: EvaluateSettings) -> dict[str, str]:
+    """Return the segmenters' specifications, each with its input size, height x width."""
+    models: dict[str, str] = {}
+    for file in sorted(resolve(settings.published).glob("*.pt")):
+        width = int(file.stem.rpartition("-")[2])
+        models[f"torchscript:{settings.published}/{file.name}"] = f"{width // 2}x{width}"
+    listed = resolve(settings.own) / "list.txt"
+    if listed.is_file():
+        # A comma also separates the config and the weights of an `mmseg:` specification.
+        parts = listed.read_text(encoding="utf-8").strip().split(",")
+        starts = [index for index, part in enumerate(parts) if part.partition(":")[0] in ("mmseg", "hf")]
+        for start, end in zip(starts, [*starts[1:], len(parts)], strict=True):
+            models[",".join(parts[start:end])] = SIZE
+    if settings.segmenters is not None:
+        models = {model: size for model, size in models.items() if model.endswith(settings.segmenters)}
+    if not models:
+        raise GenValError(
+            f"No segmenters in {settings.published} and {settings.own}. Run benchmarks/streets/export_segmenters.py "
+            "and train_segmenters.py."
+        )
+    return models
+
+
+def find_sets(settings: EvaluateSettings) -> tuple[list[str], list[str]]:
+    """Return the generated sets that exist, and those that were made from each frame: corruptions and transfers."""
+    generated, changed = [], []
+    for domain in settings.domains:
+        names = [generated_set(domain, generator) for generator in path_dicts.GENERATORS]
+        for name in [*names, f"Cityscapes_corrupt_{domain}"]:
+            try:
+                find_root(name, generated_dir=settings.generated_dir)
+            except GenValError:
+                continue
+            seedless = name.startswith("Cityscapes_corrupt_") or name in names[-len(path_dicts.TRANSFER_METHODS) :]
+            (changed if seedless else generated).append(f"{name}@{MERGED}" if domain == "india" else name)
+    return generated, changed
+
+
+def evaluation(model: str, sets: list[str], scenes: tuple[str, ...], size: str, settings: EvaluateSettings) -> Command:
+    """Return the command that evaluates a segmenter on sets."""
+    return Command(
+        "relis/eval",
+        {
+            "segmenters": model,
+            "trg_dataset": sets,
+            "scene": scenes,
+            "input_size": size,
+            "datasets_dir": settings.datasets_dir,
+            "generated_dir": settings.generated_dir,
+            "eval_dir": settings.eval_dir,
+            "save": "logits",
+            "logit_pixels": settings.logit_pixels,
+            "fp16": True,
+            "batch_size": settings.batch_size,
+            "num_workers": settings.num_workers,
+            "accelerator": settings.accelerator,
+            "devices": 1,
+        },
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, EvaluateSettings, __doc__)
