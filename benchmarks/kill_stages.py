@@ -42,6 +42,8 @@ from genval.runtime.tables import markdown_table
 SEGMENTER = "mini-fast-scnn"
 # How often the first file of a run is looked for, seconds.
 _LOOK = 0.02
+# How long to wait at most for the children of a killed run, seconds.
+_END = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,9 +304,7 @@ class Workplace:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, moment) * (end - first))
         seconds, killed = time.monotonic() - start, process.poll() is None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _end_group(process)
         which = f"{name}, killed after {seconds:.2f} s"
         try:
             self.check(self.start(name), name)
@@ -396,6 +396,18 @@ def kill_runs(
                 report(outcomes)
                 bar.update()
     return outcomes
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """Kill a process and its children, which may still be writing to the disk, and wait until all have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        end = time.monotonic() + _END
+        while time.monotonic() < end:  # what ended stays in the group until its new parent notices
+            os.killpg(process.pid, 0)
+            time.sleep(_LOOK)
+    process.wait()
 
 
 def _with_needed(names: Iterable[str], stages: Mapping[str, Killable]) -> list[str]:
