@@ -1,32 +1,38 @@
 """Kill stages with SIGKILL at random moments, resume them, and compare every file with an uninterrupted run.
 
 Reads:  checkpoints/mini
-Writes: a table: runs, how many were killed before their end, and how many ended with the same bytes; the stages' files
-        go to a temporary folder (--folder keeps them). Exits with 1 if a file differs, is missing or is left over.
+Writes: a table: runs, how many were killed before their end, and how many ended with the same bytes. --output writes it
+        to a file after every run, so that a benchmark cut short keeps what is done. The stages' files go to a
+        temporary folder (--folder keeps them). Exits with 1 if a file differs, is missing or is left over.
 
-    python benchmarks/kill_stages.py --stages generate,evaluate,train --runs 50
-    python benchmarks/kill_stages.py --runs 10
+    python benchmarks/kill_stages.py --stages generate=50,evaluate=50,train=50,all --runs 10 --jobs 16 --output kills.md
+
+With --jobs, runs go in parallel, each in a folder of its own. The number of a folder in the paths that files hold does
+not count as a difference.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from genval.runtime import cli
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
+from genval.runtime.files import write_bytes
 from genval.runtime.flags import flag
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.progress import progress_bar
@@ -35,7 +41,9 @@ from genval.runtime.tables import markdown_table
 
 SEGMENTER = "mini-fast-scnn"
 # How often the first file of a run is looked for, seconds.
-_LOOK = 0.01
+_LOOK = 0.02
+# How long to wait at most for the children of a killed run, seconds.
+_END = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +52,10 @@ class KillSettings:
 
     SCRIPT: ClassVar[str] = "benchmarks/kill_stages"
 
-    stages: tuple[str, ...] = flag(("all",), "stages to kill", type=comma_list)
+    stages: tuple[str, ...] = flag(("all",), "stages to kill, as NAME or NAME=RUNS", type=comma_list)
     runs: int = flag(10, "killed runs per stage", type=positive_int)
+    jobs: int = flag(1, "runs at a time", type=positive_int)
+    output: str | None = flag(None, "Markdown file of the table")
     images: int = flag(8, "images per set", type=positive_int)
     folder: str | None = flag(None, "folder of the stages' files (default: a temporary one)")
     accelerator: str = flag("cpu", "auto, cpu or gpu")
@@ -70,30 +80,45 @@ class Killable:
     compared: tuple[str, ...] = ("",)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """What became of the runs of a stage."""
+    """What became of the runs of a stage so far."""
 
-    runs: int
-    killed: int
-    differing: tuple[str, ...]
+    runs: int = 0
+    killed: int = 0
+    same: int = 0
+    differing: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """The folders of the stages, and the stages."""
+    """The folders of the stages, and the stages.
+
+    Attributes:
+        root: of all folders.
+        images: per set.
+        accelerator: Lightning's.
+        number: of the folder that runs write; runs at the same time have different ones.
+    """
 
     root: Path
     images: int
     accelerator: str = "cpu"
+    number: int = 0
 
     def whole(self, stage: str) -> Path:
         """Return the folder of an uninterrupted run."""
         return self.root / "whole" / stage
 
     def output(self, stage: str) -> Path:
-        """Return the folder that every run of a stage writes; some files hold its path."""
-        return self.root / "run" / stage
+        """Return the folder that a run of a stage writes; some files hold its path."""
+        return self.root / "run" / f"{self.number:03d}" / stage
+
+    def contents(self, folder: Path) -> dict[str, bytes]:
+        """Return the files below a folder with their content, in which the number of a run's folder is 000."""
+        numbered = re.compile(re.escape(os.fsencode(self.root / "run")) + rb"/[0-9]{3}/")
+        first = os.fsencode(self.root / "run" / "000") + b"/"
+        return {name: numbered.sub(lambda _: first, data) for name, data in contents(folder).items()}
 
     def stages(self) -> dict[str, Killable]:
         """Return the resumable stages by name, each after those that it needs."""
@@ -222,34 +247,81 @@ class Workplace:
             shutil.copytree(self.whole(stage.starts_from), output)
 
     def run_whole(self, name: str) -> tuple[float, float]:
-        """Run a stage, and those that it needs, without interruption, unless that is done.
+        """Run a stage without interruption; the stages that it needs are done.
 
         Returns:
-            When it wrote its first file and when it ended, in seconds from its start; zeros if it was done before.
+            When it wrote its first file and when it ended, in seconds from its start.
+
+        Raises:
+            GenValError: it failed.
         """
-        if self.whole(name).exists():
-            return 0.0, 0.0
-        stage = self.stages()[name]
-        for needed in stage.needs:
-            self.run_whole(needed)
+        shutil.rmtree(self.whole(name), ignore_errors=True)
         self.prepare(name)
-        known = set(contents(self.output(name)))
-        process, start, first = self.start(name), time.monotonic(), 0.0
-        while process.poll() is None:
-            if not first and set(contents(self.output(name), read=False)) - known:
-                first = time.monotonic() - start
-            time.sleep(_LOOK)
+        known = set(contents(self.output(name), read=False))
+        process, start = self.start(name), time.monotonic()
+        first = self.wait_for_file(process, name, known)
+        is_seen = process.poll() is None
         self.check(process, name)
         end = time.monotonic() - start
         self.whole(name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(self.output(name), self.whole(name))
-        return first or end / 2, end
+        return first if is_seen else end / 2, end
+
+    def wait_for_file(
+        self, process: subprocess.Popen[str], name: str, known: set[str], seconds: float = float("inf")
+    ) -> float:
+        """Wait until a run has written a file that is not among the known ones, has ended, or has run so long.
+
+        Returns:
+            The seconds that passed.
+        """
+        start = time.monotonic()
+        while (
+            process.poll() is None
+            and time.monotonic() - start < seconds
+            and not set(contents(self.output(name), read=False)) - known
+        ):
+            time.sleep(_LOOK)
+        return time.monotonic() - start
+
+    def kill(self, name: str, times: tuple[float, float], moment: float) -> tuple[bool, list[str]]:
+        """Kill a stage in a fresh folder and once, resume it, and compare its files.
+
+        Args:
+            name: of the stage.
+            times: from `run_whole`.
+            moment: when to kill it: 0 is its first file, 1 its end, -1 its start.
+
+        Returns:
+            Whether it was killed before its end, and the files that differ from those of the uninterrupted run.
+        """
+        first, end = times
+        self.prepare(name)
+        known = set(contents(self.output(name), read=False))
+        process = self.start(name)
+        start = time.monotonic()
+        self.wait_for_file(process, name, known, end if moment > 0 else (1 + moment) * first)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, moment) * (end - first))
+        seconds, killed = time.monotonic() - start, process.poll() is None
+        _end_group(process)
+        which = f"{name}, killed after {seconds:.2f} s"
+        try:
+            self.check(self.start(name), name)
+        except GenValError as error:
+            return killed, [f"{which}: {error}"]
+        differing: list[str] = []
+        for part in self.stages()[name].compared:
+            files, found = self.contents(self.whole(name) / part), self.contents(self.output(name) / part)
+            names = sorted(key for key in files.keys() | found.keys() if files.get(key) != found.get(key))
+            differing += [f"{which}: {part}/{key}" for key in names[:3]]
+        return killed, differing
 
     def start(self, name: str) -> subprocess.Popen[str]:
         """Start a stage, in a process group of its own."""
         command = [sys.executable, *self.stages()[name].command.argv]
         environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(REPO_ROOT)}
-        log = open(self.root / f"{name}.log", "w")  # noqa: SIM115
+        log = open(self._log(name), "w")  # noqa: SIM115
         with log:
             return subprocess.Popen(
                 command, cwd=REPO_ROOT, env=environment, stdout=log, stderr=log, text=True, start_new_session=True
@@ -262,37 +334,88 @@ class Workplace:
             GenValError: it failed.
         """
         if process.wait() != 0:
-            log = (self.root / f"{name}.log").read_text(errors="replace").strip().splitlines()
+            log = self._log(name).read_text(errors="replace").strip().splitlines()
             raise GenValError(f"{self.stages()[name].command} failed: {log[-1] if log else 'it wrote nothing'}")
 
+    def _log(self, name: str) -> Path:
+        return self.root / f"{name}-{self.number:03d}.log"
 
-def kill_runs(work: Workplace, name: str, runs: int, moments: random.Random) -> Outcome:
-    """Kill a stage `runs` times, each in a fresh folder and once, resume it, and compare its files."""
-    first, end = work.run_whole(name)
-    if not end:  # another stage needed it: its times are measured now
-        shutil.rmtree(work.whole(name))
-        first, end = work.run_whole(name)
-    expected = {part: contents(work.whole(name) / part) for part in work.stages()[name].compared}
-    killed, differing = 0, []
-    with progress_bar(runs, f"killing {name}", unit="run") as bar:
-        for _ in range(runs):
-            work.prepare(name)
-            process = work.start(name)
-            moment = moments.uniform(0.9 * first, end)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(moment)
-            if process.poll() is None:
-                killed += 1
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            work.check(work.start(name), name)
-            for part, files in expected.items():
-                found = contents(work.output(name) / part)
-                names = sorted(key for key in files.keys() | found.keys() if files.get(key) != found.get(key))
-                differing += [f"{name}, killed after {moment:.2f} s: {part}/{key}" for key in names[:3]]
-            bar.update()
-    return Outcome(runs, killed, tuple(differing))
+
+def kill_runs(
+    work: Workplace, runs: Mapping[str, int], jobs: int, seed: int, report: Callable[[Mapping[str, Outcome]], None]
+) -> dict[str, Outcome]:
+    """Kill stages, `jobs` runs at a time; uninterrupted runs, which others wait for, come first.
+
+    Args:
+        work: the folders.
+        runs: number of killed runs by stage.
+        jobs: number of runs at a time.
+        seed: of the moments.
+        report: is called with the outcomes so far after each killed run.
+
+    Returns:
+        The outcomes by stage.
+
+    Raises:
+        GenValError: an uninterrupted run failed.
+    """
+    stages = work.stages()
+    wholes = _with_needed(runs, stages)
+    times: dict[str, tuple[float, float]] = {}
+    kills: list[tuple[str, float]] = []
+    outcomes = {name: Outcome() for name in runs}
+    free = list(range(jobs))
+    running: dict[concurrent.futures.Future[Any], tuple[str, int]] = {}
+    with (
+        concurrent.futures.ThreadPoolExecutor(jobs) as pool,
+        progress_bar(sum(runs.values()), "killing", unit="run") as bar,
+    ):
+        while wholes or kills or running:
+            while free and (ready := [name for name in wholes if times.keys() >= set(stages[name].needs)] or kills):
+                here = replace(work, number=free.pop())
+                if ready is kills:
+                    name, moment = kills.pop(0)
+                    future: concurrent.futures.Future[Any] = pool.submit(here.kill, name, times[name], moment)
+                else:
+                    name = ready[0]
+                    wholes.remove(name)
+                    future = pool.submit(here.run_whole, name)
+                running[future] = name, here.number
+            for future in concurrent.futures.wait(running, return_when="FIRST_COMPLETED").done:
+                name, number = running.pop(future)
+                free.append(number)
+                if name not in times:
+                    times[name] = future.result()
+                    moments = random.Random(f"{seed} {name}")
+                    kills += [(name, moments.uniform(-0.1, 1)) for _ in range(runs.get(name, 0))]
+                    continue
+                killed, differing = future.result()
+                one = outcomes[name]
+                one.runs, one.killed, one.same = one.runs + 1, one.killed + killed, one.same + (not differing)
+                one.differing += differing
+                report(outcomes)
+                bar.update()
+    return outcomes
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """Kill a process and its children, which may still be writing to the disk, and wait until all have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        end = time.monotonic() + _END
+        while time.monotonic() < end:  # what ended stays in the group until its new parent notices
+            os.killpg(process.pid, 0)
+            time.sleep(_LOOK)
+    process.wait()
+
+
+def _with_needed(names: Iterable[str], stages: Mapping[str, Killable]) -> list[str]:
+    """Return stages and all that they need, in the order of `stages`."""
+    wanted = set(names)
+    for name in reversed(stages):
+        wanted |= set(stages[name].needs) if name in wanted else set()
+    return [name for name in stages if name in wanted]
 
 
 def contents(folder: Path, read: bool = True) -> dict[str, bytes]:
@@ -306,37 +429,47 @@ def contents(folder: Path, read: bool = True) -> dict[str, bytes]:
     return found
 
 
-def choose(stages: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Return the stages that `--stages` names.
+def choose(stages: Sequence[str], known: Sequence[str], runs: int) -> dict[str, int]:
+    """Return how often each stage that `--stages` names is killed.
 
     Raises:
-        GenValError: there is no such stage.
+        GenValError: there is no such stage, or its number is none.
     """
-    unknown = [stage for stage in stages if stage not in (*known, "all")]
-    if unknown:
-        raise GenValError(f"--stages: {', '.join(unknown)} is none of {', '.join(known)}.")
-    return [stage for stage in known if stage in stages or "all" in stages]
+    chosen: dict[str, int] = {}
+    for text in stages:
+        name, equals, number = text.partition("=")
+        if name not in (*known, "all"):
+            raise GenValError(f"--stages: {name} is none of {', '.join(known)}.")
+        if equals and not (number.isdecimal() and int(number)):
+            raise GenValError(f"--stages: expected NAME=RUNS with a whole number above 0, found {text}.")
+        chosen[name] = int(number) if equals else runs
+    rest = chosen.pop("all", 0)
+    return {name: chosen.get(name, rest) for name in known if name in chosen or rest}
+
+
+def table(outcomes: Mapping[str, Outcome]) -> str:
+    """Return the outcomes of stages with finished runs as a Markdown table, and the files that differ."""
+    rows = [[name, one.runs, one.killed, one.same] for name, one in outcomes.items() if one.runs]
+    lines = [markdown_table(["stage", "runs", "killed before the end", "same bytes"], rows)]
+    differing = [text for one in outcomes.values() for text in one.differing]
+    return "\n".join([*lines, *([""] if differing else []), *(f"- {text}" for text in differing)]) + "\n"
 
 
 def main(settings: KillSettings) -> None:
+    def report(outcomes: Mapping[str, Outcome]) -> None:
+        if settings.output:
+            write_bytes(resolve(settings.output), table(outcomes).encode())
+
     with contextlib.ExitStack() as stack:
         folder = (
             resolve(settings.folder) if settings.folder else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         )
         work = Workplace(folder, settings.images, settings.accelerator)
         folder.mkdir(parents=True, exist_ok=True)
-        outcomes = {
-            name: kill_runs(work, name, settings.runs, random.Random(f"{settings.seed} {name}"))
-            for name in choose(settings.stages, list(work.stages()))
-        }
-    rows = [
-        [name, one.runs, one.killed, one.runs - len({text.partition(":")[0] for text in one.differing})]
-        for name, one in outcomes.items()
-    ]
-    print(markdown_table(["stage", "runs", "killed before the end", "same bytes"], rows))
-    differing = [text for one in outcomes.values() for text in one.differing]
-    if differing:
-        print("\n".join(differing))
+        runs = choose(settings.stages, list(work.stages()), settings.runs)
+        outcomes = kill_runs(work, runs, settings.jobs, settings.seed, report)
+    print(table(outcomes), end="")
+    if any(one.differing for one in outcomes.values()):
         sys.exit(1)
 
 

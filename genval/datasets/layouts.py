@@ -410,6 +410,17 @@ def find_root(
     raise GenValError(f"No {dataset} in {expected}: expected {expected}/{layout.images}; {found_text}.{hint} {remedy}.")
 
 
+def root_of(image: Path, dataset: str) -> Path:
+    """Return the folder of a data set, as `find_root` does, from the path of one of its images.
+
+    For `folder:IMAGES,MASKS,LABELS` it is the part of IMAGES before the first placeholder.
+    """
+    layout = find_layout(dataset)
+    if dataset.startswith(FOLDER_PREFIX):
+        return Path("/", layout.images.partition("{")[0])
+    return Path(*image.parts[: -layout.images.count("/") - 2])
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """` Did you mean X?` if a known name is similar, else an empty string."""
     by_lower = {candidate.lower(): candidate for candidate in known}

@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from genval.artifacts.tensors import PackedTensors
-from genval.results.provenance import Provenance, common_provenance, images_mark, require_classes, require_model
-from genval.results.scenes import ALL, SceneResults
+from genval.results.provenance import (
+    Provenance,
+    SceneRecords,
+    common_provenance,
+    images_mark,
+    require_classes,
+    require_model,
+)
+from genval.results.scenes import ALL, GATED_SUFFIX, SceneResults
 from genval.results.shapes import SceneModel, SceneSummary
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
@@ -82,7 +89,13 @@ def provenance(scenes: Sequence[SceneResults], preset: str | None = None) -> Pro
     """
     by_folder = {results.folder: results for results in scenes}
     places = [
-        (folder, results.records(), read_json(results.metrics, SceneSummary)) for folder, results in by_folder.items()
+        SceneRecords(
+            folder,
+            results.dataset.removesuffix(GATED_SUFFIX),
+            results.records(),
+            read_json(results.metrics, SceneSummary),
+        )
+        for folder, results in by_folder.items()
     ]
     return common_provenance(places, lambda folder: f"Run: {by_folder[folder].command(preset)}")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from genval.artifacts.fingerprint import UNIDENTIFIED, current_mark
+from genval.datasets.layouts import root_of
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 
@@ -125,22 +127,32 @@ def describe_classes(record: Mapping[str, Any]) -> str:
     return f"{len(groups)} merged classes ({'; '.join(merged)})"
 
 
-def common_provenance(
-    places: Sequence[tuple[Path, Sequence[Mapping[str, Any]], Mapping[str, Any]]], remedy: Callable[[Path], str]
-) -> Provenance:
+@dataclass(frozen=True)
+class SceneRecords:
+    """A scene's results: their folder, the name of the data set, the images' records, and metrics.json."""
+
+    folder: Path
+    dataset: str
+    records: Sequence[Mapping[str, Any]]
+    metrics: Mapping[str, Any]
+
+
+def common_provenance(places: Sequence[SceneRecords], remedy: Callable[[Path], str]) -> Provenance:
     """Check that all images of several folders of results can be pooled, and return what made them.
 
     Args:
-        places: at least one folder, with the records of its images and its metrics.json.
+        places: the results of at least one scene.
         remedy: the sentence that says how to get sound results of a folder.
 
     Raises:
         GenValError: a folder lists no image, fewer or more than its metrics.json, or one twice; an image is in two
-            folders; results differ in what made them; or some images are missing from the data set or have changed.
+            folders; results differ in what made them or in the folder of their data set; or images are missing from the
+            data set or have changed.
     """
     found: dict[Provenance, Path] = {}
     images: dict[tuple[Any, Any], str] = {}
-    for folder, records, metrics in places:
+    for place in places:
+        folder, records, metrics = place.folder, place.records, place.metrics
         manifest = folder / "manifest.jsonl"
         if not records or len(records) != metrics.get("images", len(records)):
             raise GenValError(
@@ -161,7 +173,7 @@ def common_provenance(
             f"{first} and {second} cannot be pooled: {_TERMS[key]} {_shown(one, key)} and {_shown(other, key)}. "
             f"{remedy(first)} {remedy(second)}"
         )
-    _check_files((record for _, records, _ in places for record in records), places[0][0], remedy)
+    _check_files(places, remedy)
     return next(iter(found))
 
 
@@ -202,29 +214,72 @@ def _add_image(images: dict[tuple[Any, Any], str], record: Mapping[str, Any], ma
     images[key] = name
 
 
-def _check_files(records: Iterable[Mapping[str, Any]], folder: Path, remedy: Callable[[Path], str]) -> None:
-    """Refuse results of images that the data set no longer has, where the data set is on this machine."""
+@dataclass(frozen=True)
+class _File:
+    """An image or a mask of a result, with its recorded mark; `root` is the folder of its data set."""
+
+    path: Path
+    mark: str | None
+    root: Path
+    folder: Path
+
+
+def _check_files(places: Sequence[SceneRecords], remedy: Callable[[Path], str]) -> None:
+    """Refuse results of images that the data set no longer has, and results of two data sets under one name.
+
+    Where the folder of the data set is not on this machine, its images cannot be compared.
+    """
     files = [
-        (resolve(record[key]), record.get(f"{key}_mark"))
-        for record in records
+        _File(resolve(record[key]), record.get(f"{key}_mark"), root, place.folder)
+        for place in places
+        for record in place.records
+        if "image" in record
+        for root in [root_of(resolve(record["image"]), place.dataset)]
         for key in ("image", "mask")
         if key in record
     ]
-    marks = [current_mark(path) for path, _ in files]
-    gone = [path for (path, _), mark in zip(files, marks, strict=True) if mark is None]
-    changed = [
-        path for (path, mark), now in zip(files, marks, strict=True) if now is not None and mark not in (None, now)
-    ]
-    if gone and len(gone) < len(files):
-        raise GenValError(
-            f"{folder}: {len(gone)} of {len(files)} images and masks of these results are no longer in the data set, "
-            f"such as {gone[0]}. {remedy(folder)}"
-        )
-    if changed:
-        raise GenValError(
-            f"{folder}: {len(changed)} of {len(files)} images and masks changed after these results were computed, "
-            f"such as {changed[0]}. {remedy(folder)}"
-        )
+    files = _below_one_root(files, remedy)
+    marks = [current_mark(file.path) for file in files]
+    gone = [file for file, mark in zip(files, marks, strict=True) if mark is None]
+    changed = [file for file, now in zip(files, marks, strict=True) if now is not None and file.mark not in (None, now)]
+    for found, what in (
+        (gone, "are no longer in the data set"),
+        (changed, "changed after these results were computed"),
+    ):
+        if found and (len(found) < len(files) or found is changed or found[0].root.exists()):
+            folder = found[0].folder
+            raise GenValError(
+                f"{folder}: {len(found)} of {len(files)} images and masks of these results {what}, such as "
+                f"{found[0].path}. {remedy(folder)}"
+            )
+
+
+def _below_one_root(files: Sequence[_File], remedy: Callable[[Path], str]) -> list[_File]:
+    """Return the files of results as files of one folder of the data set.
+
+    A data set that was moved or copied is the same one: a folder that holds all files of the results, with the recorded
+    marks.
+
+    Raises:
+        GenValError: the results were computed from two folders, none of which holds all files.
+    """
+    first = {Path(os.path.realpath(file.root)): file for file in reversed(files)}
+    if len(first) < 2:
+        return list(files)
+    for root in first:
+        moved = [
+            replace(file, path=root / file.path.relative_to(file.root), root=root)
+            for file in files
+            if file.path.is_relative_to(file.root)
+        ]
+        if len(moved) == len(files) and all(file.mark == current_mark(file.path) for file in moved):
+            return moved
+    one, other = list(first.values())[-1:-3:-1]
+    raise GenValError(
+        f"{one.folder} and {other.folder} cannot be pooled: they were computed from the images of two folders, "
+        f"{one.root} and {other.root}, and neither holds all of these images. Evaluate all scenes from one of them. "
+        f"{remedy(one.folder)} {remedy(other.folder)}"
+    )
 
 
 def is_reusable(record: Mapping[str, Any]) -> bool:

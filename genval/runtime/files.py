@@ -72,9 +72,13 @@ def _own_mark(process: int) -> str:
 
 
 def _start_time(process: int) -> str:
-    """When a process started, in clock ticks since the system did; "" where the system does not tell."""
+    """When a process started, in clock ticks since the system did; "" where the system does not tell.
+
+    It is "ended" for a process that ended and waits for its parent to notice: its number is still in use.
+    """
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return "ended" if state[0] in "ZX" else state[19]
     except (OSError, IndexError):
         return ""
 

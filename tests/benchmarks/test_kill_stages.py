@@ -6,6 +6,8 @@ ControlNet/check_generated.py, clip_int.py, train.py and style_transfer.py, and 
 
 import random
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,16 +22,22 @@ def benchmark():
     return SimpleNamespace(**runpy.run_path(str(REPO_ROOT / "benchmarks/kill_stages.py")))
 
 
-@pytest.fixture(scope="module")
-def work(benchmark, tmp_path_factory):
-    return benchmark.Workplace(tmp_path_factory.mktemp("kill"), images=4)
+@pytest.fixture
+def work(benchmark, tmp_path):
+    return benchmark.Workplace(tmp_path, images=4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["render", "corrupt", "refine", "outline", "features", "temperatures"])
-def test_a_killed_stage_resumes_to_the_same_bytes(benchmark, work, stage):
-    outcome = benchmark.kill_runs(work, stage, 1, random.Random())
-    assert outcome.runs == 1 and outcome.differing == ()
+def test_killed_stages_resume_to_the_same_bytes(tmp_path):
+    stages = ["render", "corrupt", "refine", "outline", "features", "temperatures"]
+    flags = ["--stages", ",".join(stages), "--runs=1", "--jobs=2", "--images=4", f"--seed={random.randrange(10**6)}"]
+    command = [sys.executable, "benchmarks/kill_stages.py", *flags, "--output", tmp_path / "kills.md"]
+    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = (tmp_path / "kills.md").read_text()
+    assert written == done.stdout
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in written.splitlines()[2:]]
+    assert [(name, runs, same) for name, runs, _, same in rows] == [(name, "1", "1") for name in stages]
 
 
 def test_every_command_is_one_that_its_script_takes(benchmark, work):
@@ -40,10 +48,12 @@ def test_every_command_is_one_that_its_script_takes(benchmark, work):
         before.add(name)
         assert (REPO_ROOT / stage.command.argv[0]).is_file()
         assert str(work.output(name)) in str(stage.command)
-    assert benchmark.choose(["train", "render"], list(stages)) == ["render", "train"]
-    assert benchmark.choose(["all"], list(stages)) == list(stages)
+    assert list(benchmark.choose(["train", "render"], list(stages), 2).items()) == [("render", 2), ("train", 2)]
+    assert benchmark.choose(["train=3", "all"], list(stages), 2) == {**dict.fromkeys(stages, 2), "train": 3}
     with pytest.raises(GenValError, match="dream is none of render"):
-        benchmark.choose(["dream"], list(stages))
+        benchmark.choose(["dream"], list(stages), 1)
+    with pytest.raises(GenValError, match="NAME=RUNS with a whole number above 0, found train=0"):
+        benchmark.choose(["train=0"], list(stages), 1)
 
 
 def test_a_difference_is_named(benchmark, tmp_path, monkeypatch):
@@ -51,19 +61,25 @@ def test_a_difference_is_named(benchmark, tmp_path, monkeypatch):
     script = tmp_path / "stage.py"
     script.write_text(
         "import pathlib, sys, time\n"
-        f"out = pathlib.Path({str(tmp_path / 'work/run/render')!r})\n"
+        "out = pathlib.Path(sys.argv[1])\n"
         "again = (out / 'a').exists()\n"
         "out.mkdir(parents=True, exist_ok=True)\n"
         "(out / 'a').write_text(str(again))\n"
         "(out / 'left').touch()\n"
+        "(out / 'path').write_text(str(out / 'a'))\n"
         "time.sleep(0.5)\n"
         "if not again:\n"
         "    (out / 'left').unlink()\n"
     )
     work = benchmark.Workplace(tmp_path / "work", images=1)
     work.root.mkdir()
-    stage = benchmark.Killable(SimpleNamespace(argv=(str(script),)))
-    monkeypatch.setattr(benchmark.Workplace, "stages", lambda self: {"render": stage})
-    outcome = benchmark.kill_runs(work, "render", 1, SimpleNamespace(uniform=lambda first, end: (first + end) / 2))
-    assert outcome.killed == 1
-    assert [Path(text).name for text in outcome.differing] == ["a", "left"]
+    monkeypatch.setattr(
+        benchmark.Workplace,
+        "stages",
+        lambda self: {"render": benchmark.Killable(SimpleNamespace(argv=(str(script), str(self.output("render")))))},
+    )
+    reports: list[int] = []
+    outcome = benchmark.kill_runs(work, {"render": 3}, 2, 1, lambda seen: reports.append(seen["render"].runs))["render"]
+    assert (outcome.runs, outcome.killed, outcome.same) == (3, 3, 0) and reports == [1, 2, 3]
+    assert [Path(text).name for text in outcome.differing] == ["a", "left"] * 3
+    assert benchmark.table({"render": outcome}).count("- render, killed after") == 6

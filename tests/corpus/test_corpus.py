@@ -381,6 +381,13 @@ def double_image(world):
     world.manifest(lambda lines: [*lines[:-1], lines[0]])
 
 
+def other_folder(record):
+    """Say that an image and its mask were read from a folder that is not on this machine."""
+    for key in ("image", "mask"):
+        record[key] = record[key].replace("datasets/cityscapes", "moved/cityscapes")
+    record["mask_mark"] = "0-0"
+
+
 def relabel(world):
     """The same streets with other labels, under the marks of the old ones."""
     write_pair(world.root / "datasets/cityscapes", "frankfurt", world.street().name.removesuffix("_leftImg8bit.png"), 7)
@@ -403,6 +410,8 @@ RESULTS = {
     "mask changed": lambda world: grey_out(world.street("gtFine_labelIds")),
     "image and mask changed": relabel,
     "scene gone": lambda world: shutil.rmtree(world.street().parent),
+    "all images gone": lambda world: [path.unlink() for path in (world.root / "datasets/cityscapes").rglob("*.png")],
+    "another folder of the data set": lambda world: world.records(other_folder),
     "image listed twice": double_image,
     "empty manifest": lambda world: world.manifest(lambda lines: []),
     "doubled manifest": lambda world: world.manifest(lambda lines: 2 * lines),

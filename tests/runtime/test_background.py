@@ -38,6 +38,24 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([".hidden", "a.png", "deep", running])
 
 
+def test_leftovers_of_a_killed_process_that_its_parent_has_not_waited_for_are_removed(tmp_path):
+    if not os.path.exists("/proc/self/stat"):
+        pytest.skip("this system does not tell the state of a process")
+    code = (
+        "import sys, time; from genval.runtime.files import replace_file\n"
+        "with replace_file(sys.argv[1]): print(flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a.png")], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline()
+    remove_leftovers(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended; its number is still in use
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    process.communicate()
+
+
 def test_leftovers_of_an_earlier_process_with_the_same_number_are_removed(tmp_path):
     if not os.path.exists("/proc/self/stat"):
         pytest.skip("this system does not tell when a process started")

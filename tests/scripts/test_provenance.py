@@ -195,6 +195,58 @@ def test_images_that_the_data_set_no_longer_has_are_not_pooled(world, gone):
     world.refused("no longer in the data set", code_out_err=final(world))
 
 
+def test_results_whose_images_are_all_gone_are_refused_where_the_data_set_is(world):
+    world.eval("Cityscapes", "good")
+    for path in (world.root / "datasets/cityscapes").rglob("*.png"):
+        path.unlink()
+    world.refused("10 of 10 images and masks", "no longer in the data set", code_out_err=final(world))
+
+
+def evaluate_two_folders(world):
+    """Evaluate one scene from one folder, and the other one from another folder with other images; return both."""
+    one, other = world.root / "datasets/cityscapes", world.root / "other/cityscapes"
+    shutil.copytree(one, other)
+    write_png(other / "leftImg8bit/val/munster/munster_000000_000019_leftImg8bit.png", labelled(5)[0])
+    world.eval("Cityscapes", "good", "--scene", "frankfurt")
+    assert world.eval("Cityscapes", "good", "--scene", "munster", "--datasets_dir", other.parent)[0] == 0
+    return one, other
+
+
+def test_scenes_of_two_folders_of_a_data_set_are_not_pooled(world):
+    one, other = evaluate_two_folders(world)
+    images = read_jsonl(world.results / SCENE / "munster/manifest.jsonl")
+    assert all(other.as_posix() in record["image"] for record in images)
+    shutil.move(one / "leftImg8bit/val/frankfurt", one / "leftImg8bit/val/gone")  # neither folder holds all images
+    shutil.rmtree(other / "leftImg8bit/val/frankfurt")
+    world.refused("cannot be pooled", "of two folders", one, other, "Run: python", code_out_err=final(world))
+
+
+@pytest.mark.parametrize("place", ["both", "neither"])
+def test_two_folders_of_a_data_set_are_refused_by_their_marks(world, place):
+    one, other = evaluate_two_folders(world)
+    # The second folder holds other images of the first scene too.
+    write_png(other / "leftImg8bit/val/frankfurt/frankfurt_000000_000294_leftImg8bit.png", labelled(6)[0])
+    if place == "neither":
+        shutil.rmtree(one)
+        shutil.rmtree(other)
+    world.refused("cannot be pooled", "of two folders", one, other, code_out_err=final(world))
+
+
+@pytest.mark.parametrize("way", ["copied", "moved", "linked"])
+def test_scenes_of_a_data_set_that_was_moved_or_copied_are_pooled(world, way):
+    one, other = world.root / "datasets/cityscapes", world.root / "other/cityscapes"
+    world.eval("Cityscapes", "good", "--scene", "frankfurt")
+    other.parent.mkdir()
+    {"copied": shutil.copytree, "moved": shutil.move, "linked": lambda one, other: other.symlink_to(one)}[way](
+        one, other
+    )
+    assert world.eval("Cityscapes", "good", "--scene", "munster", "--datasets_dir", other.parent)[0] == 0
+    assert final(world)[0] == 0
+    if way == "copied":  # an image of the first scene changed where it was read, and not in the copy
+        write_png(image(world, "frankfurt", "frankfurt_000000_000294"), labelled(6)[0])
+        assert final(world)[0] == 0
+
+
 def test_results_can_be_read_where_the_data_set_is_not(world):
     world.eval("Cityscapes", "good")
     shutil.rmtree(world.root / "datasets")
