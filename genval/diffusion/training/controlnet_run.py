@@ -31,7 +31,7 @@ def prepare_training(settings: ControlNetTrainingSettings) -> TrainingRun:
     check_optimizer(config.optimizer)
     torch.set_float32_matmul_precision(settings.float32_matmul)
     output = resolve(settings.output)
-    check_output(output, "ControlNet", "config.json", settings.resume, settings.overwrite)
+    check_output(output, settings.resume, settings.overwrite)
     folder, checkpoint = choose_run(resolve(settings.logs_dir), settings.run, settings.resume)
     base = load_base(settings.base_model)
     controlnet = load_controlnet(settings.controlnet, base)

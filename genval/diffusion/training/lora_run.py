@@ -35,7 +35,7 @@ def prepare_lora_training(settings: LoraTrainingSettings) -> TrainingRun:
     check_optimizer(config.optimizer)
     torch.set_float32_matmul_precision(settings.float32_matmul)
     output = resolve(settings.output)
-    check_output(output, "LoRA", WEIGHTS, settings.resume, settings.overwrite)
+    check_output(output, settings.resume, settings.overwrite, "LoRA", WEIGHTS)
     folder, checkpoint = choose_run(resolve(settings.logs_dir), settings.run, settings.resume)
     base = load_base(settings.base_model)
     images = captioned_images(settings, base.reads_whole)

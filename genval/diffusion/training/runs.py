@@ -179,14 +179,16 @@ def training_precision(precision: str | None, accelerator: str) -> str:
     return precision or ("bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true")
 
 
-def check_output(output: Path, kind: str, file: str, resume: str | None, overwrite: bool) -> None:
+def check_output(
+    output: Path, resume: str | None, overwrite: bool, kind: str = "ControlNet", file: str = "config.json"
+) -> None:
     """Check, before the training starts, that its output does not replace another one by mistake.
 
     Args:
         output: the folder.
-        kind: of what it may hold, such as "ControlNet".
-        file: whose presence in the folder means that it holds one.
         resume, overwrite: of the settings.
+        kind: of what it may hold.
+        file: whose presence in the folder means that it holds one.
 
     Raises:
         GenValError: the folder holds one, and neither `resume` nor `overwrite` is set.
