@@ -21,22 +21,12 @@ except ModuleNotFoundError as error:
 
 
 def main(settings: ControlNetTrainingSettings) -> None:
-    from genval.diffusion.training.controlnet_run import prepare_training, train_controlnet
+    from genval.diffusion.training.controlnet_run import prepare_training
+    from genval.diffusion.training.runs import run_training
 
-    run = prepare_training(settings)
-    if settings.dry_run:
-        config, trainer = settings.config, run.trainer
-        print(
-            f"Would train {trainer.max_steps} steps of {config.batch_size} x {config.accumulate} x "
-            f"{trainer.world_size} from {run.checkpoint or settings.controlnet} on {run.pairs} pairs, "
-            f"{run.precision}, into {run.folder}, then write {run.output}"
-        )
-        return
-    written = train_controlnet(run)
-    if written is None:  # another process reports
-        return
-    names = " and ".join([str(written[0]), *(file.name for file in written[1:])])
-    print(f"Trained {run.trainer.global_step} steps on {run.pairs} pairs: wrote {names}, logs in {run.folder}")
+    done = run_training(prepare_training(settings))
+    if done is not None:  # another process reports
+        print(done)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Speed and memory of ControlNet training on one device, compared with a plain diffusers loop in the same run.
+"""Speed and memory of ControlNet and LoRA training on one device, compared with a plain diffusers loop in the same run.
 
 A row is `[SIZE:][OPTION-...]BATCH`. Ours (`8`, `compile-32`, `sdxl:checkpointing-4`) run as ControlNet/train.py does:
-its module, its Trainer, latents and text states cached. Options: compile, cudnn (attention), checkpointing, 8bit, ema.
+its module, its Trainer, latents and text states cached. Options: compile, cudnn (attention), checkpointing, 8bit, ema,
+lora (as ControlNet/train_lora.py, with its default rank and layers; `lora-convs-8` also trains all convolutions).
 `proxy-8` is a plain diffusers loop in bfloat16 that encodes images and captions at every step; the published code's
 speed is 1/3.5 of it (measured once on the same device). Weights are random, of full size, and made on the device.
 Warm-up (compiling, choosing convolution algorithms, one optimiser step) is reported separately.
@@ -10,6 +11,7 @@ Reads:  nothing
 Writes: OUTPUT (JSON) after each row, if given; prints a Markdown table
 
     python benchmarks/training_speed.py --output results/benchmarks/training_speed.json
+    python benchmarks/training_speed.py --rows proxy-lora-8,lora-8,lora-compile-8,lora-compile-32
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ if TYPE_CHECKING:
 
     from genval.diffusion.models.pipelines import StableDiffusion, TextStates
     from genval.diffusion.settings import TrainingConfig
+    from genval.diffusion.training.module import DenoisingModule
 
 # Images/s of the published code as a fraction of the proxy's, both measured on one H100 on 2026-11-22.
 PUBLISHED_SHARE = 1 / 3.5
-OPTIONS = ("proxy", "compile", "cudnn", "checkpointing", "8bit", "ema")
+OPTIONS = ("proxy", "compile", "cudnn", "checkpointing", "8bit", "ema", "lora", "convs")
 
 # Header of the table, and the measured value in each column.
 COLUMNS = {
@@ -178,8 +181,8 @@ def main(settings: TrainingSpeedSettings) -> None:
     }
     for size in dict.fromkeys(row.size for row in rows):
         base = random_base(SIZES[size], device)
-        flops = flops_an_image(base, SIZES[size], device)
         for row in (row for row in rows if row.size == size):
+            flops = flops_an_image(row, base, device)
             records.append(
                 {**dataclasses.asdict(row), "tflop_an_image": flops / 1e12, **time_row(row, base, settings, device)}
             )
@@ -219,7 +222,14 @@ def time_row(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, d
     except Exception as error:  # whatever a library or a device can raise; memory that is full, above all
         return {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:200]}
     finally:
+        restore(base)
         empty_memory()
+
+
+def restore(base: StableDiffusion) -> None:
+    """Remove from the base what a row added to it."""
+    base.unet.unload_lora()
+    base.unet.disable_gradient_checkpointing()
 
 
 def random_base(size: Size, device: torch.device) -> StableDiffusion:
@@ -264,20 +274,16 @@ def random_text(base: StableDiffusion, size: Size, count: int, device: torch.dev
 
 
 def time_ours(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, device: torch.device) -> Timing:
-    """Train as ControlNet/train.py does, on a cache of random latents."""
+    """Train as ControlNet/train.py or train_lora.py does, on a cache of random latents."""
     import torch
 
-    from genval.diffusion.models.controlnet import add_control
     from genval.diffusion.pairs import Pair
     from genval.diffusion.training.data import ControlNetData, LatentCache
-    from genval.diffusion.training.module import ControlNetModule
     from genval.diffusion.training.runs import make_trainer
 
     size, pairs = SIZES[row.size], 256
-    config = training_config(row, size)
-    with device:
-        controlnet = add_control(base)
-    module = ControlNetModule(base, controlnet, config)
+    module = make_module(row, base, device)
+    config = module.config
     side = size.side // base.downscale
     module.cache = LatentCache(
         torch.randn(1, 2, pairs, base.unet.config.in_channels, side, side, device=device).half(),
@@ -301,6 +307,28 @@ def time_ours(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, 
         stopwatch.begin()
         trainer.fit(module, data)
     return stopwatch.timing
+
+
+def make_module(row: Row, base: StableDiffusion, device: torch.device) -> DenoisingModule:
+    """Return what a row trains."""
+    from genval.diffusion.models.controlnet import add_control
+    from genval.diffusion.models.lora import add_lora
+    from genval.diffusion.training.module import ControlNetModule, LoraModule
+
+    config = training_config(row, SIZES[row.size])
+    with device:
+        if "lora" not in row.options:
+            return ControlNetModule(base, add_control(base), config)
+        rank, targets = lora_shape(row)
+        return LoraModule(base, add_lora(base.unet, rank, rank, targets), config)
+
+
+def lora_shape(row: Row) -> tuple[int, tuple[str, ...]]:
+    """Return the rank and the target modules of a row: the defaults of train_lora.py, or with all convolutions."""
+    from genval.diffusion.settings import LoraTrainingSettings
+
+    convolutions = ("conv1", "conv2", "conv_shortcut", "proj_in", "proj_out") if "convs" in row.options else ()
+    return LoraTrainingSettings.rank, (*LoraTrainingSettings.target_modules, *convolutions)
 
 
 def training_config(row: Row, size: Size) -> TrainingConfig:
@@ -350,6 +378,7 @@ def time_proxy(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings,
     import torch
     import torch.nn.functional as F
     from diffusers import ControlNetModel, DDPMScheduler
+    from peft import LoraConfig
 
     size = SIZES[row.size]
     started = time.perf_counter()
@@ -357,12 +386,21 @@ def time_proxy(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings,
     for model in (base.vae, base.text_encoder, base.unet):
         torch.nn.Module.to(model, dtype=torch.bfloat16)
     levels = len(size.vae["block_out_channels"])
-    with device:
-        controlnet = ControlNetModel.from_unet(
-            base.unet, conditioning_channels=1, conditioning_embedding_out_channels=(16, 32, 96, 256)[:levels]
-        )
-    controlnet.float().train().requires_grad_(True)
-    optimizer = torch.optim.AdamW(controlnet.parameters(), lr=1e-5)
+    controlnet = None
+    if "lora" in row.options:
+        rank, targets = lora_shape(row)
+        with device:
+            base.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
+        trained = [parameter for parameter in base.unet.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.data = parameter.data.float()
+    else:
+        with device:
+            controlnet = ControlNetModel.from_unet(
+                base.unet, conditioning_channels=1, conditioning_embedding_out_channels=(16, 32, 96, 256)[:levels]
+            )
+        trained = list(controlnet.float().train().requires_grad_(True).parameters())
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
     scheduler = DDPMScheduler.from_config(base.scheduler_config)
     captions = ["a street with cars and trees"] * row.batch
     images = torch.rand(row.batch, 3, size.side, size.side, device=device) * 2 - 1
@@ -375,7 +413,9 @@ def time_proxy(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings,
         timesteps = torch.randint(0, 1000, (row.batch,), device=device)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         with torch.autocast(device.type, torch.bfloat16):
-            down, middle = controlnet(noisy, timesteps, text, hints, return_dict=False)
+            down, middle = None, None
+            if controlnet is not None:
+                down, middle = controlnet(noisy, timesteps, text, hints, return_dict=False)
             predicted = base.unet(
                 noisy,
                 timesteps,
@@ -397,29 +437,28 @@ def time_proxy(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings,
     return Timing(batches * row.batch / (now(device) - warm), peak_memory(device), warm - started)
 
 
-def flops_an_image(base: StableDiffusion, size: Size, device: torch.device) -> float:
-    """Return the FLOPs per training image, forward and backward, without the encoders."""
+def flops_an_image(row: Row, base: StableDiffusion, device: torch.device) -> float:
+    """Return the FLOPs per training image, forward and backward, without the encoders and without checkpointing."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from genval.diffusion.models.controlnet import add_control
-    from genval.diffusion.training.module import ControlNetModule
-
-    with device:
-        controlnet = add_control(base)
-    module = ControlNetModule(base, controlnet, training_config(Row("", "", (), 1), size))
+    size = SIZES[row.size]
+    kept = tuple(option for option in row.options if option in ("lora", "convs"))
+    base.to(device, torch.bfloat16)
+    module = make_module(Row("", row.size, kept, 1), base, device)
     side = size.side // base.downscale
     counter = FlopCounterMode(display=False)
+    hints = None if "lora" in kept else torch.rand(1, 1, size.side, size.side, device=device)
     with counter, torch.autocast(device.type, torch.bfloat16):
-        base.to(device, torch.bfloat16)
         loss = module.denoising_loss(
             torch.randn(1, base.unet.config.in_channels, side, side, device=device),
-            torch.rand(1, 1, size.side, size.side, device=device),
+            hints,
             random_text(base, size, 1, device).to(torch.bfloat16),
             torch.Generator(device).manual_seed(0),
         )
         loss.backward()
-    del module, controlnet, loss
+    del module, loss
+    restore(base)
     empty_memory()
     return float(counter.get_total_flops())
 
@@ -444,11 +483,15 @@ def add_ratios(records: list[dict[str, Any]]) -> None:
         speeds = [
             one["images_per_second"]
             for one in records
-            if "proxy" in one["options"] and one["size"] == record["size"] and "error" not in one
+            if "proxy" in one["options"]
+            and one["size"] == record["size"]
+            and ("lora" in one["options"]) == ("lora" in record["options"])
+            and "error" not in one
         ]
         if speeds and "error" not in record:
             record["x_proxy"] = record["images_per_second"] / speeds[0]
-            record["x_published"] = record["x_proxy"] / PUBLISHED_SHARE
+            if "lora" not in record["options"]:  # the published code trains no LoRA
+                record["x_published"] = record["x_proxy"] / PUBLISHED_SHARE
 
 
 def now(device: torch.device) -> float:

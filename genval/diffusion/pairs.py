@@ -26,16 +26,19 @@ _PUBLISHED_LINKS = {"training/target/": "leftImg8bit/", "training/seg/": "gtFine
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One frame: its image file, its labelIds file and a caption."""
+    """One frame: its image file, its labelIds file (None for an unlabelled image) and a caption."""
 
     image: Path
-    mask: Path
+    mask: Path | None
     caption: str
 
 
 @dataclasses.dataclass(frozen=True)
 class FramedPair:
-    """A pair at its target size: `image` RGB uint8 (H, W, 3), `mask` uint8 ids (H, W), and the `box` of the crop."""
+    """A pair at its target size: `image` RGB uint8 (H, W, 3), `mask` uint8 ids (H, W), and the `box` of the crop.
+
+    The mask of an unlabelled image is 0 everywhere.
+    """
 
     image: np.ndarray
     mask: np.ndarray
@@ -79,11 +82,11 @@ def read_pairs(jsonl: str | Path, data_dir: str | Path, skip_bad: bool = False) 
         if missing:
             raise GenValError(f"{jsonl}, entry {number} has no text {', '.join(missing)}.")
         mask = record["conditioning_image"].replace("leftImg8bit.png", "gtFine_labelIds.png")
-        pair = Pair(_locate(data_dir, record["image"]), _locate(data_dir, mask), record["text"])
-        for file in (pair.image, pair.mask):
+        image, label = _locate(data_dir, record["image"]), _locate(data_dir, mask)
+        for file in (image, label):
             if not (skip_bad or file.is_file()):
                 raise GenValError(f"{jsonl}, entry {number}: {file} does not exist. Check --data_dir ({data_dir}).")
-        pairs.append(pair)
+        pairs.append(Pair(image, label, record["text"]))
     if not pairs:
         raise GenValError(f"{jsonl} has no entries: expected one JSON object a line with {', '.join(_KEYS)}.")
     return pairs
@@ -109,9 +112,13 @@ def load_framed(
     Raises:
         GenValError: a file is damaged, the sizes differ, or the mask has ids that are not in the label set.
     """
-    image, mask = read_image(pair.image), read_mask(pair.mask, labels.train_ids)
-    check_pair(image, mask, pair.image, pair.mask)
-    labels.check(mask, pair.mask)
+    image = read_image(pair.image)
+    if pair.mask is None:
+        mask = np.zeros(image.shape[:2], np.uint8)
+    else:
+        mask = read_mask(pair.mask, labels.train_ids)
+        check_pair(image, mask, pair.image, pair.mask)
+        labels.check(mask, pair.mask)
     box = crop_box(mask.shape[0], mask.shape[1], height, width, place)
     return FramedPair(fit_image(image, box, height, width, image_resize), fit_mask(mask, box, height, width), box)
 
@@ -119,7 +126,7 @@ def load_framed(
 def check_pair_ids(pairs: Sequence[Pair], labels: LabelSet) -> None:
     """Refuse masks of other ids than the label set's, where it is a known one: see `reading.check_masks`."""
     if labels.name in LABEL_SPACES:
-        check_masks([pair.mask for pair in pairs], LABEL_SPACES[labels.name])
+        check_masks([pair.mask for pair in pairs if pair.mask], LABEL_SPACES[labels.name])
 
 
 def readable_pairs(pairs: Sequence[Pair], labels: LabelSet, workers: int) -> list[Pair]:

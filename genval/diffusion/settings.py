@@ -383,39 +383,30 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlNetTrainingSettings:
-    """Settings of ControlNet/train.py."""
+class TrainingSettings:
+    """What ControlNet/train.py and ControlNet/train_lora.py have in common."""
 
-    SCRIPT: ClassVar[str] = "ControlNet/train"
-
-    base: str | None = flag(
-        None, "Stable Diffusion model (default: the one in the ControlNet's file, else 1.5)", title="models"
-    )
-    controlnet: str = flag("checkpoints/control_seg", "the ControlNet to start from")
-    output: str = flag("checkpoints/controlnet_cs", "folder of the trained ControlNet")
+    base: str | None = flag(None, "Stable Diffusion model (default: 1.5)", title="models")
+    output: str = flag(help="folder of the trained model")
     save_dtype: Literal["fp32", "fp16"] = flag("fp32", "dtype of the weights in --output")
-    export_original: bool = flag(False, "also write OUTPUT.ckpt, with base and ControlNet in one file")
 
-    data_dir: str = flag("datasets/cityscapes", "folder from which the paths in the lines start", title="data")
-    jsonl: str = flag("training/train.jsonl", "captioned pairs, in DATA_DIR or ControlNet/")
-    val_jsonl: str = flag("training/val.jsonl", "captioned pairs for the image log")
-    resolution: int = flag(512, "side of a square, cropped from the frame, in pixels", type=positive_int)
+    resolution: int = flag(512, "side of a square, cropped from the frame, in pixels", type=positive_int, title="data")
     height: int | None = flag(None, "height, instead of --resolution", type=positive_int)
     width: int | None = flag(None, "width, instead of --resolution", type=positive_int)
-    no_flip: bool = flag(False, "do not mirror half of the pairs")
+    no_flip: bool = flag(False, "do not mirror half of the images")
     image_resize: str = flag("area", "nearest is the published one", choices=IMAGE_RESIZES)
     num_workers: int = flag(min(16, os.cpu_count() or 1), "threads that read files", type=positive_int)
-    cache_latents: bool = flag(False, "encode all pairs once and keep them on the device")
-    precompute: str | None = flag(None, "encode all pairs once into this folder, also for other runs")
+    cache_latents: bool = flag(False, "encode all images once and keep them on the device")
+    precompute: str | None = flag(None, "encode all images once into this folder, also for other runs")
     crops: int = flag(1, "encoded crops per frame, with --cache_latents or --precompute", type=positive_int)
     skip_bad: bool = skip_bad_flag()
 
-    batch_size: int = flag(8, "pairs per device", type=positive_int, title="optimisation")
+    batch_size: int = flag(8, "images per device", type=positive_int, title="optimisation")
     accumulate: int = flag(16, "batches per optimiser step", type=positive_int)
-    max_epochs: int = flag(150, "passes over the pairs", type=positive_int)
+    max_epochs: int = flag(150, "passes over the images", type=positive_int)
     max_steps: int | None = flag(None, "optimiser steps, instead of --max_epochs", type=positive_int)
+    max_minutes: float | None = flag(None, "stop this run of the script after so long; --resume last continues it")
     lr: float = flag(1e-5, "learning rate")
-    hint_lr_scale: float = flag(1.0, "factor on the learning rate of the hint embedding")
     weight_decay: float = flag(0.01, "weight decay of AdamW")
     lr_schedule: str = flag("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
     warmup_steps: int = flag(0, "steps in which the learning rate rises linearly")
@@ -434,14 +425,12 @@ class ControlNetTrainingSettings:
     logs_dir: str = flag("logs", "runs are written to LOGS_DIR/RUN")
     run: str | None = flag(None, "name of the run's folder (default: the next free number; when resuming, the last)")
     resume: str | None = flag(None, "a checkpoint, 'last' (the run's newest) or 'auto' (the same, if one exists)")
-    overwrite: bool = flag(False, "replace the ControlNet in --output")
+    overwrite: bool = flag(False, "replace the model in --output")
     dry_run: bool = flag(False, "check the inputs, print what would be done, and stop")
     checkpoint_every: int = flag(500, "optimiser steps between checkpoints", type=positive_int)
     log_every: int = flag(10, "optimiser steps between lines of the loss", type=positive_int)
     images_every: int = flag(500, "optimiser steps between image logs (0 disables them)")
-    num_images: int = flag(4, "validation masks in the image log", type=positive_int)
-    val_segmenter: str | None = flag(None, "a segmenter (see relis/eval.py) that scores the image log")
-    trust_code: bool = trust_code_flag()
+    num_images: int = flag(4, "images in the image log", type=positive_int)
     steps: int = flag(25, "sampling steps of the image log", type=positive_int)
     sampler: str = flag("ddim", "sampler of the image log", choices=("ddim", "dpm++"))
     guidance_scale: float = flag(8.0, "classifier-free guidance scale of the image log (1 disables it)")
@@ -454,12 +443,9 @@ class ControlNetTrainingSettings:
     )
     preset: str | None = None
 
-    @property
-    def base_model(self) -> str:
-        """The base model: as given, or the default of the ControlNet."""
-        from genval.diffusion.models.controlnet import default_base
-
-        return self.base or str(default_base(self.controlnet))
+    def __post_init__(self) -> None:
+        if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
+            raise GenValError(f"--max_minutes: expected a number above 0, found {self.max_minutes}.")
 
     @property
     def config(self) -> TrainingConfig:
@@ -470,8 +456,88 @@ class ControlNetTrainingSettings:
             "flip": not self.no_flip,
             "compile": self.compile == "on",
         }
-        names = [field.name for field in fields(TrainingConfig) if field.name not in own]
+        names = [field.name for field in fields(TrainingConfig) if field.name not in own and hasattr(self, field.name)]
         return TrainingConfig(**own, **{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNetTrainingSettings(TrainingSettings):
+    """Settings of ControlNet/train.py."""
+
+    SCRIPT: ClassVar[str] = "ControlNet/train"
+
+    base: str | None = flag(
+        None, "Stable Diffusion model (default: the one in the ControlNet's file, else 1.5)", title="models"
+    )
+    output: str = flag("checkpoints/controlnet_cs", "folder of the trained ControlNet")
+    controlnet: str = flag("checkpoints/control_seg", "the ControlNet to start from", title="models")
+    export_original: bool = flag(False, "also write OUTPUT.ckpt, with base and ControlNet in one file")
+
+    data_dir: str = flag("datasets/cityscapes", "folder from which the paths in the lines start", title="data")
+    jsonl: str = flag("training/train.jsonl", "captioned pairs, in DATA_DIR or ControlNet/")
+    val_jsonl: str = flag("training/val.jsonl", "captioned pairs for the image log")
+
+    hint_lr_scale: float = flag(1.0, "factor on the learning rate of the hint embedding", title="optimisation")
+
+    val_segmenter: str | None = flag(None, "a segmenter (see relis/eval.py) that scores the image log", title="run")
+    trust_code: bool = trust_code_flag()
+
+    @property
+    def base_model(self) -> str:
+        """The base model: as given, or the default of the ControlNet."""
+        from genval.diffusion.models.controlnet import default_base
+
+        return self.base or str(default_base(self.controlnet))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraTrainingSettings(TrainingSettings):
+    """Settings of ControlNet/train_lora.py."""
+
+    SCRIPT: ClassVar[str] = "ControlNet/train_lora"
+
+    output: str = flag("checkpoints/lora", "folder of the trained LoRA")
+    rank: int = flag(16, "rank of the matrices that are added to each layer", type=positive_int, title="models")
+    alpha: int | None = flag(
+        None, "the product of the matrices is scaled by alpha / rank (default: the rank)", type=positive_int
+    )
+    target_modules: tuple[str, ...] = flag(
+        ("to_q", "to_k", "to_v", "to_out.0"),
+        "layers of the UNet, by the ends of their names; conv1 and conv2 are those of the residual blocks",
+        type=comma_list,
+    )
+
+    images: str = flag(help="folder of the images, or a pattern with *, ? and ** in quotes", title="data")
+    domain: str | None = flag(
+        None,
+        "what the images show: fog, night, ... (path_dicts.DOMAINS), or a text such as 'thick smoke'",
+        exclusive="domain",
+    )
+    prompt: str | None = flag(None, "a text used verbatim, even if it resembles a known domain", exclusive="domain")
+    prompt_file: str | None = flag(
+        None, "a file with one phrasing of the domain per line, such as 'in dense fog'; each image takes one"
+    )
+    caption: str = flag("a street", "one caption for every image", exclusive="captions")
+    captions: str | None = flag(None, ".json of clip_int.py or .jsonl, one caption per image", exclusive="captions")
+    prompt_template: str = flag("{caption}, {domain}", "how a prompt is composed, as in style_transfer.py")
+
+    accumulate: int = flag(1, "batches per optimiser step", type=positive_int)
+    max_epochs: int = flag(50, "passes over the images", type=positive_int)
+    lr: float = flag(1e-4, "learning rate")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.domain is None) == (self.prompt is None):
+            raise GenValError("Expected one of --domain and --prompt. Give --domain fog, for example.")
+        if not self.target_modules:
+            raise GenValError("--target_modules: expected at least one name, such as to_q,to_k,to_v,to_out.0.")
+
+    @property
+    def base_model(self) -> str:
+        """The base model: as given, or Stable Diffusion 1.5."""
+        from genval.diffusion.models.controlnet import DEFAULT_BASE
+
+        return self.base or DEFAULT_BASE
 
 
 @dataclass(frozen=True, kw_only=True)

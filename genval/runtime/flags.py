@@ -75,7 +75,8 @@ def flag(
         type: from the flag's text to its value; by default taken from the field's annotation (`int`, `float`, `str`,
             `bool`, `Literal[...]` and optional ones).
         choices: the accepted values; by default those of a `Literal` annotation.
-        title: the group that `--help` lists the flag under; later fields without one stay in the same group.
+        title: the group that `--help` lists the flag under; later fields without one stay in the same group. A subclass
+            adds to a group of its base class by the same title.
         exclusive: flags with the same name here exclude each other.
         positional: whether the flag is a positional argument.
         bare: the value where the flag is given without one, e.g. `--compile`.
@@ -240,6 +241,7 @@ def _add_fields(parser: argparse.ArgumentParser, cls: type[Any], overrides: Mapp
     hints = typing.get_type_hints(cls)
     target: Any = parser
     exclusive: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         if "group" in field.metadata:
             _add_fields_of_group(parser, hints[field.name], field)
@@ -247,8 +249,8 @@ def _add_fields(parser: argparse.ArgumentParser, cls: type[Any], overrides: Mapp
         flag_of = field.metadata.get("flag")
         if flag_of is None:
             continue
-        if flag_of["title"]:
-            target = parser.add_argument_group(flag_of["title"])
+        if title := flag_of["title"]:
+            groups[title] = target = groups.get(title) or parser.add_argument_group(title)
         holder = target
         if name := flag_of["exclusive"]:
             if name not in exclusive:

@@ -112,7 +112,7 @@ def generate(
     An image that is black or not finite is generated again with the next seed of its item, up to three times.
 
     Args:
-        base, controlnet: on one device and of one dtype.
+        base, controlnet: on one device and of one dtype; without a ControlNet (None) only the size of masks counts.
         masks: (B, H, W) uint8, ids of the ControlNet's label set; H and W are the size of the images.
         prompts, negative_prompts, seeds: one per item.
         config: how to sample.
@@ -376,7 +376,8 @@ def _blend(
 def _conditions(
     denoiser: Denoiser, batch: _Batch, chunks: Sequence[Any], timesteps: torch.Tensor, rows: int
 ) -> list[Any]:
-    base, encoding = denoiser.base, read_encoding(denoiser.controlnet, "The ControlNet")
+    base, controlnet = denoiser.base, denoiser.controlnet
+    encoding = None if controlnet is None else read_encoding(controlnet, "The ControlNet")
     prompts = [*batch.negative_prompts, *batch.prompts] if denoiser.guided else batch.prompts
     text = base.encode_text(prompts)
     conditions = []
@@ -384,7 +385,7 @@ def _conditions(
         filled = _filled(denoiser, chunk, rows)
         items = [item for item, _ in filled]
         masks = np.stack([place.times(base.downscale).cut(batch.masks[item]) for item, place in filled])
-        hints = encode_hint(torch.from_numpy(masks).to(base.device), encoding)
+        hints = None if encoding is None else encode_hint(torch.from_numpy(masks).to(base.device), encoding)
         chosen = text[[*items, *(len(batch) + item for item in items)] if denoiser.guided else items]
         added = base.added_conditions(chosen, *masks.shape[1:])
         conditions.append(denoiser.condition(chosen, hints, timesteps, added))

@@ -1,11 +1,11 @@
-"""Training a ControlNet, or a base on one's own images.
+"""Training a ControlNet or a LoRA, or a base on one's own images.
 
 - `pair_sampler`: which pairs a batch holds, and how each is augmented;
 - `data`: the batches, decoded for each step or encoded once;
 - `module`: the training step;
 - `log`: progress bar, checkpoints and the image log;
-- `runs`: folders of runs, resuming, and the Lightning Trainer;
-- `controlnet_run`: the whole run of `ControlNet/train.py`;
+- `runs`: folders of runs, resuming, the Lightning Trainer, and the run itself;
+- `controlnet_run`, `lora_run`: the models and data of `ControlNet/train.py` and `ControlNet/train_lora.py`;
 - `loop`: the training loop of small models on one device, which the recipes of `mini/` share;
 - `autoencoder`, `base_model`: a small autoencoder and a small Stable Diffusion;
 - `own_images`: the images of a base, their captions and latents;

@@ -1,15 +1,13 @@
-"""A whole training run of ControlNet/train.py: load the models and the data, train, and write the ControlNet."""
+"""The training run of ControlNet/train.py: its models, its data, and what it writes."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from pathlib import Path
 
 import torch
-from pytorch_lightning import Trainer
 
-from genval.artifacts.settings import write_settings
-from genval.diffusion.models.controlnet import check_writable, load_controlnet, save_controlnet
+from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.hints import LabelSet, read_encoding
 from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.original.writing import save_original
@@ -18,35 +16,9 @@ from genval.diffusion.settings import ControlNetTrainingSettings, SamplingConfig
 from genval.diffusion.training.data import ControlNetData, EncodedFolder
 from genval.diffusion.training.log import ImageLog
 from genval.diffusion.training.module import ControlNetModule, check_optimizer
-from genval.diffusion.training.runs import changed_flags, check_output, choose_run, make_trainer, training_precision
-from genval.runtime.locks import lock_folders
+from genval.diffusion.training.runs import TrainingRun, check_output, choose_run, trainer_of, training_precision
 from genval.runtime.paths import resolve
 from genval.segmenters.registry import load_segmenter
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingRun:
-    """A run that is ready to start.
-
-    Attributes:
-        settings: of the script.
-        folder: folder of the run.
-        output: folder of the trained ControlNet.
-        checkpoint: the checkpoint to resume from, or None.
-        precision: of the training, one of Lightning's.
-        pairs: number of training pairs.
-        module, data, trainer: Lightning's parts of the run.
-    """
-
-    settings: ControlNetTrainingSettings
-    folder: Path
-    output: Path
-    checkpoint: Path | None
-    precision: str
-    pairs: int
-    module: ControlNetModule
-    data: ControlNetData
-    trainer: Trainer
 
 
 def prepare_training(settings: ControlNetTrainingSettings) -> TrainingRun:
@@ -70,57 +42,22 @@ def prepare_training(settings: ControlNetTrainingSettings) -> TrainingRun:
     cached = pairs if settings.cache_latents else None
     module = ControlNetModule(base, controlnet, config, cached, settings.num_workers, encoded)
     data = ControlNetData(pairs, config, settings.num_workers, settings.cache_latents, encoded, labels)
-    trainer = make_trainer(
-        folder,
-        config,
-        len(pairs),
-        _image_logs(settings, folder, labels),
-        checkpoint_every=settings.checkpoint_every,
-        log_every=settings.log_every,
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.num_nodes,
-        precision=precision,
+    trainer = trainer_of(settings, folder, precision, len(pairs), _image_logs(settings, folder, labels))
+    save = functools.partial(_save, settings, module, output)
+    size = f"{len(pairs)} pairs"
+    return TrainingRun(
+        settings, settings.controlnet, folder, output, checkpoint, precision, size, module, data, trainer, save
     )
-    return TrainingRun(settings, folder, output, checkpoint, precision, len(pairs), module, data, trainer)
 
 
-def train_controlnet(run: TrainingRun) -> list[Path] | None:
-    """Train, and write the ControlNet.
-
-    Returns:
-        The folder and the file that were written, on the first process; None on the others.
-
-    Raises:
-        GenValError: another run writes the same folder, the output cannot be written, or the weights are not finite.
-    """
-    settings = run.settings
-    if not run.trainer.is_global_zero:
-        _fit(run)
-        return None
-    with lock_folders([run.folder], later=[run.output]):
-        check_writable(run.output)
-        if run.checkpoint and (changed := changed_flags(run.folder, settings)):
-            print(f"Resuming {run.folder} with other flags than before: {', '.join(changed)}")
-        write_settings(run.folder, settings)
-        _fit(run)
-        return _save(run)
-
-
-def _fit(run: TrainingRun) -> None:
-    # weights_only: a checkpoint holds only tensors and plain numbers, so pickled objects are refused.
-    run.trainer.fit(run.module, run.data, ckpt_path=run.checkpoint, weights_only=True)
-
-
-def _save(run: TrainingRun) -> list[Path]:
-    settings = run.settings
-    save_controlnet(run.module.trained, run.output, settings.save_dtype)
+def _save(settings: ControlNetTrainingSettings, module: ControlNetModule, output: Path) -> list[Path]:
+    module.write(output, settings.save_dtype)
     if not settings.export_original:
-        return [run.output]
-    file = run.output.with_name(f"{run.output.name}.ckpt")
+        return [output]
+    file = output.with_name(f"{output.name}.ckpt")
     # The base is loaded again, because the training's copy may have been rounded to 16 bits.
-    save_original(load_base(settings.base_model), run.module.trained, file, settings.save_dtype)
-    return [run.output, file]
+    save_original(load_base(settings.base_model), module.trained, file, settings.save_dtype)
+    return [output, file]
 
 
 def _read_pairs(

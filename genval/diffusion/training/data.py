@@ -427,6 +427,6 @@ def _pairs_hash(pairs: Sequence[Pair]) -> str:
     """Return 12 hexadecimal digits over the names and sizes of the pairs' files, and their captions."""
     digest = hashlib.sha256()
     for pair in pairs:
-        files = [(file.name, file.stat().st_size) for file in (pair.image, pair.mask)]
+        files = [(file.name, file.stat().st_size) for file in (pair.image, pair.mask) if file]
         digest.update(json.dumps([files, pair.caption]).encode())
     return digest.hexdigest()[:12]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from genval.diffusion.models.controlnet import save_controlnet
-from genval.diffusion.models.pipelines import move
 from genval.diffusion.pairs import FramedPair, Pair, load_framed
 from genval.diffusion.sampling.generation import generate
 from genval.diffusion.settings import SamplingConfig
@@ -56,20 +54,25 @@ class StepProgress(Callback):
 class StepCheckpoints(Callback):
     """Writes `step={n}.ckpt` every `every` optimiser steps and at the last step, and keeps the checkpoint before it.
 
+    After `minutes` it writes a checkpoint and stops the training.
+
     If a weight is not finite, the run ends with an error and the previous checkpoint is kept.
 
     Args:
         folder: folder of the checkpoints.
         every: optimiser steps between checkpoints.
+        minutes: of training in this process, or None.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, minutes: float | None = None) -> None:
         self.folder = folder
         self.every = every
+        self.minutes = minutes
         self._last = -1
         self._before: Path | None = None  # the checkpoint that was written or read last
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.monotonic()
         self._last = trainer.global_step
         self._before = Path(trainer.ckpt_path) if trainer.ckpt_path else None
 
@@ -77,11 +80,16 @@ class StepCheckpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        due = step % self.every == 0 or step == trainer.max_steps
         # With accumulation several batches have the same step number; the first of them follows the optimiser step.
-        if not due or step == self._last:
+        if step == self._last:
             return
         self._last = step
+        if self.minutes is not None:
+            over = time.monotonic() - self._started >= 60 * self.minutes
+            # The processes stop at the same step: when the first one does.
+            trainer.should_stop = bool(trainer.strategy.broadcast(over))
+        if not (trainer.should_stop or step % self.every == 0 or step == trainer.max_steps):
+            return
         if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
             raise GenValError(
                 f"The weights are not finite after step {step}: nothing was saved of it. Give a lower --lr, "
@@ -89,7 +97,7 @@ class StepCheckpoints(Callback):
             )
         older = list(self.folder.glob("step=*.ckpt"))
         path = self.folder / f"step={step}.ckpt"
-        # Here weights_only=False means that the optimiser's state is saved too. train.py loads the file with
+        # Here weights_only=False means that the optimiser's state is saved too. The file is loaded with
         # weights_only=True, which refuses pickled code.
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
@@ -100,7 +108,7 @@ class StepCheckpoints(Callback):
 
 
 class ImageLog(Callback):
-    """Writes `step_{n}.png`: one row per validation pair, with the mask, the generated image and the real image.
+    """Writes `step_{n}.png`: one row per pair, with the mask (if it has one), the generated and the real image.
 
     With a segmenter it also measures mask agreement: the mIoU of the segmenter's predictions on the generated images
     against the masks they were generated from. It is logged as `mask_agreement`. The ControlNet with the highest mask
@@ -108,7 +116,7 @@ class ImageLog(Callback):
 
     Args:
         folder: folder of the run; images are written to its `image_log/`.
-        pairs: the validation pairs; their crops and noise are the same at every step.
+        pairs: validation pairs, or unlabelled images; their crops and noise are the same at every step.
         every: optimiser steps between image logs.
         sampling: how to sample.
         segmenter: (B, 3, H, W) uint8 RGB to logits (B, 19, H, W).
@@ -144,16 +152,16 @@ class ImageLog(Callback):
                     logger.log_metrics({"mask_agreement": agreement}, step)
 
     def write(self, module: Any, step: int) -> float | None:
-        """Generate images with the module's ControlNet and write the image log of `step`; return the mask agreement."""
+        """Generate images with the module's network and write the image log of `step`; return the mask agreement."""
         config = module.config
-        labels = module.encoding.labels
+        labels = module.labels
         framed = [
             load_framed(pair, config.height, config.width, 0.5, labels, config.image_resize) for pair in self.pairs
         ]
         generated = self._generate(module, framed)
         rows = [
-            np.concatenate([labels.colours[pair.mask], image, pair.image], axis=1)
-            for pair, image in zip(framed, generated, strict=True)
+            np.concatenate([*([labels.colours[one.mask]] if pair.mask else []), image, one.image], axis=1)
+            for pair, one, image in zip(self.pairs, framed, generated, strict=True)
         ]
         write_png(self.folder / "image_log" / f"step_{step:06d}.png", np.concatenate(rows))
         if self.segmenter is None:
@@ -161,14 +169,14 @@ class ImageLog(Callback):
         target = labels.train_ids[np.stack([pair.mask for pair in framed])]
         agreement = plain(mask_agreement(self.segmenter.to(module.device), generated, target))
         if agreement is not None and agreement > self._best():
-            save_controlnet(module.trained, self.folder / "best", self.save_dtype)
+            module.write(self.folder / "best", self.save_dtype)
             write_json(self.folder / "best" / "agreement.json", {"step": step, "mask_agreement": agreement})
         return agreement
 
     def _generate(self, module: Any, framed: Sequence[FramedPair]) -> np.ndarray:
         """Generate images for the pairs' masks, RGB uint8 (B, H, W, 3), in batches of the training's size."""
         config = module.config
-        controlnet = move(copy.deepcopy(module.trained), module.base.device, module.base.dtype).eval()
+        base, controlnet = module.sampling_models()
         seeds = [item_seed(config.seed, f"image log {i}") for i in range(len(framed))]
         masks, captions = np.stack([one.mask for one in framed]), [pair.caption for pair in self.pairs]
         images = []
@@ -177,9 +185,7 @@ class ImageLog(Callback):
             for first in range(0, len(framed), config.batch_size):
                 part = slice(first, first + config.batch_size)
                 negative = [""] * len(captions[part])
-                batch = generate(
-                    module.base, controlnet, masks[part], captions[part], negative, seeds[part], self.sampling
-                )
+                batch = generate(base, controlnet, masks[part], captions[part], negative, seeds[part], self.sampling)
                 images.append(batch.images)
         return np.concatenate(images)
 

@@ -1,19 +1,25 @@
-"""The training step of a ControlNet on a frozen Stable Diffusion model."""
+"""The training step of a ControlNet or a LoRA on a frozen Stable Diffusion model."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from genval.diffusion.models.hints import encode_hint, read_encoding
-from genval.diffusion.models.pipelines import StableDiffusion, TextStates, locked_dtype
+from genval.diffusion.models.controlnet import save_controlnet
+from genval.diffusion.models.hints import CITYSCAPES_IDS, HintEncoding, LabelSet, encode_hint, read_encoding
+from genval.diffusion.models.lora import merged_unet, save_lora
+from genval.diffusion.models.pipelines import StableDiffusion, TextStates, locked_dtype, move
 from genval.diffusion.pairs import Pair
 from genval.diffusion.sampling.denoiser import INDUCTOR_OPTIONS
 from genval.diffusion.settings import TrainingConfig
@@ -21,12 +27,14 @@ from genval.diffusion.training.data import EncodedFolder, LatentCache, encode_pa
 from genval.runtime.errors import GenValError
 
 
-class ControlNetModule(LightningModule):
-    """A ControlNet and its training step. Checkpoints hold the ControlNet and its averaged weights, not the base.
+class DenoisingModule(LightningModule):
+    """A network that is trained on a frozen model, and its training step.
+
+    Checkpoints hold the network and its averaged weights, not the base.
 
     Args:
         base: the frozen model. It is not a submodule, so Lightning neither saves nor broadcasts it.
-        controlnet: diffusers' ControlNetModel in float32.
+        network: what is trained, in float32. It becomes the attribute `NETWORK`, by which checkpoints name it.
         config: the run's settings.
         pairs: if given, they are encoded once at the start and kept on the device (`LatentCache`).
         workers: number of threads that decode images for the encoding.
@@ -36,10 +44,12 @@ class ControlNetModule(LightningModule):
         GenValError: the size does not suit the base, or the prediction type of its scheduler config is not supported.
     """
 
+    NETWORK: ClassVar[str]
+
     def __init__(
         self,
         base: StableDiffusion,
-        controlnet: Any,
+        network: Any,
         config: TrainingConfig,
         pairs: Sequence[Pair] | None = None,
         workers: int = 4,
@@ -51,9 +61,8 @@ class ControlNetModule(LightningModule):
         base.check_size(config.height, config.width)
         self.base = base
         self.config = config
-        self.controlnet = controlnet.train()
-        self.encoding = read_encoding(controlnet, "The ControlNet")
-        self.average = AveragedModel(controlnet, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+        setattr(self, self.NETWORK, network.train())
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         if self.average is not None:
             self.average.requires_grad_(False)
         self.noise_schedule = DDPMScheduler.from_config(base.scheduler_config)
@@ -63,7 +72,7 @@ class ControlNetModule(LightningModule):
                 f"found {self.noise_schedule.config.prediction_type}."
             )
         if config.gradient_checkpointing:
-            for model in (controlnet, base.unet):
+            for model in self._networks():
                 model.enable_gradient_checkpointing()
         self.cache: LatentCache | None = None
         self._pairs = pairs
@@ -76,9 +85,50 @@ class ControlNetModule(LightningModule):
             self._predict = torch.compile(self._denoise, dynamic=False, options=options)
 
     @property
+    def network(self) -> Any:
+        """What is trained."""
+        return getattr(self, self.NETWORK)
+
+    @property
     def trained(self) -> Any:
-        """The ControlNet to save and to sample with: the averaged one if `ema` is set."""
-        return self.controlnet if self.average is None else self.average.module
+        """The network to save and to sample with: the averaged one if `ema` is set."""
+        return self.network if self.average is None else self.average.module
+
+    @property
+    def labels(self) -> LabelSet:
+        """The label set of the masks."""
+        return CITYSCAPES_IDS.labels
+
+    @abstractmethod
+    def sampling_models(self) -> tuple[StableDiffusion, Any]:
+        """Return a base and a ControlNet (or None) that sample with `trained`."""
+
+    @abstractmethod
+    def write(self, folder: Path, dtype: str) -> None:
+        """Write `trained` to a folder, with weights of a dtype, "fp32" or "fp16"."""
+
+    @abstractmethod
+    def _denoise(
+        self,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: torch.Tensor,
+        added: dict[str, torch.Tensor] | None,
+        hints: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return the prediction, of the shape of `noisy`."""
+
+    def _networks(self) -> list[Any]:
+        """Return the networks through which gradients pass."""
+        return [self.base.unet]
+
+    def _hints(self, masks: torch.Tensor) -> torch.Tensor | None:
+        """Return the hints of masks (B, H, W) of ids."""
+        return None
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups of parameters."""
+        return [{"params": list(self.network.parameters()), "lr": self.config.lr}]
 
     def configure_model(self) -> None:
         # This runs before DDP wraps the module, because gradients are exchanged in the weights' memory format. Without
@@ -104,9 +154,13 @@ class ControlNetModule(LightningModule):
             else:
                 self.base.to(self.device, torch.float32)
                 self.cache = encode_pairs(
-                    self.base, self._pairs, self.config, self._workers, self.global_rank, self.encoding.labels
+                    self.base, self._pairs, self.config, self._workers, self.global_rank, self.labels
                 )
-        self.base.to(self.device, locked_dtype(str(self.trainer.precision)))
+        self._freeze(locked_dtype(str(self.trainer.precision)))
+
+    def _freeze(self, dtype: torch.dtype) -> None:
+        """Move the frozen weights to the device and their dtype."""
+        self.base.to(self.device, dtype)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
         """Return the mean squared error of the predicted noise or velocity (by the base's prediction type)."""
@@ -118,19 +172,18 @@ class ControlNetModule(LightningModule):
             latents, masks = self.base.encode_images(batch["image"]), batch["mask"]
             text = self.base.encode_text(batch["caption"])
         generator = torch.Generator(self.device).manual_seed(batch["seed"])
-        hints = encode_hint(masks, self.encoding)
-        loss = self.denoising_loss(latents.float(), hints, text.to(self.base.dtype), generator)
+        loss = self.denoising_loss(latents.float(), self._hints(masks), text.to(self.base.dtype), generator)
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
     def denoising_loss(
-        self, latents: torch.Tensor, hints: torch.Tensor, text: TextStates, generator: torch.Generator
+        self, latents: torch.Tensor, hints: torch.Tensor | None, text: TextStates, generator: torch.Generator
     ) -> torch.Tensor:
         """Return the loss of one batch.
 
         Args:
             latents: (B, C, h, w) float32, scaled.
-            hints: (B, channels, H, W) float32.
+            hints: (B, channels, H, W) float32, of a ControlNet; None without one.
             text: text states, one per item.
             generator: of noise and timesteps.
         """
@@ -141,33 +194,11 @@ class ControlNetModule(LightningModule):
         noisy = schedule.add_noise(latents, noise, timesteps).to(text.states.dtype)
         velocity = schedule.config.prediction_type == "v_prediction"
         target = schedule.get_velocity(latents, noise, timesteps) if velocity else noise
-        added = self.base.added_conditions(text, *hints.shape[2:])
+        added = self.base.added_conditions(text, *(side * self.base.downscale for side in latents.shape[2:]))
+        hints = None if hints is None else hints.to(text.states.dtype)
         with self._attention():
-            predicted = self._predict(noisy, timesteps, text.states, added, hints.to(text.states.dtype))
+            predicted = self._predict(noisy, timesteps, text.states, added, hints)
         return F.mse_loss(predicted.float(), target)
-
-    def _denoise(
-        self,
-        noisy: torch.Tensor,
-        timesteps: torch.Tensor,
-        text: torch.Tensor,
-        added: dict[str, torch.Tensor] | None,
-        hints: torch.Tensor,
-    ) -> torch.Tensor:
-        down, middle = self.controlnet(noisy, timesteps, text, hints, added_cond_kwargs=added, return_dict=False)
-        # The frozen weights already have the dtype of the computation. Under autocast every normalisation and its
-        # output would be float32.
-        with torch.autocast(noisy.device.type, enabled=False):
-            # No input of the UNet's encoder needs a gradient, so autograd records only its decoder.
-            return self.base.unet(
-                noisy,
-                timesteps,
-                text,
-                added_cond_kwargs=added,
-                down_block_additional_residuals=[residual.to(noisy.dtype) for residual in down],
-                mid_block_additional_residual=middle.to(noisy.dtype),
-                return_dict=False,
-            )[0]
 
     @contextlib.contextmanager
     def _attention(self) -> Iterator[None]:
@@ -182,10 +213,7 @@ class ControlNetModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         config = self.config
-        hint = list(self.controlnet.controlnet_cond_embedding.parameters())
-        hint_ids = {id(parameter) for parameter in hint}
-        rest = [parameter for parameter in self.controlnet.parameters() if id(parameter) not in hint_ids]
-        groups = [{"params": rest, "lr": config.lr}, {"params": hint, "lr": config.lr * config.hint_lr_scale}]
+        groups = self._groups()
         if config.optimizer == "adamw8bit":
             optimizer = _adamw_8bit(groups, config.weight_decay)
         else:
@@ -196,7 +224,7 @@ class ControlNetModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let a resumed run use its own learning rates and weight decay instead of the checkpoint's."""
-        rates = [self.config.lr, self.config.lr * self.config.hint_lr_scale]
+        rates = [group["lr"] for group in self._groups()]
         for optimizer in checkpoint.get("optimizer_states", []):
             for group, rate in zip(optimizer["param_groups"], rates, strict=True):
                 group["lr"] *= rate / group["initial_lr"]
@@ -214,12 +242,126 @@ class ControlNetModule(LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         # Lightning refuses to clip with fused optimisers under mixed precision, although bf16 does not scale gradients.
         if self.config.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(self.controlnet.parameters(), self.config.gradient_clip)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.average is not None:
-            self.average.update_parameters(self.controlnet)
+            self.average.update_parameters(self.network)
+
+
+class ControlNetModule(DenoisingModule):
+    """A ControlNet and its training step; arguments as for `DenoisingModule`.
+
+    The network is diffusers' ControlNetModel.
+    """
+
+    NETWORK = "controlnet"
+    controlnet: Any
+
+    @property
+    def encoding(self) -> HintEncoding:
+        """How masks are encoded as hints."""
+        return read_encoding(self.controlnet, "The ControlNet")
+
+    @property
+    def labels(self) -> LabelSet:
+        return self.encoding.labels
+
+    def sampling_models(self) -> tuple[StableDiffusion, Any]:
+        return self.base, move(copy.deepcopy(self.trained), self.base.device, self.base.dtype).eval()
+
+    def write(self, folder: Path, dtype: str) -> None:
+        save_controlnet(self.trained, folder, dtype)
+
+    def _networks(self) -> list[Any]:
+        return [self.controlnet, self.base.unet]
+
+    def _hints(self, masks: torch.Tensor) -> torch.Tensor:
+        return encode_hint(masks, self.encoding)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        hint = list(self.controlnet.controlnet_cond_embedding.parameters())
+        hint_ids = {id(parameter) for parameter in hint}
+        rest = [parameter for parameter in self.controlnet.parameters() if id(parameter) not in hint_ids]
+        rate = self.config.lr
+        return [{"params": rest, "lr": rate}, {"params": hint, "lr": rate * self.config.hint_lr_scale}]
+
+    def _denoise(
+        self,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: torch.Tensor,
+        added: dict[str, torch.Tensor] | None,
+        hints: torch.Tensor | None,
+    ) -> torch.Tensor:
+        down, middle = self.controlnet(noisy, timesteps, text, hints, added_cond_kwargs=added, return_dict=False)
+        # The frozen weights already have the dtype of the computation. Under autocast every normalisation and its
+        # output would be float32.
+        with torch.autocast(noisy.device.type, enabled=False):
+            # No input of the UNet's encoder needs a gradient, so autograd records only its decoder.
+            return self.base.unet(
+                noisy,
+                timesteps,
+                text,
+                added_cond_kwargs=added,
+                down_block_additional_residuals=[residual.to(noisy.dtype) for residual in down],
+                mid_block_additional_residual=middle.to(noisy.dtype),
+                return_dict=False,
+            )[0]
+
+
+class LoraModule(DenoisingModule):
+    """A LoRA of the base's UNet and its training step; arguments as for `DenoisingModule`.
+
+    The network is what `genval.diffusion.models.lora.add_lora` returned for this base's UNet.
+    """
+
+    NETWORK = "lora"
+    lora: torch.nn.ParameterDict
+
+    def sampling_models(self) -> tuple[StableDiffusion, None]:
+        return dataclasses.replace(self.base, unet=merged_unet(self.base.unet, self.trained)), None
+
+    def write(self, folder: Path, dtype: str) -> None:
+        save_lora(self.base.unet, self.trained, folder, dtype)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As for every module, and refuse the checkpoint of a LoRA of another shape."""
+        shapes = {f"{self.NETWORK}.{name}": value.shape for name, value in self.lora.state_dict().items()}
+        saved = {key: value.shape for key, value in checkpoint["state_dict"].items() if key.startswith(self.NETWORK)}
+        if saved != shapes:
+            raise GenValError(
+                "--resume: the checkpoint has a LoRA of other layers or another rank. Give --rank and "
+                "--target_modules as in the run's settings.json, or start another run."
+            )
+        super().on_load_checkpoint(checkpoint)
+
+    def _freeze(self, dtype: torch.dtype) -> None:
+        # The LoRA, whose parameters are also in the UNet, stays in float32.
+        trained = {id(parameter) for parameter in self.lora.parameters()}
+        with torch.no_grad():
+            for tensor in (*self.base.unet.parameters(), *self.base.unet.buffers()):
+                if id(tensor) not in trained:
+                    tensor.data = tensor.data.to(self.device, dtype)
+        for model in self.base.models:
+            if model is not self.base.unet:
+                move(model, self.device, dtype)
+
+    def _denoise(
+        self,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: torch.Tensor,
+        added: dict[str, torch.Tensor] | None,
+        hints: torch.Tensor | None,
+    ) -> torch.Tensor:
+        # As for the ControlNet: the weights already have the dtype of the computation, those of the LoRA when used.
+        with torch.autocast(noisy.device.type, enabled=False):
+            predicted: torch.Tensor = self.base.unet(
+                noisy, timesteps, text, added_cond_kwargs=added, return_dict=False
+            )[0]
+        return predicted
 
 
 def check_optimizer(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Training runs: their folder, the checkpoint to resume from, and the Lightning Trainer."""
+"""Training runs: their folder, the checkpoint to resume from, the Lightning Trainer, and the run itself."""
 
 from __future__ import annotations
 
@@ -6,27 +6,103 @@ import dataclasses
 import re
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from genval.diffusion.settings import TrainingConfig
+from genval.artifacts.settings import write_settings
+from genval.diffusion.models.controlnet import check_writable
+from genval.diffusion.settings import TrainingConfig, TrainingSettings
 from genval.diffusion.training.log import StepCheckpoints, StepProgress
+from genval.diffusion.training.module import DenoisingModule
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.flags import flatten
+from genval.runtime.locks import lock_folders
 from genval.runtime.paths import inside
 
 # Flags of a run that may be changed when it is resumed, and change what is trained.
-_NAMED = ("base", "controlnet", "data_dir", "jsonl", "devices", "num_nodes", "precision")
+_NAMED = (
+    *("base", "controlnet", "data_dir", "jsonl", "devices", "num_nodes", "precision"),
+    *("rank", "alpha", "target_modules", "images", "captions", "caption", "domain", "prompt", "prompt_file"),
+    "prompt_template",
+)
 _LENGTH = ("max_epochs", "max_steps")
 # Folder of the checkpoints in a run, as published; a resumed run writes there too.
 _CHECKPOINTS = Path("lightning_logs/version_0/checkpoints")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRun:
+    """A run that is ready to start.
+
+    Attributes:
+        settings: of the script.
+        start: what is trained, in words.
+        folder: folder of the run.
+        output: folder of the trained network.
+        checkpoint: the checkpoint to resume from, or None.
+        precision: of the training, one of Lightning's.
+        data_size: the number of pairs or images, in words.
+        module, data, trainer: Lightning's parts of the run.
+        save: writes the trained network and returns the written folders and files.
+    """
+
+    settings: TrainingSettings
+    start: str
+    folder: Path
+    output: Path
+    checkpoint: Path | None
+    precision: str
+    data_size: str
+    module: DenoisingModule
+    data: LightningDataModule
+    trainer: Trainer
+    save: Callable[[], list[Path]]
+
+
+def run_training(run: TrainingRun) -> str | None:
+    """Train and write the network; with `--dry_run` do nothing.
+
+    Returns:
+        What was done, on the first process; None on the others.
+
+    Raises:
+        GenValError: another run writes the same folder, the output cannot be written, or the weights are not finite.
+    """
+    settings, trainer = run.settings, run.trainer
+    if settings.dry_run:
+        config = settings.config
+        return (
+            f"Would train {trainer.max_steps} steps of {config.batch_size} x {config.accumulate} x "
+            f"{trainer.world_size} from {run.checkpoint or run.start} on {run.data_size}, "
+            f"{run.precision}, into {run.folder}, then write {run.output}"
+        )
+    if not trainer.is_global_zero:
+        _fit(run)
+        return None
+    with lock_folders([run.folder], later=[run.output]):
+        check_writable(run.output)
+        if run.checkpoint and (changed := changed_flags(run.folder, settings)):
+            print(f"Resuming {run.folder} with other flags than before: {', '.join(changed)}")
+        write_settings(run.folder, settings)
+        _fit(run)
+        written = run.save()
+    names = " and ".join([str(written[0]), *(file.name for file in written[1:])])
+    done = f"Trained {trainer.global_step} steps on {run.data_size}: wrote {names}, logs in {run.folder}"
+    if trainer.global_step < trainer.max_steps:
+        done += f". Stopped after --max_minutes before step {trainer.max_steps}: --resume last continues"
+    return done
+
+
+def _fit(run: TrainingRun) -> None:
+    # weights_only: a checkpoint holds only tensors and plain numbers, so pickled objects are refused.
+    run.trainer.fit(run.module, run.data, ckpt_path=run.checkpoint, weights_only=True)
 
 
 def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Path, Path | None]:
@@ -49,9 +125,7 @@ def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Pat
         if not path.is_file():
             raise GenValError(f"--resume: {path} does not exist. Give a checkpoint, 'last' or 'auto'.")
         if reason := _damage(path):
-            raise GenValError(
-                f"--resume: {path} is not a checkpoint of ControlNet/train.py ({reason}). Give a step=*.ckpt."
-            )
+            raise GenValError(f"--resume: {path} is not a checkpoint of a training run ({reason}). Give a step=*.ckpt.")
         if run is None and path.parent.parts[-len(_CHECKPOINTS.parts) :] != _CHECKPOINTS.parts:
             raise GenValError(f"--resume: {path} does not lie in a run's {_CHECKPOINTS}. Give --run NAME with it.")
         return (logs_dir / run if run else path.parents[len(_CHECKPOINTS.parts)]), path
@@ -74,7 +148,7 @@ def changed_flags(folder: Path, settings: Any) -> list[str]:
 
     Args:
         folder: the run's, with its `settings.json`; without one nothing is known to differ.
-        settings: of ControlNet/train.py.
+        settings: of the script.
     """
     path = folder / "settings.json"
     content = read_json(path) if path.exists() else {}
@@ -105,15 +179,23 @@ def training_precision(precision: str | None, accelerator: str) -> str:
     return precision or ("bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true")
 
 
-def check_output(output: Path, resume: str | None, overwrite: bool) -> None:
-    """Check, before the training starts, that its output does not replace another ControlNet by mistake.
+def check_output(
+    output: Path, resume: str | None, overwrite: bool, kind: str = "ControlNet", file: str = "config.json"
+) -> None:
+    """Check, before the training starts, that its output does not replace another one by mistake.
+
+    Args:
+        output: the folder.
+        resume, overwrite: of the settings.
+        kind: of what it may hold.
+        file: whose presence in the folder means that it holds one.
 
     Raises:
-        GenValError: the folder holds a ControlNet, and neither `resume` nor `overwrite` is set.
+        GenValError: the folder holds one, and neither `resume` nor `overwrite` is set.
     """
-    if (output / "config.json").exists() and not (resume or overwrite):
+    if (output / file).exists() and not (resume or overwrite):
         raise GenValError(
-            f"--output: {output} holds a ControlNet already. Give another folder, --overwrite, or --resume last."
+            f"--output: {output} holds a {kind} already. Give another folder, --overwrite, or --resume last."
         )
 
 
@@ -149,6 +231,25 @@ def _damage(path: Path) -> str | None:
         return str(error).partition("\n")[0] or type(error).__name__
 
 
+def trainer_of(
+    settings: TrainingSettings, folder: Path, precision: str, images: int, callbacks: Sequence[Callback]
+) -> Trainer:
+    """Return the Trainer of a script's settings, for a number of training images."""
+    return make_trainer(
+        folder,
+        settings.config,
+        images,
+        callbacks,
+        checkpoint_every=settings.checkpoint_every,
+        max_minutes=settings.max_minutes,
+        log_every=settings.log_every,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        precision=precision,
+    )
+
+
 def make_trainer(
     folder: Path,
     config: TrainingConfig,
@@ -156,6 +257,7 @@ def make_trainer(
     callbacks: Sequence[Callback] = (),
     *,
     checkpoint_every: int = 500,
+    max_minutes: float | None = None,
     log_every: int = 10,
     accelerator: str = "auto",
     devices: str | int = "auto",
@@ -170,6 +272,7 @@ def make_trainer(
         pair_count: number of pairs per epoch.
         callbacks: in addition to the progress bar and the checkpoints.
         checkpoint_every, log_every: in optimiser steps.
+        max_minutes: of training, after which it stops earlier.
         accelerator, devices, num_nodes, precision: as Lightning names them.
 
     Raises:
@@ -177,6 +280,7 @@ def make_trainer(
     """
     # CSVLogger takes the next free version, so a resumed run does not overwrite earlier losses.
     losses = CSVLogger(folder, name="lightning_logs")
+    checkpoints = StepCheckpoints(folder / _CHECKPOINTS, checkpoint_every, max_minutes)
     try:
         trainer = Trainer(
             accelerator=accelerator,
@@ -187,7 +291,7 @@ def make_trainer(
             accumulate_grad_batches=config.accumulate,
             log_every_n_steps=log_every,
             logger=[losses, TensorBoardLogger(folder, name="lightning_logs", version=losses.version)],
-            callbacks=[StepProgress(), StepCheckpoints(folder / _CHECKPOINTS, checkpoint_every), *callbacks],
+            callbacks=[StepProgress(), checkpoints, *callbacks],
             default_root_dir=folder,
             benchmark=True,
             enable_checkpointing=False,
