@@ -114,7 +114,7 @@ def load_framed(
     """
     image = read_image(pair.image)
     if pair.mask is None:
-        mask = np.zeros(image.shape[:2], np.uint8)
+        mask: np.ndarray = np.zeros(image.shape[:2], np.uint8)
     else:
         mask = read_mask(pair.mask, labels.train_ids)
         check_pair(image, mask, pair.image, pair.mask)
