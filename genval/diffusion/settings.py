@@ -31,7 +31,7 @@ INPAINTING_MODEL_XL = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"
 SAMPLERS = ("ddim", "dpm++", "unipc", "lcm")
 INPAINTING_SAMPLERS = ("ddim", "dpm++", "unipc")
 LARGE = ("direct", "tiled", "upscaled")
-IMG2IMG_STRENGTH = 0.6
+IMG2IMG_STRENGTH = 0.8
 
 
 def _widths(text: str) -> list[int]:

@@ -158,7 +158,7 @@ def test_img2img_starts_from_the_crop(
 
     make()
     make(generator="img2img", denoising_strength=0.1)
-    with pytest.raises(GenValError, match=r"denoising_strength 0\.1 \(now 0\.6\)"):
+    with pytest.raises(GenValError, match=r"denoising_strength 0\.1 \(now 0\.8\)"):
         make(generator="img2img")
     published, own = Manifest(tmp_path / "fog").records, Manifest(tmp_path / "img2img/fog").records
     for (name, line), other in zip(own.items(), published.values(), strict=True):
