@@ -57,7 +57,23 @@ PRESET: dict[str, dict[str, Any]] = {
         "steps": 10,
         "guidance_scale": 3.0,
     },
+    "ControlNet/train_translation": {
+        "unlabelled": (
+            "fog=datasets/mini/acdc/rgb_anon/fog/train,night=datasets/mini/acdc/rgb_anon/night/train,"
+            "rain=datasets/mini/acdc/rgb_anon/rain/train,snow=datasets/mini/acdc/rgb_anon/snow/train,"
+            "india=datasets/mini/IDD_Segmentation/leftImg8bit/train"
+        ),
+        "data_dir": "datasets/mini",
+        "output": "checkpoints/mini/translation",
+        "height": 128,
+        "width": 256,
+        "channels": 32,
+        "blocks": 6,
+        "batch_size": 20,
+        "balance_classes": True,
+    },
     "ControlNet/style_transfer": {
+        "translator": "checkpoints/mini/translation",
         "base": "checkpoints/mini/stable-diffusion",
         "controlnet": "checkpoints/mini/controlnet",
         "data_dir": "datasets/mini",

@@ -24,7 +24,7 @@ from genval.diffusion.style_transfer import (
     TransferStage,
     caption_frames,
     choose_transfers,
-    whole_width,
+    image_size,
 )
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl
@@ -109,8 +109,10 @@ def test_kernels_are_generated_where_they_save_time() -> None:
     assert default_batch_size(gpu, 512, 512) == 32 and default_batch_size(gpu, 1024, 2048) == 4
 
 
-def test_the_whole_frame_s_width(city_folder: Path) -> None:
-    assert whole_width(find_items("Cityscapes", root=city_folder)[0], 512) == 1024
+def test_the_size_of_whole_frames(city_folder: Path) -> None:
+    frame = find_items("Cityscapes", root=city_folder)[0]
+    for choice, size in (("crop", (512, 256)), ("whole", (512, 1024)), ("full", (HEIGHT, WIDTH))):
+        assert image_size(StyleTransferSettings(domain="fog", frame=choice, height=512, width=256), frame) == size
 
 
 def test_a_domain_or_a_prompt_is_required() -> None:

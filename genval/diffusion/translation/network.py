@@ -4,6 +4,8 @@ Park, Efros, Zhang, Zhu: Contrastive Learning for Unpaired Image-to-Image Transl
 
 One translator serves all domains: each domain has its own scales and shifts after instance normalisation (Dumoulin,
 Shlens, Kudlur: A Learned Representation for Artistic Style, ICLR 2017). The discriminator has one output per domain.
+Unlike in the paper, the features of the first layer are also added before the last one, so that small objects and
+edges are kept early in the training.
 """
 
 from __future__ import annotations
@@ -88,6 +90,7 @@ class Translator(nn.Module):
             nn.Conv2d(2 * factor * channels, factor * channels, 3, padding=1, bias=False) for factor in (2, 1)
         )
         self.up_norms = nn.ModuleList(DomainNorm(count, factor * channels) for factor in (2, 1))
+        self.skip_norm = DomainNorm(count, channels)
         self.last = nn.Conv2d(channels, 3, 7, padding=3, padding_mode="reflect")
         _initialise(self)
 
@@ -111,7 +114,7 @@ class Translator(nn.Module):
             compares: the input, both downsampled features, and those after the first and the middle block.
         """
         features = [images]
-        hidden = _activate(self.first(images))
+        hidden = fine = _activate(self.first(images))
         for conv in self.down:
             hidden = _activate(conv(hidden))
             features.append(hidden)
@@ -123,6 +126,7 @@ class Translator(nn.Module):
                 return None, features
         for conv, norm in zip(self.up, self.up_norms, strict=True):
             hidden = F.relu(norm(conv(F.interpolate(hidden, scale_factor=2.0, mode="nearest")), domain))
+        hidden = hidden + self.skip_norm(fine, domain)
         with torch.autocast(images.device.type, enabled=False):  # 16 bits are too coarse for the image itself
             return torch.tanh(self.last(hidden.float())), features
 
