@@ -46,6 +46,7 @@ class DiffusionRecipe:
     snr_gamma: float | None = None  # limits the weight of nearly clean images, see `velocity_weights`
     snapshot_steps: int = 1000
     seed: int = 0
+    data: str = ""  # identifies images, captions and autoencoder: a saved state of others is refused
 
 
 @dataclass
