@@ -158,7 +158,7 @@ def _read_taesd(encoder: Path, decoder: Path) -> Any:
                 state[f"{half}.layers.{int(number) - first}.{rest}"] = weight.float()
         except Exception as error:  # safetensors and torch raise OSError, RuntimeError, UnpicklingError and others
             raise GenValError(f"{file} cannot be read ({error}). Fetch it again.") from error
-    model = AutoencoderTiny()
+    model: Any = AutoencoderTiny()
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
