@@ -107,7 +107,7 @@ def test_an_autoencoder_is_trained_where_none_is_given(city_folder: Path, fog: P
 
 def test_bad_input_is_named(base_folder: Path, city_folder: Path, fog: Path, tmp_path: Path, refused: Refusal) -> None:
     command = _command(base_folder, city_folder, fog, tmp_path)
-    refused([*command, "--unlabelled", f"fgo={fog}"], "fog")
+    refused([*command, "--unlabelled", f"nigth={fog}"], "night")
     refused([*command, "--unlabelled", f"fog={tmp_path}/nowhere"], "is not a folder")
     refused([*command, "--template", "a street"], "--template")
     refused([*command, "--condition_weights", "snow=2"], "no image shows")
