@@ -572,7 +572,7 @@ class BaseTrainingSettings:
 
     batch_size: int = flag(128, "images per step", type=positive_int, title="optimisation")
     max_steps: int = flag(20_000, "training steps", type=positive_int)
-    max_minutes: float | None = flag(None, "stop this run of the script after so long; the next one resumes")
+    max_minutes: float | None = flag(None, "end the training of this run after so long; the next run resumes it")
     lr: float = flag(4e-4, "learning rate")
     lr_schedule: str = flag(
         "constant", "learning rate after the warm-up; cosine falls to 0 at --max_steps", choices=("constant", "cosine")

@@ -44,6 +44,9 @@ def test_a_base_is_trained_resumed_and_used(
     assert (run / "training.snapshot.pt").exists()
     steps = json.loads((tmp_path / "base/training.json").read_text())["steps"]
 
+    changed = ["--max_steps", steps + 2, "--template", "a road[ in {place}][, {condition}]"]
+    refused([*command, *changed], "saved with other settings", "data")
+
     result = run_script(*command, "--max_steps", steps + 2, "--images_every", steps + 2)
     assert result.returncode == 0, result.stderr
     assert "read" in result.stdout and "to resume" not in result.stdout
@@ -81,9 +84,30 @@ def _check_use(base_folder: Path, city: Path, folder: Path) -> None:
     assert all(bool(weight.isfinite().all()) for weight in base.unet.parameters())
 
 
+@pytest.mark.slow
+def test_an_autoencoder_is_trained_where_none_is_given(city_folder: Path, fog: Path, tmp_path: Path) -> None:
+    from genval.diffusion.settings import BaseTrainingSettings
+    from genval.diffusion.training.base_run import _autoencoder, prepare_base
+    from genval.runtime.flags import make_settings
+
+    settings = make_settings(
+        BaseTrainingSettings, data_dir=str(city_folder), unlabelled=(f"fog={fog}",), autoencoder_steps=2,
+        height=HEIGHT, width=WIDTH, logs_dir=str(tmp_path), output="checkpoints/nowhere", accelerator="cpu",
+        num_workers=2,
+    )  # fmt: skip
+    run = prepare_base(settings)
+    vae = _autoencoder(run)
+    written = (run.folder / "autoencoder/diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    again = _autoencoder(run)  # resumed: read
+    assert (run.folder / "autoencoder/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written
+    states = vae.state_dict(), again.state_dict()
+    assert all((states[0][name] == states[1][name]).all() for name in states[0])
+    assert len(vae.config.block_out_channels) == 4
+
+
 def test_bad_input_is_named(base_folder: Path, city_folder: Path, fog: Path, tmp_path: Path, refused: Refusal) -> None:
     command = _command(base_folder, city_folder, fog, tmp_path)
-    refused([*command, "--unlabelled", f"fgo={fog}"], "fog")
+    refused([*command, "--unlabelled", f"nigth={fog}"], "night")
     refused([*command, "--unlabelled", f"fog={tmp_path}/nowhere"], "is not a folder")
     refused([*command, "--template", "a street"], "--template")
     refused([*command, "--condition_weights", "snow=2"], "no image shows")

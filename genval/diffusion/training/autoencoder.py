@@ -158,7 +158,7 @@ def _read_taesd(encoder: Path, decoder: Path) -> Any:
                 state[f"{half}.layers.{int(number) - first}.{rest}"] = weight.float()
         except Exception as error:  # safetensors and torch raise OSError, RuntimeError, UnpicklingError and others
             raise GenValError(f"{file} cannot be read ({error}). Fetch it again.") from error
-    model = AutoencoderTiny()
+    model: Any = AutoencoderTiny()
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -178,7 +178,9 @@ def to_model_range(images: torch.Tensor) -> torch.Tensor:
 def encode_images(model: Any, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
     """Return the latents of uint8 (N, 3, H, W) images, not scaled: (N, C, h, w) float16."""
     chunks = []
-    for chunk in images.split(batch_size):
+    # As many pixels at once as `batch_size` images of 128x256 have.
+    rows = max(1, min(batch_size, batch_size * 128 * 256 // (images.shape[-2] * images.shape[-1])))
+    for chunk in images.split(rows):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
             chunks.append(encode_latents(model, to_model_range(chunk)).half())
     return torch.cat(chunks)

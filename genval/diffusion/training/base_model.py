@@ -46,6 +46,7 @@ class DiffusionRecipe:
     snr_gamma: float | None = None  # limits the weight of nearly clean images, see `velocity_weights`
     snapshot_steps: int = 1000
     seed: int = 0
+    data: str = ""  # identifies images, captions and autoencoder: a saved state of others is refused
 
 
 @dataclass
@@ -385,7 +386,7 @@ def save_base(output: Path, parts: BaseParts, models: Any) -> None:
     (output / "model_index.json").unlink(missing_ok=True)
     for model in (parts.vae, models["text"], models["unet"]):
         move(model, "cpu", torch.float16)
-    pipeline = StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=parts.vae,
         text_encoder=models["text"].eval(),
         tokenizer=parts.tokenizer,
@@ -413,7 +414,7 @@ def build_tokenizer(texts: Sequence[str], recipe: DiffusionRecipe) -> Any:
     # Every letter and digit has a token of its own, so that a prompt with other words still has tokens.
     letters = sorted({*string.ascii_lowercase, *string.digits, *"".join(counts)})
     vocabulary = [start, end, *letters, *(f"{letter}</w>" for letter in letters)]
-    merges: list[tuple[str, str]] = []
+    merges: list[Any] = []  # pairs of symbols; the tokenizer's annotation names another type
     while len(vocabulary) < recipe.vocabulary:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, symbols in words.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -168,10 +170,11 @@ def train_base(run: BaseRun) -> dict[str, Any]:
         vae = start.vae if start else _autoencoder(run)
         vae.requires_grad_(False).eval().to(run.device)
         _check_size(vae, start, settings)
-        encoded = _encode(run, vae)
+        mark = encoding_mark(run.images, settings.height, settings.width, vae)
+        encoded = _encode(run, vae, mark)
         scale = vae.config.scaling_factor if start else 1 / encoded.deviation
         vae.register_to_config(scaling_factor=scale)
-        return _train(run, vae, encoded, start)
+        return _train(run, vae, encoded, _data_mark(run, mark), start)
 
 
 def state_file(folder: Path) -> Path:
@@ -179,10 +182,11 @@ def state_file(folder: Path) -> Path:
     return folder / "training.snapshot.pt"
 
 
-def _train(run: BaseRun, vae: Any, encoded: EncodedImages, start: StableDiffusion | None) -> dict[str, Any]:
+def _train(run: BaseRun, vae: Any, encoded: EncodedImages, mark: str, start: StableDiffusion | None) -> dict[str, Any]:
     from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
     settings, device = run.settings, run.device
+    recipe = dataclasses.replace(run.recipe, data=mark)
     latents = (encoded.latents.float() * vae.config.scaling_factor).half()
     images = [run.images[number] for number in encoded.index.tolist()]
     captions = [run.template.variants(image) for image in images]
@@ -193,13 +197,16 @@ def _train(run: BaseRun, vae: Any, encoded: EncodedImages, start: StableDiffusio
     else:
         # Every domain's words are tokens, also of domains without images.
         texts = [*sorted({text for one in captions for text in one}), *path_dicts.DOMAINS.values()]
-        parts = build_base(vae, texts, latents, run.recipe)
+        parts = build_base(vae, texts, latents, recipe)
     losses = CSVLogger(run.folder, name="lightning_logs")
     loggers = [losses, TensorBoardLogger(run.folder, name="lightning_logs", version=losses.version)]
 
-    def record(step: int, values: Mapping[str, float]) -> None:
-        if not math.isfinite(values["loss"]):
+    def check(step: int, loss: float) -> None:
+        if not math.isfinite(loss):
             raise GenValError(f"The loss is not finite at step {step}. Give a lower --lr, and start with --overwrite.")
+
+    def record(step: int, values: Mapping[str, float]) -> None:
+        check(step, values["loss"])
         for logger in loggers:
             logger.log_metrics(dict(values), step)
             logger.save()
@@ -213,8 +220,8 @@ def _train(run: BaseRun, vae: Any, encoded: EncodedImages, start: StableDiffusio
         parts,
         latents,
         captions,
-        (run.recipe.place_dropout, run.recipe.condition_dropout, run.recipe.caption_dropout),
-        run.recipe,
+        (recipe.place_dropout, recipe.condition_dropout, recipe.caption_dropout),
+        recipe,
         run.folder / "training",
         device,
         weights=sampling_weights(images, _condition_factors(settings, images)),
@@ -225,10 +232,11 @@ def _train(run: BaseRun, vae: Any, encoded: EncodedImages, start: StableDiffusio
     )
     for logger in loggers:
         logger.finalize("success")
-    finished = trained.fit.steps >= run.recipe.steps
+    check(trained.fit.steps, trained.fit.losses["loss"])
+    finished = trained.fit.steps >= recipe.steps
     if not finished:
         trained.snapshot.save(trained.fit.steps)
-    scores = base_scores(parts, trained.fit, run.recipe) | {"steps": trained.fit.steps, "finished": finished}
+    scores = base_scores(parts, trained.fit, recipe) | {"steps": trained.fit.steps, "finished": finished}
     save_base(run.output, parts, trained.models)
     _write_lists(run)
     write_json(run.output / "training.json", scores)
@@ -315,9 +323,16 @@ def _pixels(run: BaseRun, count: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(loaded)).permute(0, 3, 1, 2).contiguous().to(run.device)
 
 
-def _encode(run: BaseRun, vae: Any) -> EncodedImages:
+def _data_mark(run: BaseRun, mark: str) -> str:
+    """Return 12 hexadecimal digits over the latents' mark, the captions, their weights and the base to start from."""
+    captions = [run.template.variants(image) for image in run.images]
     settings = run.settings
-    mark = encoding_mark(run.images, settings.height, settings.width, vae)
+    content = [mark, captions, list(settings.condition_weights), settings.start_from]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def _encode(run: BaseRun, vae: Any, mark: str) -> EncodedImages:
+    settings = run.settings
     encoded = encode_own_images(
         vae,
         run.images,

@@ -253,7 +253,8 @@ def encoding_mark(images: Sequence[OwnImage], height: int, width: int, vae: Any)
 def read_framed(path: Path, height: int, width: int) -> np.ndarray:
     """Read an image, crop it around its centre to the target's aspect ratio and resize it: (height, width, 3) uint8."""
     image = read_image(path)
-    return fit_image(image, crop_box(image.shape[0], image.shape[1], height, width, 0.5), height, width)
+    box = crop_box(image.shape[0], image.shape[1], height, width, 0.5)
+    return fit_image(image, box, height, width)
 
 
 def write_pairs(path: Path, items: Sequence[Item], data_dir: Path, caption: str) -> None:
