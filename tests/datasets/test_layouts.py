@@ -194,7 +194,7 @@ PUBLIC_LAYOUTS = {
         ("idd_lite/train/3_024541.jpg", "idd_lite/train/3_024541_label.png"),
         "idd_lite/unlabelled/3_024542.jpg",
         ([0, 1, 2, 3, 4, 5, 6, 255], [0, 1, 5, 6, 3, 2, 4, 255]),
-        ("india", "3", "3_024541"),
+        ("india", "train", "3_024541"),
     ),
     "CamVid-SegNet": (
         ("CamVid/val/0016E5_07959.png", "CamVid/valannot/0016E5_07959.png"),
