@@ -107,7 +107,7 @@ LAYOUTS: dict[str, Layout] = {
         cond="india",
         other_files=("_inst_label",),
     ),
-    # As code repositories hold it: images and masks in one folder, the scene in front of the name.
+    # As code repositories hold it: images and masks in one folder.
     "IDD-lite-flat": Layout(
         images="{split}",
         masks="{split}",
@@ -117,7 +117,7 @@ LAYOUTS: dict[str, Layout] = {
         splits=("train",),
         default_split="train",
         cond="india",
-        scene_separator="_",
+        scene="{split}",
     ),
     "CamVid": Layout(
         images="images/{split}",

@@ -154,7 +154,7 @@ def choose_classes(domain: str, sides: Mapping[str, Evidence], asked: str) -> tu
     space = label_space_of(sides[TRUE].place.dataset)
     if space.groups:
         absent = [name for index, name in enumerate(space.names) if index not in both]
-        text = f"of {describe_classes({'class_groups': space.groups.to_json()})}, in which all sets are evaluated"
+        text = f"all sets are evaluated in {describe_classes({'class_groups': space.groups.to_json()})}"
         return both, f"{text}; not labelled in both sets: {', '.join(absent)}" if absent else text
     if asked != "auto":
         classes = list(CLASS_SETS[asked])

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from genval.datasets import find_items, read_pair
-from genval.datasets.layouts import LAYOUTS, find_layout, find_root, label_space_of
+from genval.datasets.layouts import LAYOUTS, find_layout, find_root, is_generated, label_space_of, merged_as
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
+from genval.runtime.paths import REPO_ROOT
 from genval.runtime.settings import dataset_list
 
 
@@ -180,3 +181,107 @@ def test_sets_of_other_generators_have_a_folder_of_their_own(tmp_path):
         find_root("Cityscapes_translate_fog", generated_dir=tmp_path)
     with pytest.raises(GenValError, match=r"corrupt\.py --method histogram --reference PATH --domain fog"):
         find_root("Cityscapes_histogram_fog", generated_dir=tmp_path)
+
+
+STREETS = REPO_ROOT.parent / "shared/realdata/streets"
+
+
+def write_item(image, mask, ids):
+    """Write an image and a mask of these ids, of one row."""
+    from PIL import Image
+
+    image.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((1, len(ids), 3), 90, np.uint8)).save(image)
+    write_png(mask, np.array([ids], np.uint8))
+
+
+# Data set: image, mask, another file that is neither; ids of the mask, trainIds (or merged classes); what is found.
+PUBLIC_LAYOUTS = {
+    "IDD-lite": (
+        ("idd20k_lite/leftImg8bit/val/3/024541_image.jpg", "idd20k_lite/gtFine/val/3/024541_label.png"),
+        "idd20k_lite/gtFine/val/3/024541_inst_label.png",
+        ([0, 1, 2, 3, 4, 5, 6, 255], [0, 1, 5, 6, 3, 2, 4, 255]),
+        ("india", "3", "024541"),
+    ),
+    "IDD-lite-flat": (
+        ("idd_lite/train/3_024541.jpg", "idd_lite/train/3_024541_label.png"),
+        "idd_lite/unlabelled/3_024542.jpg",
+        ([0, 1, 2, 3, 4, 5, 6, 255], [0, 1, 5, 6, 3, 2, 4, 255]),
+        ("india", "train", "3_024541"),
+    ),
+    "CamVid-SegNet": (
+        ("CamVid/val/0016E5_07959.png", "CamVid/valannot/0016E5_07959.png"),
+        "CamVid/val.txt",
+        ([0, 3, 11], [10, 0, 255]),
+        ("day", "0016E5", "0016E5_07959"),
+    ),
+}
+
+
+@pytest.mark.parametrize("dataset", PUBLIC_LAYOUTS)
+def test_a_public_layout(tmp_path, dataset):
+    (image, mask), other, (ids, train_ids), found = PUBLIC_LAYOUTS[dataset]
+    write_item(tmp_path / image, tmp_path / mask, ids)
+    write_png(tmp_path / other, np.zeros((1, 2), np.uint8))
+    (item,) = find_items(dataset, datasets_dir=tmp_path)
+    assert (item.cond, item.scene, item.id) == found
+    assert read_pair(item)[1].tolist() == [train_ids]
+
+
+def test_camvid_in_both_layouts_in_one_folder(tmp_path):
+    write_item(tmp_path / "camvid/train/0001TP_1.png", tmp_path / "camvid/trainannot/0001TP_1.png", [3])
+    write_item(tmp_path / "camvid/images/train/0001TP_1.jpg", tmp_path / "camvid/labels/train/0001TP_1.png", [3])
+    for dataset in ("CamVid", "CamVid-SegNet"):
+        (item,) = find_items(dataset, datasets_dir=tmp_path)
+        assert item.cond == "dusk" and read_pair(item)[1].tolist() == [[0]]
+
+
+def test_images_and_masks_in_one_folder(tmp_path):
+    for cond in ("fog", "night"):
+        write_item(tmp_path / cond / "a_1.png", tmp_path / cond / "a_1_labelTrainIds.png", [0, 13, 255])
+    dataset = f"folder:{tmp_path}/{{cond}},{tmp_path}/{{cond}}/*_labelTrainIds,trainids"
+    assert keys(find_items(dataset)) == [("fog", "mixed", "a_1"), ("night", "mixed", "a_1")]
+    write_png(tmp_path / "fog/a_2.png", np.zeros((1, 3, 3), np.uint8))
+    with pytest.raises(GenValError, match="1 image without a mask"):
+        find_items(dataset)
+
+
+def test_names_of_sets_in_merged_classes(tmp_path):
+    (tmp_path / "level1.json").write_text(json.dumps({"0": ["road", "sidewalk"], "6": "sky"}))
+    own = f"folder:{tmp_path}/rgb,{tmp_path}/gt,{tmp_path}/level1.json"
+    assert merged_as("Cityscapes_fog-gated", "IDD-lite") == "Cityscapes_fog@idd-level1-gated"
+    assert label_space_of("Cityscapes_fog@idd-level1-gated").names == label_space_of("IDD-lite").names
+    assert merged_as("Cityscapes", own) == f"Cityscapes@{tmp_path}/level1.json"
+    assert label_space_of(merged_as("Cityscapes", own)).names == label_space_of(own).names
+    assert merged_as("IDD-lite", "ACDC@idd-level1") == "IDD-lite"
+    assert is_generated("Cityscapes_fog@idd-level1") and not is_generated("Cityscapes_corrupt_fog@idd-level1")
+    for dataset, message in (
+        ("Cityscapes@idd", "merges no classes"),
+        ("IDD-lite@idd-level1", "are merged classes"),
+        ("Cityscape@idd-level1", "Did you mean Cityscapes"),
+    ):
+        with pytest.raises(GenValError, match=message):
+            find_layout(dataset)
+
+
+def test_a_set_in_merged_classes_has_the_files_of_the_set(tmp_path):
+    write_item(
+        tmp_path / "images/fog/leftImg8bit/val/a/1_leftImg8bit.png",
+        tmp_path / "images/fog/gtFine/val/a/1_labelIds.png",
+        [7, 8, 11, 21, 26, 33, 0],
+    )
+    (item,) = find_items("Cityscapes_fog@idd-level1", generated_dir=tmp_path / "images")
+    assert (item.cond, item.scene, item.id) == ("fog", "a", "1")
+    assert read_pair(item)[1].tolist() == [[0, 1, 2, 2, 6, 6, 255]]
+
+
+@pytest.mark.skipif(not STREETS.is_dir(), reason="needs the real images in ../shared/realdata/streets")
+def test_real_layouts():
+    items = find_items("IDD-lite-flat", root=STREETS / "idd_lite")
+    assert len(items) == 1403 and set(np.unique(read_pair(items[0])[1])) <= {*range(7), 255}
+    acdc = f"folder:{STREETS}/acdc/{{cond}},{STREETS}/acdc/{{cond}}/*_labelTrainIds,trainids"
+    counts = {cond: len(find_items(acdc, cond=cond)) for cond in ("fog", "night", "rain", "snow")}
+    assert counts == {"fog": 5, "night": 10, "rain": 10, "snow": 9}
+    for item in find_items(acdc):
+        image, train_ids = read_pair(item)
+        assert image.shape[:2] == train_ids.shape and (train_ids != 255).mean() > 0.5

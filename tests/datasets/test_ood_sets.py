@@ -10,6 +10,7 @@ from genval.datasets.items import BadFile
 from genval.datasets.ood_sets import BLOCK, GeneratedFolders, blocks_of, find_ood_items, read_kinds, read_ood_pair
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
+from genval.runtime.paths import REPO_ROOT
 
 SIZE = (12, 20)
 
@@ -53,6 +54,11 @@ OTHER_RELEASES = {
     "FishyscapesStatic": ("fishyscapes", "Static/original/12.png", "Static/labels/12.png"),
     "FishyscapesLostAndFound": ("fishyscapes", "LostAndFound/original/12.png", "LostAndFound/labels/12.png"),
 }
+COLLECTION = [
+    (name, (f"anomaly/{name}", "12.jpg", "12_mask.png"))
+    for name in ("RoadAnomaly21", "RoadObstacle21", "FishyscapesStatic", "FishyscapesLostAndFound")
+]
+REAL = REPO_ROOT.parent / "shared/realdata/streets/anomaly"
 OWN_FOLDER = (
     "FishyscapesLostAndFound",
     ("fishyscapes", "laf_images/04_a_leftImg8bit.png", "fishyscapes_lostandfound/0017_04_a_labels.png"),
@@ -61,7 +67,7 @@ OWN_FOLDER = (
 IDS = {"RoadAnomaly": ([0, 1, 2, 255], [0, 0, 1, 255]), "StreetHazards": ([0, 1, 13, 14], [255, 0, 0, 1])}
 
 
-@pytest.mark.parametrize(("name", "files"), [*PUBLIC.items(), *OTHER_RELEASES.items(), OWN_FOLDER])
+@pytest.mark.parametrize(("name", "files"), [*PUBLIC.items(), *OTHER_RELEASES.items(), OWN_FOLDER, *COLLECTION])
 def test_a_public_set_is_read_as_it_comes(tmp_path, name, files):
     from PIL import Image
 
@@ -77,6 +83,15 @@ def test_a_public_set_is_read_as_it_comes(tmp_path, name, files):
     pixels, found = read_ood_pair(item)
     assert pixels.shape == (3, len(ids), 3) and found.tolist() == [kinds] * 3
     assert item.cond == name
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real images in ../shared/realdata/streets/anomaly")
+@pytest.mark.parametrize(("name", "number"), [("RoadAnomaly21", 10), ("RoadObstacle21", 30), ("FishyscapesStatic", 30)])
+def test_the_real_collection(name, number):
+    for found in (find_ood_items(name, REAL), find_ood_items(name, root=REAL / name)):
+        assert len(found.items) == number
+    image, kinds = read_ood_pair(found.items[0])
+    assert image.shape[:2] == kinds.shape and (kinds == 1).any() and set(np.unique(kinds)) <= {0, 1, 255}
 
 
 def test_test_images_without_a_public_mask_are_no_fault_but_a_mask_without_its_image_is(tmp_path):
