@@ -8,6 +8,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +18,7 @@ import numpy as np
 from genval.artifacts.fingerprint import UNIDENTIFIED, current_mark, file_mark
 from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import Stage, StageReport, run_stage
-from genval.artifacts.tensors import pack, packed_ids, read_about, write_part
+from genval.artifacts.tensors import is_damaged, pack, packed_ids, read_about, write_part
 from genval.datasets import CLASS_SETS, CLASSES, BadFile, Item, classes_of, find_items, partition, read_pair
 from genval.datasets.gate import GATE, GATED, apply_gate
 from genval.datasets.items import openable
@@ -378,6 +379,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     def begin(self, items: Sequence[Item], overwrite: bool) -> None:
         for results in self.scenes.values():
             remove_leftovers(results.folder)
+        self._remove_damaged(items, overwrite)
         outdated = [results for results in self.scenes.values() if _is_unidentified(results)]
         if outdated and not overwrite:
             print(
@@ -386,6 +388,25 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             )
         if self.limit is not None:
             self._keep_whole(items, overwrite)
+
+    def _remove_damaged(self, items: Sequence[Item], overwrite: bool) -> None:
+        """Remove files of earlier runs that cannot be read, so that their images are computed again, and say so."""
+        damaged: list[Path] = []
+        if not overwrite:
+            with ThreadPoolExecutor(self.settings.model.num_workers) as pool:
+                found = pool.map(lambda item: self.results_of(item).damaged_file(item.id), items)
+                damaged += [path for path in found if path is not None]
+        for kind in self.tensors:
+            paths = [results.packed(kind) for results in self.scenes.values()]
+            paths += [self.results_of(item).part(kind, item.id) for item in items]
+            damaged += filter(is_damaged, paths)
+        for path in damaged:
+            path.unlink()
+        if damaged:
+            print(
+                f"{self.title}: damaged files of earlier results: {len(damaged)}, such as {damaged[0]}. "
+                "Their images are computed again."
+            )
 
     def _keep_whole(self, items: Sequence[Item], overwrite: bool) -> None:
         """Refuse to replace the results of all images of a scene by those of a part."""

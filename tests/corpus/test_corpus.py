@@ -377,6 +377,12 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def scramble(path):
+    """Overwrite the first half of a file."""
+    data = path.read_bytes()
+    path.write_bytes(bytes(range(256)) * (len(data) // 512) + data[len(data) // 512 * 256 :])
+
+
 def double_image(world):
     world.manifest(lambda lines: [*lines[:-1], lines[0]])
 
@@ -432,6 +438,10 @@ PIECES = {
     "no counts of an image": lambda world: world.one(".npz").unlink(),
     "truncated counts": lambda world: cut(world.one(".npz")),
     "truncated logits": lambda world: cut(world.folder / "logits.safetensors"),
+    "empty counts": lambda world: world.one(".npz").write_bytes(b""),
+    "corrupt counts": lambda world: scramble(world.one(".npz")),
+    "empty statistics": lambda world: world.one(".json").write_bytes(b""),
+    "corrupt logits": lambda world: scramble(world.folder / "logits.safetensors"),
     "no confusion matrix": lambda world: (world.folder / "confusion_matrix.csv").unlink(),
     "truncated confusion matrix": lambda world: cut(world.folder / "confusion_matrix.csv"),
 }
@@ -535,10 +545,7 @@ def result_cases():
 # damaged results again where it need not read them.
 EXPECTED = {
     **{("correlate.py", kind): SKIPPED for kind in ("no metrics", "no manifest", "no counts of an image")},
-    **{
-        ("eval.py, resumed", kind): REFUSED
-        for kind in ("image gone", "mask gone", "scene gone", "truncated counts", "truncated logits")
-    },
+    **{("eval.py, resumed", kind): REFUSED for kind in ("image gone", "mask gone", "scene gone", "all images gone")},
 }
 
 CASES = [*image_cases(), *mask_cases(), *text_cases(), *result_cases()]

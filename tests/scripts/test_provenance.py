@@ -247,6 +247,21 @@ def test_scenes_of_a_data_set_that_was_moved_or_copied_are_pooled(world, way):
         assert final(world)[0] == 0
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["logits.safetensors", "statistics/{}.npz", "statistics/{}.json"])
+def test_damaged_files_are_computed_again_and_counted(world, name, overwrite):
+    flags = ("--save", "predictions,logits", *(["--overwrite"] if overwrite else []))
+    world.eval("Cityscapes", "good", *flags[:2])
+    path = world.results / SCENE / "munster" / name.format("munster_000000_000019")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    code, out, _ = world.eval("Cityscapes", "good", *flags)
+    said = "damaged files of earlier results: 1, such as" in out and str(path) in out
+    assert code == 0 and path.read_bytes() == whole
+    assert said or (overwrite and "statistics" in name)  # which --overwrite replaces without reading them
+    assert "damaged files" not in world.eval("Cityscapes", "good", *flags)[1]
+
+
 def test_results_can_be_read_where_the_data_set_is_not(world):
     world.eval("Cityscapes", "good")
     shutil.rmtree(world.root / "datasets")
