@@ -34,7 +34,7 @@ PAIR_PREFIX = "pair:"
 _PAIR_FORM = "pair:IMAGES,MASKS"
 # Number of images that are measured together; an interrupted run repeats at most one block.
 BLOCK = 32
-_IMAGE = r"\.(?:png|jpe?g|webp)"
+_IMAGE = r"\.(?:png|jpe?g|webp|tiff?)"
 
 # What mask ids mean: 0 background, 1 object, 255 void.
 _TRACK = {0: 0, 1: 1, 255: 255}

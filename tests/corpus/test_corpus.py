@@ -103,7 +103,7 @@ class OwnSet:
             write_png(self.root / f"i/{name}.png", test_reading.photograph())
             write_png(self.root / f"g/{name}.png", test_reading.label_ids())
         self.image, self.mask = self.root / "i/x.png", self.root / "g/x.png"
-        # The evaluation refuses the same image and mask under two names.
+        # The evaluation refuses the same image under two names.
         write_png(self.root / "i/a.png", test_reading.photograph()[::-1].copy())
 
     @property
