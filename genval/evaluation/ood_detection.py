@@ -277,6 +277,14 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
 
     def begin(self, items: Sequence[OodItem], overwrite: bool) -> None:
         remove_leftovers(self.results.folder)
+        damaged = [] if overwrite else [name for name in self.blocks if self.results.is_damaged(name)]
+        for name in damaged:
+            self.results.lines(name).unlink()
+        if damaged:
+            print(
+                f"{self.title}: damaged blocks of earlier results: {len(damaged)}, such as "
+                f"{self.results.lines(damaged[0])}. Their images are computed again."
+            )
         if self.found.limit is not None and self.results.json.exists():
             pooled = read_json(self.results.json).get("pooled", {})
             if pooled.get("limit") is None:

@@ -204,6 +204,24 @@ def by_ood(own, part, make, clean):
     return outcome_of(read, "x.png")
 
 
+def by_corrupt(own, part, make, clean, *flags):
+    """relis/corrupt.py with a corruption that changes nothing writes the image's pixels and copies the mask."""
+    own.write(part, make, None)
+    own.relis.monkeypatch.setattr("genval.evaluation.corruptions.corrupt", lambda image, *_: image)
+    code, out, err = own.relis(
+        "corrupt", "--src_dataset", own.name, "--domains", "fog", "--output_dir", own.root, *flags
+    )
+    if code:
+        return exit_outcome(code, err, "x.png")
+    found = {path.name[0]: path for path in (own.root / "fog/leftImg8bit").rglob("*.png")}
+    if "x" not in found:
+        return SKIPPED if found and "skipped" in out and "x.png" in out else f"only {sorted(found)}"
+    (mask,) = (own.root / "fog/gtFine").rglob("x_*.png")
+    if mask.read_bytes() != own.mask.read_bytes():
+        return "another mask"
+    return compared(np.asarray(Image.open(found["x"])), clean if part == "image" else test_reading.photograph())
+
+
 FILE_READERS = {
     "eval.py": (by_eval, REFUSED),
     "eval.py --skip_bad": (lambda *given: by_eval(*given, "--skip_bad"), SKIPPED),
@@ -211,6 +229,8 @@ FILE_READERS = {
     "check_dataset.py": (by_check_dataset, REFUSED),
     "training": (by_training, REFUSED),
     "training --skip_bad": (lambda *given: by_training(*given, skip_bad=True), SKIPPED),
+    "corrupt.py": (by_corrupt, REFUSED),
+    "corrupt.py --skip_bad": (lambda *given: by_corrupt(*given, "--skip_bad"), SKIPPED),
     "OOD detection": (by_ood, REFUSED),  # its masks hold other ids
 }
 

@@ -349,6 +349,42 @@ def test_metrics_of_an_earlier_run_are_not_used_for_images_that_are_now_bad(ood)
     assert not any("lion" in key for key in ood.json())
 
 
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGED_RESULTS = {
+    "truncated counts": ("blocks/lion-00000.npz", halve),
+    "empty counts": ("blocks/lion-00000.npz", lambda path: path.write_bytes(b"")),
+    "no counts": ("blocks/lion-00000.npz", lambda path: path.unlink()),
+    "truncated lines of a block": ("blocks/lion-00000.jsonl", halve),
+    "empty lines of a block": ("blocks/lion-00000.jsonl", lambda path: path.write_bytes(b"")),
+    "lines of a block as a list": ("blocks/lion-00000.jsonl", lambda path: path.write_text("[]\n")),
+    "doubled lines of a block": ("blocks/lion-00000.jsonl", lambda path: path.write_bytes(2 * path.read_bytes())),
+    "no lines of a block": ("blocks/lion-00000.jsonl", lambda path: path.unlink()),
+    "lines of another block": (
+        "blocks/lion-00000.jsonl",
+        lambda path: shutil.copy(path.with_name("bear-00000.jsonl"), path),
+    ),
+    "truncated metrics": ("", halve),
+    "no metrics": ("", lambda path: path.unlink()),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_RESULTS)
+def test_damaged_results_are_measured_again(ood, kind):
+    assert ood()[0] == 0
+    results = ood.root / "results/generated"
+    whole = {path.relative_to(results): path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    name, damage = DAMAGED_RESULTS[kind]
+    damage(next(results.rglob(name)) if name else results / "steep.json")
+    code, out, err = ood()
+    assert code == 0, err
+    is_damaged = kind.startswith(("truncated", "empty counts", "lines of a block")) and bool(name)
+    assert ("damaged blocks of earlier results: 1, such as" in out) == is_damaged
+    assert {path.relative_to(results): path.read_bytes() for path in results.rglob("*") if path.is_file()} == whole
+
+
 def test_levels_of_an_earlier_image_are_not_used_for_component_metrics(ood):
     part = ("--objects", "lion", "--limit", "2")
     flags = (*part, "--components", "entropy", "--component_sizes", "5,5")
