@@ -257,7 +257,7 @@ class Workplace:
         """
         shutil.rmtree(self.whole(name), ignore_errors=True)
         self.prepare(name)
-        known = set(contents(self.output(name), read=False))
+        known = states(self.output(name))
         process, start = self.start(name), time.monotonic()
         first = self.wait_for_file(process, name, known)
         is_seen = process.poll() is None
@@ -268,19 +268,15 @@ class Workplace:
         return first if is_seen else end / 2, end
 
     def wait_for_file(
-        self, process: subprocess.Popen[str], name: str, known: set[str], seconds: float = float("inf")
+        self, process: subprocess.Popen[str], name: str, known: set[tuple[str, int]], seconds: float = float("inf")
     ) -> float:
-        """Wait until a run has written a file that is not among the known ones, has ended, or has run so long.
+        """Wait until a run has written a file whose state is not known, has ended, or has run so long.
 
         Returns:
             The seconds that passed.
         """
         start = time.monotonic()
-        while (
-            process.poll() is None
-            and time.monotonic() - start < seconds
-            and not set(contents(self.output(name), read=False)) - known
-        ):
+        while process.poll() is None and time.monotonic() - start < seconds and states(self.output(name)) <= known:
             time.sleep(_LOOK)
         return time.monotonic() - start
 
@@ -297,7 +293,7 @@ class Workplace:
         """
         first, end = times
         self.prepare(name)
-        known = set(contents(self.output(name), read=False))
+        known = states(self.output(name))
         process = self.start(name)
         start = time.monotonic()
         self.wait_for_file(process, name, known, end if moment > 0 else (1 + moment) * first)
@@ -418,14 +414,19 @@ def _with_needed(names: Iterable[str], stages: Mapping[str, Killable]) -> list[s
     return [name for name in stages if name in wanted]
 
 
-def contents(folder: Path, read: bool = True) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, bytes]:
     """Return the files below a folder, hidden ones too, with their content."""
-    found: dict[str, bytes] = {}
+    paths = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def states(folder: Path) -> set[tuple[str, int]]:
+    """Return the files below a folder, hidden ones too, each with the time of its last change."""
+    found: set[tuple[str, int]] = set()
     for root, _, names in os.walk(folder):
         for name in names:
-            path = Path(root) / name
             with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
-                found[path.relative_to(folder).as_posix()] = path.read_bytes() if read else b""
+                found.add((f"{root}/{name}", os.stat(f"{root}/{name}").st_mtime_ns))
     return found
 
 

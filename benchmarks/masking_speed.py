@@ -61,7 +61,7 @@ class MaskingSpeedSettings:
         "loop-PRECISION or PRECISION:BATCH",
         type=comma_list,
     )
-    pictures: int = flag(64, "images of the batched rows; loops take a quarter", type=positive_int)
+    images: int = flag(64, "images of the batched rows; loops take a quarter", type=positive_int)
     side: int = flag(384, "pixels of an image's side", type=positive_int)
     threads: int = flag(8, "that prepare images", type=positive_int)
     tiny: bool = flag(False, "small models and images, to try it out")
@@ -81,7 +81,7 @@ def main(settings: MaskingSpeedSettings) -> None:
     torch.manual_seed(0)
     detector, outliner, tokenizer = random_models(settings.tiny)
     images = list(
-        np.random.default_rng(0).integers(0, 256, (settings.pictures, settings.side, settings.side, 3), np.uint8)
+        np.random.default_rng(0).integers(0, 256, (settings.images, settings.side, settings.side, 3), np.uint8)
     )
     rows: list[dict[str, Any]] = []
     for text, (loop, precision, batch) in zip(settings.rows, plans, strict=True):

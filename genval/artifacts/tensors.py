@@ -50,6 +50,15 @@ def packed_ids(path: Path) -> list[str]:
     return list(dict.fromkeys(key.rpartition("/")[0] for key in header if key != "__metadata__"))
 
 
+def is_damaged(path: Path) -> bool:
+    """Whether a part or a packed file exists and is not whole."""
+    try:
+        read_about(path)
+    except GenValError:
+        return True
+    return False
+
+
 def pack(path: Path, parts: Mapping[str, Path], about: Mapping[str, Any]) -> None:
     """Write one file of several images, and remove the parts.
 

@@ -13,7 +13,7 @@ from genval.datasets.layouts import Layout, find_layout, find_root, suggestion
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import subfolders, why_unopened
 
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 MASK_EXTENSIONS = (".png",)
 ALL = "all"
 

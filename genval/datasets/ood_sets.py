@@ -34,7 +34,7 @@ PAIR_PREFIX = "pair:"
 _PAIR_FORM = "pair:IMAGES,MASKS"
 # Number of images that are measured together; an interrupted run repeats at most one block.
 BLOCK = 32
-_IMAGE = r"\.(?:png|jpe?g|webp)"
+_IMAGE = r"\.(?:png|jpe?g|webp|tiff?)"
 
 # As collections of several sets hold them: images and masks in one folder, named as the set.
 _ONE_FOLDER = (rf"([^/]+){_IMAGE}", r"([^/]+)_mask\.png")

@@ -35,8 +35,9 @@ from genval.datasets.ood_sets import (
     read_kinds,
     read_ood_pair,
 )
+from genval.evaluation.evaluation_set import without_duplicates
 from genval.evaluation.inference import launch_ood_batch
-from genval.evaluation.segmentation import check_models, load, without_duplicates
+from genval.evaluation.loading import check_models, load
 from genval.evaluation.settings import OodDetectionSettings
 from genval.metrics.ood_components import Sizes, best_level, component_metrics, measure_components
 from genval.metrics.ood_pooling import SumBootstrap, coarse_levels
@@ -113,11 +114,14 @@ def detect_all(settings: OodDetectionSettings) -> list[Detected]:
     fabric = launch_fabric(settings.device)
     # The first is run at once.
     images = ((item.image, functools.partial(_read_image, item)) for found in sets.values() for item in found.items)
-    check_models(settings.model, names[1:], fabric, settings.device.precision, images)
+    checked = check_models(settings.model, names[1:], fabric, settings.device.precision, images)
     done: list[Detected] = []
     for name in names:
         with same_outcome(fabric):
-            segmenter = load(settings.model, name, fabric.device, settings.device.precision)
+            if name in checked:
+                segmenter = checked.pop(name)
+            else:
+                segmenter = load(settings.model, name, fabric.device, settings.device.precision)
         standard = known_max_logits(settings, fabric, segmenter, name)
         for dataset, found in sets.items():
             bad = list(unpaired[dataset])
@@ -273,6 +277,14 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
 
     def begin(self, items: Sequence[OodItem], overwrite: bool) -> None:
         remove_leftovers(self.results.folder)
+        damaged = [] if overwrite else [name for name in self.blocks if self.results.is_damaged(name)]
+        for name in damaged:
+            self.results.lines(name).unlink()
+        if damaged:
+            print(
+                f"{self.title}: damaged blocks of earlier results: {len(damaged)}, such as "
+                f"{self.results.lines(damaged[0])}. Their images are computed again."
+            )
         if self.found.limit is not None and self.results.json.exists():
             pooled = read_json(self.results.json).get("pooled", {})
             if pooled.get("limit") is None:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import filecmp
 import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genval.artifacts.fingerprint import UNIDENTIFIED, current_mark, file_mark
+from genval.artifacts.fingerprint import UNIDENTIFIED
 from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import Stage, StageReport, run_stage
-from genval.artifacts.tensors import pack, packed_ids, read_about, write_part
-from genval.datasets import BadFile, Item, find_items, label_space_of, partition, read_pair
-from genval.datasets.gate import GATE, GATED, apply_gate
-from genval.datasets.items import openable
-from genval.datasets.layouts import GATED_SUFFIX, find_layout, find_root, is_generated
-from genval.datasets.ood_sets import OodItem
-from genval.datasets.reading import check_ids
+from genval.artifacts.tensors import is_damaged, pack, packed_ids, read_about, write_part
+from genval.datasets import BadFile, Item, label_space_of, partition, read_pair
+from genval.datasets.gate import GATE, GATED
+from genval.datasets.layouts import GATED_SUFFIX, find_layout
+from genval.evaluation.evaluation_set import EvaluationSet, find_images, results_name
 from genval.evaluation.inference import Measured, launch_batch, sample_pixels
-from genval.evaluation.settings import EvaluationSettings, SegmenterSettings
+from genval.evaluation.loading import check_models, load
+from genval.evaluation.settings import EvaluationSettings
 from genval.metrics.reliability import reliability_metrics
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
 from genval.metrics.statistics import PixelStatistics
@@ -34,7 +33,6 @@ from genval.results.scenes import (
     finish_scene,
     image_record,
     model_list,
-    pair,
     save_image,
 )
 from genval.runtime.devices import launch_fabric, same_outcome
@@ -43,15 +41,10 @@ from genval.runtime.files import read_json, remove_leftovers
 from genval.runtime.paths import resolve
 from genval.segmenters.features import ImageFeatures
 from genval.segmenters.identity import model_identity
-from genval.segmenters.prediction import predict
 
 if TYPE_CHECKING:
     import torch
-    from lightning_fabric import Fabric
     from torch import nn
-
-
-AnyItem = TypeVar("AnyItem", Item, OodItem)
 
 
 @dataclass(frozen=True)
@@ -113,14 +106,17 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
             print(f"{dataset}: {number}, for each of {len(names)} segmenters")
         return []
     fabric = launch_fabric(settings.device)
+    checked: dict[str, nn.Module] = {}
     if segmenter is None:
         # The first is run at once.
         images = ((item.image, functools.partial(_read_image, item)) for found in jobs.values() for item in found.items)
-        check_models(settings.model, names[1:], fabric, settings.device.precision, images)
+        checked = check_models(settings.model, names[1:], fabric, settings.device.precision, images)
     done: list[Evaluated] = []
     for name in names:
         with same_outcome(fabric):
-            if segmenter is None:
+            if name in checked:
+                loaded = checked.pop(name)
+            elif segmenter is None:
                 loaded = load(settings.model, name, fabric.device, settings.device.precision)
             else:
                 loaded = segmenter.to(fabric.device)
@@ -151,149 +147,6 @@ def _read_image(item: Item) -> np.ndarray:
 def _with_precision(settings: EvaluationSettings, precision: Any) -> EvaluationSettings:
     """Return the settings with another precision, which is recorded with the results."""
     return replace(settings, device=replace(settings.device, precision=precision))
-
-
-def load(settings: SegmenterSettings, name: str, device: torch.device, precision: str) -> nn.Module:
-    """Load a segmenter onto a device, as the settings say."""
-    from genval.segmenters import load_segmenter  # a model's library takes seconds to import
-
-    return load_segmenter(
-        name,
-        device,
-        precision,
-        class_map=settings.class_map,
-        compiled=settings.compile == "on",
-        channels_last=settings.channels_last,
-        trust_code=settings.trust_code,
-        input_size=settings.input_size,
-    )
-
-
-def check_models(
-    settings: SegmenterSettings,
-    names: Sequence[str],
-    fabric: Fabric,
-    precision: str,
-    images: Iterable[tuple[Path, Callable[[], np.ndarray]]],
-) -> None:
-    """Load each segmenter and run it on one image, so that a bad one stops the run before others have run for hours.
-
-    Args:
-        settings: which segmenters are run, and how.
-        names: names of the segmenters to check.
-        fabric: the processes, each of which checks all segmenters.
-        precision: one of Lightning's.
-        images: files, each with a function that reads it, RGB uint8 (H, W, 3); the first that can be read is used.
-
-    Raises:
-        GenValError: a segmenter cannot be loaded, or fails.
-    """
-    first: tuple[Path, np.ndarray] | None = None
-    for name in names:
-        with same_outcome(fabric):
-            loaded = load(replace(settings, compile="off"), name, fabric.device, precision)
-            first = first or _first_readable(images)
-            if first is not None:
-                batch = np.repeat(first[1][None], settings.batch_size, axis=0)
-                predict(loaded, batch, [str(first[0])] * len(batch), fabric.device)
-
-
-def _first_readable(images: Iterable[tuple[Path, Callable[[], np.ndarray]]]) -> tuple[Path, np.ndarray] | None:
-    for path, read in images:
-        # A bad image is the run's own error, or is skipped.
-        with contextlib.suppress(GenValError):
-            return path, read()
-    return None
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """The images of a data set that an evaluation measures.
-
-    Attributes:
-        items: sorted by condition, scene and id.
-        bad: files that were skipped.
-        limit: to how many images --limit cut the set; None where it cut nothing.
-        gate: the mark of the set's gate.json, with --gate.
-    """
-
-    items: list[Item]
-    bad: list[BadFile]
-    limit: int | None = None
-    gate: str | None = None
-
-    def openable(self) -> EvaluationSet:
-        """Skip items whose files can no longer be opened."""
-        bad = list(self.bad)
-        return replace(self, items=openable(self.items, bad), bad=bad)
-
-
-def find_images(settings: EvaluationSettings, dataset: str) -> EvaluationSet:
-    """Find the images of a data set that the settings name.
-
-    Raises:
-        GenValError: as `genval.datasets.find_items`, or an image is in the set twice.
-    """
-    items: set[Item] = set()
-    bad: list[BadFile] = []
-    for cond, scene in pair(settings.cond, settings.scene):
-        items.update(
-            find_items(
-                dataset,
-                cond,
-                scene,
-                split=settings.split,
-                root=settings.trg_root,
-                datasets_dir=settings.datasets_dir,
-                generated_dir=settings.generated_dir,
-                skipped=bad if settings.skip_bad else None,
-            )
-        )
-    ordered = sorted(items, key=lambda item: (item.cond, item.scene, item.id))
-    gate = None
-    if settings.gate and is_generated(dataset):
-        root = find_root(dataset, settings.trg_root, settings.datasets_dir, settings.generated_dir)
-        ordered, dropped = apply_gate(ordered, root)
-        gate = file_mark(root / GATE)
-        bad += dropped
-    check_ids(ordered)
-    limit = settings.run.limit if settings.run.limit is not None and settings.run.limit < len(ordered) else None
-    ordered = ordered[:limit]
-    ordered = without_duplicates(ordered, bad if settings.skip_bad else None)
-    return EvaluationSet(ordered, list(dict.fromkeys(bad)), limit, gate)
-
-
-def without_duplicates(items: Sequence[AnyItem], skipped: list[BadFile] | None) -> list[AnyItem]:
-    """Return the items without those whose image and mask an earlier item has; they are added to `skipped`.
-
-    Raises:
-        GenValError: there are such items, and `skipped` is None.
-    """
-    duplicates = find_duplicates(items)
-    for item, first in duplicates.items():
-        reason = f"the same image and mask as {first.image}: it would count twice. Remove one of them from the data set"
-        if skipped is None:
-            raise GenValError(f"{item.image}: {reason}, or give --skip_bad to skip it.")
-        skipped.append(BadFile(item.id, item.cond, item.scene, str(item.image), reason))
-    return [item for item in items if item not in duplicates]
-
-
-def find_duplicates(items: Sequence[AnyItem]) -> dict[AnyItem, AnyItem]:
-    """Return the items whose image and mask are equal, byte for byte, to those of an earlier item, with that item."""
-    first: dict[tuple[str | None, str | None], AnyItem] = {}
-    found: dict[AnyItem, AnyItem] = {}
-    for item in items:
-        other = first.setdefault((current_mark(item.image), current_mark(item.mask)), item)
-        if other is not item and all(
-            filecmp.cmp(a, b, shallow=False) for a, b in ((item.image, other.image), (item.mask, other.mask))
-        ):
-            found[item] = other
-    return found
-
-
-def results_name(settings: EvaluationSettings, dataset: str) -> str:
-    """Return the name of a data set's results; a gated set has its own name, `Cityscapes_fog-gated`."""
-    return f"{dataset}{GATED_SUFFIX}" if settings.gate and is_generated(dataset) else dataset
 
 
 _Pair = tuple[np.ndarray, np.ndarray]
@@ -380,6 +233,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     def begin(self, items: Sequence[Item], overwrite: bool) -> None:
         for results in self.scenes.values():
             remove_leftovers(results.folder)
+        self._remove_damaged(items, overwrite)
         outdated = [results for results in self.scenes.values() if _is_unidentified(results)]
         if outdated and not overwrite:
             print(
@@ -388,6 +242,25 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             )
         if self.limit is not None:
             self._keep_whole(items, overwrite)
+
+    def _remove_damaged(self, items: Sequence[Item], overwrite: bool) -> None:
+        """Remove files of earlier runs that cannot be read, so that their images are computed again, and say so."""
+        damaged: list[Path] = []
+        if not overwrite:
+            with ThreadPoolExecutor(self.settings.model.num_workers) as pool:
+                found = pool.map(lambda item: self.results_of(item).damaged_file(item.id), items)
+                damaged += [path for path in found if path is not None]
+        for kind in self.tensors:
+            paths = [results.packed(kind) for results in self.scenes.values()]
+            paths += [self.results_of(item).part(kind, item.id) for item in items]
+            damaged += filter(is_damaged, paths)
+        for path in damaged:
+            path.unlink()
+        if damaged:
+            print(
+                f"{self.title}: damaged files of earlier results: {len(damaged)}, such as {damaged[0]}. "
+                "Their images are computed again."
+            )
 
     def _keep_whole(self, items: Sequence[Item], overwrite: bool) -> None:
         """Refuse to replace the results of all images of a scene by those of a part."""

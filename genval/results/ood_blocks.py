@@ -110,6 +110,16 @@ class OodResults:
         lines = read_jsonl(self.lines(block), BlockLine)
         return [line["made_from"] for line in lines] == list(records)
 
+    def is_damaged(self, block: str) -> bool:
+        """Whether both files of a block exist and one cannot be read."""
+        if not (self.lines(block).exists() and self.counts(block).exists()):
+            return False
+        try:
+            self.read_block(block)
+        except GenValError:
+            return True
+        return False
+
     def write_block(
         self, block: str, lines: Sequence[Mapping[str, Any]], levels: np.ndarray, coarse: np.ndarray
     ) -> None:

@@ -150,7 +150,7 @@ def common_provenance(places: Sequence[SceneRecords], remedy: Callable[[Path], s
             data set or have changed.
     """
     found: dict[Provenance, Path] = {}
-    images: dict[tuple[Any, Any], str] = {}
+    images: dict[tuple[str | None, str], str] = {}
     for place in places:
         folder, records, metrics = place.folder, place.records, place.metrics
         manifest = folder / "manifest.jsonl"
@@ -205,9 +205,11 @@ def _shown(made: Provenance, key: str) -> str:
     return "none" if value is None else str(value)
 
 
-def _add_image(images: dict[tuple[Any, Any], str], record: Mapping[str, Any], manifest: Path, remedy: str) -> None:
-    marks = (record.get("image_mark"), record.get("mask_mark"))
-    key = marks if None not in marks else (str(manifest), str(record["id"]))
+def _add_image(
+    images: dict[tuple[str | None, str], str], record: Mapping[str, Any], manifest: Path, remedy: str
+) -> None:
+    mark = record.get("image_mark")
+    key = (None, mark) if mark is not None else (str(manifest), str(record["id"]))
     name = f"{manifest.parent.name}/{record['id']}"
     if key in images:
         raise GenValError(f"{manifest}: {name} and {images[key]} are the same image, which would count twice. {remedy}")

@@ -123,6 +123,19 @@ class SceneResults:
         except GenValError:  # a damaged file is computed again
             return False
 
+    def damaged_file(self, item_id: str) -> Path | None:
+        """Return the file of an image's statistics that exists and cannot be read; None where there is none."""
+        path = self.statistics(item_id)
+        try:
+            if path.exists():
+                _read_counts(path)
+                path = self.counts(item_id)
+                if path.exists():
+                    self.read_image({"id": item_id})
+        except GenValError:
+            return path
+        return None
+
     def read_matrix(self) -> np.ndarray:
         """Read the scene's confusion matrix, int64 (C, C).
 

@@ -98,6 +98,25 @@ BORROWED = [
         ("a_function_without_weights_is_evaluated_again_and_says_so", "eval.py, again", EQUAL, "no identity"),
     ),
     *_all(
+        "scripts/test_main_gen_ood.py", "results of OOD detection",
+        ("bad_input_is_one_line_that_names_it", "main_gen_ood.py", REFUSED, "said"),
+        ("damaged_results_are_measured_again", "main_gen_ood.py, resumed", EQUAL, "kind"),
+        ("levels_of_an_earlier_image_are_not_used_for_component_metrics", "main_gen_ood.py, resumed", EQUAL, "levels"),
+        ("an_image_that_is_there_twice_is_refused_or_skipped", "main_gen_ood.py", REFUSED, "doubled image"),
+    ),
+    *_all(
+        "report/test_page.py", "report page",
+        ("a_comparison_of_another_shape_is_refused_by_its_key", "make_report.py", REFUSED, "key"),
+        ("damaged_files_of_the_page_are_refused_by_name", "make_report.py", REFUSED, "kind"),
+        ("texts_cannot_break_out_of_the_page", "make_report.py", EQUAL, "markup in names"),
+    ),
+    *_all(
+        "reproduction/test_steps.py", "state of a plan",
+        ("another_file_is_no_record", "reproduce.py", REFUSED, "text"),
+        ("data_sets_are_compared_by_names_sizes_and_times", "reproduce.py", EQUAL, "changed data set"),
+        ("weights_that_differ_make_a_step_to_do_whatever_their_time", "reproduce.py", EQUAL, "older weights"),
+    ),
+    *_all(
         "segmenters/test_identity.py", "identity of a model",
         ("external_data_of_an_onnx_file", "model_identity", EQUAL, "weights in external data"),
         ("normalisation_of_an_exported_file", "model_identity", EQUAL, "edited FILE.json"),

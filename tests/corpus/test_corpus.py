@@ -103,7 +103,7 @@ class OwnSet:
             write_png(self.root / f"i/{name}.png", test_reading.photograph())
             write_png(self.root / f"g/{name}.png", test_reading.label_ids())
         self.image, self.mask = self.root / "i/x.png", self.root / "g/x.png"
-        # The evaluation refuses the same image and mask under two names.
+        # The evaluation refuses the same image under two names.
         write_png(self.root / "i/a.png", test_reading.photograph()[::-1].copy())
 
     @property
@@ -204,6 +204,24 @@ def by_ood(own, part, make, clean):
     return outcome_of(read, "x.png")
 
 
+def by_corrupt(own, part, make, clean, *flags):
+    """relis/corrupt.py with a corruption that changes nothing writes the image's pixels and copies the mask."""
+    own.write(part, make, None)
+    own.relis.monkeypatch.setattr("genval.evaluation.corruptions.corrupt", lambda image, *_: image)
+    code, out, err = own.relis(
+        "corrupt", "--src_dataset", own.name, "--domains", "fog", "--output_dir", own.root, *flags
+    )
+    if code:
+        return exit_outcome(code, err, "x.png")
+    found = {path.name[0]: path for path in (own.root / "fog/leftImg8bit").rglob("*.png")}
+    if "x" not in found:
+        return SKIPPED if found and "skipped" in out and "x.png" in out else f"only {sorted(found)}"
+    (mask,) = (own.root / "fog/gtFine").rglob("x_*.png")
+    if mask.read_bytes() != own.mask.read_bytes():
+        return "another mask"
+    return compared(np.asarray(Image.open(found["x"])), clean if part == "image" else test_reading.photograph())
+
+
 FILE_READERS = {
     "eval.py": (by_eval, REFUSED),
     "eval.py --skip_bad": (lambda *given: by_eval(*given, "--skip_bad"), SKIPPED),
@@ -211,6 +229,8 @@ FILE_READERS = {
     "check_dataset.py": (by_check_dataset, REFUSED),
     "training": (by_training, REFUSED),
     "training --skip_bad": (lambda *given: by_training(*given, skip_bad=True), SKIPPED),
+    "corrupt.py": (by_corrupt, REFUSED),
+    "corrupt.py --skip_bad": (lambda *given: by_corrupt(*given, "--skip_bad"), SKIPPED),
     "OOD detection": (by_ood, REFUSED),  # its masks hold other ids
 }
 
@@ -377,6 +397,12 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def scramble(path):
+    """Overwrite the first half of a file."""
+    data = path.read_bytes()
+    path.write_bytes(bytes(range(256)) * (len(data) // 512) + data[len(data) // 512 * 256 :])
+
+
 def double_image(world):
     world.manifest(lambda lines: [*lines[:-1], lines[0]])
 
@@ -432,6 +458,10 @@ PIECES = {
     "no counts of an image": lambda world: world.one(".npz").unlink(),
     "truncated counts": lambda world: cut(world.one(".npz")),
     "truncated logits": lambda world: cut(world.folder / "logits.safetensors"),
+    "empty counts": lambda world: world.one(".npz").write_bytes(b""),
+    "corrupt counts": lambda world: scramble(world.one(".npz")),
+    "empty statistics": lambda world: world.one(".json").write_bytes(b""),
+    "corrupt logits": lambda world: scramble(world.folder / "logits.safetensors"),
     "no confusion matrix": lambda world: (world.folder / "confusion_matrix.csv").unlink(),
     "truncated confusion matrix": lambda world: cut(world.folder / "confusion_matrix.csv"),
 }
@@ -535,10 +565,7 @@ def result_cases():
 # damaged results again where it need not read them.
 EXPECTED = {
     **{("correlate.py", kind): SKIPPED for kind in ("no metrics", "no manifest", "no counts of an image")},
-    **{
-        ("eval.py, resumed", kind): REFUSED
-        for kind in ("image gone", "mask gone", "scene gone", "truncated counts", "truncated logits")
-    },
+    **{("eval.py, resumed", kind): REFUSED for kind in ("image gone", "mask gone", "scene gone", "all images gone")},
 }
 
 CASES = [*image_cases(), *mask_cases(), *text_cases(), *result_cases()]

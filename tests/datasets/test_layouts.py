@@ -136,6 +136,13 @@ def test_one_name_for_both_and_any_split(own):
     assert [item.scene for item in find_items(by_split, split="b")] == ["b"]
 
 
+@pytest.mark.parametrize("end", ["tif", "tiff", "TIF", "webp", "jpeg"])
+def test_images_of_every_format_that_is_read_are_found(own, end):
+    (own / f"rgb/x.{end}").write_bytes(b"image")
+    (own / "gt/x.png").write_bytes(b"mask")
+    assert keys(find_items(f"folder:{own}/rgb,{own}/gt,{own}/map.json")) == [("mixed", "mixed", "x")]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

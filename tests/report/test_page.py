@@ -252,6 +252,40 @@ def test_a_comparison_of_another_shape_is_refused_by_its_key(tmp_path, sources, 
         collect(dataclasses.replace(sources, report=tmp_path), None, LIMITS)
 
 
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGED = {
+    "truncated comparison": ("report/correlation.json", halve),
+    "empty comparison": ("report/correlation.json", lambda path: path.write_bytes(b"")),
+    "comparison that is a list": ("report/correlation.json", lambda path: path.write_text("[]")),
+    "damaged line of a manifest": (
+        "generated/fog/manifest.jsonl",
+        lambda path: path.write_bytes(path.read_bytes()[9:]),
+    ),
+    "manifest that is a list": ("generated/fog/manifest.jsonl", lambda path: path.write_text("[]")),
+    "truncated metrics": ("eval/good/Cityscapes_fog/fog/bonn/metrics.json", halve),
+    "truncated settings": ("generated/fog/settings.json", halve),
+    "truncated result of scaling": ("scaling/good/ACDC_fog/from_Cityscapes_fog_all/vanilla_ece.json", halve),
+    "truncated reliability": ("errors/good/Cityscapes_fog_all.json", halve),
+    "truncated results of OOD detection": ("ood/generated/good.json", halve),
+    "results of OOD detection that are a list": ("ood/generated/good.json", lambda path: path.write_text("[]")),
+    "truncated mask of an object": ("objects/masks/lion/0_mask.png", halve),
+    "truncated image with an object": ("objects/refined/lion/0.png", halve),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_files_of_the_page_are_refused_by_name(tmp_path, sources, kind):
+    shutil.copytree(sources.report.parent, tmp_path, dirs_exist_ok=True)
+    moved = {name: tmp_path / getattr(sources, name).name for name in vars(sources) if name != "preset"}
+    name, damage = DAMAGED[kind]
+    damage(tmp_path / name)
+    with pytest.raises(GenValError, match=re.escape(str(tmp_path / name))):
+        collect(PageSources(**moved, preset="mini"), None, LIMITS)
+
+
 def test_a_comparison_is_read_and_written_unchanged():
     values = example_correlation(MODELS, ("fog", "night"))
     assert json.loads(json.dumps(Report.from_json(values).to_json())) == values

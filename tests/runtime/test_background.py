@@ -60,8 +60,7 @@ def test_leftovers_of_an_earlier_process_with_the_same_number_are_removed(tmp_pa
     if not os.path.exists("/proc/self/stat"):
         pytest.skip("this system does not tell when a process started")
     with replace_file(tmp_path / "own.png") as own:
-        parent = own.name.replace(str(os.getpid()), str(os.getppid()))  # the start time is not the parent's
-        (tmp_path / parent).touch()
+        (tmp_path / f".own.png.{os.getppid()}-1.part").touch()  # the start time is not the parent's
         remove_leftovers(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [own.name]
     assert [path.name for path in tmp_path.iterdir()] == ["own.png"]
