@@ -113,9 +113,8 @@ def load_framed(
         GenValError: a file is damaged, the sizes differ, or the mask has ids that are not in the label set.
     """
     image = read_image(pair.image)
-    if pair.mask is None:
-        mask: np.ndarray = np.zeros(image.shape[:2], np.uint8)
-    else:
+    mask: np.ndarray = np.zeros(image.shape[:2], np.uint8)
+    if pair.mask is not None:
         mask = read_mask(pair.mask, labels.train_ids)
         check_pair(image, mask, pair.image, pair.mask)
         labels.check(mask, pair.mask)
