@@ -101,8 +101,7 @@ def collect_set(root: Path, models: list[str], place: Set, output: Path) -> str:
     from genval.report.evidence import Place, read_evidence
     from genval.runtime.files import replace_file
 
-    missing: list[Any] = []
-    evidence = read_evidence(root, models, Place(*place), None, missing)
+    evidence = read_evidence(root, models, Place(*place), None, [])
     if evidence is None or evidence.bins is None:
         return f"{place[0]} ({place[1]}): nothing"
     has = evidence.has() & evidence.has_bins()
@@ -114,9 +113,8 @@ def collect_set(root: Path, models: list[str], place: Set, output: Path) -> str:
             counts=evidence.counts[:, has].astype(np.uint32),
             bins=evidence.bins[:, has].astype(np.float32),
         )
-    return f"{place[0]} ({place[1]}): {len(evidence.images)} images, {has.sum()} segmenters" + (
-        f"; {missing[0].what}" if missing else ""
-    )
+    without = f", {(~has).sum()} without results" if not has.all() else ""
+    return f"{place[0]} ({place[1]}): {len(evidence.images)} images, {has.sum()} segmenters{without}"
 
 
 def temperatures(root: Path, model: str, places: list[Set]) -> list[dict[str, Any]]:

@@ -248,6 +248,9 @@ def copy(source: Path, target: Path) -> Task:
     """A task that copies a file whole or not at all."""
     from genval.runtime.files import replace_file
 
+    if not source.is_file():
+        raise GenValError(f"{source} is missing. Copy the set again.")
+
     def run() -> None:
         with replace_file(target) as temporary:
             shutil.copyfile(source, temporary)
