@@ -42,6 +42,8 @@ from genval.runtime.tables import markdown_table
 
 FEWEST_IMAGES, FEWEST_RECORDINGS = 20, 5
 """With fewer real images or recordings, numbers are without a verdict."""
+FEWEST_GROUPS = 3
+"""With two groups of models, r of their means is always 1 or -1."""
 OBJECTS = [train_id for train_ids in PREDICTED_AS.values() for train_id in train_ids]
 ALLOWED_R = 0.8
 """The least r of mIoU on generated and real clear images of a generator that passes the check."""
@@ -182,7 +184,7 @@ def agreement(
         "chosen": models[int((sign * predicted).argmax())],
         "best": models[int((sign * reference).argmax())],
         "within": pearson_r(*centred),
-        "between": pearson_r(*means),
+        "between": pearson_r(*means) if len(of_group) >= FEWEST_GROUPS else math.nan,
         "by_group": {
             name: pearson_r(predicted[indices], reference[indices])
             for name, indices in of_group.items()
