@@ -170,12 +170,12 @@ def read_pixels(root: Path, model: str, place: Set) -> Pixels | None:
 
 def read_ood(root: Path, models: list[str]) -> dict[str, dict[str, Any]]:
     """Return the metrics of each score, by set and segmenter; the set of two folders is the pasted one."""
-    from genval.results.ood_blocks import OodResults
+    from genval.results.scenes import folder_name
 
     values: dict[str, dict[str, Any]] = {}
     for folder in sorted(path for path in root.glob("*") if path.is_dir()):
         for model in models:
-            path = OodResults(root, folder.name, model).csv
+            path = folder / f"{folder_name(model)}.csv"
             if path.exists():
                 name = "pasted" if folder.name.startswith("pair") else folder.name
                 with path.open(encoding="utf-8") as file:
