@@ -1,12 +1,14 @@
 """Evaluate segmenters on clear, generated, changed and real streets: one process of relis/eval.py per segmenter.
 
-The sets are Cityscapes val, the generated and corrupted sets that exist, and the real sets of DATASETS_DIR: ACDC, CamVid
-(dusk) and IDD-lite, whose 7 merged classes the sets of its domain are evaluated in too. Published networks get the size
-that they were trained for, those of the recipe 256x512.
+The sets are Cityscapes val, the generated and corrupted sets that exist, and the real sets of DATASETS_DIR: ACDC,
+CamVid (dusk) and IDD-lite. Sets of India are evaluated in the 7 merged classes of IDD-lite, and Cityscapes in both.
+Published networks get the size that they were trained for, those of the recipe 256x512. Unknown objects are detected on
+the real sets and on the pasted one (paste_objects.py), if they exist.
 
 Reads:  PUBLISHED/*-{width}.pt (benchmarks/streets/export_segmenters.py), OWN/list.txt (train_segmenters.py),
         DATASETS_DIR (prepare.py), GENERATED_DIR and `corrupted` beside it
-Writes: EVAL_DIR as relis/eval.py, EVAL_DIR/logs/{segmenter}.log. Run the same command again to resume.
+Writes: EVAL_DIR as relis/eval.py, OOD_DIR as ood_detection/main_gen_ood.py, EVAL_DIR/logs/{segmenter}.log. Run the same
+        command again to resume.
 
     python benchmarks/streets/evaluate.py --jobs 8 --accelerator gpu --batch_size 16
 """
@@ -17,13 +19,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 try:
     from genval.runtime import cli
 except ModuleNotFoundError:
     sys.exit("error: GenVal is not installed in this environment. Run: make install")
+
+from models import find_models, short_name
 
 import path_dicts
 from genval.datasets.layouts import find_root, generated_set
@@ -35,7 +38,6 @@ from genval.runtime.settings import comma_list, positive_int
 
 REAL_SETS = ("ACDC", "CamVid", "IDD-lite")
 MERGED = "idd-level1"
-SIZE = "256x512"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class EvaluateSettings:
 
     published: str = flag("checkpoints/streets/published", "folder of the exported networks")
     own: str = flag("checkpoints/streets/segmenters", "folder of the segmenters of the recipe")
-    segmenters: tuple[str, ...] | None = flag(None, "only those whose specification ends in this", type=comma_list)
+    segmenters: tuple[str, ...] | None = flag(None, "only those of these short names", type=comma_list)
     datasets_dir: str = flag("datasets/streets", "folder of the prepared sets")
     generated_dir: str = flag("images/streets", "folder of the generated sets")
     domains: tuple[str, ...] = flag(
@@ -57,6 +59,7 @@ class EvaluateSettings:
     )
     real: bool = flag(True, "evaluate on Cityscapes and the real sets too")
     eval_dir: str = flag("results/streets/eval", "folder of the evaluation results")
+    ood_dir: str = flag("results/streets/ood_detection", "folder of the results on unknown objects")
     logit_pixels: int = flag(500, "pixels per image whose logits are saved, for temperatures", type=positive_int)
     batch_size: int = flag(8, "images per forward pass", type=positive_int)
     accelerator: str = flag("auto", "auto, cpu or gpu")
@@ -66,24 +69,26 @@ class EvaluateSettings:
 
 
 def main(settings: EvaluateSettings) -> None:
-    models = find_models(settings)
+    models = find_models(settings.published, settings.own, settings.segmenters)
     generated, changed = find_sets(settings)
     real = ["Cityscapes", f"Cityscapes@{MERGED}", *REAL_SETS] if settings.real else []
     logs = resolve(settings.eval_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    print(f"{len(models)} segmenters on {', '.join([*real, *generated, *changed])}", flush=True)
+    pasted = f"{settings.datasets_dir}/pasted"
+    objects = [name for name in path_dicts.OOD_ROOTS if has_objects(name, settings)]
+    objects += [f"pair:{pasted}/images,{pasted}/masks"] if resolve(pasted).is_dir() else []
+    print(f"{len(models)} segmenters on {', '.join([*real, *generated, *changed, *objects])}", flush=True)
+    commands = [evaluation([*real, *generated], (), settings)] if real or generated else []
+    commands += [evaluation(changed, settings.scenes, settings)] if changed else []
+    if objects:
+        commands.append(Command("ood_detection/main_gen_ood", {"trg_dataset": objects, "output_dir": settings.ood_dir}))
 
     def run(model: str) -> bool:
-        name = Path(model.split(":", 1)[1].split(",")[-1]).stem if ":" in model else model
+        name = short_name(model)
         with (logs / f"{name}.log").open("ab") as log:
-            for sets, scenes in (([*real, *generated], ()), (changed, settings.scenes)):
-                command = evaluation(model, sets, scenes, models[model], settings)
-                if (
-                    sets
-                    and subprocess.run(
-                        [sys.executable, *command.argv], cwd=REPO_ROOT, stdout=log, stderr=subprocess.STDOUT
-                    ).returncode
-                ):
+            for command in commands:
+                argv = [sys.executable, *command.with_flags(**model_flags(model, models[model], settings)).argv]
+                if subprocess.run(argv, cwd=REPO_ROOT, stdout=log, stderr=subprocess.STDOUT).returncode:
                     print(f"{name}: failed, see {settings.eval_dir}/logs/{name}.log", flush=True)
                     return False
         print(f"{name}: done", flush=True)
@@ -93,29 +98,6 @@ def main(settings: EvaluateSettings) -> None:
         done = list(pool.map(run, models))
     if not all(done):
         raise GenValError(f"{done.count(False)} of {len(done)} evaluations failed, see above.")
-
-
-def find_models(settings: EvaluateSettings) -> dict[str, str]:
-    """Return the segmenters' specifications, each with its input size, height x width."""
-    models: dict[str, str] = {}
-    for file in sorted(resolve(settings.published).glob("*.pt")):
-        width = int(file.stem.rpartition("-")[2])
-        models[f"torchscript:{settings.published}/{file.name}"] = f"{width // 2}x{width}"
-    listed = resolve(settings.own) / "list.txt"
-    if listed.is_file():
-        # A comma also separates the config and the weights of an `mmseg:` specification.
-        parts = listed.read_text(encoding="utf-8").strip().split(",")
-        starts = [index for index, part in enumerate(parts) if part.partition(":")[0] in ("mmseg", "hf")]
-        for start, end in zip(starts, [*starts[1:], len(parts)], strict=True):
-            models[",".join(parts[start:end])] = SIZE
-    if settings.segmenters is not None:
-        models = {model: size for model, size in models.items() if model.endswith(settings.segmenters)}
-    if not models:
-        raise GenValError(
-            f"No segmenters in {settings.published} and {settings.own}. Run benchmarks/streets/export_segmenters.py "
-            "and train_segmenters.py."
-        )
-    return models
 
 
 def find_sets(settings: EvaluateSettings) -> tuple[list[str], list[str]]:
@@ -133,25 +115,42 @@ def find_sets(settings: EvaluateSettings) -> tuple[list[str], list[str]]:
     return generated, changed
 
 
-def evaluation(model: str, sets: list[str], scenes: tuple[str, ...], size: str, settings: EvaluateSettings) -> Command:
-    """Return the command that evaluates a segmenter on sets."""
+def has_objects(name: str, settings: EvaluateSettings) -> bool:
+    """Return whether a set with unknown objects is among the prepared sets."""
+    from genval.datasets.ood_sets import find_ood_items
+
+    try:
+        find_ood_items(name, datasets_dir=settings.datasets_dir)
+    except GenValError:
+        return False
+    return True
+
+
+def model_flags(model: str, size: tuple[int, int], settings: EvaluateSettings) -> dict[str, Any]:
+    """Return the flags that say how a segmenter is run."""
+    return {
+        "segmenters": model,
+        "input_size": "x".join(map(str, size)),
+        "datasets_dir": settings.datasets_dir,
+        "batch_size": settings.batch_size,
+        "num_workers": settings.num_workers,
+        "accelerator": settings.accelerator,
+        "devices": 1,
+    }
+
+
+def evaluation(sets: list[str], scenes: tuple[str, ...], settings: EvaluateSettings) -> Command:
+    """Return the command that evaluates on sets, without the flags of a segmenter."""
     return Command(
         "relis/eval",
         {
-            "segmenters": model,
             "trg_dataset": sets,
             "scene": scenes,
-            "input_size": size,
-            "datasets_dir": settings.datasets_dir,
             "generated_dir": settings.generated_dir,
             "eval_dir": settings.eval_dir,
             "save": "logits",
             "logit_pixels": settings.logit_pixels,
             "fp16": True,
-            "batch_size": settings.batch_size,
-            "num_workers": settings.num_workers,
-            "accelerator": settings.accelerator,
-            "devices": 1,
         },
     )
 

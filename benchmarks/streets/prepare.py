@@ -7,7 +7,8 @@ chosen on `choose` and confirmed on `confirm`. splits.json lists all of them.
 Reads:  STREETS/{cityscapes,dashcam,dawn,idd_lite,acdc,anomaly}, CAMVID/{images,labels}; sets that are absent are named
 Writes: OUTPUT_DIR/cityscapes (256x256 stretched to 512x256; scenes are blocks of consecutive numbers), acdc (scenes are
         drives), idd_lite, camvid (dusk, 480x240), unlabelled/{domain}, dawn/{domain} with boxes.json,
-        anomaly/{set}/{images,masks}, training/{train,val}.jsonl, splits.json, derived.json
+        dataset_AnomalyTrack, dataset_ObstacleTrack and fishyscapes (unknown objects), training/{train,val}.jsonl,
+        splits.json, derived.json
 
     python benchmarks/streets/prepare.py --streets datasets/real_streets --camvid datasets/camvid
 """
@@ -39,7 +40,12 @@ SIZE = (512, 256)
 BLOCKS = {"train": 119, "val": 25}
 """Consecutive frames per scene: the city names are lost, and neighbours in number are of one city."""
 WEATHERS = ("fog", "rain", "snow")
-ANOMALY = ("RoadAnomaly21", "RoadObstacle21", "FishyscapesStatic")
+ANOMALY = {
+    "RoadAnomaly21": ("dataset_AnomalyTrack/images", "dataset_AnomalyTrack/labels_masks", "_labels_semantic"),
+    "RoadObstacle21": ("dataset_ObstacleTrack/images", "dataset_ObstacleTrack/labels_masks", "_labels_semantic"),
+    "FishyscapesStatic": ("fishyscapes/Static/original", "fishyscapes/Static/labels", ""),
+}
+"""Folders of images and of masks of unknown objects, and what the names of masks end in."""
 DUSK, DUSK_ROWS = "0001TP", slice(90, 330)  # as mini/prepare_camvid.py crops: 480x360 to 480x240
 CAPTION = "a street in Germany, on a clear day"
 
@@ -170,13 +176,13 @@ def dashcam(source: Path, out: Path) -> list[Task]:
 
 
 def anomaly(source: Path, out: Path) -> list[Task]:
-    """Images and masks of unknown objects, in two folders with files of the same names."""
+    """Images and masks of unknown objects, in the layouts of ood_detection/main_gen_ood.py."""
     tasks: list[Task] = []
-    for name in ANOMALY:
+    for name, (images, masks, end) in ANOMALY.items():
         for image in found(source / name, "*.jpg"):
-            tasks.append(copy(image, out / "anomaly" / name / "images" / image.name))
+            tasks.append(copy(image, out / images / image.name))
             mask = image.with_name(f"{image.stem}_mask.png")
-            tasks.append(copy(mask, out / "anomaly" / name / "masks" / f"{image.stem}.png"))
+            tasks.append(copy(mask, out / masks / f"{image.stem}{end}.png"))
     return tasks
 
 
@@ -241,6 +247,9 @@ def write_pair(pair: tuple[Path, Path], out: Path, to: tuple[str, ...], size: tu
 def copy(source: Path, target: Path) -> Task:
     """A task that copies a file whole or not at all."""
     from genval.runtime.files import replace_file
+
+    if not source.is_file():
+        raise GenValError(f"{source} is missing. Copy the set again.")
 
     def run() -> None:
         with replace_file(target) as temporary:

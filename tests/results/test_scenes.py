@@ -7,11 +7,12 @@ import torch
 
 from genval.datasets.reading import read_mask
 from genval.metrics.statistics import measure
+from genval.report.evidence import Place, evaluation
 from genval.results import scenes as results_module
 from genval.results.finding import list_scenes
 from genval.results.scenes import SceneResults, finish_scene, folder_name, image_record, model_list, save_image
 from genval.runtime.errors import GenValError
-from genval.runtime.files import write_jsonl
+from genval.runtime.files import write_json, write_jsonl
 
 
 def test_examples_in_docstrings():
@@ -109,3 +110,13 @@ def test_an_id_that_leaves_the_scene_is_refused(tmp_path):
     write_jsonl(scene.folder / "manifest.jsonl", [{"id": "../../x"}])
     with pytest.raises(GenValError, match=r"manifest\.jsonl, line 1: id: expected a name without"):
         scene.ids()
+
+
+def test_commands_repeat_the_input_size(scene):
+    """Its height and width are a list in settings.json, which flags take as one text."""
+    settings = {"settings": {"input_size": [256, 512], "class_map": None, "precision": "32-true", "split": "val"}}
+    write_json(scene.folder / "settings.json", settings)
+    assert scene.saved_flags() == {"input_size": "256x512", "split": "val"}
+    assert "--input_size 256x512" in str(scene.command())
+    other = SceneResults(scene.root, scene.model, "ACDC", "fog", "all")
+    assert evaluation(scene.root, [scene.model], Place("ACDC", "fog"), None) == str(other.command())

@@ -1,0 +1,510 @@
+"""Compare predictors of quality on real streets: r and regret of every generated set, corruption, transfer and clear.
+
+A predictor is a set of labelled images: clear Cityscapes, or Cityscapes changed or generated in a domain. Across the
+segmenters, its mIoU (ECE) is compared with that on the domain's real images by Pearson's r, and by regret: what is lost
+by choosing the best segmenter on the predictor. mIoU is over the classes with labelled pixels in both sets. `within`
+is r after the mean of each family and input size is subtracted from both sides, `between` is r of these means.
+
+Reads:  COLLECTED (benchmarks/streets/collect.py), DATASETS_DIR/splits.json (prepare.py)
+Writes: OUTPUT_DIR/study.json and study.md
+
+    python benchmarks/streets/study.py
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+try:
+    from genval.runtime import cli
+except ModuleNotFoundError:
+    sys.exit("error: GenVal is not installed in this environment. Run: make install")
+
+import numpy as np
+from boxes import PREDICTED_AS
+from collect import MERGED, REAL
+
+import path_dicts
+from genval.datasets.layouts import generated_set
+from genval.metrics.correlation import pearson, pearson_r
+from genval.report.comparison import regret
+from genval.report.scores import ece, mean_iou, weigh
+from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
+from genval.runtime.paths import resolve
+from genval.runtime.settings import positive_int, seed_flag
+from genval.runtime.tables import markdown_table
+
+FEWEST_IMAGES, FEWEST_RECORDINGS = 20, 5
+"""With fewer real images or recordings, numbers are without a verdict."""
+FEWEST_GROUPS = 3
+"""With two groups of models, r of their means is always 1 or -1."""
+OBJECTS = [train_id for train_ids in PREDICTED_AS.values() for train_id in train_ids]
+ALLOWED_R = 0.8
+"""The least r of mIoU on generated and real clear images of a generator that passes the check."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """Settings of benchmarks/streets/study.py."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/streets/study"
+
+    collected: str = flag("results/streets/collected", "folder of collect.py")
+    datasets_dir: str = flag("datasets/streets", "folder of the prepared sets, of which splits.json is read")
+    output_dir: str = flag("results/streets/study", "folder of the tables")
+    draws: int = flag(200, "random choices of images per size", type=positive_int)
+    seed: int = seed_flag()
+    preset: str | None = None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Counts of segmenters on the images of a set.
+
+    Attributes:
+        images: scene/id.
+        models: short names.
+        counts: float64 (N, M, 3, C): hits, labelled pixels, predicted pixels.
+        bins: float64 (N, M, 3, B): right pixels, pixels, sum of confidences.
+    """
+
+    images: tuple[str, ...]
+    models: tuple[str, ...]
+    counts: np.ndarray
+    bins: np.ndarray
+
+    def of(self, models: Sequence[str]) -> ImageSet:
+        """Return the set with these models."""
+        order = [self.models.index(model) for model in models]
+        return replace(self, models=tuple(models), counts=self.counts[:, order], bins=self.bins[:, order])
+
+    def part(self, keep: Callable[[str], bool]) -> ImageSet:
+        """Return the images for whose name `keep` is true."""
+        kept = [index for index, image in enumerate(self.images) if keep(image)]
+        images = tuple(self.images[index] for index in kept)
+        return replace(self, images=images, counts=self.counts[kept], bins=self.bins[kept])
+
+    def recordings(self) -> int:
+        """Return the number of scenes."""
+        return len({image.partition("/")[0] for image in self.images})
+
+    def classes(self) -> set[int]:
+        """Return the classes with labelled pixels."""
+        return set(np.flatnonzero(self.counts[:, 0, 1].sum(0)).tolist())
+
+
+Metric = Callable[[np.ndarray, np.ndarray, list[int]], np.ndarray]
+
+METRICS: dict[str, tuple[Metric, bool]] = {
+    "miou": (lambda counts, bins, classes: mean_iou(counts, classes), True),
+    "accuracy": (lambda counts, bins, classes: 100 * counts[..., 0, :].sum(-1) / counts[..., 1, :].sum(-1), True),
+    "ece": (lambda counts, bins, classes: ece(bins), False),
+}
+"""Each metric in percent, from counts (..., M, 3, C) and bins (..., M, 3, B); and whether more is better."""
+
+
+def main(settings: StudySettings) -> None:
+    from genval.runtime.files import read_json, write_bytes, write_json
+
+    folder, output = resolve(settings.collected), resolve(settings.output_dir)
+    sets = read_sets(folder / "sets")
+    if not sets:
+        raise GenValError(f"No sets in {settings.collected}/sets. Run benchmarks/streets/collect.py.")
+    families: dict[str, str] = read_json(folder / "models.json")
+    splits_file = resolve(settings.datasets_dir) / "splits.json"
+    splits = read_json(splits_file) if splits_file.is_file() else {}
+    boxes, temperatures, ood = (read_json(folder / f"{name}.json") for name in ("boxes", "temperatures", "ood"))
+    groups = {model: f"{family} {model.rpartition('-')[2]}" for model, family in families.items()}
+    groups |= {model: family for model, family in families.items() if family in ("own", "espnet")}
+    report: dict[str, Any] = {
+        "clear_checks": clear_checks(sets),
+        "domains": {domain: compare_domain(sets, domain, groups) for domain in REAL},
+        "halves": {domain: compare_halves(sets, domain, splits) for domain in ("india", "dusk")},
+        "boxes": {domain: compare_boxes(sets, boxes, domain, groups, splits) for domain in ("fog", "rain", "snow")},
+        "sizes": {domain: size_curves(sets, domain, settings) for domain in REAL},
+        "ceilings": {domain: ceiling(sets, domain, settings) for domain in REAL},
+        "temperatures": summarise_temperatures(temperatures),
+        "ood": compare_ood(sets, ood),
+    }
+    write_json(output / "study.json", plain(report))
+    text = markdown(report)
+    write_bytes(output / "study.md", text.encode())
+    print(text)
+
+
+def read_sets(folder: Path) -> dict[tuple[str, str], ImageSet]:
+    """Read the sets of collect.py, by data set and condition."""
+    sets = {}
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            sets[path.stem.rpartition("_")[0], path.stem.rpartition("_")[2]] = ImageSet(
+                tuple(arrays["images"].tolist()), tuple(arrays["models"].tolist()),
+                arrays["counts"].astype(np.float64), arrays["bins"].astype(np.float64),
+            )  # fmt: skip
+    return sets
+
+
+def predictors(sets: dict[tuple[str, str], ImageSet], domain: str) -> dict[str, ImageSet]:
+    """Return the predictors of a domain that were evaluated, by name."""
+    merged = f"@{MERGED}" if domain == "india" else ""
+    places = {"clear": (f"Cityscapes{merged}", "clean"), "corruption": (f"Cityscapes_corrupt_{domain}{merged}", domain)}
+    for generator in path_dicts.GENERATORS:
+        places[generator] = (f"{generated_set(domain, generator)}{merged}", domain)
+    return {name: sets[place] for name, place in places.items() if place in sets}
+
+
+def values(images: ImageSet, classes: list[int], weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Return each metric of the models, (M,); or (D, M) with weights (D, N) of the images."""
+    if weights is None:
+        counts, bins = images.counts.sum(0), images.bins.sum(0)
+    else:
+        counts, bins = weigh(images.counts, weights), weigh(images.bins, weights)
+    return {name: function(counts, bins, classes) for name, (function, _) in METRICS.items()}
+
+
+def agreement(
+    predicted: np.ndarray, reference: np.ndarray, larger: bool, models: Sequence[str], groups: dict[str, str]
+) -> dict[str, Any]:
+    """Compare the models' values on a predictor with those on a reference."""
+    sign = 1 if larger else -1
+    names = [groups[model] for model in models]
+    of_group = {name: [index for index, other in enumerate(names) if other == name] for name in sorted(set(names))}
+    means = np.array([[side[indices].mean() for indices in of_group.values()] for side in (predicted, reference)])
+    place = [list(of_group).index(name) for name in names]
+    centred = np.stack([predicted, reference]) - means[:, place]
+    return {
+        "r": pearson_r(predicted, reference),
+        "regret": float(regret(sign * predicted, sign * reference)),
+        "chosen": models[int((sign * predicted).argmax())],
+        "best": models[int((sign * reference).argmax())],
+        "within": pearson_r(*centred),
+        "between": pearson_r(*means) if len(of_group) >= FEWEST_GROUPS else math.nan,
+        "by_group": {
+            name: pearson_r(predicted[indices], reference[indices])
+            for name, indices in of_group.items()
+            if len(indices) >= 4
+        },
+    }
+
+
+def common(first: ImageSet, second: ImageSet) -> tuple[ImageSet, ImageSet, list[int]]:
+    """Return two sets with the models that both have, and the classes with labelled pixels in both."""
+    models = [model for model in first.models if model in second.models]
+    return first.of(models), second.of(models), sorted(first.classes() & second.classes())
+
+
+def compare_domain(sets: dict[tuple[str, str], ImageSet], domain: str, groups: dict[str, str]) -> dict[str, Any]:
+    """Compare each predictor of a domain with its real images."""
+    real = sets.get(REAL[domain])
+    if real is None:
+        return {}
+    rows = {}
+    for name, predictor in predictors(sets, domain).items():
+        left, right, classes = common(predictor, real)
+        predicted, reference = values(left, classes), values(right, classes)
+        rows[name] = {
+            "images": len(left.images), "models": len(left.models), "classes": len(classes),
+            "mean_miou": float(predicted["miou"].mean()), "real_miou": float(reference["miou"].mean()),
+            **{
+                metric: agreement(predicted[metric], reference[metric], larger, left.models, groups)
+                for metric, (_, larger) in METRICS.items()
+            },
+        }  # fmt: skip
+    enough = len(real.images) >= FEWEST_IMAGES and real.recordings() >= FEWEST_RECORDINGS
+    return {"images": len(real.images), "recordings": real.recordings(), "verdict": enough, "predictors": rows}
+
+
+def clear_checks(sets: dict[tuple[str, str], ImageSet]) -> dict[str, Any]:
+    """Compare mIoU on a generator's clear images with that on the real frames that they were made from."""
+    checks = {}
+    for name, generated in predictors(sets, "clear").items():
+        real = sets.get(("Cityscapes", "clean"))
+        if name == "clear" or real is None:
+            continue
+        left, right, classes = common(generated, real)
+        frames = {image.rpartition("/")[2]: index for index, image in enumerate(right.images)}
+        sources = [next((frame for frame in frames if image.endswith(frame)), None) for image in left.images]
+        if None in sources:
+            raise GenValError(f"{name}: image {left.images[sources.index(None)]} names no frame of Cityscapes.")
+        weights = np.zeros((1, len(frames)))
+        for source in sources:
+            weights[0, frames[source]] += 1
+        predicted, reference = values(left, classes)["miou"], values(right, classes, weights)["miou"][0]
+        r = pearson_r(predicted, reference)
+        checks[name] = {
+            "r": r, "passed": r >= ALLOWED_R, "images": len(sources), "models": len(left.models),
+            "mean_miou": float(predicted.mean()), "real_miou": float(reference.mean()),
+        }  # fmt: skip
+    return checks
+
+
+def compare_halves(sets: dict[tuple[str, str], ImageSet], domain: str, splits: dict[str, Any]) -> dict[str, Any]:
+    """Return r of mIoU of each predictor on the two halves of the real images: to choose on, and to confirm with."""
+    real = sets.get(REAL[domain])
+    parts = splits.get({"india": "idd_drives", "dusk": "camvid_dusk"}[domain])
+    if real is None or parts is None:
+        return {}
+    rows: dict[str, Any] = {}
+    for half in ("choose", "confirm"):
+        names = set(parts[half])
+        chosen = real.part(lambda image, names=names: bool(names & set(image.split("/"))))
+        for name, predictor in predictors(sets, domain).items():
+            left, right, classes = common(predictor, chosen)
+            predicted, reference = values(left, classes)["miou"], values(right, classes)["miou"]
+            found = {"r": pearson_r(predicted, reference), "regret": float(regret(predicted, reference))}
+            rows.setdefault(name, {})[half] = {**found, "images": len(chosen.images)}
+    return rows
+
+
+def compare_boxes(
+    sets: dict[tuple[str, str], ImageSet], boxes: dict[str, Any], domain: str, groups: dict[str, str], splits: Any
+) -> dict[str, Any]:
+    """Compare the share of the objects' pixels that are right with the mean share of real boxes that is."""
+    photos = [name for name in next(iter(boxes.values()), {}) if name.startswith(f"{domain}/")]
+    parts = {half: set(splits.get(f"dawn_{domain}", {}).get(half, ())) for half in ("choose", "confirm")}
+    rows: dict[str, Any] = {}
+    for name, predictor in predictors(sets, domain).items():
+        models = [model for model in predictor.models if model in boxes]
+        if len(models) < 3 or not photos:
+            continue
+        counts = predictor.of(models).counts.sum(0)[..., OBJECTS]
+        recall = 100 * counts[:, 0].sum(-1) / counts[:, 1].sum(-1)
+        miou = values(predictor.of(models), sorted(predictor.classes()))["miou"]
+        shares = {half: box_shares(boxes, models, photos, chosen) for half, chosen in {"all": None, **parts}.items()}
+        number = sum(len(boxes[models[0]][photo]["boxes"]) for photo in photos)
+        rows[name] = {
+            "photos": len(photos), "boxes": number, "models": len(models),
+            "objects": agreement(recall, shares["all"], True, models, groups),
+            "miou": agreement(miou, shares["all"], True, models, groups),
+            **{half: pearson_r(recall, shares[half]) for half in parts if parts[half]},
+        }  # fmt: skip
+    return rows
+
+
+def box_shares(
+    boxes: dict[str, Any], models: Sequence[str], photos: Sequence[str], chosen: set[str] | None
+) -> np.ndarray:
+    """Return, by model, the mean share in percent of a box that is predicted as its class, (M,)."""
+    kept = [photo for photo in photos if chosen is None or photo.rpartition("/")[2] in chosen]
+    return np.array(
+        [
+            100 * np.mean([hits / pixels for photo in kept for _, pixels, hits in boxes[model][photo]["boxes"]])
+            for model in models
+        ]
+    )
+
+
+def size_curves(sets: dict[tuple[str, str], ImageSet], domain: str, settings: StudySettings) -> dict[str, Any]:
+    """Return the mean r of mIoU over random choices of n images of each predictor."""
+    real = sets.get(REAL[domain])
+    if real is None:
+        return {}
+    curves: dict[str, Any] = {}
+    for name, predictor in predictors(sets, domain).items():
+        left, right, classes = common(predictor, real)
+        reference = values(right, classes)["miou"]
+        total, rng = len(left.images), np.random.default_rng(settings.seed)
+        for size in [size for size in (4, 8, 16, 32, 64, 128, 256) if size < total] + [total]:
+            weights = np.zeros((settings.draws if size < total else 1, total))
+            for row in weights:
+                row[rng.choice(total, size, replace=False)] = 1
+            drawn = pearson(values(left, classes, weights)["miou"], reference)
+            ends = np.nanpercentile(drawn, [5, 95]).tolist()
+            curves.setdefault(name, {})[size] = [float(np.nanmean(drawn)), *ends]
+    return curves
+
+
+def ceiling(sets: dict[tuple[str, str], ImageSet], domain: str, settings: StudySettings) -> dict[str, Any]:
+    """Return how well the real images agree with themselves: r of mIoU between random halves, and of all of them."""
+    real = sets.get(REAL[domain])
+    if real is None:
+        return {}
+    total, rng = len(real.images), np.random.default_rng(settings.seed)
+    weights = np.zeros((settings.draws, total))
+    for row in weights:
+        row[rng.permutation(total)[: total // 2]] = 1
+    classes = sorted(real.classes())
+    halves = [values(real, classes, side)["miou"] for side in (weights, 1 - weights)]
+    r = float(np.nanmean(pearson(*halves)))
+    # Spearman and Brown: the correlation of twice as many images with another sample of that size.
+    return {"half": r, "all": 2 * r / (1 + r) if r > -1 else math.nan}
+
+
+def summarise_temperatures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return, by domain and source, the share of segmenters whose ECE drops, and the mean ECE before and after."""
+    summary: dict[str, Any] = {}
+    for domain, (real, _) in REAL.items():
+        of_domain = [row for row in rows if row["domain"] == domain]
+        before = {row["model"]: row["ece"] for row in of_domain if row["source"] == real}
+        for source in dict.fromkeys(row["source"] for row in of_domain if row["source"] != real):
+            after = {row["model"]: row["ece"] for row in of_domain if row["source"] == source}
+            models = [model for model in before if model in after]
+            summary.setdefault(domain, {})[source] = {
+                "models": len(models),
+                "better": float(np.mean([after[model] < before[model] for model in models])),
+                "before": 100 * float(np.mean([before[model] for model in models])),
+                "after": 100 * float(np.mean([after[model] for model in models])),
+            }
+    return summary
+
+
+def compare_ood(sets: dict[tuple[str, str], ImageSet], ood: dict[str, Any]) -> dict[str, Any]:
+    """Compare detection of pasted objects, and clear mIoU, with detection of real objects: r of the AUROC."""
+    clear = sets.get(("Cityscapes", "clean"))
+    miou = {}
+    if clear is not None:
+        miou = dict(zip(clear.models, values(clear, sorted(clear.classes()))["miou"], strict=True))
+    pasted = ood.get("pasted", {})
+    rows: dict[str, Any] = {}
+    for name, by_model in ood.items():
+        if name == "pasted":
+            continue
+        for score in dict.fromkeys(row["score"] for row in next(iter(by_model.values()))):
+            models = [model for model in by_model if model in pasted and model in miou]
+            if len(models) < 3:
+                continue
+            real, made = (
+                np.array([next(100 * float(row["auroc"]) for row in side[m] if row["score"] == score) for m in models])
+                for side in (by_model, pasted)
+            )
+            chosen = np.array([miou[model] for model in models])
+            rows.setdefault(name, {})[score] = {
+                "models": len(models), "auroc": float(real.mean()), "pasted_auroc": float(made.mean()),
+                "r": pearson_r(made, real), "regret": float(regret(made, real)),
+                "clear_r": pearson_r(chosen, real), "clear_regret": float(regret(chosen, real)),
+            }  # fmt: skip
+    return rows
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Return the tables of the report."""
+    parts = ["## Check on generated clear images\n"]
+    rows = [
+        [
+            name,
+            one["images"],
+            one["models"],
+            one["r"],
+            one["mean_miou"],
+            one["real_miou"],
+            "yes" if one["passed"] else "no",
+        ]
+        for name, one in report["clear_checks"].items()
+    ]
+    header = ["generator", "images", "segmenters", "r of mIoU", "mIoU %", "on the real frames %", "passes"]
+    parts.append(markdown_table(header, rows, digits=2))
+    for metric, title in (("miou", "mIoU"), ("accuracy", "pixel accuracy"), ("ece", "ECE")):
+        parts.append(f"\n## {title}: r and regret (points)\n")
+        names = list(dict.fromkeys(name for one in report["domains"].values() for name in one.get("predictors", {})))
+        rows = []
+        for domain, one in report["domains"].items():
+            if one:
+                number = f"{one['images']}, {one['recordings']}" + ("" if one["verdict"] else " (no verdict)")
+                cells = [_pair(one["predictors"].get(name, {}).get(metric)) for name in names]
+                rows.append([domain, number, *cells])
+        parts.append(markdown_table(["domain", "real images, recordings", *names], rows))
+    parts.append("\n## mIoU: r within and between families\n")
+    rows = [
+        [domain, name, one["images"], one["models"], one["miou"]["r"], one["miou"]["within"], one["miou"]["between"],
+         ", ".join(f"{group} {r:.2f}" for group, r in one["miou"]["by_group"].items()), one["miou"]["chosen"],
+         one["miou"]["best"]]
+        for domain, by_name in report["domains"].items()
+        for name, one in by_name.get("predictors", {}).items()
+    ]  # fmt: skip
+    header = [
+        "domain",
+        "predictor",
+        "images",
+        "segmenters",
+        "r",
+        "within",
+        "between",
+        "in each family",
+        "chosen",
+        "best",
+    ]
+    parts.append(markdown_table(header, rows, digits=2))
+    parts.append("\n## DAWN boxes: r and regret of the share of objects' pixels, and of mIoU\n")
+    rows = [
+        [domain, name, f"{one['photos']}, {one['boxes']}", one["models"], _pair(one["objects"]), _pair(one["miou"]),
+         one.get("choose"), one.get("confirm")]
+        for domain, by_name in report["boxes"].items()
+        for name, one in by_name.items()
+    ]  # fmt: skip
+    header = ["domain", "predictor", "photos, boxes", "segmenters", "objects", "mIoU", "r on choose", "r on confirm"]
+    parts.append(markdown_table(header, rows, digits=2))
+    parts.append("\n## r of mIoU on two halves of the real images\n")
+    rows = [
+        [domain, name, one["choose"]["r"], one["confirm"]["r"], one["choose"]["regret"], one["confirm"]["regret"]]
+        for domain, by_name in report["halves"].items()
+        for name, one in by_name.items()
+    ]
+    parts.append(
+        markdown_table(
+            ["domain", "predictor", "choose r", "confirm r", "choose regret", "confirm regret"], rows, digits=2
+        )
+    )
+    parts.append("\n## r of mIoU by number of images: mean (5 to 95 % of random choices)\n")
+    rows = [
+        [
+            domain,
+            name,
+            "; ".join(f"{size}: {mean:.2f} ({low:.2f} to {high:.2f})" for size, (mean, low, high) in curve.items()),
+        ]
+        for domain, by_name in report["sizes"].items()
+        for name, curve in by_name.items()
+    ]
+    parts.append(markdown_table(["domain", "predictor", "images: r"], rows))
+    rows = [[domain, one["half"], one["all"]] for domain, one in report["ceilings"].items() if one]
+    parts.append("\n## Agreement of the real images with themselves: r of mIoU\n")
+    parts.append(markdown_table(["domain", "between halves", "expected for as many others"], rows, digits=2))
+    parts.append("\n## Temperatures, tried on the real images\n")
+    rows = [
+        [domain, source, one["models"], 100 * one["better"], one["before"], one["after"]]
+        for domain, by_source in report["temperatures"].items()
+        for source, one in by_source.items()
+    ]
+    header = ["domain", "temperatures from", "segmenters", "better %", "mean ECE before %", "after %"]
+    parts.append(markdown_table(header, rows, digits=1))
+    parts.append("\n## Unknown objects: AUROC\n")
+    rows = [
+        [
+            name,
+            score,
+            one["models"],
+            one["auroc"],
+            one["pasted_auroc"],
+            one["r"],
+            one["regret"],
+            one["clear_r"],
+            one["clear_regret"],
+        ]
+        for name, by_score in report["ood"].items()
+        for score, one in by_score.items()
+    ]
+    header = ["real set", "score", "segmenters", "AUROC %", "pasted %", "r", "regret", "clear mIoU r", "its regret"]
+    parts.append(markdown_table(header, rows, digits=2))
+    return "\n".join(parts) + "\n"
+
+
+def _pair(one: dict[str, Any] | None) -> str:
+    return f"{one['r']:.2f}, {one['regret']:.1f}" if one else ""
+
+
+def plain(value: Any) -> Any:
+    """Return a value for JSON, in which NaN becomes None."""
+    if isinstance(value, dict):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+if __name__ == "__main__":
+    cli.run(main, StudySettings, __doc__)
