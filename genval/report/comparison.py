@@ -10,9 +10,8 @@ import numpy as np
 from genval.metrics.correlation import CORRELATIONS
 from genval.report.resampling import draw_models, interval
 from genval.report.schema import (
-    BASELINES,
     CLEAR,
-    PREDICTORS,
+    CORRUPTED,
     SYNTHETIC,
     TRUE,
     ClassCoefficients,
@@ -49,22 +48,25 @@ def compare(
 
     Args:
         models: their names, the axis of the scores; at least two.
-        sides: `true` and `synthetic`, and `clear` and `corrupted` where available. Baselines may miss models (NaN).
+        sides: `true` and `synthetic`, and the baselines that are available: `clear`, `corrupted` and others of any
+            name. Baselines may miss models (NaN).
         metric: its name.
         higher_is_better: the order of the ranking.
         sets: the images of each side.
         draws: bootstrap draws of models; scores on resampled images have as many.
         seed: of the draws of models.
     """
-    correlation: dict[str, Coefficients | None] = dict.fromkeys(PREDICTORS)
-    difference: dict[str, CoefficientDifference | None] = dict.fromkeys(BASELINES)
+    baselines = list(dict.fromkeys((CLEAR, CORRUPTED, *(side for side in sides if side not in (TRUE, SYNTHETIC)))))
+    predictors = [SYNTHETIC, *baselines]
+    correlation: dict[str, Coefficients | None] = dict.fromkeys(predictors)
+    difference: dict[str, CoefficientDifference | None] = dict.fromkeys(baselines)
     own = _resampled_correlations(sides[SYNTHETIC], sides[TRUE], draws, seed)
-    for predictor in (predictor for predictor in PREDICTORS if predictor in sides):
+    for predictor in (predictor for predictor in predictors if predictor in sides):
         kept = np.flatnonzero(~np.isnan(sides[predictor].value))
         same, drawn = own, own
         if len(kept) < len(models):  # compared over the models that the baseline has
             same = _resampled_correlations(sides[SYNTHETIC].select(kept), sides[TRUE].select(kept), draws, seed)
-        if predictor in BASELINES:
+        if predictor != SYNTHETIC:
             drawn = _resampled_correlations(sides[predictor].select(kept), sides[TRUE].select(kept), draws, seed)
             difference[predictor] = _difference(same, drawn, len(kept))
         correlation[predictor] = Coefficients(len(kept), **_estimates(drawn))
@@ -74,15 +76,15 @@ def compare(
         better="higher" if higher_is_better else "lower",
         sets=dict(sets),
         models=[
-            ModelScores(model, {side: _model_score(sides.get(side), index) for side in (TRUE, *PREDICTORS)})
+            ModelScores(model, {side: _model_score(sides.get(side), index) for side in (TRUE, *predictors)})
             for index, model in enumerate(models)
         ],
         correlation=correlation,
         difference=difference,
-        beats={baseline: _beats(difference[baseline]) for baseline in BASELINES},
+        beats={baseline: _beats(difference[baseline]) for baseline in baselines},
         ranking={
             predictor: _ranking(models, sides[predictor], sides[TRUE], higher_is_better) if predictor in sides else None
-            for predictor in PREDICTORS
+            for predictor in predictors
         },
         bias=_bias(sides[SYNTHETIC], sides[TRUE]),
     )

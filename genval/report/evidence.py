@@ -112,13 +112,14 @@ def read_evidence(
     return Evidence(place, images, sources, counts, bins, made)
 
 
-def with_street_sources(evidence: Evidence) -> Evidence:
+def with_street_sources(evidence: Evidence, domain: str | None = None) -> Evidence:
     """Take the source of each image from its name, `{domain}_{number}_{street}` or just `{street}`.
 
-    For sets made from the labelled streets: one generated or corrupted from the same street shares its source.
+    For sets made from the labelled streets: one generated or corrupted from the same street shares its source. The
+    domain is that of the data set's name by default; the name of a set made by another tool may not tell it.
     """
     dataset = evidence.place.dataset.removesuffix(GATED_SUFFIX)
-    domain = re.escape(domain_of(dataset)) if dataset.startswith(GENERATED_PREFIX) else ""
+    domain = re.escape(domain or domain_of(dataset)) if dataset.startswith(GENERATED_PREFIX) else ""
     sources = []
     for image in evidence.images:
         name = image.rpartition("/")[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genval.report.ood_comparison import GENERATED, METRICS
-from genval.report.schema import BASELINES, CLEAR, CORRUPTED, SYNTHETIC, TRUE, Report
+from genval.report.schema import CLEAR, SYNTHETIC, TRUE, Report
 from genval.runtime.files import write_bytes, write_csv
 from genval.runtime.tables import markdown_table, percent
 
@@ -121,7 +121,8 @@ def _pair(ends: Sequence[float] | None) -> tuple[float, float] | None:
 def _robustness(report: Report) -> Table:
     published = report.published.pearson
     header = ["domain", "models", "images", "classes", "r", "95 %", "Spearman", "Kendall"]
-    for baseline in BASELINES:
+    baselines = [baseline.key for baseline in report.baselines]
+    for baseline in baselines:
         header += [f"r of {baseline}", f"r difference: {SYNTHETIC} - {baseline}, 95 %"]
     header += [f"published {name}{SECONDARY}" for name in published]
     rows = []
@@ -130,8 +131,8 @@ def _robustness(report: Report) -> Table:
         assert own is not None and generated is not None
         row = [domain, own.models, generated.images, len(comparison.classes or ())]
         row += [own.pearson.value, _pair(own.pearson.ends), own.spearman.value, own.kendall.value]
-        for baseline in BASELINES:
-            theirs, difference = comparison.correlation[baseline], comparison.difference[baseline]
+        for baseline in baselines:
+            theirs, difference = comparison.against(baseline)
             row += [theirs and theirs.pearson.value, difference and _pair(difference.pearson.ends)]
         rows.append([*row, *(by_domain.get(domain) for by_domain in published.values())])
     title = "Correlation of synthetic and reference mIoU across models, by domain, with 95 % intervals"
@@ -208,8 +209,8 @@ def _models(report: Report) -> Table:
     header = ["model"]
     by_model: dict[str, list[Any]] = {model: [short] for model, short in report.short_names.items()}
     for domain, comparison in report.robustness.items():
-        for side in (CLEAR, CORRUPTED, SYNTHETIC, TRUE):
-            if comparison.sets[side] is None:
+        for side in (*(predictor.key for predictor in (*report.baselines, report.predictors[0])), TRUE):
+            if comparison.sets.get(side) is None:
                 continue
             header.append(f"{_SIDE_NAMES.get(side, side)} ({domain})")
             found = {entry.model: entry.scores[side] for entry in comparison.models}

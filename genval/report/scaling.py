@@ -12,12 +12,13 @@ import numpy as np
 
 import path_dicts
 from genval.datasets.corruptions import CORRUPTIONS
-from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
+from genval.datasets.layouts import CORRUPTED_PREFIX
 from genval.evaluation.calibration import CITYSCAPES_CALIBRATION, ImageSet
 from genval.metrics.correlation import CORRELATIONS
 from genval.report import HARDEST_SHARE
 from genval.report.comparison import FEWEST_MODELS, number
 from genval.report.evidence import architectures
+from genval.report.predictors import Generator
 from genval.report.resampling import draw_models, interval, wilson_interval
 from genval.report.schema import (
     CLEAR,
@@ -32,7 +33,7 @@ from genval.report.schema import (
 )
 from genval.report.settings import CorrelationSettings
 from genval.results.provenance import Provenance, require_model
-from genval.results.scenes import ALL, GATED_SUFFIX, folder_name
+from genval.results.scenes import ALL, folder_name
 from genval.runtime.commands import Command, Missing
 from genval.runtime.files import read_json
 from genval.runtime.paths import resolve
@@ -74,6 +75,7 @@ class _Tries:
 
 def measure_scaling(
     settings: CorrelationSettings,
+    generator: Generator,
     domain: str,
     models: Sequence[str],
     missing: list[Missing],
@@ -83,6 +85,7 @@ def measure_scaling(
 
     Args:
         settings: of report/correlate.py.
+        generator: whose images calibrate; there are no temperatures of a generator with a results folder of its own.
         domain: whose reference set is tested.
         models: names as given to relis/eval.py.
         missing: what is missing is appended.
@@ -95,7 +98,9 @@ def measure_scaling(
         GenValError: a file is not one of relis/eval_calibration_clustering.py, or is of another model than the results
             of relis/eval.py.
     """
-    tries = _read_tries(settings, domain, models, made)
+    if generator.eval_dir is not None:
+        return None
+    tries = _read_tries(settings, generator, domain, models, made)
     _list_missing(settings, domain, tries, missing)
     kept = [model for model in models if tries.results[SYNTHETIC][model] is not None]
     if not kept:
@@ -130,11 +135,15 @@ def measure_scaling(
 
 
 def _read_tries(
-    settings: CorrelationSettings, domain: str, models: Sequence[str], made: Mapping[str, Provenance]
+    settings: CorrelationSettings,
+    generator: Generator,
+    domain: str,
+    models: Sequence[str],
+    made: Mapping[str, Provenance],
 ) -> _Tries:
     root, method = resolve(settings.scaling_dir), settings.scaling_method
     tested = _tested(domain, settings.reference_dataset)
-    own = _generated(settings, domain)
+    own = ImageSet(generator.place(domain, settings.gate).dataset)
     shares = sorted({HARDEST_SHARE, *_tried_shares(root, models, tested, own, method)}, reverse=True)
     sources = {
         SYNTHETIC: [own],
@@ -148,10 +157,6 @@ def _read_tries(
         for source, calibrating in sources.items()
     }
     return _Tries(settings, own, tested, sources, results, dict(made))
-
-
-def _generated(settings: CorrelationSettings, domain: str) -> ImageSet:
-    return ImageSet(f"{GENERATED_PREFIX}{domain}{GATED_SUFFIX if settings.gate else ''}")
 
 
 def _tried_shares(

@@ -1,13 +1,16 @@
 """What `correlation.json` holds, as frozen dataclasses: report/correlate.py writes them, tables and page read them.
 
 Scores are in percent. `synthetic` is the generated set of a domain, `true` its reference set, `clear` the clear-weather
-set and `corrupted` the set with classic corruptions. Predictors are synthetic, clear and corrupted; baselines are clear
-and corrupted. `JSON_KEYS` lists the fields whose key in the file has another name.
+set and `corrupted` the set with classic corruptions. With several generators, `synthetic` is the set of the first one,
+and each other generator is a side with the generator's name. Predictors are all sides but `true`, and
+`Findings.predictors` lists them. Baselines are the predictors that synthetic is compared with. `JSON_KEYS` lists the
+fields whose key in the file has another name.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -23,11 +26,22 @@ TRUE = "true"
 SYNTHETIC = "synthetic"
 CLEAR = "clear"
 CORRUPTED = "corrupted"
-PREDICTORS = (SYNTHETIC, CLEAR, CORRUPTED)
-BASELINES = (CLEAR, CORRUPTED)
 
 Ends = list[float]
 """A 95 % interval, [low, high]."""
+
+
+NOTHING = "nothing"
+UNLABELLED = "unlabelled images"
+
+
+@dataclass(frozen=True)
+class Predictor(JsonRecord):
+    """A source of scores from which the reference scores are predicted."""
+
+    key: str  # of its entries in the comparisons: synthetic, clear, corrupted or the name of another generator
+    name: str  # for the reader
+    needs: str  # what it needs of the condition: nothing, or unlabelled images
 
 
 @dataclass(frozen=True)
@@ -162,6 +176,10 @@ class Comparison(JsonRecord):
     classes: list[str] | None = None  # mIoU only: the one class set of every side
     classes_flag: str | None = None  # mIoU only: why they are fewer than 19
     per_class: dict[str, ClassComparison] | None = None  # mIoU only
+
+    def against(self, baseline: str) -> tuple[Coefficients | None, CoefficientDifference | None]:
+        """Return the correlation of a baseline, and the difference of synthetic from it; None where not compared."""
+        return self.correlation.get(baseline), self.difference.get(baseline)
 
     def to_json(self) -> dict[str, Any]:
         values = super().to_json()
@@ -341,6 +359,7 @@ class Findings(JsonRecord):
     short_names: dict[str, str]  # by model, for the reader
     made_by: dict[str, str]  # by model: its identity and precision, the same for all of its results
     domains: list[str]
+    predictors: list[Predictor]  # synthetic first
     robustness: dict[str, Comparison]  # mIoU, by domain
     calibration: dict[str, DomainCalibration]  # by domain
     ood_detection: dict[str, dict[str, dict[str, Comparison]]]  # by reference set, score and metric
@@ -351,6 +370,16 @@ class Findings(JsonRecord):
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **super().to_json()}
+
+    @property
+    def baselines(self) -> list[Predictor]:
+        """The predictors that synthetic is compared with."""
+        return [predictor for predictor in self.predictors if predictor.key != SYNTHETIC]
+
+    @property
+    def other_generators(self) -> list[Predictor]:
+        """The generators after the first."""
+        return [predictor for predictor in self.baselines if predictor.key not in (CLEAR, CORRUPTED)]
 
 
 @dataclass(frozen=True)
@@ -365,6 +394,26 @@ class Report(Findings):
         """Add the verdict to the findings."""
         parts = {field.name: getattr(findings, field.name) for field in dataclasses.fields(findings)}
         return cls(**parts, answers=answers, verdict=verdict)
+
+
+def select_generators(report: Report, names: Sequence[str]) -> Report:
+    """Return the report without the other generators that are not named; "all" names all of them.
+
+    Raises:
+        GenValError: a name is not one of a generator of the report.
+    """
+    if tuple(names) == ("all",):
+        return report
+    others = [predictor.key for predictor in report.other_generators]
+    unknown = [name for name in names if name not in others and name != report.predictors[0].name]
+    if unknown:
+        known = ", ".join([report.predictors[0].name, *others])
+        raise GenValError(
+            f"--generators: correlation.json does not compare {', '.join(unknown)}, but {known}. "
+            "Run report/correlate.py with these --generators."
+        )
+    kept = [one for one in report.predictors if one.key not in others or one.key in names]
+    return dataclasses.replace(report, predictors=kept)
 
 
 def read_report(path: Path, preset: str | None = None) -> Report:

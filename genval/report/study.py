@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 import path_dicts
 from genval.datasets import CLASS_SETS, CLASSES
 from genval.datasets.corruptions import CORRUPTIONS
-from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
+from genval.datasets.layouts import CORRUPTED_PREFIX
 from genval.report.comparison import compare, compare_classes
 from genval.report.evidence import Evidence, Place, read_evidence, require_same_models, short_names, with_street_sources
 from genval.report.ood_comparison import compare_ood_detection
+from genval.report.predictors import Generator, list_predictors, parse_generators
 from genval.report.published import PUBLISHED
 from genval.report.resampling import draw_images
 from genval.report.sample_size import sample_size_curve
@@ -37,7 +37,7 @@ from genval.report.settings import CorrelationSettings
 from genval.report.verdict import answer, verdict
 from genval.results.finding import list_models
 from genval.results.provenance import Provenance
-from genval.results.scenes import GATED_SUFFIX, model_list
+from genval.results.scenes import model_list
 from genval.runtime.commands import Command, Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
@@ -45,6 +45,8 @@ from genval.runtime.seeds import item_seed
 
 # A correlation of two models is always 1 or -1.
 FEWEST_COMPARED = 3
+# A model without results on one of these sides is not compared in a domain.
+_NEEDED = (TRUE, SYNTHETIC, CLEAR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,7 @@ def correlate(settings: CorrelationSettings) -> Report:
             f"No results in {root}. "
             "Run: python relis/eval.py --trg_dataset Cityscapes,Cityscapes_fog,ACDC --segmenters all"
         )
+    generators = parse_generators(settings.generators, settings.domains, settings.preset)
     missing: list[Missing] = []
     clear = read_evidence(root, models, Place(settings.clear_dataset, settings.clear_cond), settings.preset, missing)
     robustness: dict[str, Comparison] = {}
@@ -82,9 +85,9 @@ def correlate(settings: CorrelationSettings) -> Report:
     curves: dict[str, SampleSizeCurve] = {}
     made: dict[str, Provenance] = {}
     for name in settings.domains:
-        sides = _read_sides(settings, root, models, name, clear, missing)
+        sides = _read_sides(settings, generators, models, name, clear, missing)
         made |= require_same_models(sides.values(), root, settings.preset)
-        scaling = measure_scaling(settings, name, models, missing, made)
+        scaling = measure_scaling(settings, generators[0], name, models, missing, made)
         domain = _prepare(settings, name, sides)
         ece = None
         if domain is not None:
@@ -99,6 +102,7 @@ def correlate(settings: CorrelationSettings) -> Report:
         short_names=short_names(models),
         made_by={model: f"{one.identity} in {one.precision}" for model, one in sorted(made.items())},
         domains=list(settings.domains),
+        predictors=list_predictors(generators),
         robustness=robustness,
         calibration=calibration,
         ood_detection=ood_detection,
@@ -127,11 +131,6 @@ def reference_place(domain: str, reference_dataset: str | None) -> Place:
     return Place(*path_dicts.REAL_SETS[domain])
 
 
-def synthetic_place(domain: str, gate: bool) -> Place:
-    """Return the generated set of a domain."""
-    return Place(f"{GENERATED_PREFIX}{domain}{GATED_SUFFIX if gate else ''}", domain)
-
-
 def corrupted_place(domain: str) -> Place:
     """Return the corrupted set of a domain."""
     return Place(f"{CORRUPTED_PREFIX}{domain}", domain)
@@ -142,10 +141,11 @@ def choose_classes(domain: str, sides: Mapping[str, Evidence], asked: str) -> tu
 
     Args:
         domain: india is compared over IDD's 17 classes.
-        sides: of them, the reference and the synthetic set decide.
-        asked: "19" or "17" for a fixed set; "auto" for those labelled in both sets.
+        sides: of them, the reference and the generated sets decide.
+        asked: "19" or "17" for a fixed set; "auto" for those labelled in all these sets.
     """
-    both = np.flatnonzero(sides[TRUE].labelled() & sides[SYNTHETIC].labelled()).tolist()
+    labelled = [evidence.labelled() for side, evidence in sides.items() if side not in (CLEAR, CORRUPTED)]
+    both = np.flatnonzero(np.all(labelled, axis=0)).tolist()
     if asked != "auto":
         classes = list(CLASS_SETS[asked])
         absent = [CLASSES[index] for index in classes if index not in both]
@@ -158,38 +158,53 @@ def choose_classes(domain: str, sides: Mapping[str, Evidence], asked: str) -> tu
 
 def _read_sides(
     settings: CorrelationSettings,
-    root: Path,
+    generators: Sequence[Generator],
     models: list[str],
     domain: str,
     clear: Evidence | None,
     missing: list[Missing],
 ) -> dict[str, Evidence]:
     """Read the evidence on each side that has results; images made from one street share their source."""
-    generation = Command("ControlNet/style_transfer", {"preset": settings.preset, "domain": domain})
+    root = resolve(settings.eval_dir)
     reference = read_evidence(
         root, models, reference_place(domain, settings.reference_dataset), settings.preset, missing
     )
-    synthetic = read_evidence(
-        root, models, synthetic_place(domain, settings.gate), settings.preset, missing, str(generation)
-    )
+    streets: dict[str, Evidence | None] = {}
+    for index, generator in enumerate(generators):
+        place, made_by = generator.place(domain, settings.gate), _generation(generator, domain, settings.preset)
+        found = read_evidence(generator.root(settings.eval_dir), models, place, settings.preset, missing, made_by)
+        streets[SYNTHETIC if index == 0 else generator.name] = found
     corrupted = None
     if domain in CORRUPTIONS:
         corruption = Command("relis/corrupt", {"preset": settings.preset, "domains": domain})
         corrupted = read_evidence(root, models, corrupted_place(domain), settings.preset, missing, str(corruption))
-    streets = {SYNTHETIC: synthetic, CLEAR: clear, CORRUPTED: corrupted}
-    sides = {side: with_street_sources(evidence) for side, evidence in streets.items() if evidence is not None}
+    streets |= {CLEAR: clear, CORRUPTED: corrupted}
+    sides = {side: with_street_sources(evidence, domain) for side, evidence in streets.items() if evidence is not None}
     return {**({TRUE: reference} if reference is not None else {}), **sides}
+
+
+def _generation(generator: Generator, domain: str, preset: str | None) -> str:
+    """The command that makes a generator's images; empty where another tool makes them."""
+    flags = {"preset": preset, "domain": domain}
+    if generator.eval_dir is not None or generator.name not in path_dicts.GENERATORS:
+        return ""
+    if generator.name in path_dicts.TRANSFER_METHODS:
+        method = {"preset": preset, "method": generator.name, "reference": "PATH", "domains": domain}
+        return str(Command("relis/corrupt", method))
+    if generator.name != path_dicts.DEFAULT_GENERATOR:
+        flags["generator"] = generator.name
+    return str(Command("ControlNet/style_transfer", flags))
 
 
 def _compared(sides: Mapping[str, Evidence], has: Sequence[np.ndarray]) -> np.ndarray | None:
     """Indices of the models that can be compared, or None where they are too few.
 
-    A model needs the reference, the synthetic and the clear set; without corrupted results it is excluded from that
-    comparison alone.
+    A model needs the reference, the synthetic and the clear set; without results on another side it is excluded from
+    that comparison alone.
     """
     if TRUE not in sides or SYNTHETIC not in sides:
         return None
-    needed = [mask for side, mask in zip(sides, has, strict=True) if side != CORRUPTED]
+    needed = [mask for side, mask in zip(sides, has, strict=True) if side in _NEEDED]
     kept = np.flatnonzero(np.all(needed, axis=0))
     return kept if len(kept) >= FEWEST_COMPARED else None
 
@@ -209,11 +224,11 @@ def _prepare(settings: CorrelationSettings, name: str, sides: dict[str, Evidence
 def _without_small_baseline(
     sides: dict[str, Evidence], kept: np.ndarray, has: Callable[[Evidence], np.ndarray]
 ) -> dict[str, Evidence]:
-    """Remove the corrupted set if it has results of too few of the compared models."""
+    """Remove the sides that have results of too few of the compared models."""
     return {
         side: evidence
         for side, evidence in sides.items()
-        if side != CORRUPTED or has(evidence)[kept].sum() >= FEWEST_COMPARED
+        if side in _NEEDED or has(evidence)[kept].sum() >= FEWEST_COMPARED
     }
 
 
@@ -222,7 +237,7 @@ def _sets(sides: Mapping[str, Evidence]) -> dict[str, ComparedSet | None]:
         side: ComparedSet(sides[side].place.dataset, sides[side].place.cond, len(sides[side].images))
         if side in sides
         else None
-        for side in (TRUE, SYNTHETIC, CLEAR, CORRUPTED)
+        for side in dict.fromkeys((TRUE, SYNTHETIC, CLEAR, CORRUPTED, *sides))
     }
 
 
@@ -235,7 +250,7 @@ def _compare_miou(settings: CorrelationSettings, domain: _Domain, models: Sequen
     by_class = {
         side: [of.select(domain.kept) for of in class_scores(evidence, domain.weights[side], domain.classes)]
         for side, evidence in domain.sides.items()
-        if side != CORRUPTED
+        if side in _NEEDED
     }
     class_names = [CLASSES[index] for index in domain.classes]
     comparison = compare(

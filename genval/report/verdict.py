@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from genval.report.schema import (
     CLEAR,
@@ -13,6 +13,7 @@ from genval.report.schema import (
     EnoughImages,
     Findings,
     ModelChoice,
+    Predictor,
 )
 
 # A ranking whose Pearson's r has its interval above this is taken for trustworthy.
@@ -29,6 +30,11 @@ _CORRUPTION_SENTENCES = {
     "yes": "Generated images predict better than classic corruptions for {}.",
     "undecided": "It is undecided whether generated images or classic corruptions predict better for {}.",
     "no": "Classic corruptions predict better than generated images for {}.",
+}
+_GENERATOR_SENTENCES = {
+    "yes": "Images of {first} predict better than those of {other} for {domains}.",
+    "undecided": "It is undecided whether images of {first} or of {other} predict better for {domains}.",
+    "no": "Images of {other} predict better than those of {first} for {domains}.",
 }
 # The trust by whether generated images beat clear weather; None where that was not measured.
 TRUSTED = {"yes": "better", "undecided": "yes", "no": "worse", None: "alone"}
@@ -77,28 +83,38 @@ def verdict(findings: Findings, answers: Answers) -> list[str]:
 
 
 def _trust(findings: Findings, answers: Answers) -> list[str]:
-    shown = {domain: _shown(domain, comparison) for domain, comparison in findings.robustness.items()}
+    shown = {
+        domain: _shown(domain, comparison, findings.predictors) for domain, comparison in findings.robustness.items()
+    }
     groups = _group(answers.trust, _TRUST_SENTENCES)
     said = [
         _TRUST_SENTENCES[trust].format(_join(shown[domain] for domain in domains)) for trust, domains in groups.items()
     ]
-    beats = {
-        domain: beat for domain, comparison in findings.robustness.items() if (beat := comparison.beats[CORRUPTED])
-    }
-    against = _group(beats, _CORRUPTION_SENTENCES)
-    return said + [_CORRUPTION_SENTENCES[beat].format(_join(domains)) for beat, domains in against.items()]
+    against = _group(_beats(findings, CORRUPTED), _CORRUPTION_SENTENCES)
+    said += [_CORRUPTION_SENTENCES[beat].format(_join(domains)) for beat, domains in against.items()]
+    first = findings.predictors[0].name
+    for other in findings.other_generators:
+        for beat, domains in _group(_beats(findings, other.key), _GENERATOR_SENTENCES).items():
+            said.append(_GENERATOR_SENTENCES[beat].format(first=first, other=other.name, domains=_join(domains)))
+    return said
 
 
-def _shown(domain: str, comparison: Comparison) -> str:
+def _beats(findings: Findings, baseline: str) -> dict[str, str]:
+    """Whether generated images beat a baseline, by domain."""
+    robustness = findings.robustness.items()
+    return {domain: beat for domain, comparison in robustness if (beat := comparison.beats.get(baseline))}
+
+
+def _shown(domain: str, comparison: Comparison, predictors: Sequence[Predictor]) -> str:
     """A domain with the correlation of each predictor in parentheses."""
     own = comparison.correlation[SYNTHETIC]
     assert own is not None
     ends = own.pearson.ends
     parts = [f"r {_two(own.pearson.value)}" + (f", 95 % interval {_two(ends[0])} to {_two(ends[1])}" if ends else "")]
-    for side, name in ((CLEAR, "clear weather"), (CORRUPTED, "corruptions")):
-        baseline = comparison.correlation[side]
+    for predictor in predictors[1:]:
+        baseline = comparison.correlation.get(predictor.key)
         if baseline:
-            parts.append(f"{name} {_two(baseline.pearson.value)}")
+            parts.append(f"{predictor.name} {_two(baseline.pearson.value)}")
     return f"{domain} ({'; '.join(parts)})"
 
 

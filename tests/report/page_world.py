@@ -7,6 +7,7 @@ from genval.datasets import find_items, read_pair
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
 from genval.report.page import PageSources
+from genval.report.predictors import Generator, list_predictors
 from genval.report.schema import FORMAT
 from genval.results.scenes import SceneResults, folder_name, image_record
 from genval.runtime.files import write_csv, write_json, write_jsonl, write_png
@@ -149,6 +150,7 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
         "short_names": {},
         "made_by": {},
         "domains": list(domains),
+        "predictors": [one.to_json() for one in list_predictors([Generator("controlnet", None)])],
         "verdict": [
             f"Can the synthetic verdict be trusted? Yes for {domains[0]} (r 0.90, clear -0.28). Not shown for others.",
             f"Which model to trust? {models[0]}, the best on reference images too.",

@@ -1,3 +1,4 @@
+from genval.report.predictors import Generator, list_predictors
 from genval.report.published import PUBLISHED
 from genval.report.schema import (
     Coefficients,
@@ -38,13 +39,14 @@ def curve(settles_ranking, settles_choice):
     return SampleSizeCurve([], [], [], [], settles_ranking, settles_choice, 0.9, 1.0, total=512)
 
 
-def findings_of(robustness, curves=None):
+def findings_of(robustness, curves=None, generators=("controlnet",)):
     return Findings(
         settings={},
         models=["hf:a", "b"],
         short_names={"hf:a": "a", "b": "b"},
         made_by={},
         domains=list(robustness),
+        predictors=list_predictors([Generator(name, None) for name in generators]),
         robustness=robustness,
         calibration={},
         ood_detection={},
@@ -113,6 +115,18 @@ def test_three_sentences_group_what_is_the_same():
         "images are enough to rank the segmenters for fog. 512 images are not enough to rank the segmenters for "
         "rain.",
     ]
+
+
+def test_other_generators_are_compared_with_the_first():
+    fog = comparison(0.9, [0.6, 0.95], "yes")
+    fog.correlation["img2img"], fog.beats["img2img"] = fog.correlation["clear"], "yes"
+    night = comparison(0.9, [0.6, 0.95], "yes")
+    night.correlation["img2img"], night.beats["img2img"] = fog.correlation["synthetic"], "undecided"
+    findings = findings_of({"fog": fog, "night": night}, generators=("controlnet", "img2img"))
+    said = verdict(findings, answer(findings))[0]
+    assert "fog (r 0.90, 95 % interval 0.60 to 0.95; img2img 0.10; clear weather 0.10)" in said
+    assert "Images of controlnet predict better than those of img2img for fog." in said
+    assert "It is undecided whether images of controlnet or of img2img predict better for night." in said
 
 
 def test_without_a_comparison_nothing_is_said():

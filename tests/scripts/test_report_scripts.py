@@ -427,3 +427,53 @@ def test_what_the_scripts_of_relis_write_is_read(relis):
     assert comparison["correlation"]["corrupted"]["models"] == 3
     assert comparison["ranking"]["synthetic"]["chosen"] == "good"
     assert values["calibration"]["fog"]["ece"]["correlation"]["synthetic"]["models"] == 3
+
+
+def test_generators_are_compared_side_by_side(report):
+    for model, (clear, fog) in MODELS.items():
+        write_set(report.results, model, "Cityscapes_img2img_fog", "fog", FOG, clear)
+        write_set(report.root / "sdxl", model, "Cityscapes_fog", "fog", FOG, fog)
+    _, alone = report.correlate()
+    out, values = report.correlate("--generators", f"controlnet,img2img,sdxl={report.root / 'sdxl'}")
+    assert [one["key"] for one in values["predictors"]] == ["synthetic", "img2img", "sdxl", "clear", "corrupted"]
+    assert [one["name"] for one in values["predictors"]][:3] == ["controlnet", "img2img", "sdxl"]
+    comparison, before = values["robustness"]["fog"], alone["robustness"]["fog"]
+    assert comparison["sets"]["img2img"]["dataset"] == "Cityscapes_img2img_fog"
+    for part in ("correlation", "difference", "beats", "ranking"):  # those of the first generator stay as they are
+        assert {side: comparison[part][side] for side in before[part]} == before[part]
+    for entry in comparison["models"]:
+        matrix = np.sum([matrix_of(item, MODELS[entry["model"]][1]) for item in FOG], 0)
+        assert entry["sdxl"]["value"] == pytest.approx(100 * segmentation.mean_iou(matrix))
+    assert comparison["correlation"]["img2img"]["pearson"]["value"] < 0
+    assert comparison["difference"]["img2img"]["pearson"]["value"] > 0
+    assert "controlnet" in values["verdict"][0] and "r of sdxl" in out
+    _, shown, _ = report("tables", "--output_dir", report.root / "report", "--generators", "img2img")
+    assert "r of img2img" in shown and "sdxl" not in shown
+    assert "r difference: synthetic - img2img" in (report.root / "report/tables/correlation_by_domain.csv").read_text()
+    call = report("tables", "--output_dir", report.root / "report", "--generators", "fourier")
+    report.refused("does not compare fourier, but controlnet, img2img, sdxl", code_out_err=call)
+
+
+def test_the_missing_results_of_a_generator_come_with_their_command(report):
+    _, values = report.correlate("--generators", "controlnet,img2img")
+    assert values["robustness"]["fog"]["correlation"].keys() == {"synthetic", "clear", "corrupted"}
+    missing = {part["what"]: part["command"] for part in values["missing"]}
+    command = missing["no results of any model on Cityscapes_img2img_fog (fog)"]
+    assert command.startswith("python ControlNet/style_transfer.py --domain fog --generator img2img && python relis/")
+
+
+@pytest.mark.parametrize(
+    ("generators", "said"),
+    [
+        ("controlnet,clear", "expected NAME or NAME=EVAL_DIR"),
+        ("controlnet,controlnet", "expected different names"),
+        ("controlnet,sdxl=", "found 'sdxl='"),
+        ("controlnet,sdxl={root}/nothing", "no results of relis/eval.py"),
+        ("controlnet,sdxl={root}/images", "--generated_dir {root}/images --eval_dir results/eval_sdxl"),
+    ],
+)
+def test_generators_that_cannot_be_read_are_refused(report, generators, said):
+    (report.root / "images/fog/leftImg8bit").mkdir(parents=True)
+    root = report.root
+    call = report("correlate", "--eval_dir", report.results, "--generators", generators.format(root=root))
+    report.refused(said.format(root=root), code_out_err=call)

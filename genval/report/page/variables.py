@@ -13,9 +13,6 @@ from genval.datasets.labels import CLASSES, PALETTE
 from genval.report.page.content import PageContent
 from genval.report.page.reliability import bin_edges
 from genval.report.schema import (
-    CLEAR,
-    CORRUPTED,
-    PREDICTORS,
     SYNTHETIC,
     TRUE,
     ClassComparison,
@@ -24,7 +21,6 @@ from genval.report.schema import (
     Scaling,
 )
 
-SIDE_NAMES = {SYNTHETIC: "generated", CLEAR: "clear weather", CORRUPTED: "corruptions", TRUE: "reference"}
 _OOD_METRICS = ("auroc", "fpr95", "aupr_object", "aupr_background")
 _NAMES = {
     "auroc": "AUROC",
@@ -43,9 +39,10 @@ def page_variables(content: PageContent) -> dict[str, Any]:
         "stand_ins": content.preset == "mini",
         "facts": _facts(content),
         "sections": _sections(content),
-        "sides": PREDICTORS,
-        "side_names": SIDE_NAMES,
-        "side_choices": [(side, SIDE_NAMES[side]) for side in PREDICTORS],
+        "predictors": report.predictors if report else [],
+        "baselines": report.baselines if report else [],
+        "side_names": side_names(report),
+        "side_choices": [(predictor.key, predictor.name) for predictor in (report.predictors if report else [])],
         "labels": labels,
         "model_choices": [(model, labels[model]) for model in (report.models if report else [])],
         **_agreement(report),
@@ -67,7 +64,7 @@ def chart_data(content: PageContent) -> dict[str, Any]:
     values = content.report.to_json() if content.report else {}
     calibration = values.get("calibration", {})
     return {
-        "sideNames": SIDE_NAMES,
+        "sideNames": side_names(content.report),
         "labels": model_labels(content),
         "scatter": {
             "miou": values.get("robustness", {}),
@@ -81,6 +78,11 @@ def chart_data(content: PageContent) -> dict[str, Any]:
         "gallery": content.gallery,
         "objects": content.objects,
     }
+
+
+def side_names(report: Report | None) -> dict[str, str]:
+    """Return the name of each side for the reader."""
+    return {predictor.key: predictor.name for predictor in (report.predictors if report else [])} | {TRUE: "reference"}
 
 
 def model_labels(content: PageContent) -> dict[str, str]:
