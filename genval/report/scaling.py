@@ -14,9 +14,9 @@ import path_dicts
 from genval.datasets.corruptions import CORRUPTIONS
 from genval.datasets.layouts import CORRUPTED_PREFIX
 from genval.evaluation.calibration import CITYSCAPES_CALIBRATION, ImageSet
-from genval.metrics.correlation import CORRELATIONS
+from genval.metrics.noisy_correlation import Scores
 from genval.report import HARDEST_SHARE
-from genval.report.comparison import FEWEST_MODELS, number
+from genval.report.comparison import FEWEST_COMPARED, FEWEST_MODELS, coefficients, number
 from genval.report.evidence import architectures
 from genval.report.predictors import Generator
 from genval.report.resampling import draw_models, interval, wilson_interval
@@ -25,7 +25,6 @@ from genval.report.schema import (
     CORRUPTED,
     SYNTHETIC,
     Coefficients,
-    Estimate,
     Improvement,
     ScaledModel,
     Scaling,
@@ -247,16 +246,11 @@ def _correlation_after(
 ) -> Coefficients | None:
     """Whether ECE after scaling on the synthetic set, with its own temperatures, predicts that on the reference set."""
     on_synthetic = {model: values for model in models if (values := tries.on_itself(model))}
-    if len(on_synthetic) < FEWEST_MODELS:
+    if len(on_synthetic) < FEWEST_COMPARED:
         return None
     x = np.array([100 * _ece(values, "after_mean") for values in on_synthetic.values()])
     y = np.array([on_reference[model] for model in on_synthetic])
-    chosen = draw_models(len(x), draws, seed)
-    estimates = {
-        name: Estimate(number(coefficient(x, y)), interval(coefficient(x[chosen], y[chosen])), None, None)
-        for name, coefficient in CORRELATIONS.items()
-    }
-    return Coefficients(len(x), **estimates)
+    return coefficients(Scores(x, None), Scores(y, None), draws, seed)
 
 
 def _list_missing(settings: CorrelationSettings, domain: str, tries: _Tries, missing: list[Missing]) -> None:

@@ -13,14 +13,14 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict
 
 from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.json_record import JsonRecord, ShapeError, decode, encode, join
 
-FORMAT = 2
+FORMAT = 3
 
 TRUE = "true"
 SYNTHETIC = "synthetic"
@@ -65,8 +65,29 @@ class ValueWithInterval(JsonRecord):
 
 
 @dataclass(frozen=True)
+class PearsonEstimate(JsonRecord):
+    """Pearson's r, or a difference of two, as observed and corrected for the noise of the images."""
+
+    value: float | None  # observed
+    corrected: float | None  # of noise-free scores; None where noise explains all of the variance of a side
+    low: float | None  # of the interval of the corrected value
+    high: float | None
+    refused: str | None  # why there is no interval
+
+    @property
+    def shown(self) -> float | None:
+        """The corrected value; without one, the observed value."""
+        return self.value if self.corrected is None else self.corrected
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The interval, or None."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+@dataclass(frozen=True)
 class Estimate(JsonRecord):
-    """A correlation coefficient, or a difference of two, with intervals over what was resampled."""
+    """A rank correlation, or a difference of two, as observed; percentile intervals over what was resampled."""
 
     value: float | None
     over_models: Ends | None
@@ -88,7 +109,7 @@ class Coefficients(JsonRecord):
     """The correlation of a predictor's scores with the reference scores, across models."""
 
     models: int  # number of models compared
-    pearson: Estimate
+    pearson: PearsonEstimate
     spearman: Estimate
     kendall: Estimate
 
@@ -97,7 +118,7 @@ class Coefficients(JsonRecord):
 class CoefficientDifference(Coefficients):
     """The difference synthetic - baseline of each coefficient, from the same draws and the same models."""
 
-    share_above: float | None  # share of the draws in which Pearson's r of the synthetic set is larger
+    share_above: float | None  # share of the draws in which the corrected r of the synthetic set is larger
 
 
 @dataclass(frozen=True)
@@ -143,7 +164,7 @@ class Ranking(JsonRecord):
 class ClassCoefficients(JsonRecord):
     """The correlation of one class's IoU with the reference IoU."""
 
-    pearson: ValueWithInterval
+    pearson: PearsonEstimate
     spearman: ValueWithInterval
     kendall: ValueWithInterval
 
@@ -154,7 +175,7 @@ class ClassComparison(JsonRecord):
 
     synthetic: ClassCoefficients | None
     clear: ClassCoefficients | None
-    difference: ValueWithInterval | None  # Pearson's r, synthetic - clear
+    difference: PearsonEstimate | None  # synthetic - clear
 
 
 @dataclass(frozen=True)
@@ -331,8 +352,8 @@ class EnoughImages(JsonRecord):
 class Answers(JsonRecord):
     """What the verdict says, for programs, by domain (`verdict.answer`)."""
 
-    trust: dict[str, str]  # better, yes, worse, alone, weak or no
-    model: dict[str, ModelChoice]
+    trust: dict[str, str]  # better, yes, worse, alone, weak, no or few
+    model: dict[str, ModelChoice]  # not of domains with the trust no or few
     images: dict[str, EnoughImages]
 
 
@@ -394,6 +415,31 @@ class Report(Findings):
         """Add the verdict to the findings."""
         parts = {field.name: getattr(findings, field.name) for field in dataclasses.fields(findings)}
         return cls(**parts, answers=answers, verdict=verdict)
+
+
+class _Compared(TypedDict):
+    """The part of `correlation.json` that says which domains are compared."""
+
+    robustness: dict[str, Any]
+
+
+def require_no_loss(path: Path, report: Report) -> None:
+    """Refuse to replace a `correlation.json` that compares a domain which was asked for and could not be compared now.
+
+    Raises:
+        GenValError: naming these domains, and the command of the first missing part.
+    """
+    try:
+        compared = read_json(path, _Compared)["robustness"]
+    except GenValError:  # absent, or damaged
+        return
+    lost = [domain for domain in report.domains if domain in compared and domain not in report.robustness]
+    if lost:
+        parts = "; ".join(f"{part.what}. Run: {part.command}" for part in report.missing[:3])
+        raise GenValError(
+            f"{path} compares {', '.join(lost)}, for which results are missing now: it is kept. Missing: {parts}. "
+            "To compare without them, leave them out of --domains."
+        )
 
 
 def select_generators(report: Report, names: Sequence[str]) -> Report:

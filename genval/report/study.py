@@ -11,7 +11,7 @@ import path_dicts
 from genval.datasets import CLASS_SETS, CLASSES
 from genval.datasets.corruptions import CORRUPTIONS
 from genval.datasets.layouts import CORRUPTED_PREFIX
-from genval.report.comparison import compare, compare_classes
+from genval.report.comparison import FEWEST_COMPARED, compare, compare_classes
 from genval.report.evidence import Evidence, Place, read_evidence, require_same_models, short_names, with_street_sources
 from genval.report.ood_comparison import compare_ood_detection
 from genval.report.predictors import Generator, list_predictors, parse_generators
@@ -43,8 +43,6 @@ from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
 
-# A correlation of two models is always 1 or -1.
-FEWEST_COMPARED = 3
 # A model without results on one of these sides is not compared in a domain.
 _NEEDED = (TRUE, SYNTHETIC, CLEAR)
 

@@ -11,7 +11,7 @@ from genval.report.schema import (
     SYNTHETIC,
     Coefficients,
     Comparison,
-    Estimate,
+    PearsonEstimate,
     Predictor,
     Report,
     SampleSizeCurve,
@@ -20,7 +20,6 @@ from genval.report.schema import (
 from genval.runtime.tables import markdown_table, percent
 
 _HEADER = ["part", "domain", "score", "figure", "quantity", "models", "coefficient", "value"]
-_COEFFICIENTS = ("pearson", "spearman", "kendall")
 _WAYS = ("over_models", "over_images", "over_both")
 
 
@@ -54,7 +53,7 @@ def entries(report: Report) -> Iterator[Entry]:
 
 def csv_table(report: Report) -> tuple[list[str], list[list[Any]]]:
     """Return header and rows: every correlation and difference (less: minus) with its intervals."""
-    header = [*_HEADER, *(f"{way}_{end}" for way in _WAYS for end in ("low", "high"))]
+    header = [*_HEADER, "corrected", "low", "high", *(f"{way}_{end}" for way in _WAYS for end in ("low", "high"))]
     rows: list[list[Any]] = []
     for entry in entries(report):
         comparison = entry.comparison
@@ -73,11 +72,13 @@ def _rows(head: Sequence[str], coefficients: Coefficients | None) -> list[list[A
     """One row per coefficient."""
     if coefficients is None:
         return []
-    rows: list[list[Any]] = []
-    for name in _COEFFICIENTS:
-        estimate: Estimate = getattr(coefficients, name)
+    pearson = coefficients.pearson
+    empty = [None] * 2 * len(_WAYS)
+    corrected = [pearson.corrected, pearson.low, pearson.high]
+    rows: list[list[Any]] = [[*head, coefficients.models, "pearson", pearson.value, *corrected, *empty]]
+    for name, estimate in (("spearman", coefficients.spearman), ("kendall", coefficients.kendall)):
         ends = [end for way in _WAYS for end in getattr(estimate, way) or (None, None)]
-        rows.append([*head, coefficients.models, name, estimate.value, *ends])
+        rows.append([*head, coefficients.models, name, estimate.value, None, *(estimate.ends or (None, None)), *ends])
     return rows
 
 
@@ -104,24 +105,27 @@ def markdown_summary(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def _ends(estimate: Estimate | None) -> str | None:
-    ends = estimate.ends if estimate else None
-    return f"{ends[0]:.2f} to {ends[1]:.2f}" if ends else None
+def _ends(estimate: PearsonEstimate | None) -> str | None:
+    """The interval as text; without one, why."""
+    if estimate is None:
+        return None
+    return f"{estimate.low:.2f} to {estimate.high:.2f}" if estimate.ends else estimate.refused
 
 
 def _correlations(found: Sequence[Entry], predictors: Sequence[Predictor]) -> str:
-    header = ["domain", "models", "r", "95 %", "Spearman", "Kendall"]
+    header = ["domain", "models", "observed r", "corrected r", "95 %", "Spearman", "Kendall"]
     baselines = [baseline.key for baseline in predictors]
     for baseline in baselines:
-        header += [f"r of {baseline}", f"difference: {SYNTHETIC} - {baseline}", f"beats {baseline}"]
+        header += [f"corrected r of {baseline}", f"difference: {SYNTHETIC} - {baseline}", f"beats {baseline}"]
     rows = []
     for entry in found:
         own = entry.comparison.correlation[SYNTHETIC]
         assert own is not None
-        row = [entry.title, own.models, own.pearson.value, _ends(own.pearson), own.spearman.value, own.kendall.value]
+        row = [entry.title, own.models, own.pearson.value, own.pearson.corrected, _ends(own.pearson)]
+        row += [own.spearman.value, own.kendall.value]
         for baseline in baselines:
             theirs, difference = entry.comparison.against(baseline)
-            row += [theirs and theirs.pearson.value, _ends(difference.pearson if difference else None)]
+            row += [theirs and theirs.pearson.corrected, _ends(difference.pearson if difference else None)]
             row += [entry.comparison.beats.get(baseline)]
         rows.append(row)
     return markdown_table(header, rows, digits=2)

@@ -188,7 +188,7 @@ def _coefficients(robustness: Mapping[str, Comparison]) -> Iterable[float | None
     for comparison in robustness.values():
         for coefficients in comparison.correlation.values():
             if coefficients:
-                yield from (coefficients.pearson.value, *(coefficients.pearson.over_both or []))
+                yield from (coefficients.pearson.shown, coefficients.pearson.low)
 
 
 def _class_coefficients(per_class: Mapping[str, Mapping[str, ClassComparison]]) -> Iterable[float | None]:
@@ -197,14 +197,15 @@ def _class_coefficients(per_class: Mapping[str, Mapping[str, ClassComparison]]) 
         for comparison in by_class.values():
             for coefficients in (comparison.synthetic, comparison.clear):
                 if coefficients:
-                    yield from (coefficients.pearson.value, coefficients.pearson.low)
+                    yield from (coefficients.pearson.shown, coefficients.pearson.low)
 
 
 def _ranking(report: Report | None) -> dict[str, Any]:
     rows = _model_rows(report) if report else []
     columns = zip(*(cells for _, cells in rows), strict=True)
     best = [max((cell for cell in column if cell is not None), default=None) for column in columns]
-    return {"model_rows": rows, "best_cells": best}
+    not_shown = [domain for domain in report.robustness if domain not in report.answers.model] if report else []
+    return {"model_rows": rows, "best_cells": best, "not_shown": not_shown}
 
 
 def _model_rows(report: Report) -> list[tuple[str, list[float | None]]]:

@@ -94,10 +94,9 @@ function drawScatter(place, comparisons, side, text, highlighted) {
   for (const [name, comparison] of present) {
     const rows = comparison.models.filter((row) => row[side] && row.true);
     const fit = comparison.correlation[side];
-    const interval = fit && fit.pearson.over_both;
-    const note = fit
-      ? `r = ${num(fit.pearson.value, 2)}${interval ? ` [${num(interval[0], 2)}, ${num(interval[1], 2)}]` : ""}`
-      : "no results";
+    const p = fit && fit.pearson;
+    const corrected = p && p.low != null ? `; corrected ${num(p.corrected, 2)} [${num(p.low, 2)}, ${num(p.high, 2)}]` : "";
+    const note = p ? `observed r ${num(p.value, 2)}${corrected}` : "no results";
     const element = facet(place, name, title(name), note);
     const strong = rows.map((row) => !highlighted || row.model === highlighted);
     const spread = (axisSide) => ({
