@@ -69,7 +69,7 @@ def corrected_correlation(x: Scores, y: Scores, coverage: float = 0.95) -> Corre
     >>> a = np.array([1.0, 2.0, 3.0, 5.0, 4.0, 6.0, 8.0, 7.0])
     >>> found = corrected_correlation(Scores(a, None), Scores(a[::-1] ** 2, None))
     >>> round(found.value, 2), found.low < found.value < found.high
-    (-0.92, True)
+    (-0.93, True)
     """
     sides = _Sides.measure([x, y])
     value, low, high = sides.correlation(0, 1)
@@ -104,9 +104,8 @@ class _Sides:
     def measure(cls, sides: Sequence[Scores]) -> _Sides:
         deviations = [_deviations(side) for side in sides]
         noise = _noise_covariance(deviations)
-        factor = np.stack(
-            [_draw_noise_factor(*pair, stream) for stream, pair in enumerate(zip(sides, deviations, strict=True))]
-        )
+        pairs = enumerate(zip(sides, deviations, strict=True))
+        factor = np.stack([_draw_noise_factor(side, of_side, stream) for stream, (side, of_side) in pairs])
         values = np.stack([side.value for side in sides])
         drawn = _draw_covariances(values) - noise[:, :, None] * factor[:, None] * factor[None]
         return cls(np.cov(values) - noise, drawn)
@@ -134,8 +133,9 @@ def _summary(value: float, low: np.ndarray, high: np.ndarray, coverage: float) -
     tail = (1 - coverage) / 2
     # Two equal predictors differ by rounding errors in some draws.
     above = (np.mean(low > _ROUNDING) + np.mean(high > _ROUNDING)) / 2
-    ends = (float(np.quantile(low, tail)), float(np.quantile(high, 1 - tail)))
-    return Corrected(value, *(0.0 if abs(end) < _ROUNDING else end for end in ends), float(above))
+    ends = np.array([np.quantile(low, tail), np.quantile(high, 1 - tail)])
+    start, end = np.where(abs(ends) < _ROUNDING, 0.0, ends).tolist()
+    return Corrected(value, start, end, float(above))
 
 
 def _deviations(side: Scores) -> np.ndarray | None:
