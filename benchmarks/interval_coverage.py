@@ -40,7 +40,7 @@ class IntervalCoverageSettings:
 
     SCRIPT: ClassVar[str] = "benchmarks/interval_coverage"
 
-    parts: tuple[str, ...] = flag(PARTS, f"tables: {', '.join(PARTS)}", type=comma_list, choices=PARTS)
+    parts: tuple[str, ...] = flag(PARTS, f"tables: {', '.join(PARTS)}", type=comma_list)
     reduced: bool = flag(False, "a part of the cells")
     population: Literal["normal", "t5", "two groups"] = flag("normal", "distribution of the true scores")
     repetitions: int = flag(1000, "simulated studies per cell", type=positive_int)
@@ -72,9 +72,12 @@ class Cell:
 def main(settings: IntervalCoverageSettings) -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # each process has one core
         os.environ.setdefault(name, "1")
+    from genval.runtime.errors import GenValError
     from genval.runtime.files import write_bytes
     from genval.runtime.paths import resolve
 
+    if unknown := set(settings.parts) - set(PARTS):
+        raise GenValError(f"--parts: expected some of {', '.join(PARTS)}, found {', '.join(sorted(unknown))}.")
     start = time.perf_counter()
     texts = [f"Population: {settings.population}. {settings.repetitions:,} simulated studies per cell."]
     with ProcessPoolExecutor(settings.jobs) as pool:
