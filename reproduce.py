@@ -69,12 +69,13 @@ def main(settings: ReproductionSettings) -> None:
     with lock_folders([folder]):
         runner.run()
     print_missing(steps, states)
-    if runner.failed:  # a verdict would be of a part of the plan
+    current = up_to_date(steps, states, stages, runner.ended)
+    print_end(current, protocol.report_dir, runner.seconds, list(runner.failed))
+    if runner.failed:
         listed = "\n  ".join(f"{name}: {last}" for name, last in runner.failed.items())
         raise GenValError(
             f"{len(runner.failed)} steps failed:\n  {listed}\nFix the cause and run the same command again."
         )
-    print_end(up_to_date(steps, states, stages, runner.ended), protocol.report_dir, runner.seconds)
 
 
 if __name__ == "__main__":

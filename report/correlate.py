@@ -37,6 +37,9 @@ def main(settings: CorrelationSettings) -> None:
     write_csv(folder / "correlation.csv", *csv_table(report))
     write_bytes(folder / "correlation.md", (text + "\n").encode())
     print(text)
+    for check in report.checks:
+        if not check.passed:
+            print(f"warning: {check.said}", file=sys.stderr)
     print(f"\nwrote {settings.output_dir}/correlation.json, correlation.csv, correlation.md\n")
     print("\n".join(report.verdict))
 

@@ -370,6 +370,16 @@ class MissingPart(JsonRecord):
 
 
 @dataclass(frozen=True)
+class GeneratorCheck(JsonRecord):
+    """Whether a generator ranks models on clear images as the real clear images do (`clear_check.clear_check`)."""
+
+    generator: str
+    passed: bool | None  # None: not checked
+    said: str  # the result in a sentence, or what is missing
+    pearson: PearsonEstimate | None
+
+
+@dataclass(frozen=True)
 class Findings(JsonRecord):
     """Everything that was compared, before the verdict."""
 
@@ -381,6 +391,7 @@ class Findings(JsonRecord):
     made_by: dict[str, str]  # by model: its identity and precision, the same for all of its results
     domains: list[str]
     predictors: list[Predictor]  # synthetic first
+    checks: list[GeneratorCheck]  # on clear images, by generator
     robustness: dict[str, Comparison]  # mIoU, by domain
     calibration: dict[str, DomainCalibration]  # by domain
     ood_detection: dict[str, dict[str, dict[str, Comparison]]]  # by reference set, score and metric

@@ -11,8 +11,17 @@ import path_dicts
 from genval.datasets import CLASS_SETS, CLASSES
 from genval.datasets.corruptions import CORRUPTIONS
 from genval.datasets.layouts import CORRUPTED_PREFIX
+from genval.report.clear_check import CLEAR_DOMAIN, clear_check
 from genval.report.comparison import FEWEST_COMPARED, compare, compare_classes
-from genval.report.evidence import Evidence, Place, read_evidence, require_same_models, short_names, with_street_sources
+from genval.report.evidence import (
+    Evidence,
+    Place,
+    evaluation,
+    read_evidence,
+    require_same_models,
+    short_names,
+    with_street_sources,
+)
 from genval.report.ood_comparison import compare_ood_detection
 from genval.report.predictors import Generator, list_predictors, parse_generators
 from genval.report.published import PUBLISHED
@@ -28,6 +37,7 @@ from genval.report.schema import (
     Comparison,
     DomainCalibration,
     Findings,
+    GeneratorCheck,
     MissingPart,
     Report,
     SampleSizeCurve,
@@ -35,7 +45,7 @@ from genval.report.schema import (
 from genval.report.scores import Scores, class_scores, ece_scores, mean_iou, miou_scores
 from genval.report.settings import CorrelationSettings
 from genval.report.verdict import answer, verdict
-from genval.results.finding import list_models
+from genval.results.finding import NoResultsError, list_models
 from genval.results.provenance import Provenance
 from genval.results.scenes import model_list
 from genval.runtime.commands import Command, Missing
@@ -94,6 +104,7 @@ def correlate(settings: CorrelationSettings) -> Report:
             ece = _compare_ece(settings, domain, models)
         calibration[name] = DomainCalibration(ece, scaling)
     ood_detection, ood_means = compare_ood_detection(settings, models, _clear_miou(settings, clear), missing, made)
+    checks = [_check_on_clear(settings, generator, models, missing) for generator in generators]
     findings = Findings(
         settings={key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()},
         models=models,
@@ -101,6 +112,7 @@ def correlate(settings: CorrelationSettings) -> Report:
         made_by={model: f"{one.identity} in {one.precision}" for model, one in sorted(made.items())},
         domains=list(settings.domains),
         predictors=list_predictors(generators),
+        checks=checks,
         robustness=robustness,
         calibration=calibration,
         ood_detection=ood_detection,
@@ -111,6 +123,30 @@ def correlate(settings: CorrelationSettings) -> Report:
     )
     answers = answer(findings)
     return Report.of_findings(findings, answers, verdict(findings, answers))
+
+
+def _check_on_clear(
+    settings: CorrelationSettings, generator: Generator, models: Sequence[str], missing: list[Missing]
+) -> GeneratorCheck:
+    """Check a generator on clear images; without results the check is appended to what is missing."""
+    try:
+        check = clear_check(
+            resolve(settings.eval_dir),
+            models,
+            generator.name,
+            generated_eval_dir=None if generator.eval_dir is None else resolve(generator.eval_dir),
+            seed=settings.seed,
+            preset=settings.preset,
+            draws=settings.bootstrap_draws,
+        )
+    except NoResultsError as error:
+        place = generator.place(CLEAR_DOMAIN, gate=False)
+        command = evaluation(generator.root(settings.eval_dir), models, place, settings.preset)
+        made_by = _generation(generator, CLEAR_DOMAIN, settings.preset)
+        what = f"the check of {generator.name} on generated clear images"
+        missing.append(Missing(what, f"{made_by} && {command}" if made_by else command))
+        return GeneratorCheck(generator.name, None, str(error), None)
+    return GeneratorCheck(generator.name, check.passed, check.sentence(), check.pearson)
 
 
 def reference_place(domain: str, reference_dataset: str | None) -> Place:

@@ -93,7 +93,8 @@ def verdict(findings: Findings, answers: Answers) -> list[str]:
     not_compared = [f"{_join(absent)} could not be compared: results are missing."] if absent else []
     if not findings.robustness:
         return [f"{question} {NOTHING}" for question in QUESTIONS]
-    sentences = ([*_trust(findings, answers), *not_compared], _segmenters(findings, answers), _images(answers))
+    failed = [f"Not to be trusted: {check.said}." for check in findings.checks if check.passed is False]
+    sentences = ([*failed, *_trust(findings, answers), *not_compared], _segmenters(findings, answers), _images(answers))
     return [f"{question} {' '.join(said)}" for question, said in zip(QUESTIONS, sentences, strict=True)]
 
 

@@ -158,6 +158,7 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
         "short_names": {},
         "made_by": {},
         "domains": list(domains),
+        "checks": [],
         "predictors": [one.to_json() for one in list_predictors([Generator("controlnet", None)])],
         "verdict": [
             f"Can the synthetic verdict be trusted? Yes for {domains[0]} (r 0.90, clear -0.28). Not shown for others.",

@@ -7,6 +7,7 @@ from genval.report.schema import (
     Comparison,
     Estimate,
     Findings,
+    GeneratorCheck,
     PearsonEstimate,
     Ranking,
     SampleSizeCurve,
@@ -44,13 +45,14 @@ def curve(settles_ranking, settles_choice):
     return SampleSizeCurve([], [], [], [], settles_ranking, settles_choice, 0.9, 1.0, total=512)
 
 
-def findings_of(robustness, curves=None, generators=("controlnet",)):
+def findings_of(robustness, curves=None, generators=("controlnet",), checks=()):
     return Findings(
         settings={},
         models=["hf:a", "b"],
         short_names={"hf:a": "a", "b": "b"},
         made_by={},
         domains=list(robustness),
+        checks=list(checks),
         predictors=list_predictors([Generator(name, None) for name in generators]),
         robustness=robustness,
         calibration={},
@@ -161,6 +163,13 @@ def test_a_domain_without_results_is_named():
     findings = findings_of({"rain": comparison(0.9, [0.6, 0.95], "yes")})
     findings = dataclasses.replace(findings, domains=["fog", "rain", "snow"])
     assert "fog and snow could not be compared: results are missing." in verdict(findings, answer(findings))[0]
+
+
+def test_a_generator_that_fails_on_clear_images_is_not_trusted():
+    checks = [GeneratorCheck("a", True, "a passed", None), GeneratorCheck("b", False, "b failed", None)]
+    findings = findings_of({"rain": comparison(0.9, [0.6, 0.95], "yes")}, checks=checks)
+    said = verdict(findings, answer(findings))[0]
+    assert "trusted? Not to be trusted: b failed. Yes for rain" in said and "a passed" not in said
 
 
 def test_without_a_comparison_nothing_is_said():

@@ -513,3 +513,20 @@ def test_generators_that_cannot_be_read_are_refused(report, generators, said):
     root = report.root
     call = report("correlate", "--eval_dir", report.results, "--generators", generators.format(root=root))
     report.refused(said.format(root=root), code_out_err=call)
+
+
+def test_generators_are_checked_on_clear_images(report):
+    write_more_results(report.results)
+    everyone = MODELS | MORE_MODELS
+    _, values = report.correlate()
+    assert [check["passed"] for check in values["checks"]] == [None]
+    missing = {part["what"]: part["command"] for part in values["missing"]}
+    command = missing["the check of controlnet on generated clear images"]
+    assert "style_transfer.py --domain clear && python relis/eval.py" in command
+    for rank, (model, (clear, _)) in enumerate(everyone.items()):
+        names = [f"clear_{number}_{name}" for number, name in enumerate(CITY)]
+        write_set(report.results, model, "Cityscapes_clear", "clear", names, clear - 0.02)
+        write_set(report.results, model, "Cityscapes_img2img_clear", "clear", names, 0.5 + 0.1 * (rank % 3))
+    _, values = report.correlate("--generators", "controlnet,img2img")
+    assert [check["passed"] for check in values["checks"]] == [True, False]
+    assert "Not to be trusted: img2img: r of mIoU" in values["verdict"][0]
