@@ -74,6 +74,7 @@ def list_predictors(generators: Sequence[Generator]) -> list[Predictor]:
                 SYNTHETIC if index == 0 else generator.name,
                 generator.name if several else "generated",
                 UNLABELLED if generator.name in _FROM_UNLABELLED else NOTHING,
+                is_generator=True,
             )
             for index, generator in enumerate(generators)
         ),

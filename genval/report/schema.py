@@ -42,6 +42,7 @@ class Predictor(JsonRecord):
     key: str  # of its entries in the comparisons: synthetic, clear, corrupted or the name of another generator
     name: str  # for the reader
     needs: str  # what it needs of the condition: nothing, or unlabelled images
+    is_generator: bool = False
 
 
 @dataclass(frozen=True)
@@ -411,7 +412,7 @@ class Findings(JsonRecord):
     @property
     def other_generators(self) -> list[Predictor]:
         """The generators after the first."""
-        return [predictor for predictor in self.baselines if predictor.key not in (CLEAR, CORRUPTED)]
+        return [predictor for predictor in self.baselines if predictor.is_generator]
 
 
 @dataclass(frozen=True)
