@@ -69,7 +69,8 @@ def main(settings: ReproductionSettings) -> None:
     with lock_folders([folder]):
         runner.run()
     print_missing(steps, states)
-    print_end(up_to_date(steps, states, stages, runner.ended), protocol.report_dir, runner.seconds)
+    current = up_to_date(steps, states, stages, runner.ended)
+    print_end(current, protocol.report_dir, runner.seconds, list(runner.failed))
     if runner.failed:
         listed = "\n  ".join(f"{name}: {last}" for name, last in runner.failed.items())
         raise GenValError(

@@ -8,7 +8,7 @@ Writes: {output_dir}/correlation.json (described in genval/report/schema.py), co
     python report/correlate.py --domains fog,night
 
 Missing results are listed with the command that computes them; the rest is compared. The last three lines are the
-verdict.
+verdict. An existing correlation.json that compares a domain whose results are missing now is kept, with an error.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
 
 
 def main(settings: CorrelationSettings) -> None:
+    from genval.report.schema import require_no_loss
     from genval.report.study import correlate
     from genval.report.summary import csv_table, markdown_summary
     from genval.runtime.files import write_bytes, write_csv, write_json
@@ -30,11 +31,15 @@ def main(settings: CorrelationSettings) -> None:
 
     report = correlate(settings)
     folder = resolve(settings.output_dir)
+    require_no_loss(folder / "correlation.json", report)
     text = markdown_summary(report)
     write_json(folder / "correlation.json", report.to_json())
     write_csv(folder / "correlation.csv", *csv_table(report))
     write_bytes(folder / "correlation.md", (text + "\n").encode())
     print(text)
+    for check in report.checks:
+        if not check.passed:
+            print(f"warning: {check.said}", file=sys.stderr)
     print(f"\nwrote {settings.output_dir}/correlation.json, correlation.csv, correlation.md\n")
     print("\n".join(report.verdict))
 

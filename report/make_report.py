@@ -35,7 +35,8 @@ def main(settings: PageSettings) -> None:
         preset=settings.preset,
     )
     limits = GalleryLimits(images=settings.max_gallery, models=settings.gallery_models, width=settings.image_width)
-    content = collect(sources, None if settings.domains == ("all",) else list(settings.domains), limits)
+    domains = None if settings.domains == ("all",) else list(settings.domains)
+    content = collect(sources, domains, limits, settings.generators)
     path = write_page(sources.report / "index.html", content)
     for missing in content.missing:
         print(f"missing: {missing.what}. Run: {missing.remedy}")

@@ -21,11 +21,12 @@ except ModuleNotFoundError as error:
 
 def main(settings: TableSettings) -> None:
     from genval.report.paper_tables import markdown, paper_tables, write_table
-    from genval.report.schema import read_report
+    from genval.report.schema import read_report, select_generators
     from genval.runtime.paths import resolve
 
     folder = resolve(settings.output_dir)
-    tables = paper_tables(read_report(folder / "correlation.json", settings.preset))
+    report = read_report(folder / "correlation.json", settings.preset)
+    tables = paper_tables(select_generators(report, settings.generators))
     for table in tables:
         write_table(folder / "tables", table)
         print(f"{markdown(table)}\n")

@@ -147,4 +147,4 @@ def test_the_python_lines_of_the_readme_run(tmp_path):
     for dataset, cond in (("Cityscapes", "all"), ("Cityscapes_fog", "all"), ("ACDC", "fog")):
         run("relis/eval.py", "--preset", "mini", "--segmenters", segmenters, "--trg_dataset", dataset, "--cond", cond)
     printed = run("-c", few)
-    assert "Can the synthetic verdict be trusted?" in printed and "fog (r " in printed
+    assert "Can the synthetic verdict be trusted?" in printed and "fog (observed r " in printed

@@ -14,16 +14,16 @@ import numpy as np
 
 import path_dicts
 from genval.datasets.layouts import generated_set
-from genval.metrics.correlation import pearson
-from genval.report.comparison import FEWEST_MODELS
+from genval.report.comparison import pearson_estimate
 from genval.report.evidence import Place, evaluation, read_evidence, require_same_models, with_street_sources
-from genval.report.resampling import DRAWS, draw_images, draw_models, interval
-from genval.report.scores import mean_iou, weigh
+from genval.report.resampling import DRAWS, draw_images
+from genval.report.schema import PearsonEstimate
+from genval.report.scores import Scores, mean_iou, weigh
 from genval.results.finding import NoResultsError
 from genval.runtime.commands import Command, Missing
 
 MIN_CLEAR_R = 0.8
-"""The smallest r with which a generator passes."""
+"""The smallest corrected r with which a generator passes."""
 CLEAR_DOMAIN = "clear"
 _REAL = Place("Cityscapes", "clean")
 
@@ -35,19 +35,21 @@ class ClearCheck:
     Attributes:
         generator: its name.
         images: images of the generated set, of `frames` streets.
-        r: Pearson's correlation over the models; NaN with fewer than two models.
-        low, high: its 95 % interval over draws of models and of streets; NaN with fewer than four models.
+        pearson: r across the models, observed and corrected for the noise of few streets, with its interval.
         generated, real: mIoU in percent by model.
     """
 
     generator: str
     images: int
     frames: int
-    r: float
-    low: float
-    high: float
+    pearson: PearsonEstimate
     generated: dict[str, float]
     real: dict[str, float]
+
+    @property
+    def r(self) -> float:
+        """The corrected r; the observed one without an interval, and NaN where it is not defined."""
+        return math.nan if self.pearson.shown is None else self.pearson.shown
 
     @property
     def passed(self) -> bool:
@@ -56,12 +58,13 @@ class ClearCheck:
 
     def sentence(self) -> str:
         """Return the result in one line."""
-        ends = "no interval" if math.isnan(self.low) else f"95 % interval {self.low:.2f} to {self.high:.2f}"
+        ends, refused = self.pearson.ends, self.pearson.refused
+        shown = f"95 % interval {ends[0]:.2f} to {ends[1]:.2f}" if ends else f"no interval: {refused}"
         r = "not defined" if math.isnan(self.r) else f"{self.r:.2f}"
         verdict = "passed" if self.passed else f"below {MIN_CLEAR_R}: other domains of this generator say nothing"
         return (
             f"{self.generator}: r of mIoU on generated and real clear images of the same {self.frames} streets: {r} "
-            f"({ends}; {len(self.real)} models, {self.images} generated images); {verdict}"
+            f"({shown}; {len(self.real)} models, {self.images} generated images); {verdict}"
         )
 
 
@@ -119,16 +122,11 @@ def clear_check(
     counts = generated.counts[:, kept], real.counts[[rows[source] for source in generated.sources]][:, kept]
     labelled = [np.asarray(side[:, :, 1].sum((0, 1)) > 0) for side in counts]
     classes = np.flatnonzero(labelled[0] & labelled[1]).tolist()
-    values = [mean_iou(side.sum(0), classes) for side in counts]
-    low, high = math.nan, math.nan
-    if len(kept) >= FEWEST_MODELS:
-        weights = draw_images({name: generated.sources}, draws, seed)[name]
-        chosen = draw_models(len(kept), draws, seed)
-        drawn = [np.take_along_axis(mean_iou(weigh(side, weights), classes), chosen, 1) for side in counts]
-        low, high = interval(pearson(*drawn)) or (math.nan, math.nan)
-    by_model = [dict(zip((models[index] for index in kept), side.tolist(), strict=True)) for side in values]
-    frames = len(set(generated.sources))
-    return ClearCheck(generator, len(generated.images), frames, float(pearson(*values)), low, high, *by_model)
+    weights = draw_images({name: generated.sources}, draws, seed)[name]
+    frames = generated.units
+    scores = [Scores(mean_iou(of.sum(0), classes), mean_iou(weigh(of, weights), classes), frames) for of in counts]
+    by_model = [dict(zip((models[index] for index in kept), side.value.tolist(), strict=True)) for side in scores]
+    return ClearCheck(generator, len(generated.images), frames, pearson_estimate(*scores), *by_model)
 
 
 def _generation(generator: str, preset: str | None) -> str:

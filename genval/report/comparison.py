@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from genval.metrics.correlation import CORRELATIONS
+from genval.metrics.correlation import kendall, pearson, spearman
+from genval.metrics.noisy_correlation import Scores, corrected_correlation, corrected_difference
 from genval.report.resampling import draw_models, interval
 from genval.report.schema import (
-    BASELINES,
     CLEAR,
-    PREDICTORS,
+    CORRUPTED,
     SYNTHETIC,
     TRUE,
     ClassCoefficients,
@@ -23,16 +23,18 @@ from genval.report.schema import (
     Comparison,
     Estimate,
     ModelScores,
+    PearsonEstimate,
     Ranking,
     ValueWithInterval,
 )
-from genval.report.scores import Scores
 
-# With fewer models, neither an interval over them nor the correlation itself is informative.
-FEWEST_MODELS = 4
-# If a draw holds two models, every r is 1 or -1, up to this rounding error.
-_ROUNDING = 1e-9
+# A correlation of two models is always 1 or -1.
+FEWEST_COMPARED = 3
+# With fewer models or images there is no interval of a correlation.
+FEWEST_MODELS = 8
+FEWEST_IMAGES = 8
 TOP = 5
+_RANK_CORRELATIONS = {"spearman": spearman, "kendall": kendall}
 
 
 def compare(
@@ -49,40 +51,44 @@ def compare(
 
     Args:
         models: their names, the axis of the scores; at least two.
-        sides: `true` and `synthetic`, and `clear` and `corrupted` where available. Baselines may miss models (NaN).
+        sides: `true` and `synthetic`, and the baselines that are available: `clear`, `corrupted` and others of any
+            name. Baselines may miss models (NaN).
         metric: its name.
         higher_is_better: the order of the ranking.
         sets: the images of each side.
         draws: bootstrap draws of models; scores on resampled images have as many.
         seed: of the draws of models.
     """
-    correlation: dict[str, Coefficients | None] = dict.fromkeys(PREDICTORS)
-    difference: dict[str, CoefficientDifference | None] = dict.fromkeys(BASELINES)
-    own = _resampled_correlations(sides[SYNTHETIC], sides[TRUE], draws, seed)
-    for predictor in (predictor for predictor in PREDICTORS if predictor in sides):
+    baselines = list(dict.fromkeys((CLEAR, CORRUPTED, *(side for side in sides if side not in (TRUE, SYNTHETIC)))))
+    predictors = [SYNTHETIC, *baselines]
+    correlation: dict[str, Coefficients | None] = dict.fromkeys(predictors)
+    difference: dict[str, CoefficientDifference | None] = dict.fromkeys(baselines)
+    own = _resampled_ranks(sides[SYNTHETIC], sides[TRUE], draws, seed)
+    for predictor in (predictor for predictor in predictors if predictor in sides):
         kept = np.flatnonzero(~np.isnan(sides[predictor].value))
-        same, drawn = own, own
+        ranks, same = own, own
+        synthetic, reference, theirs = (sides[side].select(kept) for side in (SYNTHETIC, TRUE, predictor))
         if len(kept) < len(models):  # compared over the models that the baseline has
-            same = _resampled_correlations(sides[SYNTHETIC].select(kept), sides[TRUE].select(kept), draws, seed)
-        if predictor in BASELINES:
-            drawn = _resampled_correlations(sides[predictor].select(kept), sides[TRUE].select(kept), draws, seed)
-            difference[predictor] = _difference(same, drawn, len(kept))
-        correlation[predictor] = Coefficients(len(kept), **_estimates(drawn))
+            same = _resampled_ranks(synthetic, reference, draws, seed)
+        if predictor != SYNTHETIC:
+            ranks = _resampled_ranks(theirs, reference, draws, seed)
+            difference[predictor] = _difference(synthetic, theirs, reference, _minus(same, ranks))
+        correlation[predictor] = Coefficients(len(kept), pearson_estimate(theirs, reference), **_estimates(ranks))
     return Comparison(
         metric=metric,
         unit="percent",
         better="higher" if higher_is_better else "lower",
         sets=dict(sets),
         models=[
-            ModelScores(model, {side: _model_score(sides.get(side), index) for side in (TRUE, *PREDICTORS)})
+            ModelScores(model, {side: _model_score(sides.get(side), index) for side in (TRUE, *predictors)})
             for index, model in enumerate(models)
         ],
         correlation=correlation,
         difference=difference,
-        beats={baseline: _beats(difference[baseline]) for baseline in BASELINES},
+        beats={side: None if (less := difference[side]) is None else beats(less.pearson) for side in baselines},
         ranking={
             predictor: _ranking(models, sides[predictor], sides[TRUE], higher_is_better) if predictor in sides else None
-            for predictor in PREDICTORS
+            for predictor in predictors
         },
         bias=_bias(sides[SYNTHETIC], sides[TRUE]),
     )
@@ -102,20 +108,15 @@ def compare_classes(
     values: dict[str, ClassComparison] = {}
     for index, name in enumerate(names):
         reference = sides[TRUE][index]
-        drawn = {
-            side: _resampled_correlations(sides[side][index], reference, draws, seed, widest_only=True)
-            for side in (SYNTHETIC, CLEAR)
-            if side in sides
-        }
-        coefficients = {
-            side: ClassCoefficients(**{c: e.with_one_interval() for c, e in _estimates(by_name).items()})
-            for side, by_name in drawn.items()
-        }
-        difference = None
-        if len(drawn) == 2:
-            less = _minus(drawn[SYNTHETIC]["pearson"], drawn[CLEAR]["pearson"])
-            difference = _estimate(less).with_one_interval()
-        values[name] = ClassComparison(coefficients.get(SYNTHETIC), coefficients.get(CLEAR), difference)
+        coefficients: dict[str, ClassCoefficients] = {}
+        for side in (side for side in (SYNTHETIC, CLEAR) if side in sides):
+            ranks = _estimates(_resampled_ranks(sides[side][index], reference, draws, seed, widest_only=True))
+            of_ranks = {coefficient: estimate.with_one_interval() for coefficient, estimate in ranks.items()}
+            coefficients[side] = ClassCoefficients(pearson_estimate(sides[side][index], reference), **of_ranks)
+        less = None
+        if CLEAR in sides:
+            less, _ = pearson_difference(sides[SYNTHETIC][index], sides[CLEAR][index], reference)
+        values[name] = ClassComparison(coefficients.get(SYNTHETIC), coefficients.get(CLEAR), less)
     return values
 
 
@@ -124,14 +125,57 @@ def number(value: Any) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
+def coefficients(x: Scores, y: Scores, draws: int, seed: int) -> Coefficients:
+    """Estimate every coefficient of two sides, see `compare`."""
+    return Coefficients(len(x.value), pearson_estimate(x, y), **_estimates(_resampled_ranks(x, y, draws, seed)))
+
+
+def pearson_estimate(x: Scores, y: Scores) -> PearsonEstimate:
+    """Estimate Pearson's r of two sides with an interval, or say why there is none.
+
+    >>> scores = Scores(np.array([1.0, 2.0, 3.0]), None)
+    >>> pearson_estimate(scores, scores).refused
+    'too few models: 3, at least 8 are needed'
+    """
+    value, refused = number(pearson(x.value, y.value)), _refusal(x, y)
+    if value is None or refused:
+        return PearsonEstimate(value, None, None, None, refused or "the scores of all models are equal")
+    found = corrected_correlation(x, y)
+    return PearsonEstimate(value, number(found.value), found.low, found.high, None)
+
+
+def pearson_difference(first: Scores, second: Scores, y: Scores) -> tuple[PearsonEstimate, float | None]:
+    """Estimate the difference of the correlations of two predictors, and the share of the draws above 0."""
+    value = number(pearson(first.value, y.value) - pearson(second.value, y.value))
+    refused = _refusal(first, second, y)
+    if value is None or refused:
+        return PearsonEstimate(value, None, None, None, refused or "the scores of all models are equal"), None
+    found = corrected_difference(first, second, y)
+    return PearsonEstimate(value, number(found.value), found.low, found.high, None), found.share_above
+
+
+def _refusal(*sides: Scores) -> str | None:
+    """Why there is no interval of a correlation."""
+    models = len(sides[0].value)
+    if models < FEWEST_MODELS:
+        return f"too few models: {models}, at least {FEWEST_MODELS} are needed"
+    images = min((side.units for side in sides if side.drawn is not None and side.units is not None), default=None)
+    if images is not None and images < FEWEST_IMAGES:
+        return f"too few images: {images}, at least {FEWEST_IMAGES} are needed"
+    undefined = any(np.isnan(side.value).any() or _undefined_share(side) > 0.1 for side in sides)
+    return "a score is not defined, or not in a tenth of the resamples" if undefined else None
+
+
+def _undefined_share(side: Scores) -> float:
+    return 0.0 if side.drawn is None else float(np.isnan(side.drawn).any(1).mean())
+
+
 _Drawn = dict[str, np.ndarray | None]
 """A coefficient's `value`, and its values over draws: `over_models`, `over_images` and `over_both`."""
 
 
-def _resampled_correlations(
-    x: Scores, y: Scores, draws: int, seed: int, widest_only: bool = False
-) -> dict[str, _Drawn]:
-    """Each coefficient's value, and its values over draws of models, of images, and of both together.
+def _resampled_ranks(x: Scores, y: Scores, draws: int, seed: int, widest_only: bool = False) -> dict[str, _Drawn]:
+    """Each rank correlation's value, and its values over draws of models, of images, and of both together.
 
     `widest_only` skips the draws of images alone, and those of models alone if there are draws of both.
     """
@@ -152,8 +196,12 @@ def _resampled_correlations(
         pairs["over_models"] = None
     return {
         name: {way: None if pair is None else coefficient(*pair) for way, pair in pairs.items()}
-        for name, coefficient in CORRELATIONS.items()
+        for name, coefficient in _RANK_CORRELATIONS.items()
     }
+
+
+def _estimates(drawn: Mapping[str, _Drawn]) -> dict[str, Estimate]:
+    return {name: _estimate(values) for name, values in drawn.items()}
 
 
 def _estimate(drawn: _Drawn) -> Estimate:
@@ -163,30 +211,25 @@ def _estimate(drawn: _Drawn) -> Estimate:
     return Estimate(number(value), **ends)
 
 
-def _estimates(drawn: Mapping[str, _Drawn]) -> dict[str, Estimate]:
-    return {name: _estimate(values) for name, values in drawn.items()}
+def _minus(a: Mapping[str, _Drawn], b: Mapping[str, _Drawn]) -> dict[str, _Drawn]:
+    def minus(x: np.ndarray | None, y: np.ndarray | None) -> np.ndarray | None:
+        return None if x is None or y is None else x - y
+
+    return {name: {way: minus(values, b[name][way]) for way, values in a[name].items()} for name in a}
 
 
-def _minus(a: _Drawn, b: _Drawn) -> _Drawn:
-    return {way: None if x is None or b[way] is None else x - b[way] for way, x in a.items()}
+def _difference(
+    synthetic: Scores, baseline: Scores, reference: Scores, ranks: Mapping[str, _Drawn]
+) -> CoefficientDifference:
+    estimate, share_above = pearson_difference(synthetic, baseline, reference)
+    return CoefficientDifference(len(synthetic.value), estimate, **_estimates(ranks), share_above=share_above)
 
 
-def _difference(synthetic: Mapping[str, _Drawn], baseline: Mapping[str, _Drawn], models: int) -> CoefficientDifference:
-    less = {name: _minus(synthetic[name], baseline[name]) for name in synthetic}
-    widest = next((v for v in (less["pearson"][way] for way in ("over_both", "over_models")) if v is not None), None)
-    share = None
-    if widest is not None and not np.isnan(widest).all():
-        share = float(np.mean(widest[~np.isnan(widest)] > _ROUNDING))
-    return CoefficientDifference(models, **_estimates(less), share_above=share)
-
-
-def _beats(difference: CoefficientDifference | None) -> str | None:
-    if difference is None:
-        return None
-    ends = difference.pearson.ends
-    if ends is None:
+def beats(difference: PearsonEstimate) -> str:
+    """Say whether the interval of a difference is above 0: yes, no (it is below 0) or undecided."""
+    if difference.ends is None:
         return "undecided"
-    return "yes" if ends[0] > 0 else "no" if ends[1] < 0 else "undecided"
+    return "yes" if difference.ends[0] > 0 else "no" if difference.ends[1] < 0 else "undecided"
 
 
 def _model_score(scores: Scores | None, index: int) -> ValueWithInterval | None:

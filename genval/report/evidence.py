@@ -43,6 +43,19 @@ class Evidence:
     bins: np.ndarray | None  # float64 (N, M, 3, B): right pixels, pixels and sum of confidences by confidence
     made: dict[str, Provenance] = field(default_factory=dict)  # by model
 
+    @property
+    def units(self) -> int:
+        """The number of sources: images of one source are resampled together."""
+        return len(set(self.sources))
+
+    def units_by_class(self) -> np.ndarray:
+        """Return the number of sources with labelled pixels of each class, int (C,)."""
+        labelled = np.nan_to_num(self.counts[:, :, 1]).any(1)
+        by_source: dict[str, np.ndarray] = {}
+        for source, of_image in zip(self.sources, labelled, strict=True):
+            by_source[source] = by_source.get(source, False) | of_image
+        return np.asarray(np.sum(list(by_source.values()), axis=0))
+
     def has(self) -> np.ndarray:
         """Return which models were evaluated on the set, bool (M,)."""
         return np.asarray(~np.isnan(self.counts[0, :, 0, 0]))
@@ -112,13 +125,14 @@ def read_evidence(
     return Evidence(place, images, sources, counts, bins, made)
 
 
-def with_street_sources(evidence: Evidence) -> Evidence:
+def with_street_sources(evidence: Evidence, domain: str | None = None) -> Evidence:
     """Take the source of each image from its name, `{domain}_{number}_{street}` or just `{street}`.
 
-    For sets made from the labelled streets: one generated or corrupted from the same street shares its source.
+    For sets made from the labelled streets: one generated or corrupted from the same street shares its source. The
+    domain is that of the data set's name by default; the name of a set made by another tool may not tell it.
     """
     dataset = evidence.place.dataset.removesuffix(GATED_SUFFIX)
-    domain = re.escape(domain_of(dataset)) if dataset.startswith(GENERATED_PREFIX) else ""
+    domain = re.escape(domain or domain_of(dataset)) if dataset.startswith(GENERATED_PREFIX) else ""
     sources = []
     for image in evidence.images:
         name = image.rpartition("/")[2]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from genval.metrics.ood_pooling import PoissonBootstrap
-from genval.report.comparison import compare, number
+from genval.report.comparison import FEWEST_COMPARED, compare, number
 from genval.report.evidence import architectures, short_names
 from genval.report.schema import CLEAR, SYNTHETIC, TRUE, ComparedSet, Comparison, OodMeans
 from genval.report.scores import Scores
@@ -28,7 +28,6 @@ from genval.runtime.seeds import item_seed
 GENERATED = "generated"
 # Metrics of a row, and whether more is better.
 METRICS = {"auroc": True, "aupr_object": True, "aupr_background": True, "fpr95": False}
-FEWEST_COMPARED = 3
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Detection:
     name: str
     rows: dict[str, dict[str, dict[str, float]]]  # by model, score and column, fractions
     drawn: dict[str, dict[str, dict[str, np.ndarray]]]  # by model, score and metric, (D,); only models with counts
+    images: int
 
     @property
     def scores(self) -> list[str]:
@@ -54,7 +54,7 @@ class Detection:
             self.drawn[model][score][metric] if model in self.drawn else np.full(len(any_model), np.nan)
             for model in models
         ]
-        return Scores(values, 100 * np.stack(columns, 1))
+        return Scores(values, 100 * np.stack(columns, 1), self.images)
 
 
 def compare_ood_detection(
@@ -139,7 +139,7 @@ def read_detection(
         model: _draw(OodResults(root, name, model), list(rows[model]), int(usual[0]), settings.bootstrap_draws, seed)
         for model in rows
     }
-    return Detection(name, rows, {model: by_score for model, by_score in drawn.items() if by_score})
+    return Detection(name, rows, {model: of_model for model, of_model in drawn.items() if of_model}, int(usual[0]))
 
 
 def _check(results: OodResults, made: dict[str, dict[str, Any]], command: str) -> dict[str, Any]:
@@ -218,7 +218,8 @@ def _compare_set(
                 # A model with more mIoU should have fewer false alarms: the sign is changed, so that r has one sign.
                 sign = 1 if higher else -1
                 clear = clear_miou.select(kept)
-                sides[CLEAR] = Scores(sign * clear.value, None if clear.drawn is None else sign * clear.drawn)
+                drawn = None if clear.drawn is None else sign * clear.drawn
+                sides[CLEAR] = Scores(sign * clear.value, drawn, clear.units)
             values.setdefault(score, {})[metric] = compare(
                 [models[index] for index in kept.tolist()],
                 sides,

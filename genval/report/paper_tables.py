@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genval.report.ood_comparison import GENERATED, METRICS
-from genval.report.schema import BASELINES, CLEAR, CORRUPTED, SYNTHETIC, TRUE, Report
+from genval.report.schema import CLEAR, SYNTHETIC, TRUE, Report
 from genval.runtime.files import write_bytes, write_csv
 from genval.runtime.tables import markdown_table, percent
 
@@ -114,25 +114,22 @@ def _row(cells: Sequence[Any], digits: int) -> str:
     return " & ".join(map(escape, texts)) + r" \\"
 
 
-def _pair(ends: Sequence[float] | None) -> tuple[float, float] | None:
-    return (ends[0], ends[1]) if ends else None
-
-
 def _robustness(report: Report) -> Table:
     published = report.published.pearson
-    header = ["domain", "models", "images", "classes", "r", "95 %", "Spearman", "Kendall"]
-    for baseline in BASELINES:
-        header += [f"r of {baseline}", f"r difference: {SYNTHETIC} - {baseline}, 95 %"]
+    header = ["domain", "models", "images", "classes", "observed r", "corrected r", "95 %", "Spearman", "Kendall"]
+    baselines = [baseline.key for baseline in report.baselines]
+    for baseline in baselines:
+        header += [f"corrected r of {baseline}", f"r difference: {SYNTHETIC} - {baseline}, 95 %"]
     header += [f"published {name}{SECONDARY}" for name in published]
     rows = []
     for domain, comparison in report.robustness.items():
         own, generated = comparison.correlation[SYNTHETIC], comparison.sets[SYNTHETIC]
         assert own is not None and generated is not None
         row = [domain, own.models, generated.images, len(comparison.classes or ())]
-        row += [own.pearson.value, _pair(own.pearson.ends), own.spearman.value, own.kendall.value]
-        for baseline in BASELINES:
-            theirs, difference = comparison.correlation[baseline], comparison.difference[baseline]
-            row += [theirs and theirs.pearson.value, difference and _pair(difference.pearson.ends)]
+        row += [own.pearson.value, own.pearson.corrected, own.pearson.ends, own.spearman.value, own.kendall.value]
+        for baseline in baselines:
+            theirs, difference = comparison.against(baseline)
+            row += [theirs and theirs.pearson.corrected, difference and difference.pearson.ends]
         rows.append([*row, *(by_domain.get(domain) for by_domain in published.values())])
     title = "Correlation of synthetic and reference mIoU across models, by domain, with 95 % intervals"
     return Table("correlation_by_domain", title, header, rows, note=_NOTE)
@@ -147,7 +144,7 @@ def _classes(report: Report) -> Table:
         row: list[Any] = [name]
         for by_class in by_domain.values():
             synthetic = by_class[name].synthetic if name in by_class else None
-            row += [synthetic and synthetic.pearson.value, synthetic and synthetic.pearson.ends]
+            row += [synthetic and synthetic.pearson.corrected, synthetic and synthetic.pearson.ends]
         rows.append(row)
     title = "Correlation of synthetic and reference IoU across models, by class, with 95 % intervals"
     return Table("correlation_by_class", title, header, rows)
@@ -168,7 +165,7 @@ def _calibration(report: Report) -> Table:
             row += [(100 * improved.low, 100 * improved.high), improved.before, mean.value]
             if source == SYNTHETIC:
                 less, after = scaling.less_than_clear, scaling.after
-                row += [less and less.ends, after and after.pearson.value, after and _pair(after.pearson.ends)]
+                row += [less and less.ends, after and after.pearson.value, after and after.pearson.ends]
                 row += [report.published.ece_improved_percent.get(domain)]
             else:
                 row += [None, None, None, None]
@@ -189,7 +186,8 @@ def _ood_means(report: Report) -> Table:
 
 
 def _ood_correlation(report: Report) -> Table:
-    header = ["reference set", "score", "metric", "models", "r", "95 %", "Spearman", "Kendall", "r of clear mIoU"]
+    header = ["reference set", "score", "metric", "models", "observed r", "corrected r", "95 %", "Spearman", "Kendall"]
+    header += ["corrected r of clear mIoU"]
     header += [f"published r{SECONDARY}"]
     rows = []
     for name, by_score in report.ood_detection.items():
@@ -197,8 +195,8 @@ def _ood_correlation(report: Report) -> Table:
             for metric, comparison in by_metric.items():
                 own, clear = comparison.correlation[SYNTHETIC], comparison.correlation[CLEAR]
                 assert own is not None
-                row = [name, score, metric, own.models, own.pearson.value, _pair(own.pearson.ends)]
-                row += [own.spearman.value, own.kendall.value, clear and clear.pearson.value]
+                row = [name, score, metric, own.models, own.pearson.value, own.pearson.corrected, own.pearson.ends]
+                row += [own.spearman.value, own.kendall.value, clear and clear.pearson.corrected]
                 rows.append([*row, report.published.ood_pearson])
     title = f"Correlation of OOD metrics on the {GENERATED} and the reference set across models, with 95 % intervals"
     return Table("ood_correlation", title, header, rows, note=_NOTE)
@@ -208,8 +206,8 @@ def _models(report: Report) -> Table:
     header = ["model"]
     by_model: dict[str, list[Any]] = {model: [short] for model, short in report.short_names.items()}
     for domain, comparison in report.robustness.items():
-        for side in (CLEAR, CORRUPTED, SYNTHETIC, TRUE):
-            if comparison.sets[side] is None:
+        for side in (*(predictor.key for predictor in (*report.baselines, report.predictors[0])), TRUE):
+            if comparison.sets.get(side) is None:
                 continue
             header.append(f"{_SIDE_NAMES.get(side, side)} ({domain})")
             found = {entry.model: entry.scores[side] for entry in comparison.models}

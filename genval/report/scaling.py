@@ -12,19 +12,19 @@ import numpy as np
 
 import path_dicts
 from genval.datasets.corruptions import CORRUPTIONS
-from genval.datasets.layouts import CORRUPTED_PREFIX, GATED_SUFFIX, GENERATED_PREFIX, merged_as
+from genval.datasets.layouts import CORRUPTED_PREFIX, merged_as
 from genval.evaluation.calibration import CITYSCAPES_CALIBRATION, ImageSet
-from genval.metrics.correlation import CORRELATIONS
+from genval.metrics.noisy_correlation import Scores
 from genval.report import HARDEST_SHARE
-from genval.report.comparison import FEWEST_MODELS, number
+from genval.report.comparison import FEWEST_COMPARED, FEWEST_MODELS, coefficients, number
 from genval.report.evidence import architectures
+from genval.report.predictors import Generator
 from genval.report.resampling import draw_models, interval, wilson_interval
 from genval.report.schema import (
     CLEAR,
     CORRUPTED,
     SYNTHETIC,
     Coefficients,
-    Estimate,
     Improvement,
     ScaledModel,
     Scaling,
@@ -74,6 +74,7 @@ class _Tries:
 
 def measure_scaling(
     settings: CorrelationSettings,
+    generator: Generator,
     domain: str,
     models: Sequence[str],
     missing: list[Missing],
@@ -83,6 +84,7 @@ def measure_scaling(
 
     Args:
         settings: of report/correlate.py.
+        generator: whose images calibrate; there are no temperatures of a generator with a results folder of its own.
         domain: whose reference set is tested.
         models: names as given to relis/eval.py.
         missing: what is missing is appended.
@@ -95,7 +97,9 @@ def measure_scaling(
         GenValError: a file is not one of relis/eval_calibration_clustering.py, or is of another model than the results
             of relis/eval.py.
     """
-    tries = _read_tries(settings, domain, models, made)
+    if generator.eval_dir is not None:
+        return None
+    tries = _read_tries(settings, generator, domain, models, made)
     _list_missing(settings, domain, tries, missing)
     kept = [model for model in models if tries.results[SYNTHETIC][model] is not None]
     if not kept:
@@ -130,12 +134,15 @@ def measure_scaling(
 
 
 def _read_tries(
-    settings: CorrelationSettings, domain: str, models: Sequence[str], made: Mapping[str, Provenance]
+    settings: CorrelationSettings,
+    generator: Generator,
+    domain: str,
+    models: Sequence[str],
+    made: Mapping[str, Provenance],
 ) -> _Tries:
     root, method = resolve(settings.scaling_dir), settings.scaling_method
     tested = _tested(domain, settings.reference_dataset)
-    own = _generated(settings, domain)
-    own = dataclasses.replace(own, dataset=merged_as(own.dataset, tested[0].dataset))
+    own = ImageSet(merged_as(generator.place(domain, settings.gate).dataset, tested[0].dataset))
     shares = sorted({HARDEST_SHARE, *_tried_shares(root, models, tested, own, method)}, reverse=True)
     sources = {
         SYNTHETIC: [own],
@@ -154,10 +161,6 @@ def _read_tries(
         for source, calibrating in sources.items()
     }
     return _Tries(settings, own, tested, sources, results, dict(made))
-
-
-def _generated(settings: CorrelationSettings, domain: str) -> ImageSet:
-    return ImageSet(f"{GENERATED_PREFIX}{domain}{GATED_SUFFIX if settings.gate else ''}")
 
 
 def _tried_shares(
@@ -249,16 +252,11 @@ def _correlation_after(
 ) -> Coefficients | None:
     """Whether ECE after scaling on the synthetic set, with its own temperatures, predicts that on the reference set."""
     on_synthetic = {model: values for model in models if (values := tries.on_itself(model))}
-    if len(on_synthetic) < FEWEST_MODELS:
+    if len(on_synthetic) < FEWEST_COMPARED:
         return None
     x = np.array([100 * _ece(values, "after_mean") for values in on_synthetic.values()])
     y = np.array([on_reference[model] for model in on_synthetic])
-    chosen = draw_models(len(x), draws, seed)
-    estimates = {
-        name: Estimate(number(coefficient(x, y)), interval(coefficient(x[chosen], y[chosen])), None, None)
-        for name, coefficient in CORRELATIONS.items()
-    }
-    return Coefficients(len(x), **estimates)
+    return coefficients(Scores(x, None), Scores(y, None), draws, seed)
 
 
 def _list_missing(settings: CorrelationSettings, domain: str, tries: _Tries, missing: list[Missing]) -> None:

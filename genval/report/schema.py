@@ -1,33 +1,48 @@
 """What `correlation.json` holds, as frozen dataclasses: report/correlate.py writes them, tables and page read them.
 
 Scores are in percent. `synthetic` is the generated set of a domain, `true` its reference set, `clear` the clear-weather
-set and `corrupted` the set with classic corruptions. Predictors are synthetic, clear and corrupted; baselines are clear
-and corrupted. `JSON_KEYS` lists the fields whose key in the file has another name.
+set and `corrupted` the set with classic corruptions. With several generators, `synthetic` is the set of the first one,
+and each other generator is a side with the generator's name. Predictors are all sides but `true`, and
+`Findings.predictors` lists them. Baselines are the predictors that synthetic is compared with. `JSON_KEYS` lists the
+fields whose key in the file has another name.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict
 
 from genval.runtime.commands import Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.json_record import JsonRecord, ShapeError, decode, encode, join
 
-FORMAT = 2
+FORMAT = 3
 
 TRUE = "true"
 SYNTHETIC = "synthetic"
 CLEAR = "clear"
 CORRUPTED = "corrupted"
-PREDICTORS = (SYNTHETIC, CLEAR, CORRUPTED)
-BASELINES = (CLEAR, CORRUPTED)
 
 Ends = list[float]
 """A 95 % interval, [low, high]."""
+
+
+NOTHING = "nothing"
+UNLABELLED = "unlabelled images"
+
+
+@dataclass(frozen=True)
+class Predictor(JsonRecord):
+    """A source of scores from which the reference scores are predicted."""
+
+    key: str  # of its entries in the comparisons: synthetic, clear, corrupted or the name of another generator
+    name: str  # for the reader
+    needs: str  # what it needs of the condition: nothing, or unlabelled images
+    is_generator: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,8 +66,29 @@ class ValueWithInterval(JsonRecord):
 
 
 @dataclass(frozen=True)
+class PearsonEstimate(JsonRecord):
+    """Pearson's r, or a difference of two, as observed and corrected for the noise of the images."""
+
+    value: float | None  # observed
+    corrected: float | None  # of noise-free scores; None where noise explains all of the variance of a side
+    low: float | None  # of the interval of the corrected value
+    high: float | None
+    refused: str | None  # why there is no interval
+
+    @property
+    def shown(self) -> float | None:
+        """The corrected value; without one, the observed value."""
+        return self.value if self.corrected is None else self.corrected
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The interval, or None."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+@dataclass(frozen=True)
 class Estimate(JsonRecord):
-    """A correlation coefficient, or a difference of two, with intervals over what was resampled."""
+    """A rank correlation, or a difference of two, as observed; percentile intervals over what was resampled."""
 
     value: float | None
     over_models: Ends | None
@@ -74,7 +110,7 @@ class Coefficients(JsonRecord):
     """The correlation of a predictor's scores with the reference scores, across models."""
 
     models: int  # number of models compared
-    pearson: Estimate
+    pearson: PearsonEstimate
     spearman: Estimate
     kendall: Estimate
 
@@ -83,7 +119,7 @@ class Coefficients(JsonRecord):
 class CoefficientDifference(Coefficients):
     """The difference synthetic - baseline of each coefficient, from the same draws and the same models."""
 
-    share_above: float | None  # share of the draws in which Pearson's r of the synthetic set is larger
+    share_above: float | None  # share of the draws in which the corrected r of the synthetic set is larger
 
 
 @dataclass(frozen=True)
@@ -129,7 +165,7 @@ class Ranking(JsonRecord):
 class ClassCoefficients(JsonRecord):
     """The correlation of one class's IoU with the reference IoU."""
 
-    pearson: ValueWithInterval
+    pearson: PearsonEstimate
     spearman: ValueWithInterval
     kendall: ValueWithInterval
 
@@ -140,7 +176,7 @@ class ClassComparison(JsonRecord):
 
     synthetic: ClassCoefficients | None
     clear: ClassCoefficients | None
-    difference: ValueWithInterval | None  # Pearson's r, synthetic - clear
+    difference: PearsonEstimate | None  # synthetic - clear
 
 
 @dataclass(frozen=True)
@@ -162,6 +198,10 @@ class Comparison(JsonRecord):
     classes: list[str] | None = None  # mIoU only: the one class set of every side
     classes_flag: str | None = None  # mIoU only: why they are fewer than 19
     per_class: dict[str, ClassComparison] | None = None  # mIoU only
+
+    def against(self, baseline: str) -> tuple[Coefficients | None, CoefficientDifference | None]:
+        """Return the correlation of a baseline, and the difference of synthetic from it; None where not compared."""
+        return self.correlation.get(baseline), self.difference.get(baseline)
 
     def to_json(self) -> dict[str, Any]:
         values = super().to_json()
@@ -313,8 +353,8 @@ class EnoughImages(JsonRecord):
 class Answers(JsonRecord):
     """What the verdict says, for programs, by domain (`verdict.answer`)."""
 
-    trust: dict[str, str]  # better, yes, worse, alone, weak or no
-    model: dict[str, ModelChoice]
+    trust: dict[str, str]  # better, yes, worse, alone, weak, no or few
+    model: dict[str, ModelChoice]  # not of domains with the trust no or few
     images: dict[str, EnoughImages]
 
 
@@ -331,6 +371,16 @@ class MissingPart(JsonRecord):
 
 
 @dataclass(frozen=True)
+class GeneratorCheck(JsonRecord):
+    """Whether a generator ranks models on clear images as the real clear images do (`clear_check.clear_check`)."""
+
+    generator: str
+    passed: bool | None  # None: not checked
+    said: str  # the result in a sentence, or what is missing
+    pearson: PearsonEstimate | None
+
+
+@dataclass(frozen=True)
 class Findings(JsonRecord):
     """Everything that was compared, before the verdict."""
 
@@ -341,6 +391,8 @@ class Findings(JsonRecord):
     short_names: dict[str, str]  # by model, for the reader
     made_by: dict[str, str]  # by model: its identity and precision, the same for all of its results
     domains: list[str]
+    predictors: list[Predictor]  # synthetic first
+    checks: list[GeneratorCheck]  # on clear images, by generator
     robustness: dict[str, Comparison]  # mIoU, by domain
     calibration: dict[str, DomainCalibration]  # by domain
     ood_detection: dict[str, dict[str, dict[str, Comparison]]]  # by reference set, score and metric
@@ -351,6 +403,16 @@ class Findings(JsonRecord):
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **super().to_json()}
+
+    @property
+    def baselines(self) -> list[Predictor]:
+        """The predictors that synthetic is compared with."""
+        return [predictor for predictor in self.predictors if predictor.key != SYNTHETIC]
+
+    @property
+    def other_generators(self) -> list[Predictor]:
+        """The generators after the first."""
+        return [predictor for predictor in self.baselines if predictor.is_generator]
 
 
 @dataclass(frozen=True)
@@ -365,6 +427,51 @@ class Report(Findings):
         """Add the verdict to the findings."""
         parts = {field.name: getattr(findings, field.name) for field in dataclasses.fields(findings)}
         return cls(**parts, answers=answers, verdict=verdict)
+
+
+class _Compared(TypedDict):
+    """The part of `correlation.json` that says which domains are compared."""
+
+    robustness: dict[str, Any]
+
+
+def require_no_loss(path: Path, report: Report) -> None:
+    """Refuse to replace a `correlation.json` that compares a domain which was asked for and could not be compared now.
+
+    Raises:
+        GenValError: naming these domains, and the command of the first missing part.
+    """
+    try:
+        compared = read_json(path, _Compared)["robustness"]
+    except GenValError:  # absent, or damaged
+        return
+    lost = [domain for domain in report.domains if domain in compared and domain not in report.robustness]
+    if lost:
+        parts = "; ".join(f"{part.what}. Run: {part.command}" for part in report.missing[:3])
+        raise GenValError(
+            f"{path} compares {', '.join(lost)}, for which results are missing now: it is kept. Missing: {parts}. "
+            "To compare without them, leave them out of --domains."
+        )
+
+
+def select_generators(report: Report, names: Sequence[str]) -> Report:
+    """Return the report without the other generators that are not named; "all" names all of them.
+
+    Raises:
+        GenValError: a name is not one of a generator of the report.
+    """
+    if tuple(names) == ("all",):
+        return report
+    others = [predictor.key for predictor in report.other_generators]
+    unknown = [name for name in names if name not in others and name != report.predictors[0].name]
+    if unknown:
+        known = ", ".join([report.predictors[0].name, *others])
+        raise GenValError(
+            f"--generators: correlation.json does not compare {', '.join(unknown)}, but {known}. "
+            "Run report/correlate.py with these --generators."
+        )
+    kept = [one for one in report.predictors if one.key not in others or one.key in names]
+    return dataclasses.replace(report, predictors=kept)
 
 
 def read_report(path: Path, preset: str | None = None) -> Report:

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from genval.metrics.calibration import binned_ece
+from genval.metrics.noisy_correlation import Scores
 from genval.report.evidence import Evidence
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One metric of several models on a set, in percent."""
-
-    value: np.ndarray  # float64 (M,); NaN for models without results
-    drawn: np.ndarray | None  # float64 (D, M), the same on resampled images; None where images cannot be resampled
-
-    def select(self, models: np.ndarray) -> Scores:
-        """Return the scores of the models at these indices."""
-        return Scores(self.value[models], None if self.drawn is None else self.drawn[:, models])
 
 
 def weigh(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -59,16 +47,18 @@ def ece(bins: np.ndarray) -> np.ndarray:
 
 def miou_scores(evidence: Evidence, weights: np.ndarray, classes: Sequence[int]) -> Scores:
     """Compute the mean IoU over a class set."""
-    return Scores(mean_iou(evidence.counts.sum(0), classes), mean_iou(weigh(evidence.counts, weights), classes))
+    value, drawn = (mean_iou(counts, classes) for counts in (evidence.counts.sum(0), weigh(evidence.counts, weights)))
+    return Scores(value, drawn, evidence.units)
 
 
 def class_scores(evidence: Evidence, weights: np.ndarray, classes: Sequence[int]) -> list[Scores]:
     """Compute the IoU of each class of a set."""
     value, drawn = class_iou(evidence.counts.sum(0)), class_iou(weigh(evidence.counts, weights))
-    return [Scores(value[:, index], drawn[..., index]) for index in classes]
+    units = evidence.units_by_class()
+    return [Scores(value[:, index], drawn[..., index], int(units[index])) for index in classes]
 
 
 def ece_scores(evidence: Evidence, weights: np.ndarray) -> Scores:
     """Compute the expected calibration error."""
     assert evidence.bins is not None
-    return Scores(ece(evidence.bins.sum(0)), ece(weigh(evidence.bins, weights)))
+    return Scores(ece(evidence.bins.sum(0)), ece(weigh(evidence.bins, weights)), evidence.units)

@@ -22,6 +22,11 @@ class CorrelationSettings:
         "all", "segmenters as given to relis/eval.py; all: those with results", title="what is compared"
     )
     domains: tuple[str, ...] = flag(DOMAINS, "domains", type=comma_list)
+    generators: tuple[str, ...] = flag(
+        (path_dicts.DEFAULT_GENERATOR,),
+        "generators, NAME or NAME=EVAL_DIR with the results on its sets; the first leads the verdict",
+        type=comma_list,
+    )
     reference_dataset: str | None = flag(None, "reference set of every domain (default: REAL_SETS in path_dicts.py)")
     clear_dataset: str = flag("Cityscapes", "the clear-weather set")
     clear_cond: str = flag("clean", "condition of the clear-weather set")
@@ -50,6 +55,7 @@ class PageSettings:
     domains: tuple[str, ...] = flag(
         ("all",), "generated sets; all: those on the disk", type=comma_list, title="what is shown"
     )
+    generators: tuple[str, ...] = flag(("all",), "generators of correlation.json beside the first", type=comma_list)
     max_gallery: int = flag(24, "images per domain, and per object", type=positive_int)
     gallery_models: int = flag(8, "segmenters whose predictions are shown", type=positive_int)
     image_width: int = flag(360, "width of the images in pixels", type=positive_int)
@@ -69,6 +75,7 @@ class TableSettings:
 
     SCRIPT: ClassVar[str] = "report/tables"
 
+    generators: tuple[str, ...] = flag(("all",), "generators of correlation.json beside the first", type=comma_list)
     output_dir: str = flag("results/report", "folder of report/correlate.py's results")
     preset: str | None = None
 

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 import path_dicts
 from genval.datasets import CLASS_SETS, label_space_of
 from genval.datasets.corruptions import CORRUPTIONS
-from genval.datasets.layouts import CORRUPTED_PREFIX, GATED_SUFFIX, GENERATED_PREFIX, merged_as
-from genval.report.comparison import compare, compare_classes
-from genval.report.evidence import Evidence, Place, read_evidence, require_same_models, short_names, with_street_sources
+from genval.datasets.layouts import CORRUPTED_PREFIX, merged_as
+from genval.report.clear_check import CLEAR_DOMAIN, clear_check
+from genval.report.comparison import FEWEST_COMPARED, compare, compare_classes
+from genval.report.evidence import (
+    Evidence,
+    Place,
+    evaluation,
+    read_evidence,
+    require_same_models,
+    short_names,
+    with_street_sources,
+)
 from genval.report.ood_comparison import compare_ood_detection
+from genval.report.predictors import Generator, list_predictors, parse_generators
 from genval.report.published import PUBLISHED
 from genval.report.resampling import draw_images
 from genval.report.sample_size import sample_size_curve
@@ -28,6 +37,7 @@ from genval.report.schema import (
     Comparison,
     DomainCalibration,
     Findings,
+    GeneratorCheck,
     MissingPart,
     Report,
     SampleSizeCurve,
@@ -35,7 +45,7 @@ from genval.report.schema import (
 from genval.report.scores import Scores, class_scores, ece_scores, mean_iou, miou_scores
 from genval.report.settings import CorrelationSettings
 from genval.report.verdict import answer, verdict
-from genval.results.finding import list_models
+from genval.results.finding import NoResultsError, list_models
 from genval.results.provenance import Provenance, describe_classes
 from genval.results.scenes import model_list
 from genval.runtime.commands import Command, Missing
@@ -43,8 +53,8 @@ from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
 
-# A correlation of two models is always 1 or -1.
-FEWEST_COMPARED = 3
+# A model without results on one of these sides is not compared in a domain.
+_NEEDED = (TRUE, SYNTHETIC, CLEAR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +85,7 @@ def correlate(settings: CorrelationSettings) -> Report:
             f"No results in {root}. "
             "Run: python relis/eval.py --trg_dataset Cityscapes,Cityscapes_fog,ACDC --segmenters all"
         )
+    generators = parse_generators(settings.generators, settings.domains, settings.preset)
     missing: list[Missing] = []
     clear_sets: dict[str, Evidence | None] = {}  # by name: merged classes of a reference set give it another
     robustness: dict[str, Comparison] = {}
@@ -86,9 +97,9 @@ def correlate(settings: CorrelationSettings) -> Report:
         clear = Place(merged_as(settings.clear_dataset, reference.dataset), settings.clear_cond)
         if clear.dataset not in clear_sets:
             clear_sets[clear.dataset] = read_evidence(root, models, clear, settings.preset, missing)
-        sides = _read_sides(settings, root, models, name, reference, clear_sets[clear.dataset], missing)
+        sides = _read_sides(settings, generators, models, name, reference, clear_sets[clear.dataset], missing)
         made |= require_same_models(sides.values(), root, settings.preset)
-        scaling = measure_scaling(settings, name, models, missing, made)
+        scaling = measure_scaling(settings, generators[0], name, models, missing, made)
         domain = _prepare(settings, name, sides)
         ece = None
         if domain is not None:
@@ -98,12 +109,15 @@ def correlate(settings: CorrelationSettings) -> Report:
         calibration[name] = DomainCalibration(ece, scaling)
     any_clear = clear_sets.get(settings.clear_dataset) or next(iter(clear_sets.values()))
     ood_detection, ood_means = compare_ood_detection(settings, models, _clear_miou(settings, any_clear), missing, made)
+    checks = [_check_on_clear(settings, generator, models, missing) for generator in generators]
     findings = Findings(
         settings={key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()},
         models=models,
         short_names=short_names(models),
         made_by={model: f"{one.identity} in {one.precision}" for model, one in sorted(made.items())},
         domains=list(settings.domains),
+        predictors=list_predictors(generators),
+        checks=checks,
         robustness=robustness,
         calibration=calibration,
         ood_detection=ood_detection,
@@ -114,6 +128,30 @@ def correlate(settings: CorrelationSettings) -> Report:
     )
     answers = answer(findings)
     return Report.of_findings(findings, answers, verdict(findings, answers))
+
+
+def _check_on_clear(
+    settings: CorrelationSettings, generator: Generator, models: Sequence[str], missing: list[Missing]
+) -> GeneratorCheck:
+    """Check a generator on clear images; without results the check is appended to what is missing."""
+    try:
+        check = clear_check(
+            resolve(settings.eval_dir),
+            models,
+            generator.name,
+            generated_eval_dir=None if generator.eval_dir is None else resolve(generator.eval_dir),
+            seed=settings.seed,
+            preset=settings.preset,
+            draws=settings.bootstrap_draws,
+        )
+    except NoResultsError as error:
+        place = generator.place(CLEAR_DOMAIN, gate=False)
+        command = evaluation(generator.root(settings.eval_dir), models, place, settings.preset)
+        made_by = _generation(generator, CLEAR_DOMAIN, settings.preset)
+        what = f"the check of {generator.name} on generated clear images"
+        missing.append(Missing(what, f"{made_by} && {command}" if made_by else command))
+        return GeneratorCheck(generator.name, None, str(error), None)
+    return GeneratorCheck(generator.name, check.passed, check.sentence(), check.pearson)
 
 
 def reference_place(domain: str, reference_dataset: str | None) -> Place:
@@ -132,11 +170,6 @@ def reference_place(domain: str, reference_dataset: str | None) -> Place:
     return Place(*path_dicts.REAL_SETS[domain])
 
 
-def synthetic_place(domain: str, gate: bool) -> Place:
-    """Return the generated set of a domain."""
-    return Place(f"{GENERATED_PREFIX}{domain}{GATED_SUFFIX if gate else ''}", domain)
-
-
 def corrupted_place(domain: str) -> Place:
     """Return the corrupted set of a domain."""
     return Place(f"{CORRUPTED_PREFIX}{domain}", domain)
@@ -147,10 +180,12 @@ def choose_classes(domain: str, sides: Mapping[str, Evidence], asked: str) -> tu
 
     Args:
         domain: india is compared over IDD's 17 classes.
-        sides: of them, the reference and the synthetic set decide.
-        asked: "19" or "17" for a fixed set; "auto" for those labelled in both sets. Merged classes have no fixed sets.
+        sides: of them, the reference and the generated sets decide.
+        asked: "19" or "17" for a fixed set; "auto" for those labelled in all these sets. Merged classes have no fixed
+            sets.
     """
-    both = np.flatnonzero(sides[TRUE].labelled() & sides[SYNTHETIC].labelled()).tolist()
+    labelled = [evidence.labelled() for side, evidence in sides.items() if side not in (CLEAR, CORRUPTED)]
+    both = np.flatnonzero(np.all(labelled, axis=0)).tolist()
     space = label_space_of(sides[TRUE].place.dataset)
     if space.groups:
         absent = [name for index, name in enumerate(space.names) if index not in both]
@@ -168,7 +203,7 @@ def choose_classes(domain: str, sides: Mapping[str, Evidence], asked: str) -> tu
 
 def _read_sides(
     settings: CorrelationSettings,
-    root: Path,
+    generators: Sequence[Generator],
     models: list[str],
     domain: str,
     reference_set: Place,
@@ -176,33 +211,50 @@ def _read_sides(
     missing: list[Missing],
 ) -> dict[str, Evidence]:
     """Read the evidence on each side that has results; images made from one street share their source."""
+    root = resolve(settings.eval_dir)
 
     def in_same_classes(place: Place) -> Place:
         return Place(merged_as(place.dataset, reference_set.dataset), place.cond)
 
-    generation = Command("ControlNet/style_transfer", {"preset": settings.preset, "domain": domain})
     reference = read_evidence(root, models, reference_set, settings.preset, missing)
-    generated = in_same_classes(synthetic_place(domain, settings.gate))
-    synthetic = read_evidence(root, models, generated, settings.preset, missing, str(generation))
+    streets: dict[str, Evidence | None] = {}
+    for index, generator in enumerate(generators):
+        place = in_same_classes(generator.place(domain, settings.gate))
+        made_by = _generation(generator, domain, settings.preset)
+        found = read_evidence(generator.root(settings.eval_dir), models, place, settings.preset, missing, made_by)
+        streets[SYNTHETIC if index == 0 else generator.name] = found
     corrupted = None
     if domain in CORRUPTIONS:
         corruption = Command("relis/corrupt", {"preset": settings.preset, "domains": domain})
         place = in_same_classes(corrupted_place(domain))
         corrupted = read_evidence(root, models, place, settings.preset, missing, str(corruption))
-    streets = {SYNTHETIC: synthetic, CLEAR: clear, CORRUPTED: corrupted}
-    sides = {side: with_street_sources(evidence) for side, evidence in streets.items() if evidence is not None}
+    streets |= {CLEAR: clear, CORRUPTED: corrupted}
+    sides = {side: with_street_sources(evidence, domain) for side, evidence in streets.items() if evidence is not None}
     return {**({TRUE: reference} if reference is not None else {}), **sides}
+
+
+def _generation(generator: Generator, domain: str, preset: str | None) -> str:
+    """The command that makes a generator's images; empty where another tool makes them."""
+    flags = {"preset": preset, "domain": domain}
+    if generator.eval_dir is not None or generator.name not in path_dicts.GENERATORS:
+        return ""
+    if generator.name in path_dicts.TRANSFER_METHODS:
+        method = {"preset": preset, "method": generator.name, "reference": "PATH", "domains": domain}
+        return str(Command("relis/corrupt", method))
+    if generator.name != path_dicts.DEFAULT_GENERATOR:
+        flags["generator"] = generator.name
+    return str(Command("ControlNet/style_transfer", flags))
 
 
 def _compared(sides: Mapping[str, Evidence], has: Sequence[np.ndarray]) -> np.ndarray | None:
     """Indices of the models that can be compared, or None where they are too few.
 
-    A model needs the reference, the synthetic and the clear set; without corrupted results it is excluded from that
-    comparison alone.
+    A model needs the reference, the synthetic and the clear set; without results on another side it is excluded from
+    that comparison alone.
     """
     if TRUE not in sides or SYNTHETIC not in sides:
         return None
-    needed = [mask for side, mask in zip(sides, has, strict=True) if side != CORRUPTED]
+    needed = [mask for side, mask in zip(sides, has, strict=True) if side in _NEEDED]
     kept = np.flatnonzero(np.all(needed, axis=0))
     return kept if len(kept) >= FEWEST_COMPARED else None
 
@@ -222,11 +274,11 @@ def _prepare(settings: CorrelationSettings, name: str, sides: dict[str, Evidence
 def _without_small_baseline(
     sides: dict[str, Evidence], kept: np.ndarray, has: Callable[[Evidence], np.ndarray]
 ) -> dict[str, Evidence]:
-    """Remove the corrupted set if it has results of too few of the compared models."""
+    """Remove the sides that have results of too few of the compared models."""
     return {
         side: evidence
         for side, evidence in sides.items()
-        if side != CORRUPTED or has(evidence)[kept].sum() >= FEWEST_COMPARED
+        if side in _NEEDED or has(evidence)[kept].sum() >= FEWEST_COMPARED
     }
 
 
@@ -235,7 +287,7 @@ def _sets(sides: Mapping[str, Evidence]) -> dict[str, ComparedSet | None]:
         side: ComparedSet(sides[side].place.dataset, sides[side].place.cond, len(sides[side].images))
         if side in sides
         else None
-        for side in (TRUE, SYNTHETIC, CLEAR, CORRUPTED)
+        for side in dict.fromkeys((TRUE, SYNTHETIC, CLEAR, CORRUPTED, *sides))
     }
 
 
@@ -248,7 +300,7 @@ def _compare_miou(settings: CorrelationSettings, domain: _Domain, models: Sequen
     by_class = {
         side: [of.select(domain.kept) for of in class_scores(evidence, domain.weights[side], domain.classes)]
         for side, evidence in domain.sides.items()
-        if side != CORRUPTED
+        if side in _NEEDED
     }
     names = label_space_of(domain.sides[TRUE].place.dataset).names
     class_names = [names[index] for index in domain.classes]

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from genval.report.schema import (
-    BASELINES,
-    PREDICTORS,
     SYNTHETIC,
     Coefficients,
     Comparison,
-    Estimate,
+    PearsonEstimate,
+    Predictor,
     Report,
     SampleSizeCurve,
     Scaling,
@@ -21,7 +20,6 @@ from genval.report.schema import (
 from genval.runtime.tables import markdown_table, percent
 
 _HEADER = ["part", "domain", "score", "figure", "quantity", "models", "coefficient", "value"]
-_COEFFICIENTS = ("pearson", "spearman", "kendall")
 _WAYS = ("over_models", "over_images", "over_both")
 
 
@@ -55,13 +53,13 @@ def entries(report: Report) -> Iterator[Entry]:
 
 def csv_table(report: Report) -> tuple[list[str], list[list[Any]]]:
     """Return header and rows: every correlation and difference (less: minus) with its intervals."""
-    header = [*_HEADER, *(f"{way}_{end}" for way in _WAYS for end in ("low", "high"))]
+    header = [*_HEADER, "corrected", "low", "high", *(f"{way}_{end}" for way in _WAYS for end in ("low", "high"))]
     rows: list[list[Any]] = []
     for entry in entries(report):
         comparison = entry.comparison
         quantities: dict[str, Coefficients | None] = {}
-        quantities |= {f"{side} with true": comparison.correlation[side] for side in PREDICTORS}
-        quantities |= {f"{SYNTHETIC} less {side}": comparison.difference[side] for side in BASELINES}
+        quantities |= {f"{side} with true": of_side for side, of_side in comparison.correlation.items()}
+        quantities |= {f"{SYNTHETIC} less {side}": less for side, less in comparison.difference.items()}
         for quantity, coefficients in quantities.items():
             rows += _rows([entry.part, entry.domain, entry.score, comparison.metric, quantity], coefficients)
     for domain, calibration in report.calibration.items():
@@ -74,11 +72,13 @@ def _rows(head: Sequence[str], coefficients: Coefficients | None) -> list[list[A
     """One row per coefficient."""
     if coefficients is None:
         return []
-    rows: list[list[Any]] = []
-    for name in _COEFFICIENTS:
-        estimate: Estimate = getattr(coefficients, name)
+    pearson = coefficients.pearson
+    empty = [None] * 2 * len(_WAYS)
+    corrected = [pearson.corrected, pearson.low, pearson.high]
+    rows: list[list[Any]] = [[*head, coefficients.models, "pearson", pearson.value, *corrected, *empty]]
+    for name, estimate in (("spearman", coefficients.spearman), ("kendall", coefficients.kendall)):
         ends = [end for way in _WAYS for end in getattr(estimate, way) or (None, None)]
-        rows.append([*head, coefficients.models, name, estimate.value, *ends])
+        rows.append([*head, coefficients.models, name, estimate.value, None, *(estimate.ends or (None, None)), *ends])
     return rows
 
 
@@ -88,10 +88,13 @@ def markdown_summary(report: Report) -> str:
     for title, part in (("mIoU", "robustness"), ("ECE", "calibration"), ("OOD detection", "ood_detection")):
         found = [entry for entry in entries(report) if entry.part == part]
         if found:
-            parts += [f"## {title}: Pearson's r with the reference score across models", _correlations(found)]
+            parts += [
+                f"## {title}: Pearson's r with the reference score across models",
+                _correlations(found, report.baselines),
+            ]
             # A table of every score and metric would be pages long; the JSON file has them.
             main = [entry for entry in found if entry.comparison.metric in ("miou", "ece", "auroc")]
-            parts += [f"### {title}: choosing a model", _rankings(main, report.short_names)]
+            parts += [f"### {title}: choosing a model", _rankings(main, report)]
     scaling = {domain: of.scaling for domain, of in report.calibration.items() if of.scaling}
     if scaling:
         parts += ["## Temperature scaling on the reference set", _scaling(scaling)]
@@ -102,36 +105,41 @@ def markdown_summary(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def _ends(estimate: Estimate | None) -> str | None:
-    ends = estimate.ends if estimate else None
-    return f"{ends[0]:.2f} to {ends[1]:.2f}" if ends else None
+def _ends(estimate: PearsonEstimate | None) -> str | None:
+    """The interval as text; without one, why."""
+    if estimate is None:
+        return None
+    return f"{estimate.low:.2f} to {estimate.high:.2f}" if estimate.ends else estimate.refused
 
 
-def _correlations(found: Sequence[Entry]) -> str:
-    header = ["domain", "models", "r", "95 %", "Spearman", "Kendall"]
-    for baseline in BASELINES:
-        header += [f"r of {baseline}", f"difference: {SYNTHETIC} - {baseline}", f"beats {baseline}"]
+def _correlations(found: Sequence[Entry], predictors: Sequence[Predictor]) -> str:
+    header = ["domain", "models", "observed r", "corrected r", "95 %", "Spearman", "Kendall"]
+    baselines = [baseline.key for baseline in predictors]
+    for baseline in baselines:
+        header += [f"corrected r of {baseline}", f"difference: {SYNTHETIC} - {baseline}", f"beats {baseline}"]
     rows = []
     for entry in found:
         own = entry.comparison.correlation[SYNTHETIC]
         assert own is not None
-        row = [entry.title, own.models, own.pearson.value, _ends(own.pearson), own.spearman.value, own.kendall.value]
-        for baseline in BASELINES:
-            theirs, difference = entry.comparison.correlation[baseline], entry.comparison.difference[baseline]
-            row += [theirs and theirs.pearson.value, _ends(difference.pearson if difference else None)]
-            row += [entry.comparison.beats[baseline]]
+        row = [entry.title, own.models, own.pearson.value, own.pearson.corrected, _ends(own.pearson)]
+        row += [own.spearman.value, own.kendall.value]
+        for baseline in baselines:
+            theirs, difference = entry.comparison.against(baseline)
+            row += [theirs and theirs.pearson.corrected, _ends(difference.pearson if difference else None)]
+            row += [entry.comparison.beats.get(baseline)]
         rows.append(row)
     return markdown_table(header, rows, digits=2)
 
 
-def _rankings(found: Sequence[Entry], short: Mapping[str, str]) -> str:
+def _rankings(found: Sequence[Entry], report: Report) -> str:
+    short = report.short_names
     header = ["domain", "chosen by", "model", "is the best", "top 5 in common %", "regret", "from", "to"]
     rows: list[list[Any]] = []
     for entry in found:
-        for predictor in PREDICTORS:
-            ranking = entry.comparison.ranking[predictor]
+        for predictor in report.predictors:
+            ranking = entry.comparison.ranking.get(predictor.key)
             if ranking:
-                row = [entry.title, predictor, short[ranking.chosen], "yes" if ranking.top_1 else "no"]
+                row = [entry.title, predictor.key, short[ranking.chosen], "yes" if ranking.top_1 else "no"]
                 rows.append([*row, percent(ranking.top_5), *dataclasses.astuple(ranking.regret)])
     return markdown_table(header, rows)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from genval.report.schema import (
     CLEAR,
@@ -13,9 +13,11 @@ from genval.report.schema import (
     EnoughImages,
     Findings,
     ModelChoice,
+    PearsonEstimate,
+    Predictor,
 )
 
-# A ranking whose Pearson's r has its interval above this is taken for trustworthy.
+# A ranking whose corrected r has its interval above this is taken for trustworthy.
 TRUSTED_R = 0.5
 _TRUST_SENTENCES = {
     "better": "Yes for {}: generated images predict the reference mIoU, and better than clear weather does.",
@@ -24,11 +26,19 @@ _TRUST_SENTENCES = {
     "alone": "Yes for {}: generated images predict the reference mIoU. There are no results in clear weather.",
     "weak": "Only roughly for {}: the correlation is positive, but it may be weak.",
     "no": "Not for {}: no correlation is shown.",
+    "few": "There is no answer for {}.",
 }
+# Answers without evidence that the choice of generated images means anything: no segmenter is named.
+_NOT_SHOWN = ("no", "few")
 _CORRUPTION_SENTENCES = {
     "yes": "Generated images predict better than classic corruptions for {}.",
     "undecided": "It is undecided whether generated images or classic corruptions predict better for {}.",
     "no": "Classic corruptions predict better than generated images for {}.",
+}
+_GENERATOR_SENTENCES = {
+    "yes": "Images of {first} predict better than those of {other} for {domains}.",
+    "undecided": "It is undecided whether images of {first} or of {other} predict better for {domains}.",
+    "no": "Images of {other} predict better than those of {first} for {domains}.",
 }
 # The trust by whether generated images beat clear weather; None where that was not measured.
 TRUSTED = {"yes": "better", "undecided": "yes", "no": "worse", None: "alone"}
@@ -40,25 +50,34 @@ NOTHING = (
 def answer(findings: Findings) -> Answers:
     """Compute the answers by domain.
 
-    `trust` depends on the interval of Pearson's r (over models and images) and on that of its difference to clear
-    weather. If r's interval is above 0.5, trust is "better" if the difference's interval is above 0, "worse" if it is
-    below 0, "yes" if it contains 0, and "alone" without results in clear weather. Else it is "weak" if r's interval is
-    above 0, and "no" otherwise.
+    With the trust "few" and "no", no model is named.
     """
     trust: dict[str, str] = {}
     model: dict[str, ModelChoice] = {}
     for domain, comparison in findings.robustness.items():
         own, ranking = comparison.correlation[SYNTHETIC], comparison.ranking[SYNTHETIC]
         assert own is not None and ranking is not None  # a comparison always has the synthetic set
-        low = own.pearson.ends[0] if own.pearson.ends else -1.0
-        trusted = TRUSTED[comparison.beats[CLEAR]]
-        trust[domain] = trusted if low > TRUSTED_R else "weak" if low > 0 else "no"
-        model[domain] = ModelChoice(ranking.chosen, ranking.best, ranking.regret.value, ranking.regret.high)
+        trust[domain] = trust_in(own.pearson, comparison.beats[CLEAR])
+        if trust[domain] not in _NOT_SHOWN:
+            model[domain] = ModelChoice(ranking.chosen, ranking.best, ranking.regret.value, ranking.regret.high)
     images = {
         domain: EnoughImages(curve.settles_ranking, curve.settles_choice, curve.total)
         for domain, curve in findings.sample_size.items()
     }
     return Answers(trust, model, images)
+
+
+def trust_in(r: PearsonEstimate, beats_clear: str | None) -> str:
+    """Return how far generated images can be trusted in a domain.
+
+    The answer depends on the interval of the corrected r and on that of its difference to clear weather. It is "few"
+    without an interval. If r's interval is above 0.5, it is "better" if the difference's interval is above 0, "worse"
+    if it is below 0, "yes" if it contains 0, and "alone" without results in clear weather. Else it is "weak" if r's
+    interval is above 0, and "no" otherwise.
+    """
+    if r.low is None:
+        return "few"
+    return TRUSTED[beats_clear] if r.low > TRUSTED_R else "weak" if r.low > 0 else "no"
 
 
 QUESTIONS = (
@@ -69,41 +88,61 @@ QUESTIONS = (
 
 
 def verdict(findings: Findings, answers: Answers) -> list[str]:
-    """Return the three answers as text."""
+    """Return the three answers as text; the first one names the domains that were asked for and not compared."""
+    absent = [domain for domain in findings.domains if domain not in findings.robustness]
+    not_compared = [f"{_join(absent)} could not be compared: results are missing."] if absent else []
     if not findings.robustness:
         return [f"{question} {NOTHING}" for question in QUESTIONS]
-    sentences = (_trust(findings, answers), _segmenters(findings, answers), _images(answers))
+    failed = [f"Not to be trusted: {check.said}." for check in findings.checks if check.passed is False]
+    sentences = ([*failed, *_trust(findings, answers), *not_compared], _segmenters(findings, answers), _images(answers))
     return [f"{question} {' '.join(said)}" for question, said in zip(QUESTIONS, sentences, strict=True)]
 
 
 def _trust(findings: Findings, answers: Answers) -> list[str]:
-    shown = {domain: _shown(domain, comparison) for domain, comparison in findings.robustness.items()}
+    shown = {
+        domain: _shown(domain, comparison, findings.predictors) for domain, comparison in findings.robustness.items()
+    }
     groups = _group(answers.trust, _TRUST_SENTENCES)
     said = [
         _TRUST_SENTENCES[trust].format(_join(shown[domain] for domain in domains)) for trust, domains in groups.items()
     ]
-    beats = {
-        domain: beat for domain, comparison in findings.robustness.items() if (beat := comparison.beats[CORRUPTED])
-    }
-    against = _group(beats, _CORRUPTION_SENTENCES)
-    return said + [_CORRUPTION_SENTENCES[beat].format(_join(domains)) for beat, domains in against.items()]
+    against = _group(_beats(findings, CORRUPTED), _CORRUPTION_SENTENCES)
+    said += [_CORRUPTION_SENTENCES[beat].format(_join(domains)) for beat, domains in against.items()]
+    first = findings.predictors[0].name
+    for other in findings.other_generators:
+        for beat, domains in _group(_beats(findings, other.key), _GENERATOR_SENTENCES).items():
+            said.append(_GENERATOR_SENTENCES[beat].format(first=first, other=other.name, domains=_join(domains)))
+    return said
 
 
-def _shown(domain: str, comparison: Comparison) -> str:
+def _beats(findings: Findings, baseline: str) -> dict[str, str]:
+    """Whether generated images beat a baseline, by domain."""
+    robustness = findings.robustness.items()
+    return {domain: beat for domain, comparison in robustness if (beat := comparison.beats.get(baseline))}
+
+
+def _shown(domain: str, comparison: Comparison, predictors: Sequence[Predictor]) -> str:
     """A domain with the correlation of each predictor in parentheses."""
     own = comparison.correlation[SYNTHETIC]
     assert own is not None
-    ends = own.pearson.ends
-    parts = [f"r {_two(own.pearson.value)}" + (f", 95 % interval {_two(ends[0])} to {_two(ends[1])}" if ends else "")]
-    for side, name in ((CLEAR, "clear weather"), (CORRUPTED, "corruptions")):
-        baseline = comparison.correlation[side]
+    r = own.pearson
+    parts = [f"observed r {_two(r.value)}"]
+    if r.ends is None:
+        parts.append(r.refused or "no interval")
+    else:
+        parts.append(f"corrected for noise {_two(r.corrected)}, 95 % interval {_two(r.low)} to {_two(r.high)}")
+    for predictor in predictors[1:]:
+        baseline = comparison.correlation.get(predictor.key)
         if baseline:
-            parts.append(f"{name} {_two(baseline.pearson.value)}")
+            parts.append(f"{predictor.name} {_two(baseline.pearson.shown)}")
     return f"{domain} ({'; '.join(parts)})"
 
 
 def _segmenters(findings: Findings, answers: Answers) -> list[str]:
     short, said = findings.short_names, []
+    unknown = [domain for domain, trust in answers.trust.items() if trust in _NOT_SHOWN]
+    if unknown:
+        said.append(f"Generated images do not tell for {_join(unknown)}.")
     for domain, model in answers.model.items():
         name, best = short[model.chosen], short[model.best]
         said.append(f"For {domain}, generated images choose {name}.")
@@ -117,8 +156,11 @@ def _segmenters(findings: Findings, answers: Answers) -> list[str]:
 
 
 def _images(answers: Answers) -> list[str]:
-    choice = {domain: (curve.settles_choice, curve.total) for domain, curve in answers.images.items()}
-    ranking = {domain: (curve.settles_ranking, curve.total) for domain, curve in answers.images.items()}
+    shown = {domain: curve for domain, curve in answers.images.items() if answers.trust[domain] not in _NOT_SHOWN}
+    if not shown:
+        return ["There is no answer without a correlation."]
+    choice = {domain: (curve.settles_choice, curve.total) for domain, curve in shown.items()}
+    ranking = {domain: (curve.settles_ranking, curve.total) for domain, curve in shown.items()}
     return [*_enough("choose a segmenter", choice), *_enough("rank the segmenters", ranking)]
 
 

@@ -89,14 +89,20 @@ class _Verdict(TypedDict):
     verdict: list[str]
 
 
-def print_end(current: Sequence[Step], report: Path, seconds: float) -> None:
+def print_end(current: Sequence[Step], report: Path, seconds: float, failed: Sequence[str] = ()) -> None:
     """The verdict and where the page is, each if it is of this plan's results and not left from earlier ones.
+
+    If a step failed, neither is printed: they would be of a part of the plan.
 
     Args:
         current: from `state.up_to_date`.
         report: the report's folder.
         seconds: that the plan ran.
+        failed: names of the steps that failed.
     """
+    if failed:
+        print(f"\nended after {duration(seconds)}; there is no verdict, since steps failed: {', '.join(failed)}")
+        return
     print(f"\nfinished in {duration(seconds)}")
     made = {step.stage for step in current if step.stage in ("correlate", "report") and step.outputs().made}
     if "correlate" in made:

@@ -7,12 +7,12 @@ from genval.datasets import find_items, read_pair
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
 from genval.report.page import PageSources
+from genval.report.predictors import Generator, list_predictors
 from genval.report.schema import FORMAT
 from genval.results.scenes import SceneResults, folder_name, image_record
 from genval.runtime.files import write_csv, write_json, write_jsonl, write_png
 
 SIDES = ("synthetic", "clear", "corrupted")
-COEFFICIENTS = ("pearson", "spearman", "kendall")
 
 
 def interval(value, half, low=-1.0, high=1.0):
@@ -22,6 +22,19 @@ def interval(value, half, low=-1.0, high=1.0):
 def estimate(value, half):
     spans = {"over_models": half, "over_images": half / 2, "over_both": 1.1 * half}
     return {"value": value} | {key: interval(value, width) for key, width in spans.items()}
+
+
+def pearson(value, half):
+    low, high = interval(value + 0.01, half)
+    return {"value": value, "corrected": min(1.0, value + 0.01), "low": low, "high": high, "refused": None}
+
+
+def coefficients(value, half):
+    return {"pearson": pearson(value, half)} | {name: estimate(value, half) for name in ("spearman", "kendall")}
+
+
+def plain_coefficients(value, half):
+    return {"pearson": pearson(value, half)} | {name: plain_estimate(value, half) for name in ("spearman", "kendall")}
 
 
 def plain_estimate(value, half):
@@ -55,16 +68,12 @@ def comparison(generator, models, domain, figure="miou", corrupted=True, per_cla
         },
         "models": rows,
         "correlation": {
-            side: None
-            if r[side] is None
-            else {"models": len(models)} | {name: estimate(r[side], 0.2) for name in COEFFICIENTS}
-            for side in SIDES
+            side: None if r[side] is None else {"models": len(models)} | coefficients(r[side], 0.2) for side in SIDES
         },
         "difference": {
             base: None
             if r[base] is None
-            else {"models": len(models), "share_above": 0.97}
-            | {name: estimate(r["synthetic"] - r[base], 0.25) for name in COEFFICIENTS}
+            else {"models": len(models), "share_above": 0.97} | coefficients(r["synthetic"] - r[base], 0.25)
             for base in ("clear", "corrupted")
         },
         "beats": {"clear": "yes", "corrupted": "undecided" if corrupted else None},
@@ -86,9 +95,9 @@ def comparison(generator, models, domain, figure="miou", corrupted=True, per_cla
         value |= {"classes": ["road", "sky"], "classes_flag": None}
         value["per_class"] = {
             name: {
-                "synthetic": {key: plain_estimate(0.9 - 0.1 * place, 0.1) for key in COEFFICIENTS},
-                "clear": {key: plain_estimate(0.5, 0.2) for key in COEFFICIENTS},
-                "difference": plain_estimate(0.4 - 0.1 * place, 0.2),
+                "synthetic": plain_coefficients(0.9 - 0.1 * place, 0.1),
+                "clear": plain_coefficients(0.5, 0.2),
+                "difference": pearson(0.4 - 0.1 * place, 0.2),
             }
             for place, name in enumerate(("road", "car", "sky"))
         }
@@ -149,12 +158,21 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
         "short_names": {},
         "made_by": {},
         "domains": list(domains),
+        "checks": [],
+        "predictors": [one.to_json() for one in list_predictors([Generator("controlnet", None)])],
         "verdict": [
             f"Can the synthetic verdict be trusted? Yes for {domains[0]} (r 0.90, clear -0.28). Not shown for others.",
             f"Which model to trust? {models[0]}, the best on reference images too.",
             "How many generated images? 64 settle the ranking.",
         ],
-        "answers": {"trust": {}, "model": {}, "images": {}},
+        "answers": {
+            "trust": dict.fromkeys(domains, "better"),
+            "model": {
+                domain: {"chosen": models[0], "best": models[0], "regret": 0.0, "regret_high": 1.0}
+                for domain in domains
+            },
+            "images": {},
+        },
         "robustness": robust,
         "calibration": {
             domain: {

@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from report_world import CITY, matrix_of, write_set
+from report_world import matrix_of, write_set
 
 from genval.report.clear_check import clear_check
 from genval.results.finding import NoResultsError
 
-RIGHT = {"alpha": 0.9, "beta": 0.8, "gamma": 0.7, "delta": 0.6, "epsilon": 0.5}
+NAMES = ("alpha", "beta", "gamma", "delta", "epsilon", "eta", "theta", "zeta")
+RIGHT = {name: 0.9 - 0.05 * index for index, name in enumerate(NAMES)}
+CITY = [f"frankfurt_000000_{number:06d}" for number in range(12)]
 # Streets are drawn with replacement: the first one twice, the last one never.
 STREETS = [CITY[0], *CITY[:-1]]
 CLEAR = [f"clear_{number}_{street}" for number, street in enumerate(STREETS)]
@@ -35,9 +37,10 @@ def test_the_real_frames_are_those_of_the_generated_images(tmp_path: Path) -> No
     assert check.real == {model: pytest.approx(miou(STREETS, right)) for model, right in RIGHT.items()}
     assert check.generated == {model: pytest.approx(miou(CLEAR, right)) for model, right in RIGHT.items()}
     expected = scipy.stats.pearsonr(list(check.real.values()), list(check.generated.values()))[0]
-    assert check.r == pytest.approx(expected) and check.low <= check.r <= check.high
-    assert check.passed and (check.images, check.frames) == (6, 5)
-    assert "controlnet: r of mIoU" in check.sentence() and "5 models" in check.sentence()
+    assert check.pearson.value == pytest.approx(expected)
+    assert check.pearson.ends and check.pearson.ends[0] <= check.r <= check.pearson.ends[1]
+    assert check.passed and (check.images, check.frames) == (12, 11)
+    assert "controlnet: r of mIoU" in check.sentence() and "8 models" in check.sentence()
 
 
 def test_another_ranking_does_not_pass(tmp_path: Path) -> None:
@@ -52,7 +55,7 @@ def test_models_with_both_results_are_compared(tmp_path: Path) -> None:
     write_results(tmp_path / "own", {"alpha": 0.9, "beta": 0.5, "gamma": 0.6})
     check = clear_check(tmp_path / "real", list(RIGHT), "own", generated_eval_dir=tmp_path / "own", draws=200)
     assert list(check.real) == ["alpha", "beta", "gamma"]
-    assert np.isnan(check.low) and "no interval" in check.sentence()
+    assert check.pearson.low is None and "no interval: too few models: 3" in check.sentence()
 
 
 def test_missing_results_are_named_with_their_commands(tmp_path: Path) -> None:

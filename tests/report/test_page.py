@@ -227,7 +227,7 @@ def test_a_domain_that_is_not_there_and_another_format_are_refused(tmp_path, sou
     with pytest.raises(GenValError, match=r"No generated images of snow.*found fog, night"):
         collect(sources, ["snow"], LIMITS)
     write_json(tmp_path / "correlation.json", {"format": 99})
-    with pytest.raises(GenValError, match="is of format 99, expected format 2"):
+    with pytest.raises(GenValError, match="is of format 99, expected format 3"):
         collect(dataclasses.replace(sources, report=tmp_path), None, LIMITS)
 
 

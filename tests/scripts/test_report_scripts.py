@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from report_world import CITY, FOG, MODELS, TRUE_FOG, made_by, matrix_of, write_set
+from report_world import CITY, FOG, MODELS, MORE_MODELS, TRUE_FOG, made_by, matrix_of, write_more_results, write_set
 
 from genval.datasets import CLASSES
 from genval.metrics import segmentation
@@ -38,7 +38,39 @@ def test_scores_are_those_of_the_results(report):
     assert comparison["bias"]["value"] < 0  # generated fog is harder
     assert set(comparison["per_class"]) == set(CLASSES)
     assert out.strip().splitlines()[-3:] == values["verdict"]
-    assert "gamma" in values["verdict"][1]
+    assert correlation["synthetic"]["pearson"]["refused"] == "too few models: 4, at least 8 are needed"
+    assert values["answers"] == {"trust": {"fog": "few"}, "model": {}, "images": values["answers"]["images"]}
+    assert "too few models: 4" in values["verdict"][0] and "gamma" not in values["verdict"][1]
+
+
+def test_eight_models_have_intervals_and_a_verdict(report):
+    write_more_results(report.results)
+    out, values = report.correlate()
+    pearson = values["robustness"]["fog"]["correlation"]["synthetic"]["pearson"]
+    assert 0.9 < pearson["low"] < pearson["corrected"] <= pearson["high"] <= 1
+    assert values["answers"]["trust"]["fog"] == "better" and values["robustness"]["fog"]["beats"]["clear"] == "yes"
+    assert "corrected for noise" in values["verdict"][0] and "generated images choose gamma" in values["verdict"][1]
+    assert f"{pearson['low']:.2f} to {pearson['high']:.2f}" in out
+    with open(report.root / "report/correlation.csv", newline="") as stream:
+        row = next(row for row in csv.DictReader(stream) if row["coefficient"] == "pearson")
+    assert [float(row[key]) for key in ("value", "corrected", "low", "high")] == [
+        pearson[key] for key in ("value", "corrected", "low", "high")
+    ]
+
+
+def test_a_comparison_is_not_replaced_by_one_without_a_domain_that_was_asked_for(report):
+    write_set(report.results, "alpha", "IDD", "india", ["a"], 0.5, scene="201")
+    _, before = report.correlate(domains="fog,india")
+    assert "india could not be compared: results are missing." in before["verdict"][0]
+    for model in ("alpha", "beta"):
+        shutil.rmtree(report.results / model / "ACDC")
+    flags = ("--eval_dir", report.results, "--scaling_dir", report.root / "scaling", "--ood_dir", report.root / "ood")
+    flags += ("--output_dir", report.root / "report", "--draws", 50)
+    call = report("correlate", *flags, "--domains", "fog,india")
+    report.refused("compares fog", "it is kept", "--trg_dataset ACDC", code_out_err=call)
+    assert json.loads((report.root / "report/correlation.json").read_text()) == before
+    _, values = report.correlate(domains="india")  # fog was not asked for
+    assert values["robustness"] == {}
 
 
 def test_calibration_is_compared_from_the_counted_confidences(report):
@@ -268,7 +300,7 @@ def test_objects_enter_where_they_were_detected(report):
     of_score = values["ood_detection"]["RoadAnomaly21"]["msp"]
     assert of_score["auroc"]["correlation"]["synthetic"]["pearson"]["value"] == pytest.approx(1)
     assert of_score["auroc"]["bias"]["value"] == pytest.approx(5)
-    assert of_score["auroc"]["correlation"]["synthetic"]["pearson"]["over_images"] is None
+    assert of_score["auroc"]["correlation"]["synthetic"]["kendall"]["over_images"] is None
     assert of_score["fpr95"]["ranking"]["synthetic"]["chosen"] == "gamma"
     # More mIoU should go with fewer false alarms: the baseline's sign is changed, so that its r is comparable.
     clear = [of_score[metric]["correlation"]["clear"]["pearson"]["value"] for metric in ("auroc", "fpr95")]
@@ -284,6 +316,7 @@ def test_detectors_without_a_clear_evaluation_leave_the_baseline_to_the_others(r
         ood_file(report.root, "RoadAnomaly21", model, fog - 0.05)
     for model, models in (("alpha", 3), ("beta", None)):
         shutil.rmtree(report.results / model / "Cityscapes")
+        shutil.rmtree(report.root / "report", ignore_errors=True)
         _, values = report.correlate()
         correlation = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["correlation"]
         assert correlation["synthetic"]["models"] == 4
@@ -305,22 +338,24 @@ def ood_counts(root, place, model, images, shift):
 
 
 def test_images_with_objects_are_drawn_alike_for_all_models(report):
+    write_more_results(report.results)
     for place in ("generated", "RoadAnomaly21"):
-        for rank, model in enumerate(MODELS):
-            ood_file(report.root, place, model, 0.5 + 0.1 * rank)
-            ood_counts(report.root, place, model, 5, 4000 * max(rank, 1))  # the first two are one
+        for rank, model in enumerate(MODELS | MORE_MODELS):
+            ood_file(report.root, place, model, 0.5 + 0.05 * rank, images=8)
+            ood_counts(report.root, place, model, 8, 2000 * max(rank, 1))  # the first two are one
     _, values = report.correlate()
     of_models = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["models"]
     ends = {entry["model"]: (entry["true"]["low"], entry["true"]["high"]) for entry in of_models}
     assert ends["alpha"] == ends["beta"] != ends["gamma"]
     assert ends["gamma"][0] < ends["gamma"][1] < ends["delta"][1]
-    pearson = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["correlation"]["synthetic"]["pearson"]
-    assert pearson["over_images"] is not None and pearson["over_both"] is not None
+    correlation = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["correlation"]["synthetic"]
+    assert correlation["kendall"]["over_images"] is not None and correlation["kendall"]["over_both"] is not None
+    assert correlation["pearson"]["corrected"] == 1 and correlation["pearson"]["refused"] is None
 
-    ood_counts(report.root, "generated", "gamma", 4, 0)  # not those of the table, which has five images
+    ood_counts(report.root, "generated", "gamma", 4, 0)  # not those of the table, which has eight images
     _, values = report.correlate()
-    estimate = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["correlation"]["synthetic"]["pearson"]
-    assert estimate["over_images"] is None and estimate["over_models"] is not None
+    correlation = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["correlation"]["synthetic"]
+    assert correlation["kendall"]["over_images"] is None and correlation["kendall"]["over_models"] is not None
 
 
 def test_detectors_of_other_images_are_named_and_skipped(report):
@@ -359,6 +394,7 @@ def test_temperatures_of_other_images_are_refused(report):
 
 
 def test_tables_have_the_metrics_and_mark_the_published_ones(report):
+    write_more_results(report.results)
     for model in MODELS:
         ood_file(report.root, "generated", model, 0.8)
     _, values = report.correlate()
@@ -370,13 +406,13 @@ def test_tables_have_the_metrics_and_mark_the_published_ones(report):
     with open(folder / "correlation_by_domain.csv", newline="") as stream:
         row = next(csv.DictReader(stream))
     pearson = values["robustness"]["fog"]["correlation"]["synthetic"]["pearson"]
-    assert float(row["r"]) == pearson["value"]
-    assert [float(row["95 % low"]), float(row["95 % high"])] == pearson["over_both"]
+    assert (float(row["observed r"]), float(row["corrected r"])) == (pearson["value"], pearson["corrected"])
+    assert [float(row["95 % low"]), float(row["95 % high"])] == [pearson["low"], pearson["high"]]
     assert (row["published SD 1.5*"], row["published SDXL*"]) == ("0.77", "0.89")
     with open(folder / "correlation_by_class.csv", newline="") as stream:
         by_class = {row["class"]: float(row["r (fog)"]) for row in csv.DictReader(stream)}
     of_class = values["robustness"]["fog"]["per_class"]
-    assert by_class == {name: entry["synthetic"]["pearson"]["value"] for name, entry in of_class.items()}
+    assert by_class == {name: entry["synthetic"]["pearson"]["corrected"] for name, entry in of_class.items()}
     assert "* Reported for the published system" in (folder / "correlation_by_domain.md").read_text()
     latex = (folder / "correlation_by_domain.tex").read_text()
     assert latex.count(r" \\") == 2 and r"95 \%" in latex and r"\toprule" in latex
@@ -390,7 +426,7 @@ def test_damaged_and_absent_files_are_refused_by_name(report):
     absent = report("tables", "--results_dir", report.root / "no")
     report.refused("correlation.json", "report/correlate.py", code_out_err=absent)
     write_json(report.root / "old/correlation.json", {"format": 0})
-    report.refused("format 2", code_out_err=report("tables", "--results_dir", report.root / "old"))
+    report.refused("format 3", code_out_err=report("tables", "--results_dir", report.root / "old"))
     unknown = report("correlate", "--root_exp_dir", report.results, "--domains", "mars")
     report.refused("'mars'", "REAL_SETS", code_out_err=unknown)
     counts = SceneResults(report.results, "alpha", "Cityscapes", "clean", "frankfurt").counts(CITY[0])
@@ -427,3 +463,70 @@ def test_what_the_scripts_of_relis_write_is_read(relis):
     assert comparison["correlation"]["corrupted"]["models"] == 3
     assert comparison["ranking"]["synthetic"]["chosen"] == "good"
     assert values["calibration"]["fog"]["ece"]["correlation"]["synthetic"]["models"] == 3
+
+
+def test_generators_are_compared_side_by_side(report):
+    for model, (clear, fog) in MODELS.items():
+        write_set(report.results, model, "Cityscapes_img2img_fog", "fog", FOG, clear)
+        write_set(report.root / "sdxl", model, "Cityscapes_fog", "fog", FOG, fog)
+    _, alone = report.correlate()
+    out, values = report.correlate("--generators", f"controlnet,img2img,sdxl={report.root / 'sdxl'}")
+    assert [one["key"] for one in values["predictors"]] == ["synthetic", "img2img", "sdxl", "clear", "corrupted"]
+    assert [one["name"] for one in values["predictors"]][:3] == ["controlnet", "img2img", "sdxl"]
+    comparison, before = values["robustness"]["fog"], alone["robustness"]["fog"]
+    assert comparison["sets"]["img2img"]["dataset"] == "Cityscapes_img2img_fog"
+    for part in ("correlation", "difference", "beats", "ranking"):  # those of the first generator stay as they are
+        assert {side: comparison[part][side] for side in before[part]} == before[part]
+    for entry in comparison["models"]:
+        matrix = np.sum([matrix_of(item, MODELS[entry["model"]][1]) for item in FOG], 0)
+        assert entry["sdxl"]["value"] == pytest.approx(100 * segmentation.mean_iou(matrix))
+    assert comparison["correlation"]["img2img"]["pearson"]["value"] < 0
+    assert comparison["difference"]["img2img"]["pearson"]["value"] > 0
+    assert "controlnet" in values["verdict"][0] and "r of sdxl" in out
+    _, shown, _ = report("tables", "--output_dir", report.root / "report", "--generators", "img2img")
+    assert "r of img2img" in shown and "sdxl" not in shown
+    assert "r difference: synthetic - img2img" in (report.root / "report/tables/correlation_by_domain.csv").read_text()
+    call = report("tables", "--output_dir", report.root / "report", "--generators", "fourier")
+    report.refused("does not compare fourier, but controlnet, img2img, sdxl", code_out_err=call)
+
+
+def test_the_missing_results_of_a_generator_come_with_their_command(report):
+    _, values = report.correlate("--generators", "controlnet,img2img")
+    assert values["robustness"]["fog"]["correlation"].keys() == {"synthetic", "clear", "corrupted"}
+    missing = {part["what"]: part["command"] for part in values["missing"]}
+    command = missing["no results of any model on Cityscapes_img2img_fog (fog)"]
+    assert command.startswith("python ControlNet/style_transfer.py --domain fog --generator img2img && python relis/")
+
+
+@pytest.mark.parametrize(
+    ("generators", "said"),
+    [
+        ("controlnet,clear", "expected NAME or NAME=EVAL_DIR"),
+        ("controlnet,controlnet", "expected different names"),
+        ("controlnet,sdxl=", "found 'sdxl='"),
+        ("controlnet,sdxl={root}/nothing", "no results of relis/eval.py"),
+        ("controlnet,sdxl={root}/images", "--generated_dir {root}/images --eval_dir results/eval_sdxl"),
+    ],
+)
+def test_generators_that_cannot_be_read_are_refused(report, generators, said):
+    (report.root / "images/fog/leftImg8bit").mkdir(parents=True)
+    root = report.root
+    call = report("correlate", "--eval_dir", report.results, "--generators", generators.format(root=root))
+    report.refused(said.format(root=root), code_out_err=call)
+
+
+def test_generators_are_checked_on_clear_images(report):
+    write_more_results(report.results)
+    everyone = MODELS | MORE_MODELS
+    _, values = report.correlate()
+    assert [check["passed"] for check in values["checks"]] == [None]
+    missing = {part["what"]: part["command"] for part in values["missing"]}
+    command = missing["the check of controlnet on generated clear images"]
+    assert "style_transfer.py --domain clear && python relis/eval.py" in command
+    for rank, (model, (clear, _)) in enumerate(everyone.items()):
+        names = [f"clear_{number}_{name}" for number, name in enumerate(CITY)]
+        write_set(report.results, model, "Cityscapes_clear", "clear", names, clear - 0.02)
+        write_set(report.results, model, "Cityscapes_img2img_clear", "clear", names, 0.5 + 0.1 * (rank % 3))
+    _, values = report.correlate("--generators", "controlnet,img2img")
+    assert [check["passed"] for check in values["checks"]] == [True, False]
+    assert "Not to be trusted: img2img: r of mIoU" in values["verdict"][0]

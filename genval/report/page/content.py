@@ -11,7 +11,7 @@ from genval.report.page.gallery import GalleryLimits, collect_gallery
 from genval.report.page.objects import collect_objects
 from genval.report.page.provenance import collect_provenance, command_of
 from genval.report.page.reliability import collect_diagrams
-from genval.report.schema import Report, read_report
+from genval.report.schema import Report, read_report, select_generators
 from genval.runtime.commands import Command, Missing
 from genval.runtime.errors import GenValError
 
@@ -60,19 +60,22 @@ class _MissingParts:
         self.parts.append(Missing(what, str(Command(script, {"preset": self.preset, **flags}))))
 
 
-def collect(sources: PageSources, domains: Sequence[str] | None, limits: GalleryLimits) -> PageContent:
+def collect(
+    sources: PageSources, domains: Sequence[str] | None, limits: GalleryLimits, generators: Sequence[str] = ("all",)
+) -> PageContent:
     """Read all parts that exist.
 
     Args:
         sources: the folders.
         domains: the generated sets to show; None means all that exist, in the order of correlation.json.
         limits: of the images.
+        generators: those beside the first that are shown, see `schema.select_generators`.
 
     Raises:
         GenValError: a file is damaged, a requested domain does not exist, or there is nothing to show.
     """
     missing = _MissingParts(sources.preset)
-    report = _read_report(sources, missing)
+    report = _read_report(sources, generators, missing)
     domains = _choose_domains(sources, domains, report.domains if report else [])
     gallery = _read_gallery(sources, domains, limits, missing)
     diagrams = collect_diagrams(sources.errors, sources.scaling)
@@ -97,12 +100,12 @@ def collect(sources: PageSources, domains: Sequence[str] | None, limits: Gallery
     return PageContent(report, gallery, objects, diagrams, provenance, missing.parts, sources.preset)
 
 
-def _read_report(sources: PageSources, missing: _MissingParts) -> Report | None:
+def _read_report(sources: PageSources, generators: Sequence[str], missing: _MissingParts) -> Report | None:
     path = sources.report / "correlation.json"
     if not path.exists():
         missing.add("the comparison of synthetic and reference metrics", "report/correlate")
         return None
-    report = read_report(path, sources.preset)
+    report = select_generators(read_report(path, sources.preset), generators)
     missing.parts += [Missing(part.what, part.command) for part in report.missing]
     return report
 

@@ -13,9 +13,6 @@ from genval.datasets.labels import CLASSES, PALETTE
 from genval.report.page.content import PageContent
 from genval.report.page.reliability import bin_edges
 from genval.report.schema import (
-    CLEAR,
-    CORRUPTED,
-    PREDICTORS,
     SYNTHETIC,
     TRUE,
     ClassComparison,
@@ -24,7 +21,6 @@ from genval.report.schema import (
     Scaling,
 )
 
-SIDE_NAMES = {SYNTHETIC: "generated", CLEAR: "clear weather", CORRUPTED: "corruptions", TRUE: "reference"}
 _OOD_METRICS = ("auroc", "fpr95", "aupr_object", "aupr_background")
 _NAMES = {
     "auroc": "AUROC",
@@ -43,9 +39,10 @@ def page_variables(content: PageContent) -> dict[str, Any]:
         "stand_ins": content.preset == "mini",
         "facts": _facts(content),
         "sections": _sections(content),
-        "sides": PREDICTORS,
-        "side_names": SIDE_NAMES,
-        "side_choices": [(side, SIDE_NAMES[side]) for side in PREDICTORS],
+        "predictors": report.predictors if report else [],
+        "baselines": report.baselines if report else [],
+        "side_names": side_names(report),
+        "side_choices": [(predictor.key, predictor.name) for predictor in (report.predictors if report else [])],
         "labels": labels,
         "model_choices": [(model, labels[model]) for model in (report.models if report else [])],
         **_agreement(report),
@@ -67,7 +64,7 @@ def chart_data(content: PageContent) -> dict[str, Any]:
     values = content.report.to_json() if content.report else {}
     calibration = values.get("calibration", {})
     return {
-        "sideNames": SIDE_NAMES,
+        "sideNames": side_names(content.report),
         "labels": model_labels(content),
         "scatter": {
             "miou": values.get("robustness", {}),
@@ -81,6 +78,11 @@ def chart_data(content: PageContent) -> dict[str, Any]:
         "gallery": content.gallery,
         "objects": content.objects,
     }
+
+
+def side_names(report: Report | None) -> dict[str, str]:
+    """Return the name of each side for the reader."""
+    return {predictor.key: predictor.name for predictor in (report.predictors if report else [])} | {TRUE: "reference"}
 
 
 def model_labels(content: PageContent) -> dict[str, str]:
@@ -186,7 +188,7 @@ def _coefficients(robustness: Mapping[str, Comparison]) -> Iterable[float | None
     for comparison in robustness.values():
         for coefficients in comparison.correlation.values():
             if coefficients:
-                yield from (coefficients.pearson.value, *(coefficients.pearson.over_both or []))
+                yield from (coefficients.pearson.shown, coefficients.pearson.low)
 
 
 def _class_coefficients(per_class: Mapping[str, Mapping[str, ClassComparison]]) -> Iterable[float | None]:
@@ -195,14 +197,15 @@ def _class_coefficients(per_class: Mapping[str, Mapping[str, ClassComparison]]) 
         for comparison in by_class.values():
             for coefficients in (comparison.synthetic, comparison.clear):
                 if coefficients:
-                    yield from (coefficients.pearson.value, coefficients.pearson.low)
+                    yield from (coefficients.pearson.shown, coefficients.pearson.low)
 
 
 def _ranking(report: Report | None) -> dict[str, Any]:
     rows = _model_rows(report) if report else []
     columns = zip(*(cells for _, cells in rows), strict=True)
     best = [max((cell for cell in column if cell is not None), default=None) for column in columns]
-    return {"model_rows": rows, "best_cells": best}
+    not_shown = [domain for domain in report.robustness if domain not in report.answers.model] if report else []
+    return {"model_rows": rows, "best_cells": best, "not_shown": not_shown}
 
 
 def _model_rows(report: Report) -> list[tuple[str, list[float | None]]]:

@@ -84,7 +84,9 @@ function commonRange(comparisons, sides) {
 
 /** A facet per comparison: a predictor's score across, the reference score up, one dot per model. */
 function drawScatter(place, comparisons, side, text, highlighted) {
-  const across = { synthetic: "generated images", clear: "clear images", corrupted: "corrupted images" }[side];
+  const known = ["synthetic", "clear", "corrupted"].includes(side);
+  const shade = colour(known ? side : "other");
+  const across = { clear: "clear images", corrupted: "corrupted images" }[side] || `${DATA.sideNames[side] || "generated"} images`;
   const present = Object.entries(comparisons).filter(([, comparison]) => comparison);
   const keys = present.map(([name]) => name);
   [...place.children].filter((child) => !keys.includes(child.dataset.key)).forEach((child) => child.remove());
@@ -92,14 +94,13 @@ function drawScatter(place, comparisons, side, text, highlighted) {
   for (const [name, comparison] of present) {
     const rows = comparison.models.filter((row) => row[side] && row.true);
     const fit = comparison.correlation[side];
-    const interval = fit && fit.pearson.over_both;
-    const note = fit
-      ? `r = ${num(fit.pearson.value, 2)}${interval ? ` [${num(interval[0], 2)}, ${num(interval[1], 2)}]` : ""}`
-      : "no results";
+    const p = fit && fit.pearson;
+    const corrected = p && p.low != null ? `; corrected ${num(p.corrected, 2)} [${num(p.low, 2)}, ${num(p.high, 2)}]` : "";
+    const note = p ? `observed r ${num(p.value, 2)}${corrected}` : "no results";
     const element = facet(place, name, title(name), note);
     const strong = rows.map((row) => !highlighted || row.model === highlighted);
     const spread = (axisSide) => ({
-      type: "data", symmetric: false, thickness: 1, width: 0, color: colour(side) + "66",
+      type: "data", symmetric: false, thickness: 1, width: 0, color: shade + "66",
       array: rows.map((row) => ends(row[axisSide])[1] - row[axisSide].value),
       arrayminus: rows.map((row) => row[axisSide].value - ends(row[axisSide])[0]),
     });
@@ -111,8 +112,8 @@ function drawScatter(place, comparisons, side, text, highlighted) {
         customdata: rows.map((row) => [plain(DATA.labels[row.model]), ends(row[side]), ends(row.true)].flat()),
         marker: {
           size: rows.map((row) => (row.model === highlighted ? 13 : 9)), opacity: strong.map((is) => (is ? 1 : 0.45)),
-          color: rows.map((row) => colour(row.model === highlighted ? "bright" : side)), line: { width: 1.5, color: colour("card") },
-          symbol: { synthetic: "circle", clear: "circle-open", corrupted: "diamond" }[side],
+          color: rows.map((row) => (row.model === highlighted ? colour("bright") : shade)), line: { width: 1.5, color: colour("card") },
+          symbol: { synthetic: "circle", clear: "circle-open", corrupted: "diamond" }[side] || "square",
         },
         hovertemplate: `<b>%{customdata[0]}</b><br>${DATA.sideNames[side]} %{x:.1f} [%{customdata[1]:.1f}, %{customdata[2]:.1f}]<br>reference %{y:.1f} [%{customdata[3]:.1f}, %{customdata[4]:.1f}]<extra></extra>`,
       },
