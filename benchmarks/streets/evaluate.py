@@ -50,7 +50,7 @@ class EvaluateSettings:
     own: str = flag("checkpoints/streets/segmenters", "folder of the segmenters of the recipe")
     segmenters: tuple[str, ...] | None = flag(None, "only those of these short names", type=comma_list)
     datasets_dir: str = flag("datasets/streets", "folder of the prepared sets")
-    generated_dir: str = flag("images/streets", "folder of the generated sets")
+    generated_dir: str = flag("images/streets/sets", "folder of the generated sets")
     domains: tuple[str, ...] = flag(
         ("clear", "fog", "night", "rain", "snow", "india", "dusk"), "domains of the generated sets", type=comma_list
     )

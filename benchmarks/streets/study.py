@@ -30,7 +30,6 @@ from boxes import PREDICTED_AS
 from collect import MERGED, REAL
 
 import path_dicts
-from genval.datasets.layouts import generated_set
 from genval.metrics.correlation import pearson, pearson_r
 from genval.report.comparison import regret
 from genval.report.scores import ece, mean_iou, weigh
@@ -153,10 +152,13 @@ def read_sets(folder: Path) -> dict[tuple[str, str], ImageSet]:
 def predictors(sets: dict[tuple[str, str], ImageSet], domain: str) -> dict[str, ImageSet]:
     """Return the predictors of a domain that were evaluated, by name."""
     merged = f"@{MERGED}" if domain == "india" else ""
-    places = {"clear": (f"Cityscapes{merged}", "clean"), "corruption": (f"Cityscapes_corrupt_{domain}{merged}", domain)}
-    for generator in path_dicts.GENERATORS:
-        places[generator] = (f"{generated_set(domain, generator)}{merged}", domain)
-    return {name: sets[place] for name, place in places.items() if place in sets}
+    found = {"clear": sets.get((f"Cityscapes{merged}", "clean"))}
+    for (dataset, cond), images in sets.items():
+        if cond == domain and dataset.startswith("Cityscapes_") and dataset.endswith(f"{domain}{merged}"):
+            # Cityscapes_{domain}, Cityscapes_corrupt_{domain} or Cityscapes_{generator}_{domain}
+            name = dataset.removeprefix("Cityscapes_").removesuffix(f"{domain}{merged}").rstrip("_")
+            found[{"": path_dicts.DEFAULT_GENERATOR, "corrupt": "corruption"}.get(name, name)] = images
+    return {name: images for name, images in found.items() if images is not None}
 
 
 def values(images: ImageSet, classes: list[int], weights: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -66,7 +66,8 @@ def main(settings: TrainSegmentersSettings) -> None:
             train(name, settings)
     else:
         train_in_processes(missing, settings)
-    specifications = [specification(name, Path(settings.output)) for name in names]
+    # From the repository's root, so that the list is valid in a copy of it.
+    specifications = [specification(name, Path(settings.output)).replace(f"{REPO_ROOT}/", "") for name in names]
     (output / "list.txt").write_text(",".join(specifications) + "\n", encoding="utf-8")
     print(f"wrote {len(names)} segmenters to {settings.output}; their specifications are in list.txt")
 
