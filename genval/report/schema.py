@@ -320,6 +320,17 @@ class OodMeans(JsonRecord):
 
 
 @dataclass(frozen=True)
+class PublishedDetector(JsonRecord):
+    """A detector of unknown objects on RoadAnomaly21, in percent, by the objects that it was fine-tuned on."""
+
+    name: str
+    objects: str
+    auroc: float
+    aupr: float
+    fpr95: float
+
+
+@dataclass(frozen=True)
 class Published(JsonRecord):
     """Values of the published system, from a secondary source."""
 
@@ -328,6 +339,7 @@ class Published(JsonRecord):
     pearson: dict[str, dict[str, float]]  # r of synthetic and reference mIoU, by generator and domain
     ece_improved_percent: dict[str, str]  # by domain, as it was worded
     ood_pearson: str
+    detectors: list[PublishedDetector]
 
 
 @dataclass(frozen=True)

@@ -401,7 +401,7 @@ def test_tables_have_the_metrics_and_mark_the_published_ones(report):
     code, out, err = report("tables", "--results_dir", report.root / "report")
     assert code == 0, err
     folder = report.root / "report/tables"
-    names = {"correlation_by_domain", "correlation_by_class", "ood_by_score", "miou_by_model"}
+    names = {"correlation_by_domain", "correlation_by_class", "ood_by_score", "published_detectors", "miou_by_model"}
     assert {path.name for path in folder.iterdir()} == {f"{n}.{end}" for n in names for end in ("csv", "md", "tex")}
     with open(folder / "correlation_by_domain.csv", newline="") as stream:
         row = next(csv.DictReader(stream))
@@ -416,7 +416,8 @@ def test_tables_have_the_metrics_and_mark_the_published_ones(report):
     assert "* Reported for the published system" in (folder / "correlation_by_domain.md").read_text()
     latex = (folder / "correlation_by_domain.tex").read_text()
     assert latex.count(r" \\") == 2 and r"95 \%" in latex and r"\toprule" in latex
-    assert out.count("**") == 8
+    assert out.count("**") == 10
+    assert "| RbA, Swin-B | generated, curated    |" in (folder / "published_detectors.md").read_text()
 
 
 def test_damaged_and_absent_files_are_refused_by_name(report):
