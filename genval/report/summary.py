@@ -20,6 +20,10 @@ from genval.report.schema import (
 from genval.runtime.tables import markdown_table, percent
 
 _HEADER = ["part", "domain", "score", "figure", "quantity", "models", "coefficient", "value"]
+EXPLANATIONS = (
+    "observed r: Pearson's r of the scores as they were measured; the noise of few images weakens it.",
+    "corrected r: the same without the noise, as infinitely many images would give it; the 95 % interval is its own.",
+)
 _WAYS = ("over_models", "over_images", "over_both")
 
 
@@ -85,6 +89,8 @@ def _rows(head: Sequence[str], coefficients: Coefficients | None) -> list[list[A
 def markdown_summary(report: Report) -> str:
     """Return the main results: correlations, rankings, calibration, sample size, and what is missing."""
     parts = ["# Do synthetic scores predict reference scores?", "\n".join(f"- {line}" for line in report.verdict)]
+    if any(entries(report)):
+        parts.append("\n".join(f"- {line}" for line in EXPLANATIONS))
     for title, part in (("mIoU", "robustness"), ("ECE", "calibration"), ("OOD detection", "ood_detection")):
         found = [entry for entry in entries(report) if entry.part == part]
         if found:

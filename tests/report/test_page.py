@@ -444,6 +444,9 @@ def test_the_page_opens_without_complaint_at_every_width(open_page, width, dark)
     assert min(browser.run(f"{controls}.map((control) => control.getBoundingClientRect().height)")) >= 40
     assert browser.run("[...document.querySelectorAll('.plot')].every((plot) => plot.getAttribute('aria-label'))")
     assert len(texts(browser, "#scatter .facet h3")) == 2
+    edge = "Math.ceil(plot.closest('.facet, .chart').getBoundingClientRect().right)"
+    labels = "[...plot.querySelectorAll('text')].every((text) => text.getBoundingClientRect().right <= " + edge + ")"
+    assert browser.run(f"[...document.querySelectorAll('.plot')].every((plot) => {labels})")
     assert browser.complaints == []
 
 
