@@ -44,6 +44,11 @@ class Predictor(JsonRecord):
     needs: str  # what it needs of the condition: nothing, or unlabelled images
     is_generator: bool = False
 
+    @property
+    def is_label_free(self) -> bool:
+        """Whether it is an estimate from unlabelled images without generation."""
+        return self.needs == UNLABELLED and not self.is_generator
+
 
 @dataclass(frozen=True)
 class ValueWithInterval(JsonRecord):
@@ -420,6 +425,16 @@ class Findings(JsonRecord):
     def baselines(self) -> list[Predictor]:
         """The predictors that synthetic is compared with."""
         return [predictor for predictor in self.predictors if predictor.key != SYNTHETIC]
+
+    @property
+    def label_free(self) -> list[Predictor]:
+        """The estimates from unlabelled images without generation."""
+        return [predictor for predictor in self.predictors if predictor.is_label_free]
+
+    @property
+    def rivals(self) -> list[Predictor]:
+        """The baselines but the label-free estimates: other generators, clear weather and corruptions."""
+        return [predictor for predictor in self.baselines if not predictor.is_label_free]
 
     @property
     def other_generators(self) -> list[Predictor]:

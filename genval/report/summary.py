@@ -96,8 +96,10 @@ def markdown_summary(report: Report) -> str:
         if found:
             parts += [
                 f"## {title}: Pearson's r with the reference score across models",
-                _correlations(found, report.baselines),
+                _correlations(found, report.rivals),
             ]
+            if part == "robustness" and report.label_free:
+                parts += ["### Label-free estimates, from unlabelled images of the condition", _label_free(report)]
             # A table of every score and metric would be pages long; the JSON file has them.
             main = [entry for entry in found if entry.comparison.metric in ("miou", "ece", "auroc")]
             parts += [f"### {title}: choosing a model", _rankings(main, report)]
@@ -134,6 +136,18 @@ def _correlations(found: Sequence[Entry], predictors: Sequence[Predictor]) -> st
             row += [theirs and theirs.pearson.corrected, _ends(difference.pearson if difference else None)]
             row += [entry.comparison.beats.get(baseline)]
         rows.append(row)
+    return markdown_table(header, rows, digits=2)
+
+
+def _label_free(report: Report) -> str:
+    header = ["domain", "estimate", "observed r", "corrected r", "95 %", "difference: synthetic - estimate", "beats"]
+    rows = []
+    for domain, comparison in report.robustness.items():
+        for estimate in report.label_free:
+            theirs, less = comparison.against(estimate.key)
+            if theirs and less:
+                values = [theirs.pearson.value, theirs.pearson.corrected, _ends(theirs.pearson)]
+                rows.append([domain, estimate.name, *values, _ends(less.pearson), comparison.beats.get(estimate.key)])
     return markdown_table(header, rows, digits=2)
 
 
