@@ -301,12 +301,12 @@ def _compare_miou(
         side: miou_scores(evidence, domain.weights[side], domain.classes).select(domain.kept)
         for side, evidence in domain.sides.items()
     }
+    enough = {name: one for name, one in estimates.items() if np.isfinite(one.value).sum() >= FEWEST_COMPARED}
     by_class = {
         side: [of.select(domain.kept) for of in class_scores(evidence, domain.weights[side], domain.classes)]
         for side, evidence in domain.sides.items()
         if side in _NEEDED
     }
-    enough = {name: one for name, one in estimates.items() if np.isfinite(one.value).sum() >= FEWEST_COMPARED}
     class_names = [CLASSES[index] for index in domain.classes]
     comparison = compare(
         [models[index] for index in domain.kept],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from genval.datasets import CLASSES
 from genval.report.evidence import Evidence, evaluation
 from genval.report.label_free import confidence_scores, difference_scores, read_votes, thresholded_scores
 from genval.report.schema import CLEAR, SYNTHETIC, TRUE, UNLABELLED, Predictor
@@ -100,7 +101,8 @@ def label_free_scores(
 def _vote(
     root: Path, models: Sequence[str], reference: Evidence, drawn: np.ndarray, classes: Sequence[int]
 ) -> Scores | None:
-    if len(models) < _FEWEST_VOTERS:
+    # Votes are counted in the 19 classes of the saved predictions, which the reference set must have too.
+    if len(models) < _FEWEST_VOTERS or reference.counts.shape[-1] != len(CLASSES):
         return None
     votes = read_votes(root, models, reference)
     return Scores(mean_iou(votes.sum(0), classes), mean_iou(weigh(votes, drawn), classes))
