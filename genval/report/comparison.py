@@ -30,8 +30,10 @@ from genval.report.schema import (
 
 # A correlation of two models is always 1 or -1.
 FEWEST_COMPARED = 3
+# With fewer models there is no interval of a mean over models.
+FEWEST_MODELS = 4
 # With fewer models or images there is no interval of a correlation.
-FEWEST_MODELS = 8
+FEWEST_CORRELATED = 8
 FEWEST_IMAGES = 8
 TOP = 5
 _RANK_CORRELATIONS = {"spearman": spearman, "kendall": kendall}
@@ -157,8 +159,8 @@ def pearson_difference(first: Scores, second: Scores, y: Scores) -> tuple[Pearso
 def _refusal(*sides: Scores) -> str | None:
     """Why there is no interval of a correlation."""
     models = len(sides[0].value)
-    if models < FEWEST_MODELS:
-        return f"too few models: {models}, at least {FEWEST_MODELS} are needed"
+    if models < FEWEST_CORRELATED:
+        return f"too few models: {models}, at least {FEWEST_CORRELATED} are needed"
     images = min((side.units for side in sides if side.drawn is not None and side.units is not None), default=None)
     if images is not None and images < FEWEST_IMAGES:
         return f"too few images: {images}, at least {FEWEST_IMAGES} are needed"
@@ -180,7 +182,7 @@ def _resampled_ranks(x: Scores, y: Scores, draws: int, seed: int, widest_only: b
     `widest_only` skips the draws of images alone, and those of models alone if there are draws of both.
     """
     count = len(x.value)
-    chosen = draw_models(count, draws, seed) if count >= FEWEST_MODELS else None
+    chosen = draw_models(count, draws, seed) if count >= FEWEST_CORRELATED else None
     images = None if x.drawn is None or y.drawn is None else (x.drawn, y.drawn)
     pairs: dict[str, tuple[np.ndarray, np.ndarray] | None] = {
         "value": (x.value, y.value),

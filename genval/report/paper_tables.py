@@ -55,10 +55,12 @@ def paper_tables(report: Report) -> list[Table]:
     """Return the tables that have a row."""
     tables = [
         _robustness(report),
+        _label_free(report),
         _classes(report),
         _calibration(report),
         _ood_means(report),
         _ood_correlation(report),
+        _published_detectors(report),
         _models(report),
     ]
     return [table for table in tables if table.rows]
@@ -117,7 +119,7 @@ def _row(cells: Sequence[Any], digits: int) -> str:
 def _robustness(report: Report) -> Table:
     published = report.published.pearson
     header = ["domain", "models", "images", "classes", "observed r", "corrected r", "95 %", "Spearman", "Kendall"]
-    baselines = [baseline.key for baseline in report.baselines]
+    baselines = [baseline.key for baseline in report.rivals]
     for baseline in baselines:
         header += [f"corrected r of {baseline}", f"r difference: {SYNTHETIC} - {baseline}, 95 %"]
     header += [f"published {name}{SECONDARY}" for name in published]
@@ -133,6 +135,19 @@ def _robustness(report: Report) -> Table:
         rows.append([*row, *(by_domain.get(domain) for by_domain in published.values())])
     title = "Correlation of synthetic and reference mIoU across models, by domain, with 95 % intervals"
     return Table("correlation_by_domain", title, header, rows, note=_NOTE)
+
+
+def _label_free(report: Report) -> Table:
+    header = ["domain", "estimate", "models", "observed r", "corrected r", "95 %", "r difference: synthetic - estimate"]
+    rows: list[list[Any]] = []
+    for domain, comparison in report.robustness.items():
+        for estimate in report.label_free:
+            theirs, less = comparison.against(estimate.key)
+            if theirs and less:
+                r = theirs.pearson
+                rows.append([domain, estimate.name, theirs.models, r.value, r.corrected, r.ends, less.pearson.ends])
+    title = "Label-free estimates from unlabelled images of the condition: correlation with reference mIoU"
+    return Table("label_free", title, header, rows)
 
 
 def _classes(report: Report) -> Table:
@@ -202,11 +217,21 @@ def _ood_correlation(report: Report) -> Table:
     return Table("ood_correlation", title, header, rows, note=_NOTE)
 
 
+def _published_detectors(report: Report) -> Table:
+    """The published gain of fine-tuning a detector on generated objects; only where OOD detection is compared."""
+    header = ["detector", "fine-tuned on objects", f"AUROC %{SECONDARY}", f"AUPR %{SECONDARY}", f"FPR95 %{SECONDARY}"]
+    rows: list[list[Any]] = []
+    if report.ood_means:
+        rows = [[one.name, one.objects, one.auroc, one.aupr, one.fpr95] for one in report.published.detectors]
+    title = "Published: OOD detection on RoadAnomaly21 after fine-tuning on objects"
+    return Table("published_detectors", title, header, rows, digits=1, note=f"{SECONDARY} {report.published.source}")
+
+
 def _models(report: Report) -> Table:
     header = ["model"]
     by_model: dict[str, list[Any]] = {model: [short] for model, short in report.short_names.items()}
     for domain, comparison in report.robustness.items():
-        for side in (*(predictor.key for predictor in (*report.baselines, report.predictors[0])), TRUE):
+        for side in (*(predictor.key for predictor in (*report.rivals, report.predictors[0])), TRUE):
             if comparison.sets.get(side) is None:
                 continue
             header.append(f"{_SIDE_NAMES.get(side, side)} ({domain})")

@@ -10,12 +10,13 @@ import path_dicts
 from genval.datasets.layouts import domain_of, generated_set
 from genval.report.evidence import Place
 from genval.report.schema import CLEAR, CORRUPTED, NOTHING, SYNTHETIC, TRUE, UNLABELLED, Predictor
+from genval.report.unlabelled import NAMES, label_free_predictors
 from genval.results.scenes import GATED_SUFFIX
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 
 # Names of other predictors, and of the folder prefix of the corrupted sets.
-_RESERVED = (TRUE, SYNTHETIC, CLEAR, CORRUPTED, "corrupt")
+_RESERVED = (TRUE, SYNTHETIC, CLEAR, CORRUPTED, "corrupt", *NAMES)
 # Generators that are trained on, or copy the appearance of, unlabelled images of the condition.
 _FROM_UNLABELLED = ("translate", *path_dicts.TRANSFER_METHODS)
 
@@ -65,8 +66,13 @@ def parse_generators(entries: Sequence[str], domains: Sequence[str], preset: str
     return generators
 
 
-def list_predictors(generators: Sequence[Generator]) -> list[Predictor]:
-    """List what reference scores are predicted from; the first generator is `synthetic`."""
+def list_predictors(generators: Sequence[Generator], label_free: Sequence[str] = ()) -> list[Predictor]:
+    """List what reference scores are predicted from; the first generator is `synthetic`.
+
+    Args:
+        generators: of `parse_generators`.
+        label_free: names of label-free estimates.
+    """
     several = len(generators) > 1 or generators[0].name != path_dicts.DEFAULT_GENERATOR
     return [
         *(
@@ -80,6 +86,7 @@ def list_predictors(generators: Sequence[Generator]) -> list[Predictor]:
         ),
         Predictor(CLEAR, "clear weather", NOTHING),
         Predictor(CORRUPTED, "corruptions", NOTHING),
+        *label_free_predictors(label_free),
     ]
 
 

@@ -44,6 +44,11 @@ class Predictor(JsonRecord):
     needs: str  # what it needs of the condition: nothing, or unlabelled images
     is_generator: bool = False
 
+    @property
+    def is_label_free(self) -> bool:
+        """Whether it is an estimate from unlabelled images without generation."""
+        return self.needs == UNLABELLED and not self.is_generator
+
 
 @dataclass(frozen=True)
 class ValueWithInterval(JsonRecord):
@@ -320,6 +325,17 @@ class OodMeans(JsonRecord):
 
 
 @dataclass(frozen=True)
+class PublishedDetector(JsonRecord):
+    """A detector of unknown objects on RoadAnomaly21, in percent, by the objects that it was fine-tuned on."""
+
+    name: str
+    objects: str
+    auroc: float
+    aupr: float
+    fpr95: float
+
+
+@dataclass(frozen=True)
 class Published(JsonRecord):
     """Values of the published system, from a secondary source."""
 
@@ -328,6 +344,7 @@ class Published(JsonRecord):
     pearson: dict[str, dict[str, float]]  # r of synthetic and reference mIoU, by generator and domain
     ece_improved_percent: dict[str, str]  # by domain, as it was worded
     ood_pearson: str
+    detectors: list[PublishedDetector]
 
 
 @dataclass(frozen=True)
@@ -408,6 +425,16 @@ class Findings(JsonRecord):
     def baselines(self) -> list[Predictor]:
         """The predictors that synthetic is compared with."""
         return [predictor for predictor in self.predictors if predictor.key != SYNTHETIC]
+
+    @property
+    def label_free(self) -> list[Predictor]:
+        """The estimates from unlabelled images without generation."""
+        return [predictor for predictor in self.predictors if predictor.is_label_free]
+
+    @property
+    def rivals(self) -> list[Predictor]:
+        """The baselines but the label-free estimates: other generators, clear weather and corruptions."""
+        return [predictor for predictor in self.baselines if not predictor.is_label_free]
 
     @property
     def other_generators(self) -> list[Predictor]:

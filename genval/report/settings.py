@@ -27,6 +27,11 @@ class CorrelationSettings:
         "generators, NAME or NAME=EVAL_DIR with the results on its sets; the first leads the verdict",
         type=comma_list,
     )
+    label_free: tuple[str, ...] = flag(
+        ("vote", "confidence", "doc"),
+        "label-free estimates: vote, confidence, doc, atc_clear, atc_generated; all or none",
+        type=comma_list,
+    )
     reference_dataset: str | None = flag(None, "reference set of every domain (default: REAL_SETS in path_dicts.py)")
     clear_dataset: str = flag("Cityscapes", "the clear-weather set")
     clear_cond: str = flag("clean", "condition of the clear-weather set")

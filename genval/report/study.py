@@ -44,6 +44,7 @@ from genval.report.schema import (
 )
 from genval.report.scores import Scores, class_scores, ece_scores, mean_iou, miou_scores
 from genval.report.settings import CorrelationSettings
+from genval.report.unlabelled import label_free_scores, parse_label_free
 from genval.report.verdict import answer, verdict
 from genval.results.finding import NoResultsError, list_models
 from genval.results.provenance import Provenance, describe_classes
@@ -86,6 +87,7 @@ def correlate(settings: CorrelationSettings) -> Report:
             "Run: python relis/eval.py --trg_dataset Cityscapes,Cityscapes_fog,ACDC --segmenters all"
         )
     generators = parse_generators(settings.generators, settings.domains, settings.preset)
+    label_free = parse_label_free(settings.label_free)
     missing: list[Missing] = []
     clear_sets: dict[str, Evidence | None] = {}  # by name: merged classes of a reference set give it another
     robustness: dict[str, Comparison] = {}
@@ -103,7 +105,23 @@ def correlate(settings: CorrelationSettings) -> Report:
         domain = _prepare(settings, name, sides)
         ece = None
         if domain is not None:
-            robustness[name] = _compare_miou(settings, domain, models)
+            sources = {
+                side: of_side
+                for side, of_side in domain.sides.items()
+                if side in _NEEDED and (side != SYNTHETIC or generators[0].eval_dir is None)
+            }
+            estimates = label_free_scores(
+                label_free,
+                root,
+                models,
+                domain.kept,
+                sources,
+                domain.weights,
+                domain.classes,
+                missing,
+                settings.preset,
+            )
+            robustness[name] = _compare_miou(settings, domain, models, estimates)
             curves[name] = _measure_sample_size(settings, domain)
             ece = _compare_ece(settings, domain, models)
         calibration[name] = DomainCalibration(ece, scaling)
@@ -116,7 +134,7 @@ def correlate(settings: CorrelationSettings) -> Report:
         short_names=short_names(models),
         made_by={model: f"{one.identity} in {one.precision}" for model, one in sorted(made.items())},
         domains=list(settings.domains),
-        predictors=list_predictors(generators),
+        predictors=list_predictors(generators, label_free),
         checks=checks,
         robustness=robustness,
         calibration=calibration,
@@ -291,12 +309,15 @@ def _sets(sides: Mapping[str, Evidence]) -> dict[str, ComparedSet | None]:
     }
 
 
-def _compare_miou(settings: CorrelationSettings, domain: _Domain, models: Sequence[str]) -> Comparison:
+def _compare_miou(
+    settings: CorrelationSettings, domain: _Domain, models: Sequence[str], estimates: Mapping[str, Scores]
+) -> Comparison:
     seed = item_seed(settings.seed, f"{domain.name} models")
     scores = {
         side: miou_scores(evidence, domain.weights[side], domain.classes).select(domain.kept)
         for side, evidence in domain.sides.items()
     }
+    enough = {name: one for name, one in estimates.items() if np.isfinite(one.value).sum() >= FEWEST_COMPARED}
     by_class = {
         side: [of.select(domain.kept) for of in class_scores(evidence, domain.weights[side], domain.classes)]
         for side, evidence in domain.sides.items()
@@ -306,7 +327,7 @@ def _compare_miou(settings: CorrelationSettings, domain: _Domain, models: Sequen
     class_names = [names[index] for index in domain.classes]
     comparison = compare(
         [models[index] for index in domain.kept],
-        scores,
+        {**scores, **enough},
         metric="miou",
         higher_is_better=True,
         sets=_sets(domain.sides),

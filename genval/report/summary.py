@@ -20,6 +20,10 @@ from genval.report.schema import (
 from genval.runtime.tables import markdown_table, percent
 
 _HEADER = ["part", "domain", "score", "figure", "quantity", "models", "coefficient", "value"]
+EXPLANATIONS = (
+    "observed r: Pearson's r of the scores as they were measured; the noise of few images weakens it.",
+    "corrected r: the same without the noise, as infinitely many images would give it; the 95 % interval is its own.",
+)
 _WAYS = ("over_models", "over_images", "over_both")
 
 
@@ -85,13 +89,17 @@ def _rows(head: Sequence[str], coefficients: Coefficients | None) -> list[list[A
 def markdown_summary(report: Report) -> str:
     """Return the main results: correlations, rankings, calibration, sample size, and what is missing."""
     parts = ["# Do synthetic scores predict reference scores?", "\n".join(f"- {line}" for line in report.verdict)]
+    if any(entries(report)):
+        parts.append("\n".join(f"- {line}" for line in EXPLANATIONS))
     for title, part in (("mIoU", "robustness"), ("ECE", "calibration"), ("OOD detection", "ood_detection")):
         found = [entry for entry in entries(report) if entry.part == part]
         if found:
             parts += [
                 f"## {title}: Pearson's r with the reference score across models",
-                _correlations(found, report.baselines),
+                _correlations(found, report.rivals),
             ]
+            if part == "robustness" and report.label_free:
+                parts += ["### Label-free estimates, from unlabelled images of the condition", _label_free(report)]
             # A table of every score and metric would be pages long; the JSON file has them.
             main = [entry for entry in found if entry.comparison.metric in ("miou", "ece", "auroc")]
             parts += [f"### {title}: choosing a model", _rankings(main, report)]
@@ -128,6 +136,18 @@ def _correlations(found: Sequence[Entry], predictors: Sequence[Predictor]) -> st
             row += [theirs and theirs.pearson.corrected, _ends(difference.pearson if difference else None)]
             row += [entry.comparison.beats.get(baseline)]
         rows.append(row)
+    return markdown_table(header, rows, digits=2)
+
+
+def _label_free(report: Report) -> str:
+    header = ["domain", "estimate", "observed r", "corrected r", "95 %", "difference: synthetic - estimate", "beats"]
+    rows = []
+    for domain, comparison in report.robustness.items():
+        for estimate in report.label_free:
+            theirs, less = comparison.against(estimate.key)
+            if theirs and less:
+                values = [theirs.pearson.value, theirs.pearson.corrected, _ends(theirs.pearson)]
+                rows.append([domain, estimate.name, *values, _ends(less.pearson), comparison.beats.get(estimate.key)])
     return markdown_table(header, rows, digits=2)
 
 

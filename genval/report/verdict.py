@@ -112,7 +112,22 @@ def _trust(findings: Findings, answers: Answers) -> list[str]:
     for other in findings.other_generators:
         for beat, domains in _group(_beats(findings, other.key), _GENERATOR_SENTENCES).items():
             said.append(_GENERATOR_SENTENCES[beat].format(first=first, other=other.name, domains=_join(domains)))
-    return said
+    return [*said, *_label_free(findings)]
+
+
+def _label_free(findings: Findings) -> list[str]:
+    """The best estimate from unlabelled images in each domain, as one sentence."""
+    best = []
+    for domain, comparison in findings.robustness.items():
+        found = {one.name: comparison.correlation.get(one.key) for one in findings.label_free}
+        values = {name: of.pearson.shown for name, of in found.items() if of and of.pearson.shown is not None}
+        if values:
+            name = max(values, key=lambda name: values[name])
+            best.append(f"{_two(values[name])} for {domain} ({name})")
+    if not best:
+        return []
+    about = "With unlabelled images of the condition, the best label-free estimate that was tried has an r of"
+    return [f"{about} {_join(best)}."]
 
 
 def _beats(findings: Findings, baseline: str) -> dict[str, str]:
@@ -131,7 +146,7 @@ def _shown(domain: str, comparison: Comparison, predictors: Sequence[Predictor])
         parts.append(r.refused or "no interval")
     else:
         parts.append(f"corrected for noise {_two(r.corrected)}, 95 % interval {_two(r.low)} to {_two(r.high)}")
-    for predictor in predictors[1:]:
+    for predictor in (one for one in predictors[1:] if not one.is_label_free):
         baseline = comparison.correlation.get(predictor.key)
         if baseline:
             parts.append(f"{predictor.name} {_two(baseline.pearson.shown)}")

@@ -199,6 +199,7 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
             "pearson": {"SD 1.5": {"fog": 0.77}},
             "ece_improved_percent": {},
             "ood_pearson": "about 0.8",
+            "detectors": [],
         },
         "missing": [{"what": "reference rain", "command": "python relis/eval.py --trg_dataset ACDC --cond rain"}],
     }

@@ -30,7 +30,8 @@ from genval.report.page.provenance import collect_provenance, command_of
 from genval.report.page.reliability import collect_diagrams, diagram_of_bins
 from genval.report.page.render import MAX_BYTES
 from genval.report.page.variables import short_labels
-from genval.report.schema import Report
+from genval.report.predictors import Generator, list_predictors
+from genval.report.schema import Report, select_generators
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_json, write_png
 from genval.runtime.paths import REPO_ROOT
@@ -346,6 +347,37 @@ def test_the_five_best_are_left_out_where_there_are_no_more(tmp_path, sources):
     assert "Regret 1.2" in html and "five best in common" not in html
 
 
+def with_generators(correlation, *names):
+    """Add generators after the first to an example, with the scores of the first."""
+    correlation["predictors"] = [one.to_json() for one in list_predictors([Generator(n, None) for n in names])]
+    for comparison in correlation["robustness"].values():
+        for name in names[1:]:
+            for part in ("correlation", "sets", "ranking"):
+                comparison[part][name] = comparison[part]["synthetic"]
+            comparison["difference"][name], comparison["beats"][name] = comparison["difference"]["clear"], "undecided"
+            for row in comparison["models"]:
+                row[name] = row["synthetic"]
+    return Report.from_json(correlation)
+
+
+def test_generators_are_shown_side_by_side(sources):
+    report = with_generators(example_correlation(MODELS, ("fog",)), "controlnet", "img2img", "fourier")
+    content = collect(sources, None, LIMITS)
+    html = render_page(dataclasses.replace(content, report=report))
+    assert "undecided against img2img" in html and "difference of Pearson’s r: controlnet - fourier" in html
+    assert html.count('<div class="row other">') == 2 and '<option value="img2img">img2img</option>' in html
+    assert data_of(html)["sideNames"]["synthetic"] == "controlnet"
+    few = select_generators(report, ["img2img"])
+    assert "fourier" not in render_page(dataclasses.replace(content, report=few)).split('id="data"')[0]
+
+
+def test_no_model_is_named_without_a_correlation(sources):
+    correlation = example_correlation(MODELS, ("fog",))
+    correlation["answers"] = {"trust": {"fog": "no"}, "model": {}, "images": {}}
+    html = render_page(dataclasses.replace(collect(sources, None, LIMITS), report=Report.from_json(correlation)))
+    assert "Generated images do not tell: no correlation is shown." in html and "Regret 1.2" not in html
+
+
 class Tags(HTMLParser):
     """Opened tags with their attributes; tags that are not closed in order are an error."""
 
@@ -478,6 +510,9 @@ def test_the_page_opens_without_complaint_at_every_width(open_page, width, dark)
     assert min(browser.run(f"{controls}.map((control) => control.getBoundingClientRect().height)")) >= 40
     assert browser.run("[...document.querySelectorAll('.plot')].every((plot) => plot.getAttribute('aria-label'))")
     assert len(texts(browser, "#scatter .facet h3")) == 2
+    edge = "Math.ceil(plot.closest('.facet, .chart').getBoundingClientRect().right)"
+    labels = "[...plot.querySelectorAll('text')].every((text) => text.getBoundingClientRect().right <= " + edge + ")"
+    assert browser.run(f"[...document.querySelectorAll('.plot')].every((plot) => {labels})")
     assert browser.complaints == []
 
 

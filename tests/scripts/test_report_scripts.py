@@ -6,7 +6,18 @@ import shutil
 
 import numpy as np
 import pytest
-from report_world import CITY, FOG, MODELS, MORE_MODELS, TRUE_FOG, made_by, matrix_of, write_more_results, write_set
+from report_world import (
+    CITY,
+    FOG,
+    MODELS,
+    MORE_MODELS,
+    MORE_TRUE_FOG,
+    TRUE_FOG,
+    made_by,
+    matrix_of,
+    write_more_results,
+    write_set,
+)
 
 from genval.datasets import CLASSES
 from genval.metrics import segmentation
@@ -15,7 +26,7 @@ from genval.metrics.ood_scores import SCORE_LEVELS
 from genval.results.ood_blocks import OodResults
 from genval.results.provenance import images_mark
 from genval.results.scenes import SceneResults
-from genval.runtime.files import write_csv, write_json
+from genval.runtime.files import write_csv, write_json, write_png
 
 PLACES = {"clear": (CITY, 0, 0.0), "synthetic": (FOG, 1, -0.05), "true": (TRUE_FOG, 1, 0.0)}
 
@@ -401,7 +412,14 @@ def test_tables_have_the_metrics_and_mark_the_published_ones(report):
     code, out, err = report("tables", "--results_dir", report.root / "report")
     assert code == 0, err
     folder = report.root / "report/tables"
-    names = {"correlation_by_domain", "correlation_by_class", "ood_by_score", "miou_by_model"}
+    names = {
+        "correlation_by_domain",
+        "label_free",
+        "correlation_by_class",
+        "ood_by_score",
+        "published_detectors",
+        "miou_by_model",
+    }
     assert {path.name for path in folder.iterdir()} == {f"{n}.{end}" for n in names for end in ("csv", "md", "tex")}
     with open(folder / "correlation_by_domain.csv", newline="") as stream:
         row = next(csv.DictReader(stream))
@@ -416,7 +434,8 @@ def test_tables_have_the_metrics_and_mark_the_published_ones(report):
     assert "* Reported for the published system" in (folder / "correlation_by_domain.md").read_text()
     latex = (folder / "correlation_by_domain.tex").read_text()
     assert latex.count(r" \\") == 2 and r"95 \%" in latex and r"\toprule" in latex
-    assert out.count("**") == 8
+    assert out.count("**") == 12
+    assert "| RbA, Swin-B | generated, curated    |" in (folder / "published_detectors.md").read_text()
 
 
 def test_damaged_and_absent_files_are_refused_by_name(report):
@@ -471,7 +490,9 @@ def test_generators_are_compared_side_by_side(report):
         write_set(report.root / "sdxl", model, "Cityscapes_fog", "fog", FOG, fog)
     _, alone = report.correlate()
     out, values = report.correlate("--generators", f"controlnet,img2img,sdxl={report.root / 'sdxl'}")
-    assert [one["key"] for one in values["predictors"]] == ["synthetic", "img2img", "sdxl", "clear", "corrupted"]
+    assert [one["key"] for one in values["predictors"]] == [
+        *("synthetic", "img2img", "sdxl", "clear", "corrupted", "vote", "confidence", "doc")
+    ]
     assert [one["name"] for one in values["predictors"]][:3] == ["controlnet", "img2img", "sdxl"]
     comparison, before = values["robustness"]["fog"], alone["robustness"]["fog"]
     assert comparison["sets"]["img2img"]["dataset"] == "Cityscapes_img2img_fog"
@@ -492,7 +513,7 @@ def test_generators_are_compared_side_by_side(report):
 
 def test_the_missing_results_of_a_generator_come_with_their_command(report):
     _, values = report.correlate("--generators", "controlnet,img2img")
-    assert values["robustness"]["fog"]["correlation"].keys() == {"synthetic", "clear", "corrupted"}
+    assert "img2img" not in values["robustness"]["fog"]["correlation"]
     missing = {part["what"]: part["command"] for part in values["missing"]}
     command = missing["no results of any model on Cityscapes_img2img_fog (fog)"]
     assert command.startswith("python ControlNet/style_transfer.py --domain fog --generator img2img && python relis/")
@@ -530,3 +551,29 @@ def test_generators_are_checked_on_clear_images(report):
     _, values = report.correlate("--generators", "controlnet,img2img")
     assert [check["passed"] for check in values["checks"]] == [True, False]
     assert "Not to be trusted: img2img: r of mIoU" in values["verdict"][0]
+
+
+def test_label_free_estimates_stand_beside_the_baselines(report):
+    write_more_results(report.results)
+    out, values = report.correlate("--label_free", "all")
+    comparison = values["robustness"]["fog"]
+    missing = [part for part in values["missing"] if "vote of the other models" in part["what"]]
+    assert len(missing) == 1 and missing[0]["command"].endswith("--save predictions")
+    assert comparison["correlation"]["confidence"]["models"] == 8
+    needs = {one["key"]: one["needs"] for one in values["predictors"]}
+    assert needs["vote"] == needs["doc"] == "unlabelled images" and needs["synthetic"] == needs["clear"] == "nothing"
+
+    labels = np.random.default_rng(0).integers(0, 5, (8, 12)).astype(np.uint8)
+    for rank, model in enumerate(MODELS | MORE_MODELS):
+        for item in MORE_TRUE_FOG:
+            prediction = labels.copy()
+            prediction[0, :rank] = 7
+            write_png(SceneResults(report.results, model, "ACDC", "fog", "GOPR0475").prediction(item), prediction)
+    out, values = report.correlate("--label_free", "vote,doc")
+    comparison = values["robustness"]["fog"]
+    assert "vote" in comparison["difference"] and "confidence" not in comparison["difference"]
+    votes = [entry["vote"]["value"] for entry in comparison["models"]]
+    assert len(set(votes)) > 4 and max(votes) <= 100
+    assert "Label-free estimates" in out and "the best label-free estimate that was tried" in values["verdict"][0]
+    call = report("correlate", "--eval_dir", report.results, "--label_free", "voting")
+    report.refused("--label_free: expected some of vote", "found voting", code_out_err=call)

@@ -40,6 +40,7 @@ def page_variables(content: PageContent) -> dict[str, Any]:
         "facts": _facts(content),
         "sections": _sections(content),
         "predictors": report.predictors if report else [],
+        "label_free": [predictor.key for predictor in (report.label_free if report else [])],
         "baselines": report.baselines if report else [],
         "side_names": side_names(report),
         "side_choices": [(predictor.key, predictor.name) for predictor in (report.predictors if report else [])],
@@ -65,6 +66,7 @@ def chart_data(content: PageContent) -> dict[str, Any]:
     calibration = values.get("calibration", {})
     return {
         "sideNames": side_names(content.report),
+        "labelFree": [predictor.key for predictor in (content.report.label_free if content.report else [])],
         "labels": model_labels(content),
         "scatter": {
             "miou": values.get("robustness", {}),

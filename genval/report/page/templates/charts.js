@@ -87,6 +87,7 @@ function drawScatter(place, comparisons, side, text, highlighted) {
   const known = ["synthetic", "clear", "corrupted"].includes(side);
   const shade = colour(known ? side : "other");
   const across = { clear: "clear images", corrupted: "corrupted images" }[side] || `${DATA.sideNames[side] || "generated"} images`;
+  const acrossTitle = DATA.labelFree.includes(side) ? `${DATA.sideNames[side]}, %` : `${text} of ${across}, %`;
   const present = Object.entries(comparisons).filter(([, comparison]) => comparison);
   const keys = present.map(([name]) => name);
   [...place.children].filter((child) => !keys.includes(child.dataset.key)).forEach((child) => child.remove());
@@ -118,7 +119,7 @@ function drawScatter(place, comparisons, side, text, highlighted) {
         hovertemplate: `<b>%{customdata[0]}</b><br>${DATA.sideNames[side]} %{x:.1f} [%{customdata[1]:.1f}, %{customdata[2]:.1f}]<br>reference %{y:.1f} [%{customdata[3]:.1f}, %{customdata[4]:.1f}]<extra></extra>`,
       },
     ], {
-      xaxis: axis(`${text} of ${across}, %`, { range, constrain: "domain" }),
+      xaxis: axis(acrossTitle, { range, constrain: "domain" }),
       yaxis: axis(`${text} of reference images, %`, { range, scaleanchor: "x", constrain: "domain" }),
       annotations: chosen ? [{ x: chosen[side].value, y: chosen.true.value, text: `<b>${plain(DATA.labels[chosen.model])}</b>`, showarrow: false, yshift: 17, font: { color: colour("bright") } }] : [],
     });
