@@ -7,10 +7,12 @@ Writes: into the folder: "scores" of each image in manifest.jsonl (scores.jsonl 
         Run the same command again to resume; other thresholds need no new scores.
 
 With --domain clear it also checks the generator, by results of relis/eval.py in --eval_dir: models must rank on
-generated clear images as they do on the real clear images of the same streets.
+generated clear images as they do on the real clear images of the same streets. With --reference it measures how far the
+set is from unlabelled images of the domain (realism.json).
 
     python ControlNet/check_generated.py --domain fog --segmenter SegFormer-B5 --clip ViT-L-14/openai
     python ControlNet/check_generated.py --domain clear --generator img2img
+    python ControlNet/check_generated.py --domain fog --clip ViT-L-14/openai --reference PATH
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ def main(settings: ScoringSettings) -> None:
             print(f"dropped {item_id}: {reason}")
     verdict = f"{judged.folder.name}: {judged.kept} kept, {judged.dropped} dropped"
     print(f"Scored {judged.written} images; {verdict}. Wrote {GATE} and scores.png to {judged.folder}")
+    if judged.realism is not None:
+        print(judged.realism.sentence())
     if settings.domain == CLEAR_DOMAIN:
         eval_dir = resolve(settings.eval_dir)
         try:

@@ -41,6 +41,8 @@ from genval.runtime.tables import markdown_table
 
 FEWEST_IMAGES, FEWEST_RECORDINGS = 20, 5
 """With fewer real images or recordings, numbers are without a verdict."""
+FEWEST_MODELS = 10
+"""A predictor with results of fewer segmenters is left out, so that the others are compared over more."""
 FEWEST_GROUPS = 3
 """With two groups of models, r of their means is always 1 or -1."""
 OBJECTS = [train_id for train_ids in PREDICTED_AS.values() for train_id in train_ids]
@@ -150,7 +152,7 @@ def read_sets(folder: Path) -> dict[tuple[str, str], ImageSet]:
 
 
 def predictors(sets: dict[tuple[str, str], ImageSet], domain: str) -> dict[str, ImageSet]:
-    """Return the predictors of a domain that were evaluated, by name."""
+    """Return the predictors of a domain that were evaluated, by name, all with the same models."""
     merged = f"@{MERGED}" if domain == "india" else ""
     found = {"clear": sets.get((f"Cityscapes{merged}", "clean"))}
     for (dataset, cond), images in sets.items():
@@ -158,7 +160,11 @@ def predictors(sets: dict[tuple[str, str], ImageSet], domain: str) -> dict[str, 
             # Cityscapes_{domain}, Cityscapes_corrupt_{domain} or Cityscapes_{generator}_{domain}
             name = dataset.removeprefix("Cityscapes_").removesuffix(f"{domain}{merged}").rstrip("_")
             found[{"": path_dicts.DEFAULT_GENERATOR, "corrupt": "corruption"}.get(name, name)] = images
-    return {name: images for name, images in found.items() if images is not None}
+    evaluated = {name: images for name, images in found.items() if images is not None}
+    fewest = min(FEWEST_MODELS, max((len(images.models) for images in evaluated.values()), default=0))
+    enough = {name: images for name, images in evaluated.items() if len(images.models) >= fewest}
+    shared = set[str].intersection(*(set(images.models) for images in enough.values())) if enough else set()
+    return {name: images.of([m for m in images.models if m in shared]) for name, images in enough.items()}
 
 
 def values(images: ImageSet, classes: list[int], weights: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -68,13 +68,13 @@ def measure_realism(
         workers: threads that decode images.
 
     Raises:
-        GenValError: a side has fewer than 16 images, or an image cannot be read.
+        GenValError: there are fewer than 16 generated images, or an image cannot be read.
     """
-    for what, paths in ((f"--reference {name}", reference), ("the generated set", images)):
-        if len(paths) < FEWEST_IMAGES:
-            raise GenValError(
-                f"{what} has {len(paths)} images: a distance between sets needs at least {FEWEST_IMAGES} of each."
-            )
+    if len(images) < FEWEST_IMAGES:
+        raise GenValError(
+            f"The generated set has {len(images)} images: its distance to --reference needs at least {FEWEST_IMAGES}. "
+            "Generate more, or leave out --reference."
+        )
     target = embed(reference, clip, workers)
     distance = squared_mmd(embed(images, clip, workers), target, cmmd_kernel)
     clear = squared_mmd(embed(originals, clip, workers), target, cmmd_kernel) if len(originals) > 1 else None
@@ -84,7 +84,7 @@ def measure_realism(
 def embed(paths: Sequence[Path], clip: Clip, workers: int) -> np.ndarray:
     """Return the normalised CLIP embeddings of image files, float32 (N, D)."""
     vectors = []
-    with ThreadPoolExecutor(workers) as pool, progress_bar(len(paths), "embedding") as bar:
+    with ThreadPoolExecutor(max(1, workers)) as pool, progress_bar(len(paths), "embedding") as bar:
         for start in range(0, len(paths), _BATCH):
             batch = paths[start : start + _BATCH]
             inputs = list(pool.map(lambda path: clip.prepare(read_image(path)), batch))

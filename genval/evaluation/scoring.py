@@ -19,6 +19,7 @@ from genval.datasets.gate import GATE, write_gate
 from genval.datasets.items import find_original, openable
 from genval.datasets.layouts import generator_folder
 from genval.datasets.reading import check_ids
+from genval.datasets.unlabelled import find_unlabelled
 from genval.evaluation.image_scores import (
     add_neighbours,
     agreement,
@@ -29,12 +30,13 @@ from genval.evaluation.image_scores import (
     relative_agreement,
     write_histograms,
 )
+from genval.evaluation.realism import FEWEST_IMAGES, REALISM, Realism, measure_realism
 from genval.evaluation.settings import ScoringSettings
 from genval.metrics.confusion import confusion_matrix
 from genval.results.provenance import is_reusable
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
-from genval.runtime.files import remove_leftovers, write_jsonl
+from genval.runtime.files import remove_leftovers, write_json, write_jsonl
 from genval.runtime.paths import inside, resolve
 from genval.segmenters.identity import model_identity
 from genval.segmenters.prediction import predict
@@ -245,6 +247,7 @@ class Judged:
         reasons: why each image is dropped, by id; empty for images that are kept.
         kept, dropped: number of images.
         written: number of images that this run scored.
+        realism: the distance to the unlabelled images of --reference.
     """
 
     folder: Path
@@ -253,6 +256,7 @@ class Judged:
     kept: int
     dropped: int
     written: int
+    realism: Realism | None = None
 
 
 def find_set(settings: ScoringSettings, skipped: list[BadFile] | None = None) -> tuple[Path, list[Item]]:
@@ -288,6 +292,7 @@ def judge_set(settings: ScoringSettings) -> Judged | None:
     bad: list[BadFile] | None = [] if settings.skip_bad else None
     folder, items = find_set(settings, bad)
     phrases = find_phrases(settings, folder) if settings.clip else None
+    reference = find_unlabelled(settings.reference, "--reference", FEWEST_IMAGES) if settings.reference else None
     fabric, precision = launch_fabric(settings.device), settings.device.precision
     with same_outcome(fabric):
         segmenter = load_segmenter(settings.segmenter, fabric.device, precision, trust_code=settings.trust_code)
@@ -321,7 +326,14 @@ def judge_set(settings: ScoringSettings) -> Judged | None:
     kept, dropped = write_gate(folder, [item for item in items if item.id in reasons], reasons, head)
     title = f"{folder.name}: {kept} kept, {dropped} dropped"
     write_histograms(folder / "scores.png", stage.scores.values(), settings.thresholds, title)
-    return Judged(folder, stage.scores, reasons, kept, dropped, report.written)
+    realism = None
+    if clip is not None and reference is not None:
+        scored = [item for item in items if item.id in stage.scores]
+        originals = [original for item in scored if (original := stage.originals[item.id]) is not None]
+        images = [item.image for item in scored]
+        realism = measure_realism(images, originals, reference, str(settings.reference), clip, settings.num_workers)
+        write_json(folder / REALISM, realism.to_json())
+    return Judged(folder, stage.scores, reasons, kept, dropped, report.written, realism)
 
 
 def find_phrases(settings: ScoringSettings, folder: Path) -> Phrases:

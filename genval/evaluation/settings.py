@@ -323,6 +323,9 @@ class ScoringSettings:
     )
     trust_code: bool = trust_code_flag()
     clip: str | None = flag(None, "a CLIP model, name or folder; without it the domain is not judged")
+    reference: str | None = flag(
+        None, "folder of unlabelled images of the domain: how far the set is from them (CMMD); needs --clip"
+    )
     domain_phrase: str | None = flag(None, "the domain in words (default: as the images were generated)")
     clear_phrase: str = flag(path_dicts.DOMAINS["clear"], "the phrase that it is compared with")
     clip_template: str = flag("a street {phrase}", "the text around either phrase")
@@ -339,6 +342,8 @@ class ScoringSettings:
             raise GenValError("Expected one of --domain and --folder. Give --domain fog, for example.")
         if "{phrase}" not in self.clip_template:
             raise GenValError(f"--clip_template: expected a text with {{phrase}}, found {self.clip_template!r}.")
+        if self.reference and not self.clip:
+            raise GenValError("--reference needs --clip: the distance is one of CLIP's embeddings.")
         if self.generator not in path_dicts.GENERATORS:
             raise GenValError(f"--generator: expected {', '.join(path_dicts.GENERATORS)}, found {self.generator}.")
 

@@ -197,6 +197,8 @@ def test_a_damaged_image_stops_the_run_or_is_skipped(check, folder):
         (["--min_domain", "2"], "--min_domain: expected a number from 0 to 1.0, found 2.0"),
         (["--clip", "nowhere"], "No CLIP model nowhere"),
         (["--clip", "x", "--clip_template", "a street"], "--clip_template: expected a text with {phrase}"),
+        (["--reference", "x"], "--reference needs --clip"),
+        (["--clip", "x", "--reference", "nowhere"], "nowhere is not a folder"),
     ],
 )
 def test_refusals_are_one_line(check, flags, said):
