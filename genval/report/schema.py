@@ -185,6 +185,15 @@ class ClassComparison(JsonRecord):
 
 
 @dataclass(frozen=True)
+class FewLabels(JsonRecord):
+    """Scores from the labelled reference images and the generated set together (`few_labels.combine`)."""
+
+    images: int  # labelled reference images
+    worth: float | None  # how many labelled images order the models as well as the generated set; None: infinite
+    models: dict[str, ValueWithInterval]  # by model, in percent
+
+
+@dataclass(frozen=True)
 class Comparison(JsonRecord):
     """How well the scores of each predictor's set predict the scores on the reference set (`comparison.compare`)."""
 
@@ -203,6 +212,7 @@ class Comparison(JsonRecord):
     classes: list[str] | None = None  # mIoU only: the one class set of every side
     classes_flag: str | None = None  # mIoU only: why they are fewer than 19
     per_class: dict[str, ClassComparison] | None = None  # mIoU only
+    few_labels: FewLabels | None = None  # mIoU only, from four models and four reference images on
 
     def against(self, baseline: str) -> tuple[Coefficients | None, CoefficientDifference | None]:
         """Return the correlation of a baseline, and the difference of synthetic from it; None where not compared."""
@@ -211,8 +221,11 @@ class Comparison(JsonRecord):
     def to_json(self) -> dict[str, Any]:
         values = super().to_json()
         classes, flag, per_class = (values.pop(name) for name in ("classes", "classes_flag", "per_class"))
+        few_labels = values.pop("few_labels")
         if classes is None:
             return values
+        if few_labels is not None:
+            values["few_labels"] = few_labels
         first = {name: values.pop(name) for name in ("figure", "unit", "better", "sets")}
         return {**first, "classes": classes, "classes_flag": flag, **values, "per_class": per_class}
 

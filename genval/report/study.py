@@ -12,7 +12,7 @@ from genval.datasets import CLASS_SETS, label_space_of
 from genval.datasets.corruptions import CORRUPTIONS
 from genval.datasets.layouts import CORRUPTED_PREFIX, merged_as
 from genval.report.clear_check import CLEAR_DOMAIN, clear_check
-from genval.report.comparison import FEWEST_COMPARED, compare, compare_classes
+from genval.report.comparison import FEWEST_COMPARED, FEWEST_MODELS, compare, compare_classes
 from genval.report.evidence import (
     Evidence,
     Place,
@@ -22,6 +22,7 @@ from genval.report.evidence import (
     short_names,
     with_street_sources,
 )
+from genval.report.few_labels import FEWEST_IMAGES, combine
 from genval.report.ood_comparison import compare_ood_detection
 from genval.report.predictors import Generator, list_predictors, parse_generators
 from genval.report.published import PUBLISHED
@@ -36,11 +37,13 @@ from genval.report.schema import (
     ComparedSet,
     Comparison,
     DomainCalibration,
+    FewLabels,
     Findings,
     GeneratorCheck,
     MissingPart,
     Report,
     SampleSizeCurve,
+    ValueWithInterval,
 )
 from genval.report.scores import Scores, class_scores, ece_scores, mean_iou, miou_scores
 from genval.report.settings import CorrelationSettings
@@ -339,7 +342,23 @@ def _compare_miou(
         classes=class_names,
         classes_flag=domain.classes_flag,
         per_class=compare_classes(class_names, by_class, settings.bootstrap_draws, seed),
+        few_labels=_with_few_labels(comparison, scores, len(domain.sides[TRUE].images)),
     )
+
+
+def _with_few_labels(comparison: Comparison, scores: Mapping[str, Scores], images: int) -> FewLabels | None:
+    """Combine the scores on the reference images with those on the generated set; None where they are too few."""
+    if len(comparison.models) < FEWEST_MODELS or images < FEWEST_IMAGES:
+        return None
+    if not all(np.isfinite(scores[side].value).all() for side in (TRUE, SYNTHETIC)):
+        return None
+    found = combine(scores[TRUE], scores[SYNTHETIC], images)
+    ends = zip(found.value.tolist(), found.low.tolist(), found.high.tolist(), strict=True)
+    models = {
+        one.model: ValueWithInterval(value, low, high)
+        for one, (value, low, high) in zip(comparison.models, ends, strict=True)
+    }
+    return FewLabels(images, found.worth if np.isfinite(found.worth) else None, models)
 
 
 def _compare_ece(settings: CorrelationSettings, domain: _Domain, models: Sequence[str]) -> Comparison | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from genval.report.schema import (
     SYNTHETIC,
+    TRUE,
     Coefficients,
     Comparison,
     PearsonEstimate,
@@ -100,6 +101,8 @@ def markdown_summary(report: Report) -> str:
             ]
             if part == "robustness" and report.label_free:
                 parts += ["### Label-free estimates, from unlabelled images of the condition", _label_free(report)]
+            if part == "robustness" and any(entry.comparison.few_labels for entry in found):
+                parts += ["### mIoU from the labelled reference images and the generated ones", _few_labels(report)]
             # A table of every score and metric would be pages long; the JSON file has them.
             main = [entry for entry in found if entry.comparison.metric in ("miou", "ece", "auroc")]
             parts += [f"### {title}: choosing a model", _rankings(main, report)]
@@ -149,6 +152,20 @@ def _label_free(report: Report) -> str:
                 values = [theirs.pearson.value, theirs.pearson.corrected, _ends(theirs.pearson)]
                 rows.append([domain, estimate.name, *values, _ends(less.pearson), comparison.beats.get(estimate.key)])
     return markdown_table(header, rows, digits=2)
+
+
+def _few_labels(report: Report) -> str:
+    header = ["domain", "labelled images", "generated set is worth", "model", "labelled alone", "combined", "95 %"]
+    rows: list[list[Any]] = []
+    for domain, comparison in report.robustness.items():
+        few = comparison.few_labels
+        for one in comparison.models if few else ():
+            alone, both = one.scores[TRUE], few.models[one.model] if few else None
+            if few and both:
+                worth = "unlimited" if few.worth is None else f"{few.worth:.0f}"
+                values = [alone.value if alone else None, both.value, f"{both.low:.1f} to {both.high:.1f}"]
+                rows.append([domain, few.images, worth, report.short_names[one.model], *values])
+    return markdown_table(header, rows, digits=1)
 
 
 def _rankings(found: Sequence[Entry], report: Report) -> str:

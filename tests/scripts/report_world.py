@@ -47,17 +47,20 @@ def made_by(model):
 def write_set(root, model, dataset, cond, ids, right, scene="frankfurt", confidence=0.8, absent=(), mark=None):
     """An evaluated set; every pixel is in the confidence bin of `confidence`, or with None in none."""
     results = SceneResults(root, model, dataset, cond, scene)
-    made = made_by(model) | ({} if mark is None else {"image_mark": mark})
+
+    def record(item):
+        return {"id": item, **made_by(model)} | ({} if mark is None else {"image_mark": f"{mark} {item}"})
+
     for item in ids:
         matrix = matrix_of(item, right, absent)
-        write_statistics(results.statistics(item), {"id": item, **made}, matrix)
+        write_statistics(results.statistics(item), record(item), matrix)
         if confidence is not None:
             statistics = PixelStatistics.empty()
             hits = np.trace(matrix)
             statistics.bins[:, int(confidence * 15)] = matrix.sum() - hits, hits
             statistics.bin_confidence[int(confidence * 15)] = confidence * matrix.sum()
             write_counts(results.counts(item), statistics)
-    write_jsonl(results.folder / "manifest.jsonl", [{"id": item, **made} for item in ids])
+    write_jsonl(results.folder / "manifest.jsonl", [record(item) for item in ids])
     write_json(results.metrics, {"model": model, "images": len(ids), "limit": None})
 
 
