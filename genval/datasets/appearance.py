@@ -11,9 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from genval.datasets.items import IMAGE_EXTENSIONS
+from genval.datasets.unlabelled import find_unlabelled
 from genval.runtime.errors import GenValError
-from genval.runtime.paths import paths_below, resolve
+from genval.runtime.paths import resolve
 
 
 def match_histogram(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -72,20 +72,12 @@ def find_references(path: str) -> list[Path]:
     """Return the images of a folder and the folders in it, sorted by path, or the one image that `path` names.
 
     Raises:
-        GenValError: there is no such file or folder, or it holds no image.
+        GenValError: there is no such file or folder, or it has no image.
     """
     place = resolve(path)
     if place.is_file():
         return [place]
-    if not place.is_dir():
-        raise GenValError(f"--reference: {place} does not exist. Give an image, or a folder of images of the domain.")
-    found = sorted(file for file in paths_below(place) if file.suffix.lower() in IMAGE_EXTENSIONS)
-    if not found:
-        raise GenValError(
-            f"--reference: {place} holds no image. Give a folder of images of the domain, with names that end in "
-            f"{', '.join(IMAGE_EXTENSIONS)}."
-        )
-    return found
+    return find_unlabelled(path, "--reference")
 
 
 def parse_references(references: Iterable[str], domains: Iterable[str]) -> dict[str, str]:

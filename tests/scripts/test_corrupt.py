@@ -109,7 +109,7 @@ def test_references_are_checked(relis, fog_and_night):
     relis.refused("night=PATH", code_out_err=transfer(relis, "histogram", night))
     relis.refused("fog=PATH,night=PATH", code_out_err=transfer(relis, "histogram", f"fog={night},rain={night}"))
     missing = transfer(relis, "fourier", relis.root / "nothing", domains="fog")
-    relis.refused("nothing does not exist", code_out_err=missing)
+    relis.refused("nothing is not a folder", code_out_err=missing)
     relis.refused("--method fourier needs", code_out_err=corrupt(relis, "--method", "fourier"))
     relis.refused("have no reference images", code_out_err=corrupt(relis, "--reference", night))
     relis.refused("--beta", code_out_err=transfer(relis, "fourier", fog_and_night, "--beta", "0.5"))

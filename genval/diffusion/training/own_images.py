@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from genval.datasets.items import IMAGE_EXTENSIONS, Item
+from genval.datasets.items import Item
 from genval.datasets.reading import read_image
+from genval.datasets.unlabelled import find_unlabelled
 from genval.diffusion.framing import crop_box, fit_image
 from genval.diffusion.models.pipelines import encode_latents
 from genval.diffusion.prompts import find_domain
@@ -24,13 +25,11 @@ from genval.diffusion.training.autoencoder import to_model_range
 from genval.diffusion.training.data import read_ahead
 from genval.runtime.errors import GenValError
 from genval.runtime.files import replace_file, write_jsonl
-from genval.runtime.paths import paths_below, resolve
+from genval.runtime.paths import resolve
 from genval.runtime.progress import progress_bar
 
 _ENCODED_AT_ONCE = 64
 _FEWEST = 4
-# The ends of the names of label images, which are in one folder with the images in some data sets.
-_LABELS = re.compile(r"_(label\w*|mask|color|instanceIds|gtFine\w*|gt)$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,19 +128,8 @@ def find_images(part: Unlabelled) -> list[OwnImage]:
     Raises:
         GenValError: the folder is missing or has too few images.
     """
-    folder, condition = resolve(part.folder), condition_text(part.name)
-    if not folder.is_dir():
-        raise GenValError(f"--unlabelled {part.name}={part.folder}: {folder} is not a folder. Give a folder of images.")
-    files = [path for path in paths_below(folder) if path.suffix.lower() in IMAGE_EXTENSIONS]
-    labels = [path for path in files if path.suffix.lower() == ".png" and _LABELS.search(path.stem)]
-    if labels:
-        print(f"{folder}: {len(labels)} files are label images by their name, such as {labels[0].name}: left out.")
-    images = sorted(set(files) - set(labels))
-    if len(images) < _FEWEST:
-        raise GenValError(
-            f"--unlabelled {part.name}={part.folder}: found {len(images)} images "
-            f"({', '.join(IMAGE_EXTENSIONS)}) in {folder}, expected at least {_FEWEST}; hundreds are better."
-        )
+    condition = condition_text(part.name)
+    images = find_unlabelled(part.folder, f"--unlabelled {part.name}={part.folder}", _FEWEST)
     return [OwnImage(path, condition, part.place) for path in images]
 
 
