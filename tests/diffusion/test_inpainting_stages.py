@@ -147,7 +147,7 @@ def test_memory_that_is_full_makes_batches_smaller(
     monkeypatch.setattr(inpainting_stages, "inpaint", small)
     run = object_stage(tmp_path, model, city_folder)
     assert make(run, plan_objects(["lion"], 3, TEMPLATE, 0), 3) == 3
-    assert run._micro_batches.rows == 2
+    assert run.micro_batches.rows == 2
     with pytest.raises(GenValError, match="does not fit into the device's memory"):
         MicroBatches(2).compute(2, lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()), lambda: None)
 
