@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 
 try:
-    from genval.diffusion.settings import ControlNetTrainingSettings
+    from genval.diffusion.training.settings import ControlNetTrainingSettings
     from genval.runtime import cli
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")

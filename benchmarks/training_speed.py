@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import torch
 
     from genval.diffusion.models.pipelines import StableDiffusion, TextStates
-    from genval.diffusion.settings import TrainingConfig
     from genval.diffusion.training.module import DenoisingModule
+    from genval.diffusion.training.settings import TrainingConfig
 
 # Images/s of the published code as a fraction of the proxy's, both measured on one H100 on 2026-11-22.
 PUBLISHED_SHARE = 1 / 3.5
@@ -325,14 +325,14 @@ def make_module(row: Row, base: StableDiffusion, device: torch.device) -> Denois
 
 def lora_shape(row: Row) -> tuple[int, tuple[str, ...]]:
     """Return the rank and the target modules of a row: the defaults of train_lora.py, or with all convolutions."""
-    from genval.diffusion.settings import LoraTrainingSettings
+    from genval.diffusion.training.settings import LoraTrainingSettings
 
     convolutions = ("conv1", "conv2", "conv_shortcut", "proj_in", "proj_out") if "convs" in row.options else ()
     return LoraTrainingSettings.rank, (*LoraTrainingSettings.target_modules, *convolutions)
 
 
 def training_config(row: Row, size: Size) -> TrainingConfig:
-    from genval.diffusion.settings import TrainingConfig
+    from genval.diffusion.training.settings import TrainingConfig
 
     return TrainingConfig(
         height=size.side,

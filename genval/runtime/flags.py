@@ -41,7 +41,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "bootstrap_draws": ("draws",),
     "accelerator": ("device",),
     "image_width": ("picture_width",),
-    "images": ("pictures",),
 }
 
 Settings = TypeVar("Settings")

@@ -12,11 +12,11 @@ from diffusion_world import HEIGHT, WIDTH, Refusal, copy_of_base, run_script
 from genval.diffusion.models.lora import add_lora, fuse_lora, merged_unet, save_lora
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates
 from genval.diffusion.pairs import Pair
-from genval.diffusion.settings import LoraTrainingSettings, TrainingConfig
 from genval.diffusion.training.data import ControlNetData, encode_pairs
 from genval.diffusion.training.lora_run import captioned_images
 from genval.diffusion.training.module import LoraModule
 from genval.diffusion.training.runs import latest_checkpoint, make_trainer
+from genval.diffusion.training.settings import LoraTrainingSettings, TrainingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import make_settings
 

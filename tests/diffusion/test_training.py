@@ -14,7 +14,6 @@ from genval.diffusion.models.controlnet import add_control, load_controlnet
 from genval.diffusion.models.hints import CITYSCAPES_IDS, HintEncoding, encode_hint, make_encoding
 from genval.diffusion.models.pipelines import TextStates, load_base
 from genval.diffusion.pairs import read_pairs
-from genval.diffusion.settings import ControlNetTrainingSettings, TrainingConfig
 from genval.diffusion.training.data import ControlNetData, EncodedFolder, encode_pairs
 from genval.diffusion.training.module import ControlNetModule, check_optimizer
 from genval.diffusion.training.pair_sampler import PairSampler
@@ -26,6 +25,7 @@ from genval.diffusion.training.runs import (
     make_trainer,
     training_precision,
 )
+from genval.diffusion.training.settings import ControlNetTrainingSettings, TrainingConfig
 from genval.runtime.errors import GenValError
 
 pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part

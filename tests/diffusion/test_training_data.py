@@ -7,9 +7,9 @@ from diffusion_world import HEIGHT, WIDTH, write_cityscapes
 
 from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.pairs import read_pairs
-from genval.diffusion.settings import TrainingConfig
 from genval.diffusion.training.data import EncodedFolder, ImageBatches, IndexBatches, LatentBatches, encode_pairs
 from genval.diffusion.training.pair_sampler import PairSampler
+from genval.diffusion.training.settings import TrainingConfig
 from genval.runtime.errors import GenValError
 
 SMALL: dict[str, Any] = {"height": HEIGHT, "width": WIDTH, "batch_size": 6, "caption_dropout": 0.5}

@@ -12,9 +12,10 @@ from genval.datasets.labels import IGNORE, PALETTE
 from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.pairs import read_pairs
-from genval.diffusion.settings import SamplingConfig, TrainingConfig
+from genval.diffusion.settings import SamplingConfig
 from genval.diffusion.training.log import ImageLog, mask_agreement
 from genval.diffusion.training.module import ControlNetModule
+from genval.diffusion.training.settings import TrainingConfig
 
 
 class ColourReader(torch.nn.Module):

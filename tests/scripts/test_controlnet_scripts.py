@@ -17,7 +17,7 @@ import torch
 from diffusion_world import HEIGHT, ROOT, WIDTH, Refusal, run_script, write_cityscapes
 from safetensors.torch import load_file, save_file
 
-from genval.diffusion.settings import ControlNetTrainingSettings
+from genval.diffusion.training.settings import ControlNetTrainingSettings
 from genval.runtime.flags import parse_settings
 
 SIZE = ["--height", HEIGHT, "--width", WIDTH, "--accelerator", "cpu"]

@@ -65,8 +65,9 @@ def _check_use(base_folder: Path, city: Path, folder: Path) -> None:
     from genval.diffusion.models.pipelines import load_base
     from genval.diffusion.pairs import find_jsonl, read_pairs
     from genval.diffusion.sampling.generation import generate
-    from genval.diffusion.settings import SamplingConfig, TrainingConfig
+    from genval.diffusion.settings import SamplingConfig
     from genval.diffusion.training.module import ControlNetModule
+    from genval.diffusion.training.settings import TrainingConfig
 
     pairs = read_pairs(find_jsonl(str(base_folder / "captions/train.jsonl"), city), city)
     assert len(pairs) == 6 and {pair.caption for pair in pairs} == {"a street in Germany, on a clear day"}
@@ -86,8 +87,8 @@ def _check_use(base_folder: Path, city: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_an_autoencoder_is_trained_where_none_is_given(city_folder: Path, fog: Path, tmp_path: Path) -> None:
-    from genval.diffusion.settings import BaseTrainingSettings
     from genval.diffusion.training.base_run import _autoencoder, prepare_base
+    from genval.diffusion.training.settings import BaseTrainingSettings
     from genval.runtime.flags import make_settings
 
     settings = make_settings(

@@ -1,5 +1,6 @@
 """Training a ControlNet or a LoRA, or a base on one's own images.
 
+- `settings`: of the scripts that train;
 - `pair_sampler`: which pairs a batch holds, and how each is augmented;
 - `data`: the batches, decoded for each step or encoded once;
 - `module`: the training step;

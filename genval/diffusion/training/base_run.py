@@ -20,7 +20,6 @@ from genval.datasets.layouts import find_layout
 from genval.diffusion.models.pipelines import StableDiffusion, load_base, to_uint8
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import item_noise, make_scheduler, set_steps
-from genval.diffusion.settings import BaseTrainingSettings
 from genval.diffusion.training.autoencoder import AutoencoderRecipe, psnr, read_autoencoder, train_autoencoder
 from genval.diffusion.training.base_model import (
     BaseParts,
@@ -44,6 +43,7 @@ from genval.diffusion.training.own_images import (
     sampling_weights,
     write_pairs,
 )
+from genval.diffusion.training.settings import BaseTrainingSettings
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_json, write_png
 from genval.runtime.locks import lock_folders

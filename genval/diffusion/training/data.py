@@ -20,8 +20,8 @@ from pytorch_lightning import LightningDataModule
 from genval.diffusion.models.hints import CITYSCAPES_IDS, LabelSet
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, checkpoint_hash
 from genval.diffusion.pairs import Pair, load_framed
-from genval.diffusion.settings import TrainingConfig
 from genval.diffusion.training.pair_sampler import PairSample, PairSampler
+from genval.diffusion.training.settings import TrainingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, remove_leftovers, replace_file, write_json
 from genval.runtime.progress import progress_bar

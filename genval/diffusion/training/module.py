@@ -22,8 +22,8 @@ from genval.diffusion.models.lora import merged_unet, save_lora
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, locked_dtype, move
 from genval.diffusion.pairs import Pair
 from genval.diffusion.sampling.denoiser import INDUCTOR_OPTIONS
-from genval.diffusion.settings import TrainingConfig
 from genval.diffusion.training.data import EncodedFolder, LatentCache, encode_pairs
+from genval.diffusion.training.settings import TrainingConfig
 from genval.runtime.errors import GenValError
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from genval.diffusion.settings import TrainingConfig
+from genval.diffusion.training.settings import TrainingConfig
 from genval.runtime.seeds import item_seed
 
 

@@ -17,9 +17,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from genval.artifacts.settings import write_settings
 from genval.diffusion.models.controlnet import check_writable
-from genval.diffusion.settings import TrainingConfig, TrainingSettings
 from genval.diffusion.training.log import StepCheckpoints, StepProgress
 from genval.diffusion.training.module import DenoisingModule
+from genval.diffusion.training.settings import TrainingConfig, TrainingSettings
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.flags import flatten
