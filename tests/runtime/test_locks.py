@@ -19,8 +19,7 @@ from pathlib import Path
 from genval.runtime.locks import lock_folders
 with lock_folders([Path(sys.argv[1])]):
     if os.fork() == 0:  # a worker, such as of a DataLoader
-        time.sleep(60)
-    print(flush=True)
+        print(flush=True)  # by the worker: before it runs, it has the lock's file open
     time.sleep(60)
 """
 

@@ -199,6 +199,7 @@ def test_a_damaged_image_stops_the_run_or_is_skipped(check, folder):
         (["--clip", "x", "--clip_template", "a street"], "--clip_template: expected a text with {phrase}"),
         (["--reference", "x"], "--reference needs --clip"),
         (["--clip", "x", "--reference", "nowhere"], "nowhere is not a folder"),
+        (["--clip", "x", "--reference", "nowhere", "--dry_run"], "nowhere is not a folder"),
     ],
 )
 def test_refusals_are_one_line(check, flags, said):
