@@ -37,17 +37,19 @@ class Generator:
         hashes: returns the hashes of its models' files, before a model is loaded.
         prepare: loads its models, and returns the stage that generates the images.
         prompted: whether it takes prompts; frames need captions only then.
+        repeats: whether a frame that is chosen again gives another image; otherwise a frame is chosen at most once.
     """
 
     hashes: Callable[[StyleTransferSettings], Mapping[str, str | None]]
     prepare: Callable[[StyleTransferSettings, TransferPlan, Fabric], PreparedTransfers]
     prompted: bool = True
+    repeats: bool = True
 
 
 GENERATORS: dict[str, Generator] = {
     "controlnet": Generator(model_hashes, prepare_transfers),
     "img2img": Generator(model_hashes, prepare_transfers),
-    "translate": Generator(translator_hashes, prepare_translation, prompted=False),
+    "translate": Generator(translator_hashes, prepare_translation, prompted=False, repeats=False),
 }
 
 
@@ -90,14 +92,16 @@ def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
     frames = frames if bad is None else readable(frames, bad)
     check_ids(frames)
     frames, captions = caption_frames(frames, captions_from, bad)
+    # A translated frame is the same every time, and a set with the same image twice would count it twice.
+    num_samples = settings.num_samples if generator.repeats else min(settings.num_samples, len(frames))
     transfers = choose_transfers(
         frames,
         captions,
         domain,
-        settings.num_samples,
+        num_samples,
         settings.seed,
         settings.prompt_template,
-        replacement=not settings.without_replacement,
+        replacement=generator.repeats and not settings.without_replacement,
     )
     folder = resolve(settings.output_dir) / generator_folder(settings.generator) / domain.name
     hashes = generator.hashes(settings)

@@ -32,4 +32,8 @@ def test_from_unlabelled_images_to_a_generated_set(city_folder: Path, tmp_path: 
     result = run_script(*transfer, "--domain", "fog")
     assert result.returncode == 0 and "Wrote 2 images (2 new)" in result.stdout, result.stderr
     assert len(find_items("Cityscapes_translate_fog", generated_dir=tmp_path / "sets")) == 2
+    # There are three frames, and a frame that is translated twice would count twice.
+    result = run_script(*transfer, "--domain", "fog", "--num_samples", 9)
+    assert result.returncode == 0 and "Wrote 3 images (1 new)" in result.stdout, result.stderr
+    assert len(find_items("Cityscapes_translate_fog", generated_dir=tmp_path / "sets")) == 3
     refused([*transfer, "--domain", "night"], "--domain night: the translator was trained on fog")

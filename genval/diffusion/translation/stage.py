@@ -138,7 +138,7 @@ def prepare_translation(settings: StyleTransferSettings, plan: TransferPlan, fab
         "frames_hash": frames_hash(plan.frames, {}),
         "run_seed": settings.seed,
         "from_train": settings.from_train,
-        "without_replacement": settings.without_replacement,
+        "without_replacement": True,
         "height": height,
         "width": width,
         "precision": precision,
