@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from diffusion_world import Refusal
+from diffusion_world import Refusal, run_script
 from published_world import write_published
 
 from genval.artifacts.manifest import Manifest
@@ -24,7 +24,10 @@ from genval.diffusion.generators import GeneratedSet, generate_domain
 from genval.diffusion.prompts import Domain, instructions
 from genval.diffusion.published import CONTROLNETS, EDITORS, Published, Request, load_pipeline, place, run_pipeline
 from genval.diffusion.settings import PipelineConfig, StyleTransferSettings
+from genval.evaluation.scoring import judge_set
+from genval.evaluation.settings import ScoringSettings
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import make_settings
 from genval.runtime.settings import DeviceSettings, RunSettings
 
 ALL = {one.name: one for one in (*EDITORS.values(), *CONTROLNETS.values())}
@@ -259,3 +262,22 @@ def test_the_hint_has_the_colours_of_the_mask(
     line = next(iter(Manifest(done.folder).records.values()))
     mask = cv2.imread(str(done.folder / line["mask"]), cv2.IMREAD_UNCHANGED)
     assert mask is not None and (hints[0][mask == 7] == (140, 140, 140)).all()
+
+
+@pytest.mark.slow
+def test_the_script_edits_and_the_gate_measures_the_drift(
+    models: Callable[[str], Path], city_folder: Path, tmp_path: Path
+) -> None:
+    command = ["ControlNet/style_transfer.py", "--generator", "edit", "--editor", models(PIX2PIX), "--domain", "fog"]
+    command += ["--data_dir", city_folder, "--output_dir", tmp_path, "--num_samples", 2, "--pipeline_steps", 2]
+    command += ["--height", HEIGHT, "--width", WIDTH, "--accelerator", "cpu"]
+    done = run_script(*command)
+    assert done.returncode == 0, done.stderr
+    assert f"Wrote 2 images (2 new) and manifest.jsonl to {tmp_path / 'edit' / 'fog'}" in done.stdout
+    judged = judge_set(
+        make_settings(
+            ScoringSettings, "mini", generator="edit", domain="fog", generated_dir=str(tmp_path), max_drift=0.0, clip=None
+        )
+    )
+    assert judged is not None and judged.dropped == 2
+    assert all(any("drift" in reason for reason in reasons) for reasons in judged.reasons.values())
