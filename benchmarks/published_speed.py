@@ -7,7 +7,8 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 
 Each row runs `genval.diffusion.published.run_pipeline` for one image, as the stage does, with random embeddings in
 place of prompts: the text encoders take their memory (with --offload none) but are not run. `weights GiB` counts all
-networks. A row that does not fit into the device's memory says so.
+networks. `same bytes`: two runs with one seed give the same image. A row that does not fit into the device's memory
+says so.
 """
 
 from __future__ import annotations
@@ -371,14 +372,15 @@ def measure(name: str, offload: str, settings: PublishedSpeedSettings, device: A
     steps = settings.steps or default_steps
     request = Request(image, "", guidance)
     prompt = embeddings(name, networks, device)
-    run_pipeline(pipeline, published, request, prompt, 2, 0)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    pixels = run_pipeline(pipeline, published, request, prompt, steps, 0)
-    finite = bool(pixels.isfinite().all())  # waits for the device
-    seconds = time.perf_counter() - start
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):  # as in the stage
+        first, second = (run_pipeline(pipeline, published, request, prompt, 2, 0) for _ in range(2))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        pixels = run_pipeline(pipeline, published, request, prompt, steps, 0)
+        finite = bool(pixels.isfinite().all())  # waits for the device
+        seconds = time.perf_counter() - start
     return {
         "pipeline": name,
         "offload": offload,
@@ -389,6 +391,7 @@ def measure(name: str, offload: str, settings: PublishedSpeedSettings, device: A
         "weights GiB": round(weights / 2**30, 1),
         "peak GiB": round(torch.cuda.max_memory_allocated() / 2**30, 1) if device.type == "cuda" else None,
         "finite": finite,
+        "same bytes": torch.equal(first, second),
     }
 
 

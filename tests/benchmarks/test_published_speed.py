@@ -14,7 +14,7 @@ def test_rows_are_measured(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "speed.json").read_text())["rows"]
     assert [row["pipeline"] for row in measured] == [rows]
-    assert all(row["finite"] and row["s/image"] > 0 for row in measured)
+    assert all(row["finite"] and row["same bytes"] and row["s/image"] > 0 for row in measured)
 
 
 def test_unknown_rows_are_refused(refused: Refusal) -> None:

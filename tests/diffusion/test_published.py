@@ -276,7 +276,13 @@ def test_the_script_edits_and_the_gate_measures_the_drift(
     assert f"Wrote 2 images (2 new) and manifest.jsonl to {tmp_path / 'edit' / 'fog'}" in done.stdout
     judged = judge_set(
         make_settings(
-            ScoringSettings, "mini", generator="edit", domain="fog", generated_dir=str(tmp_path), max_drift=0.0, clip=None
+            ScoringSettings,
+            "mini",
+            generator="edit",
+            domain="fog",
+            generated_dir=str(tmp_path),
+            max_drift=0.0,
+            clip=None,
         )
     )
     assert judged is not None and judged.dropped == 2
