@@ -145,6 +145,9 @@ def test_a_model_is_not_loaded_as_another_one(
     refused(KONTEXT, flux, "--editor", "is a FluxPipeline", "FluxKontextPipeline")
     refused(KONTEXT, base_folder, "is a StableDiffusionPipeline")
     refused(FLUX_CONTROL, models(KONTEXT), "is a FluxKontextPipeline", controlnet=str(flux / "controlnet"))
+    stable_diffusion = {"generator": "img2img", "pipeline_flags": {"hint_colours": None, "pipeline_steps": None}}
+    words = ["controlnet is a FluxControlNetModel: expected a ControlNetModel"]
+    refused(FLUX_CONTROL, base_folder, *words, controlnet=str(flux / "controlnet"), **stable_diffusion)
     refused(SD3_CONTROL, models(SD3_CONTROL), "is a StableDiffusion3Pipeline", controlnet=str(flux / "controlnet"))
     odd = shutil.copytree(flux / "controlnet", tmp_path / "odd")
     config = json.loads((odd / "config.json").read_text())

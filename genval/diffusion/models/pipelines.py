@@ -437,9 +437,14 @@ def load_strictly(model_class: Any, folder: Path, weights: str, dtype: torch.dty
         dtype: of the weights; by default the library's choice.
 
     Raises:
-        GenValError: with the keys that are missing or unexpected, or the reason the file cannot be read.
+        GenValError: with the keys that are missing or unexpected, or the reason the file cannot be read; the config
+            names another class of diffusers.
     """
     file = _variant(folder / weights)
+    config = read_json(folder / "config.json", dict[str, Any]) if (folder / "config.json").exists() else {}
+    class_name = config.get("_class_name", model_class.__name__)
+    if class_name != model_class.__name__:
+        raise GenValError(f"{folder} is a {class_name}: expected a {model_class.__name__}. Give another model.")
     variant = None if file.name == weights else "fp16"
     # Models of diffusers have no such option: their classes are known here, and never a repository's own.
     options = pretrained(str(folder))[1] if model_class.__module__.startswith("transformers.") else {}
