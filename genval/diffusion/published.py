@@ -94,7 +94,8 @@ class Published:
         index: the class that `model_index.json` names; for a ControlNet, that of its base.
         networks: the classes of its networks, in diffusers or transformers, by their names in `model_index.json`.
         tokenizers: the classes of its tokenizers and processors, in transformers.
-        reader: the tokenizer that reads the whole prompt, and the number of its tokens.
+        reader: the tokenizer that must read the whole prompt, and the number of its tokens. An editor's T5 reads all
+            that its CLIP does not; a ControlNet's captions are truncated to CLIP, so that both read the domain.
         steps, guidance: what it was published with.
         arguments: the arguments of a call besides prompt, steps and seed.
         controlnet: the class of its ControlNet, in diffusers; "" for an editor.
@@ -247,7 +248,7 @@ CONTROLNETS: dict[str, Published] = {
                 "transformer": "SD3Transformer2DModel",
             },
             tokenizers={"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer", "tokenizer_3": "T5Tokenizer"},
-            reader=("tokenizer_3", 256),
+            reader=("tokenizer", 77),
             steps=28,
             guidance=3.5,
             arguments=_sd3_control,
@@ -259,7 +260,7 @@ CONTROLNETS: dict[str, Published] = {
             index="FluxPipeline",
             networks=_FLUX,
             tokenizers=_FLUX_TOKENIZERS,
-            reader=("tokenizer_2", 512),
+            reader=("tokenizer", 77),
             steps=28,
             guidance=3.5,
             arguments=_flux_control,

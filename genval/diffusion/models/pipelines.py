@@ -447,8 +447,9 @@ def load_strictly(model_class: Any, folder: Path, weights: str, dtype: torch.dty
         raise GenValError(f"{folder} is a {class_name}: expected a {model_class.__name__}. Give another model.")
     variant = None if file.name == weights else "fp16"
     # Models of diffusers have no such option: their classes are known here, and never a repository's own.
-    options = pretrained(str(folder))[1] if model_class.__module__.startswith("transformers.") else {}
-    options |= {} if dtype is None else {"dtype": dtype}
+    in_transformers = model_class.__module__.startswith("transformers.")
+    options = pretrained(str(folder))[1] if in_transformers else {}
+    options |= {} if dtype is None else {"dtype" if in_transformers else "torch_dtype": dtype}
     try:
         with silence_loading():
             model, info = model_class.from_pretrained(
