@@ -96,7 +96,7 @@ class Published:
         tokenizers: the classes of its tokenizers and processors, in transformers.
         reader: the tokenizer that must read the whole prompt, and the number of its tokens. An editor's T5 reads all
             that its CLIP does not; a ControlNet's captions are truncated to CLIP, so that both read the domain.
-        steps, guidance: what it was published with.
+        steps, guidance: those of its model card.
         arguments: the arguments of a call besides prompt, steps and seed.
         controlnet: the class of its ControlNet, in diffusers; "" for an editor.
         base: hub name of the base that is used if none is given; "" for an editor.
