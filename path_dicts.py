@@ -46,7 +46,7 @@ GENERATED_ROOT = "images/style_transfer"
 DEFAULT_GENERATOR = "controlnet"
 # Made by relis/corrupt.py --method; the others by ControlNet/style_transfer.py --generator.
 TRANSFER_METHODS = ("histogram", "fourier")
-GENERATORS = (DEFAULT_GENERATOR, "img2img", "translate", *TRANSFER_METHODS)
+GENERATORS = (DEFAULT_GENERATOR, "img2img", "translate", "edit", *TRANSFER_METHODS)
 
 # Domains with a name, and how the prompt ends in each; any other text after --domain is used verbatim.
 DOMAINS: dict[str, str] = {
@@ -58,6 +58,19 @@ DOMAINS: dict[str, str] = {
     "india": "in india",
     "dusk": "in dusk",
 }
+
+# What --generator edit asks for, by domain; `INSTRUCTION` is for other domains, with their words, such as "in thick
+# smoke", in place of {domain}.
+INSTRUCTIONS: dict[str, str] = {
+    "clear": "Change the weather to a clear day. Keep the camera and the shape and place of every object.",
+    "fog": "Change the weather to dense fog. Keep the camera and the shape and place of every object.",
+    "night": "Change the time of day to night. Keep the camera and the shape and place of every object.",
+    "rain": "Change the weather to rain on a wet road. Keep the camera and the shape and place of every object.",
+    "snow": "Change the weather to snow on the ground. Keep the camera and the shape and place of every object.",
+    "india": "Change the street to a street in India. Keep the camera and the shape and place of every object.",
+    "dusk": "Change the time of day to dusk. Keep the camera and the shape and place of every object.",
+}
+INSTRUCTION = "Show the same street {domain}. Keep the camera and the shape and place of every object."
 
 # The set with real images of a domain, with which the generated ones are compared: data set and condition.
 REAL_SETS: dict[str, tuple[str, str]] = {

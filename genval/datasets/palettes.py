@@ -8,6 +8,30 @@ import numpy as np
 
 from genval.datasets.labels import CLASSES, PALETTE
 
+# Colours of ADE20K's classes, with which most published segmentation ControlNets were trained. Rider, train, terrain
+# and traffic sign have no class there: they have the colours of person, bus, grass and signboard.
+_ADE20K_COLOURS = {
+    "road": (140, 140, 140),
+    "sidewalk": (235, 255, 7),
+    "building": (180, 120, 120),
+    "wall": (120, 120, 120),
+    "fence": (255, 184, 6),
+    "pole": (51, 0, 255),
+    "traffic light": (41, 0, 255),
+    "traffic sign": (255, 5, 153),
+    "vegetation": (4, 200, 3),
+    "terrain": (4, 250, 7),
+    "sky": (6, 230, 230),
+    "person": (150, 5, 61),
+    "rider": (150, 5, 61),
+    "car": (0, 102, 200),
+    "truck": (255, 0, 20),
+    "bus": (255, 0, 245),
+    "train": (255, 0, 245),
+    "motorcycle": (163, 0, 255),
+    "bicycle": (255, 245, 0),
+}
+
 
 def holds_ids(palette: bytes, table: np.ndarray | None) -> bool:
     """Whether the indices of a palette image are plainly ids.
@@ -45,3 +69,18 @@ def voc_colours() -> np.ndarray:
         for channel in range(3):
             colours[:, channel] |= ((indices >> (3 * place + channel) & 1) << (7 - place)).astype(np.uint8)
     return colours
+
+
+@functools.cache
+def class_colours(name: str) -> np.ndarray:
+    """RGB of each trainId in the colours of a data set, uint8 (256, 3); black for pixels without a class.
+
+    Args:
+        name: "cityscapes" or "ade20k".
+    """
+    if name == "cityscapes":
+        return PALETTE
+    table = np.zeros((256, 3), np.uint8)
+    for train_id, label in enumerate(CLASSES):
+        table[train_id] = _ADE20K_COLOURS[label]
+    return table

@@ -11,7 +11,8 @@ from genval.artifacts.stage import run_stage
 from genval.datasets.items import BadFile, find_items
 from genval.datasets.layouts import find_root, generator_folder
 from genval.datasets.reading import check_ids, readable
-from genval.diffusion.prompts import find_captions, find_domain
+from genval.diffusion.prompts import find_captions, find_domain, instructions
+from genval.diffusion.published import controlnet_hashes, editor_hashes, prepare_controlnet, prepare_editor
 from genval.diffusion.settings import StyleTransferSettings
 from genval.diffusion.style_transfer import (
     PreparedTransfers,
@@ -36,20 +37,23 @@ class Generator:
     Attributes:
         hashes: returns the hashes of its models' files, before a model is loaded.
         prepare: loads its models, and returns the stage that generates the images.
-        prompted: whether it takes prompts; frames need captions only then.
+        prompted: whether its prompts have captions; frames need captions only then.
+        instructed: whether its prompts are instructions (`path_dicts.INSTRUCTIONS`).
         repeats: whether a frame that is chosen again gives another image; otherwise a frame is chosen at most once.
     """
 
     hashes: Callable[[StyleTransferSettings], Mapping[str, str | None]]
     prepare: Callable[[StyleTransferSettings, TransferPlan, Fabric], PreparedTransfers]
     prompted: bool = True
+    instructed: bool = False
     repeats: bool = True
 
 
 GENERATORS: dict[str, Generator] = {
-    "controlnet": Generator(model_hashes, prepare_transfers),
+    "controlnet": Generator(controlnet_hashes, prepare_controlnet),
     "img2img": Generator(model_hashes, prepare_transfers),
     "translate": Generator(translator_hashes, prepare_translation, prompted=False, repeats=False),
+    "edit": Generator(editor_hashes, prepare_editor, prompted=False, instructed=True),
 }
 
 
@@ -81,7 +85,7 @@ def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
         GenValError: a data set, a caption or a model is missing, or a setting does not fit.
     """
     generator = GENERATORS[settings.generator]
-    domain = find_domain(settings.domain, settings.prompt, settings.prompt_file)
+    domain = find_domain(settings.domain, settings.prompt, None if generator.instructed else settings.prompt_file)
     split = "train" if settings.from_train else "val"
     data_dir = find_root("Cityscapes", settings.data_dir, flag="--data_dir")
     source = settings.fixed_caption if generator.prompted else ""
@@ -97,7 +101,7 @@ def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
     transfers = choose_transfers(
         frames,
         captions,
-        domain,
+        instructions(domain, settings.prompt_file) if generator.instructed else domain,
         num_samples,
         settings.seed,
         settings.prompt_template,

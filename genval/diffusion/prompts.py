@@ -64,6 +64,21 @@ def find_domain(name: str | None, free_text: str | None = None, prompt_file: str
     return domain if prompt_file is None else Domain(domain.name, read_phrasings(resolve(prompt_file)))
 
 
+def instructions(domain: Domain, prompt_file: str | None = None) -> Domain:
+    """Return the instructions that turn a photo into a domain, in place of the words that describe the domain.
+
+    They are the lines of a prompt file, or else the one of `path_dicts.INSTRUCTIONS`.
+
+    Raises:
+        GenValError: the prompt file is missing or empty.
+    """
+    if prompt_file is not None:
+        return Domain(domain.name, read_phrasings(resolve(prompt_file)))
+    general = tuple(path_dicts.INSTRUCTION.format(domain=text) for text in domain.texts)
+    known = path_dicts.INSTRUCTIONS.get(domain.name)
+    return Domain(domain.name, general if known is None else (known,))
+
+
 def read_phrasings(file: Path) -> tuple[str, ...]:
     """Return the nonblank lines of a prompt file.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 from genval.runtime.errors import GenValError
-from genval.runtime.flags import flag, group
+from genval.runtime.flags import flag, flatten, group, make_settings
 from genval.runtime.settings import (
     Compile,
     DeviceSettings,
@@ -122,6 +122,35 @@ class InpaintingConfig:
         return steps_taken(self.steps, self.denoising_strength)
 
 
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How a published pipeline of diffusers is run: an instruction editor, or a segmentation ControlNet.
+
+    None stands for what the pipeline was published with.
+    """
+
+    editor: str = flag(
+        "timbrooks/instruct-pix2pix", "with edit: folder or hub name of an instruction editor in diffusers' layout"
+    )
+    hint_colours: Literal["ade20k", "cityscapes"] | None = flag(
+        None, "with a ControlNet of SD 3.5, FLUX or Qwen-Image: the colours of classes that it was trained with"
+    )
+    pipeline_steps: int | None = flag(None, "sampling steps (default: the pipeline's own)", type=positive_int)
+    pipeline_guidance: float | None = flag(None, "guidance scale (default: the pipeline's own)")
+    image_guidance: float = flag(1.5, "with InstructPix2Pix: guidance scale of the photo")
+    offload: Literal["none", "model", "sequential"] = flag(
+        "none", "keep in host memory: model, all networks but the one that computes; sequential, all but one layer"
+    )
+    vae_tiling: bool = flag(
+        False, "encode and decode images in tiles, which takes less memory and changes them a little"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("pipeline_guidance", "image_guidance"):
+            if (value := getattr(self, name)) is not None:
+                _check_finite(name, value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StyleTransferSettings:
     """Settings of ControlNet/style_transfer.py."""
@@ -136,12 +165,14 @@ class StyleTransferSettings:
     )
     prompt: str | None = flag(None, "a text used verbatim, even if it resembles a known domain", exclusive="domain")
     prompt_file: str | None = flag(
-        None, "a file with one phrasing of the domain per line, such as 'in dense fog'; each image takes one"
+        None,
+        "a file with one phrasing of the domain per line, such as 'in dense fog' (with edit: one instruction); each "
+        "image takes one",
     )
-    generator: Literal["controlnet", "img2img", "translate"] = flag(
+    generator: Literal["controlnet", "img2img", "translate", "edit"] = flag(
         "controlnet",
         "controlnet: from the mask alone; img2img: from the mask and the photo under noise; translate: the photo, by "
-        "the network of train_translation.py",
+        "the network of train_translation.py; edit: the photo, by an instruction",
     )
     denoising_strength: float | None = flag(
         None,
@@ -163,13 +194,17 @@ class StyleTransferSettings:
     base: str | None = flag(
         None, "Stable Diffusion model (default: the one in the ControlNet's file, else 1.5)", title="models"
     )
-    controlnet: str = flag("checkpoints/controlnet_cs", "folder of train.py, or .ckpt file")
+    controlnet: str = flag(
+        "checkpoints/controlnet_cs",
+        "folder of train.py, .ckpt file, or a segmentation ControlNet of SD 3.5, FLUX or Qwen-Image",
+    )
     lora: str | None = flag(
         None, "a LoRA of the base's UNet, file or folder; --sampler lcm needs one that was trained for it"
     )
     translator: str = flag("checkpoints/translation", "folder of train_translation.py, for --generator translate")
 
     sampling: SamplingConfig = group(SamplingConfig, "sampling")
+    pipeline: PipelineConfig = group(PipelineConfig, "published pipelines")
 
     frame: Literal["crop", "whole", "full"] = flag(
         "crop", "whole: the whole frame, whose width follows from the height; full: at its own size", title="size"
@@ -208,6 +243,24 @@ class StyleTransferSettings:
                 f"--denoising_strength: --generator {self.generator} does not start from the photo. Give --generator "
                 "img2img, or leave it out."
             )
+        if self.generator in ("img2img", "translate"):
+            self.check_unused(PipelineConfig, f"--generator {self.generator}")
+
+    def check_unused(self, unused: type[Any] | tuple[str, ...], reader: str) -> None:
+        """Check that flags which a generator does not read were not given.
+
+        Args:
+            unused: their names, or the settings dataclass that holds them.
+            reader: what does not read them, for the error.
+
+        Raises:
+            GenValError: some differ from their defaults, of the preset if there is one; the message lists them.
+        """
+        names = unused if isinstance(unused, tuple) else tuple(field.name for field in fields(unused))
+        defaults = flatten(make_settings(StyleTransferSettings, self.preset, domain="fog"))
+        values = flatten(self)
+        if given := [f"--{name}" for name in names if values[name] != defaults[name]]:
+            raise GenValError(f"{', '.join(given)}: {reader} does not use this. Leave it out.")
 
     @property
     def strength(self) -> float:

@@ -25,6 +25,7 @@ _HISTOGRAMS = {
     "miou": "mIoU with the mask",
     "relative_miou": "mIoU, fraction of the original's",
     "domain_probability": "probability of the domain's phrase",
+    "drift_percent": "drift from the original, % of the height",
     "nearest_bits": f"bits to the nearest image, of {HASH_BITS}",
 }
 
@@ -73,6 +74,44 @@ def domain_probability(images: np.ndarray, phrases: np.ndarray, logit_scale: flo
     """
     cosines = images.astype(np.float64) @ phrases.astype(np.float64).T
     return 1 / (1 + np.exp(logit_scale * (cosines[:, 1] - cosines[:, 0])))
+
+
+def geometry_drift(image: np.ndarray, original: np.ndarray) -> float | None:
+    """Measure how far the content of an image lies from where it is in the original, in percent of the image's height.
+
+    Editors of photos move, enlarge or crop what they show, and the mask then no longer fits. In square tiles of half
+    the shorter side, the shift that aligns the edges best is found (phase correlation: Kuglin and Hines, "The phase
+    correlation image alignment method", 1975). The drift is the mean length of the shifts, weighted by the height of
+    the correlation's peak. Logarithms of edges make it insensitive to fog and darkness.
+
+    Args:
+        image, original: RGB uint8 (H, W, 3).
+
+    Returns:
+        The drift, at least 0; None if one of the images has no edges, or is smaller than 8 pixels.
+    """
+    height, width = image.shape[:2]
+    side = min(height, width) // 2
+    edges, original_edges = _log_edges(image), _log_edges(original)
+    if side < 4 or not edges.any() or not original_edges.any():
+        return None
+    window = cv2.createHanningWindow((side, side), cv2.CV_32F)
+    shifts, weights = [], []
+    for top in range(0, height - side + 1, side):
+        for left in range(0, width - side + 1, side):
+            tile = np.s_[top : top + side, left : left + side]
+            (right, down), peak = cv2.phaseCorrelate(original_edges[tile], edges[tile], window)
+            shifts.append(math.hypot(right, down))
+            weights.append(max(peak, 0.0) if math.isfinite(peak) else 0.0)
+    if not sum(weights):
+        return None
+    return float(100 * np.average(np.nan_to_num(shifts), weights=weights) / height)
+
+
+def _log_edges(image: np.ndarray) -> np.ndarray:
+    """Return the logarithm of an image's gradient magnitude, float32 (H, W)."""
+    grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1)
+    return np.log1p(np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)))
 
 
 def image_hash(image: np.ndarray) -> np.ndarray:
@@ -216,6 +255,12 @@ def _faults(scores: Mapping[str, Any], thresholds: GateThresholds, key: str, flo
         faults.append(f"{key} {agreed:.3f}, below {floor:.3f}")
     if domain < thresholds.min_domain:
         faults.append(f"domain probability {domain:.3f}, below {thresholds.min_domain}")
+    if thresholds.max_drift is not None:
+        drift = scores.get("drift_percent")
+        if drift is None:
+            faults.append("drift unknown: no original, no edges, or scored without it (--overwrite)")
+        elif drift > thresholds.max_drift:
+            faults.append(f"drift {drift:.1f} %, above {thresholds.max_drift}")
     if bits < thresholds.min_bits:
         faults.append(f"near-duplicate of an original: {bits} bits")
     return faults
@@ -225,7 +270,15 @@ def summary(scores: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[A
     """Return header and rows of a table of the scores that were computed: number of images and percentiles."""
     scores = list(scores)
     rows: list[list[Any]] = []
-    for key in ("miou", "original_miou", "relative_miou", "domain_probability", "nearest_bits", "original_bits"):
+    for key in (
+        "miou",
+        "original_miou",
+        "relative_miou",
+        "drift_percent",
+        "domain_probability",
+        "nearest_bits",
+        "original_bits",
+    ):
         values = [float(one[key]) for one in scores if one.get(key) is not None]
         if values:
             rows.append([key, len(values), *np.percentile(values, [0, 10, 50, 90]).tolist(), float(np.mean(values))])
@@ -244,6 +297,7 @@ def write_histograms(path: Path, scores: Iterable[Mapping[str, Any]], thresholds
     figure.suptitle(title)
     judged_by, floor = agreement_floor(scores, thresholds)
     lines = {judged_by: floor, "domain_probability": thresholds.min_domain, "nearest_bits": thresholds.min_bits}
+    lines |= {} if thresholds.max_drift is None else {"drift_percent": thresholds.max_drift}
     for axes, key in zip(figure.subplots(1, max(1, len(shown)), squeeze=False)[0], shown, strict=False):
         axes.hist(values[key], bins=40)
         if key in lines:

@@ -25,6 +25,7 @@ from genval.evaluation.image_scores import (
     agreement,
     agreement_floor,
     domain_probability,
+    geometry_drift,
     image_hash,
     judge,
     relative_agreement,
@@ -163,7 +164,9 @@ class ScoringStage(Stage[Item, _Loaded, _Values]):
             for one, probability in zip(values, probabilities.tolist(), strict=True):
                 one["domain_probability"] = probability
         for row, original in zip(with_original, original_values, strict=True):
-            values[row] = _joined(values[row], original)
+            photo = loaded[row].original
+            assert photo is not None
+            values[row] = {**_joined(values[row], original), "drift_percent": geometry_drift(loaded[row].image, photo)}
         return values
 
     def _agreements(

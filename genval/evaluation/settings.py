@@ -290,6 +290,10 @@ class GateThresholds:
     # mIoU with the mask, as a fraction of the segmenter's mIoU on the original
     min_agreement: float = flag(0.0, "minimum agreement with the mask, as a fraction of the original's")
     min_domain: float = flag(0.5, "minimum probability of the domain's phrase against the clear phrase")
+    # Images that start from noise have other edges than the original: their drift means nothing, and is not judged.
+    max_drift: float | None = flag(
+        None, "maximum drift from the original in percent of the height, for --generator edit (default: not judged)"
+    )
     # Measured on the mini world: images of one seed and other settings differ in up to 12 bits, images of one mask
     # and other seeds in 32 or more, images of other masks in 90 or more.
     min_bits: int = flag(16, "minimum number of bits, of 256, in which an image's hash differs from every kept image's")
@@ -300,8 +304,9 @@ class GateThresholds:
             ("min_agreement", float("inf")),
             ("min_domain", 1.0),
             ("min_bits", 256),
+            ("max_drift", 100.0),
         ):
-            if not 0 <= getattr(self, name) <= largest:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= largest:
                 raise GenValError(f"--{name}: expected a number from 0 to {largest}, found {getattr(self, name)}.")
 
 

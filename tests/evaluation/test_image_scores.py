@@ -10,6 +10,7 @@ from genval.evaluation.image_scores import (
     agreement,
     close_pairs,
     domain_probability,
+    geometry_drift,
     image_hash,
     judge,
     nearest,
@@ -71,6 +72,42 @@ def test_the_domain_s_probability_is_a_softmax():
     assert domain_probability(images.astype(np.float32), phrases.astype(np.float32), 20.0) == pytest.approx(
         expected, abs=1e-5
     )
+
+
+@pytest.mark.parametrize("change", ["none", "fog", "night"])
+def test_the_drift_is_that_of_the_geometry_and_not_of_the_appearance(change):
+    original = street(1)
+    height, width = original.shape[:2]
+
+    def edited(zoom=1.0, right=0.0):
+        matrix = np.array([[zoom, 0, (1 - zoom) * width / 2 + right], [0, zoom, (1 - zoom) * height / 2]])
+        image = cv2.warpAffine(original, matrix, (width, height), borderMode=cv2.BORDER_REFLECT).astype(np.float32)
+        if change == "fog":
+            image = 0.4 * image + 0.6 * 220
+        elif change == "night":
+            image = 255 * 0.4 * (image / 255) ** 2
+        return image.astype(np.uint8)
+
+    assert geometry_drift(edited(), original) < 0.2
+    # 5 pixels of 128
+    assert geometry_drift(edited(right=5), original) == pytest.approx(100 * 5 / height, abs=0.3)
+    # The centres of the eight tiles are at 0.25 heights above or below the centre, and 0.25 or 0.75 beside it.
+    expected = 100 * 0.05 * np.mean([np.hypot(0.25, 0.25), np.hypot(0.25, 0.75)])
+    assert geometry_drift(edited(zoom=1.05), original) == pytest.approx(expected, rel=0.25)
+
+
+def test_images_without_edges_have_no_drift():
+    assert geometry_drift(np.zeros((64, 64, 3), np.uint8), street(1)[:64, :64]) is None
+    assert geometry_drift(street(1)[:6, :6], street(1)[:6, :6]) is None
+
+
+def test_drift_is_judged_only_if_asked_for():
+    scores = {"still": scored(range(0, 50), drift_percent=0.4), "moved": scored(range(50, 100), drift_percent=3.0)}
+    scores |= {"unknown": scored(range(100, 150))}
+    assert not any(judge(scores, GateThresholds()).values())
+    reasons = judge(scores, GateThresholds(max_drift=1.0))
+    assert not reasons["still"] and reasons["moved"] == ["drift 3.0 %, above 1.0"]
+    assert "drift unknown" in reasons["unknown"][0]
 
 
 def test_the_hash_changes_little_under_small_changes_and_much_between_images():

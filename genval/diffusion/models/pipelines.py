@@ -425,18 +425,31 @@ def _download_flags(name: str) -> str:
     return f"{repository}{pinned} --local-dir checkpoints/{Path(repository).name}"
 
 
-def load_strictly(model_class: Any, folder: Path, weights: str) -> Any:
+def load_strictly(model_class: Any, folder: Path, weights: str, dtype: torch.dtype | None = None) -> Any:
     """Load a diffusers or transformers model without missing keys, unexpected keys or other shapes.
 
     The keys are checked here, because both libraries only warn about missing ones and initialise them at random.
 
+    Args:
+        model_class: the class of the model.
+        folder: of its config and weights.
+        weights: name of the file of weights; it may be in parts, with an index.
+        dtype: of the weights; by default the library's choice.
+
     Raises:
-        GenValError: with the keys that are missing or unexpected, or the reason the file cannot be read.
+        GenValError: with the keys that are missing or unexpected, or the reason the file cannot be read; the config
+            names another class of diffusers.
     """
     file = _variant(folder / weights)
+    config = read_json(folder / "config.json", dict[str, Any]) if (folder / "config.json").exists() else {}
+    class_name = config.get("_class_name", model_class.__name__)
+    if class_name != model_class.__name__:
+        raise GenValError(f"{folder} is a {class_name}: expected a {model_class.__name__}. Give another model.")
     variant = None if file.name == weights else "fp16"
     # Models of diffusers have no such option: their classes are known here, and never a repository's own.
-    options = pretrained(str(folder))[1] if model_class.__module__.startswith("transformers.") else {}
+    in_transformers = model_class.__module__.startswith("transformers.")
+    options = pretrained(str(folder))[1] if in_transformers else {}
+    options |= {} if dtype is None else {"dtype" if in_transformers else "torch_dtype": dtype}
     try:
         with silence_loading():
             model, info = model_class.from_pretrained(
@@ -464,8 +477,13 @@ def move(model: Any, device: torch.device | str, dtype: torch.dtype | None = Non
     return torch.nn.Module.to(model, device=device, dtype=dtype)
 
 
-def checkpoint_hash(path: str | Path) -> str:
-    """Return 12 hexadecimal digits that identify weights: the SHA-256 of a file, or of a folder's safetensors files."""
+def checkpoint_hash(path: str | Path, parts: Sequence[str] = ()) -> str:
+    """Return 12 hexadecimal digits that identify weights: the SHA-256 of a file, or of a folder's safetensors files.
+
+    Args:
+        path: the file or folder.
+        parts: the subfolders whose files count; by default those of a Stable Diffusion model, or all files.
+    """
     path = Path(path)
     if path.is_file():
         return _file_hash(path, path.stat().st_mtime_ns)[:12]
@@ -474,6 +492,8 @@ def checkpoint_hash(path: str | Path) -> str:
     names = [file for file in sorted((*_FILES, *_XL_FILES)) if file.endswith(".safetensors")]
     loaded = [(name, _variant(_part_file(path, name))) for name in names]
     whole = [(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*.safetensors"))]
+    if parts:
+        loaded = [(name, file) for name, file in whole if name.partition("/")[0] in parts]
     for name, file in [(name, file) for name, file in loaded if file.exists()] or whole:
         digest.update((Path(name).parent / file.name).as_posix().encode())
         _update_digest(digest, file)
