@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from genval.report.ood_comparison import GENERATED, METRICS
-from genval.report.schema import CLEAR, SYNTHETIC, TRUE, Report
+from genval.report.schema import CLEAR, SYNTHETIC, TRUE, Report, SeverityCurve
+from genval.report.summary import limit_text, severity_rows
 from genval.runtime.files import write_bytes, write_csv
 from genval.runtime.tables import markdown_table, percent
 
@@ -62,6 +63,7 @@ def paper_tables(report: Report) -> list[Table]:
         _ood_correlation(report),
         _published_detectors(report),
         _models(report),
+        *(_severity(domain, curve, report) for domain, curve in report.severity.items()),
     ]
     return [table for table in tables if table.rows]
 
@@ -225,6 +227,12 @@ def _published_detectors(report: Report) -> Table:
         rows = [[one.name, one.objects, one.auroc, one.aupr, one.fpr95] for one in report.published.detectors]
     title = "Published: OOD detection on RoadAnomaly21 after fine-tuning on objects"
     return Table("published_detectors", title, header, rows, digits=1, note=f"{SECONDARY} {report.published.source}")
+
+
+def _severity(domain: str, curve: SeverityCurve, report: Report) -> Table:
+    title = f"mIoU in percent on generated images by strength of the condition: {domain}"
+    header, rows = severity_rows(curve, report.short_names)
+    return Table(f"severity_{domain}", title, header, rows, note=f"The limit is {limit_text(curve)}.")
 
 
 def _models(report: Report) -> Table:

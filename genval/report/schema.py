@@ -20,7 +20,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.json_record import JsonRecord, ShapeError, decode, encode, join
 
-FORMAT = 3
+FORMAT = 4
 
 TRUE = "true"
 SYNTHETIC = "synthetic"
@@ -327,6 +327,18 @@ class SampleSizeCurve(JsonRecord):
 
 
 @dataclass(frozen=True)
+class SeverityCurve(JsonRecord):
+    """mIoU in percent on the generated sets of a domain by strength (`severity.severity_curve`)."""
+
+    strengths: list[float]  # ascending: 0 is generated clear weather, 1 the domain
+    images: int  # of each set
+    classes: list[str]
+    min_miou: float | None  # the limit in percent; None: 90 % of a model's mIoU at the lowest strength
+    miou: dict[str, list[ValueWithInterval]]  # by model, one per strength; intervals over streets
+    falls_at: dict[str, ValueWithInterval]  # by model: the strength where mIoU falls below the limit; None: at none
+
+
+@dataclass(frozen=True)
 class OodMeans(JsonRecord):
     """OOD metrics of one score on one set, mean over models."""
 
@@ -428,6 +440,7 @@ class Findings(JsonRecord):
     ood_detection: dict[str, dict[str, dict[str, Comparison]]]  # by reference set, score and metric
     ood_means: dict[str, dict[str, OodMeans]]  # by set and score
     sample_size: dict[str, SampleSizeCurve]  # by domain
+    severity: dict[str, SeverityCurve]  # by domain with sets of several strengths
     published: Published
     missing: list[MissingPart]
 

@@ -43,10 +43,12 @@ from genval.report.schema import (
     MissingPart,
     Report,
     SampleSizeCurve,
+    SeverityCurve,
     ValueWithInterval,
 )
 from genval.report.scores import Scores, class_scores, ece_scores, mean_iou, miou_scores
 from genval.report.settings import CorrelationSettings
+from genval.report.severity import severity_curve
 from genval.report.unlabelled import label_free_scores, parse_label_free
 from genval.report.verdict import answer, verdict
 from genval.results.finding import NoResultsError, list_models
@@ -96,6 +98,7 @@ def correlate(settings: CorrelationSettings) -> Report:
     robustness: dict[str, Comparison] = {}
     calibration: dict[str, DomainCalibration] = {}
     curves: dict[str, SampleSizeCurve] = {}
+    severity: dict[str, SeverityCurve] = {}
     made: dict[str, Provenance] = {}
     for name in settings.domains:
         reference = reference_place(name, settings.reference_dataset)
@@ -128,6 +131,20 @@ def correlate(settings: CorrelationSettings) -> Report:
             curves[name] = _measure_sample_size(settings, domain)
             ece = _compare_ece(settings, domain, models)
         calibration[name] = DomainCalibration(ece, scaling)
+        by_strength = severity_curve(
+            generators[0].root(settings.eval_dir),
+            models,
+            generators[0],
+            name,
+            missing,
+            gate=settings.gate,
+            min_miou=settings.min_miou,
+            draws=settings.bootstrap_draws,
+            seed=item_seed(settings.seed, f"{name} severity"),
+            preset=settings.preset,
+        )
+        if by_strength is not None:
+            severity[name] = by_strength
     any_clear = clear_sets.get(settings.clear_dataset) or next(iter(clear_sets.values()))
     ood_detection, ood_means = compare_ood_detection(settings, models, _clear_miou(settings, any_clear), missing, made)
     checks = [_check_on_clear(settings, generator, models, missing) for generator in generators]
@@ -144,6 +161,7 @@ def correlate(settings: CorrelationSettings) -> Report:
         ood_detection=ood_detection,
         ood_means=ood_means,
         sample_size=curves,
+        severity=severity,
         published=PUBLISHED,
         missing=[MissingPart.of(part) for part in dict.fromkeys(missing)],
     )

@@ -577,3 +577,17 @@ def test_label_free_estimates_stand_beside_the_baselines(report):
     assert "Label-free estimates" in out and "the best label-free estimate that was tried" in values["verdict"][0]
     call = report("correlate", "--eval_dir", report.results, "--label_free", "voting")
     report.refused("--label_free: expected some of vote", "found voting", code_out_err=call)
+
+
+def test_strengths_of_a_condition_have_a_curve(report):
+    _, values = report.correlate()
+    assert values["severity"] == {}
+    for model, (clear, fog) in MODELS.items():
+        write_set(report.results, model, "Cityscapes_fog-0.0", "fog-0.0", FOG, clear)
+        write_set(report.results, model, "Cityscapes_fog-0.5", "fog-0.5", FOG, (clear + fog) / 2)
+    out, values = report.correlate("--min_miou", "60")
+    curve = values["severity"]["fog"]
+    assert curve["strengths"] == [0.0, 0.5, 1.0] and set(curve["miou"]) == set(MODELS)
+    assert curve["falls_at"]["alpha"]["value"] < 1 and "The limit is 60 % mIoU" in out
+    _, shown, _ = report("tables", "--output_dir", report.root / "report")
+    assert "severity_fog" in shown

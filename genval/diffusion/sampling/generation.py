@@ -136,9 +136,7 @@ def generate(
     """
     check_size(base, config, *masks.shape[1:])
     denoiser = denoiser or make_denoiser(base, controlnet, config)
-    batch = _Batch(
-        masks, prompts, negative_prompts, seeds, photos, denoising_strength, clear_prompts, domain_strength
-    )
+    batch = _Batch(masks, prompts, negative_prompts, seeds, photos, denoising_strength, clear_prompts, domain_strength)
     rows = rows or len(batch)
 
     def sample(chosen: list[int], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:

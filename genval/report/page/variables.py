@@ -20,6 +20,7 @@ from genval.report.schema import (
     Report,
     Scaling,
 )
+from genval.report.summary import limit_text, severity_rows
 
 _OOD_METRICS = ("auroc", "fpr95", "aupr_object", "aupr_background")
 _NAMES = {
@@ -49,6 +50,7 @@ def page_variables(content: PageContent) -> dict[str, Any]:
         **_agreement(report),
         **_ranking(report),
         **_sample_size(report),
+        "severity": _severity(report, labels),
         **_calibration(report),
         "diagrams": content.diagrams,
         "gallery": content.gallery,
@@ -74,6 +76,7 @@ def chart_data(content: PageContent) -> dict[str, Any]:
         },
         "ood": values.get("ood_detection", {}),
         "sampleSize": values.get("sample_size", {}),
+        "severity": values.get("severity", {}),
         "scaling": {domain: by_part["scaling"] for domain, by_part in calibration.items() if by_part["scaling"]},
         "diagrams": content.diagrams,
         "binEdges": bin_edges(),
@@ -160,6 +163,7 @@ def _sections(content: PageContent) -> list[tuple[str, str]]:
         ("agreement", "Agreement", compared),
         ("ranking", "Ranking", compared),
         ("images", "Sample size", report and report.sample_size),
+        ("severity", "Strength", report and report.severity),
         ("calibration", "Calibration", _scaled(report) or content.diagrams),
         ("generated", "Images", content.gallery),
         ("objects", "Objects", content.objects or (report and (report.ood_detection or report.ood_means))),
@@ -234,6 +238,22 @@ def _model_rows(report: Report) -> list[tuple[str, list[float | None]]]:
 def _sample_size(report: Report | None) -> dict[str, Any]:
     curves = report.sample_size if report else {}
     return {"sample_size": curves, "size_chart": any(len(curve.images) > 1 for curve in curves.values())}
+
+
+def _severity(report: Report | None, labels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Each domain's table, its limit in words, and the models that fall below it, the first one first."""
+    found = {}
+    for domain, curve in (report.severity if report else {}).items():
+        header, rows = severity_rows(curve, labels)
+        failing = [(falls.value, model) for model, falls in curve.falls_at.items() if falls.value is not None]
+        found[domain] = {
+            "header": header,
+            "rows": rows,
+            "limit": limit_text(curve),
+            "models": len(curve.miou),
+            "failing": sorted(failing),
+        }
+    return found
 
 
 def _calibration(report: Report | None) -> dict[str, Any]:
