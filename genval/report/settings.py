@@ -41,7 +41,7 @@ class CorrelationSettings:
     )
     min_miou: float | None = flag(
         None,
-        "mIoU in percent below which a model has failed, for sets of several strengths (default: 90 % of its mIoU at "
+        "mIoU in percent below which a model has failed, for sets of several strengths (default: 0.9 times its mIoU at "
         "the lowest strength)",
     )
     scaling_method: str = flag("vanilla_ece", "file name of the temperatures")
