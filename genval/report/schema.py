@@ -266,7 +266,8 @@ class Scaling(JsonRecord):
     """Temperature scaling, tested on the reference set (`scaling.measure_scaling`).
 
     Sources of temperatures are synthetic (all generated images, as published), "synthetic, hardest half" and any other
-    share of the hardest images that was tried ("synthetic, hardest 25 %"), clear and corrupted.
+    share of the hardest images that was tried ("synthetic, hardest 25 %"), clear, corrupted and true. The last one is
+    the upper bound: temperatures of the tested images.
     """
 
     method: str
@@ -431,6 +432,7 @@ class Findings(JsonRecord):
     settings: dict[str, Any]  # the flags
     models: list[str]  # as given to relis/eval.py
     short_names: dict[str, str]  # by model, for the reader
+    families: dict[str, str]  # by model: transformer, ConvNeXt, convolutional or other
     made_by: dict[str, str]  # by model: its identity and precision, the same for all of its results
     domains: list[str]
     predictors: list[Predictor]  # synthetic first

@@ -22,6 +22,7 @@ from genval.report.evidence import (
     short_names,
     with_street_sources,
 )
+from genval.report.families import family_of
 from genval.report.few_labels import FEWEST_IMAGES, combine
 from genval.report.ood_comparison import compare_ood_detection
 from genval.report.predictors import Generator, list_predictors, parse_generators
@@ -152,6 +153,7 @@ def correlate(settings: CorrelationSettings) -> Report:
         settings={key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()},
         models=models,
         short_names=short_names(models),
+        families={model: family_of(model) for model in models},
         made_by={model: f"{one.identity} in {one.precision}" for model, one in sorted(made.items())},
         domains=list(settings.domains),
         predictors=list_predictors(generators, label_free),

@@ -173,6 +173,7 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
         "settings": {"preset": "mini", "script": "report/correlate"},
         "models": list(models),
         "short_names": {},
+        "families": {model: ("transformer", "convolutional")[index % 2] for index, model in enumerate(models)},
         "made_by": {},
         "domains": list(domains),
         "checks": [],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genval.datasets.labels import CLASSES, PALETTE
+from genval.report.families import FAMILIES
 from genval.report.page.content import PageContent
 from genval.report.page.reliability import bin_edges
 from genval.report.schema import (
@@ -23,6 +24,8 @@ from genval.report.schema import (
 from genval.report.summary import limit_text, severity_rows
 
 _OOD_METRICS = ("auroc", "fpr95", "aupr_object", "aupr_background")
+# Plotly's symbols of the families, in their order.
+_SYMBOLS = ("circle", "diamond", "square", "cross")
 _NAMES = {
     "auroc": "AUROC",
     "aupr_object": "AUPR of the object",
@@ -47,6 +50,7 @@ def page_variables(content: PageContent) -> dict[str, Any]:
         "side_choices": [(predictor.key, predictor.name) for predictor in (report.predictors if report else [])],
         "labels": labels,
         "model_choices": [(model, labels[model]) for model in (report.models if report else [])],
+        "families": families(report),
         **_agreement(report),
         **_ranking(report),
         **_sample_size(report),
@@ -70,6 +74,8 @@ def chart_data(content: PageContent) -> dict[str, Any]:
         "sideNames": side_names(content.report),
         "labelFree": [predictor.key for predictor in (content.report.label_free if content.report else [])],
         "labels": model_labels(content),
+        "families": content.report.families if content.report else {},
+        "symbols": dict(families(content.report)),
         "scatter": {
             "miou": values.get("robustness", {}),
             "ece": {domain: by_part["ece"] for domain, by_part in calibration.items()},
@@ -83,6 +89,13 @@ def chart_data(content: PageContent) -> dict[str, Any]:
         "gallery": content.gallery,
         "objects": content.objects,
     }
+
+
+def families(report: Report | None) -> list[tuple[str, str]]:
+    """Return the families of the models, each with its symbol in charts; empty where there is only one."""
+    found = set(report.families.values()) if report else set()
+    symbols = dict(zip(FAMILIES, _SYMBOLS, strict=True))
+    return [(family, symbols[family]) for family in FAMILIES if family in found] if len(found) > 1 else []
 
 
 def side_names(report: Report | None) -> dict[str, str]:

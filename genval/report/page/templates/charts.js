@@ -110,11 +110,11 @@ function drawScatter(place, comparisons, side, text, highlighted) {
       { x: range, y: range, mode: "lines", line: { color: colour("rule"), width: 1, dash: "4px,4px" }, hoverinfo: "skip" },
       {
         x: rows.map((row) => row[side].value), y: rows.map((row) => row.true.value), mode: "markers", error_x: spread(side), error_y: spread("true"),
-        customdata: rows.map((row) => [plain(DATA.labels[row.model]), ends(row[side]), ends(row.true)].flat()),
+        customdata: rows.map((row) => [plain(DATA.labels[row.model]) + (DATA.symbols[DATA.families[row.model]] ? `, ${DATA.families[row.model]}` : ""), ends(row[side]), ends(row.true)].flat()),
         marker: {
           size: rows.map((row) => (row.model === highlighted ? 13 : 9)), opacity: strong.map((is) => (is ? 1 : 0.45)),
           color: rows.map((row) => (row.model === highlighted ? colour("bright") : shade)), line: { width: 1.5, color: colour("card") },
-          symbol: { synthetic: "circle", clear: "circle-open", corrupted: "diamond" }[side] || "square",
+          symbol: rows.map((row) => (DATA.symbols[DATA.families[row.model]] || "circle") + (side === "clear" ? "-open" : "")),
         },
         hovertemplate: `<b>%{customdata[0]}</b><br>${DATA.sideNames[side]} %{x:.1f} [%{customdata[1]:.1f}, %{customdata[2]:.1f}]<br>reference %{y:.1f} [%{customdata[3]:.1f}, %{customdata[4]:.1f}]<extra></extra>`,
       },
