@@ -5,11 +5,16 @@ Writes: images/style_transfer/{domain}/{leftImg8bit,gtFine,original}/val/{city}/
         real crop; manifest.jsonl, one line per image; settings.json. Run the same command again to resume.
 
     python ControlNet/style_transfer.py --domain fog --num_samples 512
+    python ControlNet/style_transfer.py --domain fog --domain_strength 0,0.25,0.5,0.75,1    # sets fog-0.0 to fog
 """
 
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from genval.diffusion.style_transfer import TransferPlan
 
 try:
     from genval.diffusion.settings import StyleTransferSettings
@@ -19,9 +24,15 @@ except ModuleNotFoundError as error:
 
 
 def main(settings: StyleTransferSettings) -> None:
-    from genval.diffusion.generators import generate_domain, plan_domain
+    from genval.diffusion.generators import plan_domain
 
-    plan = plan_domain(settings)
+    for plan in [plan_domain(settings, strength) for strength in settings.domain_strength]:
+        _generate(settings, plan)
+
+
+def _generate(settings: StyleTransferSettings, plan: TransferPlan) -> None:
+    from genval.diffusion.generators import generate_domain
+
     if settings.run.dry_run:
         print(
             f"Would generate {len(plan.transfers)} images from {len(plan.frames)} frames in {plan.folder}, such as: "

@@ -340,6 +340,26 @@ def domain_of(dataset: str) -> str:
     return dataset.removeprefix(generated_set("", generator_of(dataset)))
 
 
+def at_strength(domain: str, strength: float) -> str:
+    """Return the name of a domain at a strength, from 0 (clear weather) to 1 (the domain itself).
+
+    >>> at_strength("fog", 0.25), at_strength("fog", 0), at_strength("fog", 1)
+    ('fog-0.25', 'fog-0.0', 'fog')
+    """
+    return domain if strength == 1 else f"{domain}-{float(strength)}"
+
+
+def strength_of(name: str) -> tuple[str, float]:
+    """Return the domain and the strength of a name of `at_strength`.
+
+    >>> strength_of("fog-0.25"), strength_of("thick-smoke")
+    (('fog', 0.25), ('thick-smoke', 1.0))
+    """
+    # Names of domains contain no dot.
+    match = re.fullmatch(r"(.+)-(0\.\d+)", name)
+    return (match[1], float(match[2])) if match else (name, 1.0)
+
+
 def label_space_of(dataset: str) -> LabelSpace:
     """The label space of a data set, whose name may end in `GATED_SUFFIX`."""
     return find_label_space(find_layout(dataset.removesuffix(GATED_SUFFIX)).label_space)

@@ -30,6 +30,8 @@ from genval.runtime.errors import GenValError
 from genval.runtime.paths import paths_below, resolve, subfolders, why_unopened
 
 GENERATED = "generated"
+GENERATED_IN = "generated-"
+"""Prefix of the sets of objects that were generated into other streets than clear ones: `generated-fog`."""
 PAIR_PREFIX = "pair:"
 _PAIR_FORM = "pair:IMAGES,MASKS"
 # Number of images that are measured together; an interrupted run repeats at most one block.
@@ -149,8 +151,9 @@ def find_ood_items(
     """All images of a set that have a mask.
 
     Args:
-        dataset: `GENERATED`, a name of `OOD_LAYOUTS`, or `pair:IMAGES,MASKS`: two folders (relative: from the
-            repository's root) with files of one name, masks of 0, 1 and 255.
+        dataset: `GENERATED` or `generated-NAME`, both in the folders of `generated`, a name of `OOD_LAYOUTS`, or
+            `pair:IMAGES,MASKS`: two folders (relative: from the repository's root) with files of one name, masks of 0,
+            1 and 255.
         datasets_dir: the folder of the data sets.
         root: the set's own folder, if it is not below `datasets_dir`.
         generated: the folders of the generated set.
@@ -164,7 +167,7 @@ def find_ood_items(
         GenValError: the set is unknown or missing; a file is unpaired or cannot be opened, or two files have one id.
     """
     ids = tuple(sorted(set(void)))
-    if dataset == GENERATED:
+    if has_generated_objects(dataset):
         return _find_generated(generated, objects, curated, ids, skipped)
     if objects is not None:
         raise GenValError(f"--objects is for the generated set, found --trg_dataset {dataset}.")
@@ -195,6 +198,15 @@ def find_ood_items(
         f"No images with masks of {dataset} in {places[0]}: expected {expected}. "
         f"Link it: ln -s PATH {places[0]}, or give --trg_root PATH."
     )
+
+
+def has_generated_objects(dataset: str) -> bool:
+    """Whether the name of a set is one of generated objects.
+
+    >>> [has_generated_objects(name) for name in ("generated", "generated-fog", "RoadAnomaly21")]
+    [True, True, False]
+    """
+    return dataset == GENERATED or dataset.startswith(GENERATED_IN)
 
 
 def read_ood_pair(item: OodItem) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from genval.artifacts.stage import run_stage
 from genval.datasets.items import BadFile, find_items
-from genval.datasets.layouts import find_root, generator_folder
+from genval.datasets.layouts import at_strength, find_root, generator_folder
 from genval.datasets.reading import check_ids, readable
 from genval.diffusion.prompts import find_captions, find_domain, instructions
 from genval.diffusion.published import controlnet_hashes, editor_hashes, prepare_controlnet, prepare_editor
@@ -78,8 +78,12 @@ class GeneratedSet:
     skipped: tuple[BadFile, ...]
 
 
-def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
+def plan_domain(settings: StyleTransferSettings, strength: float = 1.0) -> TransferPlan:
     """Find the frames and captions, choose the frames, and identify the models.
+
+    Args:
+        settings: of the stage.
+        strength: of the domain, 0 to 1; every strength has the same frames, crops and seeds.
 
     Raises:
         GenValError: a data set, a caption or a model is missing, or a setting does not fit.
@@ -107,9 +111,10 @@ def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
         settings.prompt_template,
         replacement=generator.repeats and not settings.without_replacement,
     )
-    folder = resolve(settings.output_dir) / generator_folder(settings.generator) / domain.name
+    folder = resolve(settings.output_dir) / generator_folder(settings.generator) / at_strength(domain.name, strength)
     hashes = generator.hashes(settings)
-    return TransferPlan(domain, frames, captions, transfers[: settings.run.limit], folder, hashes, tuple(bad or ()))
+    chosen = transfers[: settings.run.limit]
+    return TransferPlan(domain, frames, captions, chosen, folder, hashes, tuple(bad or ()), strength)
 
 
 def generate_domain(settings: StyleTransferSettings, plan: TransferPlan | None = None) -> GeneratedSet | None:
@@ -138,6 +143,6 @@ def generate_domain(settings: StyleTransferSettings, plan: TransferPlan | None =
     )
     if not fabric.is_global_zero:
         return None
-    truncated = sum(one != other for one, other in zip(plan.transfers, prepared.transfers, strict=True))
+    truncated = sum(one.prompt != other.prompt for one, other in zip(plan.transfers, prepared.transfers, strict=True))
     retried = prepared.stage.retried(prepared.transfers)
     return GeneratedSet(plan.folder, len(prepared.transfers), report.written, retried, truncated, plan.skipped)

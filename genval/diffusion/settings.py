@@ -30,6 +30,11 @@ LARGE = ("direct", "tiled", "upscaled")
 IMG2IMG_STRENGTH = 0.8
 
 
+def _strengths(text: str) -> tuple[float, ...]:
+    """Parse `0,0.25,1`."""
+    return tuple(float(part) for part in comma_list(text))
+
+
 def _widths(text: str) -> list[int]:
     """Parse `16,32,96,256`."""
     return [positive_int(part) for part in comma_list(text)]
@@ -179,6 +184,11 @@ class StyleTransferSettings:
         f"with img2img: fraction of the steps that are taken, above 0, up to 1 (default: {IMG2IMG_STRENGTH}); 1 starts "
         "from noise alone",
     )
+    domain_strength: tuple[float, ...] = flag(
+        (1.0,),
+        "one set per strength, with the same frames and seeds: 0 is the prompt of clear weather, 1 that of the domain",
+        type=_strengths,
+    )
     num_samples: int = flag(512, "number of images", type=positive_int)
     without_replacement: bool = flag(False, "choose each frame at most once")
     data_dir: str | None = flag(None, "folder of Cityscapes (default: its place in path_dicts.py)")
@@ -231,6 +241,12 @@ class StyleTransferSettings:
     def __post_init__(self) -> None:
         if (self.domain is None) == (self.prompt is None):
             raise GenValError("Expected one of --domain and --prompt. Give --domain fog, for example.")
+        if not self.domain_strength or not all(0 <= strength <= 1 for strength in self.domain_strength):
+            raise GenValError(
+                f"--domain_strength: expected numbers from 0 to 1, found {', '.join(map(str, self.domain_strength))}."
+            )
+        if self.generator == "translate" and self.domain_strength != (1.0,):
+            raise GenValError("--domain_strength: --generator translate has no prompt to weaken. Leave it out.")
         if self.generator == "img2img":
             steps_taken(self.sampling.steps, self.strength)
             if self.sampling.large == "upscaled":

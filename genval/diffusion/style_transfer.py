@@ -39,12 +39,13 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
 from genval.runtime.flags import flatten
 from genval.runtime.seeds import item_seed
-from path_dicts import DEFAULT_GENERATOR
+from path_dicts import DEFAULT_GENERATOR, DOMAINS
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _TOO_LARGE = "Give --precision bf16-true, a smaller size, or --large tiled with a smaller --tile."
+CLEAR_TEXT = DOMAINS["clear"]
 # What a run writes in its domain's folder.
 _FOLDERS = ("leftImg8bit", "gtFine", "original")
 
@@ -58,6 +59,7 @@ class Transfer:
     prompt: str
     seed: int
     place: float  # 0..1, where the crop lies along the frame's longer side
+    clear_prompt: str | None = None  # at a domain strength below 1, the prompt that the domain's is weakened with
 
 
 def caption_frames(
@@ -153,6 +155,18 @@ def fit_prompts(
         else dataclasses.replace(
             transfer,
             prompt=fit_prompt(template, captions[transfer.source.image.name], domain.text(transfer.seed), fits),
+        )
+        for transfer in transfers
+    ]
+
+
+def add_clear_prompts(
+    transfers: Sequence[Transfer], captions: Mapping[str, str], template: str, fits: Callable[[str], bool]
+) -> list[Transfer]:
+    """Return the transfers with the prompts of clear weather, truncated as `fit_prompts` does."""
+    return [
+        dataclasses.replace(
+            transfer, clear_prompt=fit_prompt(template, captions[transfer.source.image.name], CLEAR_TEXT, fits)
         )
         for transfer in transfers
     ]
@@ -262,6 +276,7 @@ class TransferStage(FrameStage):
         compiled: compile the denoiser for the shape of the batches.
         settings: written to `settings.json`.
         denoising_strength: below 1, images start from the real crops under noise.
+        domain_strength: below 1, images are between the items' clear prompts and their prompts.
     """
 
     def __init__(
@@ -279,6 +294,7 @@ class TransferStage(FrameStage):
         compiled: bool = False,
         settings: Any = None,
         denoising_strength: float = 1.0,
+        domain_strength: float = 1.0,
     ) -> None:
         super().__init__(
             folder,
@@ -293,9 +309,11 @@ class TransferStage(FrameStage):
         check_size(base, sampling, height, width)
         self.base, self.controlnet, self.sampling = base, controlnet, sampling
         self.compiled = compiled
-        self.denoising_strength = denoising_strength
+        self.denoising_strength, self.domain_strength = denoising_strength, domain_strength
 
     def compute(self, items: Sequence[Transfer], loaded: Sequence[FramedPair]) -> list[tuple[np.ndarray, int, int]]:
+        clear_prompts = [item.clear_prompt for item in items if item.clear_prompt is not None]
+
         def generate_part(denoiser: Denoiser, part: slice, rows: int) -> Generated:
             return generate(
                 self.base,
@@ -309,6 +327,8 @@ class TransferStage(FrameStage):
                 rows,
                 np.stack([one.image for one in loaded[part]]),
                 self.denoising_strength,
+                clear_prompts[part] or None,
+                self.domain_strength,
             )
 
         def denoiser() -> Denoiser:
@@ -329,6 +349,7 @@ class TransferPlan:
         folder: of the generated set.
         hashes: of the models' files.
         skipped: bad files that `skip_bad` skipped.
+        strength: of the domain, 0 to 1.
     """
 
     domain: Domain
@@ -338,6 +359,7 @@ class TransferPlan:
     folder: Path
     hashes: Mapping[str, str | None]
     skipped: tuple[BadFile, ...]
+    strength: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,6 +397,8 @@ def prepare_transfers(settings: StyleTransferSettings, plan: TransferPlan, fabri
     controlnet = move(load_controlnet(settings.controlnet, base), fabric.device, dtype).eval()
     check_labels(read_encoding(controlnet, settings.controlnet), plan.frames[0].label_space, settings.controlnet)
     transfers = fit_prompts(plan.transfers, plan.captions, plan.domain, settings.prompt_template, base.reads_whole)
+    if plan.strength < 1:
+        transfers = add_clear_prompts(transfers, plan.captions, settings.prompt_template, base.reads_whole)
     if settings.lora:
         fuse_lora(base.unet, settings.lora)
     height, width = image_size(settings, plan.frames[0])
@@ -396,6 +420,7 @@ def prepare_transfers(settings: StyleTransferSettings, plan: TransferPlan, fabri
         ),
         settings={**flatten(settings), **plan.hashes, **record},
         denoising_strength=settings.strength,
+        domain_strength=plan.strength,
     )
     return PreparedTransfers(stage, transfers, batch_size)
 
@@ -410,6 +435,7 @@ def transfer_record(
     """
     sampling = settings.sampling
     start = {"generator": settings.generator, "denoising_strength": settings.strength}
+    weakened = {"domain_strength": plan.strength, "clear_text": CLEAR_TEXT}
     return {
         **plan.hashes,
         "frames_hash": frames_hash(plan.frames, plan.captions),
@@ -430,4 +456,5 @@ def transfer_record(
         "prompt_template": settings.prompt_template,
         "negative_prompt": settings.negative_prompt,
         **(start if settings.generator != DEFAULT_GENERATOR else {}),
+        **(weakened if plan.strength < 1 else {}),
     }

@@ -26,12 +26,12 @@ from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.datasets import BadFile, find_items, read_pair
 from genval.datasets.items import ALL, openable
 from genval.datasets.ood_sets import (
-    GENERATED,
     GeneratedFolders,
     OodItem,
     OodSet,
     blocks_of,
     find_ood_items,
+    has_generated_objects,
     read_kinds,
     read_ood_pair,
 )
@@ -152,7 +152,7 @@ def find_objects(settings: OodDetectionSettings, dataset: str, unpaired: list[Ba
         settings.datasets_dir,
         settings.trg_root,
         GeneratedFolders(settings.images_dir, settings.masks_dir, settings.positions_dir),
-        settings.objects if dataset == GENERATED else None,
+        settings.objects if has_generated_objects(dataset) else None,
         not settings.uncurated,
         settings.void or (),
         unpaired if settings.skip_bad else None,
@@ -164,7 +164,7 @@ def find_objects(settings: OodDetectionSettings, dataset: str, unpaired: list[Ba
 
 def ood_results_name(settings: OodDetectionSettings, dataset: str) -> str:
     """Return the name of a set's results: a part of the generated set is another set."""
-    if dataset != GENERATED:
+    if not has_generated_objects(dataset):
         return dataset
     parts = [dataset, *(["uncurated"] if settings.uncurated else [])]
     return "-".join([*parts, *(["+".join(settings.objects)] if settings.objects else [])])

@@ -190,9 +190,9 @@ class OodDetectionSettings:
     model: SegmenterSettings = group(SegmenterSettings, "segmenters")
     trg_dataset: tuple[str, ...] = flag(
         ("generated",),
-        "generated, RoadAnomaly21, RoadObstacle21, FishyscapesLostAndFound, FishyscapesStatic, RoadAnomaly, "
-        "StreetHazards, or pair:IMAGES,MASKS: two folders with files of the same names (masks: 0 background, 1 object, "
-        "255 void)",
+        "generated or generated-NAME (in the folders below), RoadAnomaly21, RoadObstacle21, FishyscapesLostAndFound, "
+        "FishyscapesStatic, RoadAnomaly, StreetHazards, or pair:IMAGES,MASKS: two folders with files of the same names "
+        "(masks: 0 background, 1 object, 255 void)",
         type=dataset_list,
         title="data",
     )

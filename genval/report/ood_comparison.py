@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from genval.datasets.ood_sets import GENERATED, has_generated_objects
 from genval.metrics.ood_pooling import PoissonBootstrap
 from genval.report.comparison import FEWEST_COMPARED, compare, number
 from genval.report.evidence import architectures, short_names
@@ -25,7 +26,6 @@ from genval.runtime.files import read_json
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
 
-GENERATED = "generated"
 # Metrics of a row, and whether more is better.
 METRICS = {"auroc": True, "aupr_object": True, "aupr_background": True, "fpr95": False}
 
@@ -78,14 +78,15 @@ def compare_ood_detection(
     places = sorted(place.name for place in root.glob("*") if place.is_dir())
     sets = {name: read_detection(settings, root, name, models, missing, records) for name in places}
     sets = {name: detection for name, detection in sets.items() if detection.rows}
-    real = [name for name in sets if name != GENERATED]
+    real = [name for name in sets if not has_generated_objects(name)]
+    others = [sets[name] for name in sets if has_generated_objects(name) and name != GENERATED]
     if GENERATED not in sets:
         missing.append(Missing("detection of generated objects", _command(settings, models)))
     if not real:
         missing.append(Missing("detection of real objects", _command(settings, models, "RoadAnomaly21")))
     values: dict[str, dict[str, dict[str, Comparison]]] = {}
     for name in real if GENERATED in sets else ():
-        by_score = _compare_set(settings, models, sets[GENERATED], sets[name], clear_miou)
+        by_score = _compare_set(settings, models, sets[GENERATED], sets[name], clear_miou, others)
         if by_score:
             values[name] = by_score
         else:
@@ -204,8 +205,12 @@ def _compare_set(
     generated: Detection,
     real: Detection,
     clear_miou: Scores | None,
+    others: Sequence[Detection],
 ) -> dict[str, dict[str, Comparison]]:
-    """The comparisons by score and metric, where enough models have results on both sets."""
+    """The comparisons by score and metric, where enough models have results on both sets.
+
+    Other generated sets, of all objects or in other conditions, are predictors beside clear weather.
+    """
     values: dict[str, dict[str, Comparison]] = {}
     for score in generated.scores:
         for metric, higher in METRICS.items():
@@ -220,6 +225,10 @@ def _compare_set(
                 clear = clear_miou.select(kept)
                 drawn = None if clear.drawn is None else sign * clear.drawn
                 sides[CLEAR] = Scores(sign * clear.value, drawn, clear.units)
+            for other in others:
+                theirs = other.select(models, score, metric).select(kept)
+                if np.isfinite(theirs.value).sum() >= FEWEST_COMPARED:
+                    sides[other.name] = theirs
             values.setdefault(score, {})[metric] = compare(
                 [models[index] for index in kept.tolist()],
                 sides,

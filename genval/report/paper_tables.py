@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genval.report.ood_comparison import GENERATED, METRICS
-from genval.report.schema import CLEAR, SYNTHETIC, TRUE, Report
+import numpy as np
+
+from genval.datasets.ood_sets import GENERATED
+from genval.report.families import FAMILIES
+from genval.report.ood_comparison import METRICS
+from genval.report.schema import CLEAR, SYNTHETIC, TRUE, Report, SeverityCurve
+from genval.report.summary import limit_text, severity_rows
 from genval.runtime.files import write_bytes, write_csv
 from genval.runtime.tables import markdown_table, percent
 
@@ -62,6 +67,8 @@ def paper_tables(report: Report) -> list[Table]:
         _ood_correlation(report),
         _published_detectors(report),
         _models(report),
+        _families(report),
+        *(_severity(domain, curve, report) for domain, curve in report.severity.items()),
     ]
     return [table for table in tables if table.rows]
 
@@ -202,7 +209,8 @@ def _ood_means(report: Report) -> Table:
 
 def _ood_correlation(report: Report) -> Table:
     header = ["reference set", "score", "metric", "models", "observed r", "corrected r", "95 %", "Spearman", "Kendall"]
-    header += ["corrected r of clear mIoU"]
+    others = _other_object_sets(report)
+    header += ["corrected r of clear mIoU", *(f"corrected r of {name}" for name in others)]
     header += [f"published r{SECONDARY}"]
     rows = []
     for name, by_score in report.ood_detection.items():
@@ -212,9 +220,24 @@ def _ood_correlation(report: Report) -> Table:
                 assert own is not None
                 row = [name, score, metric, own.models, own.pearson.value, own.pearson.corrected, own.pearson.ends]
                 row += [own.spearman.value, own.kendall.value, clear and clear.pearson.corrected]
+                for other in others:
+                    theirs = comparison.correlation.get(other)
+                    row.append(theirs and theirs.pearson.corrected)
                 rows.append([*row, report.published.ood_pearson])
     title = f"Correlation of OOD metrics on the {GENERATED} and the reference set across models, with 95 % intervals"
     return Table("ood_correlation", title, header, rows, note=_NOTE)
+
+
+def _other_object_sets(report: Report) -> list[str]:
+    """The generated sets of objects beside the first: of all objects, or in other conditions."""
+    comparisons = [
+        comparison
+        for by_score in report.ood_detection.values()
+        for by_metric in by_score.values()
+        for comparison in by_metric.values()
+    ]
+    names = dict.fromkeys(name for comparison in comparisons for name in comparison.correlation)
+    return [name for name in names if name.startswith(f"{GENERATED}-")]
 
 
 def _published_detectors(report: Report) -> Table:
@@ -227,9 +250,32 @@ def _published_detectors(report: Report) -> Table:
     return Table("published_detectors", title, header, rows, digits=1, note=f"{SECONDARY} {report.published.source}")
 
 
+def _families(report: Report) -> Table:
+    """The mean scores of each family; only where there are several."""
+    header = ["domain", "family", "models", "generated", "reference", "difference"]
+    rows: list[list[Any]] = []
+    for domain, comparison in report.robustness.items() if len(set(report.families.values())) > 1 else ():
+        for family in FAMILIES:
+            members = [entry.scores for entry in comparison.models if report.families[entry.model] == family]
+            pairs = [(scores[SYNTHETIC], scores[TRUE]) for scores in members]
+            values = [(one.value, other.value) for one, other in pairs if one and other]
+            known = np.array([pair for pair in values if None not in pair], np.float64)
+            if len(known):
+                generated, reference = known.mean(0).tolist()
+                rows.append([domain, family, len(known), generated, reference, generated - reference])
+    return Table("miou_by_family", "mIoU in percent by family of models, mean over models", header, rows, digits=1)
+
+
+def _severity(domain: str, curve: SeverityCurve, report: Report) -> Table:
+    title = f"mIoU in percent on generated images by strength of the condition: {domain}"
+    header, rows = severity_rows(curve, report.short_names)
+    return Table(f"severity_{domain}", title, header, rows, note=f"The limit is {limit_text(curve)}.")
+
+
 def _models(report: Report) -> Table:
-    header = ["model"]
-    by_model: dict[str, list[Any]] = {model: [short] for model, short in report.short_names.items()}
+    header = ["family", "model"]
+    by_family = sorted(report.models, key=lambda model: FAMILIES.index(report.families[model]))
+    by_model: dict[str, list[Any]] = {model: [report.families[model], report.short_names[model]] for model in by_family}
     for domain, comparison in report.robustness.items():
         for side in (*(predictor.key for predictor in (*report.rivals, report.predictors[0])), TRUE):
             if comparison.sets.get(side) is None:
@@ -240,5 +286,5 @@ def _models(report: Report) -> Table:
                 score = found.get(model)
                 row.append(score and score.value)
     title = "mIoU in percent; the columns of a domain, the clear one too, are over that domain's classes"
-    rows = [row for row in by_model.values() if any(cell is not None for cell in row[1:])]
+    rows = [row for row in by_model.values() if any(cell is not None for cell in row[2:])]
     return Table("miou_by_model", title, header, rows, digits=1)

@@ -24,6 +24,7 @@ from genval.report.schema import (
     CLEAR,
     CORRUPTED,
     SYNTHETIC,
+    TRUE,
     Coefficients,
     Improvement,
     ScaledModel,
@@ -150,6 +151,8 @@ def _read_tries(
         # Calibrated as in the papers, or on the whole set.
         CLEAR: [CITYSCAPES_CALIBRATION, ImageSet("Cityscapes"), ImageSet("Cityscapes", ("clean",))],
         CORRUPTED: [ImageSet(f"{CORRUPTED_PREFIX}{domain}")] if domain in CORRUPTIONS else [],
+        # The upper bound: temperatures of the tested images themselves.
+        TRUE: tested,
     }
     # Temperatures of one set of classes say nothing about another.
     sources = {

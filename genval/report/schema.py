@@ -20,7 +20,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.json_record import JsonRecord, ShapeError, decode, encode, join
 
-FORMAT = 3
+FORMAT = 4
 
 TRUE = "true"
 SYNTHETIC = "synthetic"
@@ -266,7 +266,8 @@ class Scaling(JsonRecord):
     """Temperature scaling, tested on the reference set (`scaling.measure_scaling`).
 
     Sources of temperatures are synthetic (all generated images, as published), "synthetic, hardest half" and any other
-    share of the hardest images that was tried ("synthetic, hardest 25 %"), clear and corrupted.
+    share of the hardest images that was tried ("synthetic, hardest 25 %"), clear, corrupted and true. The last one is
+    the upper bound: temperatures of the tested images.
     """
 
     method: str
@@ -324,6 +325,18 @@ class SampleSizeCurve(JsonRecord):
     settled_tau: float
     settled_regret: float
     total: int  # number of generated images
+
+
+@dataclass(frozen=True)
+class SeverityCurve(JsonRecord):
+    """mIoU in percent on the generated sets of a domain by strength (`severity.severity_curve`)."""
+
+    strengths: list[float]  # ascending: 0 is generated clear weather, 1 the domain
+    images: int  # of each set
+    classes: list[str]
+    min_miou: float | None  # the limit in percent; None: 90 % of a model's mIoU at the lowest strength
+    miou: dict[str, list[ValueWithInterval]]  # by model, one per strength; intervals over streets
+    falls_at: dict[str, ValueWithInterval]  # by model: the strength where mIoU falls below the limit; None: at none
 
 
 @dataclass(frozen=True)
@@ -419,6 +432,7 @@ class Findings(JsonRecord):
     settings: dict[str, Any]  # the flags
     models: list[str]  # as given to relis/eval.py
     short_names: dict[str, str]  # by model, for the reader
+    families: dict[str, str]  # by model: transformer, ConvNeXt, convolutional or other
     made_by: dict[str, str]  # by model: its identity and precision, the same for all of its results
     domains: list[str]
     predictors: list[Predictor]  # synthetic first
@@ -428,6 +442,7 @@ class Findings(JsonRecord):
     ood_detection: dict[str, dict[str, dict[str, Comparison]]]  # by reference set, score and metric
     ood_means: dict[str, dict[str, OodMeans]]  # by set and score
     sample_size: dict[str, SampleSizeCurve]  # by domain
+    severity: dict[str, SeverityCurve]  # by domain with sets of several strengths
     published: Published
     missing: list[MissingPart]
 

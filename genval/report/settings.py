@@ -39,6 +39,11 @@ class CorrelationSettings:
     class_set: Literal["auto", "19", "17"] = flag(
         "auto", "classes of both sides; auto: those labelled in both, for india of IDD's 17"
     )
+    min_miou: float | None = flag(
+        None,
+        "mIoU in percent below which a model has failed, for sets of several strengths (default: 0.9 times its mIoU at "
+        "the lowest strength)",
+    )
     scaling_method: str = flag("vanilla_ece", "file name of the temperatures")
     bootstrap_draws: int = flag(1000, "bootstrap draws", type=positive_int, title="method")
     seed: int = flag(0, "seed of the draws", type=seed_number)

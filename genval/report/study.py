@@ -22,6 +22,7 @@ from genval.report.evidence import (
     short_names,
     with_street_sources,
 )
+from genval.report.families import family_of
 from genval.report.few_labels import FEWEST_IMAGES, combine
 from genval.report.ood_comparison import compare_ood_detection
 from genval.report.predictors import Generator, list_predictors, parse_generators
@@ -43,10 +44,12 @@ from genval.report.schema import (
     MissingPart,
     Report,
     SampleSizeCurve,
+    SeverityCurve,
     ValueWithInterval,
 )
 from genval.report.scores import Scores, class_scores, ece_scores, mean_iou, miou_scores
 from genval.report.settings import CorrelationSettings
+from genval.report.severity import severity_curve
 from genval.report.unlabelled import label_free_scores, parse_label_free
 from genval.report.verdict import answer, verdict
 from genval.results.finding import NoResultsError, list_models
@@ -96,6 +99,7 @@ def correlate(settings: CorrelationSettings) -> Report:
     robustness: dict[str, Comparison] = {}
     calibration: dict[str, DomainCalibration] = {}
     curves: dict[str, SampleSizeCurve] = {}
+    severity: dict[str, SeverityCurve] = {}
     made: dict[str, Provenance] = {}
     for name in settings.domains:
         reference = reference_place(name, settings.reference_dataset)
@@ -128,6 +132,20 @@ def correlate(settings: CorrelationSettings) -> Report:
             curves[name] = _measure_sample_size(settings, domain)
             ece = _compare_ece(settings, domain, models)
         calibration[name] = DomainCalibration(ece, scaling)
+        by_strength = severity_curve(
+            generators[0].root(settings.eval_dir),
+            models,
+            generators[0],
+            name,
+            missing,
+            gate=settings.gate,
+            min_miou=settings.min_miou,
+            draws=settings.bootstrap_draws,
+            seed=item_seed(settings.seed, f"{name} severity"),
+            preset=settings.preset,
+        )
+        if by_strength is not None:
+            severity[name] = by_strength
     any_clear = clear_sets.get(settings.clear_dataset) or next(iter(clear_sets.values()))
     ood_detection, ood_means = compare_ood_detection(settings, models, _clear_miou(settings, any_clear), missing, made)
     checks = [_check_on_clear(settings, generator, models, missing) for generator in generators]
@@ -135,6 +153,7 @@ def correlate(settings: CorrelationSettings) -> Report:
         settings={key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()},
         models=models,
         short_names=short_names(models),
+        families={model: family_of(model) for model in models},
         made_by={model: f"{one.identity} in {one.precision}" for model, one in sorted(made.items())},
         domains=list(settings.domains),
         predictors=list_predictors(generators, label_free),
@@ -144,6 +163,7 @@ def correlate(settings: CorrelationSettings) -> Report:
         ood_detection=ood_detection,
         ood_means=ood_means,
         sample_size=curves,
+        severity=severity,
         published=PUBLISHED,
         missing=[MissingPart.of(part) for part in dict.fromkeys(missing)],
     )

@@ -17,7 +17,9 @@ from genval.report.schema import (
     Report,
     SampleSizeCurve,
     Scaling,
+    SeverityCurve,
 )
+from genval.report.severity import KEPT_SHARE
 from genval.runtime.tables import markdown_table, percent
 
 _HEADER = ["part", "domain", "score", "figure", "quantity", "models", "coefficient", "value"]
@@ -111,6 +113,9 @@ def markdown_summary(report: Report) -> str:
         parts += ["## Temperature scaling on the reference set", _scaling(scaling)]
     if report.sample_size:
         parts += ["## Number of generated images", _curves(report.sample_size)]
+    if report.severity:
+        tables = [_severity(domain, curve, report.short_names) for domain, curve in report.severity.items()]
+        parts += ["## Strength of the condition: mIoU on generated images", *tables]
     if report.missing:
         parts += ["## Missing", "\n".join(f"- {part.what}: `{part.command}`" for part in report.missing)]
     return "\n\n".join(parts)
@@ -191,6 +196,33 @@ def _scaling(by_domain: Mapping[str, Scaling]) -> str:
                 shares = [percent(value) for value in (improved.share, improved.low, improved.high)]
                 rows.append([domain, source, improved.models, *shares, improved.before, after.value])
     return markdown_table(header, rows)
+
+
+def severity_rows(curve: SeverityCurve, short: Mapping[str, str]) -> tuple[list[str], list[list[Any]]]:
+    """Return header and rows: mIoU of each model by strength, and the strength where it falls below the limit."""
+    header = ["model", *(f"at {strength:g}" for strength in curve.strengths), "falls below the limit at", "95 %"]
+    rows = []
+    for model, values in curve.miou.items():
+        falls = curve.falls_at[model]
+        ends = "" if falls.low is None else f"{falls.low:.2f} to {_strength(falls.high)}"
+        rows.append([short[model], *(value.value for value in values), falls.value, ends])
+    return header, rows
+
+
+def limit_text(curve: SeverityCurve) -> str:
+    """Return the limit in words."""
+    if curve.min_miou is not None:
+        return f"{curve.min_miou:g} % mIoU"
+    return f"{100 * KEPT_SHARE:.0f} % of the model's mIoU at strength {curve.strengths[0]:g}"
+
+
+def _strength(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def _severity(domain: str, curve: SeverityCurve, short: Mapping[str, str]) -> str:
+    title = f"{domain}, {curve.images} images per strength. The limit is {limit_text(curve)}."
+    return f"{title}\n\n{markdown_table(*severity_rows(curve, short), digits=2)}"
 
 
 def _curves(curves: Mapping[str, SampleSizeCurve]) -> str:

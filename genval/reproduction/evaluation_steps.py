@@ -10,6 +10,7 @@ from pathlib import Path
 import path_dicts
 from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
 from genval.report import HARDEST_SHARE
+from genval.reproduction.image_steps import object_folders, objects_are_judged
 from genval.reproduction.outputs import of_correlation, of_evaluations, of_files
 from genval.reproduction.protocol import (
     CALIBRATION_SCENES,
@@ -28,6 +29,9 @@ from genval.results.ood_blocks import OodResults
 from genval.results.scenes import folder_name
 from genval.runtime.commands import Missing
 from genval.runtime.paths import resolve
+
+# Of the name of the results on objects that curation rejects too.
+_ALL = "-uncurated"
 
 
 def evaluation_steps(
@@ -91,7 +95,8 @@ def calibration_steps(
 ) -> list[Step]:
     """Temperatures found on generated, clear and corrupted images, tried on the real domains.
 
-    Those of generated ones are found twice: on all of them, as published, and on the hardest.
+    Those of generated ones are found twice: on all of them, as published, and on the hardest. Temperatures of the real
+    images themselves are the upper bound.
     """
     domains = [domain for domain in protocol.domains if path_dicts.REAL_SETS[domain][0] not in missing_data]
     who = ("--segmenters", list_models(protocol, group))
@@ -128,6 +133,14 @@ def calibration_steps(
             commands += pair(("--calib_dataset", f"{CORRUPTED_PREFIX}{domain}"), _test_flags(domain))
             files.append((set_name(*tests[domain]), set_name(f"{CORRUPTED_PREFIX}{domain}")))
         plans[CORRUPTED] = (commands, files, (CORRUPTED, REAL))
+    if domains:
+        commands, files = [], []
+        for domain in domains:
+            dataset, cond = tests[domain]
+            calibrating = ("--calib_dataset", dataset, *(("--calib_cond", cond) if cond != "all" else ()))
+            commands += pair(calibrating, _test_flags(domain))
+            files.append((set_name(*tests[domain]), set_name(*tests[domain])))
+        plans[REAL] = (commands, files, (REAL,))
     root = resolve(protocol.option("relis/eval_calibration_clustering", "output_dir", "results/temperature_scaling"))
     return [
         Step(
@@ -178,26 +191,40 @@ def detection_steps(
     inputs: tuple[Path, ...],
     generated: int,
 ) -> list[Step]:
-    """The segmenters on generated objects, so many images, and on true ones."""
+    """The segmenters on generated objects, so many images a set, and on true ones.
+
+    Where CLIP judged the objects, they are measured twice: the curated ones, and all of them.
+    """
     root = resolve(protocol.option("ood_detection/main_gen_ood", "output_dir", "results/ood_detection"))
     needs = ("render",) if protocol.render else ()
     sets = true_object_sets(protocol)
 
-    def step(name: str, datasets: Sequence[str], images: int, before: tuple[str, ...]) -> Step:
-        flags = ("--segmenters", list_models(protocol, group), "--trg_dataset", ",".join(datasets))
+    def step(
+        kind: str, datasets: Sequence[str], images: int, before: tuple[str, ...], *more: str, suffix: str = ""
+    ) -> Step:
+        name = step_name("detect", kind, group, groups)
+        flags = ("--segmenters", list_models(protocol, group), "--trg_dataset", ",".join(datasets), *more)
         command = protocol.command("ood_detection/main_gen_ood", *flags, *protocol.trust(), device=True)
-        files = [OodResults(root, one, model).csv for one in datasets for model in group]
+        files = [OodResults(root, one + suffix, model).csv for one in datasets for model in group]
         size, made = len(files), partial(of_files, files)
         data = {
             f"data set {one}": partial(list_ood_images, one, protocol.datasets_dir) for one in datasets if one in sets
         }
         return Step(name, "detect", (command,), size, made, before, inputs=inputs, data=data, work=len(group) * images)
 
-    steps = [step(step_name("detect", "generated objects", group, groups), ["generated"], generated, ("outline",))]
+    steps = [step("generated objects", [GENERATED], generated, ("outline",))]
+    if objects_are_judged(protocol):
+        all_objects = step("all generated objects", [GENERATED], generated, ("outline",), "--uncurated", suffix=_ALL)
+        steps.append(all_objects)
+    for domain in protocol.object_domains:
+        folders = [part for flag, folder in object_folders(protocol, domain).items() for part in (f"--{flag}", folder)]
+        outlined = (f"outline in {domain}",)
+        name = f"{GENERATED}-{domain}"
+        steps.append(step(f"generated objects in {domain}", [name], generated, outlined, *folders))
     if sets:
         true = sum(count_ood_images(name, protocol.datasets_dir) for name in sets)
         true = max(true, protocol.num_samples) if protocol.render else true
-        steps.append(step(step_name("detect", "true objects", group, groups), sets, true, needs))
+        steps.append(step("true objects", sets, true, needs))
     return steps
 
 

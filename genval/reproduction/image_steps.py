@@ -15,6 +15,13 @@ from genval.reproduction.steps import Outputs, Step
 from genval.runtime.commands import Missing
 from genval.runtime.paths import resolve
 
+# The stages of objects: script, the flag of ood_detection/main_gen_ood.py for its folder, and that folder.
+_OBJECT_STAGES = {
+    "inpaint": ("ood_objects/sd_inpaint", "positions_dir", "images/ood_objects/with_positions"),
+    "refine": ("ood_objects/refine_gen_images", "images_dir", "images/ood_objects/refined"),
+    "outline": ("ood_objects/get_masks", "masks_dir", "images/ood_objects/masks"),
+}
+
 
 def image_steps_of(protocol: Protocol, missing_data: dict[str, Missing]) -> list[Step]:
     """Streets in every domain; `missing_data` has the data sets that are not there."""
@@ -86,32 +93,56 @@ def image_steps_of(protocol: Protocol, missing_data: dict[str, Missing]) -> list
     return steps
 
 
-def object_steps(protocol: Protocol, missing_data: dict[str, Missing]) -> list[Step]:
-    """Images with objects, and the objects' outlines."""
-    script = "ood_objects/sd_inpaint"
-    names = option(protocol.preset, script, "objects", None)
-    file = resolve(protocol.option(script, "objects_file", "ood_objects/objects.txt"))
-    number = protocol.num_object_images or int(protocol.option(script, "num_images", "512"))
+def object_steps(protocol: Protocol, missing_data: dict[str, Missing], domain: str = "") -> list[Step]:
+    """Images with objects, and the objects' outlines: on clear streets, or on the generated ones of a domain."""
+    names = option(protocol.preset, "ood_objects/sd_inpaint", "objects", None)
+    file = resolve(protocol.option("ood_objects/sd_inpaint", "objects_file", "ood_objects/objects.txt"))
+    number = protocol.num_object_images or int(protocol.option("ood_objects/sd_inpaint", "num_images", "512"))
     size = number * len(names.split(",") if names else read_objects(file))
-    scripts = {
-        "inpaint": (script, "images/ood_objects/with_positions"),
-        "refine": ("ood_objects/refine_gen_images", "images/ood_objects/refined"),
-        "outline": ("ood_objects/get_masks", "images/ood_objects/masks"),
-    }
+    folders = object_folders(protocol, domain)
+    positions, images, masks = (folders[flag] for flag in ("positions_dir", "images_dir", "masks_dir"))
+    places: dict[str, tuple[str, ...]] = {}
     needs: tuple[str, ...] = ("render",) if protocol.render else ()
     frames = (missing_data[CLEAR],) if CLEAR in missing_data else ()
-    flags: tuple[str, ...] = ("--num_images", str(number))
-    files: tuple[Path, ...] = (file,)
     data = protocol.images_in((CLEAR, CLEAR_COND))
+    if domain:
+        streets = Path(protocol.option("ControlNet/style_transfer", "output_dir", path_dicts.GENERATED_ROOT)) / domain
+        places = {
+            "inpaint": ("--data_dir", str(streets), "--output_dir", positions),
+            "refine": ("--images_dir", positions, "--output_dir", images),
+            "outline": ("--images_dir", images, "--positions_dir", positions, "--output_dir", masks),
+        }
+        needs, data = (f"generate {domain}",), {}
+    more = {
+        "inpaint": ("--num_images", str(number)),
+        "outline": ("--curate",) if objects_are_judged(protocol) else (),
+    }
+    files: tuple[Path, ...] = (file,)
     steps = []
-    for stage, (script, folder) in scripts.items():
+    for (stage, (script, _, _)), folder in zip(_OBJECT_STAGES.items(), (positions, images, masks), strict=True):
         inputs, missing = find_weights(script, protocol.preset)
-        command = protocol.command(script, *flags, device=True)
-        made = partial(of_manifest, resolve(protocol.option(script, "output_dir", folder)))
+        command = protocol.command(script, *more.get(stage, ()), *places.get(stage, ()), device=True)
+        made = partial(of_manifest, resolve(folder))
         inputs, missing = inputs + files, missing + frames
-        steps.append(Step(stage, stage, (command,), size, made, needs, inputs=inputs, data=data, missing=missing))
-        needs, frames, flags, data, files = (stage,), (), (), {}, ()
+        name = f"{stage} in {domain}" if domain else stage
+        steps.append(Step(name, stage, (command,), size, made, needs, inputs=inputs, data=data, missing=missing))
+        needs, frames, data, files = (name,), (), {}, ()
     return steps
+
+
+def object_folders(protocol: Protocol, domain: str = "") -> dict[str, str]:
+    """The folders of images with objects, by the flag of ood_detection/main_gen_ood.py; a domain has its own."""
+    folders = {}
+    for script, flag, default in _OBJECT_STAGES.values():
+        folder = Path(protocol.option(script, "output_dir", default))
+        own = folder.parent.with_name(f"{folder.parent.name}-{domain}") / folder.name
+        folders[flag] = str(own if domain else folder)
+    return folders
+
+
+def objects_are_judged(protocol: Protocol) -> bool:
+    """Whether CLIP judges the masks, so that the curated objects are a part of all."""
+    return protocol.option("ood_objects/get_masks", "clip", "") != "none"
 
 
 def _rendered(protocol: Protocol) -> Outputs:

@@ -36,6 +36,8 @@ def build_steps(protocol: Protocol) -> list[Step]:
         steps.append(Step(name, "evaluate", (), None, nothing, missing=missing))
     objects = object_steps(protocol, missing_data)
     steps += objects
+    for domain in protocol.object_domains:
+        steps += object_steps(protocol, missing_data, domain)
     for group in groups:
         inputs = tuple(path for model in group for path in models[model])
         steps += detection_steps(protocol, group, groups, inputs, objects[-1].size or 0)

@@ -44,6 +44,7 @@ class Protocol:
         batch_size: of these stages; None is the stage's own.
         overwrite: every stage makes its files again.
         trust_code: segmenters may run code from anywhere.
+        object_domains: of `domains`, those into whose generated images objects are inpainted too.
     """
 
     preset: str | None
@@ -58,11 +59,18 @@ class Protocol:
     batch_size: int | None = None
     overwrite: bool = False
     trust_code: bool = False
+    object_domains: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = [domain for domain in self.domains if domain not in DOMAINS]
         if unknown:
             raise GenValError(f"--domains: {', '.join(unknown)} is none of {', '.join(DOMAINS)}.")
+        absent = [domain for domain in self.object_domains if domain not in self.domains]
+        if absent:
+            raise GenValError(
+                f"--object_domains: {', '.join(absent)} is none of --domains, {', '.join(self.domains)}. Objects are "
+                "inpainted into generated images of a domain."
+            )
 
     def option(self, script: str, flag: str, default: str) -> str:
         """What a stage takes for a flag."""

@@ -22,6 +22,9 @@ class ReproductionSettings:
     trust_code: bool = trust_code_flag()
     num_samples: int = flag(512, "generated images per domain", type=positive_int)
     num_object_images: int | None = flag(None, "images per object (default: that of sd_inpaint.py)", type=positive_int)
+    object_domains: tuple[str, ...] = flag(
+        (), "domains into whose generated images objects are inpainted too, such as fog,night", type=comma_list
+    )
     logit_pixels: int = flag(20000, "pixels per image for calibration", type=positive_int)
     render: bool = flag(False, "render the mini world's data sets first")
     stages: tuple[str, ...] = flag(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,11 +50,13 @@ def render(
     width: int = 512,
     split_seed: int = 0,
     added: Sequence[StreetObject] = (),
+    visibility: float | None = None,
 ) -> Render:
     """Render scene `index` of the stream `split_seed`; the same arguments give the same bytes.
 
     The layout depends on (index, split_seed) alone, so that one index shows the same street in each weather. India has
-    streets of its own. `added` objects are placed on the street, with the label id 5, dynamic.
+    streets of its own. `added` objects are placed on the street, with the label id 5, dynamic. `visibility` is the
+    meteorological range in metres, instead of one that is drawn.
     """
     if domain not in DOMAINS:
         raise ValueError(f"domain {domain!r} is none of {', '.join(DOMAINS)}")
@@ -64,6 +67,8 @@ def render(
     weather_rng = _generator(split_seed, index, 100 + DOMAINS.index(domain))
     paint_rng = _generator(split_seed, index, 50)
     light = sample_light(domain, layout.sun_azimuth, weather_rng)
+    if visibility is not None:
+        light = dataclasses.replace(light, visibility=visibility)
     camera = Camera(
         height=height,
         width=width,

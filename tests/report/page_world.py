@@ -146,6 +146,23 @@ def curve(number):
     }
 
 
+def severity(models):
+    return {
+        "strengths": [0.0, 0.5, 1.0],
+        "images": 16,
+        "classes": ["road", "car"],
+        "min_miou": None,
+        "miou": {
+            model: [{"value": value - index, "low": value - 2, "high": value + 2} for value in (70.0, 65.0, 40.0)]
+            for index, model in enumerate(models)
+        },
+        "falls_at": {
+            model: {"value": 0.6, "low": 0.4, "high": None} if index else {"value": None, "low": None, "high": None}
+            for index, model in enumerate(models)
+        },
+    }
+
+
 def example_correlation(models, domains, images=512, seed=0, objects=True):
     generator = np.random.default_rng(seed)
     robust = {
@@ -156,6 +173,7 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
         "settings": {"preset": "mini", "script": "report/correlate"},
         "models": list(models),
         "short_names": {},
+        "families": {model: ("transformer", "convolutional")[index % 2] for index, model in enumerate(models)},
         "made_by": {},
         "domains": list(domains),
         "checks": [],
@@ -192,6 +210,7 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
         if objects
         else {},
         "sample_size": {domain: curve(images) for domain in domains},
+        "severity": {domains[0]: severity(models)},
         "ood_figures": {},
         "published": {
             "source": "secondary",

@@ -228,7 +228,7 @@ def test_a_domain_that_is_not_there_and_another_format_are_refused(tmp_path, sou
     with pytest.raises(GenValError, match=r"No generated images of snow.*found fog, night"):
         collect(sources, ["snow"], LIMITS)
     write_json(tmp_path / "correlation.json", {"format": 99})
-    with pytest.raises(GenValError, match="is of format 99, expected format 3"):
+    with pytest.raises(GenValError, match="is of format 99, expected format 4"):
         collect(dataclasses.replace(sources, report=tmp_path), None, LIMITS)
 
 
@@ -553,6 +553,9 @@ def test_filters_order_and_charts_follow_their_controls(open_page):
     assert "poor" in "".join(texts(browser, "#scatter .annotation-text"))
     browser.choose("size-metric", "tau")
     assert "tau" in browser.run("document.getElementById('sample-size').getAttribute('aria-label')")
+    browser.choose("severity-model", "hf:some/folder/poor")
+    assert browser.run("document.getElementById('severity-chart').data.map((trace) => trace.y)")[-1] == [69, 64, 39]
+    assert texts(browser, "#severity .big") == ["1 of 2"]
     said = ["before", "after, temperature of generated images", "◆after, temperature of the hardest half"]
     assert texts(browser, "#dumbbell-key span") == said
     assert browser.run("document.getElementById('dumbbell').data.map((trace) => trace.x.length)") == [6, 2, 2, 2]

@@ -149,3 +149,35 @@ def test_a_controlnet_with_a_base_in_its_file_needs_no_other(tmp_path, monkeypat
 def test_an_unknown_domain_is_refused():
     with pytest.raises(GenValError, match="smoke is none of fog"):
         mini(domains=("smoke",))
+
+
+def test_objects_are_inpainted_into_generated_streets_too():
+    plan = published(object_domains=("fog", "snow"), domains=("fog", "snow"))
+    steps = {step.name: step for step in build_steps(plan)}
+    assert steps["inpaint in fog"].needs == ("generate fog",)
+    assert parsed(steps["inpaint in fog"].commands[0]).data_dir == "images/style_transfer/fog"
+    assert parsed(steps["outline in snow"].commands[0]).output_dir == "images/ood_objects-snow/masks"
+    assert "inpaint in fog" not in {step.name for step in build_steps(published())}
+    # A chain of its own folders: each step reads what the one before writes.
+    inpaint, refine, outline = (
+        parsed(steps[f"{name} in fog"].commands[0]) for name in ("inpaint", "refine", "outline")
+    )
+    assert inpaint.output_dir == refine.images_dir == outline.positions_dir and refine.output_dir == outline.images_dir
+    assert outline.curate and not parsed(next(s for s in build_steps(mini()) if s.name == "outline").commands[0]).curate
+    with pytest.raises(GenValError, match="--object_domains: night is none of --domains, fog"):
+        published(object_domains=("night",), domains=("fog",))
+
+
+def test_all_objects_and_those_in_fog_are_sets_of_their_own(monkeypatch):
+    monkeypatch.setattr("genval.reproduction.plan.find_models", lambda models: ({"SegFormer-B0": ()}, {}))
+    steps = {step.name: step for step in build_steps(published(object_domains=("fog",)))}
+    everything = parsed(next(one for name, one in steps.items() if "all generated objects" in name).commands[0])
+    in_fog = parsed(next(one for name, one in steps.items() if "generated objects in fog" in name).commands[0])
+    assert everything.uncurated and everything.trg_dataset == ("generated",) and not in_fog.uncurated
+    assert in_fog.trg_dataset == ("generated-fog",) and in_fog.masks_dir == "images/ood_objects-fog/masks"
+
+
+def test_temperatures_of_the_real_images_are_the_upper_bound():
+    step = next(step for step in build_steps(mini()) if step.name == "calibrate on real")
+    find, try_on = (parsed(command) for command in step.commands[:2])
+    assert find.sets.calib_dataset == "ACDC" and (try_on.trg_dataset, try_on.cond) == ("ACDC", ("fog",))

@@ -164,6 +164,29 @@ def test_a_killed_generation_resumes_to_the_same_bytes(
 
 
 @pytest.mark.slow
+def test_strengths_of_a_domain_have_the_same_frames_and_seeds(
+    base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, refused: Refusal
+) -> None:
+    command = transfer_command(base_folder, controlnet_folder, city, tmp_path, "--domain", "fog", "--num_samples", 2)
+    result = run_script(*command, "--domain_strength", "0,0.25,1")
+    assert result.returncode == 0, result.stderr
+    folders = [tmp_path / name for name in ("fog-0.0", "fog-0.25", "fog")]
+    lines = [[json.loads(line) for line in (f / "manifest.jsonl").read_text().splitlines()] for f in folders]
+    for one in lines[:-1]:
+        assert [(line["id"], line["seed"], line["box"]) for line in one] == [
+            (line["id"], line["seed"], line["box"]) for line in lines[-1]
+        ]
+    assert [of[0].get("domain_strength") for of in lines] == [0.0, 0.25, None]
+    images = [contents(folder / "leftImg8bit") for folder in folders]
+    assert len({tuple(sorted(of.items())) for of in images}) == 3
+    masks = [contents(folder / "gtFine") for folder in folders]
+    assert masks[0] == masks[1] == masks[2]
+    alone = run_script(*command, "--output_dir", tmp_path / "alone", "--domain_strength", "1")
+    assert alone.returncode == 0 and contents(tmp_path / "alone/fog/leftImg8bit") == images[2]
+    refused([*command, "--domain_strength", "0,1.5"], "--domain_strength: expected numbers from 0 to 1", "1.5")
+
+
+@pytest.mark.slow
 def test_dry_run_limit_and_free_text(
     base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, refused: Refusal
 ) -> None:

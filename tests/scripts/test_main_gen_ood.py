@@ -249,6 +249,7 @@ def test_sets_models_and_parts_have_results_of_their_own(ood):
     assert ood.json("RoadAnomaly21")["pooled"]["pixels"]["void"] == 8 * SIZE[1]
     assert float(ood.rows(model="flat")["entropy"]["auroc"]) < float(ood.rows()["entropy"]["auroc"])
     ood("--uncurated")
+    assert ood("--trg_dataset", "generated-fog")[0] == 0 and ood.json("generated-fog")["pooled"]["images"] == 7
     ood("--objects", "bear")
     assert (
         ood.json("generated-uncurated")["pooled"]["images"] == 8 and ood.json("generated-bear")["pooled"]["images"] == 4

@@ -248,23 +248,24 @@ def test_temperatures_of_the_hardest_images_are_listed_next_to_those_of_all(repo
 
     for model, before in unscaled.items():
         scaling_file(report.root, model, before, before - 0.05, "Cityscapes_fog_all_hardest50")
+        scaling_file(report.root, model, before, before - 0.08, "ACDC_fog")  # the upper bound
     scaling_file(report.root, "beta", 0.3, 0.4, "Cityscapes_fog_all_hardest12.5")
     scaling_file(report.root, "beta", 0.3, 0.1, "Cityscapes_fog_all_hardest_old")  # another's folder
     scaling_file(report.root, "beta", 0.3, 0.1, "Cityscapes_foggy_all_hardest30")
     _, values = report.correlate()
     assert not any("hardest" in part["what"] for part in values["missing"])
     scaling = values["calibration"]["fog"]["scaling"]
-    sources = ["synthetic", "synthetic, hardest half", "synthetic, hardest 12.5 %", "clear", "corrupted"]
+    sources = ["synthetic", "synthetic, hardest half", "synthetic, hardest 12.5 %", "clear", "corrupted", "true"]
     assert list(scaling["improved"]) == sources
-    assert [scaling["improved"][source]["share"] for source in sources] == [0.75, 1, 0, None, None]
+    assert [scaling["improved"][source]["share"] for source in sources] == [0.75, 1, 0, None, None, 1]
     assert scaling["mean"]["synthetic, hardest half"]["value"] == pytest.approx(15)
     of_beta = next(entry for entry in scaling["models"] if entry["model"] == "beta")
-    assert [of_beta[source] for source in sources] == [*map(pytest.approx, (29, 25, 40)), None, None]
+    assert [of_beta[source] for source in sources] == [*map(pytest.approx, (29, 25, 40)), None, None, pytest.approx(22)]
     assert report("tables", "--results_dir", report.root / "report")[0] == 0
     with open(report.root / "report/tables/calibration_improvement.csv", newline="") as stream:
         rows = {row["temperatures of"]: row for row in csv.DictReader(stream)}
-    assert list(rows) == sources[:3]
-    assert [rows[source]["published %*"] for source in rows] == ["over 90", "", ""]
+    assert list(rows) == [*sources[:3], "true"]
+    assert [rows[source]["published %*"] for source in rows] == ["over 90", "", "", ""]
     assert float(rows["synthetic, hardest half"]["improved %"]) == 100
     summary = (report.root / "report/correlation.md").read_text()
     assert any(line.startswith("| fog    | synthetic, hardest half ") for line in summary.splitlines())
@@ -319,6 +320,38 @@ def test_objects_enter_where_they_were_detected(report):
     assert "aupr_object" in of_score and of_score["aupr_object"]["correlation"]["synthetic"]["pearson"]["value"] is None
     expected = 100 * (np.mean([fog for _, fog in MODELS.values()]) - 0.1)
     assert values["ood_figures"]["generated"]["energy"]["auroc"] == pytest.approx(expected)
+
+
+def test_other_sets_of_generated_objects_are_predictors_and_no_references(report):
+    for model, (clear, fog) in MODELS.items():
+        ood_file(report.root, "generated", model, fog)
+        ood_file(report.root, "generated-uncurated", model, clear)
+        ood_file(report.root, "generated-fog", model, fog - 0.2)
+        ood_file(report.root, "RoadAnomaly21", model, fog - 0.05)
+    _, values = report.correlate()
+    assert list(values["ood_detection"]) == ["RoadAnomaly21"]
+    correlation = values["ood_detection"]["RoadAnomaly21"]["msp"]["auroc"]["correlation"]
+    assert correlation["generated-fog"]["pearson"]["value"] == pytest.approx(1)
+    assert correlation["generated-uncurated"]["pearson"]["value"] < 0
+    assert values["ood_figures"]["generated-fog"]["msp"]["models"] == len(MODELS)
+    _, shown, _ = report("tables", "--output_dir", report.root / "report")
+    assert "corrected r of generated-uncurated" in shown
+
+
+def test_models_are_grouped_by_family(report):
+    for model, right in (("SegFormer-B0", 0.6), ("UpperNetR50", 0.5)):
+        write_set(report.results, model, "Cityscapes", "clean", CITY, 0.8)
+        write_set(report.results, model, "Cityscapes_fog", "fog", FOG, right - 0.1)
+        write_set(report.results, model, "ACDC", "fog", TRUE_FOG, right, scene="GOPR0475")
+    _, values = report.correlate()
+    assert values["families"]["SegFormer-B0"] == "transformer" and values["families"]["alpha"] == "other"
+    report("tables", "--output_dir", report.root / "report")
+    with open(report.root / "report/tables/miou_by_family.csv", newline="") as stream:
+        rows = {row["family"]: row for row in csv.DictReader(stream)}
+    assert [row["models"] for row in rows.values()] == ["1", "1", "4"]
+    assert float(rows["transformer"]["difference"]) < -5
+    with open(report.root / "report/tables/miou_by_model.csv", newline="") as stream:
+        assert [row["family"] for row in csv.DictReader(stream)] == ["transformer", "convolutional", *["other"] * 4]
 
 
 def test_detectors_without_a_clear_evaluation_leave_the_baseline_to_the_others(report):
@@ -445,7 +478,7 @@ def test_damaged_and_absent_files_are_refused_by_name(report):
     absent = report("tables", "--results_dir", report.root / "no")
     report.refused("correlation.json", "report/correlate.py", code_out_err=absent)
     write_json(report.root / "old/correlation.json", {"format": 0})
-    report.refused("format 3", code_out_err=report("tables", "--results_dir", report.root / "old"))
+    report.refused("format 4", code_out_err=report("tables", "--results_dir", report.root / "old"))
     unknown = report("correlate", "--root_exp_dir", report.results, "--domains", "mars")
     report.refused("'mars'", "REAL_SETS", code_out_err=unknown)
     counts = SceneResults(report.results, "alpha", "Cityscapes", "clean", "frankfurt").counts(CITY[0])
@@ -577,3 +610,17 @@ def test_label_free_estimates_stand_beside_the_baselines(report):
     assert "Label-free estimates" in out and "the best label-free estimate that was tried" in values["verdict"][0]
     call = report("correlate", "--eval_dir", report.results, "--label_free", "voting")
     report.refused("--label_free: expected some of vote", "found voting", code_out_err=call)
+
+
+def test_strengths_of_a_condition_have_a_curve(report):
+    _, values = report.correlate()
+    assert values["severity"] == {}
+    for model, (clear, fog) in MODELS.items():
+        write_set(report.results, model, "Cityscapes_fog-0.0", "fog-0.0", FOG, clear)
+        write_set(report.results, model, "Cityscapes_fog-0.5", "fog-0.5", FOG, (clear + fog) / 2)
+    out, values = report.correlate("--min_miou", "60")
+    curve = values["severity"]["fog"]
+    assert curve["strengths"] == [0.0, 0.5, 1.0] and set(curve["miou"]) == set(MODELS)
+    assert curve["falls_at"]["alpha"]["value"] < 1 and "The limit is 60 % mIoU" in out
+    _, shown, _ = report("tables", "--output_dir", report.root / "report")
+    assert "severity_fog" in shown

@@ -61,6 +61,11 @@ class TextStates:
         """Convert to another device or dtype, as `torch.Tensor.to`."""
         return TextStates(self.states.to(*target), None if self.pooled is None else self.pooled.to(*target))
 
+    def lerp(self, end: TextStates, weight: float) -> TextStates:
+        """Interpolate linearly: this batch at the weight 0, `end` at 1."""
+        pooled = None if self.pooled is None or end.pooled is None else torch.lerp(self.pooled, end.pooled, weight)
+        return TextStates(torch.lerp(self.states, end.states, weight), pooled)
+
     @staticmethod
     def cat(parts: Sequence[TextStates]) -> TextStates:
         """Concatenate batches."""

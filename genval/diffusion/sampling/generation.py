@@ -51,7 +51,8 @@ class Generated:
 class _Batch:
     """The inputs of a batch: `masks` (B, H, W) uint8, one prompt, negative prompt and seed per item, and `photos`.
 
-    The photos, RGB uint8 (B, H, W, 3), are used only if `strength`, the denoising strength, is below 1.
+    The photos, RGB uint8 (B, H, W, 3), are used only if `strength`, the denoising strength, is below 1. With
+    `clear_prompts`, the text states are between theirs (0) and those of the prompts (1), at `domain_strength`.
     """
 
     masks: np.ndarray
@@ -60,6 +61,8 @@ class _Batch:
     seeds: Sequence[int]
     photos: np.ndarray | None = None
     strength: float = 1.0
+    clear_prompts: Sequence[str] | None = None
+    domain_strength: float = 1.0
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -72,6 +75,8 @@ class _Batch:
             [self.seeds[i] for i in chosen],
             None if self.photos is None else self.photos[list(chosen)],
             self.strength,
+            None if self.clear_prompts is None else [self.clear_prompts[i] for i in chosen],
+            self.domain_strength,
         )
 
     def resized(self, height: int, width: int) -> _Batch:
@@ -106,6 +111,8 @@ def generate(
     rows: int | None = None,
     photos: np.ndarray | None = None,
     denoising_strength: float = 1.0,
+    clear_prompts: Sequence[str] | None = None,
+    domain_strength: float = 1.0,
 ) -> Generated:
     """Generate one image per mask, from noise or from a photo under noise.
 
@@ -121,13 +128,15 @@ def generate(
             batches are padded to this size.
         photos: RGB uint8 (B, H, W, 3), the images to start from if the denoising strength is below 1.
         denoising_strength: fraction of the steps that are taken, from as much noise; 1 starts from noise alone.
+        clear_prompts: one per item; the images are then between these (0) and the prompts (1).
+        domain_strength: where between them, 0 to 1: the text states are interpolated linearly.
 
     Raises:
         GenValError: the size does not suit the model, or an image fails with every seed.
     """
     check_size(base, config, *masks.shape[1:])
     denoiser = denoiser or make_denoiser(base, controlnet, config)
-    batch = _Batch(masks, prompts, negative_prompts, seeds, photos, denoising_strength)
+    batch = _Batch(masks, prompts, negative_prompts, seeds, photos, denoising_strength, clear_prompts, domain_strength)
     rows = rows or len(batch)
 
     def sample(chosen: list[int], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -378,8 +387,10 @@ def _conditions(
 ) -> list[Any]:
     base, controlnet = denoiser.base, denoiser.controlnet
     encoding = None if controlnet is None else read_encoding(controlnet, "The ControlNet")
-    prompts = [*batch.negative_prompts, *batch.prompts] if denoiser.guided else batch.prompts
-    text = base.encode_text(prompts)
+    negative = list(batch.negative_prompts) if denoiser.guided else []
+    text = base.encode_text([*negative, *batch.prompts])
+    if batch.clear_prompts is not None:
+        text = base.encode_text([*negative, *batch.clear_prompts]).lerp(text, batch.domain_strength)
     conditions = []
     for chunk in chunks:
         filled = _filled(denoiser, chunk, rows)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from genval.datasets.layouts import strength_of
 from genval.report.page.gallery import GalleryLimits, collect_gallery
 from genval.report.page.objects import collect_objects
 from genval.report.page.provenance import collect_provenance, command_of
@@ -111,9 +112,10 @@ def _read_report(sources: PageSources, generators: Sequence[str], missing: _Miss
 
 
 def _choose_domains(sources: PageSources, domains: Sequence[str] | None, order: Sequence[str]) -> list[str]:
-    """Return the generated sets to show, and refuse those that do not exist."""
+    """Return the generated sets to show, and refuse those that do not exist; all leaves out weaker strengths."""
     found = sorted(path.parent.name for path in sources.generated.glob("*/leftImg8bit") if any(path.iterdir()))
     if domains is None:
+        found = [name for name in found if strength_of(name)[1] == 1]
         return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
     absent = [domain for domain in domains if domain not in found]
     if absent:

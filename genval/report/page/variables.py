@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genval.datasets.labels import CLASSES, PALETTE
+from genval.report.families import FAMILIES
 from genval.report.page.content import PageContent
 from genval.report.page.reliability import bin_edges
 from genval.report.schema import (
@@ -20,8 +21,11 @@ from genval.report.schema import (
     Report,
     Scaling,
 )
+from genval.report.summary import limit_text, severity_rows
 
 _OOD_METRICS = ("auroc", "fpr95", "aupr_object", "aupr_background")
+# Plotly's symbols of the families, in their order.
+_SYMBOLS = ("circle", "diamond", "square", "cross")
 _NAMES = {
     "auroc": "AUROC",
     "aupr_object": "AUPR of the object",
@@ -46,9 +50,11 @@ def page_variables(content: PageContent) -> dict[str, Any]:
         "side_choices": [(predictor.key, predictor.name) for predictor in (report.predictors if report else [])],
         "labels": labels,
         "model_choices": [(model, labels[model]) for model in (report.models if report else [])],
+        "families": families(report),
         **_agreement(report),
         **_ranking(report),
         **_sample_size(report),
+        "severity": _severity(report, labels),
         **_calibration(report),
         "diagrams": content.diagrams,
         "gallery": content.gallery,
@@ -68,18 +74,28 @@ def chart_data(content: PageContent) -> dict[str, Any]:
         "sideNames": side_names(content.report),
         "labelFree": [predictor.key for predictor in (content.report.label_free if content.report else [])],
         "labels": model_labels(content),
+        "families": content.report.families if content.report else {},
+        "symbols": dict(families(content.report)),
         "scatter": {
             "miou": values.get("robustness", {}),
             "ece": {domain: by_part["ece"] for domain, by_part in calibration.items()},
         },
         "ood": values.get("ood_detection", {}),
         "sampleSize": values.get("sample_size", {}),
+        "severity": values.get("severity", {}),
         "scaling": {domain: by_part["scaling"] for domain, by_part in calibration.items() if by_part["scaling"]},
         "diagrams": content.diagrams,
         "binEdges": bin_edges(),
         "gallery": content.gallery,
         "objects": content.objects,
     }
+
+
+def families(report: Report | None) -> list[tuple[str, str]]:
+    """Return the families of the models, each with its symbol in charts; empty where there is only one."""
+    found = set(report.families.values()) if report else set()
+    symbols = dict(zip(FAMILIES, _SYMBOLS, strict=True))
+    return [(family, symbols[family]) for family in FAMILIES if family in found] if len(found) > 1 else []
 
 
 def side_names(report: Report | None) -> dict[str, str]:
@@ -160,6 +176,7 @@ def _sections(content: PageContent) -> list[tuple[str, str]]:
         ("agreement", "Agreement", compared),
         ("ranking", "Ranking", compared),
         ("images", "Sample size", report and report.sample_size),
+        ("severity", "Strength", report and report.severity),
         ("calibration", "Calibration", _scaled(report) or content.diagrams),
         ("generated", "Images", content.gallery),
         ("objects", "Objects", content.objects or (report and (report.ood_detection or report.ood_means))),
@@ -234,6 +251,22 @@ def _model_rows(report: Report) -> list[tuple[str, list[float | None]]]:
 def _sample_size(report: Report | None) -> dict[str, Any]:
     curves = report.sample_size if report else {}
     return {"sample_size": curves, "size_chart": any(len(curve.images) > 1 for curve in curves.values())}
+
+
+def _severity(report: Report | None, labels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Each domain's table, its limit in words, and the models that fall below it, the first one first."""
+    found = {}
+    for domain, curve in (report.severity if report else {}).items():
+        header, rows = severity_rows(curve, labels)
+        failing = [(falls.value, model) for model, falls in curve.falls_at.items() if falls.value is not None]
+        found[domain] = {
+            "header": header,
+            "rows": rows,
+            "limit": limit_text(curve),
+            "models": len(curve.miou),
+            "failing": sorted(failing),
+        }
+    return found
 
 
 def _calibration(report: Report | None) -> dict[str, Any]:

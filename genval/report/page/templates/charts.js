@@ -110,11 +110,11 @@ function drawScatter(place, comparisons, side, text, highlighted) {
       { x: range, y: range, mode: "lines", line: { color: colour("rule"), width: 1, dash: "4px,4px" }, hoverinfo: "skip" },
       {
         x: rows.map((row) => row[side].value), y: rows.map((row) => row.true.value), mode: "markers", error_x: spread(side), error_y: spread("true"),
-        customdata: rows.map((row) => [plain(DATA.labels[row.model]), ends(row[side]), ends(row.true)].flat()),
+        customdata: rows.map((row) => [plain(DATA.labels[row.model]) + (DATA.symbols[DATA.families[row.model]] ? `, ${DATA.families[row.model]}` : ""), ends(row[side]), ends(row.true)].flat()),
         marker: {
           size: rows.map((row) => (row.model === highlighted ? 13 : 9)), opacity: strong.map((is) => (is ? 1 : 0.45)),
           color: rows.map((row) => (row.model === highlighted ? colour("bright") : shade)), line: { width: 1.5, color: colour("card") },
-          symbol: { synthetic: "circle", clear: "circle-open", corrupted: "diamond" }[side] || "square",
+          symbol: rows.map((row) => (DATA.symbols[DATA.families[row.model]] || "circle") + (side === "clear" ? "-open" : "")),
         },
         hovertemplate: `<b>%{customdata[0]}</b><br>${DATA.sideNames[side]} %{x:.1f} [%{customdata[1]:.1f}, %{customdata[2]:.1f}]<br>reference %{y:.1f} [%{customdata[3]:.1f}, %{customdata[4]:.1f}]<extra></extra>`,
       },
@@ -173,6 +173,30 @@ function drawSampleSize() {
     annotations: line ? [{ xref: "paper", x: 1, y: line, text: "settled", showarrow: false, xanchor: "right", yshift: 9, font: { size: 12, color: colour("soft") } }] : [],
   });
   byId("sample-size").setAttribute("aria-label", `${text} against the number of generated images, one line per condition`);
+}
+
+/** mIoU against the strength of the condition: one line per model. */
+function drawSeverity() {
+  const curve = DATA.severity[valueOf("severity-domain")];
+  const highlighted = valueOf("severity-model");
+  const models = Object.keys(curve.miou).sort((a, b) => (a === highlighted) - (b === highlighted));
+  draw(byId("severity-chart"), models.map((model) => {
+    const strong = model === highlighted;
+    const points = curve.miou[model];
+    const shade = colour(strong ? "bright" : "synthetic");
+    return {
+      x: curve.strengths, y: points.map((point) => point.value), mode: "lines+markers", opacity: strong || !highlighted ? 1 : 0.4,
+      line: { color: shade, width: strong ? 3 : 1.5 }, marker: { size: strong ? 9 : 6 },
+      customdata: points.map((point) => ends(point)),
+      hovertemplate: `<b>${plain(DATA.labels[model])}</b><br>strength %{x}: %{y:.1f} [%{customdata[0]:.1f}, %{customdata[1]:.1f}]<extra></extra>`,
+    };
+  }), {
+    margin: { l: 52, r: 16, t: 12, b: 44 },
+    xaxis: axis("strength of the condition", { tickvals: curve.strengths, range: [curve.strengths[0] - 0.03, 1.03] }),
+    yaxis: axis("mIoU, %", { rangemode: "tozero" }),
+    shapes: curve.min_miou == null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: curve.min_miou, y1: curve.min_miou, line: { color: colour("soft"), width: 1, dash: "4px,4px" } }],
+  });
+  byId("severity-chart").setAttribute("aria-label", `mIoU of ${models.length} models against the strength of ${valueOf("severity-domain")}`);
 }
 
 // Symbols of the temperatures of the hardest images: in the chart, and as a character in its key.

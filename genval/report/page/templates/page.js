@@ -23,6 +23,7 @@ function growing(kind, draw, button, ...controls) {
 
 if (byId("scatter")) connect(drawAgreement, "scatter-metric", "scatter-side", "scatter-model");
 if (byId("sample-size")) connect(drawSampleSize, "size-metric");
+if (byId("severity-chart")) connect(drawSeverity, "severity-domain", "severity-model");
 if (byId("dumbbell")) connect(drawDumbbell, "dumbbell-domain");
 if (byId("diagrams")) connect(chooseDiagram, "diagram-set", "diagram-source", "diagram-model");
 if (byId("ood-scatter")) connect(drawObjectsAgreement, "ood-score", "ood-metric");
