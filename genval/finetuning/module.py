@@ -32,8 +32,8 @@ class FinetuneModule(OptimisedModule):
         first: a batch, by which margins are measured.
     """
 
-    NETWORK = "network"
-    network: Any
+    NETWORK = "segmenting"
+    segmenting: Any
     config: FinetuneConfig
     margins: Tensor
 
@@ -50,6 +50,11 @@ class FinetuneModule(OptimisedModule):
     def segmenter(self) -> Segmenter:
         """The segmenter, whose network is `network`."""
         return self._held[0]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [
+            {"params": [weight for weight in self.network.parameters() if weight.requires_grad], "lr": self.config.lr}
+        ]
 
     def train(self, mode: bool = True) -> FinetuneModule:
         super().train(mode)

@@ -14,7 +14,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from genval.artifacts.manifest import Manifest
 from genval.datasets.items import BadFile
 from genval.datasets.labels import CITYSCAPES, IGNORE
 from genval.datasets.ood_objects import ObjectImage, read_box
@@ -91,11 +90,8 @@ class GeneratedObjects(OutlierSource):
         folders = GeneratedFolders(*(str(root / name) for name in ("refined", "masks", "with_positions")))
         self.items = find_ood_items(GENERATED, generated=folders, objects=objects, skipped=skipped).items
         self.positions = root / "with_positions"
-        records = Manifest(self.positions).records
         self.name, self.count = f"generated objects in {folder}", len(self.items)
-        self.frames = sorted(
-            {records[item.id]["source"] for item in self.items if "source" in records.get(item.id, {})}
-        )
+        self.frames = sorted({item.source for item in self.items if item.source})
         self.files = [path for item in self.items for path in (*item.files, self._labels(item)) if path.exists()]
 
     def load(self, index: int, street: Labelled | None, rng: np.random.Generator) -> Labelled:

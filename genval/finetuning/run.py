@@ -147,8 +147,8 @@ def find_validation(
     if not streets:
         raise GenValError(
             f"All {len(found)} validation images of {settings.src_dataset} ({settings.val_split}) are of frames that "
-            "are trained on. Generate the objects in frames of the training set (sd_inpaint.py --from_train), give another "
-            "--val_split, or --val_every 0."
+            "are trained on. Generate the objects in frames of the training set (sd_inpaint.py --from_train), give "
+            "another --val_split, or --val_every 0."
         )
     if len(streets) < len(found):
         print(
@@ -175,7 +175,8 @@ def _save(
             raise GenValError(
                 f"No validation kept clear mIoU within {settings.max_miou_drop} points of {100 * rows[0]['miou']:.1f}; "
                 f"it was {100 * rows[-1]['miou']:.1f} at step {rows[-1]['step']}. Nothing is written. "
-                "Give a lower --lr or --outlier_weight, validate more often (--val_every), or allow more (--max_miou_drop)."
+                "Give a lower --lr or --outlier_weight, validate more often (--val_every), or allow more "
+                "(--max_miou_drop)."
             )
         content = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
         network.load_state_dict(content["state_dict"])

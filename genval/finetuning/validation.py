@@ -40,7 +40,7 @@ class Validated(TypedDict):
 def logged(row: Validated) -> Iterator[tuple[str, float]]:
     """The metrics of a validation that are known, by the names under which they are logged."""
     for name in ("miou", "auroc", "fpr95", "aupr_object"):
-        value: float | None = row[name]  # type: ignore[literal-required]
+        value: float | None = row[name]
         if value is not None:
             yield f"val_{name}", value
 

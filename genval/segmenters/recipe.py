@@ -91,6 +91,6 @@ def refuse_trained_images(segmenter: Any, items: Iterable[Item]) -> None:
 
 def was_trained_on(recipe: Recipe, item: Item) -> bool:
     """Whether the training used the item's image, its mask, or an image of the same frame."""
-    parts = item.id.split("_")
+    parts = (getattr(item, "source", "") or item.id).split("_")
     ids = {"_".join(parts[start:]) for start in range(len(parts))}
     return bool(ids & recipe.frames) or any(current_mark(file) in recipe.marks for file in (item.image, item.mask))
