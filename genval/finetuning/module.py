@@ -68,13 +68,13 @@ class FinetuneModule(OptimisedModule):
         if self.loss_name != "uniform" and not bool(self.margins.isfinite().all()):
             with torch.no_grad():
                 batch = {key: value.to(self.device) for key, value in self._first.items()}
-                self.network.eval()
+                self.eval()
                 logits = self.logits(batch["image"])
-                self.train()
                 scores = self.scores(logits)[batch["train_ids"] != IGNORE]
                 self.margins = outlier_margins(
                     self.loss_name, scores, logits.shape[1], self.config.gap, self.segmenter.of_queries
                 )
+        self.train()
 
     def logits(self, images: Tensor) -> Tensor:
         """Float32 logits (B, 19, H, W) of crops, uint8 (B, 3, H, W)."""

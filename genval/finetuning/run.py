@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def prepare_finetuning(settings: FinetuneSettings) -> TrainingRun:
     callbacks = []
     if validation is not None:
         callbacks.append(Validation(folder, validation, int(settings.val_every), settings.max_miou_drop / 100))
+    # The layers of batch norm are meant to be.
+    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     trainer = trainer_of(settings, folder, precision, len(data.streets), callbacks)
     recipe = {
         "made_by": MADE_BY,

@@ -176,7 +176,7 @@ def changed_flags(folder: Path, settings: RunSettings) -> list[str]:
     before = content.get("settings") if isinstance(content, dict) else None
     if not isinstance(before, dict):
         return []
-    now = flatten(settings)
+    now = {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(settings).items()}
     return [
         f"--{name} {now[name]} (was {before[name]})"
         for name in settings.deciding
