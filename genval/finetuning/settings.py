@@ -42,7 +42,7 @@ class FinetuneConfig(OptimisationConfig):
     crop_size: tuple[int, int] = (512, 1024)  # height and width
     outlier_ratio: float = 0.25  # fraction of a batch
     generated_ratio: float = 0.5  # fraction of a batch
-    outlier_weight: float = 1.0  # of the outlier loss
+    outlier_weight: float = 0.2  # of the outlier loss
     gap: float = 10.0  # between the margins of energy, nats
 
 
@@ -88,7 +88,7 @@ class FinetuneSettings:
     loss: Literal["uniform", "energy", "rba"] | None = flag(
         None, "loss of the outliers: uniform softmax, margins of the energy, or RbA (default: that of --score)"
     )
-    outlier_weight: float = flag(1.0, "weight of the outlier loss; 0 is the control without it")
+    outlier_weight: float = flag(0.2, "weight of the outlier loss; 0 is the control without it")
     gap: float = flag(10.0, "energy loss: distance between the margins of known pixels and outliers, nats")
     batch_size: int = flag(8, "images per device", type=positive_int)
     accumulate: int = flag(1, "batches per optimiser step", type=positive_int)
