@@ -127,7 +127,7 @@ class FinetuneSampler:
 class FinetuneBatches:
     """Batches of augmented crops.
 
-    A batch has `image` uint8 (B, 3, H, W), `train_ids` uint8 (B, H, W) and `outliers` bool (B, H, W).
+    A batch has `image` uint8 (B, 3, H, W), `train_ids` uint8 (B, H, W), `outliers` bool (B, H, W) and `seed` (an int).
 
     Args:
         batches: the samples of each batch; may be endless.
@@ -140,11 +140,12 @@ class FinetuneBatches:
         self.batches, self.data, self.size, self.workers = batches, data, size, workers
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for _, loaded in read_ahead(self.batches, self._load, self.workers):
+        for samples, loaded in read_ahead(self.batches, self._load, self.workers):
             yield {
                 "image": pinned(torch.from_numpy(np.stack([one.image.transpose(2, 0, 1) for one in loaded]))),
                 "train_ids": pinned(torch.from_numpy(np.stack([one.train_ids for one in loaded]))),
                 "outliers": pinned(torch.from_numpy(np.stack([one.outliers for one in loaded]))),
+                "seed": samples[0].seed,
             }
 
     def _load(self, sample: FinetuneSample) -> Labelled:

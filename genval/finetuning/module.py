@@ -37,7 +37,7 @@ class FinetuneModule(OptimisedModule):
     config: FinetuneConfig
     margins: Tensor
 
-    def __init__(self, segmenter: Segmenter, config: FinetuneConfig, loss: str, first: dict[str, Tensor]) -> None:
+    def __init__(self, segmenter: Segmenter, config: FinetuneConfig, loss: str, first: dict[str, Any]) -> None:
         freeze_unused(segmenter)
         super().__init__(segmenter.network, config)
         self._held = [segmenter]  # in a list: it is no submodule, since its network is one
@@ -67,10 +67,9 @@ class FinetuneModule(OptimisedModule):
         self.segmenter.to(self.device)
         if self.loss_name != "uniform" and not bool(self.margins.isfinite().all()):
             with torch.no_grad():
-                batch = {key: value.to(self.device) for key, value in self._first.items()}
                 self.eval()
-                logits = self.logits(batch["image"])
-                scores = self.scores(logits)[batch["train_ids"] != IGNORE]
+                logits = self.logits(self._first["image"].to(self.device))
+                scores = self.scores(logits)[self._first["train_ids"].to(self.device) != IGNORE]
                 self.margins = outlier_margins(
                     self.loss_name, scores, logits.shape[1], self.config.gap, self.segmenter.of_queries
                 )
@@ -87,8 +86,9 @@ class FinetuneModule(OptimisedModule):
         """The anomaly scores (B, H, W) whose margins are trained."""
         return energy(logits) if self.loss_name == "energy" else rba(logits, self.segmenter.of_queries)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
+        torch.manual_seed(batch["seed"])  # of dropout, so that a resumed run drops the same
         labels, outliers = batch["train_ids"].long(), batch["outliers"]
         logits = self.logits(batch["image"])
         known = labels != IGNORE

@@ -21,16 +21,15 @@ def weights(folder):
 
 @pytest.mark.parametrize("score", ["entropy", "energy", "rba"])
 def test_a_resumed_run_gives_the_same_weights(settings, tmp_path, score):
-    run_training(prepare_finetuning(settings(score=score, output=str(tmp_path / "whole"), run="whole", ema=0.9)))
-    run_training(prepare_finetuning(settings(score=score, max_steps=2, lr_schedule="constant", ema=0.9, run="first")))
-    # The schedule of the whole run: only the length differed.
-    whole = settings(score=score, output=str(tmp_path / "constant"), run="constant", lr_schedule="constant", ema=0.9)
-    run_training(prepare_finetuning(whole))
-    resumed = settings(score=score, run="first", resume="last", lr_schedule="constant", ema=0.9)
-    run_training(prepare_finetuning(resumed))
-    expected, found = weights(tmp_path / "constant"), weights(tmp_path / "output")
+    flags = dict(score=score, lr_schedule="constant", ema=0.9)
+    if score == "entropy":
+        flags["segmenter"] = "mini-fast-scnn"  # it has dropout
+    run_training(prepare_finetuning(settings(**flags, output=str(tmp_path / "whole"), run="whole")))
+    run_training(prepare_finetuning(settings(**flags, max_steps=2, run="first")))
+    run_training(prepare_finetuning(settings(**flags, run="first", resume="last")))
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "output")
     assert all(torch.equal(expected[key], found[key]) for key in expected)
-    before = load_segmenter(resumed.segmenter, "cpu").network.state_dict()
+    before = load_segmenter(settings(**flags).segmenter, "cpu").network.state_dict()
     assert any(not torch.equal(before[key], found[key]) for key in found)
     # Statistics of batch norms stay.
     assert all(torch.equal(before[key], found[key]) for key in found if "running" in key)
