@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
 
 def main(settings: ControlNetTrainingSettings) -> None:
     from genval.diffusion.training.controlnet_run import prepare_training
-    from genval.diffusion.training.runs import run_training
+    from genval.training.runs import run_training
 
     done = run_training(prepare_training(settings))
     if done is not None:  # another process reports

@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
 
 def main(settings: LoraTrainingSettings) -> None:
     from genval.diffusion.training.lora_run import prepare_lora_training
-    from genval.diffusion.training.runs import run_training
+    from genval.training.runs import run_training
 
     done = run_training(prepare_lora_training(settings))
     if done is not None:  # another process reports

@@ -160,9 +160,9 @@ class TrainingSpeedSettings:
 def main(settings: TrainingSpeedSettings) -> None:
     import torch
 
-    from genval.diffusion.training.runs import training_precision
     from genval.runtime.files import write_json
     from genval.runtime.tables import markdown_table
+    from genval.training.runs import training_precision
 
     rows = [parse_row(text, settings.size) for text in settings.rows]
     precision = training_precision(settings.precision, settings.accelerator)
@@ -279,7 +279,7 @@ def time_ours(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, 
 
     from genval.diffusion.pairs import Pair
     from genval.diffusion.training.data import ControlNetData, LatentCache
-    from genval.diffusion.training.runs import make_trainer
+    from genval.training.runs import make_trainer
 
     size, pairs = SIZES[row.size], 256
     module = make_module(row, base, device)

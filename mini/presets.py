@@ -122,6 +122,15 @@ PRESET: dict[str, dict[str, Any]] = {
         "eval_dir": "results/mini/eval",
         "batch_size": 4,
     },
+    "relis/finetune": {
+        "datasets_dir": "datasets/mini",
+        "generated_dir": "images/mini/style_transfer",
+        "crop_size": "128x256",
+        "max_steps": 200,
+        "val_every": 50,
+        "lr": 2e-4,
+        "warmup_steps": 20,
+    },
     "relis/check_dataset": {
         "datasets_dir": "datasets/mini",
         "generated_dir": "images/mini/style_transfer",

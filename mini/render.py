@@ -75,7 +75,7 @@ def render(settings: RenderSettings, target: Target) -> tuple[int, int]:
     asked = len(jobs) + settings.training_objects
     if OBJECTS in settings.domains:
         asked += settings.num_val
-        written += render_test_set(settings.num_val, target, settings.num_workers)
+        written += render_test_set(settings.num_val, target, settings.num_workers, settings.objects)
     if settings.training_objects:
         written += render_training_set(settings.training_objects, target, settings.num_workers)
     return written, asked

@@ -54,6 +54,7 @@ class OodItem(Item):
     kinds: tuple[tuple[int, int], ...] = tuple(_TRACK.items())  # the mask's id -> 0 background, 1 object, 255 void
     frame: Path | None = None  # labelIds of the image's street, if available
     void: tuple[int, ...] = ()  # ids of `frame`, or else of the mask, that are not counted outside the object
+    source: str = ""  # id of the frame into which the object was inpainted, if known
     block: str = ""  # name of the block of images that are measured together
 
     @property
@@ -261,7 +262,7 @@ def _find_generated(
 ) -> OodSet:
     images, masks, positions = (resolve(path) for path in (folders.images, folders.masks, folders.positions))
     chosen = read_curated(masks) if curated else {}
-    mask_records = Manifest(masks).records
+    mask_records, made = Manifest(masks).records, Manifest(positions).records
     left_out = {"no object found": 0, "not chosen in curated.json": 0}
     items: list[OodItem] = []
     place: dict[str, int] = {}
@@ -297,6 +298,7 @@ def _find_generated(
                 kinds=tuple(_BINARY.items()),
                 frame=frame if void else None,
                 void=void,
+                source=made.get(image.id, {}).get("source", ""),
                 block=f"{image.folder}-{number // BLOCK:05d}",
             )
             items.append(item)

@@ -72,6 +72,7 @@ from genval.runtime.files import read_json, remove_leftovers, write_json, write_
 from genval.runtime.paths import resolve
 from genval.segmenters.identity import model_identity
 from genval.segmenters.prediction import infer
+from genval.segmenters.recipe import refuse_trained_images
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -127,6 +128,8 @@ def detect_all(settings: OodDetectionSettings) -> list[Detected]:
             bad = list(unpaired[dataset])
             if settings.skip_bad:  # files may have vanished since they were found: loading a segmenter takes seconds
                 found = OodSet(tuple(openable(found.items, bad)), found.left_out)
+            with same_outcome(fabric):
+                refuse_trained_images(segmenter, found.items)
             stage = OodStage(settings, segmenter, fabric.device, name, dataset, found, bad, standard)
             run_stage(
                 stage,
@@ -252,6 +255,8 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
             self.standard = mean, deviation
             moments = hashlib.blake2b(b"".join(part.tobytes() for part in standard), digest_size=8).hexdigest()
             common["standardised"] = [settings.standardise, settings.standardise_images, moments]
+        if (recipe := getattr(segmenter, "recipe", None)) is not None:
+            common["recipe"] = recipe.mark
         identity, precision = self.identity, settings.device.precision
         self.records = {
             item: {

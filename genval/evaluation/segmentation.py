@@ -41,6 +41,7 @@ from genval.runtime.files import read_json, remove_leftovers
 from genval.runtime.paths import resolve
 from genval.segmenters.features import ImageFeatures
 from genval.segmenters.identity import model_identity
+from genval.segmenters.recipe import refuse_trained_images
 
 if TYPE_CHECKING:
     import torch
@@ -125,6 +126,8 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
         for dataset, listed in jobs.items():
             # Files may have vanished since they were found: loading a segmenter takes seconds.
             found = listed.openable() if settings.skip_bad else listed
+            with same_outcome(fabric):
+                refuse_trained_images(loaded, found.items)
             stage = EvaluationStage(settings, loaded, fabric.device, name, dataset, found)
             run_stage(
                 stage,
@@ -205,6 +208,8 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         }
         if (revision := getattr(segmenter, "revision", None)) is not None:
             self.records = {item: {**record, "revision": revision} for item, record in self.records.items()}
+        if (recipe := getattr(segmenter, "recipe", None)) is not None:
+            self.records = {item: {**record, "recipe": recipe.mark} for item, record in self.records.items()}
         dtype = "float16" if settings.fp16 else "float32"
         metadata: dict[str, dict[str, Any]] = {
             "logits": {"pixels": settings.logit_pixels, "seed": settings.seed, "dtype": dtype},

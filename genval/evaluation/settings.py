@@ -15,6 +15,7 @@ from genval.runtime.settings import (
     RunSettings,
     comma_list,
     dataset_list,
+    height_width,
     num_workers_flag,
     positive_int,
     seed_flag,
@@ -85,14 +86,6 @@ def score_list(text: str) -> list[str]:
     return names
 
 
-def input_size(text: str) -> tuple[int, int]:
-    """Parse height and width in pixels, e.g. `512x1024`, or `512,1024` as pages write it."""
-    parts = text.lower().replace(",", "x").split("x")
-    if len(parts) != 2:
-        raise argparse.ArgumentTypeError(f"expected height x width in pixels, as 512x1024, found {text!r}")
-    return positive_int(parts[0]), positive_int(parts[1])
-
-
 def size_pair(text: str) -> tuple[int, int]:
     """Parse two numbers of pixels, e.g. `500,100`."""
     parts = [positive_int(part) for part in comma_list(text)]
@@ -111,7 +104,7 @@ class SegmenterSettings:
         None, "classes of the segmenters' outputs, if not the 19: a JSON file of ids, or a name"
     )
     input_size: tuple[int, int] | None = flag(
-        None, "HxW: resize images to this size for the segmenter, and its logits back", type=input_size
+        None, "HxW: resize images to this size for the segmenter, and its logits back", type=height_width
     )
     batch_size: int = flag(1, "images per forward pass", type=positive_int)
     compile: Compile = flag("off", "compile the segmenter: takes minutes, then faster on a GPU (auto: off)", bare="on")

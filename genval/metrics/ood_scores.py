@@ -147,6 +147,27 @@ def anomaly_scores(logits: Tensor, standard: tuple[Tensor, Tensor] | None = None
     return torch.stack(rows)
 
 
+def rejected_by_all(logits: Tensor, of_queries: bool = False) -> Tensor:
+    """Compute the score `rba`: minus the sum over classes of the hyperbolic tangent of the class scores.
+
+    Source: Nayal et al., "RbA: Segmenting Unknown Regions Rejected by All" (ICCV 2023), equation 5.
+
+    Args:
+        logits: (C, ...), not soft-maxed.
+        of_queries: whether the logits are logarithms of class scores, as `QuerySegmenter` gives them; else they are the
+            class scores themselves.
+
+    Returns:
+        (...), from -C, where all classes accept the pixel, to C.
+
+    >>> import torch
+    >>> rejected_by_all(torch.tensor([0.0, -100.0])).item()
+    1.0
+    """
+    scores = logits.exp() if of_queries else logits
+    return -scores.tanh().sum(0)
+
+
 def score_level(score: Tensor, name: str) -> Tensor:
     """Return the levels, int32 in 0..SCORE_LEVELS-1, of scores (float32 (N,), finite); the highest are at level 0.
 

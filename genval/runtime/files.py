@@ -13,6 +13,7 @@ import functools
 import io
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -52,6 +53,25 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_writable(folder: str | Path) -> None:
+    """Check, before a long training, that a folder can be written. The check leaves no files.
+
+    Raises:
+        GenValError: the folder cannot be made or written.
+    """
+    folder = Path(folder)
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(prefix=".part-", dir=folder).cleanup()
+        if is_new:
+            folder.rmdir()
+    except OSError as error:
+        raise GenValError(
+            f"Cannot write {folder}: {error.strerror or error}. Free disk space, or choose a folder you may write to."
+        ) from error
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -58,6 +58,14 @@ def dataset_list(text: str) -> list[str]:
     return values
 
 
+def height_width(text: str) -> tuple[int, int]:
+    """Parse height and width in pixels, e.g. `512x1024`, or `512,1024` as pages write it."""
+    parts = text.lower().replace(",", "x").split("x")
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"expected height x width in pixels, as 512x1024, found {text!r}")
+    return positive_int(parts[0]), positive_int(parts[1])
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """How much of a stage to run, and whether to run it again."""

@@ -18,6 +18,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.precision import autocast, check_precision, weights_dtype
 from genval.segmenters.class_map import ClassMap
 from genval.segmenters.outputs import check_logits, check_values, named_failures
+from genval.segmenters.recipe import Recipe
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -55,9 +56,13 @@ class Segmenter(nn.Module, abc.ABC):
     minimum_size = 1
     size_divisor = 1
     input_size: tuple[int, int] | None = None
+    of_queries = False
+    """Whether logits are logarithms of class scores that queries give, which are not a distribution."""
     definition: str | None = None
     revision: str | None = None
     """The commit of a model from the Hugging Face hub."""
+    recipe: Recipe | None = None
+    """How relis/finetune.py made the weights, if it did."""
 
     def __init__(
         self,
@@ -101,6 +106,18 @@ class Segmenter(nn.Module, abc.ABC):
         if logits.shape[-2:] != padded.shape[-2:]:
             logits = F.interpolate(logits.float(), padded.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         return logits[..., :height, :width]
+
+    def crop_logits(self, images: Tensor) -> Tensor:
+        """Segment crops for training, in one pass and with gradients.
+
+        Args:
+            images: (B, 3, H, W) on the scale 0..255, RGB, on the segmenter's device.
+
+        Returns:
+            Float32 logits (B, 19, h, w) of the network's own size.
+        """
+        logits = Segmenter.infer(self, self.prepare(images))  # without the sliding window of whole images
+        return self.class_map(logits) if self.class_map is not None else logits.float()
 
     def pad(self, pixels: Tensor) -> Tensor:
         """Normalised pixels, extended at the bottom and the right to a size that the network takes."""

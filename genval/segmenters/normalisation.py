@@ -45,7 +45,7 @@ def read_normalisation(
     Raises:
         GenValError: the JSON has other keys or values than expected.
     """
-    sidecar = _find_sidecar(file)
+    sidecar = find_sidecar(file)
     if sidecar is not None:
         values, source = read_json(sidecar), str(sidecar)
         if not isinstance(values, dict):
@@ -87,7 +87,7 @@ def read_normalisation(
     return normalisation
 
 
-def _find_sidecar(file: Path) -> Path | None:
+def find_sidecar(file: Path) -> Path | None:
     """Return `{file}.json`, else `{stem}.json` beside the file, if it is one of a network's own."""
     whole, short = file.with_name(f"{file.name}.json"), file.with_suffix(".json")
     if whole.is_file():

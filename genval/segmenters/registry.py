@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from genval.segmenters.checkpoints import find_checkpoint
 from genval.segmenters.class_map import ClassMap, find_class_map
 from genval.segmenters.identity import source_hash
 from genval.segmenters.outputs import find_logits, named_failures
+from genval.segmenters.recipe import find_recipe
 from genval.segmenters.trust import require_trusted_module
 
 _MODEL_ZOO = "https://github.com/open-mmlab/mmsegmentation/blob/v0.30.0/docs/en/model_zoo.md"
@@ -102,6 +104,7 @@ def load_segmenter(
     check_precision(precision)
     classes = find_class_map(class_map) if class_map is not None else None
     segmenter = _load(name, torch.device(device), precision, checkpoint_root, classes, trust_code)
+    segmenter.recipe = find_recipe(specify(name, checkpoint_root).file)
     if input_size is not None:
         segmenter.set_input_size(input_size)
     if channels_last:
@@ -109,6 +112,50 @@ def load_segmenter(
     if compiled:
         segmenter.compile_network()
     return segmenter
+
+
+@dataclass(frozen=True)
+class Specification:
+    """What a segmenter's name stands for.
+
+    Attributes:
+        prefix: one of `PREFIXES`, or a Python module.
+        parts: what follows the prefix, split at commas.
+        file: the checkpoint, where there is one; the folder of a local transformers model.
+        overrides: changes to the config of a model of the zoo.
+    """
+
+    prefix: str
+    parts: tuple[str, ...]
+    file: Path | None = None
+    overrides: Mapping[str, Any] | None = None
+
+
+def specify(name: str, checkpoint_root: str | Path = path_dicts.CHECKPOINT_ROOT) -> Specification:
+    """Find what a segmenter's name or specification stands for; arguments as for `load_segmenter`.
+
+    Raises:
+        GenValError: the name is unknown, or its checkpoint is missing.
+    """
+    if name in path_dicts.ZOO:
+        entry = path_dicts.ZOO[name]
+        checkpoint = find_below(checkpoint_root, entry["checkpoint"])
+        if checkpoint is None:
+            raise GenValError(_missing_zoo_file(name, entry, checkpoint_root))
+        return Specification("mmseg", (entry["config"], str(checkpoint)), checkpoint, entry.get("overrides"))
+    prefix, colon, rest = path_dicts.MINI_SEGMENTERS.get(name, name).partition(":")
+    if not colon or not rest:
+        raise GenValError(_unknown(name))
+    if prefix not in PREFIXES:
+        return Specification(prefix, (rest,))
+    parts = tuple(part.strip() for part in rest.split(","))
+    form = PREFIXES[prefix]
+    if not all(parts) or len(parts) not in (form.count(",") + 1, form.split("[")[0].count(",") + 1):
+        raise GenValError(f"Expected {prefix}:{form}, found {prefix}:{rest}.")
+    if prefix == "hf":
+        return Specification(prefix, (rest,), find_checkpoint(rest, checkpoint_root))
+    file = _existing(parts[-1], checkpoint_root) if len(parts) > 1 or form == "FILE" else None
+    return Specification(prefix, parts, file)
 
 
 def _load(
@@ -119,28 +166,14 @@ def _load(
     classes: ClassMap | None,
     trust_code: bool,
 ) -> Segmenter:
-    if name in path_dicts.ZOO:
-        from genval.segmenters.openmmlab import load_openmmlab
-
-        entry = path_dicts.ZOO[name]
-        checkpoint = find_below(checkpoint_root, entry["checkpoint"])
-        if checkpoint is None:
-            raise GenValError(_missing_zoo_file(name, entry, checkpoint_root))
-        return load_openmmlab(name, entry["config"], checkpoint, device, precision, entry.get("overrides"), classes)
-    prefix, colon, rest = path_dicts.MINI_SEGMENTERS.get(name, name).partition(":")
-    if not colon or not rest:
-        raise GenValError(_unknown(name))
+    found = specify(name, checkpoint_root)
+    prefix, parts, file = found.prefix, found.parts, found.file
     if prefix not in PREFIXES:
-        return _load_factory(name, prefix, rest, device, precision, classes, trust_code)
-    parts = [part.strip() for part in rest.split(",")]
-    form = PREFIXES[prefix]
-    if not all(parts) or len(parts) not in (form.count(",") + 1, form.split("[")[0].count(",") + 1):
-        raise GenValError(f"Expected {prefix}:{form}, found {prefix}:{rest}.")
+        return _load_factory(name, prefix, parts[0], device, precision, classes, trust_code)
     if prefix == "hf":
         from genval.segmenters.transformers_models import load_transformers
 
-        return load_transformers(name, rest, device, precision, checkpoint_root, classes)
-    file = _existing(parts[-1], checkpoint_root) if len(parts) > 1 or form == "FILE" else None
+        return load_transformers(name, parts[0], device, precision, checkpoint_root, classes)
     if prefix == "torchvision":
         from genval.segmenters.builders import load_torchvision
 
@@ -149,7 +182,7 @@ def _load(
     if prefix == "mmseg":
         from genval.segmenters.openmmlab import load_openmmlab
 
-        return load_openmmlab(name, parts[0], file, device, precision, class_map=classes, trust_code=trust_code)
+        return load_openmmlab(name, parts[0], file, device, precision, found.overrides, classes, trust_code)
     if prefix == "smp":
         from genval.segmenters.builders import load_smp
 

@@ -89,6 +89,7 @@ class QuerySegmenter(Segmenter):
     """
 
     network: Any
+    of_queries = True
 
     def __init__(self, *args: Any, task: Tensor | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

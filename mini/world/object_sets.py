@@ -42,6 +42,7 @@ class ObjectJob:
     index: int
     image: str
     mask: str
+    names: tuple[str, ...] | None = None  # of the objects to choose from; None for all
 
     @property
     def split_seed(self) -> int:
@@ -62,11 +63,13 @@ class ObjectJob:
         return item_seed(self.split_seed, self.image)
 
 
-def plan_test(number: int) -> Iterator[ObjectJob]:
-    """Yield the jobs of the test set."""
+def plan_test(number: int, names: tuple[str, ...] | None = None) -> Iterator[ObjectJob]:
+    """Yield the jobs of the test set; `names` are the objects in it, None for all."""
     for index in range(number):
         stem = f"validation{index:04d}"
-        yield ObjectJob("val", index, f"{TRACK}/images/{stem}.png", f"{TRACK}/labels_masks/{stem}_labels_semantic.png")
+        yield ObjectJob(
+            "val", index, f"{TRACK}/images/{stem}.png", f"{TRACK}/labels_masks/{stem}_labels_semantic.png", names
+        )
 
 
 def plan_training(number: int) -> Iterator[ObjectJob]:
@@ -82,9 +85,9 @@ class _Line(TypedDict):
     image: str
 
 
-def render_test_set(number: int, target: Target, workers: int) -> int:
-    """Render the missing images of the test set; return the number of written images."""
-    jobs = [job for job in plan_test(number) if _is_missing(target, job.image, job.mask)]
+def render_test_set(number: int, target: Target, workers: int, names: tuple[str, ...] | None = None) -> int:
+    """Render the missing images of the test set, with objects of `names`; return the number of written images."""
+    jobs = [job for job in plan_test(number, names) if _is_missing(target, job.image, job.mask)]
     return render_jobs(_render_test, jobs, target, workers)[1]
 
 
@@ -116,7 +119,8 @@ def _render_test(job: ObjectJob, target: Target, writer: ThreadPoolExecutor) -> 
     from .objects import DYNAMIC, object_names
 
     rng = np.random.default_rng(job.seed)
-    names = rng.choice(object_names(), int(rng.integers(1, MOST_OBJECTS + 1)), replace=False)
+    known = job.names or object_names()
+    names = rng.choice(known, min(len(known), int(rng.integers(1, MOST_OBJECTS + 1))), replace=False)
     _, scene = _with_objects(job, target, names.tolist(), rng)
     mask = (scene.label_ids == DYNAMIC).astype(np.uint8)
     return None, _write(target, writer, {job.image: scene.image, job.mask: mask})

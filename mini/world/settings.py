@@ -12,6 +12,7 @@ from genval.runtime.flags import flag
 from genval.runtime.settings import comma_list, positive_int
 
 from .dataset import CONDITIONS, OBJECTS
+from .objects import object_names
 
 
 def count(text: str) -> int:
@@ -34,6 +35,9 @@ class RenderSettings:
     height: int = flag(256, "height in pixels", type=positive_int)
     width: int = flag(512, "width in pixels, twice the height", type=positive_int)
     domains: tuple[str, ...] = flag(tuple(CONDITIONS), "domains to render", type=comma_list)
+    objects: tuple[str, ...] | None = flag(
+        None, "names of the objects in the set of objects (default: all that have a sprite)", type=comma_list
+    )
     training_objects: int = flag(0, "training images, with an object or without", type=count)
     num_workers: int = flag(os.cpu_count() or 1, "number of processes", type=positive_int)
     overwrite: bool = flag(False, "render existing images again")
@@ -43,6 +47,9 @@ class RenderSettings:
         unknown = sorted(set(self.domains) - {*CONDITIONS, OBJECTS})
         if unknown:
             raise GenValError(f"--domains: {', '.join(unknown)} is none of {', '.join((*CONDITIONS, OBJECTS))}.")
+        unknown = sorted(set(self.objects or ()) - set(object_names()))
+        if unknown:
+            raise GenValError(f"--objects: {', '.join(unknown)} has no sprite. Known: {', '.join(object_names())}.")
         if self.width != 2 * self.height:
             raise GenValError(f"--width must be twice --height, found {self.width} and {self.height}.")
 

@@ -15,10 +15,10 @@ from genval.diffusion.pairs import Pair
 from genval.diffusion.training.data import ControlNetData, encode_pairs
 from genval.diffusion.training.lora_run import captioned_images
 from genval.diffusion.training.module import LoraModule
-from genval.diffusion.training.runs import latest_checkpoint, make_trainer
 from genval.diffusion.training.settings import LoraTrainingSettings, TrainingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import make_settings
+from genval.training.runs import latest_checkpoint, make_trainer
 
 TARGETS = ("to_q", "to_out.0", "conv1")
 SMALL: dict[str, Any] = {

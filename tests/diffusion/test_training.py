@@ -15,9 +15,12 @@ from genval.diffusion.models.hints import CITYSCAPES_IDS, HintEncoding, encode_h
 from genval.diffusion.models.pipelines import TextStates, load_base
 from genval.diffusion.pairs import read_pairs
 from genval.diffusion.training.data import ControlNetData, EncodedFolder, encode_pairs
-from genval.diffusion.training.module import ControlNetModule, check_optimizer
+from genval.diffusion.training.module import ControlNetModule
 from genval.diffusion.training.pair_sampler import PairSampler
-from genval.diffusion.training.runs import (
+from genval.diffusion.training.settings import ControlNetTrainingSettings, TrainingConfig
+from genval.runtime.errors import GenValError
+from genval.training.module import check_optimizer
+from genval.training.runs import (
     changed_flags,
     check_output,
     choose_run,
@@ -25,8 +28,6 @@ from genval.diffusion.training.runs import (
     make_trainer,
     training_precision,
 )
-from genval.diffusion.training.settings import ControlNetTrainingSettings, TrainingConfig
-from genval.runtime.errors import GenValError
 
 pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part
 

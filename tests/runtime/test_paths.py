@@ -7,12 +7,12 @@ import pytest
 from genval.captions.captioning import filter_captions
 from genval.captions.settings import CaptionSettings
 from genval.datasets.layouts import find_layout
-from genval.diffusion.training.runs import choose_run
 from genval.evaluation.scoring import find_set
 from genval.evaluation.settings import ScoringSettings
 from genval.results.scenes import pair
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import inside, is_inside
+from genval.training.runs import choose_run
 
 OUTSIDE = ["../x", "a/../../x", "/x", "..", ".", "", "a//b", "a\0b"]
 

@@ -155,23 +155,6 @@ def check_fits(controlnet: Any, base: StableDiffusion, source: object) -> None:
         )
 
 
-def check_writable(folder: str | Path) -> None:
-    """Check, before a long training, that a folder can be written. The check leaves no files.
-
-    Raises:
-        GenValError: the folder cannot be made or written.
-    """
-    folder = Path(folder)
-    is_new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryDirectory(prefix=".part-", dir=folder).cleanup()
-        if is_new:
-            folder.rmdir()
-    except OSError as error:
-        raise _not_writable(folder, error) from error
-
-
 def save_controlnet(controlnet: Any, folder: str | Path, dtype: str = "fp32") -> None:
     """Write a ControlNet as a diffusers folder: safetensors, then config.json, each replaced atomically.
 

@@ -4,8 +4,7 @@
 - `pair_sampler`: which pairs a batch holds, and how each is augmented;
 - `data`: the batches, decoded for each step or encoded once;
 - `module`: the training step;
-- `log`: progress bar, checkpoints and the image log;
-- `runs`: folders of runs, resuming, the Lightning Trainer, and the run itself;
+- `log`: the image log;
 - `controlnet_run`, `lora_run`: the models and data of `ControlNet/train.py` and `ControlNet/train_lora.py`;
 - `loop`: the training loop of small models on one device, which the recipes of `mini/` share;
 - `autoencoder`, `base_model`: a small autoencoder and a small Stable Diffusion;

@@ -15,11 +15,12 @@ from genval.diffusion.pairs import Pair, check_pair_ids, find_jsonl, read_pairs,
 from genval.diffusion.settings import SamplingConfig
 from genval.diffusion.training.data import ControlNetData, EncodedFolder
 from genval.diffusion.training.log import ImageLog
-from genval.diffusion.training.module import ControlNetModule, check_optimizer
-from genval.diffusion.training.runs import TrainingRun, check_output, choose_run, trainer_of, training_precision
+from genval.diffusion.training.module import ControlNetModule
 from genval.diffusion.training.settings import ControlNetTrainingSettings
 from genval.runtime.paths import resolve
 from genval.segmenters.registry import load_segmenter
+from genval.training.module import check_optimizer
+from genval.training.runs import TrainingRun, check_output, choose_run, trainer_of, training_precision
 
 
 def prepare_training(settings: ControlNetTrainingSettings) -> TrainingRun:

@@ -6,13 +6,10 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
@@ -26,32 +23,12 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, remove_leftovers, replace_file, write_json
 from genval.runtime.progress import progress_bar
 from genval.runtime.seeds import item_seed
+from genval.training.batches import pinned, read_ahead
 
-_BATCHES_AHEAD = 2
 _ENCODED_AT_ONCE = 64
 _SHARD = 256  # pairs per file
 _RECORD = "encoded.json"
 _TEXTS = "texts.safetensors"
-
-_Sample = TypeVar("_Sample")
-_Loaded = TypeVar("_Loaded")
-
-
-def read_ahead(
-    batches: Iterable[list[_Sample]], load: Callable[[_Sample], _Loaded], workers: int
-) -> Iterator[tuple[list[_Sample], list[_Loaded]]]:
-    """Yield each batch of samples with their loaded data; threads load the next batches in advance."""
-    cv2.setNumThreads(1)  # OpenCV's own threads, one per CPU core, would compete with these
-    with ThreadPoolExecutor(workers, thread_name_prefix="load") as pool:
-        waiting: deque[tuple[list[_Sample], list[Future[_Loaded]]]] = deque()
-        for samples in batches:
-            waiting.append((samples, [pool.submit(load, sample) for sample in samples]))
-            if len(waiting) > _BATCHES_AHEAD:
-                ready, loaded = waiting.popleft()
-                yield ready, [future.result() for future in loaded]
-        while waiting:
-            ready, loaded = waiting.popleft()
-            yield ready, [future.result() for future in loaded]
 
 
 class ImageBatches:
@@ -85,8 +62,8 @@ class ImageBatches:
         for samples, loaded in read_ahead(self.batches, self._load, self.workers):
             images, masks = zip(*loaded, strict=True)
             yield {
-                "image": _pinned(torch.stack(images)),
-                "mask": _pinned(torch.stack(masks)),
+                "image": pinned(torch.stack(images)),
+                "mask": pinned(torch.stack(masks)),
                 "caption": ["" if sample.drop_caption else self.pairs[sample.index].caption for sample in samples],
                 "seed": samples[0].batch_seed,
             }
@@ -135,7 +112,7 @@ class LatentBatches:
             batch = {"latents": torch.stack(latents), "mask": torch.stack(masks), "states": text.states}
             if text.pooled is not None:
                 batch["pooled"] = text.pooled
-            yield {**{key: _pinned(tensor) for key, tensor in batch.items()}, "seed": samples[0].batch_seed}
+            yield {**{key: pinned(tensor) for key, tensor in batch.items()}, "seed": samples[0].batch_seed}
 
 
 @dataclasses.dataclass
@@ -406,11 +383,6 @@ def _encode_texts(base: StableDiffusion, pairs: Sequence[Pair]) -> tuple[TextSta
 def _crop(sample: PairSample, crops: int) -> int:
     """Return the index of the encoded crop that is used for a sample."""
     return min(int(sample.place * crops), crops - 1)
-
-
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor in pinned memory if there is a CUDA device."""
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 def _map_file(path: Path) -> dict[str, torch.Tensor]:

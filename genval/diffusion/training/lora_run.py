@@ -18,12 +18,13 @@ from genval.diffusion.prompts import check_template, find_domain, fit_prompt
 from genval.diffusion.settings import SamplingConfig
 from genval.diffusion.training.data import ControlNetData, EncodedFolder
 from genval.diffusion.training.log import ImageLog
-from genval.diffusion.training.module import LoraModule, check_optimizer
-from genval.diffusion.training.runs import TrainingRun, check_output, choose_run, trainer_of, training_precision
+from genval.diffusion.training.module import LoraModule
 from genval.diffusion.training.settings import LoraTrainingSettings
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
+from genval.training.module import check_optimizer
+from genval.training.runs import TrainingRun, check_output, choose_run, trainer_of, training_precision
 
 
 def prepare_lora_training(settings: LoraTrainingSettings) -> TrainingRun:

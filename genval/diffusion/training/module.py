@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from genval.diffusion.models.controlnet import save_controlnet
 from genval.diffusion.models.hints import CITYSCAPES_IDS, HintEncoding, LabelSet, encode_hint, read_encoding
@@ -25,9 +22,10 @@ from genval.diffusion.sampling.denoiser import INDUCTOR_OPTIONS
 from genval.diffusion.training.data import EncodedFolder, LatentCache, encode_pairs
 from genval.diffusion.training.settings import TrainingConfig
 from genval.runtime.errors import GenValError
+from genval.training.module import OptimisedModule
 
 
-class DenoisingModule(LightningModule):
+class DenoisingModule(OptimisedModule):
     """A network that is trained on a frozen model, and its training step.
 
     Checkpoints hold the network and its averaged weights, not the base.
@@ -44,7 +42,7 @@ class DenoisingModule(LightningModule):
         GenValError: the size does not suit the base, or the prediction type of its scheduler config is not supported.
     """
 
-    NETWORK: ClassVar[str]
+    config: TrainingConfig
 
     def __init__(
         self,
@@ -55,16 +53,11 @@ class DenoisingModule(LightningModule):
         workers: int = 4,
         encoded: EncodedFolder | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(network, config)
         from diffusers import DDPMScheduler
 
         base.check_size(config.height, config.width)
         self.base = base
-        self.config = config
-        setattr(self, self.NETWORK, network.train())
-        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-        if self.average is not None:
-            self.average.requires_grad_(False)
         self.noise_schedule = DDPMScheduler.from_config(base.scheduler_config)
         if self.noise_schedule.config.prediction_type not in ("epsilon", "v_prediction"):
             raise GenValError(
@@ -83,16 +76,6 @@ class DenoisingModule(LightningModule):
             # All training batches have one shape. The image log has other shapes and does not use the compiled step.
             options = INDUCTOR_OPTIONS if torch.cuda.is_available() else None
             self._predict = torch.compile(self._denoise, dynamic=False, options=options)
-
-    @property
-    def network(self) -> Any:
-        """What is trained."""
-        return getattr(self, self.NETWORK)
-
-    @property
-    def trained(self) -> Any:
-        """The network to save and to sample with: the averaged one if `ema` is set."""
-        return self.network if self.average is None else self.average.module
 
     @property
     def labels(self) -> LabelSet:
@@ -125,10 +108,6 @@ class DenoisingModule(LightningModule):
     def _hints(self, masks: torch.Tensor) -> torch.Tensor | None:
         """Return the hints of masks (B, H, W) of ids."""
         return None
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """Return the optimiser's groups of parameters."""
-        return [{"params": list(self.network.parameters()), "lr": self.config.lr}]
 
     def configure_model(self) -> None:
         # This runs before DDP wraps the module, because gradients are exchanged in the weights' memory format. Without
@@ -210,44 +189,6 @@ class DenoisingModule(LightningModule):
         backends = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
         with sdpa_kernel([*backends, SDPBackend.MATH], set_priority=True):
             yield
-
-    def configure_optimizers(self) -> Any:
-        config = self.config
-        groups = self._groups()
-        if config.optimizer == "adamw8bit":
-            optimizer = _adamw_8bit(groups, config.weight_decay)
-        else:
-            fused = self.device.type == "cuda" and self.trainer.precision != "16-mixed"
-            optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._lr_factor(step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let a resumed run use its own learning rates and weight decay instead of the checkpoint's."""
-        rates = [group["lr"] for group in self._groups()]
-        for optimizer in checkpoint.get("optimizer_states", []):
-            for group, rate in zip(optimizer["param_groups"], rates, strict=True):
-                group["lr"] *= rate / group["initial_lr"]
-                group |= {"initial_lr": rate, "weight_decay": self.config.weight_decay}
-        for schedule in checkpoint.get("lr_schedulers", []):
-            schedule["base_lrs"] = rates
-
-    def _lr_factor(self, step: int) -> float:
-        config = self.config
-        factor = min(1.0, (step + 1) / (config.warmup_steps + 1))
-        if config.lr_schedule == "cosine":
-            factor *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.trainer.max_steps)))
-        return factor
-
-    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        # Lightning refuses to clip with fused optimisers under mixed precision, although bf16 does not scale gradients.
-        if self.config.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.average is not None:
-            self.average.update_parameters(self.network)
 
 
 class ControlNetModule(DenoisingModule):
@@ -362,29 +303,3 @@ class LoraModule(DenoisingModule):
                 noisy, timesteps, text, added_cond_kwargs=added, return_dict=False
             )[0]
         return predicted
-
-
-def check_optimizer(name: str) -> None:
-    """Check that the optimiser's library is installed, before anything is loaded.
-
-    Raises:
-        GenValError: adamw8bit without bitsandbytes.
-    """
-    if name == "adamw8bit":
-        _adamw_8bit_class()
-
-
-def _adamw_8bit(groups: list[dict[str, Any]], weight_decay: float) -> torch.optim.Optimizer:
-    optimizer: torch.optim.Optimizer = _adamw_8bit_class()(groups, weight_decay=weight_decay)
-    return optimizer
-
-
-def _adamw_8bit_class() -> Any:
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise GenValError(
-            "--optimizer adamw8bit needs the package bitsandbytes, which is not installed here. Run: pip install "
-            "bitsandbytes. Or use --optimizer adamw."
-        ) from error
-    return AdamW8bit

@@ -22,11 +22,11 @@ from genval.diffusion.framing import crop_box, fit_image
 from genval.diffusion.models.pipelines import encode_latents
 from genval.diffusion.prompts import find_domain
 from genval.diffusion.training.autoencoder import to_model_range
-from genval.diffusion.training.data import read_ahead
 from genval.runtime.errors import GenValError
 from genval.runtime.files import replace_file, write_jsonl
 from genval.runtime.paths import resolve
 from genval.runtime.progress import progress_bar
+from genval.training.batches import read_ahead
 
 _ENCODED_AT_ONCE = 64
 _FEWEST = 4

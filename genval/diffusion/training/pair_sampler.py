@@ -13,6 +13,7 @@ import numpy as np
 
 from genval.diffusion.training.settings import TrainingConfig
 from genval.runtime.seeds import item_seed
+from genval.training.batches import Passes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class PairSampler:
         self.start = start
         self.rank = rank
         self.world_size = world_size
-        self._last: tuple[int, np.ndarray] | None = None  # the current pass and its permutation
+        self._passes = Passes(count, config.seed)
 
     def __iter__(self) -> Iterator[list[PairSample]]:
         number = self.start
@@ -65,12 +66,7 @@ class PairSampler:
         """Return batch `number` (0, 1, ...) of this process."""
         config = self.config
         first = (number * self.world_size + self.rank) * config.batch_size
-        positions = np.arange(first, first + config.batch_size)
-        passes = positions // self.count
-        indices = np.empty(config.batch_size, dtype=np.int64)
-        for epoch in np.unique(passes):
-            chosen = passes == epoch
-            indices[chosen] = self._permutation(int(epoch))[positions[chosen] % self.count]
+        indices = self._passes(np.arange(first, first + config.batch_size))
         seed = item_seed(config.seed, f"batch {number} of process {self.rank}")
         rng = np.random.default_rng(seed)
         places = rng.random(config.batch_size)
@@ -80,9 +76,3 @@ class PairSampler:
             PairSample(int(index), float(place), bool(flip), bool(drop), seed)
             for index, place, flip, drop in zip(indices, places, flips, drops, strict=True)
         ]
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if self._last is None or self._last[0] != epoch:
-            rng = np.random.default_rng(item_seed(self.config.seed, f"pass {epoch}"))
-            self._last = (epoch, rng.permutation(self.count))
-        return self._last[1]

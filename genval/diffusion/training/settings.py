@@ -20,65 +20,44 @@ from genval.runtime.settings import (
     skip_bad_flag,
     trust_code_flag,
 )
+from genval.training.settings import OPTIMIZERS, OptimisationConfig
 
+# Flags that decide about the weights, besides those of the optimisation.
+_NAMED = (
+    *("base", "controlnet", "data_dir", "jsonl", "devices", "num_nodes", "precision"),
+    *("rank", "alpha", "target_modules", "images", "captions", "caption", "domain", "prompt", "prompt_file"),
+    "prompt_template",
+)
 IMAGE_RESIZES = ("area", "nearest")
-OPTIMIZERS = ("adamw", "adamw8bit")
 ATTENTIONS = ("auto", "cudnn")
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Settings of a training run; the defaults are the published ones where the published code had such a setting."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(OptimisationConfig):
+    """Settings of the training of a generator."""
 
     height: int = 512
     width: int = 512
-    batch_size: int = 8  # pairs per device
-    accumulate: int = 16  # batches per optimiser step
-    max_epochs: int = 150  # passes over the pairs
-    max_steps: int | None = None  # optimiser steps, instead of max_epochs
-    lr: float = 1e-5
     hint_lr_scale: float = 1.0  # factor on the learning rate of the hint embedding
-    weight_decay: float = 0.01  # AdamW's default, as published
-    lr_schedule: str = "constant"  # or "cosine", to zero at the last step
-    warmup_steps: int = 0  # linear from zero
-    gradient_clip: float = 0.0  # maximum norm of the gradient; 0 disables it
     caption_dropout: float = 0.1  # fraction of captions replaced by "", which guidance needs (published: 0)
     flip: bool = True  # mirror half of the pairs
     image_resize: str = "area"  # of the crops: area or bilinear; "nearest", as published, aliases
     crops: int = 1  # crops per frame where pairs are encoded once; otherwise each pass has another crop
-    ema: float = 0.0  # decay of the averaged weights; 0 disables it
-    optimizer: str = "adamw"  # or "adamw8bit": moments in 8 bits, for a fifth less memory
     gradient_checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
     compile: bool = False  # of the whole forward and backward pass, for a minute or two at the start
     attention: str = "auto"  # PyTorch's choice of kernel, or "cudnn" before it
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "batch_size", "accumulate", "max_epochs", "max_steps", "crops"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
+        super().__post_init__()
+        for name in ("height", "width", "crops"):
+            if getattr(self, name) < 1:
                 raise GenValError(f"--{name}: expected a number above 0, found {getattr(self, name)}.")
-        for name in ("caption_dropout", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise GenValError(f"--{name}: expected 0 up to below 1, found {getattr(self, name)}.")
-        for name in ("lr", "hint_lr_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise GenValError(f"--{name}: expected a number above 0, found {getattr(self, name)}.")
-        for name in ("warmup_steps", "gradient_clip", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise GenValError(f"--{name}: expected 0 or more, found {getattr(self, name)}.")
-        for name, choices in (
-            ("lr_schedule", ("constant", "cosine")),
-            ("image_resize", IMAGE_RESIZES),
-            ("optimizer", OPTIMIZERS),
-            ("attention", ATTENTIONS),
-        ):
-            if getattr(self, name) not in choices:
-                raise GenValError(f"--{name}: expected {' or '.join(choices)}, found {getattr(self, name)}.")
-
-    def total_steps(self, pairs: int, world_size: int = 1) -> int:
-        """Return the optimiser steps of a run over `pairs` pairs on `world_size` devices."""
-        passes = math.ceil(self.max_epochs * pairs / (self.batch_size * self.accumulate * world_size))
-        return self.max_steps or passes
+        if not 0 <= self.caption_dropout < 1:
+            raise GenValError(f"--caption_dropout: expected 0 up to below 1, found {self.caption_dropout}.")
+        if not 0 < self.hint_lr_scale < math.inf:
+            raise GenValError(f"--hint_lr_scale: expected a number above 0, found {self.hint_lr_scale}.")
+        check_choice("image_resize", self.image_resize, IMAGE_RESIZES)
+        check_choice("attention", self.attention, ATTENTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +124,12 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
             raise GenValError(f"--max_minutes: expected a number above 0, found {self.max_minutes}.")
+
+    @property
+    def deciding(self) -> tuple[str, ...]:
+        """Names of the flags that decide about the weights. A resumed run may change them, and says so."""
+        config = [field.name for field in fields(TrainingConfig) if field.name not in ("max_epochs", "max_steps")]
+        return (*config, *_NAMED)
 
     @property
     def config(self) -> TrainingConfig:

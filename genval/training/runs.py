@@ -8,7 +8,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from pytorch_lightning import Callback, LightningDataModule, Trainer
@@ -16,25 +16,42 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from genval.artifacts.settings import write_settings
-from genval.diffusion.models.controlnet import check_writable
-from genval.diffusion.training.log import StepCheckpoints, StepProgress
-from genval.diffusion.training.module import DenoisingModule
-from genval.diffusion.training.settings import TrainingConfig, TrainingSettings
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json
+from genval.runtime.files import check_writable, read_json
 from genval.runtime.flags import flatten
 from genval.runtime.locks import lock_folders
 from genval.runtime.paths import inside
+from genval.training.callbacks import StepCheckpoints, StepProgress
+from genval.training.module import OptimisedModule
+from genval.training.settings import OptimisationConfig
 
-# Flags of a run that may be changed when it is resumed, and change what is trained.
-_NAMED = (
-    *("base", "controlnet", "data_dir", "jsonl", "devices", "num_nodes", "precision"),
-    *("rank", "alpha", "target_modules", "images", "captions", "caption", "domain", "prompt", "prompt_file"),
-    "prompt_template",
-)
-_LENGTH = ("max_epochs", "max_steps")
 # Folder of the checkpoints in a run, as published; a resumed run writes there too.
 _CHECKPOINTS = Path("lightning_logs/version_0/checkpoints")
+
+
+class RunSettings(Protocol):
+    """What a run needs of the settings of a script that trains."""
+
+    @property
+    def config(self) -> OptimisationConfig: ...
+    @property
+    def deciding(self) -> Sequence[str]:
+        """Names of the flags that decide about the weights."""
+
+    @property
+    def dry_run(self) -> bool: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    @property
+    def max_minutes(self) -> float | None: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def accelerator(self) -> str: ...
+    @property
+    def devices(self) -> str: ...
+    @property
+    def num_nodes(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +68,21 @@ class TrainingRun:
         data_size: the number of pairs or images, in words.
         module, data, trainer: Lightning's parts of the run.
         save: writes the trained network and returns the written folders and files.
+        why_stopped: says why the training ended before its last step, if the run itself ended it.
     """
 
-    settings: TrainingSettings
+    settings: RunSettings
     start: str
     folder: Path
     output: Path
     checkpoint: Path | None
     precision: str
     data_size: str
-    module: DenoisingModule
+    module: OptimisedModule
     data: LightningDataModule
     trainer: Trainer
     save: Callable[[], list[Path]]
+    why_stopped: Callable[[], str | None] = lambda: None
 
 
 def run_training(run: TrainingRun) -> str | None:
@@ -95,7 +114,9 @@ def run_training(run: TrainingRun) -> str | None:
         written = run.save()
     names = " and ".join([str(written[0]), *(file.name for file in written[1:])])
     done = f"Trained {trainer.global_step} steps on {run.data_size}: wrote {names}, logs in {run.folder}"
-    if trainer.global_step < trainer.max_steps:
+    if reason := run.why_stopped():
+        done += f". {reason}"
+    elif trainer.global_step < trainer.max_steps:
         done += f". Stopped after --max_minutes before step {trainer.max_steps}: --resume last continues"
     return done
 
@@ -143,7 +164,7 @@ def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Pat
     return folder, checkpoint
 
 
-def changed_flags(folder: Path, settings: Any) -> list[str]:
+def changed_flags(folder: Path, settings: RunSettings) -> list[str]:
     """Name the flags that decide about the weights and differ from those of a run so far, e.g. "--lr 0.1 (was 0.01)".
 
     Args:
@@ -155,11 +176,10 @@ def changed_flags(folder: Path, settings: Any) -> list[str]:
     before = content.get("settings") if isinstance(content, dict) else None
     if not isinstance(before, dict):
         return []
-    now = flatten(settings)
-    names = [field.name for field in dataclasses.fields(TrainingConfig) if field.name not in _LENGTH]
+    now = {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(settings).items()}
     return [
         f"--{name} {now[name]} (was {before[name]})"
-        for name in (*names, *_NAMED)
+        for name in settings.deciding
         if name in now and name in before and before[name] != now[name]
     ]
 
@@ -232,7 +252,7 @@ def _damage(path: Path) -> str | None:
 
 
 def trainer_of(
-    settings: TrainingSettings, folder: Path, precision: str, images: int, callbacks: Sequence[Callback]
+    settings: RunSettings, folder: Path, precision: str, images: int, callbacks: Sequence[Callback]
 ) -> Trainer:
     """Return the Trainer of a script's settings, for a number of training images."""
     return make_trainer(
@@ -252,7 +272,7 @@ def trainer_of(
 
 def make_trainer(
     folder: Path,
-    config: TrainingConfig,
+    config: OptimisationConfig,
     pair_count: int,
     callbacks: Sequence[Callback] = (),
     *,

@@ -1,0 +1,383 @@
+"""Does fine-tuning on generated objects help to detect unknown ones? Before, after, and three controls.
+
+Each segmenter is fine-tuned by relis/finetune.py on the same clear streets with each kind of outliers: generated
+objects, pasted objects, noise, and generated objects without the outlier loss (the control). All are then tested on
+images with other objects (ood_detection/main_gen_ood.py) and on clear and shifted streets (relis/eval.py). Intervals
+are over images: the same draws for all segmenters, so that differences are paired.
+
+With --render, the data of the mini world are made first. Generated, pasted and validation objects have one half of the
+names that have a sprite, test objects the other half.
+
+Reads:  --datasets_dir, --outliers and the segmenters' checkpoints; with --render nothing
+Writes: OUTPUT_DIR: world/ (with --render), segmenters/, logs/, ood/, eval/, study.json; prints tables in Markdown. Run
+        the same command again to resume.
+
+    python benchmarks/finetuning.py --render --jobs 6 --accelerator gpu
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from genval.runtime import cli
+from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
+from genval.runtime.paths import REPO_ROOT, resolve
+from genval.runtime.settings import comma_list, dataset_list, positive_int, seed_flag
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MINI = (
+    *("mini-fast-scnn", "mini-bisenetv2-fcn", "mini-pspnet-r18", "mini-deeplabv3plus", "mini-semfpn-r18"),
+    *("mini-fcn-hrnet", "mini-upernet-swin", "mini-segformer-mit", "mini-segformer-hf", "mini-upernet-convnext-hf"),
+)
+CONTROL = "control"
+DRAWS = 1000
+VALIDATED = 40
+"""Rendered streets with objects by which weights are kept; the test set has other streets and other objects."""
+METRICS = ("aupr_object", "fpr95", "auroc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningStudySettings:
+    """Settings of benchmarks/finetuning.py."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/finetuning"
+
+    segmenters: str = flag(",".join(MINI), "the segmenters, as given to relis/eval.py")
+    variants: tuple[str, ...] = flag(
+        ("generated", "pasted", "noise", CONTROL), "kinds of outliers; control is generated without the outlier loss",
+        type=comma_list,
+    )  # fmt: skip
+    score: str = flag("entropy", "the score of OOD detection, which decides about the loss")
+    render: bool = flag(False, "make the data of the mini world", title="data")
+    num_train: int = flag(2000, "rendered clear streets", type=positive_int)
+    num_val: int = flag(100, "rendered streets per test set", type=positive_int)
+    num_images: int = flag(16, "generated images per object", type=positive_int)
+    datasets_dir: str | None = flag(None, "folder of the data sets (default: that of --render)")
+    split: str = flag("train", "split of the clear streets that are trained on")
+    generated: str | None = flag(None, "--outliers of the generated objects (default: those of --render)")
+    pasted: str | None = flag(None, "--outliers of the pasted objects (default: those of --render)")
+    val_ood: str | None = flag(None, "set by which weights are kept (default: that of --render)")
+    test_ood: tuple[str, ...] = flag(("RoadAnomaly21",), "sets with unknown objects to test on", type=dataset_list)
+    test_sets: tuple[str, ...] = flag(("Cityscapes", "ACDC"), "labelled sets to test on", type=dataset_list)
+    output_dir: str = flag("results/mini/finetuning", "folder of everything that is written")
+    max_steps: int = flag(400, "optimiser steps", type=positive_int, title="training")
+    val_every: int = flag(100, "optimiser steps between validations", type=positive_int)
+    batch_size: int = flag(16, "images per step", type=positive_int)
+    crop_size: str = flag("192x384", "HxW of the training crops")
+    lr: float = flag(2e-4, "learning rate")
+    outlier_weight: float = flag(0.2, "weight of the outlier loss")
+    max_miou_drop: float = flag(1.0, "points of clear mIoU that may be lost")
+    seed: int = seed_flag()
+    jobs: int = flag(1, "segmenters at a time", type=positive_int, title="run")
+    num_workers: int = flag(2, "threads that read images, per process", type=positive_int)
+    accelerator: str = flag("auto", "auto, cpu or gpu")
+    preset: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of everything that is written."""
+        return resolve(self.output_dir)
+
+    @property
+    def world(self) -> Path:
+        """The folder of the rendered data."""
+        return self.folder / "world"
+
+    @property
+    def data(self) -> str:
+        """The folder of the data sets."""
+        return self.datasets_dir or str(self.world)
+
+    def source(self, variant: str) -> str:
+        """`--outliers` of a variant."""
+        if variant == "noise":
+            return "noise"
+        if variant == "pasted":
+            return self.pasted or f"paste:{self.world}/pasted/images,{self.world}/pasted/masks"
+        return self.generated or str(self.world / "objects")
+
+
+def main(settings: FinetuningStudySettings) -> None:
+    from genval.results.scenes import model_list
+
+    if not settings.render and None in (settings.datasets_dir, settings.generated):
+        raise GenValError("Give --render for the mini world, or --datasets_dir and --generated.")
+    if settings.render:
+        render(settings)
+    names = model_list(settings.segmenters)
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        models = dict(zip(names, pool.map(lambda name: run_segmenter(settings, name), names), strict=True))
+    report(settings, models)
+
+
+def script(path: str, *flags: object, log: Path | None = None) -> int:
+    """Run a script; its output goes to `log`, or stays on the terminal."""
+    command = [sys.executable, path, *map(str, flags)]
+    if log is None:
+        return subprocess.run(command, cwd=REPO_ROOT).returncode
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as stream:
+        return subprocess.run(command, cwd=REPO_ROOT, stdout=stream, stderr=subprocess.STDOUT).returncode
+
+
+def required(path: str, *flags: object, log: Path | None = None) -> None:
+    """Run a script that must succeed."""
+    if script(path, *flags, log=log):
+        raise GenValError(f"{path} failed" + (f": see {log}." if log else "."))
+
+
+def render(settings: FinetuningStudySettings) -> None:
+    """Make the streets, the objects of both halves, and the cut-outs of the pasted ones."""
+    from mini.world.objects import object_names
+
+    world, names = settings.world, object_names()
+    trained, tested = ",".join(names[::2]), ",".join(names[1::2])
+    render_flags = ["--num_val", settings.num_val]
+    required(
+        "mini/render.py", "--output_dir", world, "--num_train", settings.num_train, *render_flags, "--domains", "clear"
+    )
+    required(
+        "mini/render.py", "--output_dir", world, "--num_train", 0, *render_flags,
+        "--domains", "fog,night,rain,snow,objects", "--objects", tested,
+    )  # fmt: skip
+    required(
+        "mini/render.py", "--output_dir", world / "validation", "--num_train", 0,
+        "--num_val", settings.num_val + VALIDATED, "--domains", "objects", "--objects", trained,
+    )  # fmt: skip
+    objects, device = world / "objects", ["--preset", "mini", "--accelerator", settings.accelerator]
+    inpainted, refined = objects / "with_positions", objects / "refined"
+    required(
+        "ood_objects/sd_inpaint.py", *device, "--objects", trained, "--num_images", settings.num_images,
+        "--from_train", "--placement", "road", "--data_dir", world / "cityscapes", "--output_dir", inpainted,
+        "--batch_size", settings.batch_size,
+    )  # fmt: skip
+    required(
+        "ood_objects/refine_gen_images.py", *device, "--images_dir", inpainted, "--output_dir", refined,
+        "--batch_size", settings.batch_size,
+    )  # fmt: skip
+    required(
+        "ood_objects/get_masks.py", *device, "--images_dir", refined, "--positions_dir", inpainted,
+        "--output_dir", objects / "masks",
+    )  # fmt: skip
+    write_cut_outs(names[::2], world / "pasted")
+    validation_pairs(settings)
+
+
+def write_cut_outs(names: Sequence[str], folder: Path) -> None:
+    """Write sprites as images with masks, from which `paste:` cuts them out."""
+    import numpy as np
+
+    from genval.runtime.files import write_png
+    from mini.world.objects import sprite
+
+    for name in names:
+        pixels = sprite(name)
+        write_png(folder / "images" / f"{name}.png", np.ascontiguousarray(pixels[..., :3]))
+        write_png(folder / "masks" / f"{name}.png", (pixels[..., 3] >= 128).astype(np.uint8))
+
+
+def run_segmenter(settings: FinetuningStudySettings, name: str) -> dict[str, str | None]:
+    """Fine-tune a segmenter in each variant and test all; return the specifications, None where none is kept."""
+    from genval.results.scenes import folder_name
+    from genval.runtime.files import read_json
+
+    short, models = folder_name(name), {"before": name}
+    found: dict[str, str | None] = {"before": name}
+    for variant in settings.variants:
+        output, log = (
+            settings.folder / "segmenters" / short / variant,
+            settings.folder / "logs" / f"{short}-{variant}.log",
+        )
+        recipe = output / "recipe.json"
+        if not recipe.exists():
+            script("relis/finetune.py", *finetune_flags(settings, name, variant, output, f"{short}-{variant}"), log=log)
+        if not recipe.exists() and "No validation kept clear mIoU" not in log.read_text(errors="replace"):
+            raise GenValError(f"Fine-tuning {name} on {variant} failed: see {log}.")
+        found[variant] = read_json(recipe)["segmenter"] if recipe.exists() else None
+    models |= {variant: model for variant, model in found.items() if model is not None}
+    every = ["--segmenters", ",".join(models.values()), "--datasets_dir", settings.data, "--num_workers"]
+    every += [settings.num_workers, "--accelerator", settings.accelerator, "--devices", 1, "--precision", "32-true"]
+    every += ["--batch_size", 4]
+    required(
+        "ood_detection/main_gen_ood.py", *every, "--trg_dataset", ",".join(settings.test_ood),
+        "--output_dir", settings.folder / "ood", "--bootstrap_draws", 100,
+        log=settings.folder / "logs" / f"{short}-ood.log",
+    )  # fmt: skip
+    required(
+        "relis/eval.py", *every, "--trg_dataset", ",".join(settings.test_sets), "--save", "none",
+        "--eval_dir", settings.folder / "eval", log=settings.folder / "logs" / f"{short}-eval.log",
+    )  # fmt: skip
+    print(f"{name}: done", flush=True)
+    return found
+
+
+def finetune_flags(settings: FinetuningStudySettings, name: str, variant: str, output: Path, run: str) -> list[object]:
+    """The flags of relis/finetune.py for a variant."""
+    weight = 0 if variant == CONTROL else settings.outlier_weight
+    validation = settings.val_ood or validation_pairs(settings)
+    return [
+        "--segmenter", name, "--output", output, "--logs_dir", settings.folder / "runs", "--run", run,
+        "--resume", "auto",
+        "--datasets_dir", settings.data, "--split", settings.split, "--outliers", settings.source(variant),
+        "--score", settings.score, "--outlier_weight", weight, "--max_steps", settings.max_steps,
+        "--batch_size", settings.batch_size, "--crop_size", settings.crop_size, "--lr", settings.lr,
+        "--val_every", settings.val_every, "--val_ood", validation, "--max_miou_drop", settings.max_miou_drop,
+        "--num_workers", settings.num_workers, "--accelerator", settings.accelerator, "--devices", 1,
+        "--seed", settings.seed,
+    ]  # fmt: skip
+
+
+def validation_pairs(settings: FinetuningStudySettings) -> str:
+    """The last `VALIDATED` rendered streets with objects, as `pair:IMAGES,MASKS`; the first are those of the test."""
+    import shutil
+
+    track, pairs = settings.world / "validation/dataset_AnomalyTrack", settings.world / "validation/pairs"
+    for image in sorted((track / "images").glob("*.png"))[settings.num_val :]:
+        mask = track / "labels_masks" / f"{image.stem}_labels_semantic.png"
+        for source, target in ((image, pairs / "images" / image.name), (mask, pairs / "masks" / image.name)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                shutil.copy(source, target)
+    return f"pair:{pairs}/images,{pairs}/masks"
+
+
+def report(settings: FinetuningStudySettings, models: dict[str, dict[str, str | None]]) -> None:
+    """Compute metrics and paired intervals of all segmenters, write study.json and print the tables."""
+    from genval.runtime.files import write_json
+    from genval.runtime.tables import markdown_table
+
+    study: dict[str, Any] = {}
+    for name, variants in models.items():
+        of_one: dict[str, Any] = {"variants": variants, "ood": {}, "miou": {}}
+        known = {key: model for key, model in variants.items() if model is not None}
+        for dataset in settings.test_ood:
+            of_one["ood"][dataset] = compare(
+                {key: ood_draws(settings, dataset, model) for key, model in known.items()}, METRICS
+            )
+        for dataset in settings.test_sets:
+            for cond in conditions(settings, known["before"], dataset):
+                of_one["miou"][f"{dataset}/{cond}"] = compare(
+                    {key: {"miou": miou_draws(settings, model, dataset, cond)} for key, model in known.items()},
+                    ("miou",),
+                )
+        study[name] = of_one
+    write_json(settings.folder / "study.json", study)
+    for dataset in settings.test_ood:
+        print(f"\nAUPR of the object on {dataset}, score {settings.score}, percent (95 % interval of the difference)\n")
+        rows = [ood_row(settings, name, of_one["ood"][dataset]) for name, of_one in study.items()]
+        header = ["segmenter", "before", *settings.variants, "generated - control", "generated - before"]
+        print(markdown_table(header, rows, digits=1))
+        better = [
+            name
+            for name, of_one in study.items()
+            if (of_one["ood"][dataset]["differences"].get("generated - control", {}).get("aupr_object") or [0, 0])[1]
+            > 0
+        ]
+        print(f"\ngenerated - control above 0 for {len(better)} of {len(study)} segmenters")
+    print("\nmIoU, percent: before, and change after fine-tuning on generated objects\n")
+    sets = list(next(iter(study.values()))["miou"])
+    rows = []
+    for name, of_one in study.items():
+        row: list[Any] = [name]
+        for key in sets:
+            values = of_one["miou"][key]["values"]
+            before, after = values["before"]["miou"], values.get("generated", {}).get("miou")
+            row += [before, None if after is None else after - before]
+        rows.append(row)
+    print(markdown_table(["segmenter", *(part for key in sets for part in (key, "change"))], rows, digits=1))
+    print(f"\nwrote {settings.folder / 'study.json'}")
+
+
+def ood_row(settings: FinetuningStudySettings, name: str, found: dict[str, Any]) -> list[Any]:
+    """A row of the table of AUPR."""
+    row: list[Any] = [name]
+    for key in ("before", *settings.variants):
+        row.append(100 * found["values"][key]["aupr_object"] if key in found["values"] else "none")
+    for pair in ("generated - control", "generated - before"):
+        ends = found["differences"].get(pair, {}).get("aupr_object")
+        row.append("none" if ends is None else f"{100 * ends[0]:.1f} ({100 * ends[1]:.1f} to {100 * ends[2]:.1f})")
+    return row
+
+
+def compare(draws: dict[str, dict[str, np.ndarray]], metrics: Sequence[str]) -> dict[str, Any]:
+    """Values by variant, and differences of variants with intervals.
+
+    Args:
+        draws: by variant and metric, the value followed by those of the draws, float64 (1 + draws,).
+        metrics: the names.
+    """
+    from genval.metrics.bootstrap import percentile_interval
+
+    values = {key: {name: float(of_one[name][0]) for name in metrics} for key, of_one in draws.items()}
+    differences: dict[str, Any] = {}
+    for key in draws:
+        for other in ("before", CONTROL):
+            if key != other and other in draws:
+                pairs = {name: draws[key][name] - draws[other][name] for name in metrics}
+                differences[f"{key} - {other}"] = {
+                    name: [float(one[0]), *map(float, percentile_interval(one[1:]))] for name, one in pairs.items()
+                }
+    return {"values": values, "differences": differences}
+
+
+def ood_draws(settings: FinetuningStudySettings, dataset: str, model: str) -> dict[str, np.ndarray]:
+    """The metrics of a segmenter on a set with objects: of all images, then of each draw, float64 (1 + draws,)."""
+    import numpy as np
+
+    from genval.metrics.ood_pooling import PoissonBootstrap
+    from genval.metrics.ood_scores import level_metrics
+    from genval.results.ood_blocks import OodResults
+
+    results = OodResults(settings.folder / "ood", dataset, model)
+    bootstrap, total, index = None, None, 0
+    for path in sorted((results.folder / "blocks").glob("*.jsonl")):
+        lines, levels, coarse = results.read_block(path.stem)
+        index = list(lines[0]["figures"]).index(settings.score)
+        bootstrap = bootstrap or PoissonBootstrap(1, 0, DRAWS, settings.seed)
+        ids = [line["made_from"]["id"] for line in lines]
+        bootstrap.update(ids, coarse[:, index : index + 1], np.zeros((len(ids), 0)))
+        total = levels[index] if total is None else total + levels[index]
+    assert bootstrap is not None and total is not None
+    drawn, whole = bootstrap.drawn_metrics(0), level_metrics(total)
+    return {name: np.concatenate([[whole[name]], drawn[name]]) for name in METRICS}
+
+
+def conditions(settings: FinetuningStudySettings, model: str, dataset: str) -> list[str]:
+    """The conditions in which a segmenter was evaluated on a set."""
+    from genval.results.scenes import folder_name
+
+    folder = settings.folder / "eval" / folder_name(model) / folder_name(dataset)
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def miou_draws(settings: FinetuningStudySettings, model: str, dataset: str, cond: str) -> np.ndarray:
+    """The mIoU of a segmenter in a condition, percent: of all images, then of each draw, float64 (1 + draws,)."""
+    import numpy as np
+
+    from genval.metrics.ood_pooling import poisson_weights
+    from genval.report.scores import mean_iou
+    from genval.results.scenes import SceneResults, folder_name
+
+    root = settings.folder / "eval"
+    matrices: dict[str, np.ndarray] = {}
+    for scene in sorted((root / folder_name(model) / folder_name(dataset) / cond).iterdir()):
+        results = SceneResults(root, model, dataset, cond, scene.name)
+        matrices |= {record["id"]: pixels.confusion for record, pixels in results.read_pixels()}
+    counts = np.stack([[np.diag(one), one.sum(1), one.sum(0)] for one in matrices.values()]).astype(np.float64)
+    weights = np.stack([poisson_weights(item_id, DRAWS, settings.seed) for item_id in matrices], 1)
+    weights = np.concatenate([np.ones((1, len(matrices))), weights])
+    classes = np.flatnonzero(counts[:, 1].sum(0)).tolist()
+    return mean_iou(np.tensordot(weights, counts, 1), classes)
+
+
+if __name__ == "__main__":
+    cli.run(main, FinetuningStudySettings, __doc__)

@@ -1,0 +1,166 @@
+"""Validation of a fine-tuning: mIoU on clear streets and OOD detection, which weights are kept, and the early stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from genval.datasets import Item, read_pair
+from genval.datasets.ood_sets import OodItem, read_ood_pair
+from genval.finetuning.module import FinetuneModule
+from genval.kernels.layout import SCORES
+from genval.metrics.confusion import confusion_matrix
+from genval.metrics.ood_scores import OodCounts, level_metrics, measure_ood
+from genval.metrics.segmentation import labelled_classes, mean_iou
+from genval.runtime.errors import GenValError
+from genval.runtime.files import read_json, replace_file, write_json
+from genval.segmenters import Segmenter
+from genval.segmenters.prediction import infer, naming_errors, predict
+
+RECORD = "validation.json"
+WEIGHTS = "kept.pt"
+
+
+class Validated(TypedDict):
+    """The metrics of one validation, fractions in 0..1; those of OOD detection are None without a set."""
+
+    step: int
+    miou: float
+    auroc: float | None
+    fpr95: float | None
+    aupr_object: float | None
+
+
+def logged(row: Validated) -> Iterator[tuple[str, float]]:
+    """The metrics of a validation that are known, by the names under which they are logged."""
+    for name in ("miou", "auroc", "fpr95", "aupr_object"):
+        value: float | None = row[name]
+        if value is not None:
+            yield f"val_{name}", value
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """What a fine-tuning is validated on.
+
+    Attributes:
+        streets: clear labelled streets.
+        objects: images with objects; may be empty.
+        score: the score of OOD detection.
+    """
+
+    streets: Sequence[Item]
+    objects: Sequence[OodItem]
+    score: str
+
+    def measure(self, segmenter: Segmenter, device: torch.device, step: int) -> Validated:
+        """Measure a segmenter.
+
+        Raises:
+            GenValError: an image is bad, or logits are not finite.
+        """
+        matrix = np.zeros((19, 19), np.int64)
+        for item in self.streets:
+            image, train_ids = read_pair(item)
+            matrix += confusion_matrix(train_ids, predict(segmenter, image[None], [str(item.image)], device)[0])
+        result = Validated(
+            step=step, miou=float(mean_iou(matrix, labelled_classes([matrix]))), auroc=None, fpr95=None,
+            aupr_object=None,
+        )  # fmt: skip
+        if self.objects:
+            total = OodCounts.empty(len(SCORES))
+            for one in self.objects:
+                image, kinds = read_ood_pair(one)
+                with torch.inference_mode(), naming_errors(segmenter, str(one.image)):
+                    logits = infer(segmenter, image[None], device)[0]
+                    total += measure_ood(logits, torch.from_numpy(kinds).to(device))[0]
+            metrics = level_metrics(total.levels[SCORES.index(self.score)])
+            result.update({name: metrics[name] for name in ("auroc", "fpr95", "aupr_object")})  # type: ignore[typeddict-item]
+        return result
+
+
+class Validation(Callback):
+    """Validates every `every` optimiser steps and at the last, and stops when clear mIoU has dropped too far.
+
+    The weights that are kept are those with the highest AUPR of objects among the validations within `max_drop`;
+    without a set of objects, those of the last one within it. Averaged weights are validated where there are any.
+
+    Args:
+        folder: of the run; gets `validation.json` and `kept.pt`.
+        data: what is validated on.
+        every: optimiser steps.
+        max_drop: of mIoU, a fraction.
+    """
+
+    def __init__(self, folder: Path, data: ValidationSet, every: int, max_drop: float) -> None:
+        self.folder, self.data, self.every, self.max_drop = folder, data, every, max_drop
+        self.rows: list[Validated] = []
+        self._last = -1
+
+    @property
+    def kept(self) -> Validated | None:
+        """The validation of the weights that are kept, if any."""
+        within = [row for row in self.rows[1:] if self._is_within(row)]
+        if self.data.objects:
+            return max(within, key=lambda row: (row["aupr_object"] or 0.0, row["step"]), default=None)
+        return within[-1] if within else None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether clear mIoU has dropped too far."""
+        return bool(self.rows) and not self._is_within(self.rows[-1])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last = trainer.global_step
+        path = self.folder / RECORD
+        if trainer.global_step:
+            rows = read_json(path, list[Validated]) if path.exists() else []
+            # A run may have been validated after its last checkpoint.
+            self.rows = [row for row in rows if row["step"] <= trainer.global_step]
+            if not self.rows:
+                raise GenValError(f"{path} is missing or empty: the mIoU before the training is unknown. Start again.")
+        elif trainer.is_global_zero:
+            self.rows = [self._measure(pl_module, 0)]
+            self._write()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._last or not (step % self.every == 0 or step == trainer.max_steps):
+            return
+        self._last = step
+        if trainer.is_global_zero:
+            self.rows.append(row := self._measure(pl_module, step))
+            if self.kept is row:
+                assert isinstance(pl_module, FinetuneModule)
+                with replace_file(self.folder / WEIGHTS) as temporary:
+                    torch.save({"step": step, "state_dict": pl_module.trained.state_dict()}, temporary)
+            self._write()
+            for logger in trainer.loggers:
+                logger.log_metrics(dict(logged(row)), step)
+        if trainer.strategy.broadcast(self.stopped):
+            trainer.should_stop = True
+
+    def _is_within(self, row: Validated) -> bool:
+        return row["miou"] >= self.rows[0]["miou"] - self.max_drop
+
+    def _measure(self, module: LightningModule, step: int) -> Validated:
+        assert isinstance(module, FinetuneModule)
+        segmenter, network = module.segmenter, module.network
+        segmenter.network = module.trained
+        segmenter.eval()
+        try:
+            return self.data.measure(segmenter, module.device, step)
+        finally:
+            segmenter.network = network
+            module.train()
+
+    def _write(self) -> None:
+        write_json(self.folder / RECORD, self.rows)

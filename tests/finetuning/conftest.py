@@ -1,0 +1,3 @@
+from finetuning_world import settings, world
+
+__all__ = ["settings", "world"]

@@ -1,0 +1,110 @@
+"""Whole runs on the CPU: resumed runs are exact, outputs load by prefix, and what was trained on is not tested."""
+
+import json
+
+import pytest
+import torch
+
+from genval.datasets import find_items
+from genval.finetuning.run import prepare_finetuning
+from genval.runtime.errors import GenValError
+from genval.segmenters import load_segmenter
+from genval.segmenters.recipe import refuse_trained_images
+from genval.training.runs import latest_checkpoint, run_training
+
+pytestmark = pytest.mark.slow
+
+
+def weights(folder):
+    return torch.load(folder / "model.pth", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("score", ["entropy", "energy", "rba"])
+def test_a_resumed_run_gives_the_same_weights(settings, tmp_path, score):
+    flags = dict(score=score, lr_schedule="constant", ema=0.9)
+    if score == "entropy":
+        flags["segmenter"] = "mini-fast-scnn"  # it has dropout
+    run_training(prepare_finetuning(settings(**flags, output=str(tmp_path / "whole"), run="whole")))
+    run_training(prepare_finetuning(settings(**flags, max_steps=2, run="first")))
+    run_training(prepare_finetuning(settings(**flags, run="first", resume="last")))
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "output")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    before = load_segmenter(settings(**flags).segmenter, "cpu").network.state_dict()
+    assert any(not torch.equal(before[key], found[key]) for key in found)
+    # Statistics of batch norms stay.
+    assert all(torch.equal(before[key], found[key]) for key in found if "running" in key)
+
+
+def test_the_output_is_a_segmenter_with_a_recipe(settings, tmp_path, world, capsys):
+    run_training(prepare_finetuning(settings(save_dtype="fp16")))
+    specification = f"torchvision:lraspp_mobilenet_v3_large,{tmp_path}/output/model.pth"
+    assert f"--segmenters {specification}" in capsys.readouterr().out
+    segmenter = load_segmenter(specification, "cpu")
+    recipe = segmenter.recipe
+    assert recipe.content["loss"] == "uniform" and recipe.content["segmenter"] == specification
+    assert recipe.content["steps"] == 4 and "aachen_000000_000019" in recipe.frames
+    train = find_items("Cityscapes", split="train", datasets_dir=world)
+    with pytest.raises(GenValError, match=r"was fine-tuned on 4 of these 4 images"):
+        refuse_trained_images(segmenter, train)
+    refuse_trained_images(segmenter, find_items("Cityscapes", datasets_dir=world))
+    refuse_trained_images(load_segmenter(settings().segmenter, "cpu"), train)
+    with pytest.raises(GenValError, match="holds a fine-tuned segmenter already"):
+        prepare_finetuning(settings(run="other"))
+
+
+def test_a_second_fine_tuning_remembers_the_first(settings, tmp_path):
+    run_training(prepare_finetuning(settings()))
+    again = settings(
+        segmenter=f"torchvision:lraspp_mobilenet_v3_large,{tmp_path}/output/model.pth", run="again",
+        output=str(tmp_path / "again"), outliers="noise", limit=1,
+    )  # fmt: skip
+    run_training(prepare_finetuning(again))
+    recipe = json.loads((tmp_path / "again/recipe.json").read_text())
+    assert len(recipe["trained_on"]["frames"]) == 4 and recipe["from"]["recipe"]
+
+
+def test_validation_keeps_weights_within_the_allowed_drop(settings, tmp_path):
+    run_training(prepare_finetuning(settings(val_every=2, max_miou_drop=100)))
+    rows = json.loads((tmp_path / "logs/run/validation.json").read_text())
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    recipe = json.loads((tmp_path / "output/recipe.json").read_text())
+    assert recipe["steps"] == 4 and recipe["validation"] == rows
+
+
+def test_a_run_whose_miou_falls_is_stopped(settings, tmp_path, monkeypatch):
+    falling = iter([0.6, 0.595, 0.5, 0.4])
+    monkeypatch.setattr(
+        "genval.finetuning.validation.ValidationSet.measure",
+        lambda self, segmenter, device, step: dict(
+            step=step, miou=next(falling), auroc=None, fpr95=None, aupr_object=None
+        ),
+    )
+    done = run_training(prepare_finetuning(settings(val_every=1, max_miou_drop=1)))
+    assert "Stopped at step 2, since clear mIoU fell from 60.0 to 50.0" in done
+    assert json.loads((tmp_path / "output/recipe.json").read_text())["steps"] == 1
+    with pytest.raises(GenValError, match=r"No validation kept clear mIoU within 0 points of 40.0"):
+        falling = iter([0.4, 0.3])
+        bad = settings(val_every=1, max_miou_drop=0, output=str(tmp_path / "bad"), run="bad")
+        run_training(prepare_finetuning(bad))
+    assert not (tmp_path / "bad").exists()
+
+
+def test_objects_in_validation_frames_leave_nothing_to_validate_on(settings, tmp_path):
+    from finetuning_world import write_objects
+
+    write_objects(tmp_path / "objects", "munster")
+    with pytest.raises(GenValError, match=r"All 2 validation images .* --from_train"):
+        prepare_finetuning(settings(val_every=2, outliers=str(tmp_path / "objects")))
+
+
+def test_settings_that_do_not_fit_are_refused(settings, world):
+    with pytest.raises(GenValError, match=r"--loss uniform does not improve --score energy: .* --loss energy"):
+        settings(loss="uniform", score="energy")
+    with pytest.raises(GenValError, match="Nothing to train on"):
+        settings(outliers=None)
+    with pytest.raises(GenValError, match="leave no clear street"):
+        settings(batch_size=1)
+    with pytest.raises(GenValError, match="onnx: cannot be fine-tuned"):
+        (world / "net.onnx").write_bytes(b"")
+        prepare_finetuning(settings(segmenter=f"onnx:{world}/net.onnx"))
+    assert latest_checkpoint(world) is None

@@ -1,0 +1,44 @@
+"""The recipe beside a checkpoint, and which images it forbids to test on."""
+
+import json
+
+import pytest
+
+from genval.datasets.items import Item
+from genval.runtime.errors import GenValError
+from genval.segmenters.recipe import MADE_BY, find_recipe, was_trained_on
+
+
+def write_recipe(folder, **content):
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.json").write_text(json.dumps({"made_by": MADE_BY, **content}))
+    (folder / "model.pth").write_bytes(b"weights")
+    return folder / "model.pth"
+
+
+def item(folder, name, content):
+    path = folder / f"{name}.png"
+    path.write_bytes(content)
+    return Item(name, path, path, "clean", "city")
+
+
+def test_images_of_the_same_frame_or_the_same_bytes_were_trained_on(tmp_path):
+    marked = item(tmp_path, "other", b"pixels")
+    from genval.artifacts.fingerprint import current_mark
+
+    seen = {"frames": ["aachen_000000_000019"], "marks": [current_mark(marked.image)]}
+    recipe = find_recipe(write_recipe(tmp_path / "new", trained_on=seen))
+    assert recipe == find_recipe(tmp_path / "new")
+    assert was_trained_on(recipe, marked)
+    assert was_trained_on(recipe, item(tmp_path, "aachen_000000_000019", b"a"))
+    assert was_trained_on(recipe, item(tmp_path, "fog_12_aachen_000000_000019", b"b"))
+    assert not was_trained_on(recipe, item(tmp_path, "aachen_000001_000019", b"c"))
+
+
+def test_only_a_complete_recipe_of_the_script_is_read(tmp_path):
+    assert find_recipe(None) is None and find_recipe(tmp_path / "model.pth") is None
+    file = write_recipe(tmp_path / "other", made_by="another tool")
+    assert find_recipe(file) is None
+    file = write_recipe(tmp_path / "new")
+    with pytest.raises(GenValError, match=r"recipe.json, trained_on: .*Fine-tune the segmenter again"):
+        find_recipe(file)
