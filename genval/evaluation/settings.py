@@ -85,11 +85,13 @@ def score_list(text: str) -> list[str]:
     return names
 
 
-def input_size(text: str) -> tuple[int, int]:
-    """Parse height and width in pixels, e.g. `512x1024`, or `512,1024` as pages write it."""
+def input_size(text: str) -> tuple[int, int] | Literal["processor"]:
+    """Parse height and width in pixels, e.g. `512x1024`, or `512,1024` as pages write it; or `processor`."""
+    if text == "processor":
+        return "processor"
     parts = text.lower().replace(",", "x").split("x")
     if len(parts) != 2:
-        raise argparse.ArgumentTypeError(f"expected height x width in pixels, as 512x1024, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected height x width, as 512x1024, or processor; found {text!r}")
     return positive_int(parts[0]), positive_int(parts[1])
 
 
@@ -110,8 +112,10 @@ class SegmenterSettings:
     class_map: str | None = flag(
         None, "classes of the segmenters' outputs, if not the 19: a JSON file of ids, or a name"
     )
-    input_size: tuple[int, int] | None = flag(
-        None, "HxW: resize images to this size for the segmenter, and its logits back", type=input_size
+    input_size: tuple[int, int] | Literal["processor"] | None = flag(
+        None,
+        "HxW: resize images to this size for the segmenter, and its logits back; processor: as that of an hf: model",
+        type=input_size,
     )
     batch_size: int = flag(1, "images per forward pass", type=positive_int)
     compile: Compile = flag("off", "compile the segmenter: takes minutes, then faster on a GPU (auto: off)", bare="on")

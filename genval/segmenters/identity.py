@@ -32,6 +32,7 @@ _IGNORED = {
     "avoids_onednn",
     "definition",
     "revision",
+    "processor",
     "training",
     "session",
 }
