@@ -135,7 +135,7 @@ def _find_class(location: str, config: Any) -> tuple[Any, bool]:
     with_queries = modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
     for mapping in (per_pixel, with_queries):
         if type(config) in mapping:
-            found = mapping[type(config)]
+            found: Any = mapping[type(config)]
             saved = config.architectures or [found.__name__]
             # Some models for poses or depth have the same keys.
             if not {found.__name__, *_ALSO_SEGMENTS} & set(saved):
