@@ -46,7 +46,9 @@ def find_place(name: str) -> str:
     return str(below.parent) if below else name
 
 
-def load_pretrained(model_class: Any, place: str, name: str, kinds: Collection[str]) -> Any:
+def load_pretrained(
+    model_class: Any, place: str, name: str, kinds: Collection[str], key_mapping: dict[str, str] | None = None
+) -> Any:
     """Load a transformers model in float32, with every key and shape as its config says.
 
     Args:
@@ -54,6 +56,7 @@ def load_pretrained(model_class: Any, place: str, name: str, kinds: Collection[s
         place: of `find_place`.
         name: as the user gave it, for errors.
         kinds: model types of configs that are accepted.
+        key_mapping: patterns of keys in the file, and what they are replaced by.
 
     Raises:
         GenValError: the model cannot be found or read, is of another type, or keys are missing or of another shape.
@@ -70,7 +73,7 @@ def load_pretrained(model_class: Any, place: str, name: str, kinds: Collection[s
         with silence_loading():
             model, report = model_class.from_pretrained(
                 location, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
-                use_safetensors=True, **options,
+                use_safetensors=True, key_mapping=key_mapping, **options,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(name, error) from error

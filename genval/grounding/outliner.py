@@ -33,6 +33,13 @@ OUTLINERS = {
 }
 """Model type of a config: transformers' class of the model that segments what is in a box."""
 
+# Of SAM 3's files, which transformers 5.23 loads without an error and without a weight.
+_TRACKER_KEYS = {
+    r"^detector_model\.vision_encoder\.backbone\.": "vision_encoder.backbone.",
+    r"^tracker_neck\.": "vision_encoder.neck.",
+    r"^tracker_model\.": "",
+}
+
 # They keep an image's aspect ratio and pad it; the others stretch it to a square.
 _PADS = ("sam", "sam_hq")
 
@@ -166,7 +173,8 @@ def load_outliner(name: str, precision: str = "32-true") -> Outliner:
         return Outliner(load_sam(find_file(name)), precision)
     place = find_place(name)
     kind = read_type(place, name, OUTLINERS)
-    model = load_pretrained(getattr(transformers, OUTLINERS[kind]), place, name, OUTLINERS)
+    mapping = _TRACKER_KEYS if kind == "sam3_video" else None
+    model = load_pretrained(getattr(transformers, OUTLINERS[kind]), place, name, OUTLINERS, mapping)
     settings = read_preprocessing(place)
     mean, std = (_HALF, _HALF) if kind.startswith("sam3") else (_MEAN, _STD)
     return Outliner(model, precision, settings.get("image_mean", mean), settings.get("image_std", std))

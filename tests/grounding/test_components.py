@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.components.masks import TINY, write_tiny
+from benchmarks.components.masks import TINY, clip_tokenizer, write_tiny
 from genval.grounding.detector import DETECTORS, load_detector
 from genval.grounding.outliner import OUTLINERS, load_outliner
 from genval.grounding.text_masks import load_text_masker
@@ -119,6 +119,28 @@ def test_sam_3_segments_from_the_text(folder_of, images):
         assert detections[0].phrase == "lion"
         assert detections[0].mask.shape == size and detections[0].mask.dtype == bool
         assert float((detections[0].mask == result["masks"][order[0]].bool().numpy()).mean()) > 0.97
+
+
+def test_a_published_folder_of_sam_3_holds_both_models(tmp_path):
+    """It is one of the model for videos, which consists of the detector and the tracker."""
+    import transformers
+
+    tracker = dict(TINY["Sam3TrackerModel"])
+    tracker |= {"image_size": 56, "memory_attention_hidden_size": 16}
+    config = transformers.Sam3VideoConfig(detector_config=TINY["Sam3Model"], tracker_config=tracker)
+    model = transformers.Sam3VideoModel(config).eval()
+    model.save_pretrained(tmp_path)
+    clip_tokenizer().save_pretrained(tmp_path)
+    outliner, masker = load_outliner(str(tmp_path)), load_text_masker(str(tmp_path))
+    for ours, theirs in (
+        (outliner._model.mask_decoder, model.tracker_model.mask_decoder),
+        (outliner._model.vision_encoder.neck, model.tracker_neck),
+        (outliner._model.vision_encoder.backbone, model.detector_model.vision_encoder.backbone),
+        (masker._model, model.detector_model),
+    ):
+        expected = theirs.state_dict()
+        assert ours.state_dict().keys() == expected.keys()
+        assert all(torch.equal(value, expected[key]) for key, value in ours.state_dict().items())
 
 
 def test_half_precision_runs(folder_of, images):
