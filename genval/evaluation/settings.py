@@ -86,6 +86,11 @@ def score_list(text: str) -> list[str]:
     return names
 
 
+def input_size(text: str) -> tuple[int, int] | Literal["processor"]:
+    """Parse height and width in pixels, as `height_width` does, or `processor`."""
+    return "processor" if text == "processor" else height_width(text)
+
+
 def size_pair(text: str) -> tuple[int, int]:
     """Parse two numbers of pixels, e.g. `500,100`."""
     parts = [positive_int(part) for part in comma_list(text)]
@@ -103,8 +108,10 @@ class SegmenterSettings:
     class_map: str | None = flag(
         None, "classes of the segmenters' outputs, if not the 19: a JSON file of ids, or a name"
     )
-    input_size: tuple[int, int] | None = flag(
-        None, "HxW: resize images to this size for the segmenter, and its logits back", type=height_width
+    input_size: tuple[int, int] | Literal["processor"] | None = flag(
+        None,
+        "HxW: resize images to this size for the segmenter, and its logits back; processor: as that of an hf: model",
+        type=input_size,
     )
     batch_size: int = flag(1, "images per forward pass", type=positive_int)
     compile: Compile = flag("off", "compile the segmenter: takes minutes, then faster on a GPU (auto: off)", bare="on")

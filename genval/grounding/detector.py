@@ -1,9 +1,11 @@
-"""GroundingDINO, open-vocabulary object detection, through transformers (Liu et al., 2023)."""
+"""GroundingDINO and MM-GroundingDINO, open-vocabulary object detection, through transformers.
+
+Liu et al., 2023, and Zhao et al., 2024.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,18 @@ import torch
 from torch import Tensor
 
 from genval.artifacts.fingerprint import weights_hash
-from genval.grounding.loading import find_file, find_place, is_original, load_pretrained, read_preprocessing
+from genval.grounding.detections import Detection, ObjectDetector
+from genval.grounding.loading import (
+    find_file,
+    find_place,
+    is_original,
+    load_pretrained,
+    load_tokenizer,
+    read_preprocessing,
+    read_type,
+)
 from genval.grounding.original import load_groundingdino
+from genval.grounding.owlv2 import load_owlv2
 from genval.runtime.errors import GenValError
 from genval.runtime.hub import pretrained
 from genval.runtime.paths import resolve
@@ -26,28 +38,13 @@ _STD = (0.229, 0.224, 0.225)
 _HookInputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Detection:
-    """A detected box and its score.
-
-    Attributes:
-        box: left, top, right, bottom in pixels of the image.
-        score: the largest probability of the phrase's tokens, 0..1.
-        phrase: the tokens with a probability above the text threshold; may be empty.
-    """
-
-    box: tuple[float, float, float, float]
-    score: float
-    phrase: str
-
-
 class Detector:
     """GroundingDINO with its tokenizer and preprocessing.
 
     Weights stay in float32 under every precision, because the sampling points of the deformable attention need it.
 
     Args:
-        model: transformers' GroundingDinoForObjectDetection.
+        model: transformers' GroundingDinoForObjectDetection or MMGroundingDinoForObjectDetection.
         tokenizer: of BERT.
         shortest: size of an image's shorter side after resizing, in pixels.
         longest: maximum size of its longer side, in pixels.
@@ -165,41 +162,50 @@ class Detector:
         return detections
 
 
-def load_detector(name: str, tokenizer: str = "bert-base-uncased", precision: str = "32-true") -> Detector:
-    """Load GroundingDINO.
+def load_detector(name: str, tokenizer: str = "bert-base-uncased", precision: str = "32-true") -> ObjectDetector:
+    """Load GroundingDINO, MM-GroundingDINO or OWLv2.
 
     Args:
-        name: a hub name, a folder in transformers' layout, or a file of the original format. Relative paths start at
-            the repository's root or at `checkpoints/`.
+        name: a hub name, a folder in transformers' layout, or a file of GroundingDINO's original format. Relative paths
+            start at the repository's root or at `checkpoints/`.
         tokenizer: hub name or folder of BERT's tokenizer, which files of the original format do not contain.
         precision: one of Lightning's.
 
     Raises:
         GenValError: files are missing, damaged or of another model.
     """
-    from transformers import AutoTokenizer, GroundingDinoForObjectDetection
-
     if is_original(name):
         path = find_file(name)
         return Detector(load_groundingdino(path), _load_tokenizer(tokenizer), precision=precision)
     place = find_place(name)
-    model = load_pretrained(GroundingDinoForObjectDetection, place, name, ("grounding-dino",))
-    try:
-        location, options = pretrained(place)
-        words = AutoTokenizer.from_pretrained(location, **options)
-    except (OSError, ValueError) as error:
-        raise GenValError(f"{name} has no tokenizer: {' '.join(str(error).split())[:300]}") from error
+    return DETECTORS[read_type(place, name, DETECTORS)](place, name, precision)
+
+
+def _load_transformers(place: str, name: str, precision: str) -> Detector:
+    import transformers
+
+    kind = read_type(place, name, ("grounding-dino", "mm-grounding-dino"))
+    architecture = "GroundingDino" if kind == "grounding-dino" else "MMGroundingDino"
+    model = load_pretrained(getattr(transformers, f"{architecture}ForObjectDetection"), place, name, (kind,))
     settings = read_preprocessing(place)
     size = settings.get("size", {})
     return Detector(
         model,
-        words,
+        load_tokenizer(place, name),
         size.get("shortest_edge", _SHORTEST),
         size.get("longest_edge", _LONGEST),
         settings.get("image_mean", _MEAN),
         settings.get("image_std", _STD),
         precision,
     )
+
+
+DETECTORS: dict[str, Callable[[str, str, str], ObjectDetector]] = {
+    "grounding-dino": _load_transformers,
+    "mm-grounding-dino": _load_transformers,
+    "owlv2": load_owlv2,
+}
+"""Model type of a config: the function that loads it from a place, with a name for errors and a precision."""
 
 
 def fix_text_positions(model: Any) -> Any:

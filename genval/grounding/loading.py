@@ -46,46 +46,37 @@ def find_place(name: str) -> str:
     return str(below.parent) if below else name
 
 
-def load_pretrained(model_class: Any, place: str, name: str, kinds: Collection[str]) -> Any:
+def load_pretrained(
+    model_class: Any, place: str, name: str, kinds: Collection[str], key_mapping: dict[str, str] | None = None
+) -> Any:
     """Load a transformers model in float32, with every key and shape as its config says.
 
     Args:
         model_class: transformers' class.
         place: of `find_place`.
         name: as the user gave it, for errors.
-
-    Args:
-        model_class: transformers' class.
-        place: a folder, or a hub name.
-        name: of the model, for errors.
         kinds: model types of configs that are accepted.
+        key_mapping: patterns of keys in the file, and what they are replaced by.
 
     Raises:
         GenValError: the model cannot be found or read, is of another type, or keys are missing or of another shape.
     """
-    from transformers import AutoConfig
-
     folder = Path(place)
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and (pickled := sorted(folder.glob("*.bin"))):
         raise GenValError(
             f"{pickled[0]} is a pickled file, which can run code when it is read. Fetch model.safetensors of the same "
             f"model, or write it where you trust the file: model.save_pretrained({str(folder)!r}) in transformers."
         )
+    read_type(place, name, kinds)
     location, options = pretrained(place)
     try:
-        found = AutoConfig.from_pretrained(location, **options).model_type
-        if found not in kinds:
-            raise GenValError(f"{name} is a model of type {found!r}: expected {' or '.join(map(repr, kinds))}.")
         with silence_loading():
             model, report = model_class.from_pretrained(
                 location, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
-                use_safetensors=True, **options,
+                use_safetensors=True, key_mapping=key_mapping, **options,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
-        raise GenValError(
-            f"Cannot load {name}: {' '.join(str(error).split())[:400]} Expected the name of a model that can be "
-            "downloaded, a folder in transformers' layout, or a file of the original format."
-        ) from error
+        raise _unreadable(name, error) from error
     faults = {key: sorted(map(str, keys)) for key, keys in report.items() if keys}
     if faults:
         raise GenValError(
@@ -93,6 +84,64 @@ def load_pretrained(model_class: Any, place: str, name: str, kinds: Collection[s
             "Fetch it again, or give a folder of this model."
         )
     return model
+
+
+def read_type(place: str, name: str, kinds: Collection[str]) -> str:
+    """Return the model type of a config.
+
+    Args:
+        place: of `find_place`.
+        name: as the user gave it, for errors.
+        kinds: model types that are accepted.
+
+    Raises:
+        GenValError: the config cannot be found or read, or is that of another type.
+    """
+    from transformers import AutoConfig
+
+    location, options = pretrained(place)
+    try:
+        found = str(AutoConfig.from_pretrained(location, **options).model_type)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(name, error) from error
+    if found not in kinds:
+        raise GenValError(f"{name} is a model of type {found!r}: expected {' or '.join(map(repr, kinds))}.")
+    return found
+
+
+def load_tokenizer(place: str, name: str) -> Any:
+    """Load the tokenizer of a folder or hub name.
+
+    Raises:
+        GenValError: its files are missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    location, options = pretrained(place)
+    try:
+        return AutoTokenizer.from_pretrained(location, **options)
+    except (OSError, ValueError) as error:
+        raise GenValError(f"{name} has no tokenizer: {' '.join(str(error).split())[:300]}") from error
+
+
+def load_processor(processor_class: Any, place: str, name: str) -> Any:
+    """Load the processor of a folder or hub name: image processor and tokenizer.
+
+    Raises:
+        GenValError: its files are missing or damaged.
+    """
+    location, options = pretrained(place)
+    try:
+        return processor_class.from_pretrained(location, **options)
+    except (OSError, ValueError, TypeError) as error:
+        raise GenValError(f"{name} has no processor: {' '.join(str(error).split())[:300]}") from error
+
+
+def _unreadable(name: str, error: Exception) -> GenValError:
+    return GenValError(
+        f"Cannot load {name}: {' '.join(str(error).split())[:400]} Expected the name of a model that can be "
+        "downloaded, a folder in transformers' layout, or a file of the original format."
+    )
 
 
 def read_preprocessing(place: str) -> dict[str, Any]:

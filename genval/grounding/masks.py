@@ -17,10 +17,12 @@ from genval.datasets.boxes import Box
 from genval.datasets.ood_objects import ObjectImage, absence_path, find_object_images, mask_path, read_box
 from genval.datasets.reading import read_image
 from genval.grounding.curation import update_choices, write_sheets
-from genval.grounding.detector import Detection, Detector, load_detector
+from genval.grounding.detections import Detection, ObjectDetector
+from genval.grounding.detector import load_detector
 from genval.grounding.outliner import Outliner, load_outliner
 from genval.grounding.settings import MaskSettings
 from genval.grounding.similarity import Similarity
+from genval.grounding.text_masks import load_text_masker
 from genval.runtime.devices import launch_fabric
 from genval.runtime.files import write_bytes, write_png
 from genval.runtime.flags import flatten
@@ -40,8 +42,8 @@ class _Loaded:
     top: int
     left: int
     crop: np.ndarray
-    for_detector: np.ndarray
-    for_outliner: np.ndarray
+    for_detector: Any
+    for_outliner: Any
 
 
 _Mask = tuple[dict[str, Any], "np.ndarray | None"]
@@ -57,7 +59,7 @@ class MaskStage(ManifestStage[ObjectImage, _Loaded, _Mask]):
     Args:
         folder: of the masks.
         detector: on its device.
-        outliner: on its device.
+        outliner: on its device; None if the detections have masks.
         settings: thresholds and margin.
         record: the settings that define the masks, as JSON values.
         similarity: compares crops with an object's name; its result is the line's `similarity`.
@@ -68,8 +70,8 @@ class MaskStage(ManifestStage[ObjectImage, _Loaded, _Mask]):
     def __init__(
         self,
         folder: Path,
-        detector: Detector,
-        outliner: Outliner,
+        detector: ObjectDetector,
+        outliner: Outliner | None,
         settings: MaskSettings,
         record: Mapping[str, Any],
         similarity: Callable[[Sequence[np.ndarray], str], list[dict[str, Any]]] | None = None,
@@ -101,7 +103,7 @@ class MaskStage(ManifestStage[ObjectImage, _Loaded, _Mask]):
         top, left = max(0, box.top - around), max(0, box.left - around)
         crop = frame[top : box.top + box.side + around, left : box.left + box.side + around].copy()
         mark = file_mark(item.image)
-        inputs = (self._detector.prepare(crop), self._outliner.prepare(crop))
+        inputs = (self._detector.prepare(crop), self._outliner.prepare(crop) if self._outliner else None)
         return _Loaded(item, mark, (height, width), box, top, left, crop, *inputs)
 
     def compute(self, items: Sequence[ObjectImage], loaded: Sequence[_Loaded]) -> list[_Mask]:
@@ -119,7 +121,12 @@ class MaskStage(ManifestStage[ObjectImage, _Loaded, _Mask]):
         chosen = [choose(detections) for detections in found]
         seen = [index for index, choice in enumerate(chosen) if choice is not None]
         outlines: dict[int, tuple[np.ndarray, float]] = {}
-        if seen:
+        if self._outliner is None:
+            for index in seen:
+                detection = found[index][chosen[index] or 0]
+                assert detection.mask is not None
+                outlines[index] = (detection.mask, detection.score)
+        elif seen:
             outlined = self._outliner.outline(
                 [batch[index].for_outliner for index in seen],
                 [batch[index].crop.shape[:2] for index in seen],
@@ -284,12 +291,17 @@ def mask_objects(settings: MaskSettings, images: Sequence[ObjectImage] | None = 
     images = find_images(settings) if images is None else images
     fabric = launch_fabric(settings.device)
     precision = settings.device.precision
-    detector = load_detector(settings.detector, settings.tokenizer, precision).to(fabric.device)
-    outliner = load_outliner(settings.sam, precision).to(fabric.device)
+    detector: ObjectDetector
+    if settings.text_masks:
+        detector, outliner = load_text_masker(settings.sam, precision), None
+    else:
+        detector = load_detector(settings.detector, settings.tokenizer, precision)
+        outliner = load_outliner(settings.sam, precision).to(fabric.device)
+    detector.to(fabric.device)
     similarity = None if settings.clip == "none" else Similarity(load_clip(settings.clip).to(fabric.device))
     record = {
         "detector_hash": detector.hash,
-        "sam_hash": outliner.hash,
+        "sam_hash": outliner.hash if outliner else None,
         "clip_hash": similarity.hash if similarity else None,
         "box_threshold": settings.box_threshold,
         "text_threshold": settings.text_threshold,

@@ -1,6 +1,6 @@
-"""Segment Anything, first and second version, through transformers: masks of the objects in boxes.
+"""Segment Anything, its three versions and SAM-HQ, through transformers: masks of the objects in boxes.
 
-Kirillov et al., 2023, and Ravi et al., 2024.
+Kirillov et al., 2023; Ke et al., 2023; Ravi et al., 2024; Carion et al., 2025.
 """
 
 from __future__ import annotations
@@ -14,40 +14,64 @@ from torch import Tensor
 from torch.nn import functional
 
 from genval.artifacts.fingerprint import weights_hash
-from genval.grounding.loading import find_file, find_place, is_original, load_pretrained
+from genval.grounding.loading import find_file, find_place, is_original, load_pretrained, read_preprocessing, read_type
 from genval.grounding.original import load_sam
 from genval.runtime.errors import GenValError
-from genval.runtime.hub import pretrained
 from genval.runtime.precision import autocast, weights_dtype
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
-# Published folders of the second version have the config of the model for videos, which contains that for images.
-_SECOND = ("sam2", "sam2_video")
+_HALF = (0.5, 0.5, 0.5)  # SAM 3
+OUTLINERS = {
+    "sam": "SamModel",
+    "sam_hq": "SamHQModel",
+    "sam2": "Sam2Model",
+    "sam3_tracker": "Sam3TrackerModel",
+    # Published folders have the config of the model for videos, which contains that for images.
+    "sam2_video": "Sam2Model",
+    "sam3_video": "Sam3TrackerModel",
+}
+"""Model type of a config: transformers' class of the model that segments what is in a box."""
+
+# Of SAM 3's files, which transformers 5.23 loads without an error and without a weight.
+_TRACKER_KEYS = {
+    r"^detector_model\.vision_encoder\.backbone\.": "vision_encoder.backbone.",
+    r"^tracker_neck\.": "vision_encoder.neck.",
+    r"^tracker_model\.": "",
+}
+
+# They keep an image's aspect ratio and pad it; the others stretch it to a square.
+_PADS = ("sam", "sam_hq")
 
 
 class Outliner:
     """Segment Anything with its preprocessing.
 
     Args:
-        model: transformers' SamModel or Sam2Model.
+        model: transformers' model of a class of `OUTLINERS`.
         precision: one of Lightning's.
+        mean, std: of the normalisation, for values 0..1.
 
     Attributes:
         hash: of the weights, as they were loaded.
         side: of the model's square input, in pixels.
     """
 
-    def __init__(self, model: Any, precision: str = "32-true") -> None:
+    def __init__(
+        self,
+        model: Any,
+        precision: str = "32-true",
+        mean: Sequence[float] = _MEAN,
+        std: Sequence[float] = _STD,
+    ) -> None:
         self.hash = weights_hash(model)
         self.precision = precision
         self.device = torch.device("cpu")
-        # The second version stretches an image to a square; the first keeps its aspect ratio and pads it.
-        self.stretches = model.config.model_type in _SECOND
+        self.stretches = model.config.model_type not in _PADS
         side = (model.config.prompt_encoder_config if self.stretches else model.config.vision_config).image_size
         self.side = int(side if isinstance(side, int) else side[0])
         self._model = model.eval().requires_grad_(False).to(weights_dtype(precision))
-        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
+        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (mean, std))
 
     def to(self, device: torch.device | str) -> Outliner:
         """Move the model to a device; return itself."""
@@ -59,8 +83,8 @@ class Outliner:
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Prepare an RGB uint8 (H, W, 3) image of any size for `outline`.
 
-        For the first version, the longer side is resized to `side` with Pillow's bilinear filter. The second version
-        resizes floats on the device, so the image is returned unchanged.
+        For the first version and SAM-HQ, the longer side is resized to `side` with Pillow's bilinear filter. For the
+        others, floats are resized on the device, so the image is returned unchanged.
         """
         from PIL import Image
 
@@ -76,7 +100,7 @@ class Outliner:
         sizes: Sequence[tuple[int, int]],
         boxes: Sequence[tuple[float, float, float, float]],
     ) -> list[tuple[np.ndarray, float]]:
-        """Segment the object in the box of each image; of three masks, return the one with the highest estimated IoU.
+        """Segment the object in the box of each image; of several masks, return the one with the highest estimated IoU.
 
         Args:
             inputs: of `prepare`.
@@ -133,7 +157,7 @@ class Outliner:
 
 
 def load_outliner(name: str, precision: str = "32-true") -> Outliner:
-    """Load Segment Anything, the first or the second version.
+    """Load Segment Anything of any version, or SAM-HQ.
 
     Args:
         name: a hub name, a folder in transformers' layout, or a file of the first version's original format. Relative
@@ -143,21 +167,17 @@ def load_outliner(name: str, precision: str = "32-true") -> Outliner:
     Raises:
         GenValError: files are missing, damaged or of another model.
     """
-    from transformers import AutoConfig, Sam2Model, SamModel
+    import transformers
 
     if is_original(name):
         return Outliner(load_sam(find_file(name)), precision)
     place = find_place(name)
-    try:
-        location, options = pretrained(place)
-        is_second = AutoConfig.from_pretrained(location, **options).model_type in _SECOND
-    except (OSError, ValueError) as error:
-        raise GenValError(
-            f"Cannot load {name}: {' '.join(str(error).split())[:400]} Expected a hub name, a folder in transformers' "
-            "layout, or a .pth file of Segment Anything."
-        ) from error
-    model_class, kinds = (Sam2Model, _SECOND) if is_second else (SamModel, ("sam",))
-    return Outliner(load_pretrained(model_class, place, name, kinds), precision)
+    kind = read_type(place, name, OUTLINERS)
+    mapping = _TRACKER_KEYS if kind == "sam3_video" else None
+    model = load_pretrained(getattr(transformers, OUTLINERS[kind]), place, name, OUTLINERS, mapping)
+    settings = read_preprocessing(place)
+    mean, std = (_HALF, _HALF) if kind.startswith("sam3") else (_MEAN, _STD)
+    return Outliner(model, precision, settings.get("image_mean", mean), settings.get("image_std", std))
 
 
 def fitted_size(height: int, width: int, side: int) -> tuple[int, int]:

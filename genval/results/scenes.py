@@ -196,7 +196,7 @@ class SceneResults:
         for paths, names in ((on_any, _MODEL_FLAGS), (on_set, _SET_FLAGS)):
             values = read_json(paths[0], SavedSettings)["settings"] if paths else {}
             flags |= {name: values[name] for name in names if values.get(name) not in (None, False, defaults.get(name))}
-        if "input_size" in flags:
+        if isinstance(flags.get("input_size"), list):
             flags["input_size"] = "x".join(map(str, flags["input_size"]))
         return flags
 

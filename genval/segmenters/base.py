@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.precision import autocast, check_precision, weights_dtype
 from genval.segmenters.class_map import ClassMap
 from genval.segmenters.outputs import check_logits, check_values, named_failures
+from genval.segmenters.processor import Processor
 from genval.segmenters.recipe import Recipe
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -35,7 +36,8 @@ class Segmenter(nn.Module, abc.ABC):
     Without it `genval.segmenters.identity` examines the network's modules.
 
     With `input_size` (height, width), images are resized to it for the network, bilinearly with antialiasing and
-    rounded to uint8; the logits are resized to the size that the caller asks for, as in any case.
+    rounded to uint8; the logits are resized to the size that the caller asks for, as in any case. With the input size
+    `processor`, the size is that of `processor`, which loaders of models with an image processor set.
 
     Args:
         name: as given by the user.
@@ -55,7 +57,8 @@ class Segmenter(nn.Module, abc.ABC):
     reads_bgr = False
     minimum_size = 1
     size_divisor = 1
-    input_size: tuple[int, int] | None = None
+    input_size: tuple[int, int] | Literal["processor"] | None = None
+    processor: Processor | None = None
     of_queries = False
     """Whether logits are logarithms of class scores that queries give, which are not a distribution."""
     definition: str | None = None
@@ -129,16 +132,28 @@ class Segmenter(nn.Module, abc.ABC):
         right, bottom = more
         return F.pad(pixels, (0, right, 0, bottom)) if right or bottom else pixels
 
-    def set_input_size(self, size: tuple[int, int]) -> None:
-        """Resize images to a height and width for the network.
+    def set_input_size(self, size: tuple[int, int] | Literal["processor"]) -> None:
+        """Resize images to a height and width for the network, or as the model's image processor does.
 
         Raises:
-            GenValError: the network takes images of one other size.
+            GenValError: the network takes images of one other size, or has no image processor.
         """
+        if size == "processor":
+            if self.processor is None:
+                raise GenValError(f"{self.name} has no image processor, hf: models do. Give --input_size HxW.")
+            self.processor.fitted_size(1024, 2048)  # refuses what it cannot do
+            self.definition = f"{self.definition}{self.processor}"
         fixed = getattr(self, "size", None)
         if fixed not in (None, size):
             raise GenValError(f"{self.name} takes images of {fixed[0]}x{fixed[1]} alone: give no other --input_size.")
         self.input_size = size
+
+    def network_size(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width to which an image is resized for the network."""
+        if self.input_size == "processor":
+            assert self.processor is not None
+            return self.processor.fitted_size(height, width)
+        return self.input_size or (height, width)
 
     def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the network with torch.compile. This takes minutes at the first batch of each shape."""
@@ -176,8 +191,9 @@ class Segmenter(nn.Module, abc.ABC):
                 f"{self.name} expects RGB uint8 images (B, 3, H, W), found {images.dtype} {tuple(images.shape)}."
             )
         target = tuple(size or images.shape[-2:])
-        if self.input_size is not None and tuple(images.shape[-2:]) != self.input_size:
-            resized = F.interpolate(images.float(), self.input_size, mode="bilinear", antialias=True)
+        fitted = self.network_size(*images.shape[-2:])
+        if tuple(images.shape[-2:]) != fitted:
+            resized = F.interpolate(images.float(), fitted, mode="bilinear", antialias=True)
             images = resized.round().clamp(0, 255).to(torch.uint8)
         task = f"{self.name} fails on images {tuple(images.shape)}"
         with named_failures(task), self._arithmetic(images.device):

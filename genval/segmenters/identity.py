@@ -33,6 +33,7 @@ _IGNORED = {
     "definition",
     "revision",
     "recipe",
+    "processor",
     "training",
     "session",
 }

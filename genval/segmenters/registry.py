@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ def load_segmenter(
     compiled: bool = False,
     channels_last: bool = False,
     trust_code: bool = False,
-    input_size: tuple[int, int] | None = None,
+    input_size: tuple[int, int] | Literal["processor"] | None = None,
 ) -> Segmenter:
     """Load a segmenter by its name or its specification.
 
@@ -92,7 +92,7 @@ def load_segmenter(
         channels_last: see `Segmenter.use_channels_last`.
         trust_code: run a `.py` config or a module from outside the project, the installed packages and
             `path_dicts.TRUSTED_FOLDERS`.
-        input_size: height and width to which images are resized for the network; see `Segmenter`.
+        input_size: height and width to which images are resized for the network, or `processor`; see `Segmenter`.
 
     Returns:
         `segmenter(images, size=None)`: RGB uint8 (B, 3, H, W) to float32 logits (B, 19, *size); see `Segmenter`.

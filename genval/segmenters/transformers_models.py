@@ -1,13 +1,12 @@
 """Semantic segmentation models of the transformers library.
 
-They predict one class per pixel (SegFormer, UPerNet, BEiT, DPT, ...), or queries that each have a mask and a class
-(MaskFormer, Mask2Former, OneFormer).
+They give logits per pixel (`dense_models`), or queries that each have a mask and a class (`query_models`); some take
+squares of one size alone (`windows`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
@@ -25,97 +23,20 @@ from genval.runtime.paths import find_below, resolve
 from genval.segmenters.base import Segmenter
 from genval.segmenters.class_map import ClassMap, check_outputs, map_by_name
 from genval.segmenters.class_names import as_names
+from genval.segmenters.dense_models import TransformersSegmenter
+from genval.segmenters.processor import Processor, read_processor
+from genval.segmenters.query_models import QuerySegmenter
+from genval.segmenters.windows import WINDOWED, WindowedQueries, WindowedTransformer
 
 _EXPECTED = "Expected config.json, model.safetensors and preprocessor_config.json in a folder, or a name on the hub."
 
-_QUERY_MODELS = {
-    "maskformer": "MaskFormerForInstanceSegmentation",
-    "mask2former": "Mask2FormerForUniversalSegmentation",
-    "oneformer": "OneFormerForUniversalSegmentation",
-}
-"""The class of each model type with queries."""
+# A model with several heads, one of which is for semantic segmentation.
+_ALSO_SEGMENTS = ("Tipsv2DptForDensePrediction",)
 
 _NOT_DEFINING = {"transformers_version", "_name_or_path", "dtype"}
 """Entries of a config that do not decide about predictions."""
 
-_QUERIES_AT_A_TIME = 10
-_SMALLEST_SCORE = 1e-12
 _ONEFORMER_TASK = "the task is semantic"
-
-
-class TransformersSegmenter(Segmenter):
-    """A transformers semantic segmentation model on images at their native size.
-
-    Mean, deviation and scale are its image processor's; the processor's resize is not applied. Vision transformers get
-    whole patches, and their position embeddings are interpolated to the image's size; DPT needs squares as well.
-    """
-
-    network: Any
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        patch = getattr(self.network.config, "patch_size", 1)
-        self.size_divisor = patch if isinstance(patch, int) else 1
-        interpolates = "interpolate_pos_encoding" in inspect.signature(self.network.forward).parameters
-        self.options = {"interpolate_pos_encoding": True} if interpolates else {}
-        # DPT without a backbone of its own takes the number of patches for that of a square.
-        config = self.network.config
-        self.square = config.model_type == "dpt" and config.backbone_config is None
-
-    def pad(self, pixels: Tensor) -> Tensor:
-        if self.square:
-            side = max(pixels.shape[-2:])
-            pixels = F.pad(pixels, (0, side - pixels.shape[-1], 0, side - pixels.shape[-2]))
-        return super().pad(pixels)
-
-    def run(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.network(pixel_values=pixels, **self.options).logits
-        return logits
-
-
-class QuerySegmenter(Segmenter):
-    """A transformers model whose queries each have a mask and a distribution over classes, on images at native size.
-
-    A class's score at a pixel is the sum over queries q of p(class | q) * sigmoid(mask of q), without "no object":
-    what the image processors' `post_process_semantic_segmentation` computes. Such scores are not a distribution: their
-    sum is not 1. The logits are their logarithms, so that the softmax is each class's share of the sum, and the
-    most probable class is that of the scores. Calibration is measured on that share.
-
-    Mask2Former's masks are resized to the image before the sigmoid, as its authors do (transformers resizes them to
-    384x384 there, the size its processor makes of every image); those of the others after the sum.
-
-    Args:
-        task: OneFormer's tokenised task, int64 (1, 77).
-    """
-
-    network: Any
-    of_queries = True
-
-    def __init__(self, *args: Any, task: Tensor | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.size_divisor = 32
-        self.masks_first = self.network.config.model_type == "mask2former"
-        self.task = task
-
-    def run(self, pixels: Tensor) -> Tensor:
-        inputs = {"pixel_values": pixels}
-        if self.task is not None:
-            inputs["task_inputs"] = self.task.to(pixels.device).expand(len(pixels), -1)
-        outputs = self.network(**inputs)
-        class_scores = outputs.class_queries_logits.float().softmax(-1)[..., :-1]
-        masks = outputs.masks_queries_logits.float()
-        size = pixels.shape[-2:]
-        if self.masks_first:
-            scores = torch.zeros((), device=masks.device)
-            # All masks at the size of the image would be 100 floats per pixel.
-            for start in range(0, masks.shape[1], _QUERIES_AT_A_TIME):
-                some = slice(start, start + _QUERIES_AT_A_TIME)
-                share = F.interpolate(masks[:, some], size, mode="bilinear", align_corners=False).sigmoid()
-                scores = scores + torch.einsum("bqc,bqhw->bchw", class_scores[:, some], share)
-        else:
-            scores = torch.einsum("bqc,bqhw->bchw", class_scores, masks.sigmoid())
-            scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
-        return scores.clamp(min=_SMALLEST_SCORE).log()
 
 
 def load_transformers(
@@ -150,11 +71,10 @@ def load_transformers(
     try:
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(location, **options)
-            mean, std, reads_bgr = _normalisation(location, config.model_type, options)
+            factory, _ = _find_class(location, config)
+            processor = read_processor(location, config.model_type, options)
             class_map = map_by_name(location, as_names(config.id2label), class_map)
             check_outputs(location, config.num_labels, class_map)
-            kind = _QUERY_MODELS.get(config.model_type)
-            factory = getattr(transformers, kind) if kind else transformers.AutoModelForSemanticSegmentation
             network, report = factory.from_pretrained(
                 location, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
                 **options,
@@ -173,13 +93,59 @@ def load_transformers(
     if problems:
         raise GenValError(f"The weights in {location} do not fit its config.json: {'; '.join(problems)}.")
     _check_numbers(location, local, network)
-    arguments = (name, network.to(device), mean, std, precision, class_map)
-    segmenter = QuerySegmenter(*arguments, task=task) if kind else TransformersSegmenter(*arguments)
-    segmenter.reads_bgr = reads_bgr
+    segmenter = wrap(name, network.to(device), processor, precision, class_map, task)
     values = {key: value for key, value in config.to_dict().items() if key not in _NOT_DEFINING}
     segmenter.definition = json.dumps(values, sort_keys=True, default=str)
+    if config.model_type in WINDOWED:
+        segmenter.definition += str(processor)
     segmenter.revision = getattr(config, "_commit_hash", None)
     return segmenter
+
+
+def wrap(
+    name: str,
+    network: Any,
+    processor: Processor,
+    precision: str = "32-true",
+    class_map: ClassMap | None = None,
+    task: Tensor | None = None,
+) -> Segmenter:
+    """Return a segmenter of a transformers model that is on its device; arguments as of `QuerySegmenter`."""
+    arguments = (name, network, processor.mean, processor.std, precision, class_map)
+    has_queries = _find_class(name, network.config)[1]
+    segmenter: Segmenter
+    if network.config.model_type in WINDOWED:
+        segmenter = (WindowedQueries if has_queries else WindowedTransformer)(*arguments, processor=processor)
+    else:
+        segmenter = QuerySegmenter(*arguments, task=task) if has_queries else TransformersSegmenter(*arguments)
+    segmenter.processor = processor
+    segmenter.reads_bgr = processor.reads_bgr
+    return segmenter
+
+
+def _find_class(location: str, config: Any) -> tuple[Any, bool]:
+    """Return the class of a config's model, and whether it has queries.
+
+    Raises:
+        GenValError: transformers has no segmentation model of this type, or the weights are those of another class.
+    """
+    from transformers.models.auto import modeling_auto
+
+    per_pixel = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+    with_queries = modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+    for mapping in (per_pixel, with_queries):
+        if type(config) in mapping:
+            found: Any = mapping[type(config)]
+            saved = config.architectures or [found.__name__]
+            # Some models for poses or depth have the same keys.
+            if not {found.__name__, *_ALSO_SEGMENTS} & set(saved):
+                raise GenValError(f"{location} holds a {saved[0]}, which is no {found.__name__}. {_EXPECTED}")
+            return found, mapping is with_queries
+    known = ", ".join(sorted(kind.model_type for mapping in (per_pixel, with_queries) for kind in mapping))
+    raise GenValError(
+        f"Cannot load a semantic segmentation model from {location}: its type is {config.model_type!r}. The installed "
+        f"transformers segments with {known}. Wrap another network in a Python function (module:function)."
+    )
 
 
 def _locate(source: str, checkpoint_root: str | Path) -> tuple[str, bool]:
@@ -265,26 +231,6 @@ def _check_numbers(location: str, local: bool, network: nn.Module) -> None:
         wrong = [f"{key} ({kind})" for key, kind in kinds.items() if not kind.startswith(("F", "BF"))]
         if wrong:
             raise GenValError(f"The weights in {path} are no real numbers: {_shorten(wrong)}. Save them as float32.")
-
-
-def _normalisation(location: str, model_type: str, options: Mapping[str, Any]) -> tuple[list[float], list[float], bool]:
-    """A processor's (x * rescale - mean) / std as mean and deviation on the scale 0..255, and whether it takes BGR."""
-    from transformers import AutoImageProcessor, OneFormerImageProcessor
-
-    if model_type == "oneformer":  # its processor fetches lists of classes when it is made
-        values: dict[str, Any] = OneFormerImageProcessor.get_image_processor_dict(location, **options)[0]
-    else:
-        values = AutoImageProcessor.from_pretrained(location, **options).to_dict()
-    # Not every processor has every step: MobileViT's, for one, does not normalise, and wants BGR.
-    scale = values["rescale_factor"] if values.get("do_rescale") else 1.0
-    mean, std = (values["image_mean"], values["image_std"]) if values.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
-    reads_bgr = bool(values.get("do_flip_channel_order"))
-    if scale == 1.0 and 0 < max(mean) <= 1 and max(std) <= 1:
-        raise GenValError(
-            f"{location}: preprocessor_config.json normalises pixels 0..255 with mean {mean} and std {std}, which are "
-            'for pixels 0..1. Set "do_rescale": true and "rescale_factor": 0.00392156862745098.'
-        )
-    return [value / scale for value in mean], [value / scale for value in std], reads_bgr
 
 
 def _shorten(keys: Any) -> str:

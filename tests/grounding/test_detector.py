@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.components.masks import bert_tokenizer
 from genval.grounding.detector import Detector, as_caption, input_size, load_detector
 from genval.runtime.errors import GenValError
 
@@ -38,10 +39,8 @@ def test_a_caption_is_lower_case_and_ends_with_a_full_stop():
 
 def select(probabilities, boxes, box=0.25, text=0.25, overlap=0.8):
     """`Detector._select` on values of our own, for "polar bear." on an image of 100x200."""
-    from grounding_world import tokenizer
-
     shell = Detector.__new__(Detector)
-    shell._tokenizer = tokenizer()
+    shell._tokenizer = bert_tokenizer()
     ids = shell._tokenizer(["polar bear."], return_tensors="pt")["input_ids"][0]
     return shell._select(torch.tensor(probabilities), torch.tensor(boxes), (100, 200), ids, box, text, overlap)
 
@@ -107,12 +106,11 @@ def test_a_missing_file_says_where_it_was_sought():
 
 
 def test_an_original_file_and_a_saved_folder_give_the_same(golden_detector, images, tmp_path):
-    from grounding_world import tokenizer
 
-    tokenizer().save_pretrained(tmp_path / "tokenizer")
+    bert_tokenizer().save_pretrained(tmp_path / "tokenizer")
     original = load_detector(str(golden_detector.path), str(tmp_path / "tokenizer"))
     original._model.save_pretrained(tmp_path / "detector")
-    tokenizer().save_pretrained(tmp_path / "detector")
+    bert_tokenizer().save_pretrained(tmp_path / "detector")
     folder = load_detector(str(tmp_path / "detector"))
     assert folder.hash == original.hash
     for one in (original, folder):

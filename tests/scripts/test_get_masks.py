@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks.components.masks import write_tiny
 from genval.datasets.reading import read_image, read_mask
 from genval.runtime.paths import REPO_ROOT
 
@@ -90,6 +91,22 @@ def test_the_second_version_and_clip_and_context(masks, object_images, grounding
     similarities = [line["similarity"] for line in lines if line["mask"]]
     assert similarities and all(set(one) == {"object", "scene", "scene_name"} for one in similarities)
     assert all(line["clip_hash"] for line in lines)
+
+
+def test_other_models_and_sam_3_alone(masks, object_images, tmp_path):
+    for name in ("Owlv2ForObjectDetection", "SamHQModel", "Sam3Model"):
+        write_tiny(name, tmp_path / name)
+    owlv2, sam_hq, sam_3 = (tmp_path / name for name in ("Owlv2ForObjectDetection", "SamHQModel", "Sam3Model"))
+    thresholds = ["--box_threshold", 0.01, "--text_threshold", 0.01, "--objects", "lion"]
+    masks("--detector", owlv2, "--sam", sam_hq, *thresholds)
+    manifest = object_images / "masks" / "manifest.jsonl"
+    first = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert len(first) == 3 and all(line["sam_hash"] and line["detections"] for line in first)
+    assert "(3 images new)" in masks("--text_masks", "--sam", sam_3, *thresholds).stdout
+    second = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert all(line["sam_hash"] is None for line in second)
+    assert any(line["mask"] for line in second)
+    assert "expected 'sam3'" in masks("--text_masks", "--sam", sam_hq, expect=2).stderr
 
 
 def test_mistakes_are_one_line(masks, object_images):
