@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from genval.diffusion.models.messages import first_words, listed, silence_loading
-from genval.diffusion.original.reading import SUFFIXES, OriginalFile, is_original
+from genval.diffusion.models.weights import load_exactly
+from genval.diffusion.original.reading import SUFFIXES, is_original, open_original
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.hub import pretrained, split_revision
@@ -234,7 +235,9 @@ def encode_latents(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     return latents
 
 
-def load_autoencoder(folder: Path) -> Any:
+def load_autoencoder(
+    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Any:
     """Load a folder of diffusers' AutoencoderKL or AutoencoderTiny, as its config.json says.
 
     Raises:
@@ -244,7 +247,7 @@ def load_autoencoder(folder: Path) -> Any:
 
     config = read_json(folder / "config.json", dict[str, Any])
     kind = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
-    return load_strictly(kind, folder, "diffusion_pytorch_model.safetensors")
+    return load_strictly(kind, folder, "diffusion_pytorch_model.safetensors", device, dtype)
 
 
 def load_base(
@@ -263,7 +266,7 @@ def load_base(
     """
     path = find_base(name)
     dtype = dtype or torch.float32
-    parts = OriginalFile(path).load_base(device, dtype) if path.is_file() else _load_folder(path)
+    parts = open_original(path).load_base(device, dtype) if path.is_file() else _load_folder(path, device, dtype)
     kind = StableDiffusionXL if "text_encoder_2" in parts else StableDiffusion
     return kind(folder=path, **parts).to(device, dtype)
 
@@ -320,24 +323,29 @@ def _is_xl(folder: Path) -> bool:
     )
 
 
-def _load_folder(folder: Path) -> dict[str, Any]:
+def _load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
     """Load the parts of a folder in diffusers' layout, by the names of `StableDiffusion`'s attributes."""
     from diffusers import SchedulerMixin, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+    is_xl = _is_xl(folder)
+    # StableDiffusionXL.to decides about the dtype of its VAE, which is loaded in float32.
+    vae_dtype = torch.float32 if is_xl else dtype
+    place = {"device": device, "dtype": dtype}
     parts = {
-        "vae": load_autoencoder(_part_file(folder, "vae")),
-        "text_encoder": load_strictly(CLIPTextModel, _part_file(folder, "text_encoder"), "model.safetensors"),
+        "vae": load_autoencoder(_part_file(folder, "vae"), device, vae_dtype),
+        "text_encoder": load_strictly(CLIPTextModel, _part_file(folder, "text_encoder"), "model.safetensors", **place),
         "tokenizer": CLIPTokenizer.from_pretrained(str(_part_file(folder, "tokenizer")), trust_remote_code=False),
-        "unet": load_strictly(UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model.safetensors"),
+        "unet": load_strictly(UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model.safetensors", **place),
         "scheduler_config": _scheduler_config(SchedulerMixin, folder),
     }
-    if not _is_xl(folder):
+    if not is_xl:
         return parts
+    second = folder / "text_encoder_2"
     index = read_json(folder / "model_index.json", dict[str, Any])
     return {
         **parts,
-        "text_encoder_2": load_strictly(CLIPTextModelWithProjection, folder / "text_encoder_2", "model.safetensors"),
+        "text_encoder_2": load_strictly(CLIPTextModelWithProjection, second, "model.safetensors", **place),
         "tokenizer_2": CLIPTokenizer.from_pretrained(str(folder / "tokenizer_2"), trust_remote_code=False),
         "zero_empty_prompts": index.get("force_zeros_for_empty_prompt", True),
     }
@@ -425,8 +433,20 @@ def _download_flags(name: str) -> str:
     return f"{repository}{pinned} --local-dir checkpoints/{Path(repository).name}"
 
 
-def load_strictly(model_class: Any, folder: Path, weights: str) -> Any:
+def load_strictly(
+    model_class: Any,
+    folder: Path,
+    weights: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Any:
     """Load a diffusers or transformers model without missing keys, unexpected keys or other shapes.
+
+    Args:
+        model_class: the class.
+        folder: that of config.json and the weights.
+        weights: name of the file; its half-precision variant may replace it.
+        device, dtype: of the weights.
 
     The keys are checked here, because both libraries only warn about missing ones and initialise them at random.
 
@@ -434,6 +454,9 @@ def load_strictly(model_class: Any, folder: Path, weights: str) -> Any:
         GenValError: with the keys that are missing or unexpected, or the reason the file cannot be read.
     """
     file = _variant(folder / weights)
+    model = load_exactly(model_class, folder, file, device, dtype)
+    if model is not None:
+        return model
     variant = None if file.name == weights else "fp16"
     # Models of diffusers have no such option: their classes are known here, and never a repository's own.
     options = pretrained(str(folder))[1] if model_class.__module__.startswith("transformers.") else {}
@@ -453,7 +476,7 @@ def load_strictly(model_class: Any, folder: Path, weights: str) -> Any:
             f"unexpected keys: {listed(unexpected)}; other shapes: {listed(list(info.get('mismatched_keys', ())))}. "
             "Fetch or make the file again."
         )
-    return model
+    return move(model, device, dtype)
 
 
 def move(model: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
