@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -15,6 +17,7 @@ import torch
 from genval.diffusion.models.messages import first_words, listed, silence_loading
 from genval.diffusion.models.weights import load_exactly
 from genval.diffusion.original.reading import SUFFIXES, is_original, open_original
+from genval.runtime.cache import keep_cached, read_cached
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.hub import pretrained, split_revision
@@ -37,6 +40,8 @@ _FILES = (
 _XL_FILES = ("text_encoder_2/config.json", "text_encoder_2/model.safetensors", "tokenizer_2/tokenizer_config.json")
 # Our own entry in model_index.json: the folder of the parts that are missing in the model's folder, as a relative path.
 SHARED_PARTS = "shared_parts"
+# Seconds without a change after which a file's times tell every further change.
+_SETTLED = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -488,33 +493,50 @@ def move(model: Any, device: torch.device | str, dtype: torch.dtype | None = Non
 
 
 def checkpoint_hash(path: str | Path) -> str:
-    """Return 12 hexadecimal digits that identify weights: the SHA-256 of a file, or of a folder's safetensors files."""
-    path = Path(path)
+    """Return 12 hexadecimal digits that identify weights: the SHA-256 of a file, or of a folder's safetensors files.
+
+    Hashes are kept in the user's cache folder, for files that were not changed since: every change of a file sets the
+    time of its last change of status, which nobody can set otherwise.
+    """
+    return _hash_of_states(tuple((name, file, _state(file)) for name, file in _weight_files(Path(path).resolve())))
+
+
+def _weight_files(path: Path) -> list[tuple[str, Path]]:
+    """Return the files that a hash covers, each with the name that it covers too."""
     if path.is_file():
-        return _file_hash(path, path.stat().st_mtime_ns)[:12]
-    digest = hashlib.sha256()
+        return [("", path)]
     # In a Stable Diffusion folder only the loaded files count, not a safety checker or a second variant.
     names = [file for file in sorted((*_FILES, *_XL_FILES)) if file.endswith(".safetensors")]
     loaded = [(name, _variant(_part_file(path, name))) for name in names]
     whole = [(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*.safetensors"))]
-    for name, file in [(name, file) for name, file in loaded if file.exists()] or whole:
-        digest.update((Path(name).parent / file.name).as_posix().encode())
-        _update_digest(digest, file)
-    return digest.hexdigest()[:12]
+    files = [(name, file) for name, file in loaded if file.exists()] or whole
+    return [((Path(name).parent / file.name).as_posix(), file) for name, file in files]
 
 
-@functools.cache
-def _file_hash(path: Path, changed: int) -> str:
-    """Return the SHA-256 of a file. It is cached, because a base and its ControlNet may be one file of gigabytes."""
+@functools.lru_cache(maxsize=64)
+def _hash_of_states(files: tuple[tuple[str, Path, tuple[int, ...]], ...]) -> str:
+    key = f"hashes/{hashlib.sha256(repr(files).encode()).hexdigest()}"
+    kept = read_cached(key)
+    if kept is not None and re.fullmatch("[0-9a-f]{12}", kept):
+        return kept
     digest = hashlib.sha256()
-    _update_digest(digest, path)
-    return digest.hexdigest()
+    for name, file, _ in files:
+        digest.update(name.encode())
+        with open(file, "rb", buffering=0) as stream:
+            block = memoryview(bytearray(1 << 22))
+            while size := stream.readinto(block):
+                digest.update(block[:size])
+    text = digest.hexdigest()[:12]
+    # A file that was changed just now may change again within the resolution of its times.
+    settled = all(time.time() - file.stat().st_ctime > _SETTLED and _state(file) == state for _, file, state in files)
+    if settled:
+        keep_cached(key, text)
+    return text
 
 
-def _update_digest(digest: Any, file: Path) -> None:
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
+def _state(path: Path) -> tuple[int, ...]:
+    state = path.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def to_uint8(pixels: torch.Tensor) -> np.ndarray:
