@@ -1,6 +1,9 @@
 """Fixtures that tests of several packages share."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 import torch
@@ -9,6 +12,10 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     # Triton interprets its kernels where no GPU is, if it is told so before it is imported.
     os.environ["TRITON_INTERPRET"] = "1"
+
+# What tests and their subprocesses cache is not the user's.
+os.environ["GENVAL_CACHE"] = tempfile.mkdtemp(prefix="genval-tests-")
+atexit.register(shutil.rmtree, os.environ["GENVAL_CACHE"], ignore_errors=True)
 
 pytest_plugins = ("diffusion_world", "captions_world", "grounding_world", "inpainting_world")
 

@@ -12,12 +12,15 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from tqdm import tqdm
 
 from genval.artifacts.manifest import Manifest
 from genval.artifacts.settings import write_settings
@@ -26,7 +29,7 @@ from genval.runtime.devices import same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import remove_leftovers
 from genval.runtime.locks import lock_folders
-from genval.runtime.progress import progress_bar
+from genval.runtime.progress import progress_bar, seconds_since_start
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -279,7 +282,7 @@ def run_stage(
         bar = progress_bar(before + own, stage.title, initial=before, rank=rank)
         writer = _Writer(stage, done, num_workers)
         with same_outcome(fabric), stage.compute_context(), bar, writer:
-            started = _compute(stage, _load(stage, mine, num_workers, skipped))
+            started = _compute(stage, _load(stage, mine, num_workers, skipped), rank)
             for unit, part, outputs in one_behind(started) if stage.asynchronous else started:
                 if part:
                     writer.submit(part, outputs() if stage.asynchronous else outputs)
@@ -348,8 +351,14 @@ def _load(
                 future.cancel()
 
 
-def _compute(stage: Stage[Any, Any, Any], loaded: Iterable[tuple[_End, _Part]]) -> Iterator[tuple[_End, _Part, Any]]:
+def _compute(
+    stage: Stage[Any, Any, Any], loaded: Iterable[tuple[_End, _Part]], rank: int
+) -> Iterator[tuple[_End, _Part, Any]]:
+    first = rank == 0
     for end, part in loaded:
+        if part and first:
+            tqdm.write(f"{stage.title}: first batch {seconds_since_start():.1f} s after the start", file=sys.stderr)
+            first = False
         yield end, part, stage.compute(*map(list, zip(*part, strict=True))) if part else list
 
 

@@ -364,7 +364,7 @@ def load_pipeline(
         in_diffusers = hasattr(diffusers, class_name)
         model_class = getattr(diffusers if in_diffusers else transformers, class_name)
         weights = "diffusion_pytorch_model.safetensors" if in_diffusers else "model.safetensors"
-        parts[part] = load_strictly(model_class, folder / part, weights, dtype)
+        parts[part] = load_strictly(model_class, folder / part, weights, dtype=dtype)
     scheduler = getattr(diffusers, str(index.get("scheduler", [None, None])[1]), None)
     try:
         for part, class_name in published.tokenizers.items():
@@ -378,7 +378,7 @@ def load_pipeline(
         model_class = getattr(diffusers, published.controlnet)
         folder_of_controlnet = find_controlnet(controlnet)
         parts["controlnet"] = load_strictly(
-            model_class, folder_of_controlnet, "diffusion_pytorch_model.safetensors", dtype
+            model_class, folder_of_controlnet, "diffusion_pytorch_model.safetensors", dtype=dtype
         )
         _check_fits(parts["controlnet"], parts["transformer"], folder_of_controlnet, folder)
     if "unet" in parts and parts["unet"].config.in_channels != 2 * parts["vae"].config.latent_channels:

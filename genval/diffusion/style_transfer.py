@@ -394,7 +394,7 @@ def prepare_transfers(settings: StyleTransferSettings, plan: TransferPlan, fabri
     precision = choose_precision(settings.device.precision, fabric.device)
     dtype = locked_dtype(precision)
     base = load_base(settings.base_model, fabric.device, dtype)
-    controlnet = move(load_controlnet(settings.controlnet, base), fabric.device, dtype).eval()
+    controlnet = load_controlnet(settings.controlnet, base, fabric.device, dtype).eval()
     check_labels(read_encoding(controlnet, settings.controlnet), plan.frames[0].label_space, settings.controlnet)
     transfers = fit_prompts(plan.transfers, plan.captions, plan.domain, settings.prompt_template, base.reads_whole)
     if plan.strength < 1:

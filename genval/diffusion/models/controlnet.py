@@ -24,7 +24,7 @@ from genval.diffusion.models.hints import (
 )
 from genval.diffusion.models.pipelines import StableDiffusion, find_file, find_model, load_strictly, move
 from genval.diffusion.original.keys import SAVE_DTYPES
-from genval.diffusion.original.reading import OriginalFile
+from genval.diffusion.original.reading import open_original
 from genval.runtime.errors import GenValError
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -93,13 +93,19 @@ def add_control(
     return controlnet.float().requires_grad_(True)
 
 
-def load_controlnet(name: str | Path, base: StableDiffusion) -> Any:
-    """Load a ControlNet for label masks, float32 on the CPU.
+def load_controlnet(
+    name: str | Path,
+    base: StableDiffusion,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """Load a ControlNet for label masks.
 
     Args:
         name: a diffusers folder, a file of the original format (`controlnet_cs.ckpt`, with or without a base in it) or
             a Hugging Face name.
         base: the Stable Diffusion model that it will be used with.
+        device, dtype: of the weights.
 
     Raises:
         GenValError: a file is missing or damaged, keys or shapes differ from its config, it has no known hint encoding,
@@ -109,15 +115,15 @@ def load_controlnet(name: str | Path, base: StableDiffusion) -> Any:
 
     path = find_controlnet(name)
     if path.is_file():
-        controlnet = OriginalFile(path).load_controlnet()
+        controlnet = open_original(path).load_controlnet(device, dtype)
         # Files of the original format do not record the encoding; one channel means the published one.
         if ENCODING_KEY not in controlnet.config and controlnet.config.conditioning_channels == 1:
             record_encoding(controlnet)
     else:
-        controlnet = load_strictly(ControlNetModel, path, _WEIGHTS)
+        controlnet = load_strictly(ControlNetModel, path, _WEIGHTS, device, dtype)
     read_encoding(controlnet, path)
     check_fits(controlnet, base, path)
-    return controlnet.float()
+    return controlnet
 
 
 def find_controlnet(name: str | Path) -> Path:
@@ -128,7 +134,7 @@ def find_controlnet(name: str | Path) -> Path:
 def default_base(controlnet: str | Path) -> str | Path:
     """Return the default base of a ControlNet: the base in its own file, or Stable Diffusion 1.5."""
     path = find_controlnet(controlnet)
-    return path if path.is_file() and OriginalFile(path).has_base else DEFAULT_BASE
+    return path if path.is_file() and open_original(path).has_base else DEFAULT_BASE
 
 
 def check_fits(controlnet: Any, base: StableDiffusion, source: object) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -13,7 +15,9 @@ import numpy as np
 import torch
 
 from genval.diffusion.models.messages import first_words, listed, silence_loading
-from genval.diffusion.original.reading import SUFFIXES, OriginalFile, is_original
+from genval.diffusion.models.weights import load_exactly
+from genval.diffusion.original.reading import SUFFIXES, is_original, open_original
+from genval.runtime.cache import keep_cached, read_cached
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.hub import pretrained, split_revision
@@ -36,6 +40,8 @@ _FILES = (
 _XL_FILES = ("text_encoder_2/config.json", "text_encoder_2/model.safetensors", "tokenizer_2/tokenizer_config.json")
 # Our own entry in model_index.json: the folder of the parts that are missing in the model's folder, as a relative path.
 SHARED_PARTS = "shared_parts"
+# Seconds without a change after which a file's times tell every further change.
+_SETTLED = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +245,7 @@ def encode_latents(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     return latents
 
 
-def load_autoencoder(folder: Path) -> Any:
+def load_autoencoder(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """Load a folder of diffusers' AutoencoderKL or AutoencoderTiny, as its config.json says.
 
     Raises:
@@ -249,7 +255,7 @@ def load_autoencoder(folder: Path) -> Any:
 
     config = read_json(folder / "config.json", dict[str, Any])
     kind = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL
-    return load_strictly(kind, folder, "diffusion_pytorch_model.safetensors")
+    return load_strictly(kind, folder, "diffusion_pytorch_model.safetensors", device, dtype)
 
 
 def load_base(
@@ -268,7 +274,7 @@ def load_base(
     """
     path = find_base(name)
     dtype = dtype or torch.float32
-    parts = OriginalFile(path).load_base(device, dtype) if path.is_file() else _load_folder(path)
+    parts = open_original(path).load_base(device, dtype) if path.is_file() else _load_folder(path, device, dtype)
     kind = StableDiffusionXL if "text_encoder_2" in parts else StableDiffusion
     return kind(folder=path, **parts).to(device, dtype)
 
@@ -325,24 +331,29 @@ def _is_xl(folder: Path) -> bool:
     )
 
 
-def _load_folder(folder: Path) -> dict[str, Any]:
+def _load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
     """Load the parts of a folder in diffusers' layout, by the names of `StableDiffusion`'s attributes."""
     from diffusers import SchedulerMixin, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+    is_xl = _is_xl(folder)
+    # StableDiffusionXL.to decides about the dtype of its VAE, which is loaded in float32.
+    vae_dtype = torch.float32 if is_xl else dtype
+    place = {"device": device, "dtype": dtype}
     parts = {
-        "vae": load_autoencoder(_part_file(folder, "vae")),
-        "text_encoder": load_strictly(CLIPTextModel, _part_file(folder, "text_encoder"), "model.safetensors"),
+        "vae": load_autoencoder(_part_file(folder, "vae"), device, vae_dtype),
+        "text_encoder": load_strictly(CLIPTextModel, _part_file(folder, "text_encoder"), "model.safetensors", **place),
         "tokenizer": CLIPTokenizer.from_pretrained(str(_part_file(folder, "tokenizer")), trust_remote_code=False),
-        "unet": load_strictly(UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model.safetensors"),
+        "unet": load_strictly(UNet2DConditionModel, folder / "unet", "diffusion_pytorch_model.safetensors", **place),
         "scheduler_config": _scheduler_config(SchedulerMixin, folder),
     }
-    if not _is_xl(folder):
+    if not is_xl:
         return parts
+    second = folder / "text_encoder_2"
     index = read_json(folder / "model_index.json", dict[str, Any])
     return {
         **parts,
-        "text_encoder_2": load_strictly(CLIPTextModelWithProjection, folder / "text_encoder_2", "model.safetensors"),
+        "text_encoder_2": load_strictly(CLIPTextModelWithProjection, second, "model.safetensors", **place),
         "tokenizer_2": CLIPTokenizer.from_pretrained(str(folder / "tokenizer_2"), trust_remote_code=False),
         "zero_empty_prompts": index.get("force_zeros_for_empty_prompt", True),
     }
@@ -430,16 +441,22 @@ def _download_flags(name: str) -> str:
     return f"{repository}{pinned} --local-dir checkpoints/{Path(repository).name}"
 
 
-def load_strictly(model_class: Any, folder: Path, weights: str, dtype: torch.dtype | None = None) -> Any:
+def load_strictly(
+    model_class: Any,
+    folder: Path,
+    weights: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Any:
     """Load a diffusers or transformers model without missing keys, unexpected keys or other shapes.
 
-    The keys are checked here, because both libraries only warn about missing ones and initialise them at random.
-
     Args:
-        model_class: the class of the model.
-        folder: of its config and weights.
-        weights: name of the file of weights; it may be in parts, with an index.
-        dtype: of the weights; by default the library's choice.
+        model_class: the class.
+        folder: that of config.json and the weights.
+        weights: name of the file; its half-precision variant may replace it, and it may be in parts, with an index.
+        device, dtype: of the weights.
+
+    The keys are checked here, because both libraries only warn about missing ones and initialise them at random.
 
     Raises:
         GenValError: with the keys that are missing or unexpected, or the reason the file cannot be read; the config
@@ -450,11 +467,14 @@ def load_strictly(model_class: Any, folder: Path, weights: str, dtype: torch.dty
     class_name = config.get("_class_name", model_class.__name__)
     if class_name != model_class.__name__:
         raise GenValError(f"{folder} is a {class_name}: expected a {model_class.__name__}. Give another model.")
+    model = load_exactly(model_class, folder, file, device, dtype)
+    if model is not None:
+        return model
     variant = None if file.name == weights else "fp16"
     # Models of diffusers have no such option: their classes are known here, and never a repository's own.
     in_transformers = model_class.__module__.startswith("transformers.")
     options = pretrained(str(folder))[1] if in_transformers else {}
-    options |= {} if dtype is None else {"dtype" if in_transformers else "torch_dtype": dtype}
+    options["dtype" if in_transformers else "torch_dtype"] = dtype
     try:
         with silence_loading():
             model, info = model_class.from_pretrained(
@@ -471,7 +491,7 @@ def load_strictly(model_class: Any, folder: Path, weights: str, dtype: torch.dty
             f"unexpected keys: {listed(unexpected)}; other shapes: {listed(list(info.get('mismatched_keys', ())))}. "
             "Fetch or make the file again."
         )
-    return model
+    return move(model, device, dtype)
 
 
 def move(model: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
@@ -485,38 +505,55 @@ def move(model: Any, device: torch.device | str, dtype: torch.dtype | None = Non
 def checkpoint_hash(path: str | Path, parts: Sequence[str] = ()) -> str:
     """Return 12 hexadecimal digits that identify weights: the SHA-256 of a file, or of a folder's safetensors files.
 
+    Hashes are kept in the user's cache folder, for files that were not changed since: every change of a file sets the
+    time of its last change of status, which nobody can set otherwise.
+
     Args:
         path: the file or folder.
         parts: the subfolders whose files count; by default those of a Stable Diffusion model, or all files.
     """
-    path = Path(path)
+    files = _weight_files(Path(path).resolve(), parts)
+    return _hash_of_states(tuple((name, file, _state(file)) for name, file in files))
+
+
+def _weight_files(path: Path, parts: Sequence[str]) -> list[tuple[str, Path]]:
+    """Return the files that a hash covers, each with the name that it covers too."""
     if path.is_file():
-        return _file_hash(path, path.stat().st_mtime_ns)[:12]
-    digest = hashlib.sha256()
+        return [("", path)]
     # In a Stable Diffusion folder only the loaded files count, not a safety checker or a second variant.
     names = [file for file in sorted((*_FILES, *_XL_FILES)) if file.endswith(".safetensors")]
     loaded = [(name, _variant(_part_file(path, name))) for name in names]
     whole = [(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*.safetensors"))]
     if parts:
         loaded = [(name, file) for name, file in whole if name.partition("/")[0] in parts]
-    for name, file in [(name, file) for name, file in loaded if file.exists()] or whole:
-        digest.update((Path(name).parent / file.name).as_posix().encode())
-        _update_digest(digest, file)
-    return digest.hexdigest()[:12]
+    files = [(name, file) for name, file in loaded if file.exists()] or whole
+    return [((Path(name).parent / file.name).as_posix(), file) for name, file in files]
 
 
-@functools.cache
-def _file_hash(path: Path, changed: int) -> str:
-    """Return the SHA-256 of a file. It is cached, because a base and its ControlNet may be one file of gigabytes."""
+@functools.lru_cache(maxsize=64)
+def _hash_of_states(files: tuple[tuple[str, Path, tuple[int, ...]], ...]) -> str:
+    key = f"hashes/{hashlib.sha256(repr(files).encode()).hexdigest()}"
+    kept = read_cached(key)
+    if kept is not None and re.fullmatch("[0-9a-f]{12}", kept):
+        return kept
     digest = hashlib.sha256()
-    _update_digest(digest, path)
-    return digest.hexdigest()
+    for name, file, _ in files:
+        digest.update(name.encode())
+        with open(file, "rb", buffering=0) as stream:
+            block = memoryview(bytearray(1 << 22))
+            while size := stream.readinto(block):
+                digest.update(block[:size])
+    text = digest.hexdigest()[:12]
+    # A file that was changed just now may change again within the resolution of its times.
+    settled = all(time.time() - file.stat().st_ctime > _SETTLED and _state(file) == state for _, file, state in files)
+    if settled:
+        keep_cached(key, text)
+    return text
 
 
-def _update_digest(digest: Any, file: Path) -> None:
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
+def _state(path: Path) -> tuple[int, ...]:
+    state = path.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def to_uint8(pixels: torch.Tensor) -> np.ndarray:

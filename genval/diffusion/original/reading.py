@@ -10,6 +10,7 @@ and tokenizers.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import importlib.util
 import pickle
@@ -22,7 +23,8 @@ from typing import Any, NotRequired, TypedDict
 
 import torch
 
-from genval.diffusion.models.messages import first_words, listed, silence_loading
+from genval.diffusion.models.messages import first_words, listed
+from genval.diffusion.models.weights import assign_weights, build_empty
 from genval.diffusion.original import keys
 from genval.diffusion.original.keys import Shapes, Source
 from genval.runtime.errors import GenValError
@@ -118,8 +120,8 @@ class OriginalFile:
         zeros = {"zero_empty_prompts": self._carried.get("zero_empty_prompts", True)} if self.is_xl else {}
         return {**loaded, **tokenizers, **zeros, "scheduler_config": scheduler}
 
-    def load_controlnet(self) -> Any:
-        """Load the file's ControlNet, float32 on the CPU.
+    def load_controlnet(self, device: torch.device | str, dtype: torch.dtype) -> Any:
+        """Load the file's ControlNet.
 
         Raises:
             GenValError: there is none, or keys are missing, unexpected or of another shape.
@@ -128,7 +130,7 @@ class OriginalFile:
             raise self._not_a("ControlNet", f"{keys.CONTROL}*")
         part = self._prepare("controlnet")
         self._check({"controlnet": part})
-        return self._fill(*part, "cpu", torch.float32)
+        return self._fill(*part, device, dtype)
 
     def _configs(self, name: str) -> list[dict[str, Any]]:
         """Return the config of a part in the file, then the one in the folder next to it; empty where missing."""
@@ -141,7 +143,6 @@ class OriginalFile:
 
     def _prepare(self, name: str) -> tuple[Any, dict[str, Source]]:
         """Return a part without weights, and the source of each weight in the file."""
-        from accelerate import init_empty_weights
         from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -163,14 +164,13 @@ class OriginalFile:
         config = read_config(Shapes(self.shapes, prefix, self.path))
         for given in self._configs(name):
             config |= given
-        with silence_loading(), init_empty_weights(include_buffers=False):
-            try:
-                model = make(config)
-            except (TypeError, ValueError) as error:
-                raise GenValError(
-                    f"{self.path}: no {name} can be built of {config} ({error}). Check the file, or the configs in the "
-                    f"folder {self.path.with_suffix('')}."
-                ) from error
+        try:
+            model = build_empty(lambda: make(config))
+        except (TypeError, ValueError) as error:
+            raise GenValError(
+                f"{self.path}: no {name} can be built of {config} ({error}). Check the file, or the configs in the "
+                f"folder {self.path.with_suffix('')}."
+            ) from error
         return model, part_sources(name, model, text)
 
     def _check(self, parts: Mapping[str, tuple[Any, dict[str, Source]]]) -> None:
@@ -204,12 +204,8 @@ class OriginalFile:
     def _fill(self, model: Any, sources: dict[str, Source], device: torch.device | str, dtype: torch.dtype) -> Any:
         # The file is opened for each part, because the pages of a mapped file stay in memory until it is closed.
         tensors, _ = _read(self.path)
-        weights = {
-            name: source.read(tensors[source.key]).to(device, dtype, copy=True).contiguous()
-            for name, source in sources.items()
-        }
-        model.load_state_dict(weights, assign=True)
-        return model.to(device).eval()
+        read = {name: functools.partial(source.read, tensors[source.key]) for name, source in sources.items()}
+        return assign_weights(model, read, device, dtype)
 
     def _scheduler(self) -> dict[str, Any]:
         from diffusers import DDIMScheduler
@@ -263,6 +259,17 @@ class OriginalFile:
             f"{self.path} is not a {kind} of the original format: expected keys {expected}, found "
             f"{listed(list(self.shapes), 3)}. It seems to be {seems}."
         )
+
+
+def open_original(path: Path) -> OriginalFile:
+    """Return an `OriginalFile`; one whose file did not change since is returned again."""
+    state = path.stat()
+    return _open_state(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _open_state(path: Path, size: int, modified: int) -> OriginalFile:
+    return OriginalFile(path)
 
 
 def part_sources(name: str, model: Any, text_prefix: str = keys.TEXT) -> dict[str, Source]:

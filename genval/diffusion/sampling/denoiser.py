@@ -9,15 +9,17 @@ faster for four reasons:
 - queries, keys and values of a self-attention are one matrix product;
 - the ControlNet and the UNet's encoder do not depend on each other, so they run in parallel in a CUDA graph.
 
-On a CUDA device `compiled` generates kernels for one shape (about 100 s; PyTorch caches them on disk). Small batches,
-whose time is mostly that of launching kernels, are replayed from a CUDA graph.
+`compiled` generates kernels for the residual blocks and the transformers. Blocks of one shape share their kernels, and
+PyTorch caches them on disk. Small batches, whose time is mostly that of launching kernels, are replayed from a CUDA
+graph.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -54,6 +56,15 @@ _EXPECTED = {
 # Up to this number of pixels per batch, launching the kernels takes longer than running them.
 _GRAPHED_PIXELS = 8 * 512 * 512
 INDUCTOR_OPTIONS: dict[str, Any] = {"conv_1x1_as_mm": True}
+_SHAPES = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """What runs the blocks of a network: the functions `resnet` and `transformer`, or compiled ones."""
+
+    resnet: Callable[..., torch.Tensor]
+    transformer: Callable[..., torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,15 +130,14 @@ class Denoiser:
         self.compiled = compiled
         self._networks = [base.unet] if controlnet is None else [base.unet, controlnet]
         self._qkv = {network: _fused_qkv(network) for network in self._networks}
-        parts: tuple[Any, ...] = (encode, control, decode)
+        self._blocks = Blocks(resnet, transformer)
         self._graph: _Graph | None = None
         self._side = torch.cuda.Stream(base.device) if graphed and base.device.type == "cuda" else None
         if compiled:
             for network in self._networks:
-                network.to(memory_format=torch.channels_last)
-            options = INDUCTOR_OPTIONS if base.device.type == "cuda" else None
-            parts = tuple(torch.compile(part, dynamic=False, fullgraph=True, options=options) for part in parts)
-        self._encode, self._control, self._decode = parts
+                # Kernels are shared only by weights that agree in layout and in whether they need gradients.
+                network.to(memory_format=torch.channels_last).requires_grad_(False)
+            self._blocks = Blocks(compile_shapes(resnet), compile_shapes(transformer))
 
     @property
     def guided(self) -> bool:
@@ -203,17 +213,24 @@ class Denoiser:
         if control_inputs:
             hint, control_time, *control_texts = control_inputs
             with _second_stream(side):
-                residuals = self._control(
-                    controlnet, noisy, hint, control_time, control_texts, self._qkv[controlnet], self.strength
+                residuals = control(
+                    controlnet,
+                    noisy,
+                    hint,
+                    control_time,
+                    control_texts,
+                    self._qkv[controlnet],
+                    self.strength,
+                    self._blocks,
                 )
         attentions, width = _encoder_sizes(unet)
         encoder_qkv, decoder_qkv = _split(self._qkv[unet], attentions)
         encoder_texts, decoder_texts = _split(unet_texts, 2 * attentions)
         encoder_time, decoder_time = unet_time.split([width, unet_time.shape[-1] - width], dim=-1)
-        skips = self._encode(unet, noisy, None, encoder_time, encoder_texts, encoder_qkv)
+        skips = encode(unet, noisy, None, encoder_time, encoder_texts, encoder_qkv, self._blocks)
         if side is not None and control_inputs:
             torch.cuda.current_stream().wait_stream(side)
-        return self._decode(unet, skips, residuals, decoder_time, decoder_texts, decoder_qkv)
+        return decode(unet, skips, residuals, decoder_time, decoder_texts, decoder_qkv, self._blocks)
 
 
 @contextlib.contextmanager
@@ -267,6 +284,7 @@ def encode(
     time: torch.Tensor,
     texts: list[torch.Tensor],
     qkv: list[torch.Tensor],
+    blocks: Blocks,
 ) -> list[torch.Tensor]:
     """Run the encoder and the middle block of a UNet or ControlNet.
 
@@ -277,6 +295,7 @@ def encode(
         time: (R, T'), this encoder's part of `NetworkConditions.times` at one step.
         texts: this encoder's part of `NetworkConditions.texts`.
         qkv: this encoder's fused self-attention weights.
+        blocks: what runs the blocks.
 
     Returns:
         The skip connections, then the output of the middle block. Before the first cross-attention they have as many
@@ -287,7 +306,7 @@ def encode(
         x = x + hint
     if time.shape[0] > 1:  # the time embedding contains the prompt, so no layer can be shared
         x = _repeat(x, time.shape[0])
-    layers = _Layers(network.down_blocks, network.mid_block, time, texts, qkv)
+    layers = _Layers(network.down_blocks, network.mid_block, time, texts, qkv, blocks)
     skips = [x]
     for block in network.down_blocks:
         for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
@@ -313,9 +332,10 @@ def control(
     texts: list[torch.Tensor],
     qkv: list[torch.Tensor],
     strength: float,
+    blocks: Blocks,
 ) -> list[torch.Tensor]:
     """Return the residuals of the ControlNet, one per output of `encode`, multiplied by `strength`."""
-    outputs = encode(controlnet, noisy, hint, time, texts, qkv)
+    outputs = encode(controlnet, noisy, hint, time, texts, qkv, blocks)
     convolutions = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
     return [convolution(output) * strength for convolution, output in zip(convolutions, outputs, strict=True)]
 
@@ -327,11 +347,12 @@ def decode(
     time: torch.Tensor,
     texts: list[torch.Tensor],
     qkv: list[torch.Tensor],
+    blocks: Blocks,
 ) -> torch.Tensor:
     """Run the decoder of a UNet on the outputs of `encode` and `control`; return the prediction, (rows, C, h, w)."""
     joined = [skip + residual for skip, residual in zip(skips, residuals, strict=True)] if residuals else [*skips]
     x = joined.pop()
-    layers = _Layers(unet.up_blocks, None, time, texts, qkv)
+    layers = _Layers(unet.up_blocks, None, time, texts, qkv, blocks)
     for block in unet.up_blocks:
         for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
             x = layers.resnet(resnet, torch.cat([x, _repeat(joined.pop(), x.shape[0])], dim=1))
@@ -346,40 +367,96 @@ class _Layers:
     """Runs the layers of a network in order; each layer takes its own part of the precomputed conditions."""
 
     def __init__(
-        self, blocks: Any, middle: Any, time: torch.Tensor, texts: list[torch.Tensor], qkv: list[torch.Tensor]
+        self,
+        network_blocks: Any,
+        middle: Any,
+        time: torch.Tensor,
+        texts: list[torch.Tensor],
+        qkv: list[torch.Tensor],
+        blocks: Blocks,
     ) -> None:
-        widths = [resnet.out_channels for resnet in _resnets([*blocks, *([middle] if middle is not None else [])])]
-        self.times = iter(time.split(widths, dim=-1))
+        resnets = _resnets([*network_blocks, *([middle] if middle is not None else [])])
+        self.times = iter(time.split([block.out_channels for block in resnets], dim=-1))
         self.texts = iter(texts)
         self.qkv = iter(qkv)
+        self.blocks = blocks
 
     def resnet(self, block: Any, x: torch.Tensor) -> torch.Tensor:
-        hidden = block.conv1(F.silu(group_norm(block.norm1, x)))
-        hidden = hidden + next(self.times)[:, :, None, None]
-        hidden = block.conv2(F.silu(group_norm(block.norm2, hidden)))
-        if block.conv_shortcut is not None:
-            x = block.conv_shortcut(x)
-        return (x + hidden) / block.output_scale_factor
+        # A part of a larger tensor has other strides in each network, for which kernels would be compiled again.
+        time = next(self.times)
+        return self.blocks.resnet(block, x, time.flatten().view(time.shape))
 
     def transformer(self, module: Any, x: torch.Tensor) -> torch.Tensor:
-        height, width = x.shape[2:]
-        # The projections are 1x1 convolutions in Stable Diffusion 1 and linear in XL: one matrix product in both.
-        tokens = group_norm(module.norm, x).permute(0, 2, 3, 1).flatten(1, 2)
-        tokens = F.linear(tokens, module.proj_in.weight.flatten(1), module.proj_in.bias)
-        for block in module.transformer_blocks:
-            tokens = tokens + self._self_attention(block.attn1, block.norm1(tokens))
-            keys, values = next(self.texts), next(self.texts)
-            tokens, x = _repeat(tokens, len(keys)), _repeat(x, len(keys))
-            queries = _heads(block.attn2.to_q(block.norm2(tokens)), block.attn2.heads)
-            tokens = tokens + _attend(block.attn2, queries, keys, values)
-            tokens = tokens + block.ff(block.norm3(tokens))
-        tokens = F.linear(tokens, module.proj_out.weight.flatten(1), module.proj_out.bias)
-        return x + tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        depth = len(module.transformer_blocks)
+        texts = list(itertools.islice(self.texts, 2 * depth))
+        return self.blocks.transformer(module, x, texts, list(itertools.islice(self.qkv, depth)))
 
-    def _self_attention(self, attention: Any, tokens: torch.Tensor) -> torch.Tensor:
-        queries, keys, values = F.linear(tokens, next(self.qkv)).chunk(3, dim=-1)
-        heads = attention.heads
-        return _attend(attention, _heads(queries, heads), _heads(keys, heads), _heads(values, heads))
+
+def resnet(block: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """Run a residual block.
+
+    Args:
+        block: diffusers' ResnetBlock2D.
+        x: (rows, C, h, w).
+        time: (R, C'), the block's projected time embedding; R is 1 or the number of rows.
+
+    Returns:
+        (rows, C', h, w).
+    """
+    hidden = block.conv1(F.silu(group_norm(block.norm1, x)))
+    hidden = hidden + time[:, :, None, None]
+    hidden = block.conv2(F.silu(group_norm(block.norm2, hidden)))
+    if block.conv_shortcut is not None:
+        x = block.conv_shortcut(x)
+    return (x + hidden) / block.output_scale_factor
+
+
+def transformer(module: Any, x: torch.Tensor, texts: list[torch.Tensor], qkv: list[torch.Tensor]) -> torch.Tensor:
+    """Run a transformer over the pixels of x.
+
+    Args:
+        module: diffusers' Transformer2DModel.
+        x: (rows, C, h, w).
+        texts: keys and values of its cross-attentions. They may have twice as many rows as `x`, which is then repeated.
+        qkv: the fused weights of its self-attentions.
+
+    Returns:
+        (rows of the texts, C, h, w).
+    """
+    height, width = x.shape[2:]
+    # The projections are 1x1 convolutions in Stable Diffusion 1 and linear in XL: one matrix product in both.
+    tokens = group_norm(module.norm, x).permute(0, 2, 3, 1).flatten(1, 2)
+    tokens = F.linear(tokens, module.proj_in.weight.flatten(1), module.proj_in.bias)
+    for block, weights, keys, values in zip(module.transformer_blocks, qkv, texts[::2], texts[1::2], strict=True):
+        tokens = tokens + _self_attention(block.attn1, block.norm1(tokens), weights)
+        tokens, x = _repeat(tokens, len(keys)), _repeat(x, len(keys))
+        queries = _heads(block.attn2.to_q(block.norm2(tokens)), block.attn2.heads)
+        tokens = tokens + _attend(block.attn2, queries, keys, values)
+        tokens = tokens + block.ff(block.norm3(tokens))
+    tokens = F.linear(tokens, module.proj_out.weight.flatten(1), module.proj_out.bias)
+    return x + tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+def _self_attention(attention: Any, tokens: torch.Tensor, qkv: torch.Tensor) -> torch.Tensor:
+    queries, keys, values = (_heads(part, attention.heads) for part in F.linear(tokens, qkv).chunk(3, dim=-1))
+    return _attend(attention, queries, keys, values)
+
+
+def compile_shapes(part: Any) -> Any:
+    """Compile a function or the forward pass of a module for each combination of shapes that it is called with.
+
+    Blocks of one shape share their kernels, in all networks: the weights are inputs of what is compiled.
+
+    Returns:
+        The compiled function; None for a module, which is changed in place.
+    """
+    # The blocks of a UNet have about 20 shapes; by default PyTorch gives up after 8.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, _SHAPES)
+    options: dict[str, Any] = {"dynamic": False, "fullgraph": True}
+    if torch.cuda.is_available():
+        options["options"] = INDUCTOR_OPTIONS
+    return part.compile(**options) if isinstance(part, torch.nn.Module) else torch.compile(part, **options)
 
 
 def group_norm(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:

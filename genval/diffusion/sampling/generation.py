@@ -27,7 +27,7 @@ import torch
 from genval.datasets.boxes import Box
 from genval.diffusion.models.hints import encode_hint, read_encoding
 from genval.diffusion.models.pipelines import StableDiffusion, to_uint8
-from genval.diffusion.sampling.denoiser import Denoiser
+from genval.diffusion.sampling.denoiser import Denoiser, compile_shapes
 from genval.diffusion.sampling.windows import blend_weights, windows
 from genval.diffusion.settings import SamplingConfig, steps_taken
 from genval.runtime.errors import GenValError
@@ -203,11 +203,13 @@ def make_denoiser(
 
 
 def compile_decoder(base: StableDiffusion) -> None:
-    """Generate kernels for the VAE's decoder, for the shape of the first batch."""
+    """Generate kernels for the residual blocks of the VAE's decoder; blocks of one shape share them."""
     # The cached functions that diffusers calls here return library versions, which do not change.
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     base.vae.to(memory_format=torch.channels_last)
-    base.vae.decoder.compile(dynamic=False)
+    for block in base.vae.decoder.modules():
+        if type(block).__name__ == "ResnetBlock2D":
+            compile_shapes(block)
 
 
 def check_size(base: StableDiffusion, config: SamplingConfig, height: int, width: int) -> None:
