@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,6 +146,42 @@ def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
         if fault is not None:
             raise GenValError(f"{item.mask} holds {fault}. Give the file with the raw ids, or use --skip_bad.")
     return image, train_ids
+
+
+class PairCache:
+    """Decoded items that several models read one after the other; several threads may read at the same time.
+
+    A file that changes is decoded again. When the memory is used up, further items are decoded at every reading.
+
+    Args:
+        limit: number of bytes that are kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._room = limit
+        self._kept: dict[Item, tuple[object, tuple[np.ndarray, np.ndarray]]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `read_pair` returns; do not write into the arrays."""
+        state = _state(item.image), _state(item.mask)
+        before, kept = self._kept.get(item, (None, None))
+        if kept is not None and before == state:
+            return kept
+        pair = read_pair(item)
+        size = sum(array.nbytes for array in pair)
+        with self._lock:
+            if item not in self._kept and size <= self._room:
+                self._room -= size
+                self._kept[item] = state, pair
+        return pair
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns, found.st_ino
+    return None
 
 
 def check_ids(items: Sequence[Item]) -> None:
