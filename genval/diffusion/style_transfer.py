@@ -26,7 +26,6 @@ from genval.diffusion.models.pipelines import (
     find_base,
     load_base,
     locked_dtype,
-    move,
 )
 from genval.diffusion.pairs import FramedPair, Pair, load_framed
 from genval.diffusion.prompts import Domain, check_template, fit_prompt, make_prompt

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch import nn
 
-# Bytes of the weights of checked segmenters that are kept on the device until they are evaluated.
+# Bytes of the weights of checked segmenters that are kept on a CPU until they are evaluated.
 _KEPT = 1 << 30
 
 
@@ -57,13 +59,14 @@ def check_models(
         images: files, each with a function that reads it, RGB uint8 (H, W, 3); the first that can be read is used.
 
     Returns:
-        Segmenters by name, which need not be loaded again, up to `_KEPT` bytes of weights.
+        Segmenters by name, which need not be loaded again, up to `_KEPT` bytes of weights on a CPU and a quarter of the
+        free memory of a GPU.
 
     Raises:
         GenValError: a segmenter cannot be loaded, or fails.
     """
     kept: dict[str, nn.Module] = {}
-    room = 0 if settings.compile == "on" else _KEPT
+    room = 0 if settings.compile == "on" else _room(fabric.device)
     first: tuple[Path, np.ndarray] | None = None
     for name in names:
         with same_outcome(fabric):
@@ -76,6 +79,45 @@ def check_models(
             if size <= room:
                 kept[name], room = loaded, room - size
     return kept
+
+
+def load_ahead(
+    settings: SegmenterSettings,
+    names: Sequence[str],
+    checked: dict[str, nn.Module],
+    fabric: Fabric,
+    precision: str,
+) -> Iterator[nn.Module]:
+    """Yield each segmenter; while it is used, a thread loads the next one.
+
+    Args:
+        settings: which segmenters are run, and how.
+        names: names of the segmenters, in their order.
+        checked: from `check_models`; a segmenter is removed when it is yielded.
+        fabric: the processes, each of which loads all segmenters.
+        precision: one of Lightning's.
+
+    Raises:
+        GenValError: a segmenter cannot be loaded.
+    """
+    following: Future[nn.Module] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="segmenter") as thread:
+        for name, later in itertools.zip_longest(names, names[1:]):
+            with same_outcome(fabric):
+                if name in checked:
+                    loaded = checked.pop(name)
+                elif following is not None:
+                    loaded = following.result()
+                else:
+                    loaded = load(settings, name, fabric.device, precision)
+            following = None
+            if later is not None and later not in checked:
+                following = thread.submit(load, settings, later, fabric.device, precision)
+            yield loaded
+
+
+def _room(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else _KEPT
 
 
 def _first_readable(images: Iterable[tuple[Path, Callable[[], np.ndarray]]]) -> tuple[Path, np.ndarray] | None:

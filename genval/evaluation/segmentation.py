@@ -21,9 +21,10 @@ from genval.artifacts.tensors import is_damaged, pack, packed_ids, read_about, w
 from genval.datasets import BadFile, Item, label_space_of, partition, read_pair
 from genval.datasets.gate import GATE, GATED
 from genval.datasets.layouts import GATED_SUFFIX, find_layout
+from genval.datasets.reading import PairCache
 from genval.evaluation.evaluation_set import EvaluationSet, find_images, results_name
 from genval.evaluation.inference import Measured, launch_batch, sample_pixels
-from genval.evaluation.loading import check_models, load
+from genval.evaluation.loading import check_models, load_ahead
 from genval.evaluation.settings import EvaluationSettings
 from genval.metrics.reliability import reliability_metrics
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
@@ -35,16 +36,18 @@ from genval.results.scenes import (
     model_list,
     save_image,
 )
-from genval.runtime.devices import launch_fabric, same_outcome
+from genval.runtime.devices import available_memory, launch_fabric
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, remove_leftovers
 from genval.runtime.paths import resolve
 from genval.segmenters.features import ImageFeatures
 from genval.segmenters.identity import model_identity
+from genval.segmenters.prediction import stack_batch
 from genval.segmenters.recipe import refuse_trained_images
 
 if TYPE_CHECKING:
     import torch
+    from lightning_fabric import Fabric
     from torch import nn
 
 
@@ -112,15 +115,13 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
         # The first is run at once.
         images = ((item.image, functools.partial(_read_image, item)) for found in jobs.values() for item in found.items)
         checked = check_models(settings.model, names[1:], fabric, settings.device.precision, images)
+    if segmenter is None:
+        models = load_ahead(settings.model, names, checked, fabric, settings.device.precision)
+    else:
+        models = iter([segmenter.to(fabric.device)])
+    pairs = PairCache(_memory_for_pairs(fabric, settings.device.num_nodes) if len(names) > 1 else 0)
     done: list[Evaluated] = []
-    for name in names:
-        with same_outcome(fabric):
-            if name in checked:
-                loaded = checked.pop(name)
-            elif segmenter is None:
-                loaded = load(settings.model, name, fabric.device, settings.device.precision)
-            else:
-                loaded = segmenter.to(fabric.device)
+    for name, loaded in zip(names, models, strict=True):
         if fabric.is_global_zero and model_identity(loaded).startswith(UNIDENTIFIED):
             print(f"{name} has no weights to identify it by: its images are evaluated again in every run.")
         for dataset, listed in jobs.items():
@@ -128,7 +129,7 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
             found = listed.openable() if settings.skip_bad else listed
             with same_outcome(fabric):
                 refuse_trained_images(loaded, found.items)
-            stage = EvaluationStage(settings, loaded, fabric.device, name, dataset, found)
+            stage = EvaluationStage(settings, loaded, fabric.device, name, dataset, found, pairs.read)
             run_stage(
                 stage,
                 found.items,
@@ -141,6 +142,11 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
             )
             done += [stage.evaluated] if stage.evaluated else []
     return done
+
+
+def _memory_for_pairs(fabric: Fabric, num_nodes: int) -> int:
+    """Return how many bytes of decoded images each process keeps for the next segmenters: a part of what is free."""
+    return available_memory() // 4 // max(1, fabric.world_size // num_nodes)
 
 
 def _read_image(item: Item) -> np.ndarray:
@@ -174,6 +180,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         model: the segmenter's name, as given.
         dataset: from `results_name`.
         found: the images, from `find_images`.
+        read: reads an item, as `read_pair`.
 
     Attributes:
         evaluated: the results, in the first process, when the stage is finished.
@@ -189,9 +196,10 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         model: str,
         dataset: str,
         found: EvaluationSet,
+        read: Callable[[Item], _Pair] = read_pair,
     ) -> None:
         self.settings, self.segmenter, self.device = settings, segmenter, device
-        self.model, self.dataset = model, dataset
+        self.model, self.dataset, self.read = model, dataset, read
         self.title = f"{model} on {dataset}"
         self.unpaired, self.limit, self.gate, items = found.bad, found.limit, found.gate, found.items
         self.evaluated: Evaluated | None = None
@@ -305,14 +313,14 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
                 self.results_of(item).part(kind, item.id).unlink(missing_ok=True)
 
     def load(self, item: Item) -> _Pair:
-        return read_pair(item)
+        return self.read(item)
 
     def split(self, batch: list[tuple[Item, _Pair]]) -> Iterable[list[tuple[Item, _Pair]]]:
         return [list(group) for _, group in itertools.groupby(batch, key=lambda pair: pair[1][1].shape)]
 
     def compute(self, items: Sequence[Item], loaded: Sequence[_Pair]) -> Callable[[], list[_Output]]:
         settings, device = self.settings, self.device
-        images, train_ids = (np.stack(arrays) for arrays in zip(*loaded, strict=True))
+        images, train_ids = (stack_batch(arrays, device) for arrays in zip(*loaded, strict=True))
         pixels = train_ids[0].size
 
         def chosen(number: int) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from genval.runtime.errors import GenValError
@@ -62,6 +63,20 @@ def choose_precision(precision: str, device: torch.device) -> str:
         return precision
     is_capable = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
     return "bf16-true" if is_capable else "32-true"
+
+
+def available_memory() -> int:
+    """Return how many bytes of memory this process could use without swapping; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return 0
+    with contextlib.suppress(OSError, ValueError):  # a container's limit; without one, the file holds "max"
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        available = min(available, max(0, limit - used))
+    return available
 
 
 @contextlib.contextmanager

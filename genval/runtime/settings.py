@@ -104,4 +104,4 @@ def trust_code_flag() -> Any:
 
 def num_workers_flag() -> Any:
     """`--num_workers`: threads that read and write files."""
-    return flag(min(8, os.cpu_count() or 1), "threads that read and write files", type=positive_int)
+    return flag(min(16, os.cpu_count() or 1), "threads that read and write files", type=positive_int)

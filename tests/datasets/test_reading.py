@@ -10,10 +10,10 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.Image import Transpose
 
-from genval.datasets import Item
+from genval.datasets import Item, reading
 from genval.datasets.labels import CITYSCAPES, IDD, PALETTE, TRAIN_IDS, find_label_space
 from genval.datasets.palettes import voc_colours
-from genval.datasets.reading import check_ids, read_image, read_mask, read_pair, readable
+from genval.datasets.reading import _decode_plain_png, check_ids, read_image, read_mask, read_pair, readable
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
 
@@ -363,6 +363,71 @@ def test_a_truncated_png_is_named(tmp_path, share):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(GenValError, match=r"street\.png cannot be decoded"):
         read_image(path)
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_damaged_png_is_refused_or_read_as_pillow_does(tmp_path, noisy):
+    path, generator = tmp_path / "street.png", np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (12, 16, 3)).repeat(4, 0).repeat(4, 1)
+    write_png(path, (coarse + generator.integers(0, 8, coarse.shape)).clip(0, 255).astype(np.uint8), noisy=noisy)
+    whole, refused = path.read_bytes(), 0
+    for number in range(200):
+        data = bytearray(whole)
+        place = int(generator.integers(8, len(data)))
+        if number % 4:
+            data[place] ^= 1 << int(generator.integers(8))
+        else:
+            del data[place : place + 50]
+        path.write_bytes(data)
+        try:
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+                expected = np.asarray(image.convert("RGB"))
+        except Exception:
+            refused += 1
+            with pytest.raises(GenValError, match=r"street\.png cannot be decoded"):
+                read_image(path)
+        else:
+            np.testing.assert_array_equal(read_image(path), expected)
+    assert refused > 150
+
+
+@pytest.mark.parametrize("kind", ["photograph", "ids"])
+def test_the_usual_png_files_are_decoded_by_opencv_and_others_are_not(tmp_path, kind):
+    samples, colour = (photograph(), 2) if kind == "photograph" else (label_ids(), 0)
+    path = tmp_path / "file.png"
+    for before in (b"", chunk(b"gAMA", struct.pack(">I", 100000)), chunk(b"sBIT", b"\x08" * (1 if colour == 0 else 3))):
+        path.write_bytes(png(samples, 8, colour, before=before))
+        np.testing.assert_array_equal(_decode_plain_png(path, colour), samples)
+        assert _decode_plain_png(path, 2 - colour) is None
+    for other in (
+        png(samples, 8, colour, before=chunk(b"tRNS", bytes(2 if colour == 0 else 6))),
+        png(samples, 8, colour, after=chunk(b"eXIf", b"II*\0")),
+        png(samples, 16, colour),
+        png(samples, 8, colour)[:-1],
+        png(samples, 8, colour) + b"more",
+    ):
+        path.write_bytes(other)
+        assert _decode_plain_png(path, colour) is None
+    assert _decode_plain_png(tmp_path, colour) is None and _decode_plain_png(tmp_path / "none.png", colour) is None
+
+
+def test_pairs_are_kept_up_to_a_limit_and_changed_files_are_read_again(tmp_path, monkeypatch):
+    read: list[str] = []
+    monkeypatch.setattr(reading, "read_pair", lambda item: read.append(item.id) or read_pair(item))
+    items = []
+    for name in ("a", "b"):
+        paths = tmp_path / f"{name}.png", tmp_path / f"{name}_ids.png"
+        write_png(paths[0], photograph())
+        write_png(paths[1], label_ids())
+        items.append(Item(name, *paths, "clean", ""))
+    cache = reading.PairCache(5 * HEIGHT * WIDTH)  # one pair has 4 bytes per pixel
+    for item in (*items, *items):
+        image, train_ids = cache.read(item)
+        np.testing.assert_array_equal(image, photograph())
+        np.testing.assert_array_equal(train_ids, CITYSCAPES.to_train_ids(label_ids()))
+    assert read == ["a", "b", "b"]
+    write_png(items[0].image, photograph()[::-1])
+    np.testing.assert_array_equal(cache.read(items[0])[0], photograph()[::-1])
 
 
 def test_written_images_round_trip_in_rgb(tmp_path):

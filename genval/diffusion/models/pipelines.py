@@ -339,7 +339,7 @@ def _load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -
     is_xl = _is_xl(folder)
     # StableDiffusionXL.to decides about the dtype of its VAE, which is loaded in float32.
     vae_dtype = torch.float32 if is_xl else dtype
-    place = {"device": device, "dtype": dtype}
+    place: dict[str, Any] = {"device": device, "dtype": dtype}
     parts = {
         "vae": load_autoencoder(_part_file(folder, "vae"), device, vae_dtype),
         "text_encoder": load_strictly(CLIPTextModel, _part_file(folder, "text_encoder"), "model.safetensors", **place),
