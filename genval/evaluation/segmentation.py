@@ -36,7 +36,7 @@ from genval.results.scenes import (
     model_list,
     save_image,
 )
-from genval.runtime.devices import available_memory, launch_fabric
+from genval.runtime.devices import available_memory, launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, remove_leftovers
 from genval.runtime.paths import resolve
