@@ -225,3 +225,23 @@ def bert_tokenizer() -> Any:
     taken |= {1040 + index: word for index, word in enumerate(WORDS)}
     vocabulary = {taken.get(number, f"[unused{number}]"): number for number in range(VOCABULARY)}
     return BertTokenizer(vocab=vocabulary)
+
+
+def wrap(name: str, model: Any, precision: str) -> Any:
+    """The library's class around a model of full size, with a tokenizer of a few words."""
+    from genval.grounding.detector import Detector
+    from genval.grounding.outliner import Outliner
+    from genval.grounding.owlv2 import Owlv2Detector
+    from genval.grounding.text_masks import TextMasker
+
+    if name == "Sam3Model":
+        return TextMasker(model, clip_tokenizer(), precision=precision)
+    if name == "Owlv2ForObjectDetection":
+        import transformers
+
+        side = model.config.vision_config.image_size
+        image_processor = transformers.Owlv2ImageProcessor(size={"height": side, "width": side})
+        return Owlv2Detector(model, transformers.Owlv2Processor(image_processor, clip_tokenizer(16)), precision)
+    if name.endswith("GroundingDinoForObjectDetection"):
+        return Detector(model, bert_tokenizer(), precision=precision)
+    return Outliner(model, precision)

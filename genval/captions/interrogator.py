@@ -1,8 +1,9 @@
 """Captions by the method of CLIP-interrogator (github.com/pharmapsychotic/clip-interrogator).
 
-BLIP writes a sentence; CLIP ranks lists of phrases by their similarity to the image. There are four modes:
+A captioner (BLIP, or another model) writes a sentence; CLIP ranks lists of phrases by their similarity to the image.
+There are four modes:
 
-- caption: BLIP's sentence alone;
+- caption: the sentence alone;
 - fast: the sentence and the most similar phrases of all lists, ranked once;
 - classic: the sentence, the most similar medium, artist, site and movement, and the three most similar flavours;
 - best: phrases are added one by one, each time the one that makes the whole text most similar, while the similarity
@@ -17,13 +18,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genval.captions.blip import Blip, load_blip
+from genval.captions.blip import load_blip
+from genval.captions.chat import load_captioner
 from genval.captions.clip import Clip, load_clip
 from genval.captions.filter import PHRASES, read_phrases
 from genval.captions.settings import InterrogatorConfig
@@ -50,17 +52,37 @@ class PhraseLists:
         return hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:12]
 
 
+class Captioner(Protocol):
+    """Writes a sentence about an image.
+
+    Attributes:
+        precision: one of Lightning's.
+        record: what defines the captions (hash of the weights, prompt), as JSON values.
+    """
+
+    precision: str
+    record: dict[str, Any]
+
+    def prepare(self, image: np.ndarray) -> Any:
+        """Convert an RGB uint8 (H, W, 3) image to an input of `caption_prepared`; called by several threads."""
+        ...
+
+    def caption_prepared(self, inputs: Sequence[Any], max_tokens: int = 32, batch_size: int = 32) -> list[str]:
+        """Caption the outputs of `prepare` with up to `max_tokens` tokens each."""
+        ...
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """An image as the models' input: `blip` float32 (3, h, w), and `clip` likewise (None in mode caption)."""
+    """An image as the captioner's input, and as CLIP's, float32 (3, h, w) (None in mode caption)."""
 
-    blip: Tensor
+    blip: Any
     clip: Tensor | None
 
 
 @dataclass(frozen=True)
 class Description:
-    """BLIP's `caption`, the whole `text`, and CLIP's `similarity` of the text (-1..1; None in mode caption)."""
+    """The captioner's `caption`, the whole `text`, and CLIP's `similarity` of it (-1..1; None in mode caption)."""
 
     caption: str
     text: str
@@ -80,7 +102,7 @@ class Interrogator:
         GenValError: a mode that ranks has no CLIP model.
     """
 
-    def __init__(self, blip: Blip, clip: Clip | None, phrases: PhraseLists, config: InterrogatorConfig) -> None:
+    def __init__(self, blip: Captioner, clip: Clip | None, phrases: PhraseLists, config: InterrogatorConfig) -> None:
         self.config = config
         self._blip = blip
         self._clip = clip if config.mode != "caption" else None
@@ -96,7 +118,7 @@ class Interrogator:
         """The settings and model hashes that define a description, as JSON values."""
         return {
             **asdict(self.config),
-            "blip_hash": self._blip.hash,
+            **self._blip.record,
             "clip_hash": self._clip.hash if self._clip else None,
             "phrases_hash": self._lists.hash if self._clip else None,
             "precision": self._blip.precision,
@@ -215,16 +237,24 @@ def load_interrogator(
     flavors: str | Path | None = None,
     precision: str = "32-true",
     device: torch.device | str = "cpu",
+    captioner: str | None = None,
+    prompt_file: str | None = None,
 ) -> Interrogator:
     """Load the models by name or folder (CLIP only if the mode ranks phrases), and the phrase lists.
 
+    With `captioner`, an image-to-text model replaces BLIP.
+
     Raises:
-        GenValError: as `load_blip`, `load_clip` and `read_phrase_lists`.
+        GenValError: as `load_blip`, `load_captioner`, `load_clip` and `read_phrase_lists`.
     """
     phrases = read_phrase_lists(flavors)
-    captioner = load_blip(blip, precision).to(device)
+    writer: Captioner
+    if captioner is None:
+        writer = load_blip(blip, precision).to(device)
+    else:
+        writer = load_captioner(captioner, prompt_file, precision).to(device)
     ranker = load_clip(clip, precision).to(device) if config.mode != "caption" else None
-    return Interrogator(captioner, ranker, phrases, config)
+    return Interrogator(writer, ranker, phrases, config)
 
 
 def read_phrase_lists(flavors: str | Path | None = None) -> PhraseLists:
