@@ -161,7 +161,7 @@ def load(slot: str, place: str, precision: str, device: torch.device) -> Any:
         from genval.grounding.text_masks import load_text_masker
 
         return load_text_masker(place, precision).to(device)
-    from genval.captions.chat import load_captioner
+    from genval.captions.captioners import load_captioner
 
     return load_captioner(place, precision=precision).to(device)
 

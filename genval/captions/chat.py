@@ -106,7 +106,7 @@ class ChatCaptioner:
         return captions
 
 
-def load_captioner(name: str, prompt_file: str | None = None, precision: str = "32-true") -> ChatCaptioner:
+def load_chat(name: str, prompt_file: str | None = None, precision: str = "32-true") -> ChatCaptioner:
     """Load an image-to-text model.
 
     Args:

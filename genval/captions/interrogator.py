@@ -18,14 +18,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from genval.captions.blip import load_blip
-from genval.captions.chat import load_captioner
+from genval.captions.captioners import Captioner, load_captioner
 from genval.captions.clip import Clip, load_clip
 from genval.captions.filter import PHRASES, read_phrases
 from genval.captions.settings import InterrogatorConfig
@@ -50,26 +50,6 @@ class PhraseLists:
         """12 hexadecimal digits over all phrases in order."""
         lists = [getattr(self, field.name) for field in fields(self)]
         return hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:12]
-
-
-class Captioner(Protocol):
-    """Writes a sentence about an image.
-
-    Attributes:
-        precision: one of Lightning's.
-        record: what defines the captions (hash of the weights, prompt), as JSON values.
-    """
-
-    precision: str
-    record: dict[str, Any]
-
-    def prepare(self, image: np.ndarray) -> Any:
-        """Convert an RGB uint8 (H, W, 3) image to an input of `caption_prepared`; called by several threads."""
-        ...
-
-    def caption_prepared(self, inputs: Sequence[Any], max_tokens: int = 32, batch_size: int = 32) -> list[str]:
-        """Caption the outputs of `prepare` with up to `max_tokens` tokens each."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -248,11 +228,8 @@ def load_interrogator(
         GenValError: as `load_blip`, `load_captioner`, `load_clip` and `read_phrase_lists`.
     """
     phrases = read_phrase_lists(flavors)
-    writer: Captioner
-    if captioner is None:
-        writer = load_blip(blip, precision).to(device)
-    else:
-        writer = load_captioner(captioner, prompt_file, precision).to(device)
+    writer = load_captioner(captioner, prompt_file, precision) if captioner else load_blip(blip, precision)
+    writer.to(device)
     ranker = load_clip(clip, precision).to(device) if config.mode != "caption" else None
     return Interrogator(writer, ranker, phrases, config)
 

@@ -19,9 +19,9 @@ def test_an_object_without_a_mask_counts_as_no_overlap():
     truth[:2] = True
     half = truth.copy()
     half[1] = False
-    found = summarise([truth, half, None, None], [truth] * 4, [None, truth, None, None])
-    assert found == {"masked": 0.5, "IoU of masked": 0.75, "IoU": 0.375, "masked empty": 0.25}
-    assert summarise([None], [truth], [None])["IoU of masked"] is None
+    found = summarise([truth, half, None, None], [truth] * 4)
+    assert found == {"masked": 0.5, "IoU of masked": 0.75, "IoU": 0.375}
+    assert summarise([None], [truth])["IoU of masked"] is None
 
 
 def test_models_are_two_names_or_one_with_a_prefix():
@@ -56,4 +56,5 @@ def test_models_are_compared(tmp_path):
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["objects"] == 3 and len(table["rows"]) == 3
+    assert [row["masked empty"] is None for row in table["rows"]] == [False, False, True]
     assert all(row["masked"] > 0 and row["images/s"] > 0 for row in table["rows"])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.components.captioners import MAKERS, write_tiny
-from genval.captions.chat import PROMPT, load_captioner
+from genval.captions.captioners import load_captioner
+from genval.captions.chat import PROMPT
 from genval.runtime.errors import GenValError
 
 
@@ -96,6 +97,15 @@ def test_smolvlm_names_the_library_that_it_needs(folder_of, images, tmp_path, mo
     monkeypatch.setattr(processing_smolvlm, "num2words", str)
     captions = load_captioner(str(folder)).caption_prepared(images, max_tokens=4)
     assert len(captions) == 3 and all(captions)
+
+
+def test_blip_is_loaded_as_blip(caption_models, tmp_path):
+    from genval.captions.blip import Blip
+
+    assert isinstance(load_captioner(str(caption_models.blip)), Blip)
+    (tmp_path / "prompt.txt").write_text("describe")
+    with pytest.raises(GenValError, match="takes no prompt"):
+        load_captioner(str(caption_models.blip), str(tmp_path / "prompt.txt"))
 
 
 def test_other_models_are_refused_by_name(tmp_path):
