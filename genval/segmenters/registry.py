@@ -21,6 +21,7 @@ from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import find_checkpoint
 from genval.segmenters.class_map import ClassMap, find_class_map
 from genval.segmenters.identity import source_hash
+from genval.segmenters.notes import print_once
 from genval.segmenters.outputs import find_logits, named_failures
 from genval.segmenters.trust import require_trusted_module
 
@@ -94,6 +95,11 @@ def load_segmenter(
     segmenter = _load(name, torch.device(device), precision, checkpoint_root, classes, trust_code)
     if input_size is not None:
         segmenter.set_input_size(input_size)
+    elif segmenter.processor is not None and segmenter.processor.size and not segmenter.resizes:
+        print_once(
+            f"{name}: its image processor resizes images to {dict(segmenter.processor.size)}; they keep their native "
+            "size (--input_size processor resizes them)"
+        )
     if channels_last:
         segmenter.use_channels_last()
     if compiled:
