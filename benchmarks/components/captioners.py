@@ -56,7 +56,29 @@ FULL: dict[str, tuple[dict[str, Any], str]] = {
         },
         "Florence-2-large",
     ),
-    "Idefics3ForConditionalGeneration": ({}, "library's defaults (Idefics3-8B)"),
+    "Idefics3ForConditionalGeneration": (
+        {
+            "text_config": {
+                "model_type": "llama",
+                "vocab_size": 128259,
+                "hidden_size": 4096,
+                "intermediate_size": 14336,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "pad_token_id": 3,
+            },
+            "vision_config": {
+                "hidden_size": 1152,
+                "intermediate_size": 4304,
+                "num_hidden_layers": 27,
+                "num_attention_heads": 16,
+                "image_size": 364,
+                "patch_size": 14,
+            },
+        },
+        "Idefics3-8B-Llama3",
+    ),
 }
 
 
