@@ -282,7 +282,7 @@ COMPONENTS: dict[str, Callable[[], list[str]]] = {
     "segmenters": _segmenter_types,
     "detectors": _mask_classes("ObjectDetection"),
     "outliners": _mask_classes("SamModel", "SamHQModel", "Sam2Model", "TrackerModel"),
-    "text_masks": _mask_classes("Sam3Model"),
+    "text_masks": _mask_classes("Sam3Model", "Sam3LiteTextModel"),
     "captioners": _captioner_classes,
 }
 

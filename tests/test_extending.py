@@ -10,9 +10,9 @@ import torch
 from genval.runtime.paths import REPO_ROOT
 
 
-def blocks():
+def blocks(page="docs/extending.md"):
     """Section: its first block of code."""
-    page = (REPO_ROOT / "docs/extending.md").read_text()
+    page = (REPO_ROOT / page).read_text()
     found = {}
     for section in page.split("\n## ")[1:]:
         lines = [line for line in section.splitlines() if line.startswith("    ") or not line]
@@ -93,3 +93,19 @@ def test_a_generator(add):
     frame = SimpleNamespace(image=np.full((2, 2, 3), 100, np.uint8))
     [(image, seed, _)] = names["Darkening"].compute(None, [SimpleNamespace(seed=7)], [frame])
     assert image.max() == 50 and seed == 7
+
+
+@pytest.mark.slow
+def test_dinov3_with_a_linear_head(tmp_path):
+    """The example of docs/models.md, on a small backbone."""
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    DINOv3ViTModel(DINOv3ViTConfig(**small, num_register_tokens=4)).save_pretrained(tmp_path)
+    torch.save(torch.nn.Conv2d(32, 19, 1).state_dict(), tmp_path / "linear.pth")
+    names = {}
+    exec(compile(blocks("docs/models.md")["DINOv3 with a linear head"], "models.md", "exec"), names)
+    network = names["Linear"](str(tmp_path), tmp_path / "linear.pth").eval()
+    with torch.no_grad():
+        logits = network(torch.randint(0, 256, (2, 3, 64, 100), dtype=torch.uint8))
+    assert logits.shape == (2, 19, 4, 6) and logits.isfinite().all()
