@@ -10,6 +10,7 @@ WORDS = ("lion", "table", "polar", "bear", "a", "photo")
 # transformers knows these tokens by their numbers.
 SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
 VOCABULARY = 1119
+TEXT_MASKS = ("Sam3Model", "Sam3LiteTextModel")
 
 SWIN = {
     "model_type": "swin",
@@ -119,6 +120,7 @@ TINY: dict[str, dict[str, Any]] = {
         "mask_decoder_config": {"hidden_size": 16, "num_attention_heads": 2},
     },
 }
+TINY["Sam3LiteTextModel"] = TINY["Sam3Model"]
 
 # Entries in which published models differ from the library's defaults, and where they are published.
 FULL: dict[str, tuple[dict[str, Any], str]] = {
@@ -167,6 +169,7 @@ FULL: dict[str, tuple[dict[str, Any], str]] = {
     "Sam2Model": ({}, "library's defaults (hiera-tiny)"),
     "Sam3TrackerModel": ({}, "library's defaults (sam3)"),
     "Sam3Model": ({}, "library's defaults (sam3)"),
+    "Sam3LiteTextModel": ({}, "library's defaults"),
 }
 
 
@@ -191,7 +194,7 @@ def write_tiny(name: str, folder: Path) -> Any:
         bert_tokenizer().save_pretrained(folder)
         size = {"shortest_edge": 64, "longest_edge": 96}
         (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
-    elif name == "Sam3Model":
+    elif name in TEXT_MASKS:
         clip_tokenizer().save_pretrained(folder)
         (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 56, "width": 56}}))
     return model
@@ -225,3 +228,23 @@ def bert_tokenizer() -> Any:
     taken |= {1040 + index: word for index, word in enumerate(WORDS)}
     vocabulary = {taken.get(number, f"[unused{number}]"): number for number in range(VOCABULARY)}
     return BertTokenizer(vocab=vocabulary)
+
+
+def wrap(name: str, model: Any, precision: str) -> Any:
+    """The library's class around a model of full size, with a tokenizer of a few words."""
+    from genval.grounding.detector import Detector
+    from genval.grounding.outliner import Outliner
+    from genval.grounding.owlv2 import Owlv2Detector
+    from genval.grounding.text_masks import TextMasker
+
+    if name in TEXT_MASKS:
+        return TextMasker(model, clip_tokenizer(), precision=precision)
+    if name == "Owlv2ForObjectDetection":
+        import transformers
+
+        side = model.config.vision_config.image_size
+        image_processor = transformers.Owlv2ImageProcessor(size={"height": side, "width": side})
+        return Owlv2Detector(model, transformers.Owlv2Processor(image_processor, clip_tokenizer(16)), precision)
+    if name.endswith("GroundingDinoForObjectDetection"):
+        return Detector(model, bert_tokenizer(), precision=precision)
+    return Outliner(model, precision)

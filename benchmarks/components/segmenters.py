@@ -255,3 +255,10 @@ def write_processor(model_type: str, folder: Path, changes: dict[str, Any]) -> N
     (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
+
+
+def random_task(device: Any) -> Any:
+    """Tokens of OneFormer's task, int64 (1, 77)."""
+    import torch
+
+    return torch.arange(77, device=device)[None]

@@ -30,11 +30,13 @@ class Blip:
 
     Attributes:
         hash: of the weights, as they were loaded.
+        record: what defines the captions, as JSON values.
     """
 
     def __init__(self, name: str, model: Any, processor: Any, precision: str = "32-true") -> None:
         self.name = name
         self.hash = weights_hash(model)
+        self.record = {"blip_hash": self.hash}
         self.precision = precision
         self.device = torch.device("cpu")
         self._model = model.eval().requires_grad_(False).to(weights_dtype(precision))

@@ -115,6 +115,8 @@ def caption_images(settings: CaptionSettings) -> Captioned | None:
         settings.flavors,
         settings.device.precision,
         fabric.device,
+        settings.captioner,
+        settings.prompt_file,
     )
     folder, record = inside(resolve(settings.output_dir), settings.set_name, "--name"), interrogator.record
     report = run_stage(

@@ -1,8 +1,9 @@
 """Captions by the method of CLIP-interrogator (github.com/pharmapsychotic/clip-interrogator).
 
-BLIP writes a sentence; CLIP ranks lists of phrases by their similarity to the image. There are four modes:
+A captioner (BLIP, or another model) writes a sentence; CLIP ranks lists of phrases by their similarity to the image.
+There are four modes:
 
-- caption: BLIP's sentence alone;
+- caption: the sentence alone;
 - fast: the sentence and the most similar phrases of all lists, ranked once;
 - classic: the sentence, the most similar medium, artist, site and movement, and the three most similar flavours;
 - best: phrases are added one by one, each time the one that makes the whole text most similar, while the similarity
@@ -23,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genval.captions.blip import Blip, load_blip
+from genval.captions.blip import load_blip
+from genval.captions.captioners import Captioner, load_captioner
 from genval.captions.clip import Clip, load_clip
 from genval.captions.filter import PHRASES, read_phrases
 from genval.captions.settings import InterrogatorConfig
@@ -52,15 +54,15 @@ class PhraseLists:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image as the models' input: `blip` float32 (3, h, w), and `clip` likewise (None in mode caption)."""
+    """An image as the captioner's input, and as CLIP's, float32 (3, h, w) (None in mode caption)."""
 
-    blip: Tensor
+    blip: Any
     clip: Tensor | None
 
 
 @dataclass(frozen=True)
 class Description:
-    """BLIP's `caption`, the whole `text`, and CLIP's `similarity` of the text (-1..1; None in mode caption)."""
+    """The captioner's `caption`, the whole `text`, and CLIP's `similarity` of it (-1..1; None in mode caption)."""
 
     caption: str
     text: str
@@ -80,7 +82,7 @@ class Interrogator:
         GenValError: a mode that ranks has no CLIP model.
     """
 
-    def __init__(self, blip: Blip, clip: Clip | None, phrases: PhraseLists, config: InterrogatorConfig) -> None:
+    def __init__(self, blip: Captioner, clip: Clip | None, phrases: PhraseLists, config: InterrogatorConfig) -> None:
         self.config = config
         self._blip = blip
         self._clip = clip if config.mode != "caption" else None
@@ -96,7 +98,7 @@ class Interrogator:
         """The settings and model hashes that define a description, as JSON values."""
         return {
             **asdict(self.config),
-            "blip_hash": self._blip.hash,
+            **self._blip.record,
             "clip_hash": self._clip.hash if self._clip else None,
             "phrases_hash": self._lists.hash if self._clip else None,
             "precision": self._blip.precision,
@@ -215,16 +217,21 @@ def load_interrogator(
     flavors: str | Path | None = None,
     precision: str = "32-true",
     device: torch.device | str = "cpu",
+    captioner: str | None = None,
+    prompt_file: str | None = None,
 ) -> Interrogator:
     """Load the models by name or folder (CLIP only if the mode ranks phrases), and the phrase lists.
 
+    With `captioner`, an image-to-text model replaces BLIP.
+
     Raises:
-        GenValError: as `load_blip`, `load_clip` and `read_phrase_lists`.
+        GenValError: as `load_blip`, `load_captioner`, `load_clip` and `read_phrase_lists`.
     """
     phrases = read_phrase_lists(flavors)
-    captioner = load_blip(blip, precision).to(device)
+    writer = load_captioner(captioner, prompt_file, precision) if captioner else load_blip(blip, precision)
+    writer.to(device)
     ranker = load_clip(clip, precision).to(device) if config.mode != "caption" else None
-    return Interrogator(captioner, ranker, phrases, config)
+    return Interrogator(writer, ranker, phrases, config)
 
 
 def read_phrase_lists(flavors: str | Path | None = None) -> PhraseLists:

@@ -22,11 +22,11 @@ class InterrogatorConfig:
 
     mode: str = flag(
         "fast",
-        "caption: BLIP's sentence; fast: with CLIP's phrases ranked once; classic: with the best phrase of each list; "
-        "best: with phrases added one by one",
+        "caption: the captioner's sentence; fast: with CLIP's phrases ranked once; classic: with the best phrase of "
+        "each list; best: with phrases added one by one",
         choices=MODES,
     )
-    max_tokens: int = flag(32, "maximum length of BLIP's sentence in tokens", type=positive_int)
+    max_tokens: int = flag(32, "maximum length of the captioner's sentence in tokens", type=positive_int)
     max_flavors: int = flag(8, "maximum number of phrases added, in modes fast and best", type=positive_int)
     candidates: int = flag(96, "number of most similar flavors that mode best tries", type=positive_int)
 
@@ -52,6 +52,10 @@ class CaptionSettings:
     datasets_dir: str | None = flag(None, "folder of the data sets (default: datasets)")
     interrogator: InterrogatorConfig = group(InterrogatorConfig, "captions")
     blip: str = flag("Salesforce/blip-image-captioning-large", "hub name or folder", title="models and phrases")
+    captioner: str | None = flag(
+        None, "an image-to-text model of transformers instead of BLIP, such as Qwen/Qwen3-VL-8B-Instruct"
+    )
+    prompt_file: str | None = flag(None, "a text file with the prompt of --captioner")
     clip: str = flag("ViT-L-14/openai", "open_clip name, hf-hub:NAME, or folder")
     flavors: str | None = flag(None, "a file of phrases, or a folder of CLIP-interrogator's lists")
     filter: str | None = flag(None, "a file of phrases to remove (default: genval/captions/phrases/filter.txt)")
@@ -69,6 +73,8 @@ class CaptionSettings:
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.dataset, self.images, self.from_captions)) != 1:
             raise GenValError("Give one of --dataset NAME, --images PATTERN and --from_captions FILE.")
+        if self.prompt_file is not None and self.captioner is None:
+            raise GenValError("--prompt_file is the prompt of --captioner: BLIP takes none.")
 
     @property
     def set_name(self) -> str:

@@ -55,6 +55,8 @@ class Segmenter(nn.Module, abc.ABC):
     std: Tensor
     align_corners = False
     reads_bgr = False
+    resizes = False
+    """Whether images are resized as `processor` does without being asked to."""
     minimum_size = 1
     size_divisor = 1
     input_size: tuple[int, int] | Literal["processor"] | None = None

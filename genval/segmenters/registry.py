@@ -21,22 +21,12 @@ from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import find_checkpoint
 from genval.segmenters.class_map import ClassMap, find_class_map
 from genval.segmenters.identity import source_hash
+from genval.segmenters.notes import print_once
 from genval.segmenters.outputs import find_logits, named_failures
 from genval.segmenters.recipe import find_recipe
 from genval.segmenters.trust import require_trusted_module
 
 _MODEL_ZOO = "https://github.com/open-mmlab/mmsegmentation/blob/v0.30.0/docs/en/model_zoo.md"
-
-
-# The form of a specification after each prefix; the last part, if optional, is a file.
-PREFIXES: dict[str, str] = {
-    "mmseg": "CONFIG,CHECKPOINT",
-    "hf": "NAME[@REVISION]_OR_FOLDER",
-    "torchvision": "NAME[,CHECKPOINT]",
-    "smp": "ARCHITECTURE,ENCODER,CHECKPOINT",
-    "onnx": "FILE",
-    "torchscript": "FILE",
-}
 
 
 def list_segmenters() -> list[str]:
@@ -57,7 +47,7 @@ def describe_segmenters(checkpoint_root: str | Path = path_dicts.CHECKPOINT_ROOT
         rows.append((name, expected, found is not None))
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{'yes' if here else ' - '}  {name:{width}}  {file}" for name, file, here in rows]
-    forms = [f"     {prefix}:{form}" for prefix, form in PREFIXES.items()] + ["     module:function"]
+    forms = [f"     {prefix}:{family.form}" for prefix, family in PREFIXES.items()] + ["     module:function"]
     present = sum(here for _, _, here in rows)
     return "\n".join([f"{present} of {len(rows)} checkpoints are on this disk:", *lines, "or:", *forms])
 
@@ -107,6 +97,11 @@ def load_segmenter(
     segmenter.recipe = find_recipe(specify(name, checkpoint_root).file)
     if input_size is not None:
         segmenter.set_input_size(input_size)
+    elif segmenter.processor is not None and segmenter.processor.size and not segmenter.resizes:
+        print_once(
+            f"{name}: its image processor resizes images to {dict(segmenter.processor.size)}; they keep their native "
+            "size (--input_size processor resizes them)"
+        )
     if channels_last:
         segmenter.use_channels_last()
     if compiled:
@@ -149,7 +144,7 @@ def specify(name: str, checkpoint_root: str | Path = path_dicts.CHECKPOINT_ROOT)
     if prefix not in PREFIXES:
         return Specification(prefix, (rest,))
     parts = tuple(part.strip() for part in rest.split(","))
-    form = PREFIXES[prefix]
+    form = PREFIXES[prefix].form
     if not all(parts) or len(parts) not in (form.count(",") + 1, form.split("[")[0].count(",") + 1):
         raise GenValError(f"Expected {prefix}:{form}, found {prefix}:{rest}.")
     if prefix == "hf":
@@ -170,26 +165,8 @@ def _load(
     prefix, parts, file = found.prefix, found.parts, found.file
     if prefix not in PREFIXES:
         return _load_factory(name, prefix, parts[0], device, precision, classes, trust_code)
-    if prefix == "hf":
-        from genval.segmenters.transformers_models import load_transformers
-
-        return load_transformers(name, parts[0], device, precision, checkpoint_root, classes)
-    if prefix == "torchvision":
-        from genval.segmenters.builders import load_torchvision
-
-        return load_torchvision(name, parts[0], file, device, precision, classes)
-    assert file is not None
-    if prefix == "mmseg":
-        from genval.segmenters.openmmlab import load_openmmlab
-
-        return load_openmmlab(name, parts[0], file, device, precision, found.overrides, classes, trust_code)
-    if prefix == "smp":
-        from genval.segmenters.builders import load_smp
-
-        return load_smp(name, parts[0], parts[1], file, device, precision, classes)
-    from genval.segmenters.exported import load_onnx, load_torchscript
-
-    return (load_onnx if prefix == "onnx" else load_torchscript)(name, file, device, precision, classes)
+    request = Request(name, parts, file, found.overrides, device, precision, checkpoint_root, classes, trust_code)
+    return PREFIXES[prefix].load(request)
 
 
 class FactorySegmenter(Segmenter):
@@ -209,6 +186,97 @@ class FactorySegmenter(Segmenter):
     def run(self, pixels: Tensor) -> Tensor:
         logits: Tensor = find_logits(self.name, self.function(pixels), self.class_map)
         return logits
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the loader of a prefix gets.
+
+    Attributes:
+        name: the whole specification.
+        parts: what follows the prefix, by comma.
+        file: the last part as an existing file; None where the form has no file or it is left out.
+        overrides: changes to the config of a model of the zoo.
+        device, precision, checkpoint_root, trust_code: as of `load_segmenter`.
+        class_map: that of the user; None if there is none.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    file: Path | None
+    overrides: Mapping[str, Any] | None
+    device: torch.device
+    precision: str
+    checkpoint_root: str | Path
+    class_map: ClassMap | None
+    trust_code: bool
+
+    @property
+    def common(self) -> tuple[torch.device, str, ClassMap | None]:
+        """The last arguments of most loaders."""
+        return self.device, self.precision, self.class_map
+
+
+def _load_mmseg(request: Request) -> Segmenter:
+    from genval.segmenters.openmmlab import load_openmmlab
+
+    assert request.file is not None
+    device, precision, class_map = request.common
+    arguments = (device, precision, request.overrides, class_map, request.trust_code)
+    return load_openmmlab(request.name, request.parts[0], request.file, *arguments)
+
+
+def _load_hf(request: Request) -> Segmenter:
+    from genval.segmenters.transformers_models import load_transformers
+
+    device, precision, class_map = request.common
+    return load_transformers(request.name, request.parts[0], device, precision, request.checkpoint_root, class_map)
+
+
+def _load_torchvision(request: Request) -> Segmenter:
+    from genval.segmenters.builders import load_torchvision
+
+    return load_torchvision(request.name, request.parts[0], request.file, *request.common)
+
+
+def _load_smp(request: Request) -> Segmenter:
+    from genval.segmenters.builders import load_smp
+
+    assert request.file is not None
+    return load_smp(request.name, request.parts[0], request.parts[1], request.file, *request.common)
+
+
+def _load_onnx(request: Request) -> Segmenter:
+    from genval.segmenters.exported import load_onnx
+
+    assert request.file is not None
+    return load_onnx(request.name, request.file, *request.common)
+
+
+def _load_torchscript(request: Request) -> Segmenter:
+    from genval.segmenters.exported import load_torchscript
+
+    assert request.file is not None
+    return load_torchscript(request.name, request.file, *request.common)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A family of segmenters: the form of a specification after the prefix, and what loads one."""
+
+    form: str
+    load: Callable[[Request], Segmenter]
+
+
+PREFIXES: dict[str, Prefix] = {
+    "mmseg": Prefix("CONFIG,CHECKPOINT", _load_mmseg),
+    "hf": Prefix("NAME[@REVISION]_OR_FOLDER", _load_hf),
+    "torchvision": Prefix("NAME[,CHECKPOINT]", _load_torchvision),
+    "smp": Prefix("ARCHITECTURE,ENCODER,CHECKPOINT", _load_smp),
+    "onnx": Prefix("FILE", _load_onnx),
+    "torchscript": Prefix("FILE", _load_torchscript),
+}
+"""The families by prefix; the last part of a form, if optional, is a file."""
 
 
 def _existing(file: str, checkpoint_root: str | Path) -> Path:
@@ -268,7 +336,7 @@ def _unknown(name: str) -> str:
     if ":" in name:
         close = difflib.get_close_matches(prefix.lower(), PREFIXES, n=1)
     hint = f" Did you mean {' or '.join(close)}{':' if ':' in name else ''}?" if close else ""
-    forms = ", ".join(f"{prefix}:{form}" for prefix, form in PREFIXES.items())
+    forms = ", ".join(f"{prefix}:{family.form}" for prefix, family in PREFIXES.items())
     return (
         f"Unknown segmenter {name!r}.{hint} All names: python relis/eval.py --list_models. Or give {forms} or "
         "module:function."

@@ -36,6 +36,7 @@ class WindowSegmenter(Segmenter):
 
     network: Any
     processor: Processor
+    resizes = True
 
     def __init__(self, *args: Any, processor: Processor, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -80,6 +80,8 @@ def test_every_segmenter_is_checked_before_the_first_is_run(tmp_path, monkeypatc
     names = "checked_factories:good,checked_factories:also_good"
     settings = make_settings(EvalScriptSettings, segmenters=names, input_size="8x12", **flags)
     assert settings.model.input_size == (8, 12)
+    as_processor = make_settings(EvalScriptSettings, segmenters=names, input_size="processor", **flags)
+    assert as_processor.model.input_size == "processor"
     assert [one.images for one in evaluate_all(settings)] == [{"clean": 1}, {"clean": 1}]
     import checked_factories
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.components.masks import TINY, clip_tokenizer, write_tiny
+from benchmarks.components.masks import TEXT_MASKS, TINY, clip_tokenizer, write_tiny
 from genval.grounding.detector import DETECTORS, load_detector
 from genval.grounding.outliner import OUTLINERS, load_outliner
 from genval.grounding.text_masks import load_text_masker
@@ -40,7 +40,7 @@ def test_every_type_of_the_registries_has_a_small_model():
     import transformers
 
     types = {getattr(transformers, name).config_class.model_type for name in TINY}
-    assert types - {"sam3"} == {*DETECTORS, *OUTLINERS} - {"sam2_video", "sam3_video"}
+    assert types - {"sam3", "sam3_lite_text"} == {*DETECTORS, *OUTLINERS} - {"sam2_video", "sam3_video"}
 
 
 @pytest.mark.parametrize("name", ["SamHQModel", "Sam3TrackerModel"])
@@ -99,10 +99,11 @@ def test_boxes_equal_those_of_transformers(folder_of, images, name):
         np.testing.assert_allclose(detections[0].box, best, atol=0.5)
 
 
-def test_sam_3_segments_from_the_text(folder_of, images):
+@pytest.mark.parametrize("name", TEXT_MASKS)
+def test_sam_3_segments_from_the_text(folder_of, images, name):
     import transformers
 
-    folder, model = folder_of("Sam3Model")
+    folder, model = folder_of(name)
     masker = load_text_masker(str(folder))
     found = masker.detect(images, SIZES, "Lion.", 0.1, 0.1, 1.0)
     processor = transformers.Sam3Processor(

@@ -14,6 +14,8 @@ import pytest
 from captions_world import CaptionModels
 from diffusion_world import ROOT, Refusal, run_script, write_cityscapes
 
+from benchmarks.components.captioners import write_tiny
+
 SCRIPT = "ControlNet/clip_int.py"
 
 
@@ -67,6 +69,23 @@ def test_a_data_set_is_captioned_and_trained_on(caption_models: CaptionModels, d
     from genval.diffusion.pairs import read_pairs
 
     assert len(read_pairs(folder / "captions_cityscapes.jsonl", root)) == 9
+
+
+@pytest.mark.slow
+def test_a_model_with_a_prompt_replaces_blip(
+    caption_models: CaptionModels, datasets: Path, run_here: Callable[[Sequence[object]], str], refused: Refusal
+) -> None:
+    write_tiny("Qwen3VLForConditionalGeneration", datasets / "qwen")
+    (datasets / "prompt.txt").write_text("describe the street")
+    chat = ["--captioner", datasets / "qwen", "--prompt_file", datasets / "prompt.txt", "--split", "val"]
+    assert "(0 new" not in run_here(command(caption_models, datasets, *chat))
+    assert "(0 new" in run_here(command(caption_models, datasets, *chat))
+    lines = (datasets.parent / "captions/cityscapes/manifest.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        assert line["prompt"] == "describe the street" and line["captioner_hash"] and line["similarity"] is not None
+        assert "blip_hash" not in line and line["text"].startswith(line["caption"])
+    alone = command(caption_models, datasets, "--prompt_file", datasets / "prompt.txt")
+    refused(alone, "is the prompt of --captioner")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from benchmarks.components.segmenters import TINY, known_types, write_tiny
 from genval.datasets.labels import CLASSES
 from genval.runtime.errors import GenValError
 from genval.segmenters import load_segmenter
+from genval.segmenters.identity import model_identity
 from genval.segmenters.processor import Processor
 from genval.segmenters.query_models import QuerySegmenter
 from genval.segmenters.windows import window_starts
@@ -106,6 +107,18 @@ def test_panoptic_eomt_is_padded_and_an_input_size_replaces_the_processors(tmp_p
     segmenter.set_input_size((64, 128))
     segmenter(images)
     assert len(calls) == 2
+
+
+def test_the_processors_size_identifies_a_model_that_it_matters_to(tmp_path, capsys):
+    for kind, same in (("eomt", False), ("segformer", True)):
+        folder = tmp_path / kind
+        write_tiny(kind, folder)
+        edit(folder / "preprocessor_config.json", size={"height": 64, "width": 64})
+        before = model_identity(load_segmenter(f"hf:{folder}", "cpu"))
+        edit(folder / "preprocessor_config.json", size={"height": 64, "width": 128})
+        assert (model_identity(load_segmenter(f"hf:{folder}", "cpu")) == before) == same
+        assert ("they keep their native size (--input_size processor" in capsys.readouterr().out) == same
+        assert model_identity(load_segmenter(f"hf:{folder}", "cpu", input_size="processor")) != before
 
 
 def test_random_attention_masks_are_refused(tmp_path):

@@ -1,0 +1,29 @@
+"""benchmarks/component_table.py as a user runs it, on a few small components."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from genval.runtime.paths import REPO_ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def run(*flags):
+    command = [sys.executable, "benchmarks/component_table.py", *map(str, flags)]
+    return subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+
+
+def test_components_run_or_are_refused_by_name(tmp_path):
+    names = "mobilenet_v2,SamModel,Sam3Model"
+    output = tmp_path / "table.json"
+    slots = "segmenters,outliners,text_masks"
+    done = run("--slots", slots, "--components", names, "--repeats", 1, "--output", output)
+    assert done.returncode == 0, done.stderr
+    table = json.loads(output.read_text())
+    assert [row["component"] for row in table["rows"]] == names.split(",")
+    assert all(row["runs"] and row["s per image"] > 0 for row in table["rows"])
+    assert {row["refused"] for row in table["refused"]} >= {"rf_detr", "edgetam", "sam3_tracker"}
+    assert run("--slots", "painters").returncode == 2
