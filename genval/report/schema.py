@@ -266,8 +266,8 @@ class Scaling(JsonRecord):
     """Temperature scaling, tested on the reference set (`scaling.measure_scaling`).
 
     Sources of temperatures are synthetic (all generated images, as published), "synthetic, hardest half" and any other
-    share of the hardest images that was tried ("synthetic, hardest 25 %"), clear, corrupted and true. The last one is
-    the upper bound: temperatures of the tested images.
+    share of the hardest images that was tried ("synthetic, hardest 25 %"), clear, corrupted and reference. The last
+    one is the upper bound: temperatures of the tested images.
     """
 
     method: str

@@ -255,7 +255,7 @@ def test_temperatures_of_the_hardest_images_are_listed_next_to_those_of_all(repo
     _, values = report.correlate()
     assert not any("hardest" in part["what"] for part in values["missing"])
     scaling = values["calibration"]["fog"]["scaling"]
-    sources = ["synthetic", "synthetic, hardest half", "synthetic, hardest 12.5 %", "clear", "corrupted", "true"]
+    sources = ["synthetic", "synthetic, hardest half", "synthetic, hardest 12.5 %", "clear", "corrupted", "reference"]
     assert list(scaling["improved"]) == sources
     assert [scaling["improved"][source]["share"] for source in sources] == [0.75, 1, 0, None, None, 1]
     assert scaling["mean"]["synthetic, hardest half"]["value"] == pytest.approx(15)
@@ -264,7 +264,7 @@ def test_temperatures_of_the_hardest_images_are_listed_next_to_those_of_all(repo
     assert report("tables", "--results_dir", report.root / "report")[0] == 0
     with open(report.root / "report/tables/calibration_improvement.csv", newline="") as stream:
         rows = {row["temperatures of"]: row for row in csv.DictReader(stream)}
-    assert list(rows) == [*sources[:3], "true"]
+    assert list(rows) == [*sources[:3], "reference"]
     assert [rows[source]["published %*"] for source in rows] == ["over 90", "", "", ""]
     assert float(rows["synthetic, hardest half"]["improved %"]) == 100
     summary = (report.root / "report/correlation.md").read_text()
