@@ -122,6 +122,12 @@ PRESET: dict[str, dict[str, Any]] = {
         "eval_dir": "results/mini/eval",
         "batch_size": 4,
     },
+    "relis/estimate": {
+        "segmenters": "all",
+        "eval_dir": "results/mini/eval",
+        "output_dir": "results/mini/estimates",
+        "batch_size": 4,
+    },
     "relis/check_dataset": {
         "datasets_dir": "datasets/mini",
         "generated_dir": "images/mini/style_transfer",
