@@ -228,6 +228,7 @@ PRESET: dict[str, dict[str, Any]] = {
         "eval_dir": "results/mini/eval",
         "scaling_dir": "results/mini/temperature_scaling",
         "ood_dir": "results/mini/ood_detection",
+        "generated_dir": "images/mini/style_transfer",
         "output_dir": "results/mini/report",
     },
     "report/tables": {"output_dir": "results/mini/report"},

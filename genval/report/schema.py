@@ -443,6 +443,7 @@ class Findings(JsonRecord):
     ood_means: dict[str, dict[str, OodMeans]]  # by set and score
     sample_size: dict[str, SampleSizeCurve]  # by domain
     severity: dict[str, SeverityCurve]  # by domain with sets of several strengths
+    realism: dict[str, dict[str, ValueWithInterval]]  # CMMD to unlabelled images, by domain and generator's key
     published: Published
     missing: list[MissingPart]
 

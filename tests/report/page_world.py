@@ -215,6 +215,7 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
         if objects
         else {},
         "sample_size": {domain: curve(images) for domain in domains},
+        "realism": {domains[0]: {"synthetic": {"value": 0.8, "low": 0.4, "high": 1.3}}},
         "severity": {domains[0]: severity(models)},
         "ood_figures": {},
         "published": {

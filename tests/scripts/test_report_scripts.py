@@ -544,6 +544,23 @@ def test_generators_are_compared_side_by_side(report):
     report.refused("does not compare fourier, but controlnet, img2img, sdxl", code_out_err=call)
 
 
+def test_the_distance_to_unlabelled_images_stands_beside_r(report):
+    for model, (clear, _) in MODELS.items():
+        write_set(report.results, model, "Cityscapes_img2img_fog", "fog", FOG, clear)
+    for folder, value in (("fog", 0.5), ("img2img/fog", 2.0)):
+        distance = {"value": value, "low": value / 2, "high": 2 * value}
+        write_json(report.root / "images" / folder / "realism.json", {"distance": distance, "images": 16})
+    flags = ("--generators", "controlnet,img2img", "--generated_dir", report.root / "images")
+    out, values = report.correlate(*flags)
+    assert {key: one["value"] for key, one in values["realism"]["fog"].items()} == {"synthetic": 0.5, "img2img": 2.0}
+    assert "In 1 of 1 pairs of generators of one domain, the nearer one has the higher r" in out
+    _, shown, _ = report("tables", "--output_dir", report.root / "report")
+    assert "0.25 to 1.00" in shown
+    write_json(report.root / "images/fog/realism.json", {"distance": 1})
+    call = report("correlate", "--eval_dir", report.results, "--domains", "fog", *flags)
+    report.refused("images/fog/realism.json", "--reference again", code_out_err=call)
+
+
 def test_the_missing_results_of_a_generator_come_with_their_command(report):
     _, values = report.correlate("--generators", "controlnet,img2img")
     assert "img2img" not in values["robustness"]["fog"]["correlation"]

@@ -71,6 +71,7 @@ def page_variables(content: PageContent) -> dict[str, Any]:
         **_ranking(report),
         **_sample_size(report),
         "severity": _severity(report, labels),
+        "realism": report.realism if report else {},
         **_calibration(report),
         "diagrams": content.diagrams,
         "gallery": content.gallery,
