@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from genval.artifacts.manifest import Manifest
 from genval.datasets import CLASSES
+from genval.report.comparison import FEWEST_IMAGES
 from genval.report.evidence import Evidence, Place, read_bins, read_evidence, short_names
 from genval.report.label_free import confidence_scores, difference_scores, read_votes
 from genval.report.resampling import draw_images, interval
 from genval.report.schema import ValueWithInterval
 from genval.report.scores import Scores, mean_iou, weigh
 from genval.report.unlabelled import CONFIDENCE, DOC, FEWEST_VOTERS, VOTE
+from genval.results.provenance import require_model
 from genval.results.scenes import SceneResults
 from genval.runtime.commands import Missing
 from genval.runtime.tables import markdown_table
@@ -34,7 +37,7 @@ class Estimates:
     Attributes:
         name: of the set.
         images: their number.
-        values: by estimate (vote, confidence, doc) and model; intervals over images.
+        values: by estimate (vote, confidence, doc) and model; intervals over images, from eight images on.
         missing: estimates that could not be computed, each with the command that makes what it needs.
     """
 
@@ -87,6 +90,9 @@ def estimate(
         draws: bootstrap draws.
         seed: of the draws.
         preset: of the commands.
+
+    Raises:
+        GenValError: a file is damaged, or the clear-weather results are of another model.
     """
 
     def results(model: str) -> SceneResults:
@@ -106,15 +112,25 @@ def estimate(
     found[CONFIDENCE] = confidence_scores(evidence, weights)
     labelled = read_evidence(clear[0], models, clear[1], preset, missing)
     if labelled is not None and labelled.has_bins().all():
+        for model in models:
+            _require_same_model(results(model), labelled, model)
         drawn = draw_images({"clear": labelled.sources}, draws, seed + 1)["clear"]
         found[DOC] = difference_scores(evidence, weights, labelled, drawn)
-    values = {key: _by_model(models, scores) for key, scores in found.items()}
+    enough = len(ids) >= FEWEST_IMAGES
+    values = {key: _by_model(models, scores, enough) for key, scores in found.items()}
     return Estimates(name, len(ids), values, missing)
 
 
-def _by_model(models: Sequence[str], scores: Scores) -> dict[str, ValueWithInterval]:
+def _require_same_model(results: SceneResults, labelled: Evidence, model: str) -> None:
+    """Refuse clear-weather results of other weights or another precision than those of the predictions."""
+    record = next(iter(Manifest(results.folder).records.values()))
+    known = labelled.made[model].model_record
+    remedy = "Run relis/eval.py and relis/estimate.py with the same weights and --precision."
+    require_model(known, f"results of {model} on {labelled.place.dataset}", record, results.folder, remedy)
+
+
+def _by_model(models: Sequence[str], scores: Scores, with_intervals: bool) -> dict[str, ValueWithInterval]:
     assert scores.drawn is not None
-    return {
-        model: ValueWithInterval.of_ends(float(scores.value[index]), interval(scores.drawn[:, index]))
-        for index, model in enumerate(models)
-    }
+    ends = [interval(column) if with_intervals else None for column in scores.drawn.T]
+    values = zip(models, scores.value.tolist(), ends, strict=True)
+    return {model: ValueWithInterval.of_ends(value, of_model) for model, value, of_model in values}

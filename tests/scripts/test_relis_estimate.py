@@ -54,6 +54,12 @@ def test_clear_results_add_the_difference_of_confidences_and_a_second_run_comput
     assert json.loads((relis.root / "estimates/estimates.json").read_text()) == before
 
 
+def test_clear_results_of_another_precision_are_refused(relis):
+    assert relis.eval("Cityscapes", ",".join(FAKE_MODELS), "--precision", "bf16-true")[0] == 0
+    call = estimate(relis, relis.root / "datasets/acdc/rgb_anon/fog")
+    relis.refused("are not of the same model", "bf16-true", "relis/estimate.py", code_out_err=call)
+
+
 def test_folders_that_cannot_be_read_are_refused(relis):
     relis.refused("--images", "nothing is not a folder", code_out_err=estimate(relis, f"fog={relis.root}/nothing"))
     folder = relis.root / "datasets/acdc/rgb_anon/fog"
