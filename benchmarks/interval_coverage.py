@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from genval.metrics.noisy_correlation import Scores
 
-PARTS = ("coverage", "level", "verdict", "power")
+PARTS = ("coverage", "level", "verdict", "power", "few_labels")
 TRUTHS = (0.0, 0.5, 0.85, 0.95)
 
 
@@ -92,8 +92,8 @@ def main(settings: IntervalCoverageSettings) -> None:
 
 def simulate(
     cell: Cell, population: str, generator: np.random.Generator, weights: Sequence[np.ndarray]
-) -> list[Scores]:
-    """Draw one study: the scores of every side, and those on resampled images.
+) -> tuple[list[Scores], np.ndarray]:
+    """Draw one study: the scores of every side and those on resampled images, and the true ones, (sides, models).
 
     Args:
         cell: the setting.
@@ -121,7 +121,7 @@ def simulate(
         by_image = scores + noise * (own + generator.normal(size=(cell.images, 1)))
         drawn = weights[min(side, 1)] @ by_image / cell.images if noise else None
         sides.append(Scores(by_image.mean(0), drawn, cell.images))
-    return sides
+    return sides, true
 
 
 def run_cell(cell: Cell, population: str, repetitions: int, draws: int, seed: Sequence[int]) -> list[dict[str, Any]]:
@@ -136,7 +136,7 @@ def run_cell(cell: Cell, population: str, repetitions: int, draws: int, seed: Se
     weights = [generator.multinomial(cell.images, even, draws).astype(np.float64) for _ in range(2)]
     studies = []
     for _ in range(repetitions):
-        reference, *predictors = simulate(cell, population, generator, weights)
+        (reference, *predictors), _ = simulate(cell, population, generator, weights)
         own = pearson_estimate(predictors[0], reference)
         study = {"refused": own.refused is not None, "low": own.low, "high": own.high, "observed": own.value}
         if len(predictors) > 1:
@@ -146,8 +146,37 @@ def run_cell(cell: Cell, population: str, repetitions: int, draws: int, seed: Se
     return studies
 
 
+def run_few_labels(
+    cell: Cell, population: str, repetitions: int, draws: int, seed: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Simulate studies with few labelled images; returns the coverage, width and errors over the models of each."""
+    import numpy as np
+
+    from genval.report.few_labels import combine
+
+    generator = np.random.default_rng(list(seed))
+    even = np.full(cell.images, 1 / cell.images)
+    studies = []
+    for _ in range(repetitions):
+        weights = [generator.multinomial(cell.images, even, draws).astype(np.float64)] * 2
+        (labelled, generated), (true, _) = simulate(cell, population, generator, weights)
+        found = combine(labelled, generated, cell.images)
+        studies.append(
+            {
+                "covered": np.mean((found.low <= true) & (true <= found.high)),
+                "width": np.median(found.high - found.low),
+                "error": np.mean((found.value - true) ** 2),
+                "alone": np.mean((labelled.value - true) ** 2),
+            }
+        )
+    return studies
+
+
 def run_cells(
-    cells: Sequence[Cell], settings: IntervalCoverageSettings, pool: ProcessPoolExecutor
+    cells: Sequence[Cell],
+    settings: IntervalCoverageSettings,
+    pool: ProcessPoolExecutor,
+    run: Callable[..., list[dict[str, Any]]] = run_cell,
 ) -> dict[Cell, list[dict[str, Any]]]:
     """Simulate all cells, in pieces of at most 100 studies."""
     futures = []
@@ -155,9 +184,7 @@ def run_cells(
         for piece, first in enumerate(range(0, settings.repetitions, 100)):
             number = min(100, settings.repetitions - first)
             seed = (settings.seed, index, piece)
-            futures.append(
-                (cell, pool.submit(run_cell, cell, settings.population, number, settings.bootstrap_draws, seed))
-            )
+            futures.append((cell, pool.submit(run, cell, settings.population, number, settings.bootstrap_draws, seed)))
     studies: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
     for cell, future in futures:
         studies[cell] += future.result()
@@ -286,6 +313,37 @@ def power_table(settings: IntervalCoverageSettings, pool: ProcessPoolExecutor) -
     return "## Power\n\n" + markdown_table(header, rows)
 
 
+def few_labels_table(settings: IntervalCoverageSettings, pool: ProcessPoolExecutor) -> str:
+    """Coverage of the intervals of scores that combine few labelled images with generated ones."""
+    import numpy as np
+
+    from genval.runtime.tables import markdown_table
+
+    cells = [
+        Cell(models, images, (noise, 0.0), (r,))
+        for models in ((12,) if settings.reduced else (8, 12, 40))
+        for images in (4, 8, 16, 32)
+        for noise in ((1.6,) if settings.reduced else (0.5, 1.6))
+        for r in (0.0, 0.85, 0.95)
+    ]
+    studies = run_cells(cells, settings, pool, run_few_labels)
+    rows = []
+    for cell, found in studies.items():
+        covered, width, error, alone = (
+            np.array([study[key] for study in found]) for key in ("covered", "width", "error", "alone")
+        )
+        row = [cell.models, cell.images, cell.noise[0], f"{cell.r[0]:g}", f"{covered.mean():.3f}"]
+        rows.append([*row, f"{np.median(width):.2f}", f"{np.sqrt(error.mean() / alone.mean()):.2f}"])
+    header = ["models", "labelled images", "noise of one image", "r of generated", "coverage", "median width"]
+    header += ["error, share of that of the labelled images alone"]
+    text = (
+        "Widths are in units of the models' spread. Errors are root mean squared. The noise that all models share is "
+        "as large as that of each model, and no other set reduces it."
+    )
+    title = "## Few labels: coverage of the 95 % interval of a model's score"
+    return f"{title}\n\n{markdown_table(header, rows)}\n\n{text}"
+
+
 def share(studies: Sequence[dict[str, Any]], key: str, value: str) -> float:
     """Return the share of the studies with a value."""
     return sum(study[key] == value for study in studies) / len(studies)
@@ -296,6 +354,7 @@ _TABLES: dict[str, Callable[[IntervalCoverageSettings, ProcessPoolExecutor], str
     "level": level_table,
     "verdict": verdict_table,
     "power": power_table,
+    "few_labels": few_labels_table,
 }
 
 

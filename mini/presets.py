@@ -131,6 +131,12 @@ PRESET: dict[str, dict[str, Any]] = {
         "lr": 2e-4,
         "warmup_steps": 20,
     },
+    "relis/estimate": {
+        "segmenters": "all",
+        "eval_dir": "results/mini/eval",
+        "output_dir": "results/mini/estimates",
+        "batch_size": 4,
+    },
     "relis/check_dataset": {
         "datasets_dir": "datasets/mini",
         "generated_dir": "images/mini/style_transfer",
@@ -231,6 +237,7 @@ PRESET: dict[str, dict[str, Any]] = {
         "eval_dir": "results/mini/eval",
         "scaling_dir": "results/mini/temperature_scaling",
         "ood_dir": "results/mini/ood_detection",
+        "generated_dir": "images/mini/style_transfer",
         "output_dir": "results/mini/report",
     },
     "report/tables": {"output_dir": "results/mini/report"},

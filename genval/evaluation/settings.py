@@ -233,6 +233,27 @@ class OodDetectionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EstimateSettings:
+    """Settings of relis/estimate.py."""
+
+    SCRIPT: ClassVar[str] = "relis/estimate"
+
+    model: SegmenterSettings = group(SegmenterSettings, "segmenters")
+    images: tuple[str, ...] = flag(
+        help="folders of unlabelled images of a condition: FOLDER or NAME=FOLDER", type=comma_list, title="data"
+    )
+    clear_dataset: str = flag("Cityscapes", "the labelled clear-weather set, for the difference of confidences")
+    clear_cond: str = flag("clean", "condition of the clear-weather set")
+    eval_dir: str = flag("results/eval", "results of relis/eval.py on the clear-weather set")
+    output_dir: str = flag("results/estimates", "folder of the predictions and the table", title="output")
+    bootstrap_draws: int = flag(1000, "bootstrap draws per interval", type=positive_int)
+    seed: int = seed_flag()
+    run: RunSettings = group(RunSettings, "run")
+    device: DeviceSettings = group(DeviceSettings, "device", precision="32-true")
+    preset: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CorruptionSettings:
     """Settings of relis/corrupt.py."""
 

@@ -225,7 +225,7 @@ def _read(
                     counts = np.full((len(images[model]), len(models), 3, len(matrix)), np.nan)
                 counts[row, column] = np.diag(matrix), matrix.sum(1), matrix.sum(0)
                 if scene.counts(name).exists():
-                    tally = _read_bins(scene.counts(name))
+                    tally = read_bins(scene.counts(name))
                     if bins is None:
                         bins = np.full((len(images[model]), len(models), *tally.shape), np.nan)
                     bins[row, column] = tally
@@ -234,7 +234,7 @@ def _read(
     return counts, bins
 
 
-def _read_bins(path: Path) -> np.ndarray:
+def read_bins(path: Path) -> np.ndarray:
     """Right pixels, pixels and sum of confidences in each bin of the confidence, float64 (3, B)."""
     arrays = read_arrays(path, ("bins", "bin_confidence"), "Delete it and run relis/eval.py again.")
     bins, confidence = arrays["bins"].astype(np.float64), arrays["bin_confidence"]

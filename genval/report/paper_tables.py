@@ -13,7 +13,7 @@ from genval.datasets.ood_sets import GENERATED
 from genval.report.families import FAMILIES
 from genval.report.ood_comparison import METRICS
 from genval.report.schema import CLEAR, SYNTHETIC, TRUE, Report, SeverityCurve
-from genval.report.summary import limit_text, severity_rows
+from genval.report.summary import limit_text, realism_rows, realism_text, severity_rows
 from genval.runtime.files import write_bytes, write_csv
 from genval.runtime.tables import markdown_table, percent
 
@@ -68,6 +68,7 @@ def paper_tables(report: Report) -> list[Table]:
         _published_detectors(report),
         _models(report),
         _families(report),
+        _realism(report),
         *(_severity(domain, curve, report) for domain, curve in report.severity.items()),
     ]
     return [table for table in tables if table.rows]
@@ -264,6 +265,11 @@ def _families(report: Report) -> Table:
                 generated, reference = known.mean(0).tolist()
                 rows.append([domain, family, len(known), generated, reference, generated - reference])
     return Table("miou_by_family", "mIoU in percent by family of models, mean over models", header, rows, digits=1)
+
+
+def _realism(report: Report) -> Table:
+    header, rows = realism_rows(report)
+    return Table("realism", "Distance to unlabelled images of the condition", header, rows, note=realism_text(report))
 
 
 def _severity(domain: str, curve: SeverityCurve, report: Report) -> Table:

@@ -24,7 +24,6 @@ from genval.report.schema import (
     CLEAR,
     CORRUPTED,
     SYNTHETIC,
-    TRUE,
     Coefficients,
     Improvement,
     ScaledModel,
@@ -38,6 +37,9 @@ from genval.runtime.commands import Command, Missing
 from genval.runtime.files import read_json
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
+
+REFERENCE = "reference"
+"""The source of temperatures of the reference images themselves."""
 
 
 def hardest_source(share: float) -> str:
@@ -152,7 +154,7 @@ def _read_tries(
         CLEAR: [CITYSCAPES_CALIBRATION, ImageSet("Cityscapes"), ImageSet("Cityscapes", ("clean",))],
         CORRUPTED: [ImageSet(f"{CORRUPTED_PREFIX}{domain}")] if domain in CORRUPTIONS else [],
         # The upper bound: temperatures of the tested images themselves.
-        TRUE: tested,
+        REFERENCE: tested,
     }
     # Temperatures of one set of classes say nothing about another.
     sources = {

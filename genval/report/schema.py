@@ -266,8 +266,8 @@ class Scaling(JsonRecord):
     """Temperature scaling, tested on the reference set (`scaling.measure_scaling`).
 
     Sources of temperatures are synthetic (all generated images, as published), "synthetic, hardest half" and any other
-    share of the hardest images that was tried ("synthetic, hardest 25 %"), clear, corrupted and true. The last one is
-    the upper bound: temperatures of the tested images.
+    share of the hardest images that was tried ("synthetic, hardest 25 %"), clear, corrupted and reference. The last
+    one is the upper bound: temperatures of the tested images.
     """
 
     method: str
@@ -443,6 +443,7 @@ class Findings(JsonRecord):
     ood_means: dict[str, dict[str, OodMeans]]  # by set and score
     sample_size: dict[str, SampleSizeCurve]  # by domain
     severity: dict[str, SeverityCurve]  # by domain with sets of several strengths
+    realism: dict[str, dict[str, ValueWithInterval]]  # CMMD to unlabelled images, by domain and generator's key
     published: Published
     missing: list[MissingPart]
 

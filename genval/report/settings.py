@@ -52,6 +52,7 @@ class CorrelationSettings:
     eval_dir: str = flag("results/eval", "results of relis/eval.py", title="input and output")
     scaling_dir: str = flag("results/temperature_scaling", "results of relis/eval_calibration_clustering.py")
     ood_dir: str = flag("results/ood_detection", "results of ood_detection/main_gen_ood.py")
+    generated_dir: str = flag(path_dicts.GENERATED_ROOT, "folder of the generated sets, for their distances")
     output_dir: str = flag("results/report", "folder of the report")
     preset: str | None = None
 

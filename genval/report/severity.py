@@ -13,7 +13,7 @@ import numpy as np
 
 from genval.datasets import CLASSES
 from genval.datasets.layouts import GATED_SUFFIX, at_strength, strength_of
-from genval.report.evidence import Evidence, read_evidence, with_street_sources
+from genval.report.evidence import Evidence, read_evidence, require_same_models, with_street_sources
 from genval.report.predictors import Generator
 from genval.report.resampling import draw_images, interval
 from genval.report.schema import SeverityCurve, ValueWithInterval
@@ -67,6 +67,9 @@ def severity_curve(
 
     Returns:
         None with fewer than two strengths, or where no model has results at all of them.
+
+    Raises:
+        GenValError: a file is damaged, or one name stands for different models at two strengths.
     """
     strengths = find_strengths(root, generator, domain, gate)
     if len(strengths) < 2:
@@ -79,6 +82,7 @@ def severity_curve(
             sets[strength] = with_street_sources(evidence, domain)
     if len(sets) < 2:
         return None
+    require_same_models(sets.values(), root, preset)
     kept = np.flatnonzero(np.all([evidence.has() for evidence in sets.values()], axis=0))
     classes = np.flatnonzero(np.all([evidence.labelled() for evidence in sets.values()], axis=0)).tolist()
     if not len(kept) or not classes:

@@ -27,6 +27,7 @@ from genval.report.few_labels import FEWEST_IMAGES, combine
 from genval.report.ood_comparison import compare_ood_detection
 from genval.report.predictors import Generator, list_predictors, parse_generators
 from genval.report.published import PUBLISHED
+from genval.report.realism import read_realism
 from genval.report.resampling import draw_images
 from genval.report.sample_size import sample_size_curve
 from genval.report.scaling import measure_scaling
@@ -100,6 +101,7 @@ def correlate(settings: CorrelationSettings) -> Report:
     calibration: dict[str, DomainCalibration] = {}
     curves: dict[str, SampleSizeCurve] = {}
     severity: dict[str, SeverityCurve] = {}
+    realism: dict[str, dict[str, ValueWithInterval]] = {}
     made: dict[str, Provenance] = {}
     for name in settings.domains:
         reference = reference_place(name, settings.reference_dataset)
@@ -146,6 +148,8 @@ def correlate(settings: CorrelationSettings) -> Report:
         )
         if by_strength is not None:
             severity[name] = by_strength
+        if distances := read_realism(resolve(settings.generated_dir), generators, name):
+            realism[name] = distances
     any_clear = clear_sets.get(settings.clear_dataset) or next(iter(clear_sets.values()))
     ood_detection, ood_means = compare_ood_detection(settings, models, _clear_miou(settings, any_clear), missing, made)
     checks = [_check_on_clear(settings, generator, models, missing) for generator in generators]
@@ -164,6 +168,7 @@ def correlate(settings: CorrelationSettings) -> Report:
         ood_means=ood_means,
         sample_size=curves,
         severity=severity,
+        realism=realism,
         published=PUBLISHED,
         missing=[MissingPart.of(part) for part in dict.fromkeys(missing)],
     )

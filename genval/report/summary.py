@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from genval.report.realism import nearer_predicts_better
 from genval.report.schema import (
     SYNTHETIC,
     TRUE,
@@ -116,6 +117,8 @@ def markdown_summary(report: Report) -> str:
     if report.severity:
         tables = [_severity(domain, curve, report.short_names) for domain, curve in report.severity.items()]
         parts += ["## Strength of the condition: mIoU on generated images", *tables]
+    if report.realism:
+        parts += ["## Distance to unlabelled images (CMMD), and r", _realism(report)]
     if report.missing:
         parts += ["## Missing", "\n".join(f"- {part.what}: `{part.command}`" for part in report.missing)]
     return "\n\n".join(parts)
@@ -196,6 +199,34 @@ def _scaling(by_domain: Mapping[str, Scaling]) -> str:
                 shares = [percent(value) for value in (improved.share, improved.low, improved.high)]
                 rows.append([domain, source, improved.models, *shares, improved.before, after.value])
     return markdown_table(header, rows)
+
+
+def realism_rows(report: Report) -> tuple[list[str], list[list[Any]]]:
+    """Return header and rows: the distance of each generated set to unlabelled images, and its r."""
+    names = {predictor.key: predictor.name for predictor in report.predictors}
+    rows: list[list[Any]] = []
+    for domain, distances in report.realism.items():
+        correlation = report.robustness[domain].correlation if domain in report.robustness else {}
+        for key, distance in distances.items():
+            of = correlation.get(key)
+            if key in names:
+                rows.append([domain, names[key], distance.value, distance.ends, of.pearson.shown if of else None])
+    return ["domain", "generator", "CMMD", "95 %", "corrected r"], rows
+
+
+def realism_text(report: Report) -> str:
+    """Say in how many pairs of generators the nearer one predicts better."""
+    agreeing, total = nearer_predicts_better(report.realism, report.robustness)
+    if not total:
+        return "Smaller is nearer. Whether nearer sets predict better needs two generators of one domain."
+    pairs = f"{agreeing} of {total} pairs of generators of one domain"
+    return f"Smaller is nearer. In {pairs}, the nearer one has the higher r."
+
+
+def _realism(report: Report) -> str:
+    header, rows = realism_rows(report)
+    shown = [[*row[:3], "{:.2f} to {:.2f}".format(*row[3]) if row[3] else "", row[4]] for row in rows]
+    return f"{markdown_table(header, shown, digits=2)}\n\n{realism_text(report)}"
 
 
 def severity_rows(curve: SeverityCurve, short: Mapping[str, str]) -> tuple[list[str], list[list[Any]]]:

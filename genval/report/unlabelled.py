@@ -29,7 +29,7 @@ NAMES = {
     ATC_GENERATED: "ATC, thresholds of generated images",
 }
 # Models that vote or are judged by the vote of the others.
-_FEWEST_VOTERS = 3
+FEWEST_VOTERS = 3
 
 
 def parse_label_free(names: Sequence[str]) -> list[str]:
@@ -102,7 +102,7 @@ def _vote(
     root: Path, models: Sequence[str], reference: Evidence, drawn: np.ndarray, classes: Sequence[int]
 ) -> Scores | None:
     # Votes are counted in the 19 classes of the saved predictions, which the reference set must have too.
-    if len(models) < _FEWEST_VOTERS or reference.counts.shape[-1] != len(CLASSES):
+    if len(models) < FEWEST_VOTERS or reference.counts.shape[-1] != len(CLASSES):
         return None
     votes = read_votes(root, models, reference)
     return Scores(mean_iou(votes.sum(0), classes), mean_iou(weigh(votes, drawn), classes))

@@ -120,9 +120,14 @@ def scaling(generator, models):
             "synthetic, hardest half": improved | {"share": 0.93, "low": 0.66, "high": 0.99},
             "synthetic, hardest 25 %": {"models": 0, "share": None, "low": None, "high": None, "before": None},
             "clear": improved | {"share": 0.57, "low": 0.3, "high": 0.8, "before": 9.4},
+            "reference": improved | {"share": 1.0},
         },
         "mean": {name: {"value": 10.0, "low": 8.0, "high": 12.0} for name in ("before", "synthetic", "clear")}
-        | {"synthetic, hardest half": {"value": 7.3, "low": 5.0, "high": 9.0}, "synthetic, hardest 25 %": None},
+        | {
+            "reference": {"value": 2.5, "low": 2.0, "high": 3.0},
+            "synthetic, hardest half": {"value": 7.3, "low": 5.0, "high": 9.0},
+            "synthetic, hardest 25 %": None,
+        },
         "after": None,
         "less_than_clear": {"value": -4.0, "low": -6.0, "high": -2.0},
     }
@@ -210,6 +215,7 @@ def example_correlation(models, domains, images=512, seed=0, objects=True):
         if objects
         else {},
         "sample_size": {domain: curve(images) for domain in domains},
+        "realism": {domains[0]: {"synthetic": {"value": 0.8, "low": 0.4, "high": 1.3}}},
         "severity": {domains[0]: severity(models)},
         "ood_figures": {},
         "published": {

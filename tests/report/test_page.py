@@ -481,11 +481,14 @@ def open_page(page, tmp_path_factory):
         pytest.skip("no Chromium on the PATH (Debian: apt-get install chromium)")
     browsers = []
 
-    def open_at(width, dark=False):
+    def open_at(width, dark=False, unfold=True):
         browser = Browser(tmp_path_factory.mktemp("profile"), width, dark=dark)
         browsers.append(browser)
         browser.open(page.as_uri())
         browser.wait("document.querySelector('#object-gallery .view')")  # what is drawn last
+        if unfold:
+            browser.run("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+            browser.wait("[...document.querySelectorAll('.plot')].every((plot) => plot.getAttribute('aria-label'))")
         return browser
 
     yield open_at
@@ -502,8 +505,10 @@ def texts(browser, selector, what="textContent"):
 def test_the_page_opens_without_complaint_at_every_width(open_page, width, dark):
     browser = open_page(width, dark)
     assert browser.run("document.documentElement.scrollWidth") == width
+    assert browser.run("document.querySelectorAll('#scatter .plot').length") == 2
+    assert browser.run("[...document.querySelectorAll('.plot')].every((plot) => plot.clientWidth > 200)")
     broken = "[...document.images].filter((image) => image.complete && !image.naturalWidth).length"
-    assert browser.run("document.images.length") >= 5 * 6 and browser.run(broken) == 0
+    assert browser.run("document.images.length") >= 5 * 3 and browser.run(broken) == 0
     assert browser.run("[...document.images].every((image) => image.hasAttribute('alt'))")
     assert browser.run("[...document.querySelectorAll('select, input')].every((field) => field.labels.length === 1)")
     controls = "[...document.querySelectorAll('select, .more:not([hidden]), .check')]"
@@ -513,6 +518,22 @@ def test_the_page_opens_without_complaint_at_every_width(open_page, width, dark)
     edge = "Math.ceil(plot.closest('.facet, .chart').getBoundingClientRect().right)"
     labels = "[...plot.querySelectorAll('text')].every((text) => text.getBoundingClientRect().right <= " + edge + ")"
     assert browser.run(f"[...document.querySelectorAll('.plot')].every((plot) => {labels})")
+    assert browser.complaints == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_summary_is_first_and_details_are_folded(open_page, width):
+    browser = open_page(width, unfold=False)
+    assert texts(browser, ".summary li > b") == ["Night", "Fog"]
+    assert "better than clear weather" in texts(browser, ".summary .chip")[0]
+    assert browser.run("document.querySelector('.summary').getBoundingClientRect().bottom") < 900  # no scrolling
+    assert browser.run("[...document.querySelectorAll('details')].every((fold) => !fold.open)")
+    assert browser.run("document.documentElement.scrollWidth") == width
+    folded = browser.run("document.documentElement.scrollHeight")
+    browser.run("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+    browser.wait("document.querySelector('#severity-chart .main-svg')")
+    assert folded < 0.7 * browser.run("document.documentElement.scrollHeight")
     assert browser.complaints == []
 
 
@@ -573,9 +594,14 @@ def test_filters_order_and_charts_follow_their_controls(open_page):
 
 @pytest.mark.slow
 def test_the_keyboard_sorts_the_table_and_opens_and_closes_an_image(open_page):
-    browser = open_page(1280)
+    browser = open_page(1280, unfold=False)
     browser.press("Tab", 9)
     assert browser.run("document.activeElement.className") == "skip"
+    assert browser.run("document.querySelector('#scatter .plot')") is None  # folded: nothing is drawn yet
+    for place in ("#agreement details:has(#scatter)", "#ranking details"):
+        browser.run(f"document.querySelector('{place} > summary').focus()")
+        browser.press("Enter", 13, "\r")
+    browser.wait("document.querySelector('#scatter .plot').clientWidth > 200")
     browser.run("document.querySelector('#models button[data-column=\"2\"]').focus()")
     column = "[...document.querySelectorAll('#models tbody tr')].map((row) => parseFloat(row.cells[2].textContent))"
     browser.press("Enter", 13, "\r")

@@ -50,6 +50,7 @@ def findings_of(robustness, curves=None, generators=("controlnet",), checks=()):
         settings={},
         models=["hf:a", "b"],
         short_names={"hf:a": "a", "b": "b"},
+        families={"hf:a": "other", "b": "other"},
         made_by={},
         domains=list(robustness),
         checks=list(checks),
@@ -59,6 +60,8 @@ def findings_of(robustness, curves=None, generators=("controlnet",), checks=()):
         ood_detection={},
         ood_means={},
         sample_size=curves or dict.fromkeys(robustness, curve(None, 32)),
+        severity={},
+        realism={},
         published=PUBLISHED,
         missing=[],
     )

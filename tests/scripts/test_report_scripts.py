@@ -255,7 +255,7 @@ def test_temperatures_of_the_hardest_images_are_listed_next_to_those_of_all(repo
     _, values = report.correlate()
     assert not any("hardest" in part["what"] for part in values["missing"])
     scaling = values["calibration"]["fog"]["scaling"]
-    sources = ["synthetic", "synthetic, hardest half", "synthetic, hardest 12.5 %", "clear", "corrupted", "true"]
+    sources = ["synthetic", "synthetic, hardest half", "synthetic, hardest 12.5 %", "clear", "corrupted", "reference"]
     assert list(scaling["improved"]) == sources
     assert [scaling["improved"][source]["share"] for source in sources] == [0.75, 1, 0, None, None, 1]
     assert scaling["mean"]["synthetic, hardest half"]["value"] == pytest.approx(15)
@@ -264,7 +264,7 @@ def test_temperatures_of_the_hardest_images_are_listed_next_to_those_of_all(repo
     assert report("tables", "--results_dir", report.root / "report")[0] == 0
     with open(report.root / "report/tables/calibration_improvement.csv", newline="") as stream:
         rows = {row["temperatures of"]: row for row in csv.DictReader(stream)}
-    assert list(rows) == [*sources[:3], "true"]
+    assert list(rows) == [*sources[:3], "reference"]
     assert [rows[source]["published %*"] for source in rows] == ["over 90", "", "", ""]
     assert float(rows["synthetic, hardest half"]["improved %"]) == 100
     summary = (report.root / "report/correlation.md").read_text()
@@ -542,6 +542,23 @@ def test_generators_are_compared_side_by_side(report):
     assert "r difference: synthetic - img2img" in (report.root / "report/tables/correlation_by_domain.csv").read_text()
     call = report("tables", "--output_dir", report.root / "report", "--generators", "fourier")
     report.refused("does not compare fourier, but controlnet, img2img, sdxl", code_out_err=call)
+
+
+def test_the_distance_to_unlabelled_images_stands_beside_r(report):
+    for model, (clear, _) in MODELS.items():
+        write_set(report.results, model, "Cityscapes_img2img_fog", "fog", FOG, clear)
+    for folder, value in (("fog", 0.5), ("img2img/fog", 2.0)):
+        distance = {"value": value, "low": value / 2, "high": 2 * value}
+        write_json(report.root / "images" / folder / "realism.json", {"distance": distance, "images": 16})
+    flags = ("--generators", "controlnet,img2img", "--generated_dir", report.root / "images")
+    out, values = report.correlate(*flags)
+    assert {key: one["value"] for key, one in values["realism"]["fog"].items()} == {"synthetic": 0.5, "img2img": 2.0}
+    assert "In 1 of 1 pairs of generators of one domain, the nearer one has the higher r" in out
+    _, shown, _ = report("tables", "--output_dir", report.root / "report")
+    assert "0.25 to 1.00" in shown
+    write_json(report.root / "images/fog/realism.json", {"distance": 1})
+    call = report("correlate", "--eval_dir", report.results, "--domains", "fog", *flags)
+    report.refused("images/fog/realism.json", "--reference again", code_out_err=call)
 
 
 def test_the_missing_results_of_a_generator_come_with_their_command(report):

@@ -18,12 +18,24 @@ from genval.report.schema import (
     TRUE,
     ClassComparison,
     Comparison,
+    PearsonEstimate,
     Report,
     Scaling,
 )
 from genval.report.summary import limit_text, severity_rows
 
 _OOD_METRICS = ("auroc", "fpr95", "aupr_object", "aupr_background")
+# The answers of the verdict in few words, and the look of each.
+_TRUST: dict[str | None, tuple[str, str]] = {
+    "better": ("predicts the reference, better than clear weather", "yes"),
+    "yes": ("predicts the reference, as clear weather may too", "yes"),
+    "worse": ("predicts the reference, worse than clear weather", "no"),
+    "alone": ("predicts the reference", "yes"),
+    "weak": ("predicts roughly", ""),
+    "no": ("not shown", "no"),
+    "few": ("no answer", ""),
+    None: ("not compared: results are missing", ""),
+}
 # Plotly's symbols of the families, in their order.
 _SYMBOLS = ("circle", "diamond", "square", "cross")
 _NAMES = {
@@ -40,6 +52,10 @@ def page_variables(content: PageContent) -> dict[str, Any]:
     report, labels = content.report, model_labels(content)
     return {
         "verdict": [_verdict_line(line) for line in content.verdict],
+        "summary": _summary(report),
+        "warnings": [
+            f"Not to be trusted: {one.said}." for one in (report.checks if report else []) if one.passed is False
+        ],
         "stand_ins": content.preset == "mini",
         "facts": _facts(content),
         "sections": _sections(content),
@@ -55,6 +71,7 @@ def page_variables(content: PageContent) -> dict[str, Any]:
         **_ranking(report),
         **_sample_size(report),
         "severity": _severity(report, labels),
+        "realism": report.realism if report else {},
         **_calibration(report),
         "diagrams": content.diagrams,
         "gallery": content.gallery,
@@ -143,6 +160,32 @@ def _verdict_line(line: str) -> dict[str, Any]:
     # A minus sign instead of a hyphen, and no line break after "(r".
     rest = re.sub(r"(?<=[\s(])-(?=\d)", "−", rest).replace("(r ", "(r\u00a0")
     return {"question": f"{question}?", "answers": re.split(r"(?<=\.) ", rest)}
+
+
+def _summary(report: Report | None) -> list[dict[str, Any]]:
+    """One line per domain that was asked for: the answer in few words, r, and the chosen model."""
+    lines: list[dict[str, Any]] = []
+    if report is None or not report.robustness:
+        return lines
+    for domain in report.domains:
+        choice = report.answers.model.get(domain)
+        words, tone = _TRUST[report.answers.trust.get(domain)]
+        line = {"domain": domain, "trust": words, "tone": tone, "r": "", "model": choice and choice.chosen}
+        own = report.robustness[domain].correlation[SYNTHETIC] if domain in report.robustness else None
+        if own is not None and own.pearson.shown is not None:
+            line["r"] = _with_interval(own.pearson)
+        lines.append(line)
+    return lines
+
+
+def _with_interval(pearson: PearsonEstimate) -> str:
+    """Return r and its interval as text; without an interval, why."""
+    text = f"r {pearson.shown:.2f}"
+    if pearson.ends is not None:
+        text += " ({:.2f} to {:.2f})".format(*pearson.ends)
+    elif pearson.refused:
+        text += f" ({pearson.refused})"
+    return re.sub(r"(?<=[\s(])-(?=\d)", "−", text)
 
 
 def _facts(content: PageContent) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-const AT_ONCE = { gallery: 6, objects: 18 };
+const AT_ONCE = matchMedia("(max-width: 720px)").matches ? { gallery: 3, objects: 6 } : { gallery: 6, objects: 18 };
 const shown = { gallery: AT_ONCE.gallery, objects: AT_ONCE.objects };
 const COUNT = new Intl.NumberFormat("en");
 

@@ -1,12 +1,16 @@
 /** Call a drawing function now, when one of its controls changes, and when light turns to dark. */
 const drawings = [];
-function connect(action, ...controls) {
-  drawings.push(action);
-  controls.filter(byId).forEach((id) => byId(id).addEventListener("change", action));
+function connect(place, action, ...controls) {
+  const fold = byId(place).closest("details");
+  // A chart in a closed fold has no size: it is drawn when the fold opens.
+  const draw = () => { if (!fold || fold.open) action(); };
+  if (fold) fold.addEventListener("toggle", draw);
+  drawings.push(draw);
+  controls.filter(byId).forEach((id) => byId(id).addEventListener("change", draw));
 }
 
 function growing(kind, draw, button, ...controls) {
-  connect(draw);
+  connect(button, draw);
   controls.filter(byId).forEach((id) => byId(id).addEventListener("change", () => {
     shown[kind] = AT_ONCE[kind];
     draw();
@@ -21,12 +25,12 @@ function growing(kind, draw, button, ...controls) {
   });
 }
 
-if (byId("scatter")) connect(drawAgreement, "scatter-metric", "scatter-side", "scatter-model");
-if (byId("sample-size")) connect(drawSampleSize, "size-metric");
-if (byId("severity-chart")) connect(drawSeverity, "severity-domain", "severity-model");
-if (byId("dumbbell")) connect(drawDumbbell, "dumbbell-domain");
-if (byId("diagrams")) connect(chooseDiagram, "diagram-set", "diagram-source", "diagram-model");
-if (byId("ood-scatter")) connect(drawObjectsAgreement, "ood-score", "ood-metric");
+if (byId("scatter")) connect("scatter", drawAgreement, "scatter-metric", "scatter-side", "scatter-model");
+if (byId("sample-size")) connect("sample-size", drawSampleSize, "size-metric");
+if (byId("severity-chart")) connect("severity-chart", drawSeverity, "severity-domain", "severity-model");
+if (byId("dumbbell")) connect("dumbbell", drawDumbbell, "dumbbell-domain");
+if (byId("diagrams")) connect("diagrams", chooseDiagram, "diagram-set", "diagram-source", "diagram-model");
+if (byId("ood-scatter")) connect("ood-scatter", drawObjectsAgreement, "ood-score", "ood-metric");
 if (byId("gallery")) growing("gallery", drawGallery, "gallery-more", "gallery-domain", "gallery-model", "gallery-order");
 if (byId("object-gallery")) growing("objects", drawObjects, "object-more", "object-name", "object-model", "object-score", "object-order", "object-mask");
 if (byId("class-domain")) {
@@ -34,6 +38,11 @@ if (byId("class-domain")) {
     element.hidden = element.dataset.domain !== valueOf("class-domain");
   }));
 }
+// A link to a fold opens it.
+document.querySelectorAll("a[href^='#']").forEach((link) => link.addEventListener("click", () => {
+  const target = byId(link.hash.slice(1));
+  if (target && target.matches("details")) target.open = true;
+}));
 // One after the other, so that the page answers in between.
 drawings.forEach((action) => setTimeout(action));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawings.forEach((action) => action()));
