@@ -23,7 +23,7 @@ import torch
 from genval.artifacts.fingerprint import current_mark, file_mark
 from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import Stage, StageReport, run_stage
-from genval.datasets import BadFile, find_items, read_pair
+from genval.datasets import BadFile, Item, find_items, read_pair
 from genval.datasets.items import ALL, openable
 from genval.datasets.ood_sets import (
     GENERATED,
@@ -38,7 +38,15 @@ from genval.datasets.ood_sets import (
 from genval.evaluation.evaluation_set import without_duplicates
 from genval.evaluation.inference import launch_ood_batch
 from genval.evaluation.loading import check_models, load
-from genval.evaluation.settings import OodDetectionSettings
+from genval.evaluation.more_scores import (
+    FEATURE_SCORES,
+    MoreScores,
+    check_scores,
+    fit_known,
+    known_record,
+    read_known,
+)
+from genval.evaluation.settings import MORE_SCORES, OodDetectionSettings
 from genval.metrics.ood_components import Sizes, best_level, component_metrics, measure_components
 from genval.metrics.ood_pooling import SumBootstrap, coarse_levels
 from genval.metrics.ood_scores import (
@@ -124,13 +132,14 @@ def detect_all(settings: OodDetectionSettings) -> list[Detected]:
             else:
                 segmenter = load(settings.model, name, fabric.device, settings.device.precision)
         standard = known_max_logits(settings, fabric, segmenter, name)
+        more = known_scores(settings, fabric, segmenter, name)
         for dataset, found in sets.items():
             bad = list(unpaired[dataset])
             if settings.skip_bad:  # files may have vanished since they were found: loading a segmenter takes seconds
                 found = OodSet(tuple(openable(found.items, bad)), found.left_out)
             with same_outcome(fabric):
                 refuse_trained_images(segmenter, found.items)
-            stage = OodStage(settings, segmenter, fabric.device, name, dataset, found, bad, standard)
+            stage = OodStage(settings, segmenter, fabric.device, name, dataset, found, bad, standard, more)
             run_stage(
                 stage,
                 found.items,
@@ -180,18 +189,17 @@ def known_max_logits(
 
     The first process measures, one image at a time. Without the setting, return None.
     """
-    if settings.standardise is None:
+    if settings.known is None:
         return None
     path = resolve(settings.output_dir) / "max_logits" / f"{folder_name(model)}.json"
     with same_outcome(fabric):
         record = {
             "identity": model_identity(segmenter),
             "precision": settings.device.precision,
-            "set": settings.standardise,
-            "images": settings.standardise_images,
+            "set": settings.known,
+            "images": settings.known_images,
         }
-        items = find_items(settings.standardise, split=ALL, datasets_dir=settings.datasets_dir)
-        chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, settings.standardise_images).astype(int))]
+        chosen = find_known(settings)
         record["marks"] = [current_mark(item.image) for item in chosen]
         if fabric.is_global_zero and not _is_measured(path, record):
             total: MaxLogits | None = None
@@ -203,6 +211,39 @@ def known_max_logits(
             write_json(path, {**record, **{k: getattr(total, k).tolist() for k in ("pixels", "sums", "squares")}})
     content = read_json(path, MaxLogitSums)
     return MaxLogits(*(np.array(content[key]) for key in ("pixels", "sums", "squares"))).moments()
+
+
+def find_known(settings: OodDetectionSettings) -> list[Item]:
+    """Find the images of known classes that the settings name, evenly spaced over their set."""
+    assert settings.known is not None
+    items = find_items(settings.known, split=settings.known_split or ALL, datasets_dir=settings.datasets_dir)
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, settings.known_images).astype(int))]
+
+
+def known_scores(settings: OodDetectionSettings, fabric: Fabric, segmenter: nn.Module, model: str) -> MoreScores | None:
+    """Prepare the further scores of the settings; the first process fits features to known images, and saves that.
+
+    Without such scores, return None.
+    """
+    if not settings.scores:
+        return None
+    known = None
+    with same_outcome(fabric):
+        check_scores(settings.scores, segmenter)
+    if set(settings.scores) & set(FEATURE_SCORES):
+        path = resolve(settings.output_dir) / "features" / f"{folder_name(model)}.safetensors"
+        with same_outcome(fabric):
+            items = find_known(settings)
+            record = {
+                "identity": model_identity(segmenter),
+                "precision": settings.device.precision,
+                "marks": [[current_mark(item.image), current_mark(item.mask)] for item in items],
+                **known_record(),
+            }
+            if fabric.is_global_zero:
+                fit_known(segmenter, items, fabric.device, path, record)
+        known = read_known(path, fabric.device)
+    return MoreScores(settings.scores, segmenter, known)
 
 
 _Pair = tuple[np.ndarray, np.ndarray]
@@ -221,6 +262,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         found: the set, from `find_objects`.
         unpaired: bad files, from `find_objects`.
         standard: mean and standard deviation from `known_max_logits`.
+        more: further scores, from `known_scores`.
 
     Attributes:
         detected: the results, in the first process, when the stage is finished.
@@ -239,6 +281,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         found: OodSet,
         unpaired: Sequence[BadFile] = (),
         standard: tuple[np.ndarray, np.ndarray] | None = None,
+        more: MoreScores | None = None,
     ) -> None:
         self.settings, self.segmenter, self.device = settings, segmenter, device
         self.found, self.unpaired = found, list(unpaired)
@@ -246,7 +289,8 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         self.identity = model_identity(segmenter)
         self.results = OodResults(resolve(settings.output_dir), ood_results_name(settings, dataset), model)
         self.blocks = blocks_of(found.items)
-        self.scores = SCORES if standard is None else (*SCORES, STANDARDISED)
+        self.more = more
+        self.scores = (*SCORES, *([] if standard is None else [STANDARDISED]), *(more.names if more else ()))
         self.standard: tuple[torch.Tensor, torch.Tensor] | None = None
         self.detected: Detected | None = None
         common: dict[str, Any] = {"void": sorted(settings.void or ()), "levels": SCORE_LEVELS, "exact": settings.exact}
@@ -254,7 +298,9 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
             mean, deviation = (torch.from_numpy(part).float().to(device) for part in standard)
             self.standard = mean, deviation
             moments = hashlib.blake2b(b"".join(part.tobytes() for part in standard), digest_size=8).hexdigest()
-            common["standardised"] = [settings.standardise, settings.standardise_images, moments]
+            common["standardised"] = [settings.known, settings.known_images, moments]
+        if more is not None:
+            common["more"] = more.record
         if (recipe := getattr(segmenter, "recipe", None)) is not None:
             common["recipe"] = recipe.mark
         identity, precision = self.identity, settings.device.precision
@@ -320,7 +366,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         write_settings(results.folder, self.settings)
         for name in {item.block for item in missing}:  # existing blocks are of other images or another segmenter
             results.lines(name).unlink(missing_ok=True)
-        for score, item in itertools.product((*SCORES, STANDARDISED), missing):
+        for score, item in itertools.product((*SCORES, STANDARDISED, *MORE_SCORES), missing):
             # A file of levels has no record: one that this run does not write again would be outdated.
             results.levels(score, item.id).unlink(missing_ok=True)
         for path in (results.json, results.csv, results.objects_csv):
@@ -336,7 +382,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         images, kinds = (np.stack(arrays) for arrays in zip(*loaded, strict=True))
         keep = bool(self.settings.components) or self.settings.exact
         names = [str(item.image) for item in items]
-        return launch_ood_batch(self.segmenter, images, kinds, names, self.device, self.standard, keep)
+        return launch_ood_batch(self.segmenter, images, kinds, names, self.device, self.standard, keep, self.more)
 
     def write(self, item: OodItem, loaded: _Pair, output: _Measured) -> dict[str, Any]:
         """Write the files per pixel that the settings ask for; the counts are written with the block."""

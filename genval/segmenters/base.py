@@ -149,6 +149,13 @@ class Segmenter(nn.Module, abc.ABC):
         self.memory_format = torch.channels_last
         self.network.to(memory_format=torch.channels_last)
 
+    def resize(self, images: Tensor) -> Tensor:
+        """The images, uint8 (B, 3, H, W), at `input_size` if there is one."""
+        if self.input_size is None or tuple(images.shape[-2:]) == self.input_size:
+            return images
+        resized = F.interpolate(images.float(), self.input_size, mode="bilinear", antialias=True)
+        return resized.round().clamp(0, 255).to(torch.uint8)
+
     def prepare(self, images: Tensor) -> Tensor:
         """The network's input: `images` (B, 3, H, W) normalised, in the precision of the weights."""
         if self.reads_bgr:
@@ -176,9 +183,7 @@ class Segmenter(nn.Module, abc.ABC):
                 f"{self.name} expects RGB uint8 images (B, 3, H, W), found {images.dtype} {tuple(images.shape)}."
             )
         target = tuple(size or images.shape[-2:])
-        if self.input_size is not None and tuple(images.shape[-2:]) != self.input_size:
-            resized = F.interpolate(images.float(), self.input_size, mode="bilinear", antialias=True)
-            images = resized.round().clamp(0, 255).to(torch.uint8)
+        images = self.resize(images)
         task = f"{self.name} fails on images {tuple(images.shape)}"
         with named_failures(task), self._arithmetic(images.device):
             logits = self.infer(self.prepare(images))
