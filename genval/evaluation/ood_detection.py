@@ -47,7 +47,14 @@ from genval.evaluation.more_scores import (
     read_known,
 )
 from genval.evaluation.settings import MORE_SCORES, OodDetectionSettings
-from genval.metrics.ood_components import Sizes, best_level, component_metrics, measure_components
+from genval.metrics.ood_components import (
+    Sizes,
+    benchmark_threshold,
+    best_level,
+    component_metrics,
+    image_bins,
+    measure_components,
+)
 from genval.metrics.ood_pooling import SumBootstrap, coarse_levels
 from genval.metrics.ood_scores import (
     BACKGROUND,
@@ -68,8 +75,10 @@ from genval.results.ood_blocks import (
     pool_blocks,
     pool_scores,
     read_levels,
+    read_values,
     write_results,
     write_scores,
+    write_values,
 )
 from genval.results.provenance import images_mark, is_reusable
 from genval.results.scenes import folder_name, image_record, model_list
@@ -355,9 +364,14 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         items, results, settings = self.blocks[name], self.results, self.settings
         return (
             results.is_done(name, [self.records[item] for item in items])
-            and all(results.levels(score, item.id).exists() for score in settings.components for item in items)
+            and all(self._pixels(score, item).exists() for score in settings.components for item in items)
             and (not settings.exact or all(has_scores(results.scores(item.id), self.scores) for item in items))
         )
+
+    def _pixels(self, score: str, item: OodItem) -> Path:
+        """The file of the scores of an image's pixels, or of their levels."""
+        benchmark = self.settings.component_threshold == "benchmark"
+        return (self.results.values if benchmark else self.results.levels)(score, item.id)
 
     def prepare(self, missing: Sequence[OodItem]) -> None:
         results = self.results
@@ -367,8 +381,9 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         for name in {item.block for item in missing}:  # existing blocks are of other images or another segmenter
             results.lines(name).unlink(missing_ok=True)
         for score, item in itertools.product((*SCORES, STANDARDISED, *MORE_SCORES), missing):
-            # A file of levels has no record: one that this run does not write again would be outdated.
+            # These files have no record: one that this run does not write again would be outdated.
             results.levels(score, item.id).unlink(missing_ok=True)
+            results.values(score, item.id).unlink(missing_ok=True)
         for path in (results.json, results.csv, results.objects_csv):
             path.unlink(missing_ok=True)
 
@@ -392,8 +407,12 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         exact: list[dict[str, float]] | None = None
         if scores is not None:
             for score in self.settings.components:
-                level = score_level(scores[self.scores.index(score)], score).reshape(kinds.shape)
-                write_png(self.results.levels(score, item.id), level.cpu().numpy().astype(np.uint16))
+                row, path = scores[self.scores.index(score)].reshape(kinds.shape), self._pixels(score, item)
+                if self.settings.component_threshold == "benchmark":
+                    write_values(path, row.cpu().numpy())
+                else:
+                    level = score_level(row.flatten(), score).reshape(kinds.shape)
+                    write_png(path, level.cpu().numpy().astype(np.uint16))
             if self.settings.exact:
                 flat = kinds.ravel()
                 parts = [[np.sort(row[flat == kind]) for kind in (BACKGROUND, OBJECT)] for row in scores.cpu().numpy()]
@@ -449,11 +468,23 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
 
     def _components(self, score: str, items: Sequence[OodItem], levels: np.ndarray) -> dict[str, Any]:
         """Return the component metrics of a score, at the threshold that has the best F1 over all pixels."""
-        last = best_level(levels)
         sizes = Sizes(*self.settings.component_sizes)
+        benchmark = self.settings.component_threshold == "benchmark"
+        if benchmark:
+            bins = []
+            for item in items:
+                pixels, kinds = read_values(self._pixels(score, item)), read_kinds(item)
+                parts = [pixels[kinds == kind] for kind in (BACKGROUND, OBJECT)]
+                bins += [image_bins(*parts)] if len(parts[0]) + len(parts[1]) else []
+            edge = benchmark_threshold(bins)
+            threshold = -1 / (1 + edge) if score == "confidence" else edge  # confidences are stored as odds
+        else:
+            last = best_level(levels)
+            threshold = level_edge(last, score)
 
         def sums_of(item: OodItem) -> np.ndarray:
-            found = read_levels(self.results.levels(score, item.id)) <= last
+            path = self._pixels(score, item)
+            found = read_values(path) > edge if benchmark else read_levels(path) <= last
             return measure_components(found, read_kinds(item), sizes).sums()
 
         bootstrap = SumBootstrap(self.settings.bootstrap_draws, self.settings.seed)
@@ -462,7 +493,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
                 bootstrap.update(item.id, sums)
         values = {name: float(value) for name, value in component_metrics(bootstrap.total).items()}
         ends = bootstrap.intervals(component_metrics)
-        head = {"threshold": level_edge(last, score), "predicted_size": sizes.predicted, "object_size": sizes.object}
+        head = {"threshold": threshold, "predicted_size": sizes.predicted, "object_size": sizes.object}
         return head | {name: (value, *ends[name]) for name, value in values.items()}
 
 

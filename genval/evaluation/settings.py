@@ -194,9 +194,9 @@ class OodDetectionSettings:
     model: SegmenterSettings = group(SegmenterSettings, "segmenters")
     trg_dataset: tuple[str, ...] = flag(
         ("generated",),
-        "generated, RoadAnomaly21, RoadObstacle21, FishyscapesLostAndFound, FishyscapesStatic, RoadAnomaly, "
-        "StreetHazards, or pair:IMAGES,MASKS: two folders with files of the same names (masks: 0 background, 1 object, "
-        "255 void)",
+        "generated, RoadAnomaly21, RoadObstacle21 (also -test, -night, -snow, -validation), FishyscapesLostAndFound, "
+        "FishyscapesStatic, LostAndFound, LostAndFoundNoKnown, RoadAnomaly, StreetHazards, or pair:IMAGES,MASKS: two "
+        "folders with files of the same names (masks: 0 background, 1 object, 255 void)",
         type=dataset_list,
         title="data",
     )
@@ -222,6 +222,11 @@ class OodDetectionSettings:
     )
     scores: tuple[str, ...] = flag(
         (), "further scores: rba, mahalanobis, knn, odin, or all; those of features need --known", type=more_scores
+    )
+    component_threshold: Literal["level", "benchmark"] = flag(
+        "level",
+        "threshold of component metrics: the level with the best F1 of pixels, or the one that SegmentMeIfYouCan's "
+        "evaluation finds, which needs 8 MB of disk per image and score",
     )
     known: str | None = flag(
         None, "a data set of known classes, best the training set: adds the standardised max logit, and serves --scores"

@@ -36,6 +36,9 @@ def test_a_resumed_run_gives_the_same_weights(settings, tmp_path, score):
 
 
 def test_the_output_is_a_segmenter_with_a_recipe(settings, tmp_path, world, capsys):
+    planned = run_training(prepare_finetuning(settings(dry_run=True)))
+    assert planned.startswith("Would train 4 steps of 4 x 1 x 1 from torchvision:")
+    assert "on 4 clear streets, 2 outliers, 32-true" in planned and not (tmp_path / "output").exists()
     run_training(prepare_finetuning(settings(save_dtype="fp16")))
     specification = f"torchvision:lraspp_mobilenet_v3_large,{tmp_path}/output/model.pth"
     assert f"--segmenters {specification}" in capsys.readouterr().out
