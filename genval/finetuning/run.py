@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,20 +118,23 @@ def find_data(settings: FinetuneSettings, skipped: list[BadFile]) -> FinetuneSet
 
 def trained_on(data: FinetuneSet) -> dict[str, list[str]]:
     """Return the ids of the frames and the marks of the files of a training, for its recipe."""
-    items = [*data.streets, *data.generated]
-    files = [path for item in items for path in item.files]
-    frames = {_frame(item.id) for item in items}
+    files = [path for item in (*data.streets, *data.generated) for path in item.files]
+    frames = {item.id for item in data.streets} | {_frame(item.id) for item in data.generated}
     if data.outliers is not None:
         files += data.outliers.files
         frames |= set(data.outliers.frames)
     marks = {mark for path in files if (mark := current_mark(path)) is not None}
-    # An id without a city and a number, as other data sets have, does not name a frame.
-    return {"frames": sorted(frame for frame in frames if frame.count("_") >= 2), "marks": sorted(marks)}
+    # An id without a city or a recording does not name a frame.
+    return {"frames": sorted(frame for frame in frames if "_" in frame), "marks": sorted(marks)}
 
 
 def _frame(item_id: str) -> str:
-    """The id of a frame of Cityscapes at the end of an image's id: `fog_0_frankfurt_000000_000294`."""
-    return "_".join(item_id.split("_")[-3:])
+    """The id of the frame from which an image was generated: its own without domain and number.
+
+    >>> _frame("fog_0_frankfurt_000000_000294")
+    'frankfurt_000000_000294'
+    """
+    return re.sub(r"^.*?_\d+_", "", item_id)
 
 
 def find_validation(
