@@ -252,6 +252,21 @@ class OodDetectionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BravoSettings:
+    """Settings of relis/bravo.py."""
+
+    SCRIPT: ClassVar[str] = "relis/bravo"
+
+    model: SegmenterSettings = group(SegmenterSettings, "segmenters")
+    bravo_dir: str = flag("datasets/bravo", "folder of the benchmark, with bravo_ACDC and others", title="data")
+    labels_dir: str | None = flag(None, "folder of its labels, in the same layout: the metrics are computed")
+    output_dir: str = flag("results/bravo", "folder of the predictions", title="output")
+    run: RunSettings = group(RunSettings, "run")
+    device: DeviceSettings = group(DeviceSettings, "device", precision="32-true")
+    preset: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CorruptionSettings:
     """Settings of relis/corrupt.py."""
 
