@@ -52,6 +52,7 @@ def main(settings: ReproductionSettings) -> None:
         batch_size=settings.batch_size,
         overwrite=settings.overwrite,
         trust_code=settings.trust_code,
+        finetune=settings.finetune,
     )
     stages = check_stages(settings.stages, STAGES)
     steps = build_steps(protocol)

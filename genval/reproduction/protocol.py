@@ -16,7 +16,7 @@ from genval.runtime.paths import resolve
 
 STAGES = (
     *("render", "caption", "generate", "corrupt", "evaluate", "calibrate"),
-    *("inpaint", "refine", "outline", "detect", "correlate", "tables", "report"),
+    *("inpaint", "refine", "outline", "detect", "finetune", "correlate", "tables", "report"),
 )
 DOMAINS = ("fog", "night", "rain", "snow", "india")
 CLEAR, CLEAR_COND = "Cityscapes", "clean"
@@ -44,6 +44,7 @@ class Protocol:
         batch_size: of these stages; None is the stage's own.
         overwrite: every stage makes its files again.
         trust_code: segmenters may run code from anywhere.
+        finetune: segmenters that are fine-tuned on the generated objects.
     """
 
     preset: str | None
@@ -58,6 +59,7 @@ class Protocol:
     batch_size: int | None = None
     overwrite: bool = False
     trust_code: bool = False
+    finetune: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = [domain for domain in self.domains if domain not in DOMAINS]

@@ -111,3 +111,26 @@ def test_settings_that_do_not_fit_are_refused(settings, world):
         (world / "net.onnx").write_bytes(b"")
         prepare_finetuning(settings(segmenter=f"onnx:{world}/net.onnx"))
     assert latest_checkpoint(world) is None
+
+
+@pytest.mark.parametrize("kind", ["hf", "smp", "mmseg"])
+def test_every_library_has_its_format(settings, tmp_path, kind):
+    """The saved segmenter loads, and gives other logits than before."""
+    if kind == "hf":
+        name = "mini-segformer-hf"
+    elif kind == "mmseg":
+        name = "mini-semfpn-r18"
+    else:
+        smp = pytest.importorskip("segmentation_models_pytorch")
+        network = smp.create_model("unet", encoder_name="mobilenet_v2", encoder_weights=None, classes=19)
+        torch.save(network.state_dict(), tmp_path / "unet.pth")
+        (tmp_path / "unet.pth.json").write_text('{"mean": [1, 2, 3], "std": [4, 5, 6], "scale": 255}')
+        name = f"smp:unet,mobilenet_v2,{tmp_path}/unet.pth"
+    made = settings(segmenter=name, max_steps=1, crop_size=(64, 64), generated_ratio=0.5)
+    run_training(prepare_finetuning(made))
+    recipe = json.loads((tmp_path / "output/recipe.json").read_text())
+    before, after = load_segmenter(name, "cpu"), load_segmenter(recipe["segmenter"], "cpu")
+    assert type(after) is type(before) and torch.equal(after.mean, before.mean) and torch.equal(after.std, before.std)
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    assert after(image).shape == (1, 19, 64, 64) and not torch.equal(after(image), before(image))
+    assert after.recipe.content["from"]["name"] == name
