@@ -134,3 +134,24 @@ def test_every_library_has_its_format(settings, tmp_path, kind):
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     assert after(image).shape == (1, 19, 64, 64) and not torch.equal(after(image), before(image))
     assert after.recipe.content["from"]["name"] == name
+
+
+def test_generated_weather_is_mixed_in_and_its_frames_are_not_tested(settings, tmp_path):
+    from finetuning_world import write_fog
+
+    write_fog(tmp_path / "images")
+    flags = dict(outliers=None, generated="fog", generated_split="train", generated_dir=str(tmp_path / "images"))
+    prepared = prepare_finetuning(settings(**flags, limit=1))
+    assert prepared.data_size == "1 clear streets, 2 generated images"
+    run_training(prepared)
+    recipe = json.loads((tmp_path / "output/recipe.json").read_text())
+    assert recipe["generated"] == ["fog"] and recipe["loss"] is None
+    assert recipe["trained_on"]["frames"] == ["aachen_000000_000019", "aachen_000001_000019"]
+    segmenter = load_segmenter(recipe["segmenter"], "cpu")
+    found = {
+        split: find_items("Cityscapes_fog", split=split, generated_dir=tmp_path / "images")
+        for split in ("train", "val")
+    }
+    refuse_trained_images(segmenter, found["val"])
+    with pytest.raises(GenValError, match=r"fine-tuned on 2 of these 2 images or on images of the same masks"):
+        refuse_trained_images(segmenter, found["train"])
