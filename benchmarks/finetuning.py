@@ -340,7 +340,7 @@ def compare(draws: dict[str, dict[str, np.ndarray]], metrics: Sequence[str]) -> 
 
     values = {key: {name: float(of_one[name][0]) for name in metrics} for key, of_one in draws.items()}
     differences: dict[str, Any] = {}
-    for key in draws:
+    for key in (key for key in draws if key != "before"):
         for other in ("before", CONTROL):
             if key != other and other in draws:
                 pairs = {name: draws[key][name] - draws[other][name] for name in metrics}

@@ -20,7 +20,7 @@ from genval.datasets.ood_sets import OodItem, find_ood_items
 from genval.datasets.reading import check_ids, readable
 from genval.finetuning.data import FinetuneBatches, FinetuneData, FinetuneSampler, FinetuneSet
 from genval.finetuning.module import FinetuneModule
-from genval.finetuning.outliers import find_outliers
+from genval.finetuning.outliers import NOISE, find_outliers
 from genval.finetuning.saving import check_saved, check_trainable, save_segmenter
 from genval.finetuning.settings import LOSS_SCORES, FinetuneSettings
 from genval.finetuning.validation import WEIGHTS, Validation, ValidationSet
@@ -81,9 +81,10 @@ def prepare_finetuning(settings: FinetuneSettings) -> TrainingRun:
     }
     save = functools.partial(_save, settings, module, folder, output, recipe, callbacks)
     counts = {"clear streets": len(data.streets), "generated images": len(data.generated)}
-    if data.outliers is not None:
+    if data.outliers is not None and data.outliers.name != NOISE:
         counts["outliers"] = data.outliers.count
     size = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    size += f" and {NOISE}" if data.outliers is not None and data.outliers.name == NOISE else ""
     return TrainingRun(
         settings, settings.segmenter, folder, output, checkpoint, precision, size, module, FinetuneData(data, settings),
         trainer, save, functools.partial(_why_stopped, callbacks),
