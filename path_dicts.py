@@ -31,6 +31,12 @@ DATASET_ROOTS: dict[str, str] = {
 OOD_ROOTS: dict[str, str] = {
     "RoadAnomaly21": "datasets/dataset_AnomalyTrack",
     "RoadObstacle21": "datasets/dataset_ObstacleTrack",
+    "RoadObstacle21-test": "datasets/dataset_ObstacleTrack",
+    "RoadObstacle21-night": "datasets/dataset_ObstacleTrack",
+    "RoadObstacle21-snow": "datasets/dataset_ObstacleTrack",
+    "RoadObstacle21-validation": "datasets/dataset_ObstacleTrack",
+    "LostAndFound": "datasets/dataset_LostAndFound",
+    "LostAndFoundNoKnown": "datasets/dataset_LostAndFound",
     "FishyscapesLostAndFound": "datasets/fishyscapes",
     "FishyscapesStatic": "datasets/fishyscapes",
     "RoadAnomaly": "datasets/RoadAnomaly_jpg",

@@ -53,6 +53,7 @@ def main(settings: ReproductionSettings) -> None:
         overwrite=settings.overwrite,
         trust_code=settings.trust_code,
         object_domains=settings.object_domains,
+        finetune=settings.finetune,
     )
     stages = check_stages(settings.stages, STAGES)
     steps = build_steps(protocol)

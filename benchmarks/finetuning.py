@@ -1,9 +1,10 @@
 """Does fine-tuning on generated objects help to detect unknown ones? Before, after, and three controls.
 
 Each segmenter is fine-tuned by relis/finetune.py on the same clear streets with each kind of outliers: generated
-objects, pasted objects, noise, and generated objects without the outlier loss (the control). All are then tested on
-images with other objects (ood_detection/main_gen_ood.py) and on clear and shifted streets (relis/eval.py). Intervals
-are over images: the same draws for all segmenters, so that differences are paired.
+objects, pasted objects, noise, and the first kind without the outlier loss (the control). The variant `weather` is
+trained on generated fog and night instead. All are then tested on images with other objects
+(ood_detection/main_gen_ood.py) and on clear and shifted streets (relis/eval.py). Intervals are over images, with the
+same draws for all segmenters, so that differences are paired.
 
 With --render, the data of the mini world are made first. Generated, pasted and validation objects have one half of the
 names that have a sprite, test objects the other half.
@@ -38,7 +39,8 @@ MINI = (
     *("mini-fast-scnn", "mini-bisenetv2-fcn", "mini-pspnet-r18", "mini-deeplabv3plus", "mini-semfpn-r18"),
     *("mini-fcn-hrnet", "mini-upernet-swin", "mini-segformer-mit", "mini-segformer-hf", "mini-upernet-convnext-hf"),
 )
-CONTROL = "control"
+CONTROL, WEATHER = "control", "weather"
+DOMAINS = ("fog", "night")
 DRAWS = 1000
 VALIDATED = 40
 """Rendered streets with objects by which weights are kept; the test set has other streets and other objects."""
@@ -53,7 +55,8 @@ class FinetuningStudySettings:
 
     segmenters: str = flag(",".join(MINI), "the segmenters, as given to relis/eval.py")
     variants: tuple[str, ...] = flag(
-        ("generated", "pasted", "noise", CONTROL), "kinds of outliers; control is generated without the outlier loss",
+        ("generated", "pasted", "noise", CONTROL, WEATHER),
+        "kinds of outliers; control is the first without the outlier loss; weather is generated fog and night instead",
         type=comma_list,
     )  # fmt: skip
     score: str = flag("entropy", "the score of OOD detection, which decides about the loss")
@@ -61,9 +64,12 @@ class FinetuningStudySettings:
     num_train: int = flag(2000, "rendered clear streets", type=positive_int)
     num_val: int = flag(100, "rendered streets per test set", type=positive_int)
     num_images: int = flag(16, "generated images per object", type=positive_int)
+    num_weather: int = flag(300, "generated images of fog and of night", type=positive_int)
+    input_size: str | None = flag(None, "HxW to which test images are resized for the segmenters")
     datasets_dir: str | None = flag(None, "folder of the data sets (default: that of --render)")
     split: str = flag("train", "split of the clear streets that are trained on")
     generated: str | None = flag(None, "--outliers of the generated objects (default: those of --render)")
+    generated_dir: str | None = flag(None, "folder of the generated weather (default: that of --render)")
     pasted: str | None = flag(None, "--outliers of the pasted objects (default: those of --render)")
     val_ood: str | None = flag(None, "set by which weights are kept (default: that of --render)")
     test_ood: tuple[str, ...] = flag(("RoadAnomaly21",), "sets with unknown objects to test on", type=dataset_list)
@@ -99,6 +105,8 @@ class FinetuningStudySettings:
 
     def source(self, variant: str) -> str:
         """`--outliers` of a variant."""
+        if variant == CONTROL:
+            return self.source(self.variants[0])
         if variant == "noise":
             return "noise"
         if variant == "pasted":
@@ -109,8 +117,10 @@ class FinetuningStudySettings:
 def main(settings: FinetuningStudySettings) -> None:
     from genval.results.scenes import model_list
 
-    if not settings.render and None in (settings.datasets_dir, settings.generated):
-        raise GenValError("Give --render for the mini world, or --datasets_dir and --generated.")
+    if not settings.render and settings.datasets_dir is None:
+        raise GenValError("Give --render for the mini world, or --datasets_dir.")
+    if settings.variants[0] in (CONTROL, WEATHER):
+        raise GenValError("--variants: the first is the one that the control is compared with, such as generated.")
     if settings.render:
         render(settings)
     names = model_list(settings.segmenters)
@@ -169,6 +179,12 @@ def render(settings: FinetuningStudySettings) -> None:
         "--output_dir", objects / "masks",
     )  # fmt: skip
     write_cut_outs(names[::2], world / "pasted")
+    for domain in DOMAINS if WEATHER in settings.variants else ():
+        required(
+            "ControlNet/style_transfer.py", *device, "--domain", domain, "--from_train", "--without_replacement",
+            "--num_samples", min(settings.num_weather, settings.num_train), "--data_dir", world / "cityscapes",
+            "--output_dir", world / "generated", "--batch_size", settings.batch_size,
+        )  # fmt: skip
     validation_pairs(settings)
 
 
@@ -206,7 +222,7 @@ def run_segmenter(settings: FinetuningStudySettings, name: str) -> dict[str, str
     models |= {variant: model for variant, model in found.items() if model is not None}
     every = ["--segmenters", ",".join(models.values()), "--datasets_dir", settings.data, "--num_workers"]
     every += [settings.num_workers, "--accelerator", settings.accelerator, "--devices", 1, "--precision", "32-true"]
-    every += ["--batch_size", 4]
+    every += ["--batch_size", 4, *(["--input_size", settings.input_size] if settings.input_size else [])]
     required(
         "ood_detection/main_gen_ood.py", *every, "--trg_dataset", ",".join(settings.test_ood),
         "--output_dir", settings.folder / "ood", "--bootstrap_draws", 100,
@@ -224,13 +240,16 @@ def finetune_flags(settings: FinetuningStudySettings, name: str, variant: str, o
     """The flags of relis/finetune.py for a variant."""
     weight = 0 if variant == CONTROL else settings.outlier_weight
     validation = settings.val_ood or validation_pairs(settings)
+    if variant == WEATHER:
+        generated = settings.generated_dir or settings.world / "generated"
+        own: list[object] = ["--generated", ",".join(DOMAINS), "--generated_dir", generated]
+    else:
+        own = ["--outliers", settings.source(variant), "--outlier_weight", weight, "--val_ood", validation]
     return [
-        "--segmenter", name, "--output", output, "--logs_dir", settings.folder / "runs", "--run", run,
-        "--resume", "auto",
-        "--datasets_dir", settings.data, "--split", settings.split, "--outliers", settings.source(variant),
-        "--score", settings.score, "--outlier_weight", weight, "--max_steps", settings.max_steps,
-        "--batch_size", settings.batch_size, "--crop_size", settings.crop_size, "--lr", settings.lr,
-        "--val_every", settings.val_every, "--val_ood", validation, "--max_miou_drop", settings.max_miou_drop,
+        *own, "--segmenter", name, "--output", output, "--logs_dir", settings.folder / "runs", "--run", run,
+        "--resume", "auto", "--datasets_dir", settings.data, "--split", settings.split, "--score", settings.score,
+        "--max_steps", settings.max_steps, "--batch_size", settings.batch_size, "--crop_size", settings.crop_size,
+        "--lr", settings.lr, "--val_every", settings.val_every, "--max_miou_drop", settings.max_miou_drop,
         "--num_workers", settings.num_workers, "--accelerator", settings.accelerator, "--devices", 1,
         "--seed", settings.seed,
     ]  # fmt: skip
@@ -274,26 +293,28 @@ def report(settings: FinetuningStudySettings, models: dict[str, dict[str, str | 
     for dataset in settings.test_ood:
         print(f"\nAUPR of the object on {dataset}, score {settings.score}, percent (95 % interval of the difference)\n")
         rows = [ood_row(settings, name, of_one["ood"][dataset]) for name, of_one in study.items()]
-        header = ["segmenter", "before", *settings.variants, "generated - control", "generated - before"]
+        lead = settings.variants[0]
+        header = ["segmenter", "before", *settings.variants, f"{lead} - {CONTROL}", f"{lead} - before"]
         print(markdown_table(header, rows, digits=1))
         better = [
             name
             for name, of_one in study.items()
-            if (of_one["ood"][dataset]["differences"].get("generated - control", {}).get("aupr_object") or [0, 0])[1]
+            if (of_one["ood"][dataset]["differences"].get(f"{lead} - {CONTROL}", {}).get("aupr_object") or [0, 0])[1]
             > 0
         ]
-        print(f"\ngenerated - control above 0 for {len(better)} of {len(study)} segmenters")
-    print("\nmIoU, percent: before, and change after fine-tuning on generated objects\n")
+        print(f"\n{lead} - {CONTROL}: interval above 0 for {len(better)} of {len(study)} segmenters")
+    shown = [variant for variant in (settings.variants[0], WEATHER) if variant in settings.variants]
+    print(f"\nmIoU, percent: before, and change after fine-tuning: {', '.join(shown)}\n")
     sets = list(next(iter(study.values()))["miou"])
     rows = []
     for name, of_one in study.items():
         row: list[Any] = [name]
         for key in sets:
             values = of_one["miou"][key]["values"]
-            before, after = values["before"]["miou"], values.get("generated", {}).get("miou")
-            row += [before, None if after is None else after - before]
+            before = values["before"]["miou"]
+            row += [before, *(values[one]["miou"] - before if one in values else None for one in shown)]
         rows.append(row)
-    print(markdown_table(["segmenter", *(part for key in sets for part in (key, "change"))], rows, digits=1))
+    print(markdown_table(["segmenter", *(part for key in sets for part in (key, *shown))], rows, digits=1))
     print(f"\nwrote {settings.folder / 'study.json'}")
 
 
@@ -302,7 +323,7 @@ def ood_row(settings: FinetuningStudySettings, name: str, found: dict[str, Any])
     row: list[Any] = [name]
     for key in ("before", *settings.variants):
         row.append(100 * found["values"][key]["aupr_object"] if key in found["values"] else "none")
-    for pair in ("generated - control", "generated - before"):
+    for pair in (f"{settings.variants[0]} - {CONTROL}", f"{settings.variants[0]} - before"):
         ends = found["differences"].get(pair, {}).get("aupr_object")
         row.append("none" if ends is None else f"{100 * ends[0]:.1f} ({100 * ends[1]:.1f} to {100 * ends[2]:.1f})")
     return row
@@ -319,7 +340,7 @@ def compare(draws: dict[str, dict[str, np.ndarray]], metrics: Sequence[str]) -> 
 
     values = {key: {name: float(of_one[name][0]) for name in metrics} for key, of_one in draws.items()}
     differences: dict[str, Any] = {}
-    for key in draws:
+    for key in (key for key in draws if key != "before"):
         for other in ("before", CONTROL):
             if key != other and other in draws:
                 pairs = {name: draws[key][name] - draws[other][name] for name in metrics}

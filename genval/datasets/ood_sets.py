@@ -74,6 +74,28 @@ class OodLayout:
     kinds: Mapping[int, int]
 
 
+def _obstacle_track(scenes: Iterable[str]) -> OodLayout:
+    """The images of some scenes of RoadObstacle21, whose names begin with their scene's."""
+    name = rf"((?:{'|'.join(scenes)})_[^/]+)"
+    forms = (rf"images/{name}{_IMAGE}", rf"labels_masks/{name}_labels_semantic\.png")
+    return OodLayout((forms, (rf"{name}{_IMAGE}", rf"{name}_mask\.png")), _TRACK)
+
+
+def _lost_and_found(name: str) -> OodLayout:
+    """The test set of Lost & Found; 0 has no label, 1 is free space, and every other id is an object."""
+    images = rf"(?:.*/)?leftImg8bit/test/[^/]+/({name})_leftImg8bit{_IMAGE}"
+    masks = rf"(?:.*/)?gtCoarse/test/[^/]+/({name})_gtCoarse_labelIds\.png"
+    kinds = {0: 255, 1: 0, **dict.fromkeys(range(2, 201), 1), **dict.fromkeys(range(201, 256), 255)}
+    return OodLayout(((images, masks),), kinds)
+
+
+# Sequences of Lost & Found's test set with children or bicycles, which are no unknown objects. Source: the sets that
+# the benchmark SegmentMeIfYouCan evaluates.
+_KNOWN_OBJECTS = (
+    *("15_Rechbergstr_Deckenpfronn", "01_Hanns_Klemm_Str_45_000006", "01_Hanns_Klemm_Str_45_000007"),
+    "10_Schlossberg_9_000004",
+)
+
 OOD_LAYOUTS: dict[str, OodLayout] = {
     "RoadAnomaly21": OodLayout(
         (
@@ -89,6 +111,15 @@ OOD_LAYOUTS: dict[str, OodLayout] = {
         ),
         _TRACK,
     ),
+    # The benchmark's tracks: without night and snow, at night, in snow, and the public images.
+    "RoadObstacle21-test": _obstacle_track(
+        ("curvy-street", "one-way-street", "gravel", "greyasphalt", "motorway", "paving", "darkasphalt", "darkasphalt2")
+    ),
+    "RoadObstacle21-night": _obstacle_track(("driveway",)),
+    "RoadObstacle21-snow": _obstacle_track(("snowstorm1", "snowstorm2")),
+    "RoadObstacle21-validation": _obstacle_track(("validation",)),
+    "LostAndFound": _lost_and_found("[^/]+"),
+    "LostAndFoundNoKnown": _lost_and_found(rf"(?!{'|'.join(_KNOWN_OBJECTS)})[^/]+"),
     # Masks come from Fishyscapes with a number before the name that the image has in Lost & Found.
     "FishyscapesLostAndFound": OodLayout(
         (

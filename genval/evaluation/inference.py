@@ -13,6 +13,7 @@ import numpy as np
 
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.statistics import LogitsNotFiniteError, PixelStatistics, measure, measure_batch
+from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 from genval.segmenters.class_map import merge_logits
 from genval.segmenters.prediction import infer, memory_errors, naming_errors, to_device
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from genval.datasets.labels import ClassGroups
+    from genval.evaluation.more_scores import MoreScores
     from genval.metrics.ood_scores import OodCounts
 
 Result = TypeVar("Result")
@@ -150,6 +152,7 @@ def launch_ood_batch(
     device: torch.device,
     standard: tuple[Tensor, Tensor] | None = None,
     keep: bool = False,
+    more: MoreScores | None = None,
 ) -> Callable[[], list[tuple[OodCounts, Tensor | None]]]:
     """Start to score the pixels of a batch and to count them by score on the device, in one forward pass.
 
@@ -161,6 +164,7 @@ def launch_ood_batch(
         device: where the segmenter is.
         standard: as for `genval.metrics.ood_scores.measure_ood`.
         keep: return the scores too, float32 (S, H * W), on the device.
+        more: computes further scores, which follow the others.
 
     Returns:
         A function that waits for the device and returns the counts of each image, with its scores or None. It raises
@@ -171,7 +175,7 @@ def launch_ood_batch(
     """
     import torch
 
-    from genval.metrics.ood_scores import measure_ood, measure_ood_batch
+    from genval.metrics.ood_scores import count_scores, measure_ood, measure_ood_batch
 
     with torch.inference_mode(), memory_errors(segmenter, images):
         logits = infer(segmenter, images, device)
@@ -189,11 +193,22 @@ def launch_ood_batch(
                 results.append(counts)
                 scores.append(image_scores if keep else None)
             counted = partial(iter, results)
+        further = None if more is None else more(to_device(images, device).permute(0, 3, 1, 2), logits)
         synchronize = _record_event(device)
 
     def wait() -> list[tuple[OodCounts, Tensor | None]]:
         synchronize()
-        return list(zip(_next_of_each(segmenter, names, counted()), scores, strict=True))
+        found = list(zip(_next_of_each(segmenter, names, counted()), scores, strict=True))
+        if more is None or further is None:
+            return found
+        added = []
+        for name, (counts, kept), image, mask in zip(names, found, further.flatten(2), masks.flatten(1), strict=True):
+            with naming_errors(segmenter, name):
+                if not bool(image.isfinite().all()):
+                    raise GenValError(f"a score of {', '.join(more.names)} is not finite. Use --precision 32-true.")
+                counts.levels = np.concatenate([counts.levels, count_scores(image, mask, more.names)])
+            added.append((counts, None if kept is None else torch.cat([kept, image])))
+        return added
 
     return wait
 

@@ -23,7 +23,7 @@ import torch
 from genval.artifacts.fingerprint import current_mark, file_mark
 from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import Stage, StageReport, run_stage
-from genval.datasets import BadFile, find_items, read_pair
+from genval.datasets import BadFile, Item, find_items, read_pair
 from genval.datasets.items import ALL, openable
 from genval.datasets.ood_sets import (
     GeneratedFolders,
@@ -38,8 +38,23 @@ from genval.datasets.ood_sets import (
 from genval.evaluation.evaluation_set import without_duplicates
 from genval.evaluation.inference import launch_ood_batch
 from genval.evaluation.loading import check_models, load
-from genval.evaluation.settings import OodDetectionSettings
-from genval.metrics.ood_components import Sizes, best_level, component_metrics, measure_components
+from genval.evaluation.more_scores import (
+    FEATURE_SCORES,
+    MoreScores,
+    check_scores,
+    fit_known,
+    known_record,
+    read_known,
+)
+from genval.evaluation.settings import MORE_SCORES, OodDetectionSettings
+from genval.metrics.ood_components import (
+    Sizes,
+    benchmark_threshold,
+    best_level,
+    component_metrics,
+    image_bins,
+    measure_components,
+)
 from genval.metrics.ood_pooling import SumBootstrap, coarse_levels
 from genval.metrics.ood_scores import (
     BACKGROUND,
@@ -60,8 +75,10 @@ from genval.results.ood_blocks import (
     pool_blocks,
     pool_scores,
     read_levels,
+    read_values,
     write_results,
     write_scores,
+    write_values,
 )
 from genval.results.provenance import images_mark, is_reusable
 from genval.results.scenes import folder_name, image_record, model_list
@@ -124,13 +141,14 @@ def detect_all(settings: OodDetectionSettings) -> list[Detected]:
             else:
                 segmenter = load(settings.model, name, fabric.device, settings.device.precision)
         standard = known_max_logits(settings, fabric, segmenter, name)
+        more = known_scores(settings, fabric, segmenter, name)
         for dataset, found in sets.items():
             bad = list(unpaired[dataset])
             if settings.skip_bad:  # files may have vanished since they were found: loading a segmenter takes seconds
                 found = OodSet(tuple(openable(found.items, bad)), found.left_out)
             with same_outcome(fabric):
                 refuse_trained_images(segmenter, found.items)
-            stage = OodStage(settings, segmenter, fabric.device, name, dataset, found, bad, standard)
+            stage = OodStage(settings, segmenter, fabric.device, name, dataset, found, bad, standard, more)
             run_stage(
                 stage,
                 found.items,
@@ -180,18 +198,17 @@ def known_max_logits(
 
     The first process measures, one image at a time. Without the setting, return None.
     """
-    if settings.standardise is None:
+    if settings.known is None:
         return None
     path = resolve(settings.output_dir) / "max_logits" / f"{folder_name(model)}.json"
     with same_outcome(fabric):
         record = {
             "identity": model_identity(segmenter),
             "precision": settings.device.precision,
-            "set": settings.standardise,
-            "images": settings.standardise_images,
+            "set": settings.known,
+            "images": settings.known_images,
         }
-        items = find_items(settings.standardise, split=ALL, datasets_dir=settings.datasets_dir)
-        chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, settings.standardise_images).astype(int))]
+        chosen = find_known(settings)
         record["marks"] = [current_mark(item.image) for item in chosen]
         if fabric.is_global_zero and not _is_measured(path, record):
             total: MaxLogits | None = None
@@ -203,6 +220,39 @@ def known_max_logits(
             write_json(path, {**record, **{k: getattr(total, k).tolist() for k in ("pixels", "sums", "squares")}})
     content = read_json(path, MaxLogitSums)
     return MaxLogits(*(np.array(content[key]) for key in ("pixels", "sums", "squares"))).moments()
+
+
+def find_known(settings: OodDetectionSettings) -> list[Item]:
+    """Find the images of known classes that the settings name, evenly spaced over their set."""
+    assert settings.known is not None
+    items = find_items(settings.known, split=settings.known_split or ALL, datasets_dir=settings.datasets_dir)
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, settings.known_images).astype(int))]
+
+
+def known_scores(settings: OodDetectionSettings, fabric: Fabric, segmenter: nn.Module, model: str) -> MoreScores | None:
+    """Prepare the further scores of the settings; the first process fits features to known images, and saves that.
+
+    Without such scores, return None.
+    """
+    if not settings.scores:
+        return None
+    known = None
+    with same_outcome(fabric):
+        check_scores(settings.scores, segmenter)
+    if set(settings.scores) & set(FEATURE_SCORES):
+        path = resolve(settings.output_dir) / "features" / f"{folder_name(model)}.safetensors"
+        with same_outcome(fabric):
+            items = find_known(settings)
+            record = {
+                "identity": model_identity(segmenter),
+                "precision": settings.device.precision,
+                "marks": [[current_mark(item.image), current_mark(item.mask)] for item in items],
+                **known_record(),
+            }
+            if fabric.is_global_zero:
+                fit_known(segmenter, items, fabric.device, path, record)
+        known = read_known(path, fabric.device)
+    return MoreScores(settings.scores, segmenter, known)
 
 
 _Pair = tuple[np.ndarray, np.ndarray]
@@ -221,6 +271,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         found: the set, from `find_objects`.
         unpaired: bad files, from `find_objects`.
         standard: mean and standard deviation from `known_max_logits`.
+        more: further scores, from `known_scores`.
 
     Attributes:
         detected: the results, in the first process, when the stage is finished.
@@ -239,6 +290,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         found: OodSet,
         unpaired: Sequence[BadFile] = (),
         standard: tuple[np.ndarray, np.ndarray] | None = None,
+        more: MoreScores | None = None,
     ) -> None:
         self.settings, self.segmenter, self.device = settings, segmenter, device
         self.found, self.unpaired = found, list(unpaired)
@@ -246,7 +298,8 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         self.identity = model_identity(segmenter)
         self.results = OodResults(resolve(settings.output_dir), ood_results_name(settings, dataset), model)
         self.blocks = blocks_of(found.items)
-        self.scores = SCORES if standard is None else (*SCORES, STANDARDISED)
+        self.more = more
+        self.scores = (*SCORES, *([] if standard is None else [STANDARDISED]), *(more.names if more else ()))
         self.standard: tuple[torch.Tensor, torch.Tensor] | None = None
         self.detected: Detected | None = None
         common: dict[str, Any] = {"void": sorted(settings.void or ()), "levels": SCORE_LEVELS, "exact": settings.exact}
@@ -254,7 +307,9 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
             mean, deviation = (torch.from_numpy(part).float().to(device) for part in standard)
             self.standard = mean, deviation
             moments = hashlib.blake2b(b"".join(part.tobytes() for part in standard), digest_size=8).hexdigest()
-            common["standardised"] = [settings.standardise, settings.standardise_images, moments]
+            common["standardised"] = [settings.known, settings.known_images, moments]
+        if more is not None:
+            common["more"] = more.record
         if (recipe := getattr(segmenter, "recipe", None)) is not None:
             common["recipe"] = recipe.mark
         identity, precision = self.identity, settings.device.precision
@@ -309,9 +364,14 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         items, results, settings = self.blocks[name], self.results, self.settings
         return (
             results.is_done(name, [self.records[item] for item in items])
-            and all(results.levels(score, item.id).exists() for score in settings.components for item in items)
+            and all(self._pixels(score, item).exists() for score in settings.components for item in items)
             and (not settings.exact or all(has_scores(results.scores(item.id), self.scores) for item in items))
         )
+
+    def _pixels(self, score: str, item: OodItem) -> Path:
+        """The file of the scores of an image's pixels, or of their levels."""
+        benchmark = self.settings.component_threshold == "benchmark"
+        return (self.results.values if benchmark else self.results.levels)(score, item.id)
 
     def prepare(self, missing: Sequence[OodItem]) -> None:
         results = self.results
@@ -320,9 +380,10 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         write_settings(results.folder, self.settings)
         for name in {item.block for item in missing}:  # existing blocks are of other images or another segmenter
             results.lines(name).unlink(missing_ok=True)
-        for score, item in itertools.product((*SCORES, STANDARDISED), missing):
-            # A file of levels has no record: one that this run does not write again would be outdated.
+        for score, item in itertools.product((*SCORES, STANDARDISED, *MORE_SCORES), missing):
+            # These files have no record: one that this run does not write again would be outdated.
             results.levels(score, item.id).unlink(missing_ok=True)
+            results.values(score, item.id).unlink(missing_ok=True)
         for path in (results.json, results.csv, results.objects_csv):
             path.unlink(missing_ok=True)
 
@@ -336,7 +397,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         images, kinds = (np.stack(arrays) for arrays in zip(*loaded, strict=True))
         keep = bool(self.settings.components) or self.settings.exact
         names = [str(item.image) for item in items]
-        return launch_ood_batch(self.segmenter, images, kinds, names, self.device, self.standard, keep)
+        return launch_ood_batch(self.segmenter, images, kinds, names, self.device, self.standard, keep, self.more)
 
     def write(self, item: OodItem, loaded: _Pair, output: _Measured) -> dict[str, Any]:
         """Write the files per pixel that the settings ask for; the counts are written with the block."""
@@ -346,8 +407,12 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         exact: list[dict[str, float]] | None = None
         if scores is not None:
             for score in self.settings.components:
-                level = score_level(scores[self.scores.index(score)], score).reshape(kinds.shape)
-                write_png(self.results.levels(score, item.id), level.cpu().numpy().astype(np.uint16))
+                row, path = scores[self.scores.index(score)].reshape(kinds.shape), self._pixels(score, item)
+                if self.settings.component_threshold == "benchmark":
+                    write_values(path, row.cpu().numpy())
+                else:
+                    level = score_level(row.flatten(), score).reshape(kinds.shape)
+                    write_png(path, level.cpu().numpy().astype(np.uint16))
             if self.settings.exact:
                 flat = kinds.ravel()
                 parts = [[np.sort(row[flat == kind]) for kind in (BACKGROUND, OBJECT)] for row in scores.cpu().numpy()]
@@ -403,11 +468,23 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
 
     def _components(self, score: str, items: Sequence[OodItem], levels: np.ndarray) -> dict[str, Any]:
         """Return the component metrics of a score, at the threshold that has the best F1 over all pixels."""
-        last = best_level(levels)
         sizes = Sizes(*self.settings.component_sizes)
+        benchmark = self.settings.component_threshold == "benchmark"
+        if benchmark:
+            bins = []
+            for item in items:
+                pixels, kinds = read_values(self._pixels(score, item)), read_kinds(item)
+                parts = [pixels[kinds == kind] for kind in (BACKGROUND, OBJECT)]
+                bins += [image_bins(*parts)] if len(parts[0]) + len(parts[1]) else []
+            edge = benchmark_threshold(bins)
+            threshold = -1 / (1 + edge) if score == "confidence" else edge  # confidences are stored as odds
+        else:
+            last = best_level(levels)
+            threshold = level_edge(last, score)
 
         def sums_of(item: OodItem) -> np.ndarray:
-            found = read_levels(self.results.levels(score, item.id)) <= last
+            path = self._pixels(score, item)
+            found = read_values(path) > edge if benchmark else read_levels(path) <= last
             return measure_components(found, read_kinds(item), sizes).sums()
 
         bootstrap = SumBootstrap(self.settings.bootstrap_draws, self.settings.seed)
@@ -416,7 +493,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
                 bootstrap.update(item.id, sums)
         values = {name: float(value) for name, value in component_metrics(bootstrap.total).items()}
         ends = bootstrap.intervals(component_metrics)
-        head = {"threshold": level_edge(last, score), "predicted_size": sizes.predicted, "object_size": sizes.object}
+        head = {"threshold": threshold, "predicted_size": sizes.predicted, "object_size": sizes.object}
         return head | {name: (value, *ends[name]) for name, value in values.items()}
 
 

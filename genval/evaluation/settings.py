@@ -25,7 +25,9 @@ from genval.runtime.settings import (
 )
 
 SAVED = ("predictions", "logits", "features")
-OOD_SCORES = ("entropy", "confidence", "logits", "energy", "standardised")
+MORE_SCORES = ("rba", "mahalanobis", "knn", "odin")
+OOD_SCORES = ("entropy", "confidence", "logits", "energy", "standardised", *MORE_SCORES)
+FEATURE_SCORES = ("mahalanobis", "knn")
 ALL = ("all",)
 
 
@@ -82,13 +84,22 @@ def score_list(text: str) -> list[str]:
     names = [] if text == "none" else comma_list(text)
     unknown = [name for name in names if name not in OOD_SCORES]
     if unknown:
-        raise argparse.ArgumentTypeError(f"expected none, or entropy, confidence, logits, energy; found {unknown[0]!r}")
+        raise argparse.ArgumentTypeError(f"expected none or some of {','.join(OOD_SCORES)}, found {unknown[0]!r}")
     return names
 
 
 def input_size(text: str) -> tuple[int, int] | Literal["processor"]:
     """Parse height and width in pixels, as `height_width` does, or `processor`."""
     return "processor" if text == "processor" else height_width(text)
+
+
+def more_scores(text: str) -> list[str]:
+    """Parse names of `MORE_SCORES`, separated by commas, or none or all."""
+    names = list(MORE_SCORES) if text == "all" else [] if text == "none" else comma_list(text)
+    unknown = [name for name in names if name not in MORE_SCORES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"expected none, all or some of {','.join(MORE_SCORES)}, found {unknown[0]!r}")
+    return list(dict.fromkeys(names))
 
 
 def size_pair(text: str) -> tuple[int, int]:
@@ -190,9 +201,10 @@ class OodDetectionSettings:
     model: SegmenterSettings = group(SegmenterSettings, "segmenters")
     trg_dataset: tuple[str, ...] = flag(
         ("generated",),
-        "generated or generated-NAME (in the folders below), RoadAnomaly21, RoadObstacle21, FishyscapesLostAndFound, "
-        "FishyscapesStatic, RoadAnomaly, StreetHazards, or pair:IMAGES,MASKS: two folders with files of the same names "
-        "(masks: 0 background, 1 object, 255 void)",
+        "generated or generated-NAME (in the folders below), RoadAnomaly21, RoadObstacle21 (also -test, -night, -snow, "
+        "-validation), FishyscapesLostAndFound, FishyscapesStatic, LostAndFound, LostAndFoundNoKnown, RoadAnomaly, "
+        "StreetHazards, or pair:IMAGES,MASKS: two folders with files of the same names (masks: 0 background, 1 object, "
+        "255 void)",
         type=dataset_list,
         title="data",
     )
@@ -216,8 +228,19 @@ class OodDetectionSettings:
     component_sizes: tuple[int, int] = flag(
         (500, 100), "minimum pixels of a predicted component and of an object (RoadObstacle21: 50,10)", type=size_pair
     )
-    standardise: str | None = flag(None, "a data set of known classes: adds the standardised max logit")
-    standardise_images: int = flag(100, "images of it, evenly spaced", type=positive_int)
+    scores: tuple[str, ...] = flag(
+        (), "further scores: rba, mahalanobis, knn, odin, or all; those of features need --known", type=more_scores
+    )
+    component_threshold: Literal["level", "benchmark"] = flag(
+        "level",
+        "threshold of component metrics: the level with the best F1 of pixels, or the one that SegmentMeIfYouCan's "
+        "evaluation finds, which needs 8 MB of disk per image and score",
+    )
+    known: str | None = flag(
+        None, "a data set of known classes, best the training set: adds the standardised max logit, and serves --scores"
+    )
+    known_split: str | None = flag(None, "folder of a split of --known (default: all)")
+    known_images: int = flag(100, "images of it, evenly spaced", type=positive_int)
     bootstrap_draws: int = flag(1000, "bootstrap draws per interval", type=positive_int)
     skip_bad: bool = skip_bad_flag()
     seed: int = seed_flag()
@@ -226,10 +249,29 @@ class OodDetectionSettings:
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        if "standardised" in self.components and self.standardise is None:
+        needing = [name for name in ("standardised", *FEATURE_SCORES) if name in (*self.components, *self.scores)]
+        if needing and self.known is None:
             raise GenValError(
-                "--components standardised needs a set of known classes: give --standardise Cityscapes, for example."
+                f"The score {needing[0]} needs a set of known classes: give --known Cityscapes, for example."
             )
+        absent = [name for name in self.components if name in MORE_SCORES and name not in self.scores]
+        if absent:
+            raise GenValError(f"--components {absent[0]}: give --scores {absent[0]} as well.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BravoSettings:
+    """Settings of relis/bravo.py."""
+
+    SCRIPT: ClassVar[str] = "relis/bravo"
+
+    model: SegmenterSettings = group(SegmenterSettings, "segmenters")
+    bravo_dir: str = flag("datasets/bravo", "folder of the benchmark, with bravo_ACDC and others", title="data")
+    labels_dir: str | None = flag(None, "folder of its labels, in the same layout: the metrics are computed")
+    output_dir: str = flag("results/bravo", "folder of the predictions", title="output")
+    run: RunSettings = group(RunSettings, "run")
+    device: DeviceSettings = group(DeviceSettings, "device", precision="32-true")
+    preset: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

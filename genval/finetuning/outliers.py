@@ -131,7 +131,7 @@ class ImagePairs(OutlierSource):
         self.count = len(self.items)
         self.files = [path for item in self.items for path in item.files]
         # A pasted set has the names of its frames.
-        self.frames = sorted({item.id for item in self.items if item.id.count("_") >= 2})
+        self.frames = sorted({item.id for item in self.items if "_" in item.id})
 
     def load(self, index: int, street: Labelled | None, rng: np.random.Generator) -> Labelled:
         image, kinds = read_ood_pair(self.items[index])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from genval.datasets.ood_sets import OodItem, find_ood_items
 from genval.datasets.reading import check_ids, readable
 from genval.finetuning.data import FinetuneBatches, FinetuneData, FinetuneSampler, FinetuneSet
 from genval.finetuning.module import FinetuneModule
-from genval.finetuning.outliers import find_outliers
+from genval.finetuning.outliers import NOISE, find_outliers
 from genval.finetuning.saving import check_saved, check_trainable, save_segmenter
 from genval.finetuning.settings import LOSS_SCORES, FinetuneSettings
 from genval.finetuning.validation import WEIGHTS, Validation, ValidationSet
@@ -80,9 +81,10 @@ def prepare_finetuning(settings: FinetuneSettings) -> TrainingRun:
     }
     save = functools.partial(_save, settings, module, folder, output, recipe, callbacks)
     counts = {"clear streets": len(data.streets), "generated images": len(data.generated)}
-    if data.outliers is not None:
+    if data.outliers is not None and data.outliers.name != NOISE:
         counts["outliers"] = data.outliers.count
     size = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    size += f" and {NOISE}" if data.outliers is not None and data.outliers.name == NOISE else ""
     return TrainingRun(
         settings, settings.segmenter, folder, output, checkpoint, precision, size, module, FinetuneData(data, settings),
         trainer, save, functools.partial(_why_stopped, callbacks),
@@ -117,20 +119,23 @@ def find_data(settings: FinetuneSettings, skipped: list[BadFile]) -> FinetuneSet
 
 def trained_on(data: FinetuneSet) -> dict[str, list[str]]:
     """Return the ids of the frames and the marks of the files of a training, for its recipe."""
-    items = [*data.streets, *data.generated]
-    files = [path for item in items for path in item.files]
-    frames = {_frame(item.id) for item in items}
+    files = [path for item in (*data.streets, *data.generated) for path in item.files]
+    frames = {item.id for item in data.streets} | {_frame(item.id) for item in data.generated}
     if data.outliers is not None:
         files += data.outliers.files
         frames |= set(data.outliers.frames)
     marks = {mark for path in files if (mark := current_mark(path)) is not None}
-    # An id without a city and a number, as other data sets have, does not name a frame.
-    return {"frames": sorted(frame for frame in frames if frame.count("_") >= 2), "marks": sorted(marks)}
+    # An id without a city or a recording does not name a frame.
+    return {"frames": sorted(frame for frame in frames if "_" in frame), "marks": sorted(marks)}
 
 
 def _frame(item_id: str) -> str:
-    """The id of a frame of Cityscapes at the end of an image's id: `fog_0_frankfurt_000000_000294`."""
-    return "_".join(item_id.split("_")[-3:])
+    """The id of the frame from which an image was generated: its own without domain and number.
+
+    >>> _frame("fog_0_frankfurt_000000_000294")
+    'frankfurt_000000_000294'
+    """
+    return re.sub(r"^.*?_\d+_", "", item_id)
 
 
 def find_validation(

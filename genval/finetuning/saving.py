@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from genval.finetuning.paths import CONFIG, WEIGHTS, output_specification
 from genval.runtime.errors import GenValError
 from genval.runtime.files import replace_file, write_json
 from genval.runtime.paths import REPO_ROOT
@@ -18,8 +19,6 @@ from genval.segmenters.normalisation import find_sidecar
 from genval.segmenters.recipe import RECIPE
 from genval.segmenters.registry import Specification, load_segmenter, specify
 
-WEIGHTS = "model.pth"
-_CONFIG = "config.json"
 TRAINABLE = ("mmseg", "hf", "torchvision", "smp")
 
 
@@ -56,7 +55,6 @@ def save_segmenter(name: str, network: nn.Module, output: Path, dtype: str, reci
     }
     place = output.relative_to(REPO_ROOT) if output.is_relative_to(REPO_ROOT) else output
     if found.prefix == "hf":
-        specification = f"hf:{place}"
         _save_transformers(found, network, output, state)
     else:
         meta = {}
@@ -67,11 +65,9 @@ def save_segmenter(name: str, network: nn.Module, output: Path, dtype: str, reci
         sidecar = find_sidecar(found.file) if found.file is not None and found.prefix != "mmseg" else None
         if sidecar is not None:
             shutil.copy(sidecar, output / f"{WEIGHTS}.json")
-        parts = list(found.parts[: 2 if found.prefix == "smp" else 1])
         if found.overrides:
-            parts[0] = str(place / _CONFIG)
-            _save_config(found, output / _CONFIG)
-        specification = f"{found.prefix}:{','.join([*parts, str(place / WEIGHTS)])}"
+            _save_config(found, output / CONFIG)
+    specification = output_specification(name, place)
     write_json(output / RECIPE, {**recipe, "segmenter": specification})
     return specification
 

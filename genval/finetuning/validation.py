@@ -10,13 +10,14 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from genval.datasets import Item, read_pair
 from genval.datasets.ood_sets import OodItem, read_ood_pair
 from genval.finetuning.module import FinetuneModule
 from genval.kernels.layout import SCORES
 from genval.metrics.confusion import confusion_matrix
-from genval.metrics.ood_scores import OodCounts, level_metrics, measure_ood
+from genval.metrics.ood_scores import OodCounts, count_scores, level_metrics, measure_ood, rejected_by_all
 from genval.metrics.segmentation import labelled_classes, mean_iou
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, replace_file, write_json
@@ -74,15 +75,21 @@ class ValidationSet:
             aupr_object=None,
         )  # fmt: skip
         if self.objects:
-            total = OodCounts.empty(len(SCORES))
+            total = OodCounts.empty(1).levels[0]
             for one in self.objects:
                 image, kinds = read_ood_pair(one)
                 with torch.inference_mode(), naming_errors(segmenter, str(one.image)):
                     logits = infer(segmenter, image[None], device)[0]
-                    total += measure_ood(logits, torch.from_numpy(kinds).to(device))[0]
-            metrics = level_metrics(total.levels[SCORES.index(self.score)])
+                    total += self._count(logits, torch.from_numpy(kinds).to(device), segmenter.of_queries)
+            metrics = level_metrics(total)
             result.update({name: metrics[name] for name in ("auroc", "fpr95", "aupr_object")})  # type: ignore[typeddict-item]
         return result
+
+    def _count(self, logits: Tensor, kinds: Tensor, of_queries: bool) -> np.ndarray:
+        """Count the pixels of an image by level of the score, int64 (2, SCORE_LEVELS)."""
+        if self.score == "rba":
+            return count_scores(rejected_by_all(logits, of_queries).flatten()[None], kinds.flatten(), ["rba"])[0]
+        return np.asarray(measure_ood(logits, kinds)[0].levels[SCORES.index(self.score)])
 
 
 class Validation(Callback):

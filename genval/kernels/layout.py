@@ -38,10 +38,12 @@ SCORES = ("entropy", "confidence", "logits", "energy")
 """The anomaly scores that need nothing but a pixel's logits, in the order in which they are counted."""
 STANDARDISED = "standardised"
 """The anomaly score that needs the moments of a known set; it is counted last."""
+MORE_SCORES = ("rba", "mahalanobis", "knn", "odin")
+"""The anomaly scores that need the features or gradients of a network, or are not of its softmax."""
 BACKGROUND, OBJECT, VOID = 0, 1, 255
 """The values of an object mask."""
 SCORE_LEVELS = 1 << 16
-SIGNED_SCORES = ("logits", "energy", STANDARDISED)
+SIGNED_SCORES = ("logits", "energy", STANDARDISED, *MORE_SCORES)
 # Ranges of exponents, from the first up to but not including the second, and the bits of mantissa that separate levels.
 # Smaller numbers count as 0, larger ones as the largest. All exponents of normal float32 numbers are -126 to 127.
 _SIGNED_RANGES = ((-126, -6, 4), (-6, 0, 9), (0, 9, 11), (9, 14, 10), (14, 128, 5))

@@ -9,6 +9,7 @@ threshold is a false positive.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,8 @@ class Sizes:
     object: int = 100
 
 
+_QUANTILES = 384  # of the object's scores and of the background's, per image
+_BEYOND = 1e-2
 OBSTACLE_SIZES = Sizes(50, 10)
 """The benchmark's minimum sizes for RoadObstacle21, whose objects are far away."""
 
@@ -89,6 +92,44 @@ def component_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     hits, misses, false = (sums[..., 4 + part * steps : 4 + (part + 1) * steps] for part in range(3))
     f1 = safe_divide(2 * hits, 2 * hits + misses + false).mean(-1)
     return {"siou": safe_divide(siou, objects), "ppv": safe_divide(ppv, predicted), "f1": f1}
+
+
+def image_bins(background: np.ndarray, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count an image's pixels between quantiles of its scores, as SegmentMeIfYouCan's evaluation does.
+
+    Args:
+        background: scores of the background's pixels, (N,).
+        objects: scores of the object's pixels, (M,).
+
+    Returns:
+        The lower end of each bin, float64 (K,); counts of background and object, int64 (2, K).
+    """
+    everything = np.concatenate([background, objects]).astype(np.float64)
+    low, high = everything.min(), everything.max()
+    beyond = max(_BEYOND * (high - low), _BEYOND)
+    parts = [np.array([low - beyond, high + beyond])]
+    for scores in (objects, background):
+        if len(scores):
+            parts.append(np.quantile(scores.astype(np.float64), np.linspace(0, 1, min(_QUANTILES, len(scores)))))
+    edges = np.unique(np.concatenate(parts))
+    return edges[:-1], np.stack([np.histogram(scores, edges)[0] for scores in (background, objects)])
+
+
+def benchmark_threshold(bins: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Return SegmentMeIfYouCan's threshold: of all ends of bins of all images, the one with the best F1 of pixels.
+
+    Pixels of a higher score are predicted as object.
+
+    Args:
+        bins: of each image, from `image_bins`.
+    """
+    ends, counts = (np.concatenate(parts, -1) for parts in zip(*bins, strict=True))
+    order = np.argsort(-ends, kind="stable")
+    background, objects = np.cumsum(counts[:, order], 1).astype(np.float64)
+    f1 = 2 * objects / np.maximum(objects[-1] + objects + background, 1)
+    ordered = ends[order]
+    f1[:-1][ordered[:-1] == ordered[1:]] = -1  # a threshold counts when all its bins are above it
+    return float(ordered[int(np.argmax(f1))])
 
 
 def best_level(levels: np.ndarray) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import path_dicts
 from genval.datasets.layouts import CORRUPTED_PREFIX, GENERATED_PREFIX
+from genval.finetuning.paths import output_specification
 from genval.report import HARDEST_SHARE
 from genval.reproduction.image_steps import object_folders, objects_are_judged
 from genval.reproduction.outputs import of_correlation, of_evaluations, of_files
@@ -225,6 +226,32 @@ def detection_steps(
         true = sum(count_ood_images(name, protocol.datasets_dir) for name in sets)
         true = max(true, protocol.num_samples) if protocol.render else true
         steps.append(step("true objects", sets, true, needs))
+    return steps
+
+
+def finetuning_steps(protocol: Protocol, inputs: tuple[Path, ...]) -> list[Step]:
+    """Segmenters fine-tuned on the generated objects, and both versions on true objects.
+
+    Objects are generated in frames of val, as published: clear mIoU is therefore not validated.
+    """
+    sets, steps = true_object_sets(protocol), []
+    objects = Path(protocol.option("ood_objects/get_masks", "output_dir", "images/ood_objects/masks")).parent
+    needs = ("outline", *(("render",) if protocol.render else ()))
+    for model in protocol.finetune:
+        output = f"checkpoints/finetuned/{folder_name(model)}"
+        flags = ("--segmenter", model, "--outliers", str(objects), "--output", output, "--val_every", "0")
+        run = ("--run", f"reproduce-{folder_name(model)}", "--resume", "auto")
+        command = protocol.command("relis/finetune", *flags, *run, *protocol.trust(), *protocol.device)
+        made = partial(of_files, [resolve(output) / "recipe.json"])
+        name = f"fine-tune {model}"
+        steps.append(Step(name, "finetune", (command,), 1, made, needs, inputs=inputs))
+        if sets:
+            tuned = output_specification(model, output)
+            what = ("--segmenters", f"{model},{tuned}", "--trg_dataset", ",".join(sets))
+            root = resolve(protocol.option("ood_detection/main_gen_ood", "output_dir", "results/ood_detection"))
+            command = protocol.command("ood_detection/main_gen_ood", *what, *protocol.trust(), device=True)
+            made = partial(of_files, [OodResults(root, one, tuned).csv for one in sets])
+            steps.append(Step(f"compare {model}", "finetune", (command,), len(sets), made, (name,)))
     return steps
 
 

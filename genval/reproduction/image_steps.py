@@ -21,6 +21,8 @@ _OBJECT_STAGES = {
     "refine": ("ood_objects/refine_gen_images", "images_dir", "images/ood_objects/refined"),
     "outline": ("ood_objects/get_masks", "masks_dir", "images/ood_objects/masks"),
 }
+# Rendered clear streets on which segmenters are fine-tuned.
+TRAINED = 400
 
 
 def image_steps_of(protocol: Protocol, missing_data: dict[str, Missing]) -> list[Step]:
@@ -32,9 +34,12 @@ def image_steps_of(protocol: Protocol, missing_data: dict[str, Missing]) -> list
         domains = ",".join(["clear", *protocol.domains, "objects"])
         numbers = ("--num_train", "0", "--num_val", str(protocol.num_samples))
         command = ("mini/render.py", *numbers, "--domains", domains, *protocol.again())
+        commands: tuple[tuple[str, ...], ...] = (command,)
+        if protocol.finetune:
+            commands += (("mini/render.py", "--num_train", str(TRAINED), *numbers[2:], "--domains", "clear"),)
         size = protocol.num_samples * (len(protocol.domains) + 2)
         made = partial(_rendered, protocol)
-        steps.append(Step("render", "render", (command,), size, made))
+        steps.append(Step("render", "render", commands, size, made))
     frames = (missing_data[CLEAR],) if CLEAR in missing_data else ()
     captioned: tuple[str, ...] = ()
     data_dir = resolve(protocol.datasets_dir) / Path(path_dicts.DATASET_ROOTS[CLEAR]).name

@@ -7,6 +7,7 @@ from genval.reproduction.evaluation_steps import (
     calibration_steps,
     detection_steps,
     evaluation_steps,
+    finetuning_steps,
     report_steps,
     true_object_sets,
 )
@@ -45,4 +46,6 @@ def build_steps(protocol: Protocol) -> list[Step]:
         place = path_dicts.OOD_ROOTS["RoadAnomaly21"]
         one = Missing(f"data set RoadAnomaly21 in {place}", f"{PAGES['RoadAnomaly21']}; ln -s PATH {place}")
         steps.append(Step("detect true objects", "detect", (), None, nothing, missing=(one,)))
+    if protocol.finetune:
+        steps += finetuning_steps(protocol, tuple(path for paths in models.values() for path in paths))
     return [*steps, *report_steps(protocol, list(models), steps)]

@@ -16,7 +16,7 @@ from genval.runtime.paths import resolve
 
 STAGES = (
     *("render", "caption", "generate", "corrupt", "evaluate", "calibrate"),
-    *("inpaint", "refine", "outline", "detect", "correlate", "tables", "report"),
+    *("inpaint", "refine", "outline", "detect", "finetune", "correlate", "tables", "report"),
 )
 DOMAINS = ("fog", "night", "rain", "snow", "india")
 CLEAR, CLEAR_COND = "Cityscapes", "clean"
@@ -45,6 +45,7 @@ class Protocol:
         overwrite: every stage makes its files again.
         trust_code: segmenters may run code from anywhere.
         object_domains: of `domains`, those into whose generated images objects are inpainted too.
+        finetune: segmenters that are fine-tuned on the generated objects.
     """
 
     preset: str | None
@@ -60,6 +61,7 @@ class Protocol:
     overwrite: bool = False
     trust_code: bool = False
     object_domains: tuple[str, ...] = ()
+    finetune: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = [domain for domain in self.domains if domain not in DOMAINS]

@@ -19,6 +19,9 @@ class ReproductionSettings:
         ("fog", "night", "rain", "snow", "india"), "some of these", type=comma_list, title="what is reproduced"
     )
     segmenters: str = flag("all", "segmenters as given to relis/eval.py")
+    finetune: tuple[str, ...] = flag(
+        (), "segmenters to fine-tune on the generated objects, and to compare on true ones", type=comma_list
+    )
     trust_code: bool = trust_code_flag()
     num_samples: int = flag(512, "generated images per domain", type=positive_int)
     num_object_images: int | None = flag(None, "images per object (default: that of sd_inpaint.py)", type=positive_int)

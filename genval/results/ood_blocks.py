@@ -8,6 +8,7 @@
                                        {block}.jsonl  one line per image: its record and its metrics
                         {model}/scores/{id}/  with --exact: {score}_{background,object}.npy, of every pixel, ascending
                         {model}/levels/{score}/{id}.png  with --components: the level of each pixel, 16 bit
+                        {model}/values/{score}/{id}.npy  with --component_threshold benchmark: its score, float32
 
 A block's `.jsonl` is written last: if it exists, the block is complete. The JSON keeps the published names: `aupr_in`
 is the area under the precision-recall curve with the OBJECT as the positive class, `aupr_out` with the background, the
@@ -102,6 +103,10 @@ class OodResults:
     def levels(self, score: str, item_id: str) -> Path:
         """Return the path of the levels of an image's pixels."""
         return self.folder / "levels" / score / f"{item_id}.png"
+
+    def values(self, score: str, item_id: str) -> Path:
+        """Return the path of the score of each of an image's pixels."""
+        return self.folder / "values" / score / f"{item_id}.npy"
 
     def is_done(self, block: str, records: Sequence[Mapping[str, Any]]) -> bool:
         """Return whether a block was measured from images with these records."""
@@ -276,6 +281,22 @@ def read_levels(path: Path) -> np.ndarray:
     if levels is None or levels.dtype != np.uint16 or levels.ndim != 2:
         raise GenValError(f"{path} is missing or not a 16-bit PNG. Delete it and run again.")
     return levels
+
+
+def write_values(path: Path, values: np.ndarray) -> None:
+    """Write the score of each pixel of an image, float32 (H, W)."""
+    data = io.BytesIO()
+    np.save(data, values.astype(np.float32), allow_pickle=False)
+    write_bytes(path, data.getvalue())
+
+
+def read_values(path: Path) -> np.ndarray:
+    """Read what `write_values` wrote.
+
+    Raises:
+        GenValError: the file is missing or damaged.
+    """
+    return np.array(_open_scores(path))
 
 
 def mean_metrics(lines: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> list[dict[str, float]]:

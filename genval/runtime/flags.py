@@ -41,6 +41,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "bootstrap_draws": ("draws",),
     "accelerator": ("device",),
     "image_width": ("picture_width",),
+    "known": ("standardise",),
+    "known_images": ("standardise_images",),
 }
 
 Settings = TypeVar("Settings")

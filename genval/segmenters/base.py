@@ -166,6 +166,14 @@ class Segmenter(nn.Module, abc.ABC):
         self.memory_format = torch.channels_last
         self.network.to(memory_format=torch.channels_last)
 
+    def resize(self, images: Tensor) -> Tensor:
+        """The images, uint8 (B, 3, H, W), at the size of `network_size`."""
+        fitted = self.network_size(*images.shape[-2:])
+        if tuple(images.shape[-2:]) == fitted:
+            return images
+        resized = F.interpolate(images.float(), fitted, mode="bilinear", antialias=True)
+        return resized.round().clamp(0, 255).to(torch.uint8)
+
     def prepare(self, images: Tensor) -> Tensor:
         """The network's input: `images` (B, 3, H, W) normalised, in the precision of the weights."""
         if self.reads_bgr:
@@ -193,10 +201,7 @@ class Segmenter(nn.Module, abc.ABC):
                 f"{self.name} expects RGB uint8 images (B, 3, H, W), found {images.dtype} {tuple(images.shape)}."
             )
         target = tuple(size or images.shape[-2:])
-        fitted = self.network_size(*images.shape[-2:])
-        if tuple(images.shape[-2:]) != fitted:
-            resized = F.interpolate(images.float(), fitted, mode="bilinear", antialias=True)
-            images = resized.round().clamp(0, 255).to(torch.uint8)
+        images = self.resize(images)
         task = f"{self.name} fails on images {tuple(images.shape)}"
         with named_failures(task), self._arithmetic(images.device):
             logits = self.infer(self.prepare(images))

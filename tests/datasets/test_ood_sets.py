@@ -220,3 +220,32 @@ def test_a_mask_of_other_values_is_an_error(tmp_path):
     write(tmp_path / "masks/lion/0_mask.png", 7)
     with pytest.raises(GenValError, match=r"lion/0_mask\.png is not a mask of generated: expected .* found \[7\]"):
         read_ood_pair(find_ood_items("generated", generated=folders).items[0])
+
+
+def test_tracks_of_the_benchmark_are_parts_of_its_sets(tmp_path):
+    track = tmp_path / "dataset_ObstacleTrack"
+    for name in ("driveway_1", "snowstorm1_2", "snowstorm2_2", "gravel_3", "darkasphalt2_4", "validation_5"):
+        write_png(track / f"images/{name}.png", np.zeros((*SIZE, 3), np.uint8))
+        write_png(track / f"labels_masks/{name}_labels_semantic.png", np.zeros(SIZE, np.uint8))
+    found = {
+        part: [item.id for item in find_ood_items(f"RoadObstacle21{part}", tmp_path).items]
+        for part in ("", "-test", "-night", "-snow", "-validation")
+    }
+    assert len(found.pop("")) == 6
+    assert found == {
+        "-test": ["darkasphalt2_4", "gravel_3"],
+        "-night": ["driveway_1"],
+        "-snow": ["snowstorm1_2", "snowstorm2_2"],
+        "-validation": ["validation_5"],
+    }
+
+
+def test_lost_and_found_without_known_objects(tmp_path):
+    root = tmp_path / "dataset_LostAndFound"
+    mask = np.array([[0, 1], [2, 40]], np.uint8)
+    for street, name in (("02_Hans", "02_Hans_000000_000010"), ("10_Schlossberg_9", "10_Schlossberg_9_000004_000020")):
+        write_png(root / f"leftImg8bit/test/{street}/{name}_leftImg8bit.png", np.zeros((2, 2, 3), np.uint8))
+        write_png(root / f"gtCoarse/test/{street}/{name}_gtCoarse_labelIds.png", mask)
+    assert len(find_ood_items("LostAndFound", tmp_path).items) == 2
+    (item,) = find_ood_items("LostAndFoundNoKnown", tmp_path).items
+    assert item.id == "02_Hans_000000_000010" and read_ood_pair(item)[1].tolist() == [[255, 0], [1, 1]]

@@ -50,6 +50,17 @@ def write_objects(root, city="aachen"):
     write_jsonl(root / "with_positions/manifest.jsonl", lines)
 
 
+def write_fog(root):
+    """Generated fog of two frames of train and one of val, in the layout of style_transfer.py."""
+    for number, (split, city, index) in enumerate(
+        (("train", "aachen", 0), ("train", "aachen", 1), ("val", "munster", 0))
+    ):
+        image, label_ids = street(index + (10 if split == "val" else 0))
+        name = f"fog_{number}_{city}_{index:06d}_000019"
+        write_png(root / f"fog/leftImg8bit/{split}/{city}/{name}_leftImg8bit.png", image // 2 + 100 + number)
+        write_png(root / f"fog/gtFine/{split}/{city}/{name}_gtFine_labelIds.png", label_ids)
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A folder with `cityscapes`, `objects` (frames of train) and `net.pth`, an LRASPP of torchvision."""

@@ -36,6 +36,9 @@ def test_a_resumed_run_gives_the_same_weights(settings, tmp_path, score):
 
 
 def test_the_output_is_a_segmenter_with_a_recipe(settings, tmp_path, world, capsys):
+    planned = run_training(prepare_finetuning(settings(dry_run=True)))
+    assert planned.startswith("Would train 4 steps of 4 x 1 x 1 from torchvision:")
+    assert "on 4 clear streets, 2 outliers, 32-true" in planned and not (tmp_path / "output").exists()
     run_training(prepare_finetuning(settings(save_dtype="fp16")))
     specification = f"torchvision:lraspp_mobilenet_v3_large,{tmp_path}/output/model.pth"
     assert f"--segmenters {specification}" in capsys.readouterr().out
@@ -108,3 +111,47 @@ def test_settings_that_do_not_fit_are_refused(settings, world):
         (world / "net.onnx").write_bytes(b"")
         prepare_finetuning(settings(segmenter=f"onnx:{world}/net.onnx"))
     assert latest_checkpoint(world) is None
+
+
+@pytest.mark.parametrize("kind", ["hf", "smp", "mmseg"])
+def test_every_library_has_its_format(settings, tmp_path, kind):
+    """The saved segmenter loads, and gives other logits than before."""
+    if kind == "hf":
+        name = "mini-segformer-hf"
+    elif kind == "mmseg":
+        name = "mini-semfpn-r18"
+    else:
+        smp = pytest.importorskip("segmentation_models_pytorch")
+        network = smp.create_model("unet", encoder_name="mobilenet_v2", encoder_weights=None, classes=19)
+        torch.save(network.state_dict(), tmp_path / "unet.pth")
+        (tmp_path / "unet.pth.json").write_text('{"mean": [1, 2, 3], "std": [4, 5, 6], "scale": 255}')
+        name = f"smp:unet,mobilenet_v2,{tmp_path}/unet.pth"
+    made = settings(segmenter=name, max_steps=1, crop_size=(64, 64), generated_ratio=0.5)
+    run_training(prepare_finetuning(made))
+    recipe = json.loads((tmp_path / "output/recipe.json").read_text())
+    before, after = load_segmenter(name, "cpu"), load_segmenter(recipe["segmenter"], "cpu")
+    assert type(after) is type(before) and torch.equal(after.mean, before.mean) and torch.equal(after.std, before.std)
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    assert after(image).shape == (1, 19, 64, 64) and not torch.equal(after(image), before(image))
+    assert after.recipe.content["from"]["name"] == name
+
+
+def test_generated_weather_is_mixed_in_and_its_frames_are_not_tested(settings, tmp_path):
+    from finetuning_world import write_fog
+
+    write_fog(tmp_path / "images")
+    flags = dict(outliers=None, generated="fog", generated_split="train", generated_dir=str(tmp_path / "images"))
+    prepared = prepare_finetuning(settings(**flags, limit=1))
+    assert prepared.data_size == "1 clear streets, 2 generated images"
+    run_training(prepared)
+    recipe = json.loads((tmp_path / "output/recipe.json").read_text())
+    assert recipe["generated"] == ["fog"] and recipe["loss"] is None
+    assert recipe["trained_on"]["frames"] == ["aachen_000000_000019", "aachen_000001_000019"]
+    segmenter = load_segmenter(recipe["segmenter"], "cpu")
+    found = {
+        split: find_items("Cityscapes_fog", split=split, generated_dir=tmp_path / "images")
+        for split in ("train", "val")
+    }
+    refuse_trained_images(segmenter, found["val"])
+    with pytest.raises(GenValError, match=r"fine-tuned on 2 of these 2 images or on images of the same masks"):
+        refuse_trained_images(segmenter, found["train"])

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from genval.metrics.ood_components import THRESHOLDS, Sizes, best_level, component_metrics, measure_components
+from genval.metrics.ood_components import (
+    THRESHOLDS,
+    Sizes,
+    benchmark_threshold,
+    best_level,
+    component_metrics,
+    image_bins,
+    measure_components,
+)
 from genval.metrics.ood_scores import SCORE_LEVELS
 
 
@@ -88,3 +96,39 @@ def test_the_threshold_is_that_of_the_best_f1_of_pixels():
     assert best_level(levels) == 300
     levels[0, 200] = 500
     assert best_level(levels) == 100
+
+
+def slow_threshold(images):
+    """SegmentMeIfYouCan's threshold, written from its definition pixel by pixel."""
+    ends = []
+    for background, objects in images:
+        both = np.concatenate([background, objects])
+        beyond = max(0.01 * np.ptp(both), 0.01)
+        edges = {both.min() - beyond, both.max() + beyond}
+        for scores in (background, objects):
+            edges |= set(np.quantile(scores, np.linspace(0, 1, min(384, len(scores)))))
+        ends.append(np.array(sorted(edges)))
+
+    def f1(threshold):
+        # A bin counts where its lower end reaches the threshold.
+        hits = alarms = 0
+        for edges, (background, objects) in zip(ends, images, strict=True):
+            above = edges[:-1][edges[:-1] >= threshold]
+            if len(above):
+                hits += (objects >= above[0]).sum()
+                alarms += (background >= above[0]).sum()
+        return 2 * hits / (hits + alarms + sum(len(objects) for _, objects in images))
+
+    candidates = sorted({end for edges in ends for end in edges[:-1]}, reverse=True)
+    return candidates[int(np.argmax([f1(one) for one in candidates]))]
+
+
+def test_the_benchmarks_threshold_is_the_best_of_the_quantiles_of_all_images():
+    generator = np.random.default_rng(0)
+    images = [(generator.normal(size=90), generator.normal(1.5, 1, 30)) for _ in range(3)]
+    images.append((np.zeros(5), np.array([0.0, 1.0])))
+    bins = [image_bins(*image) for image in images]
+    assert sum(counts.sum() for _, counts in bins) == 3 * 120 + 7
+    assert benchmark_threshold(bins) == pytest.approx(slow_threshold(images))
+    with_one_kind = image_bins(np.zeros(0), np.array([1.0, 2.0]))
+    assert with_one_kind[1].sum(1).tolist() == [0, 2]

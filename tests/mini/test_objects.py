@@ -171,3 +171,26 @@ def test_the_sets_are_written_whole_and_again_the_same(tmp_path):
     assert "Rendered 0 images, kept 5" in run_script(tmp_path, "--training_objects", 2).stdout
     assert len(read_jsonl(tmp_path / LIST)) == 10
     assert json.loads((tmp_path / "derived.json").read_text())["height"] == 64
+
+
+def test_the_test_set_can_have_some_objects_only(monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+    from pathlib import Path
+
+    from genval.runtime.errors import GenValError
+    from mini.world import object_sets
+    from mini.world.dataset import Target
+    from mini.world.settings import RenderSettings
+
+    chosen = []
+    monkeypatch.setattr(
+        object_sets, "_with_objects", lambda job, target, names, rng: (chosen.append(set(names)), None)[1:] * 2
+    )
+    monkeypatch.setattr(object_sets, "_write", lambda *parts: [])
+    with ThreadPoolExecutor(1) as writer:
+        for job in object_sets.plan_test(8, ("lion", "zebra")):
+            with pytest.raises(AttributeError):  # there is no render
+                object_sets._render_test(job, Target(Path(), 128, 256, False), writer)
+    assert len(chosen) == 8 and set.union(*chosen) == {"lion", "zebra"}
+    with pytest.raises(GenValError, match=r"--objects: unicorn has no sprite"):
+        RenderSettings(objects=("lion", "unicorn"))

@@ -68,7 +68,18 @@ def test_a_step_comes_after_those_that_it_waits_for(plan):
 
 
 def test_the_demo_has_every_stage_but_captioning_which_rendering_does():
-    assert {step.stage for step in build_steps(mini())} == {*STAGES} - {"caption"}
+    assert {step.stage for step in build_steps(mini(finetune=("mini-fast-scnn",)))} == {*STAGES} - {"caption"}
+
+
+def test_segmenters_are_fine_tuned_on_request_and_compared_on_true_objects():
+    assert "finetune" not in {step.stage for step in build_steps(mini())}
+    plan = mini(finetune=("mini-fast-scnn",))
+    tune, compare = [step for step in build_steps(plan) if step.stage == "finetune"]
+    assert tune.needs == ("outline", "render") and compare.needs == (tune.name,)
+    ((_, *words),) = compare.commands
+    segmenters = words[words.index("--segmenters") + 1]
+    tuned = "checkpoints/finetuned/mini-fast-scnn/model.pth"
+    assert segmenters == f"mini-fast-scnn,mmseg:mini/segmenters/fast-scnn.py,{tuned}"
 
 
 def test_with_few_images_all_models_share_a_process_and_with_many_each_has_its_own():

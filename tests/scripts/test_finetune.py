@@ -19,15 +19,12 @@ def run(script, *flags):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_fine_tune_then_evaluate(tmp_path):
+def test_fine_tune_then_test_on_the_same_images(tmp_path):
     write_streets(tmp_path)
     write_objects(tmp_path / "objects")
     flags = ["--segmenter", "mini-fast-scnn", "--outliers", tmp_path / "objects", "--datasets_dir", tmp_path]
     flags += ["--output", tmp_path / "new", "--logs_dir", tmp_path / "logs", "--crop_size", "64x128"]
     flags += ["--batch_size", 4, "--max_steps", 2, "--val_every", 1, "--max_miou_drop", 100, "--accelerator", "cpu"]
-    code, out, err = run("relis/finetune.py", *flags, "--dry_run")
-    assert code == 0, err
-    assert "Would train 2 steps of 4 x 1 x 1 from mini-fast-scnn on 4 clear streets, 2 outliers, 32-true" in out
     code, out, err = run("relis/finetune.py", *flags)
     assert code == 0, err
     specification = f"mmseg:mini/segmenters/fast-scnn.py,{tmp_path}/new/model.pth"
@@ -35,8 +32,6 @@ def test_fine_tune_then_evaluate(tmp_path):
 
     evaluate = ["--segmenters", specification, "--trg_dataset", "Cityscapes", "--datasets_dir", tmp_path]
     evaluate += ["--eval_dir", tmp_path / "eval", "--accelerator", "cpu"]
-    code, out, err = run("relis/eval.py", *evaluate)
-    assert code == 0, err
     code, out, err = run("relis/eval.py", *evaluate, "--split", "train")
     assert code == 2 and "was fine-tuned on 4 of these 4 images" in err
     assert "Traceback" not in err

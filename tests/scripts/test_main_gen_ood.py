@@ -318,6 +318,19 @@ def test_whole_objects_void_and_standardised_scores(ood):
     assert len(list((ood.root / "results/generated/steep/levels/entropy").rglob("*.png"))) == 8
 
 
+def test_rejected_by_all_and_the_benchmarks_threshold(ood):
+    flags = ("--scores", "rba", "--components", "entropy,rba", "--component_sizes", "5,5")
+    assert ood(*flags)[0] == 0
+    levels = ood.rows()
+    assert 0 <= float(levels["rba"]["auroc"]) <= 1 and 0 < float(levels["entropy"]["siou"]) <= 1
+    assert ood(*flags, "--component_threshold", "benchmark")[0] == 0
+    benchmark = ood.rows()
+    assert float(benchmark["entropy"]["siou"]) == pytest.approx(float(levels["entropy"]["siou"]), abs=0.1)
+    assert benchmark["entropy"]["auroc"] == levels["entropy"]["auroc"]
+    folder = ood.root / "results/generated/steep"
+    assert len(list((folder / "values/rba").rglob("*.npy"))) == 8 and not list((folder / "levels").rglob("*.png"))
+
+
 @pytest.mark.parametrize(
     ("prepare", "flags", "said"),
     [
@@ -328,7 +341,10 @@ def test_whole_objects_void_and_standardised_scores(ood):
         (lambda root: None, ["--trg_dataset", "RoadObstacle21"], "No images with masks of RoadObstacle21"),
         (lambda root: None, ["--trg_dataset", "nothing"], "Unknown set 'nothing'"),
         (lambda root: None, ["--components", "sharpness"], "sharpness"),
-        (lambda root: None, ["--components", "standardised"], "--standardise"),
+        (lambda root: None, ["--components", "standardised"], "--known Cityscapes"),
+        (lambda root: None, ["--scores", "knn"], "--known Cityscapes"),
+        (lambda root: None, ["--components", "rba"], "give --scores rba"),
+        (lambda root: None, ["--scores", "odin"], "gives logits only"),
         (lambda root: None, ["--void", "300"], "0..255"),
         (lambda root: None, ["--objects", "zebra"], "No images of zebra"),
     ],

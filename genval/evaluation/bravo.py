@@ -1,0 +1,235 @@
+"""Predictions in the layout of the BRAVO challenge, and its metrics where there are labels.
+
+    {output_dir}/{segmenter}/bravo_ACDC/fog/test/GOPR0475/..._rgb_anon_pred.png   trainIds, 8 bits
+                                                          ..._rgb_anon_conf.png   confidences, 16 bits
+
+The folder of a segmenter is what the challenge's toolkit encodes as a submission.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from genval.artifacts.fingerprint import current_mark
+from genval.artifacts.stage import ManifestStage, run_stage
+from genval.datasets.items import IMAGE_EXTENSIONS
+from genval.datasets.reading import read_image, read_mask
+from genval.evaluation.loading import check_models, load
+from genval.evaluation.settings import BravoSettings
+from genval.metrics.bravo import BravoCounts, bravo_index, ood_metrics, quantise, semantic_metrics
+from genval.metrics.segmentation import plain
+from genval.results.scenes import folder_name, model_list
+from genval.runtime.devices import launch_fabric, same_outcome
+from genval.runtime.errors import GenValError
+from genval.runtime.files import write_json, write_png
+from genval.runtime.paths import paths_below, resolve
+from genval.segmenters.identity import model_identity
+from genval.segmenters.prediction import infer, naming_errors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A part of the benchmark.
+
+    Attributes:
+        folder: `bravo_{folder}` holds its images.
+        part: a folder in the path of its images; "" for all.
+        image: end of the names of its images, before the suffix.
+        labels, invalid: end of the names of its labels (trainIds) and of its masks of invalid pixels (not 0).
+        semantic, ood: whether it has metrics of these kinds.
+    """
+
+    folder: str
+    part: str = ""
+    image: str = "_leftImg8bit"
+    labels: str = "_gt_labelTrainIds.png"
+    invalid: str = "_gt_invIds.png"
+    semantic: bool = True
+    ood: bool = False
+
+
+SUBSETS: dict[str, Subset] = {
+    **{f"ACDC{cond}": Subset("ACDC", cond, "_rgb_anon") for cond in ("fog", "rain", "night", "snow")},
+    "synrain": Subset("synrain"),
+    "SMIYC": Subset("SMIYC", "", "", "_labels_semantic_fake.png", "_labels_semantic.png", semantic=False, ood=True),
+    "synobjs": Subset("synobjs", "", "", "_gt.png", "_mask.png", ood=True),
+    "synflare": Subset("synflare"),
+    "outofcontext": Subset("outofcontext"),
+}
+
+
+@dataclass(frozen=True)
+class BravoImage:
+    """An image of the benchmark: its subset, its file, and its path below the benchmark's folder without the suffix."""
+
+    subset: str
+    image: Path
+    stem: str
+
+
+def find_bravo(root: Path) -> list[BravoImage]:
+    """Find the images of the benchmark, sorted.
+
+    Raises:
+        GenValError: there are none.
+    """
+    found = []
+    for name, subset in SUBSETS.items():
+        folder = root / f"bravo_{subset.folder}"
+        for path in sorted(paths_below(folder)) if folder.is_dir() else ():
+            stem = path.relative_to(root).with_suffix("").as_posix()
+            is_image = path.suffix.lower() in IMAGE_EXTENSIONS and stem.endswith(subset.image)
+            ends = (subset.labels, subset.invalid, "_pred.png", "_conf.png")
+            is_image = is_image and not path.name.endswith(ends)
+            if is_image and (not subset.part or subset.part in Path(stem).parts):
+                found.append(BravoImage(name, path, stem))
+    if not found:
+        raise GenValError(
+            f"No images of the BRAVO benchmark in {root}: expected bravo_ACDC/fog/test/*/*_rgb_anon.png and others. "
+            "Get them from https://github.com/valeoai/bravo_challenge, or give --bravo_dir."
+        )
+    return found
+
+
+_Output = tuple[np.ndarray, np.ndarray]
+
+
+class BravoStage(ManifestStage[BravoImage, np.ndarray, _Output]):
+    """One segmenter on the benchmark: a prediction and a confidence image per image."""
+
+    def __init__(
+        self, folder: Path, segmenter: nn.Module, model: str, device: torch.device, settings: BravoSettings
+    ) -> None:
+        record = {"model": model, "identity": model_identity(segmenter), "precision": settings.device.precision}
+        super().__init__(folder, record, settings, "relis/bravo.py")
+        self.segmenter, self.device, self.title = segmenter, device, f"{model} on BRAVO"
+
+    def key(self, item: BravoImage) -> str:
+        return item.stem
+
+    def files(self, item: BravoImage) -> Mapping[str, str]:
+        return {"prediction": f"{item.stem}_pred.png", "confidence": f"{item.stem}_conf.png"}
+
+    def item_record(self, item: BravoImage) -> Mapping[str, Any]:
+        return {**self.record, "image_mark": current_mark(item.image)}
+
+    def load(self, item: BravoImage) -> np.ndarray:
+        return read_image(item.image)
+
+    def split(self, batch: list[tuple[BravoImage, np.ndarray]]) -> Iterable[list[tuple[BravoImage, np.ndarray]]]:
+        return [[pair] for pair in batch]  # images of SMIYC differ in size
+
+    def compute(self, items: Sequence[BravoImage], loaded: Sequence[np.ndarray]) -> list[_Output]:
+        results = []
+        for item, image in zip(items, loaded, strict=True):
+            with torch.inference_mode(), naming_errors(self.segmenter, str(item.image)):
+                confidence, classes = infer(self.segmenter, image[None], self.device)[0].softmax(0).max(0)
+                if not bool(confidence.isfinite().all()):
+                    raise GenValError("confidences are not finite. Use --precision 32-true.")
+            results.append((classes.byte().cpu().numpy(), quantise(confidence.cpu().numpy())))
+        return results
+
+    def write(self, item: BravoImage, loaded: np.ndarray, output: _Output) -> dict[str, Any]:
+        files = self.files(item)
+        write_png(self.folder / files["prediction"], output[0])
+        write_png(self.folder / files["confidence"], output[1])
+        return {"id": item.stem, **files, **self.item_record(item)}
+
+
+def export_all(settings: BravoSettings) -> list[dict[str, Any]]:
+    """Write the predictions of every segmenter, and with labels the metrics; return one row per segmenter and subset.
+
+    Raises:
+        GenValError: there are no images, a checkpoint is missing, or a file is bad.
+    """
+    names = model_list(settings.model.segmenters, settings.preset)
+    items = find_bravo(resolve(settings.bravo_dir))
+    if settings.run.limit is not None:
+        items = items[: settings.run.limit]
+    if settings.run.dry_run:
+        print(f"{len(items)} images for each of {len(names)} segmenters")
+        return []
+    fabric = launch_fabric(settings.device)
+    precision = settings.device.precision
+    images = ((item.image, lambda item=item: read_image(item.image)) for item in items)
+    checked = check_models(settings.model, names[1:], fabric, precision, images)
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        with same_outcome(fabric):
+            segmenter = checked.pop(name, None) or load(settings.model, name, fabric.device, precision)
+        folder = resolve(settings.output_dir) / folder_name(name)
+        stage = BravoStage(folder, segmenter, name, fabric.device, settings)
+        run_stage(
+            stage, items, fabric=fabric, batch_size=1, num_workers=settings.model.num_workers,
+            overwrite=settings.run.overwrite,
+        )  # fmt: skip
+        if settings.labels_dir is not None and fabric.is_global_zero:
+            rows += measure_bravo(folder, items, resolve(settings.labels_dir), name)
+    return rows
+
+
+def measure_bravo(folder: Path, items: Sequence[BravoImage], labels: Path, model: str) -> list[dict[str, Any]]:
+    """Compute the metrics of exported predictions, write `bravo.json`, and return one row per subset and one of all.
+
+    Args:
+        folder: of the predictions.
+        items: the images.
+        labels: the folder with the labels, in the benchmark's layout.
+        model: the segmenter's name.
+
+    Raises:
+        GenValError: a label is missing, a file is bad, or sizes differ.
+    """
+    totals: dict[str, BravoCounts] = {}
+    for item in items:
+        counts = _measure(folder, item, labels)
+        totals[item.subset] = totals[item.subset] + counts if item.subset in totals else counts
+    semantic = {name: semantic_metrics(one) for name, one in totals.items() if SUBSETS[name].semantic}
+    ood = {name: ood_metrics(one) for name, one in totals.items() if SUBSETS[name].ood}
+    index = bravo_index(semantic.values(), ood.values())
+    content = {"semantic": semantic, "ood": ood, **index, "subsets": list(totals), "images": len(items)}
+    write_json(folder / "bravo.json", _plain(content))
+    rows = [
+        {
+            "model": model,
+            "subset": name,
+            **semantic.get(name, {}),
+            **{f"ood_{k}": v for k, v in ood.get(name, {}).items()},
+        }
+        for name in totals
+    ]
+    return [*rows, {"model": model, "subset": "all", **index}]
+
+
+def _measure(folder: Path, item: BravoImage, labels: Path) -> BravoCounts:
+    import cv2
+
+    subset = SUBSETS[item.subset]
+    base = labels / item.stem.removesuffix(subset.image)
+    files = [Path(f"{base}{end}") for end in (subset.labels, subset.invalid)]
+    train_ids, invalid = (read_mask(file) for file in files)
+    prediction = read_mask(folder / f"{item.stem}_pred.png")
+    confidence = cv2.imread(str(folder / f"{item.stem}_conf.png"), cv2.IMREAD_UNCHANGED)
+    if confidence is None or confidence.dtype != np.uint16:
+        raise GenValError(f"{folder / item.stem}_conf.png is missing or not a 16-bit PNG. Delete it and run again.")
+    if not train_ids.shape == invalid.shape == prediction.shape == confidence.shape:
+        raise GenValError(
+            f"{files[0]} {train_ids.shape}, {files[1]} {invalid.shape} and the prediction {prediction.shape} differ in "
+            "size. Labels and images must be of one release of the benchmark."
+        )
+    return BravoCounts.measure(prediction, confidence, train_ids, invalid != 0)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return plain(value) if isinstance(value, float) else value

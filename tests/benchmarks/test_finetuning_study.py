@@ -1,0 +1,55 @@
+"""The study of fine-tuning: paired differences, cut-outs, and the benchmark of speed and of resuming."""
+
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from genval.datasets.reading import read_mask
+from genval.runtime.paths import REPO_ROOT
+
+
+@pytest.fixture(scope="module")
+def study():
+    spec = importlib.util.spec_from_file_location("finetuning_study", REPO_ROOT / "benchmarks/finetuning.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_differences_are_paired(study):
+    noise = np.random.default_rng(0).normal(size=1001)
+    draws = {name: {"aupr_object": noise + shift} for name, shift in (("before", 1.0), ("control", 2.0), ("new", 2.5))}
+    found = study.compare(draws, ("aupr_object",))
+    assert found["values"]["new"]["aupr_object"] == pytest.approx(noise[0] + 2.5)
+    assert found["differences"]["new - control"]["aupr_object"] == pytest.approx([0.5, 0.5, 0.5])
+    assert set(found["differences"]) == {"control - before", "new - before", "new - control"}
+
+
+def test_cut_outs_can_be_pasted(study, tmp_path):
+    from genval.finetuning.outliers import find_outliers
+
+    study.write_cut_outs(["lion", "zebra"], tmp_path)
+    assert set(np.unique(read_mask(tmp_path / "masks/lion.png"))) == {0, 1}
+    assert find_outliers(f"paste:{tmp_path}/images,{tmp_path}/masks", None, None).count == 2
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_exact_on_a_cpu(tmp_path):
+    command = [
+        sys.executable,
+        "benchmarks/finetuning_speed.py",
+        "--segmenters",
+        "mini-fast-scnn",
+        "--accelerator",
+        "cpu",
+    ]
+    command += ["--image_size", "128x256", "--crop_size", "64x128", "--batch_size", "2", "--steps", "4"]
+    command += ["--num_workers", "1", "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    row = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
+    assert row[0] == "mini-fast-scnn" and row[4:] == ["2", "0", "0"]

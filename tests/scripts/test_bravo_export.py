@@ -1,0 +1,53 @@
+"""relis/bravo.py on a tiny benchmark, with a segmenter of arithmetic."""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from genval.runtime.files import write_png
+from genval.runtime.paths import REPO_ROOT
+
+pytestmark = pytest.mark.slow
+SIZE = (32, 48)
+IMAGES = {
+    "bravo_ACDC/fog/test/A/A_1_rgb_anon": "bravo_ACDC/fog/test/A/A_1_gt_{}",
+    "bravo_synobjs/lion/1": "bravo_synobjs/lion/1_{}",
+}
+
+
+def run(*flags):
+    command = [sys.executable, "relis/bravo.py", *map(str, flags)]
+    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_export_resume_and_metrics(tmp_path):
+    rng = np.random.default_rng(0)
+    for image, labels in IMAGES.items():
+        write_png(tmp_path / f"bravo/{image}.png", rng.integers(0, 256, (*SIZE, 3)).astype(np.uint8))
+        ends = ("labelTrainIds.png", "invIds.png") if "gt" in labels else ("gt.png", "mask.png")
+        write_png(tmp_path / "labels" / labels.format(ends[0]), rng.integers(0, 19, SIZE).astype(np.uint8))
+        write_png(tmp_path / "labels" / labels.format(ends[1]), (rng.random(SIZE) < 0.3).astype(np.uint8))
+    flags = ["--segmenters", "mini-fast-scnn", "--bravo_dir", tmp_path / "bravo", "--output_dir", tmp_path / "out"]
+    flags += ["--accelerator", "cpu", "--devices", 1]
+    code, out, err = run(*flags, "--labels_dir", tmp_path / "labels")
+    assert code == 0, err
+    folder = tmp_path / "out/mini-fast-scnn"
+    for image in IMAGES:
+        prediction = cv2.imread(str(folder / f"{image}_pred.png"), cv2.IMREAD_UNCHANGED)
+        confidence = cv2.imread(str(folder / f"{image}_conf.png"), cv2.IMREAD_UNCHANGED)
+        assert prediction.shape == confidence.shape == SIZE
+        assert prediction.dtype == np.uint8 and prediction.max() < 19 and confidence.dtype == np.uint16
+    content = json.loads((folder / "bravo.json").read_text())
+    assert set(content["semantic"]) == {"ACDCfog", "synobjs"} and set(content["ood"]) == {"synobjs"}
+    assert 0 < content["bravo_index"] < 1 and "bravo_index" in out
+    # A label that is missing is named, and finished predictions are kept.
+    (tmp_path / "labels/bravo_synobjs/lion/1_gt.png").unlink()
+    written = (folder / "bravo_synobjs/lion/1_pred.png").stat().st_mtime_ns
+    code, out, err = run(*flags, "--labels_dir", tmp_path / "labels")
+    assert code == 2 and "lion/1_gt.png does not exist" in err and "Traceback" not in err
+    assert (folder / "bravo_synobjs/lion/1_pred.png").stat().st_mtime_ns == written
