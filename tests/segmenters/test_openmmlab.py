@@ -117,6 +117,12 @@ def test_building_fetches_nothing_and_replaces_synchronised_batch_norm():
     assert "Pretrained" not in str(swin)
 
 
+def test_timm_is_imported_where_a_backbone_needs_it():
+    backbone = {"_delete_": True, "type": "TIMMBackbone", "model_name": "no_such_network"}
+    with pytest.raises(GenValError, match="Unknown model"):  # timm says so
+        build({"model.backbone": backbone})
+
+
 def test_bad_configs(tmp_path):
     with pytest.raises(GenValError, match=r"no config .*/absent.py, nor does mmsegmentation ship one"):
         read_config("absent.py")
