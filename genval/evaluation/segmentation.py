@@ -23,7 +23,7 @@ from genval.datasets.gate import GATE, GATED
 from genval.datasets.layouts import GATED_SUFFIX, find_layout
 from genval.datasets.reading import PairCache
 from genval.evaluation.evaluation_set import EvaluationSet, find_images, results_name
-from genval.evaluation.inference import Measured, launch_batch, sample_pixels
+from genval.evaluation.inference import Measured, launch_batch, sample_pixels, start_device
 from genval.evaluation.loading import check_models, load_ahead
 from genval.evaluation.settings import EvaluationSettings
 from genval.metrics.reliability import reliability_metrics
@@ -109,6 +109,7 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
             print(f"{dataset}: {number}, for each of {len(names)} segmenters")
         return []
     fabric = launch_fabric(settings.device)
+    start_device(fabric.device)
     checked: dict[str, nn.Module] = {}
     if segmenter is None:
         # The first is run at once.

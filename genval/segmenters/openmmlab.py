@@ -83,8 +83,8 @@ def import_mmseg() -> None:
             sys.modules["mmcv._ext"] = module
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # They import transformers, and with it peft, and parts of torch and SciPy for training alone. `_build` imports
-            # timm where it is needed.
+            # They import transformers, and with it peft, and parts of torch and SciPy for training alone. `_build`
+            # imports timm where it is needed.
             with hidden("transformers", "torch.distributed.optim"):
                 import mmengine.optim  # noqa: F401
             with hidden("timm"), placeholders(*_OF_TRAINING):
