@@ -6,8 +6,10 @@ their size, under the keys `{id}/{name}`; the ids' order is the file's.
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,17 @@ def read_arrays(path: Path, names: Iterable[str], remedy: str) -> dict[str, np.n
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
             raise GenValError(f"{path}: {name} does not hold finite numbers. {remedy}")
     return found
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays into a compressed `.npz` file, whole or not at all; the same arrays give the same bytes."""
+    stream = io.BytesIO()
+    # As `numpy.savez_compressed`, which has no argument for the level: a quarter of its time for a fifth more bytes.
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=2) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+    write_bytes(path, stream.getvalue())
 
 
 class PackedTensors:
