@@ -432,7 +432,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             space.class_sets,
             self._head(results, skipped),
             _listed(results, skipped),
-            lambda total: write_total(results, records, total, key),
+            lambda total, metrics: write_total(results, records, total, key, metrics),
         ).total
 
     def _head(self, results: SceneResults, skipped: Sequence[BadFile]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from genval.results.provenance import is_reusable
 from genval.results.shapes import ImageLine, ImageStatistics, SavedSettings
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json, read_jsonl, write_bytes, write_csv, write_json, write_jsonl, write_png
+from genval.runtime.files import json_bytes, read_json, read_jsonl, write_bytes, write_csv, write_jsonl, write_png
 from genval.runtime.paths import REPO_ROOT, inside
 
 ALL = "all"
@@ -227,7 +227,7 @@ def finish_scene(
     class_sets: Mapping[str, Sequence[int]],
     metadata: Mapping[str, Any],
     skipped: Sequence[Mapping[str, str]] = (),
-    write_total: Callable[[PixelStatistics], None] | None = None,
+    before_metrics: Callable[[PixelStatistics, bytes], None] | None = None,
 ) -> Summary:
     """Write a scene's manifest, tables and metrics from the statistics of its images; return their summary.
 
@@ -239,7 +239,8 @@ def finish_scene(
         class_sets: as for `summarise`.
         metadata: added to the head of `metrics.json`.
         skipped: files that `--skip_bad` skipped.
-        write_total: writes the sum of the statistics.
+        before_metrics: is called with the sum of the statistics and the content of `metrics.json` before it is
+            written.
     """
     summary = summarise(
         ((record["id"], results.read_image(record)) for record in records), names, label_space, class_sets
@@ -269,9 +270,10 @@ def finish_scene(
         "skipped": list(skipped),
         **summary.metrics,
     }
-    if write_total is not None:
-        write_total(summary.total)
-    write_json(results.metrics, values)
+    content = json_bytes(values)
+    if before_metrics is not None:
+        before_metrics(summary.total, content)
+    write_bytes(results.metrics, content)
     return summary
 
 
