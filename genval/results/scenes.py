@@ -308,7 +308,7 @@ def summarise(
     def each() -> Iterator[PixelStatistics]:
         for item_id, statistics in images:
             ids.append(item_id)
-            metrics = reliability_metrics(statistics)
+            metrics = reliability_metrics(statistics, _IMAGE_METRICS)
             rows.append([item_id, *_image_row(statistics.confusion, label_space)])
             rows[-1] += [plain(metrics[name]) for name in _IMAGE_METRICS]
             yield statistics
