@@ -13,7 +13,7 @@ from genval.runtime.paths import REPO_ROOT
 def test_rows_are_measured_once(tmp_path):
     def run(*flags):
         command = [
-            sys.executable, "benchmarks/protocol_speed.py", "--images", "3", "--size", "tiny", "--batch_size", "2",
+            sys.executable, "benchmarks/protocol_speed.py", "--images", "4", "--size", "tiny", "--batch_size", "1",
             "--precision", "32-true", "--accelerator", "cpu", "--output", str(tmp_path), *flags,
         ]  # fmt: skip
         done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
