@@ -1,4 +1,4 @@
-"""Hours that the paper's protocol takes on one device, from the real scripts with random weights of full size.
+"""Hours that the evaluations of the paper's protocol take on one device: relis/eval.py with random weights.
 
 Reads:  nothing: streets are rendered at Cityscapes' size, and the zoo's networks get random weights
 Writes: {output}/: the streets, the weights, the logs of the commands, protocol_speed.json and protocol_speed.md
@@ -7,7 +7,9 @@ Writes: {output}/: the streets, the weights, the logs of the commands, protocol_
 
 Every segmenter is one command of relis/eval.py, as in reproduce.py. "First" is the time from the command to the first
 written result, "rate" that between the first and the last result, and "busy" the share of the command's time in which a
-kernel ran on the GPU. The time of a segmenter's whole protocol is first + images / rate. Rows that are in the JSON
+kernel ran on the GPU. The time of a segmenter's whole protocol is first + 6,447 images / rate, and its error is that of
+the rate: half the difference between both halves of the images. Generation, objects and calibration are not part of it.
+Rows that are in the JSON
 already, of the same settings and device, are kept.
 """
 
@@ -49,7 +51,7 @@ class ProtocolSpeedSettings:
     SCRIPT: ClassVar[str] = "benchmarks/protocol_speed"
 
     segmenters: tuple[str, ...] = flag(tuple(path_dicts.ZOO), "names; by default all 42", type=comma_list)
-    images: int = flag(16, "images per segmenter", type=positive_int)
+    images: int = flag(32, "images per segmenter, at least 4 batches", type=positive_int)
     size: str = flag("full", "1024x2048 or 64x128", choices=tuple(SIZES))
     save: str = flag("predictions,logits", "as for relis/eval.py")
     batch_size: int = flag(4, "images per forward pass", type=positive_int)
@@ -65,6 +67,8 @@ class ProtocolSpeedSettings:
 def main(settings: ProtocolSpeedSettings) -> None:
     from genval.runtime.files import read_json, write_bytes, write_json
 
+    if settings.images < 4 * settings.batch_size:
+        raise GenValError(f"--images: expected at least 4 batches of {settings.batch_size}, found {settings.images}.")
     unknown = [name for name in settings.segmenters if name not in path_dicts.ZOO]
     if unknown:
         raise GenValError(f"Not in the zoo: {', '.join(unknown)}. See: python relis/eval.py --list_models")
@@ -81,7 +85,8 @@ def main(settings: ProtocolSpeedSettings) -> None:
         rows = [old for old in rows if old["key"] != key] + [row]
         write_json(path, rows)
         write_bytes(path.with_suffix(".md"), markdown(rows).encode())
-        print(markdown([row]).splitlines()[-1], flush=True)
+        print(markdown([row]).splitlines()[2], flush=True)
+    print(markdown(rows).splitlines()[-1])
     print(f"wrote {path} and {path.stem}.md: {len(rows)} rows")
 
 
@@ -159,17 +164,23 @@ def evaluate(settings: ProtocolSpeedSettings, model: str, folder: Path) -> dict[
             "--devices", 1, "--limit", settings.images, *optional,
         )  # fmt: skip
     times = sorted(path.stat().st_mtime for path in results.glob(f"{model}/*/*/*/statistics/*.json"))
-    # The first batch is written at once.
-    count = len(times) - min(settings.batch_size, len(times) - 1)
-    rate = count / max(times[-1] - times[-1 - count], 1e-9)
+    middle = len(times) // 2
+    rate, *halves = (images_per_s(part, settings.batch_size) for part in (times, times[:middle], times[middle:]))
     return {
         "seconds": seconds,
         "first_s": times[0] - start,
         "images_per_s": rate,
+        "error": abs(halves[0] - halves[1]) / 2 / rate,
         "last_s": start + seconds - times[-1],
         "busy": sum(busy) / len(busy) if busy else None,
         "protocol_s": times[0] - start + PROTOCOL_IMAGES / rate,
     }
+
+
+def images_per_s(times: list[float], batch_size: int) -> float:
+    """Return the rate at which results were written, from the sorted times; the first batch is written at once."""
+    first = min(batch_size, len(times)) - 1
+    return (len(times) - 1 - first) / max(times[-1] - times[first], 1e-9)
 
 
 @contextlib.contextmanager
@@ -194,15 +205,17 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     from genval.runtime.tables import markdown_table
 
     header = ["segmenter", "images", "batch", "precision", "workers", "first s", "images/s", "after s", "whole s",
-              "busy %", "protocol min"]  # fmt: skip
+              "busy %", "protocol min", "error %"]  # fmt: skip
     table = [
         [(key := row["key"])["model"], key["images"], key["batch_size"],
          key["precision"] + (" compiled" if key["compile"] == "on" else ""), key["num_workers"] or "default",
          row["first_s"], row["images_per_s"], row["last_s"], row["seconds"], row["busy"] and 100 * row["busy"],
-         row["protocol_s"] / 60]
+         row["protocol_s"] / 60, 100 * row["error"]]
         for row in rows
     ]  # fmt: skip
-    return markdown_table(header, table, digits=1) + "\n"
+    hours = sum(row["protocol_s"] for row in rows) / 3600
+    error = sum(row["protocol_s"] * row["error"] for row in rows) / 3600
+    return f"{markdown_table(header, table, digits=1)}\n\n{len(rows)} rows: {hours:.2f} h, error {error:.2f} h\n"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from genval.metrics.ood_scores import OodCounts
 
 Result = TypeVar("Result")
+
+# A thread may compile the kernels while another one asks for them.
+_TEST_OF_TRITON = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -228,20 +233,44 @@ def sample_pixels(pixels: int, number: int, seed: int, item_id: str) -> np.ndarr
     return np.sort(generator.choice(pixels, number, replace=False, shuffle=False))
 
 
-@cache
+def start_device(device: torch.device) -> None:
+    """Start a GPU in a thread: its context, its libraries and the compilation of the kernel of the metrics.
+
+    This takes seconds, in which the main thread imports and loads a segmenter.
+    """
+
+    def start() -> None:
+        import torch
+
+        with contextlib.suppress(RuntimeError):  # the segmenter meets the same error
+            ones = torch.ones(1, 1, 8, 8, device=device)
+            torch.nn.functional.conv2d(ones @ ones, ones)
+            can_fuse(device)
+
+    if device.type == "cuda":
+        threading.Thread(target=start, name="start-device", daemon=True).start()
+
+
 def can_fuse(device: torch.device) -> bool:
     """Whether the Triton kernels run on a device: a GPU on which a small test of Triton succeeds.
 
     At first use Triton compiles with the system's C compiler, which a minimal container may not have.
     """
+    with _TEST_OF_TRITON:
+        return device.type == "cuda" and _runs_triton(device)
+
+
+@cache
+def _runs_triton(device: torch.device) -> bool:
     import torch
 
-    if device.type != "cuda" or not find_spec("triton"):
+    if not find_spec("triton"):
         return False
     from genval.kernels.statistics import launch
 
     try:
-        launch(torch.zeros(1, 1, 1, device=device), torch.zeros(1, 1, dtype=torch.uint8, device=device))
+        # The number of classes makes this the kernel that measures images, which is then compiled.
+        launch(torch.zeros(1, 19, 16, device=device), torch.zeros(1, 16, dtype=torch.uint8, device=device))
         torch.cuda.synchronize(device)
     except Exception as error:  # many kinds, from a missing compiler to a driver that is too old
         warnings.warn(

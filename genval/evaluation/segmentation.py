@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +23,13 @@ from genval.datasets.gate import GATE, GATED
 from genval.datasets.layouts import GATED_SUFFIX, find_layout
 from genval.datasets.reading import PairCache
 from genval.evaluation.evaluation_set import EvaluationSet, find_images, results_name
-from genval.evaluation.inference import Measured, launch_batch, sample_pixels
+from genval.evaluation.inference import Measured, launch_batch, sample_pixels, start_device
 from genval.evaluation.loading import check_models, load_ahead
 from genval.evaluation.settings import EvaluationSettings
 from genval.metrics.reliability import reliability_metrics
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
 from genval.metrics.statistics import PixelStatistics
+from genval.results.finished import read_total, summary_key, write_total
 from genval.results.scenes import (
     SceneResults,
     finish_scene,
@@ -110,6 +111,7 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
             print(f"{dataset}: {number}, for each of {len(names)} segmenters")
         return []
     fabric = launch_fabric(settings.device)
+    start_device(fabric.device)
     checked: dict[str, nn.Module] = {}
     if segmenter is None:
         # The first is run at once.
@@ -229,6 +231,10 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         self.tensors = {kind: values | model_record for kind, values in metadata.items() if kind in settings.save}
         self.keep_prediction = "predictions" in settings.save
         self.packed: dict[tuple[str, SceneResults], set[str]] = {}
+        self.finished: dict[SceneResults, PixelStatistics] = {}
+        self.members: dict[SceneResults, list[Item]] = {results: [] for results in self.scenes.values()}
+        for item in items:
+            self.members[self.results_of(item)].append(item)
 
     def key(self, item: Item) -> str:
         return f"{item.cond}/{item.scene}/{item.id}"
@@ -246,8 +252,10 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     def begin(self, items: Sequence[Item], overwrite: bool) -> None:
         for results in self.scenes.values():
             remove_leftovers(results.folder)
+        self.finished = {} if overwrite else self._find_finished()
+        items = [item for item in items if self.results_of(item) not in self.finished]
         self._remove_damaged(items, overwrite)
-        outdated = [results for results in self.scenes.values() if _is_unidentified(results)]
+        outdated = [results for results in self.scenes.values() - self.finished.keys() if _is_unidentified(results)]
         if outdated and not overwrite:
             print(
                 f"{self.title}: earlier results do not state which model made them, e.g. in {outdated[0].folder}. "
@@ -255,6 +263,16 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             )
         if self.limit is not None:
             self._keep_whole(items, overwrite)
+
+    def _find_finished(self) -> dict[SceneResults, PixelStatistics]:
+        """Return the sums of the statistics of the scenes whose results are whole and those of this run."""
+        found: dict[SceneResults, PixelStatistics] = {}
+        for results, members in self.members.items():
+            records = [self.records[item] for item in members]
+            key = self._summary_key(results, records, self.unpaired)
+            total = read_total(results, records, key, self.keep_prediction)
+            found |= {} if total is None else {results: total}
+        return found
 
     def _remove_damaged(self, items: Sequence[Item], overwrite: bool) -> None:
         """Remove files of earlier runs that cannot be read, so that their images are computed again, and say so."""
@@ -277,15 +295,18 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
 
     def _keep_whole(self, items: Sequence[Item], overwrite: bool) -> None:
         """Refuse to replace the results of all images of a scene by those of a part."""
+        whole = {results for results in self.scenes.values() if _is_whole(results)}
         for item in items:
             results = self.results_of(item)
-            if _is_whole(results) and (overwrite or not results.is_done(self.records[item], self.keep_prediction)):
+            if results in whole and (overwrite or not results.is_done(self.records[item], self.keep_prediction)):
                 raise GenValError(
                     f"{results.folder} holds results of all images, by another model or with other settings: --limit "
                     "would replace them by results of a part. Give another --eval_dir, or no --limit."
                 )
 
     def open(self, rank: int) -> None:
+        if rank > 0:  # the first process has begun
+            self.finished = self._find_finished()
         # A packed file is used only if its metadata is the same.
         self.packed = {
             (kind, results): set(packed_ids(path)) if read_about(path) == metadata else set()
@@ -296,7 +317,8 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
 
     def is_done(self, item: Item) -> bool:
         results = self.results_of(item)
-        return results.is_done(self.records[item], self.keep_prediction) and all(
+        is_saved = results in self.finished or results.is_done(self.records[item], self.keep_prediction)
+        return is_saved and all(
             item.id in self.packed[kind, results] or read_about(results.part(kind, item.id)) == metadata
             for kind, metadata in self.tensors.items()
         )
@@ -305,6 +327,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         for results in {self.results_of(item) for item in missing}:
             write_settings(results.folder, self.settings)
             results.metrics.unlink(missing_ok=True)
+            self.finished.pop(results, None)
         # Logits and features of another model or image, which this run does not write again, are outdated.
         changed = [item for item in missing if not self.results_of(item).is_done(self.records[item], prediction=False)]
         for kind in {"logits", "features"} - self.tensors.keys():
@@ -368,6 +391,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         """Summarise each scene, and print what was skipped."""
         without = {(bad.cond, bad.scene, bad.id) for bad in skipped}
         kept = [item for item in self.records if (item.cond, item.scene, item.id) not in without]
+        is_kept = set(kept)
         dropped = [bad for bad in skipped if bad.reason.startswith(GATED)]
         for bad in skipped:
             if bad not in dropped:
@@ -386,21 +410,39 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             raise GenValError(f"Every image of {self.dataset} was skipped (see above): no image is left to evaluate.")
         totals: dict[str, PixelStatistics] = {}
         for (cond, _), results in scenes.items():
-            members = [item for item in kept if self.results_of(item) == results]
-            total = self._finish_scene(results, members, skipped, dropped)
+            members = [item for item in self.members[results] if item in is_kept]
+            total = self._finish_scene(results, members, skipped)
             totals[cond] = totals[cond] + total if cond in totals else total
         conds = sorted({item.cond for item in kept})
         images, bad_count = ({c: sum(e.cond == c for e in entries) for c in conds} for entries in (kept, skipped))
         return Evaluated(self.model, self.dataset, scenes, images, bad_count, totals)
 
     def _finish_scene(
-        self, results: SceneResults, items: Sequence[Item], skipped: Sequence[BadFile], dropped: Sequence[BadFile]
+        self, results: SceneResults, items: Sequence[Item], skipped: Sequence[BadFile]
     ) -> PixelStatistics:
-        settings, key, space = self.settings, (results.cond, results.scene), label_space_of(self.dataset)
-        if self.limit is not None and _is_whole(results):
-            return functools.reduce(operator.add, (results.read_image(self.records[item]) for item in items))
+        space, records = label_space_of(self.dataset), [self.records[item] for item in items]
         for kind, metadata in self.tensors.items():
-            pack(results.packed(kind), {item.id: results.part(kind, item.id) for item in items}, metadata)
+            if self.limit is None or not _is_whole(results):
+                pack(results.packed(kind), {item.id: results.part(kind, item.id) for item in items}, metadata)
+        if results in self.finished:
+            return self.finished[results]
+        if self.limit is not None and _is_whole(results):
+            return functools.reduce(operator.add, map(results.read_image, records))
+        key = self._summary_key(results, records, skipped)
+        return finish_scene(
+            results,
+            records,
+            space.names,
+            space.classes,
+            space.class_sets,
+            self._head(results, skipped),
+            _listed(results, skipped),
+            lambda total, metrics: write_total(results, records, total, key, metrics),
+        ).total
+
+    def _head(self, results: SceneResults, skipped: Sequence[BadFile]) -> dict[str, Any]:
+        """Return what the summary of a scene states about the run."""
+        settings = self.settings
         head: dict[str, Any] = {
             "src_dataset": settings.model.src_dataset,
             "split": settings.split or find_layout(self.dataset.removesuffix(GATED_SUFFIX)).default_split,
@@ -408,17 +450,23 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             "class_map": settings.model.class_map,
         }
         if settings.gate:
+            dropped = [bad for bad in skipped if bad.reason.startswith(GATED)]
             head["gate_mark"] = self.gate
-            head["dropped_by_gate"] = sum((bad.cond, bad.scene) == key for bad in dropped)
-        return finish_scene(
-            results,
-            [self.records[item] for item in items],
-            space.names,
-            space.classes,
-            space.class_sets,
-            head,
-            [{"file": bad.file, "reason": bad.reason} for bad in skipped if (bad.cond, bad.scene) == key],
-        ).total
+            head["dropped_by_gate"] = sum((bad.cond, bad.scene) == (results.cond, results.scene) for bad in dropped)
+        return head
+
+    def _summary_key(
+        self, results: SceneResults, records: Sequence[Mapping[str, Any]], skipped: Sequence[BadFile]
+    ) -> str:
+        space = label_space_of(self.dataset)
+        classes = [list(space.names), list(space.classes), {name: list(ids) for name, ids in space.class_sets.items()}]
+        return summary_key(records, self._head(results, skipped), _listed(results, skipped), classes)
+
+
+def _listed(results: SceneResults, skipped: Sequence[BadFile]) -> list[dict[str, str]]:
+    """Return the skipped files of a scene as its summary lists them."""
+    key = results.cond, results.scene
+    return [{"file": bad.file, "reason": bad.reason} for bad in skipped if (bad.cond, bad.scene) == key]
 
 
 def _is_whole(results: SceneResults) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -21,8 +22,12 @@ from genval.metrics.statistics import PixelStatistics, level_confidence
 from genval.runtime.errors import GenValError
 
 
-def reliability_metrics(statistics: PixelStatistics) -> dict[str, float]:
+def reliability_metrics(statistics: PixelStatistics, names: Collection[str] | None = None) -> dict[str, float]:
     """Compute the metrics of a set of pixels.
+
+    Args:
+        statistics: of the pixels.
+        names: the metrics to compute; None means all.
 
     Returns:
         Calibration: `mean_confidence`; the errors `ece`, `adaptive_ece`, `ks` and `classwise_ece` (fractions); `nll`
@@ -31,7 +36,8 @@ def reliability_metrics(statistics: PixelStatistics) -> dict[str, float]:
         right pixels are kept); `prr_percent`. Entropy in nats: the mean `entropy`, the standard deviation
         `entropy_std`, and the means `entropy_right` and `entropy_wrong`. NaN where a metric is not defined.
     """
-    metrics = _metrics(*(array[None] for array in statistics.arrays()), confidence=level_confidence())
+    arrays = (array[None] for array in statistics.arrays())
+    metrics = _metrics(*arrays, confidence=level_confidence(), names=names)
     return {name: float(value[0]) for name, value in metrics.items()}
 
 
@@ -120,33 +126,44 @@ def _metrics(
     sums: np.ndarray,
     *,
     confidence: np.ndarray,
+    names: Collection[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Compute the metrics of several sets: every array has a leading dimension; `confidence` is that of the levels."""
     wrong, right = levels[:, 0].astype(np.float64), levels[:, 1].astype(np.float64)
     pixels, wrongs, rights = (values.sum(-1) for values in (wrong + right, wrong, right))
-    in_level = (wrong + right)[:, ::-1]  # ascending in confidence
-    curve = calibration.gap_curve(right[:, ::-1], in_level, in_level * confidence[::-1])
     named = dict(zip(SUMS, np.moveaxis(sums, -1, 0), strict=True))
     entropy = safe_divide(named["entropy_right"] + named["entropy_wrong"], pixels)
-    variance = safe_divide(named["squared_entropy"], pixels) - entropy**2
-    return {
-        "mean_confidence": safe_divide(bin_confidence.sum(-1), pixels),
-        "ece": calibration.binned_ece(bins[:, 1], bins.sum(1), bin_confidence),
-        "adaptive_ece": calibration.adaptive_ece(curve, in_level),
-        "ks": calibration.ks_error(curve),
-        "classwise_ece": calibration.binned_ece(class_bins[:, 1], class_bins.sum(1), class_confidence).mean(-1),
-        "nll": safe_divide(named["nll"], pixels),
-        "brier": safe_divide(named["brier"], pixels),
-        "auroc": ranking.auroc(right, wrong),
-        "aupr_right": ranking.aupr(right, wrong),
-        "aupr_wrong": ranking.aupr(wrong[:, ::-1], right[:, ::-1]),
-        "fpr95": ranking.fpr_at_tpr(right, wrong, interpolate=True),
-        "prr_percent": ranking.prediction_rejection_ratio(right, wrong),
-        "entropy": entropy,
-        "entropy_std": np.sqrt(np.maximum(variance, 0)),
-        "entropy_right": safe_divide(named["entropy_right"], rights),
-        "entropy_wrong": safe_divide(named["entropy_wrong"], wrongs),
+
+    @functools.cache
+    def in_level() -> np.ndarray:  # ascending in confidence
+        return (wrong + right)[:, ::-1]
+
+    @functools.cache
+    def curve() -> np.ndarray:
+        return calibration.gap_curve(right[:, ::-1], in_level(), in_level() * confidence[::-1])
+
+    def entropy_std() -> np.ndarray:
+        return np.sqrt(np.maximum(safe_divide(named["squared_entropy"], pixels) - entropy**2, 0))
+
+    metrics: dict[str, Callable[[], np.ndarray]] = {
+        "mean_confidence": lambda: safe_divide(bin_confidence.sum(-1), pixels),
+        "ece": lambda: calibration.binned_ece(bins[:, 1], bins.sum(1), bin_confidence),
+        "adaptive_ece": lambda: calibration.adaptive_ece(curve(), in_level()),
+        "ks": lambda: calibration.ks_error(curve()),
+        "classwise_ece": lambda: calibration.binned_ece(class_bins[:, 1], class_bins.sum(1), class_confidence).mean(-1),
+        "nll": lambda: safe_divide(named["nll"], pixels),
+        "brier": lambda: safe_divide(named["brier"], pixels),
+        "auroc": lambda: ranking.auroc(right, wrong),
+        "aupr_right": lambda: ranking.aupr(right, wrong),
+        "aupr_wrong": lambda: ranking.aupr(wrong[:, ::-1], right[:, ::-1]),
+        "fpr95": lambda: ranking.fpr_at_tpr(right, wrong, interpolate=True),
+        "prr_percent": lambda: ranking.prediction_rejection_ratio(right, wrong),
+        "entropy": lambda: entropy,
+        "entropy_std": entropy_std,
+        "entropy_right": lambda: safe_divide(named["entropy_right"], rights),
+        "entropy_wrong": lambda: safe_divide(named["entropy_wrong"], wrongs),
     }
+    return {name: metric() for name, metric in metrics.items() if names is None or name in names}
 
 
 def _coarsen(levels: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from genval.runtime.errors import GenValError
-from genval.runtime.imports import hidden
+from genval.runtime.imports import hidden, placeholders
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +39,9 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
         GenValError: this machine does not have these devices.
     """
     # Fabric imports torchmetrics to compare its version, for a feature that is not used here. torchmetrics imports
-    # transformers and torchvision: half of the start-up time of an evaluation.
-    with hidden("torchmetrics"):
+    # transformers and torchvision: half of the start-up time of an evaluation. It imports torch's compiler, which takes
+    # a second, to recognise compiled modules in Fabric.setup, which is not used either.
+    with hidden("torchmetrics"), placeholders("torch._dynamo"):
         from lightning_fabric import Fabric
 
     try:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from genval.runtime.errors import GenValError
-from genval.runtime.imports import hidden
+from genval.runtime.imports import hidden, placeholders
 from genval.runtime.paths import resolve
 from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import load_strictly, read_state_dict
@@ -39,6 +39,14 @@ _INSTALL_MMPRETRAIN = (
     "pip install --no-deps mmpretrain==1.2.0 model-index==0.1.11 ordered-set==4.1.0 mat4py==0.6.0 einops Markdown"
 )
 
+
+_OF_TRAINING = (
+    "torch.distributed.fsdp",
+    "torch.distributed.fsdp.api",
+    "torch.distributed.fsdp.fully_sharded_data_parallel",
+    "scipy.interpolate",
+    "scipy.optimize",
+)
 
 # Swin's and CCNet's attention: both add a mask that is float32 whatever the weights are.
 _MIXING = ("WindowMSA", "CrissCrossAttention")
@@ -75,10 +83,12 @@ def import_mmseg() -> None:
             sys.modules["mmcv._ext"] = module
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # It imports transformers, and with it peft, to register an optimiser of training.
-            with hidden("transformers"):
+            # They import transformers, and with it peft, and parts of torch and SciPy for training alone. `_build`
+            # imports timm where it is needed.
+            with hidden("transformers", "torch.distributed.optim"):
                 import mmengine.optim  # noqa: F401
-            import mmseg.models  # noqa: F401
+            with hidden("timm"), placeholders(*_OF_TRAINING):
+                import mmseg.models  # noqa: F401
         # A warning about training sizes that mmseg repeats for each image size and layer.
         warnings.filterwarnings("ignore", message="When align_corners=True", module="mmseg")
     except ImportError as error:
@@ -149,6 +159,11 @@ def _build(content: Any, is_data: bool, config: str | Path) -> nn.Module:
     from mmseg.registry import MODELS
 
     try:
+        if "TIMMBackbone" in str(content.model):
+            import timm
+            from mmseg.models.backbones import timm_backbone
+
+            timm_backbone.timm = timm
         restricted = registered_only() if is_data else contextlib.nullcontext()
         with DefaultScope.overwrite_default_scope("mmseg"), warnings.catch_warnings(), restricted:
             warnings.simplefilter("ignore")

@@ -16,6 +16,7 @@ from relis_world import CITYSCAPES_NAMES, FAKE_MODELS, make_world, write_pair
 
 from genval.datasets.reading import read_image, read_mask
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
+from genval.results.scenes import SceneResults
 from genval.runtime.files import write_png
 from genval.runtime.paths import REPO_ROOT
 
@@ -32,7 +33,7 @@ def test_what_is_written_and_that_it_is_right(relis):
     folder = relis.results / "good/Cityscapes/clean/frankfurt"
     assert sorted(path.name for path in folder.iterdir()) == [
         "confusion_matrix.csv", "manifest.jsonl", "metrics.json", "per_image.csv", "predictions", "settings.json",
-        "statistics",
+        "statistics", "total.npz",
     ]  # fmt: skip
     names = CITYSCAPES_NAMES["frankfurt"]
     assert sorted(path.stem for path in (folder / "predictions").iterdir()) == names
@@ -121,8 +122,49 @@ def test_a_second_run_computes_only_missing_and_outdated_results(relis):
         f"good/Cityscapes/clean/frankfurt/{path}"
         for path in (f"predictions/{name}.png", f"statistics/{name}.json", f"statistics/{name}.npz",
                      "metrics.json", "per_image.csv",
-                     "confusion_matrix.csv", "manifest.jsonl")
+                     "confusion_matrix.csv", "manifest.jsonl", "total.npz")
     }  # fmt: skip
+
+
+def settle(results):
+    """Make each metrics.json newer than the other files of its scene, as it is where an evaluation takes a second."""
+    time.sleep(0.05)
+    for path in results.rglob("metrics.json"):
+        os.utime(path)
+
+
+def test_a_finished_scene_is_recognised_without_reading_the_files_of_its_images(relis, monkeypatch):
+    relis.eval()
+    before = digest(relis.results)
+    settle(relis.results)
+    with monkeypatch.context() as patch:
+        patch.setattr(SceneResults, "read_image", None)
+        patch.setattr(SceneResults, "is_done", None)
+        patch.setattr(SceneResults, "damaged_file", None)
+        code, out, err = relis.eval()
+    assert code == 0 and "| good" in out, err
+    assert digest(relis.results) == before
+
+
+@pytest.mark.parametrize("change", ["content", "length", "removed", "summary", "total"])
+def test_a_changed_file_of_a_finished_scene_is_found(relis, change):
+    relis.eval()
+    before, scene = digest(relis.results), relis.results / "good/Cityscapes/clean/frankfurt"
+    settle(relis.results)
+    path = scene / f"statistics/{CITYSCAPES_NAMES['frankfurt'][0]}.npz"
+    content = path.read_bytes()
+    if change == "content":
+        path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    elif change == "length":
+        path.write_bytes(content[:-1])
+    elif change == "removed":
+        path.unlink()
+    else:
+        (scene / {"summary": "metrics.json", "total": "total.npz"}[change]).write_bytes(b"{}")
+        if change == "summary":
+            (scene / "metrics.json").unlink()
+    relis.eval()
+    assert digest(relis.results) == before
 
 
 def test_other_weights_under_the_same_name_are_evaluated_again(relis, monkeypatch):

@@ -5,6 +5,8 @@ import functools
 import gc
 import gzip
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -115,6 +117,33 @@ def test_building_fetches_nothing_and_replaces_synchronised_batch_norm():
     assert "SyncBN" not in str(config)
     swin = read_config(path_dicts.ZOO["SwinLarge"]["config"]).model
     assert "Pretrained" not in str(swin)
+
+
+def test_an_evaluation_starts_without_what_training_needs():
+    code = (
+        "import sys\n"
+        "from genval.runtime.devices import launch_fabric\n"
+        "from genval.runtime.settings import DeviceSettings\n"
+        "from genval.segmenters.openmmlab import build_network\n"
+        "import genval.evaluation.segmentation\n"
+        "launch_fabric(DeviceSettings(accelerator='cpu', devices='1'))\n"
+        f"build_network({CONFIG!r})\n"
+        "heavy = {'timm', 'torch._dynamo', 'torchmetrics', 'torchvision', 'transformers'}\n"
+        "print(*sorted(heavy & sys.modules.keys()))\n"
+        "import scipy.interpolate, scipy.optimize, torch.distributed.fsdp, torch._dynamo\n"
+        "print(scipy.optimize.minimize.__module__, torch.distributed.fsdp.FullyShardedDataParallel.__module__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    absent, present = done.stdout.splitlines()[-2:]
+    assert absent == ""
+    assert present == "scipy.optimize._minimize torch.distributed.fsdp.fully_sharded_data_parallel"
+
+
+def test_timm_is_imported_where_a_backbone_needs_it():
+    backbone = {"_delete_": True, "type": "TIMMBackbone", "model_name": "no_such_network"}
+    with pytest.raises(GenValError, match="Unknown model"):  # timm says so
+        build({"model.backbone": backbone})
 
 
 def test_bad_configs(tmp_path):

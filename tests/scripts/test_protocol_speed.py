@@ -1,0 +1,28 @@
+"""benchmarks/protocol_speed.py times relis/eval.py with random weights of the zoo, and goes on where it was."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from genval.runtime.paths import REPO_ROOT
+
+
+@pytest.mark.slow
+def test_rows_are_measured_once(tmp_path):
+    def run(*flags):
+        command = [
+            sys.executable, "benchmarks/protocol_speed.py", "--images", "4", "--size", "tiny", "--batch_size", "1",
+            "--precision", "32-true", "--accelerator", "cpu", "--output", str(tmp_path), *flags,
+        ]  # fmt: skip
+        done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    code, out = run("--segmenters", "BiSeNetV2-FCN")
+    assert code == 0, out
+    (row,) = json.loads((tmp_path / "protocol_speed.json").read_text())
+    assert 0 < row["first_s"] < row["seconds"] and row["images_per_s"] > 0 and row["key"]["model"] == "BiSeNetV2-FCN"
+    assert "| BiSeNetV2-FCN" in out and "| BiSeNetV2-FCN" not in run("--segmenters", "BiSeNetV2-FCN")[1]
+    code, out = run("--segmenters", "SegFormer-B9")
+    assert code == 2 and "error: Not in the zoo: SegFormer-B9" in out
