@@ -5,6 +5,7 @@ Writes: images/style_transfer/{domain}/{leftImg8bit,gtFine,original}/val/{city}/
         real crop; manifest.jsonl, one line per image; settings.json. Run the same command again to resume.
 
     python ControlNet/style_transfer.py --domain fog --num_samples 512
+    python ControlNet/style_transfer.py --domain fog,night,rain,snow,india  # one process loads the models once
 """
 
 from __future__ import annotations
@@ -19,25 +20,26 @@ except ModuleNotFoundError as error:
 
 
 def main(settings: StyleTransferSettings) -> None:
-    from genval.diffusion.generators import generate_domain, plan_domain
+    from genval.diffusion.generators import generate_domains, plan_domains
+    from genval.diffusion.startup import import_libraries
 
-    plan = plan_domain(settings)
+    plans = plan_domains(settings)
     if settings.run.dry_run:
-        print(
-            f"Would generate {len(plan.transfers)} images from {len(plan.frames)} frames in {plan.folder}, such as: "
-            f"{plan.transfers[0].prompt}"
-        )
+        for plan in plans:
+            print(
+                f"Would generate {len(plan.transfers)} images from {len(plan.frames)} frames in {plan.folder}, such "
+                f"as: {plan.transfers[0].prompt}"
+            )
         return
-    done = generate_domain(settings, plan)
-    if done is None:  # another process reports
-        return
-    for bad in done.skipped:
+    import_libraries(settings.device)
+    for bad in plans[0].skipped:
         print(f"skipped {bad.file}: {bad.reason}")
-    notes = [f"{done.written} new"]
-    notes += [f"{done.retried} generated again with another seed"] if done.retried else []
-    notes += [f"{len(done.skipped)} bad files skipped"] if done.skipped else []
-    notes += [f"{done.truncated} captions truncated to the text encoder's limit"] if done.truncated else []
-    print(f"Wrote {done.images} images ({', '.join(notes)}) and manifest.jsonl to {done.folder}")
+    for done in generate_domains(plans):
+        notes = [f"{done.written} new"]
+        notes += [f"{done.retried} generated again with another seed"] if done.retried else []
+        notes += [f"{len(done.skipped)} bad files skipped"] if done.skipped else []
+        notes += [f"{done.truncated} captions truncated to the text encoder's limit"] if done.truncated else []
+        print(f"Wrote {done.images} images ({', '.join(notes)}) and manifest.jsonl to {done.folder}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
 
 def main(settings: ObjectSettings) -> None:
     from genval.diffusion.inpainting.stages import inpaint_objects, plan_object_stage
+    from genval.diffusion.startup import import_libraries
 
     plan = plan_object_stage(settings)
     if settings.run.dry_run:
@@ -31,6 +32,7 @@ def main(settings: ObjectSettings) -> None:
             f"{plan.items[0].prompt}"
         )
         return
+    import_libraries(settings.device)
     done = inpaint_objects(settings, plan)
     if done is None:  # another process reports
         return

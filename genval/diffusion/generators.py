@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genval.artifacts.stage import run_stage
 from genval.datasets.items import BadFile, find_items
 from genval.datasets.layouts import find_root, generator_folder
 from genval.datasets.reading import check_ids, readable
-from genval.diffusion.prompts import find_captions, find_domain
+from genval.diffusion.models.pipelines import checkpoint_hash
+from genval.diffusion.prompts import find_captions, find_domain, split_domains
 from genval.diffusion.settings import StyleTransferSettings
 from genval.diffusion.style_transfer import (
     PreparedTransfers,
     TransferPlan,
     caption_frames,
     choose_transfers,
-    model_hashes,
+    find_weights,
+    load_models,
     prepare_transfers,
 )
-from genval.diffusion.translation.stage import prepare_translation, translator_hashes
+from genval.diffusion.translation.stage import find_translator_weights, load_translation, prepare_translation
 from genval.runtime.devices import launch_fabric
+from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 
 if TYPE_CHECKING:
+    import torch
     from lightning_fabric import Fabric
 
 
@@ -34,26 +39,28 @@ class Generator:
     """How a generator makes its images.
 
     Attributes:
-        hashes: returns the hashes of its models' files, before a model is loaded.
-        prepare: loads its models, and returns the stage that generates the images.
+        weights: finds the files of its models, by the names of their hashes, before a model is loaded.
+        load: loads its models.
+        prepare: returns the stage that generates the images of a domain, see `prepare_transfers`.
         prompted: whether it takes prompts; frames need captions only then.
     """
 
-    hashes: Callable[[StyleTransferSettings], Mapping[str, str | None]]
-    prepare: Callable[[StyleTransferSettings, TransferPlan, Fabric], PreparedTransfers]
+    weights: Callable[[StyleTransferSettings], Mapping[str, Path | None]]
+    load: Callable[[StyleTransferSettings, Fabric], Any]
+    prepare: Callable[[TransferPlan, Any, Mapping[str, str | None], torch.device, int], PreparedTransfers]
     prompted: bool = True
 
 
 GENERATORS: dict[str, Generator] = {
-    "controlnet": Generator(model_hashes, prepare_transfers),
-    "img2img": Generator(model_hashes, prepare_transfers),
-    "translate": Generator(translator_hashes, prepare_translation, prompted=False),
+    "controlnet": Generator(find_weights, load_models, prepare_transfers),
+    "img2img": Generator(find_weights, load_models, prepare_transfers),
+    "translate": Generator(find_translator_weights, load_translation, prepare_translation, prompted=False),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedSet:
-    """What a run of `generate_domain` did.
+    """What a run did for one domain.
 
     Attributes:
         folder: of the generated set.
@@ -72,14 +79,17 @@ class GeneratedSet:
     skipped: tuple[BadFile, ...]
 
 
-def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
-    """Find the frames and captions, choose the frames, and identify the models.
+def plan_domains(settings: StyleTransferSettings) -> list[TransferPlan]:
+    """Find the frames, captions and models, and choose the frames of each domain.
 
     Raises:
         GenValError: a data set, a caption or a model is missing, or a setting does not fit.
     """
     generator = GENERATORS[settings.generator]
-    domain = find_domain(settings.domain, settings.prompt, settings.prompt_file)
+    names = [None] if settings.domain is None else split_domains(settings.domain)
+    if len(names) > 1 and settings.prompt_file is not None:
+        raise GenValError("--prompt_file describes one domain. Give one --domain with it.")
+    domains = [find_domain(name, settings.prompt, settings.prompt_file) for name in names]
     split = "train" if settings.from_train else "val"
     data_dir = find_root("Cityscapes", settings.data_dir, flag="--data_dir")
     source = settings.fixed_caption if generator.prompted else ""
@@ -90,46 +100,92 @@ def plan_domain(settings: StyleTransferSettings) -> TransferPlan:
     frames = frames if bad is None else readable(frames, bad)
     check_ids(frames)
     frames, captions = caption_frames(frames, captions_from, bad)
-    transfers = choose_transfers(
-        frames,
-        captions,
-        domain,
-        settings.num_samples,
-        settings.seed,
-        settings.prompt_template,
-        replacement=not settings.without_replacement,
-    )
-    folder = resolve(settings.output_dir) / generator_folder(settings.generator) / domain.name
-    hashes = generator.hashes(settings)
-    return TransferPlan(domain, frames, captions, transfers[: settings.run.limit], folder, hashes, tuple(bad or ()))
+    weights = generator.weights(settings)
+    plans = []
+    for name, domain in zip(names, domains, strict=True):
+        transfers = choose_transfers(
+            frames,
+            captions,
+            domain,
+            settings.num_samples,
+            settings.seed,
+            settings.prompt_template,
+            replacement=not settings.without_replacement,
+        )
+        plans.append(
+            TransferPlan(
+                dataclasses.replace(settings, domain=name),
+                domain,
+                frames,
+                captions,
+                transfers[: settings.run.limit],
+                resolve(settings.output_dir) / generator_folder(settings.generator) / domain.name,
+                weights,
+                tuple(bad or ()),
+            )
+        )
+    return plans
 
 
-def generate_domain(settings: StyleTransferSettings, plan: TransferPlan | None = None) -> GeneratedSet | None:
-    """Generate the images of a domain on labelled frames; resume where an earlier run stopped.
+def generate_domains(plans: Sequence[TransferPlan]) -> Iterator[GeneratedSet]:
+    """Generate the images of domains on labelled frames; resume where an earlier run stopped.
+
+    The models are loaded once, and compiled at most once.
 
     Args:
-        settings: of the stage.
-        plan: of `plan_domain`, if it was already made.
+        plans: of `plan_domains`.
+
+    Yields:
+        A summary of each domain when it is done, on the first process; nothing on the others.
+
+    Raises:
+        GenValError: an input is missing or bad, or a folder holds images of other settings.
+    """
+    settings = plans[0].settings
+    generator = GENERATORS[settings.generator]
+    fabric = launch_fabric(settings.device)
+    with ThreadPoolExecutor(1) as pool:  # hashing takes seconds, in which this process loads the models
+        future = pool.submit(_hash_weights, plans[0].weights) if fabric.is_global_zero else None
+        models = generator.load(settings, fabric)
+    hashes: Any = fabric.broadcast(None if future is None else future.result())
+    count = sum(len(plan.transfers) for plan in plans) // fabric.world_size
+    previous: PreparedTransfers | None = None
+    for plan in plans:
+        prepared = generator.prepare(plan, models, hashes, fabric.device, count)
+        if previous is not None:
+            prepared.stage.share_denoiser(previous.stage)
+        previous = prepared
+        report = run_stage(
+            prepared.stage,
+            prepared.transfers,
+            fabric=fabric,
+            batch_size=prepared.batch_size,
+            num_workers=settings.num_workers,
+            overwrite=settings.run.overwrite,
+        )
+        if fabric.is_global_zero:
+            truncated = sum(one != other for one, other in zip(plan.transfers, prepared.transfers, strict=True))
+            retried = prepared.stage.retried(prepared.transfers)
+            yield GeneratedSet(plan.folder, len(prepared.transfers), report.written, retried, truncated, plan.skipped)
+
+
+def generate_domain(settings: StyleTransferSettings) -> GeneratedSet | None:
+    """Generate the images of one domain, see `generate_domains`.
 
     Returns:
         A summary on the first process; None on the others.
 
     Raises:
-        GenValError: an input is missing or bad, or the folder holds images of other settings.
+        GenValError: as `plan_domains` and `generate_domains`, or there are several domains.
     """
-    plan = plan or plan_domain(settings)
-    fabric = launch_fabric(settings.device)
-    prepared = GENERATORS[settings.generator].prepare(settings, plan, fabric)
-    report = run_stage(
-        prepared.stage,
-        prepared.transfers,
-        fabric=fabric,
-        batch_size=prepared.batch_size,
-        num_workers=settings.num_workers,
-        overwrite=settings.run.overwrite,
-    )
-    if not fabric.is_global_zero:
-        return None
-    truncated = sum(one != other for one, other in zip(plan.transfers, prepared.transfers, strict=True))
-    retried = prepared.stage.retried(prepared.transfers)
-    return GeneratedSet(plan.folder, len(prepared.transfers), report.written, retried, truncated, plan.skipped)
+    plans = plan_domains(settings)
+    if len(plans) > 1:
+        raise GenValError(f"Expected one domain, found {settings.domain}. Generate one after the other.")
+    return next(generate_domains(plans), None)
+
+
+def _hash_weights(weights: Mapping[str, Path | None]) -> dict[str, str | None]:
+    paths = list(dict.fromkeys(path for path in weights.values() if path is not None))
+    with ThreadPoolExecutor(len(paths)) as pool:
+        hashes = dict(zip(paths, pool.map(checkpoint_hash, paths), strict=True))
+    return {name: None if path is None else hashes[path] for name, path in weights.items()}

@@ -240,9 +240,7 @@ def encode_latents(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     return latents
 
 
-def load_autoencoder(
-    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> Any:
+def load_autoencoder(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """Load a folder of diffusers' AutoencoderKL or AutoencoderTiny, as its config.json says.
 
     Raises:
@@ -336,7 +334,7 @@ def _load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -
     is_xl = _is_xl(folder)
     # StableDiffusionXL.to decides about the dtype of its VAE, which is loaded in float32.
     vae_dtype = torch.float32 if is_xl else dtype
-    place = {"device": device, "dtype": dtype}
+    place: dict[str, Any] = {"device": device, "dtype": dtype}
     parts = {
         "vae": load_autoencoder(_part_file(folder, "vae"), device, vae_dtype),
         "text_encoder": load_strictly(CLIPTextModel, _part_file(folder, "text_encoder"), "model.safetensors", **place),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,4 +76,4 @@ def load_exactly(model_class: Any, folder: Path, file: Path, device: torch.devic
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:
         return None
-    return assign_weights(model, {name: lambda t=tensor: t for name, tensor in tensors.items()}, device, dtype)
+    return assign_weights(model, {name: partial(tensors.__getitem__, name) for name in tensors}, device, dtype)
