@@ -7,9 +7,9 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 
 `proxy` is diffusers in float32, one image at a time, 25 DDIM steps. On an H100 the published code took 1.56 times as
 long as this row (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.generate`, as
-ControlNet/style_transfer.py does, including text encoding, decoding and the copy to the CPU. Warm-up (compiling,
-recording) is reported separately. `psnr_dB` compares a row's first image with the proxy's: same noise, prompt and mask,
-other precision.
+ControlNet/style_transfer.py does, including text encoding, decoding and the copy to the CPU. `whole` compiles whole
+networks instead of their blocks. Warm-up (compiling, recording) is reported separately. `psnr_dB` compares a row's
+first image with the proxy's: same noise, prompt and mask, other precision.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ ROWS: dict[str, tuple[int | None, str, int, bool, bool]] = {
     "best_fast": (None, "dpm++", 10, True, False),
     "latency": (1, "ddim", 25, True, True),
     "latency_fast": (1, "dpm++", 10, True, True),
-    "eager": (8, "ddim", 25, False, False),
+    "eager": (None, "ddim", 25, False, False),
+    "whole": (None, "ddim", 25, True, False),
 }
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -132,8 +133,8 @@ def main(settings: GenerationSpeedSettings) -> None:
     bench = Benchmark(settings, device)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     rows: list[dict[str, Any]] = []
-    # The proxy needs the weights before they are rounded to bfloat16.
-    for name in sorted(settings.rows, key=lambda name: name != "proxy"):
+    # The proxy needs the weights before they are rounded to bfloat16. `whole` changes the rest of the process.
+    for name in sorted(settings.rows, key=lambda name: (name == "whole", name != "proxy")):
         try:
             rows.append(bench.measure(name))
         except Exception as error:  # one row's failure leaves the others their time on the device
@@ -163,6 +164,19 @@ def configure(settings: GenerationSpeedSettings) -> None:
         denoiser.group_norm = lambda norm, x: norm(x)  # type: ignore[assignment]
 
 
+def compile_networks() -> None:
+    """Compile encoder, ControlNet and decoder as a whole each, for the rest of the process."""
+    import torch
+
+    from genval.diffusion.sampling import denoiser
+
+    denoiser.compile_shapes = lambda part: part
+    for name in ("encode", "control", "decode"):
+        options = denoiser.INDUCTOR_OPTIONS if torch.cuda.is_available() else None
+        compiled = torch.compile(getattr(denoiser, name), dynamic=False, fullgraph=True, options=options)
+        setattr(denoiser, name, compiled)
+
+
 class Benchmark:
     """Builds the models once and measures rows on them."""
 
@@ -179,7 +193,7 @@ class Benchmark:
 
         batch, sampler, steps, compiled, graphed = ROWS[name]
         batch = batch or self.args.batch_size
-        run = self.proxy(steps) if name == "proxy" else self.ours(batch, sampler, steps, compiled, graphed)
+        run = self.proxy(steps) if name == "proxy" else self.ours(name, batch, sampler, steps, compiled, graphed)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         warm_up, _ = self.time(run)
@@ -209,7 +223,7 @@ class Benchmark:
             torch.cuda.synchronize()
         return time.perf_counter() - start, images[0]
 
-    def ours(self, batch: int, sampler: str, steps: int, compiled: bool, graphed: bool) -> Callable[[], Any]:
+    def ours(self, name: str, batch: int, sampler: str, steps: int, compiled: bool, graphed: bool) -> Callable[[], Any]:
         """Return a function that generates a batch as style_transfer.py does."""
         import torch
 
@@ -223,7 +237,9 @@ class Benchmark:
             for network in (self.base.unet, self.base.vae, self.controlnet):
                 network.to(memory_format=torch.contiguous_format)
         config = SamplingConfig(steps, 8.0, 1.0, sampler)
-        key = (batch, compiled, graphed)
+        key = (name == "whole", batch, compiled, graphed)
+        if name == "whole":
+            compile_networks()
         if key not in self.denoisers:
             self.denoisers.clear()  # a graph's memory is given back
             gc.collect()
