@@ -8,8 +8,9 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 `proxy` is diffusers in float32, one image at a time, 25 DDIM steps. On an H100 the published code took 1.56 times as
 long as this row (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.generate`, as
 ControlNet/style_transfer.py does, including text encoding, decoding and the copy to the CPU. `whole` compiles whole
-networks instead of their blocks. Warm-up (compiling, recording) is reported separately. `psnr_dB` compares a row's
-first image with the proxy's: same noise, prompt and mask, other precision.
+networks instead of their blocks. `fused` has hand-written kernels and is not compiled (fused_blocks.py). Warm-up
+(compiling, recording) is reported separately. `psnr_dB` compares a row's first image with the proxy's: same noise,
+prompt and mask, other precision.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ ROWS: dict[str, tuple[int | None, str, int, bool, bool]] = {
     "latency": (1, "ddim", 25, True, True),
     "latency_fast": (1, "dpm++", 10, True, True),
     "eager": (None, "ddim", 25, False, False),
+    "fused": (None, "ddim", 25, False, False),
+    "fused_fast": (None, "dpm++", 10, False, False),
     "whole": (None, "ddim", 25, True, False),
 }
 SCHEDULE = {
@@ -133,8 +136,8 @@ def main(settings: GenerationSpeedSettings) -> None:
     bench = Benchmark(settings, device)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     rows: list[dict[str, Any]] = []
-    # The proxy needs the weights before they are rounded to bfloat16. `whole` changes the rest of the process.
-    for name in sorted(settings.rows, key=lambda name: (name == "whole", name != "proxy")):
+    # The proxy needs the weights before they are rounded to bfloat16. The trials change the rest of the process.
+    for name in sorted(settings.rows, key=lambda name: (name.startswith(("fused", "whole")), name != "proxy")):
         try:
             rows.append(bench.measure(name))
         except Exception as error:  # one row's failure leaves the others their time on the device
@@ -175,6 +178,22 @@ def compile_networks() -> None:
         options = denoiser.INDUCTOR_OPTIONS if torch.cuda.is_available() else None
         compiled = torch.compile(getattr(denoiser, name), dynamic=False, fullgraph=True, options=options)
         setattr(denoiser, name, compiled)
+
+
+def fuse(denoiser: Any) -> None:
+    """Run the blocks of a denoiser, and of its VAE's decoder, with the kernels of fused_blocks.py."""
+    import torch
+    from fused_blocks import resnet, transformer
+
+    from genval.diffusion.sampling.denoiser import Blocks
+
+    for network in (*denoiser._networks, denoiser.base.vae):
+        network.to(memory_format=torch.channels_last)
+    denoiser._blocks = Blocks(resnet, transformer)
+    for block in denoiser.base.vae.decoder.modules():
+        if type(block).__name__ == "ResnetBlock2D":
+            zeros = block.conv1.bias.new_zeros((1, block.out_channels))
+            block.forward = lambda x, temb, block=block, zeros=zeros: resnet(block, x, zeros)
 
 
 class Benchmark:
@@ -237,7 +256,8 @@ class Benchmark:
             for network in (self.base.unet, self.base.vae, self.controlnet):
                 network.to(memory_format=torch.contiguous_format)
         config = SamplingConfig(steps, 8.0, 1.0, sampler)
-        key = (name == "whole", batch, compiled, graphed)
+        kind = name.partition("_")[0] if name.startswith(("whole", "fused")) else ""
+        key = (kind, batch, compiled, graphed)
         if name == "whole":
             compile_networks()
         if key not in self.denoisers:
@@ -246,6 +266,8 @@ class Benchmark:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.denoisers[key] = make_denoiser(self.base, self.controlnet, config, compiled, graphed)
+        if kind == "fused":
+            fuse(self.denoisers[key])
         masks, prompts, seeds = inputs(batch, SIZES[self.args.size]["side"])
 
         def run() -> Any:

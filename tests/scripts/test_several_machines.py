@@ -1,4 +1,4 @@
-"""Two machines that share a folder, as two processes of this machine, by torchrun and SLURM (docs/several-machines.md)."""
+"""Two machines that share a folder, as two processes of one machine: torchrun and SLURM (docs/several-machines.md)."""
 
 import os
 import signal
