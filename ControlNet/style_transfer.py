@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
 
 def main(settings: StyleTransferSettings) -> None:
     from genval.diffusion.generators import generate_domains, plan_domains
-    from genval.diffusion.startup import import_libraries
+    from genval.diffusion.startup import launch
 
     plans = plan_domains(settings)
     if settings.run.dry_run:
@@ -31,10 +31,9 @@ def main(settings: StyleTransferSettings) -> None:
                 f"as: {plan.transfers[0].prompt}"
             )
         return
-    import_libraries(settings.device)
     for bad in plans[0].skipped:
         print(f"skipped {bad.file}: {bad.reason}")
-    for done in generate_domains(plans):
+    for done in generate_domains(plans, launch(settings.device)):
         notes = [f"{done.written} new"]
         notes += [f"{done.retried} generated again with another seed"] if done.retried else []
         notes += [f"{len(done.skipped)} bad files skipped"] if done.skipped else []

@@ -127,13 +127,14 @@ def plan_domains(settings: StyleTransferSettings) -> list[TransferPlan]:
     return plans
 
 
-def generate_domains(plans: Sequence[TransferPlan]) -> Iterator[GeneratedSet]:
+def generate_domains(plans: Sequence[TransferPlan], fabric: Fabric | None = None) -> Iterator[GeneratedSet]:
     """Generate the images of domains on labelled frames; resume where an earlier run stopped.
 
     The models are loaded once, and compiled at most once.
 
     Args:
         plans: of `plan_domains`.
+        fabric: the processes, if they were already started.
 
     Yields:
         A summary of each domain when it is done, on the first process; nothing on the others.
@@ -143,7 +144,7 @@ def generate_domains(plans: Sequence[TransferPlan]) -> Iterator[GeneratedSet]:
     """
     settings = plans[0].settings
     generator = GENERATORS[settings.generator]
-    fabric = launch_fabric(settings.device)
+    fabric = fabric or launch_fabric(settings.device)
     with ThreadPoolExecutor(1) as pool:  # hashing takes seconds, in which this process loads the models
         future = pool.submit(_hash_weights, plans[0].weights) if fabric.is_global_zero else None
         models = generator.load(settings, fabric)

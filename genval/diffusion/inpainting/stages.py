@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,6 +43,9 @@ from genval.runtime.files import read_bytes, write_bytes, write_json, write_png
 from genval.runtime.flags import flatten
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,12 +376,15 @@ def plan_object_stage(settings: ObjectSettings) -> ObjectPlan:
     return ObjectPlan(items[: settings.run.limit], frames, tuple(bad or ()))
 
 
-def inpaint_objects(settings: ObjectSettings, plan: ObjectPlan | None = None) -> InpaintedSet | None:
+def inpaint_objects(
+    settings: ObjectSettings, plan: ObjectPlan | None = None, fabric: Fabric | None = None
+) -> InpaintedSet | None:
     """Inpaint objects into frames; resume where an earlier run stopped.
 
     Args:
         settings: of the stage.
         plan: of `plan_object_stage`, if it was already made.
+        fabric: the processes, if they were already started.
 
     Returns:
         A summary on the first process; None on the others.
@@ -400,7 +406,7 @@ def inpaint_objects(settings: ObjectSettings, plan: ObjectPlan | None = None) ->
     def stage(folder: Path, whole: Mapping[str, Any], model: StableDiffusion, options: dict[str, Any]) -> ObjectStage:
         return ObjectStage(folder, whole, model, settings.sampling, plan.frames, placement, settings.side, **options)
 
-    done = _run(settings, plan.items, record, (settings.side, settings.side), stage)
+    done = _run(settings, plan.items, record, (settings.side, settings.side), stage, fabric)
     return done and dataclasses.replace(done, skipped=plan.skipped)
 
 
@@ -416,12 +422,15 @@ def plan_refinement_stage(settings: RefinementSettings) -> list[ObjectItem]:
     return plan_refinements(images, settings.prompt_template, settings.seed)[: settings.run.limit]
 
 
-def refine_objects(settings: RefinementSettings, items: Sequence[ObjectItem] | None = None) -> InpaintedSet | None:
+def refine_objects(
+    settings: RefinementSettings, items: Sequence[ObjectItem] | None = None, fabric: Fabric | None = None
+) -> InpaintedSet | None:
     """Refine inpainted objects; resume where an earlier run stopped.
 
     Args:
         settings: of the stage.
         items: of `plan_refinement_stage`, if they were already planned.
+        fabric: the processes, if they were already started.
 
     Returns:
         A summary on the first process; None on the others.
@@ -456,7 +465,7 @@ def refine_objects(settings: RefinementSettings, items: Sequence[ObjectItem] | N
             **options,
         )
 
-    return _run(settings, items, record, size, stage)
+    return _run(settings, items, record, size, stage, fabric)
 
 
 def _run(
@@ -465,6 +474,7 @@ def _run(
     own_record: Mapping[str, Any],
     size: tuple[int, int],
     make_stage: Callable[[Path, Mapping[str, Any], StableDiffusion, dict[str, Any]], InpaintingStage],
+    fabric: Fabric | None,
 ) -> InpaintedSet | None:
     """Load the model, make the stage, and run it.
 
@@ -472,8 +482,9 @@ def _run(
         own_record: the settings that define the images of this stage, in addition to those of all stages.
         size: height and width that the model inpaints.
         make_stage: makes the stage from its folder, the whole record, the model and the options of `InpaintingStage`.
+        fabric: the processes, if they were already started.
     """
-    fabric = launch_fabric(settings.device)
+    fabric = fabric or launch_fabric(settings.device)
     precision = choose_precision(settings.device.precision, fabric.device)
     path = find_base(settings.inpainting_model_name)
     with ThreadPoolExecutor(1) as pool:  # hashing takes seconds, in which this process loads the model
