@@ -117,6 +117,9 @@ class GenerationSpeedSettings:
     batch_size: int = flag(32, "of the rows named best", type=positive_int)
     repeats: int = flag(2, "timed batches a row; the fastest counts", type=positive_int)
     inductor: tuple[str, ...] = flag((), "settings to try: name=value,...", type=comma_list)
+    attention: tuple[str, ...] = flag(
+        (), "attention kernels to try in this order: cudnn, flash, efficient, math", type=comma_list
+    )
     native_norm: bool = flag(False, "PyTorch's own group norm in generated kernels")
     output: str = flag("results/generation_speed.json", "")
     preset: str | None = None
@@ -163,6 +166,16 @@ def configure(settings: GenerationSpeedSettings) -> None:
     for setting in settings.inductor:
         name, _, value = setting.partition("=")
         setattr(torch._inductor.config, name, json.loads(value or "true"))
+    if settings.attention:
+        from torch.nn.attention import SDPBackend
+
+        names = {
+            "cudnn": "CUDNN_ATTENTION",
+            "flash": "FLASH_ATTENTION",
+            "efficient": "EFFICIENT_ATTENTION",
+            "math": "MATH",
+        }
+        denoiser._ATTENTION[:] = [getattr(SDPBackend, names[name]) for name in settings.attention]
     if settings.native_norm:
         denoiser.group_norm = lambda norm, x: norm(x)  # type: ignore[assignment]
 
