@@ -5,6 +5,7 @@ Writes: images/style_transfer/{domain}/{leftImg8bit,gtFine,original}/val/{city}/
         real crop; manifest.jsonl, one line per image; settings.json. Run the same command again to resume.
 
     python ControlNet/style_transfer.py --domain fog --num_samples 512
+    python ControlNet/style_transfer.py --domain fog,night,rain,snow,india    # one process loads the models once
     python ControlNet/style_transfer.py --domain fog --domain_strength 0,0.25,0.5,0.75,1    # sets fog-0.0 to fog
 """
 
@@ -14,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from genval.diffusion.style_transfer import TransferPlan
+    pass
 
 try:
     from genval.diffusion.settings import StyleTransferSettings
@@ -24,31 +25,28 @@ except ModuleNotFoundError as error:
 
 
 def main(settings: StyleTransferSettings) -> None:
-    from genval.diffusion.generators import plan_domain
+    from genval.diffusion.generators import generate_domains, plan_domains, uses_published
+    from genval.diffusion.startup import launch
+    from genval.runtime.devices import launch_fabric
 
-    for plan in [plan_domain(settings, strength) for strength in settings.domain_strength]:
-        _generate(settings, plan)
-
-
-def _generate(settings: StyleTransferSettings, plan: TransferPlan) -> None:
-    from genval.diffusion.generators import generate_domain
-
+    plans = plan_domains(settings)
     if settings.run.dry_run:
-        print(
-            f"Would generate {len(plan.transfers)} images from {len(plan.frames)} frames in {plan.folder}, such as: "
-            f"{plan.transfers[0].prompt}"
-        )
+        for plan in plans:
+            print(
+                f"Would generate {len(plan.transfers)} images from {len(plan.frames)} frames in {plan.folder}, such "
+                f"as: {plan.transfers[0].prompt}"
+            )
         return
-    done = generate_domain(settings, plan)
-    if done is None:  # another process reports
-        return
-    for bad in done.skipped:
+    for bad in plans[0].skipped:
         print(f"skipped {bad.file}: {bad.reason}")
-    notes = [f"{done.written} new"]
-    notes += [f"{done.retried} generated again with another seed"] if done.retried else []
-    notes += [f"{len(done.skipped)} bad files skipped"] if done.skipped else []
-    notes += [f"{done.truncated} captions truncated to the text encoder's limit"] if done.truncated else []
-    print(f"Wrote {done.images} images ({', '.join(notes)}) and manifest.jsonl to {done.folder}")
+    # Published pipelines need packages that `launch` hides.
+    start = launch_fabric if uses_published(settings) else launch
+    for done in generate_domains(plans, start(settings.device)):
+        notes = [f"{done.written} new"]
+        notes += [f"{done.retried} generated again with another seed"] if done.retried else []
+        notes += [f"{len(done.skipped)} bad files skipped"] if done.skipped else []
+        notes += [f"{done.truncated} captions truncated to the text encoder's limit"] if done.truncated else []
+        print(f"Wrote {done.images} images ({', '.join(notes)}) and manifest.jsonl to {done.folder}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 
 `proxy` is diffusers in float32, one image at a time, 25 DDIM steps. On an H100 the published code took 1.56 times as
 long as this row (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.generate`, as
-ControlNet/style_transfer.py does, including text encoding, decoding and the copy to the CPU. Warm-up (compiling,
-recording) is reported separately. `psnr_dB` compares a row's first image with the proxy's: same noise, prompt and mask,
-other precision.
+ControlNet/style_transfer.py does, including text encoding, decoding and the copy to the CPU. `whole` compiles whole
+networks instead of their blocks. `fused` has hand-written kernels and is not compiled (fused_blocks.py). Warm-up
+(compiling, recording) is reported separately. `psnr_dB` compares a row's first image with the proxy's: same noise,
+prompt and mask, other precision.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ ROWS: dict[str, tuple[int | None, str, int, bool, bool]] = {
     "best_fast": (None, "dpm++", 10, True, False),
     "latency": (1, "ddim", 25, True, True),
     "latency_fast": (1, "dpm++", 10, True, True),
-    "eager": (8, "ddim", 25, False, False),
+    "eager": (None, "ddim", 25, False, False),
+    "fused": (None, "ddim", 25, False, False),
+    "fused_fast": (None, "dpm++", 10, False, False),
+    "whole": (None, "ddim", 25, True, False),
 }
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -113,6 +117,9 @@ class GenerationSpeedSettings:
     batch_size: int = flag(32, "of the rows named best", type=positive_int)
     repeats: int = flag(2, "timed batches a row; the fastest counts", type=positive_int)
     inductor: tuple[str, ...] = flag((), "settings to try: name=value,...", type=comma_list)
+    attention: tuple[str, ...] = flag(
+        (), "attention kernels to try in this order: cudnn, flash, efficient, math", type=comma_list
+    )
     native_norm: bool = flag(False, "PyTorch's own group norm in generated kernels")
     output: str = flag("results/generation_speed.json", "")
     preset: str | None = None
@@ -132,8 +139,8 @@ def main(settings: GenerationSpeedSettings) -> None:
     bench = Benchmark(settings, device)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     rows: list[dict[str, Any]] = []
-    # The proxy needs the weights before they are rounded to bfloat16.
-    for name in sorted(settings.rows, key=lambda name: name != "proxy"):
+    # The proxy needs the weights before they are rounded to bfloat16. The trials change the rest of the process.
+    for name in sorted(settings.rows, key=lambda name: (name.startswith(("fused", "whole")), name != "proxy")):
         try:
             rows.append(bench.measure(name))
         except Exception as error:  # one row's failure leaves the others their time on the device
@@ -159,8 +166,47 @@ def configure(settings: GenerationSpeedSettings) -> None:
     for setting in settings.inductor:
         name, _, value = setting.partition("=")
         setattr(torch._inductor.config, name, json.loads(value or "true"))
+    if settings.attention:
+        from torch.nn.attention import SDPBackend
+
+        names = {
+            "cudnn": "CUDNN_ATTENTION",
+            "flash": "FLASH_ATTENTION",
+            "efficient": "EFFICIENT_ATTENTION",
+            "math": "MATH",
+        }
+        denoiser._ATTENTION[:] = [getattr(SDPBackend, names[name]) for name in settings.attention]
     if settings.native_norm:
         denoiser.group_norm = lambda norm, x: norm(x)  # type: ignore[assignment]
+
+
+def compile_networks() -> None:
+    """Compile encoder, ControlNet and decoder as a whole each, for the rest of the process."""
+    import torch
+
+    from genval.diffusion.sampling import denoiser
+
+    denoiser.compile_shapes = lambda part: part
+    for name in ("encode", "control", "decode"):
+        options = denoiser.INDUCTOR_OPTIONS if torch.cuda.is_available() else None
+        compiled = torch.compile(getattr(denoiser, name), dynamic=False, fullgraph=True, options=options)
+        setattr(denoiser, name, compiled)
+
+
+def fuse(denoiser: Any) -> None:
+    """Run the blocks of a denoiser, and of its VAE's decoder, with the kernels of fused_blocks.py."""
+    import torch
+    from fused_blocks import resnet, transformer
+
+    from genval.diffusion.sampling.denoiser import Blocks
+
+    for network in (*denoiser._networks, denoiser.base.vae):
+        network.to(memory_format=torch.channels_last)
+    denoiser._blocks = Blocks(resnet, transformer)
+    for block in denoiser.base.vae.decoder.modules():
+        if type(block).__name__ == "ResnetBlock2D":
+            zeros = block.conv1.bias.new_zeros((1, block.out_channels))
+            block.forward = lambda x, temb, block=block, zeros=zeros: resnet(block, x, zeros)
 
 
 class Benchmark:
@@ -179,7 +225,7 @@ class Benchmark:
 
         batch, sampler, steps, compiled, graphed = ROWS[name]
         batch = batch or self.args.batch_size
-        run = self.proxy(steps) if name == "proxy" else self.ours(batch, sampler, steps, compiled, graphed)
+        run = self.proxy(steps) if name == "proxy" else self.ours(name, batch, sampler, steps, compiled, graphed)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         warm_up, _ = self.time(run)
@@ -209,7 +255,7 @@ class Benchmark:
             torch.cuda.synchronize()
         return time.perf_counter() - start, images[0]
 
-    def ours(self, batch: int, sampler: str, steps: int, compiled: bool, graphed: bool) -> Callable[[], Any]:
+    def ours(self, name: str, batch: int, sampler: str, steps: int, compiled: bool, graphed: bool) -> Callable[[], Any]:
         """Return a function that generates a batch as style_transfer.py does."""
         import torch
 
@@ -223,13 +269,18 @@ class Benchmark:
             for network in (self.base.unet, self.base.vae, self.controlnet):
                 network.to(memory_format=torch.contiguous_format)
         config = SamplingConfig(steps, 8.0, 1.0, sampler)
-        key = (batch, compiled, graphed)
+        kind = name.partition("_")[0] if name.startswith(("whole", "fused")) else ""
+        key = (kind, batch, compiled, graphed)
+        if name == "whole":
+            compile_networks()
         if key not in self.denoisers:
             self.denoisers.clear()  # a graph's memory is given back
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.denoisers[key] = make_denoiser(self.base, self.controlnet, config, compiled, graphed)
+        if kind == "fused":
+            fuse(self.denoisers[key])
         masks, prompts, seeds = inputs(batch, SIZES[self.args.size]["side"])
 
         def run() -> Any:

@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
 
 def main(settings: RefinementSettings) -> None:
     from genval.diffusion.inpainting.stages import plan_refinement_stage, refine_objects
+    from genval.diffusion.startup import launch
 
     items = plan_refinement_stage(settings)
     if settings.run.dry_run:
@@ -29,7 +30,7 @@ def main(settings: RefinementSettings) -> None:
             f"{items[0].prompt}"
         )
         return
-    done = refine_objects(settings, items)
+    done = refine_objects(settings, items, launch(settings.device))
     if done is None:  # another process reports
         return
     notes = [f"{done.written} new"]

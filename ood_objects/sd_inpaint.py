@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
 
 def main(settings: ObjectSettings) -> None:
     from genval.diffusion.inpainting.stages import inpaint_objects, plan_object_stage
+    from genval.diffusion.startup import launch
 
     plan = plan_object_stage(settings)
     if settings.run.dry_run:
@@ -31,7 +32,7 @@ def main(settings: ObjectSettings) -> None:
             f"{plan.items[0].prompt}"
         )
         return
-    done = inpaint_objects(settings, plan)
+    done = inpaint_objects(settings, plan, launch(settings.device))
     if done is None:  # another process reports
         return
     for bad in done.skipped:

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genval.artifacts.stage import run_stage
 from genval.datasets.items import BadFile, find_items
 from genval.datasets.layouts import at_strength, find_root, generator_folder
 from genval.datasets.reading import check_ids, readable
-from genval.diffusion.prompts import find_captions, find_domain, instructions
-from genval.diffusion.published import controlnet_hashes, editor_hashes, prepare_controlnet, prepare_editor
+from genval.diffusion.models.pipelines import checkpoint_hash
+from genval.diffusion.prompts import find_captions, find_domain, instructions, split_domains
+from genval.diffusion.published import (
+    find_controlnet_weights,
+    find_editor_weights,
+    load_controlnet_models,
+    load_editor,
+    prepare_controlnet,
+    prepare_editor,
+    published_controlnet,
+)
 from genval.diffusion.settings import StyleTransferSettings
 from genval.diffusion.style_transfer import (
     PreparedTransfers,
     TransferPlan,
+    WeightFiles,
     caption_frames,
     choose_transfers,
-    model_hashes,
+    find_weights,
+    load_models,
     prepare_transfers,
 )
-from genval.diffusion.translation.stage import prepare_translation, translator_hashes
+from genval.diffusion.translation.stage import find_translator_weights, load_translation, prepare_translation
 from genval.runtime.devices import launch_fabric
+from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 
 if TYPE_CHECKING:
+    import torch
     from lightning_fabric import Fabric
 
 
@@ -35,31 +49,35 @@ class Generator:
     """How a generator makes its images.
 
     Attributes:
-        hashes: returns the hashes of its models' files, before a model is loaded.
-        prepare: loads its models, and returns the stage that generates the images.
+        weights: finds the files of its models, by the names of their hashes, before a model is loaded.
+        load: loads its models.
+        prepare: returns the stage that generates the images of a domain, see `prepare_transfers`.
         prompted: whether its prompts have captions; frames need captions only then.
         instructed: whether its prompts are instructions (`path_dicts.INSTRUCTIONS`).
         repeats: whether a frame that is chosen again gives another image; otherwise a frame is chosen at most once.
     """
 
-    hashes: Callable[[StyleTransferSettings], Mapping[str, str | None]]
-    prepare: Callable[[StyleTransferSettings, TransferPlan, Fabric], PreparedTransfers]
+    weights: Callable[[StyleTransferSettings], Mapping[str, WeightFiles | None]]
+    load: Callable[[StyleTransferSettings, Fabric], Any]
+    prepare: Callable[[TransferPlan, Any, Mapping[str, str | None], torch.device, int], PreparedTransfers]
     prompted: bool = True
     instructed: bool = False
     repeats: bool = True
 
 
 GENERATORS: dict[str, Generator] = {
-    "controlnet": Generator(controlnet_hashes, prepare_controlnet),
-    "img2img": Generator(model_hashes, prepare_transfers),
-    "translate": Generator(translator_hashes, prepare_translation, prompted=False, repeats=False),
-    "edit": Generator(editor_hashes, prepare_editor, prompted=False, instructed=True),
+    "controlnet": Generator(find_controlnet_weights, load_controlnet_models, prepare_controlnet),
+    "img2img": Generator(find_weights, load_models, prepare_transfers),
+    "translate": Generator(
+        find_translator_weights, load_translation, prepare_translation, prompted=False, repeats=False
+    ),
+    "edit": Generator(find_editor_weights, load_editor, prepare_editor, prompted=False, instructed=True),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedSet:
-    """What a run of `generate_domain` did.
+    """What a run did for one domain.
 
     Attributes:
         folder: of the generated set.
@@ -78,18 +96,20 @@ class GeneratedSet:
     skipped: tuple[BadFile, ...]
 
 
-def plan_domain(settings: StyleTransferSettings, strength: float = 1.0) -> TransferPlan:
-    """Find the frames and captions, choose the frames, and identify the models.
+def plan_domains(settings: StyleTransferSettings) -> list[TransferPlan]:
+    """Find the frames, captions and models, and choose the frames of each domain and strength of it.
 
-    Args:
-        settings: of the stage.
-        strength: of the domain, 0 to 1; every strength has the same frames, crops and seeds.
+    Every domain and strength has the same frames, crops and seeds.
 
     Raises:
         GenValError: a data set, a caption or a model is missing, or a setting does not fit.
     """
     generator = GENERATORS[settings.generator]
-    domain = find_domain(settings.domain, settings.prompt, None if generator.instructed else settings.prompt_file)
+    names = [None] if settings.domain is None else split_domains(settings.domain)
+    if len(names) > 1 and settings.prompt_file is not None:
+        raise GenValError("--prompt_file describes one domain. Give one --domain with it.")
+    prompt_file = None if generator.instructed else settings.prompt_file
+    domains = [find_domain(name, settings.prompt, prompt_file) for name in names]
     split = "train" if settings.from_train else "val"
     data_dir = find_root("Cityscapes", settings.data_dir, flag="--data_dir")
     source = settings.fixed_caption if generator.prompted else ""
@@ -100,49 +120,110 @@ def plan_domain(settings: StyleTransferSettings, strength: float = 1.0) -> Trans
     frames = frames if bad is None else readable(frames, bad)
     check_ids(frames)
     frames, captions = caption_frames(frames, captions_from, bad)
+    weights = generator.weights(settings)
     # A translated frame is the same every time, and a set with the same image twice would count it twice.
     num_samples = settings.num_samples if generator.repeats else min(settings.num_samples, len(frames))
-    transfers = choose_transfers(
-        frames,
-        captions,
-        instructions(domain, settings.prompt_file) if generator.instructed else domain,
-        num_samples,
-        settings.seed,
-        settings.prompt_template,
-        replacement=generator.repeats and not settings.without_replacement,
-    )
-    folder = resolve(settings.output_dir) / generator_folder(settings.generator) / at_strength(domain.name, strength)
-    hashes = generator.hashes(settings)
-    chosen = transfers[: settings.run.limit]
-    return TransferPlan(domain, frames, captions, chosen, folder, hashes, tuple(bad or ()), strength)
+    plans = []
+    for name, domain in zip(names, domains, strict=True):
+        transfers = choose_transfers(
+            frames,
+            captions,
+            instructions(domain, settings.prompt_file) if generator.instructed else domain,
+            num_samples,
+            settings.seed,
+            settings.prompt_template,
+            replacement=generator.repeats and not settings.without_replacement,
+        )
+        for strength in settings.domain_strength:
+            generated = generator_folder(settings.generator)
+            plans.append(
+                TransferPlan(
+                    dataclasses.replace(settings, domain=name),
+                    domain,
+                    frames,
+                    captions,
+                    transfers[: settings.run.limit],
+                    resolve(settings.output_dir) / generated / at_strength(domain.name, strength),
+                    weights,
+                    tuple(bad or ()),
+                    strength,
+                )
+            )
+    return plans
 
 
-def generate_domain(settings: StyleTransferSettings, plan: TransferPlan | None = None) -> GeneratedSet | None:
-    """Generate the images of a domain on labelled frames; resume where an earlier run stopped.
+def generate_domains(plans: Sequence[TransferPlan], fabric: Fabric | None = None) -> Iterator[GeneratedSet]:
+    """Generate the images of domains on labelled frames; resume where an earlier run stopped.
+
+    The models are loaded once, and compiled at most once.
 
     Args:
-        settings: of the stage.
-        plan: of `plan_domain`, if it was already made.
+        plans: of `plan_domains`.
+        fabric: the processes, if they were already started.
+
+    Yields:
+        A summary of each domain when it is done, on the first process; nothing on the others.
+
+    Raises:
+        GenValError: an input is missing or bad, or a folder holds images of other settings.
+    """
+    settings = plans[0].settings
+    generator = GENERATORS[settings.generator]
+    fabric = fabric or launch_fabric(settings.device)
+    with ThreadPoolExecutor(1) as pool:  # hashing takes seconds, in which this process loads the models
+        future = pool.submit(_hash_weights, plans[0].weights) if fabric.is_global_zero else None
+        models = generator.load(settings, fabric)
+    hashes: Any = fabric.broadcast(None if future is None else future.result())
+    count = sum(len(plan.transfers) for plan in plans) // fabric.world_size
+    previous: PreparedTransfers | None = None
+    for plan in plans:
+        prepared = generator.prepare(plan, models, hashes, fabric.device, count)
+        if previous is not None:
+            prepared.stage.share_denoiser(previous.stage)
+        previous = prepared
+        report = run_stage(
+            prepared.stage,
+            prepared.transfers,
+            fabric=fabric,
+            batch_size=prepared.batch_size,
+            num_workers=settings.num_workers,
+            overwrite=settings.run.overwrite,
+        )
+        if fabric.is_global_zero:
+            truncated = sum(
+                one.prompt != other.prompt for one, other in zip(plan.transfers, prepared.transfers, strict=True)
+            )
+            retried = prepared.stage.retried(prepared.transfers)
+            yield GeneratedSet(plan.folder, len(prepared.transfers), report.written, retried, truncated, plan.skipped)
+
+
+def generate_domain(settings: StyleTransferSettings) -> GeneratedSet | None:
+    """Generate the images of one domain, see `generate_domains`.
 
     Returns:
         A summary on the first process; None on the others.
 
     Raises:
-        GenValError: an input is missing or bad, or the folder holds images of other settings.
+        GenValError: as `plan_domains` and `generate_domains`, or there are several domains.
     """
-    plan = plan or plan_domain(settings)
-    fabric = launch_fabric(settings.device)
-    prepared = GENERATORS[settings.generator].prepare(settings, plan, fabric)
-    report = run_stage(
-        prepared.stage,
-        prepared.transfers,
-        fabric=fabric,
-        batch_size=prepared.batch_size,
-        num_workers=settings.num_workers,
-        overwrite=settings.run.overwrite,
-    )
-    if not fabric.is_global_zero:
-        return None
-    truncated = sum(one.prompt != other.prompt for one, other in zip(plan.transfers, prepared.transfers, strict=True))
-    retried = prepared.stage.retried(prepared.transfers)
-    return GeneratedSet(plan.folder, len(prepared.transfers), report.written, retried, truncated, plan.skipped)
+    plans = plan_domains(settings)
+    if len(plans) > 1:
+        raise GenValError(
+            f"Expected one domain and strength, found {settings.domain}, {settings.domain_strength}. "
+            "Generate one after the other."
+        )
+    return next(generate_domains(plans), None)
+
+
+def uses_published(settings: StyleTransferSettings) -> bool:
+    """Return whether the generator runs a pipeline of `genval.diffusion.published`."""
+    if settings.generator == "controlnet":
+        return published_controlnet(settings) is not None
+    return settings.generator == "edit"
+
+
+def _hash_weights(weights: Mapping[str, WeightFiles | None]) -> dict[str, str | None]:
+    files = list(dict.fromkeys(one for one in weights.values() if one is not None))
+    with ThreadPoolExecutor(len(files)) as pool:
+        hashes = dict(zip(files, pool.map(lambda one: checkpoint_hash(*one), files), strict=True))
+    return {name: None if one is None else hashes[one] for name, one in weights.items()}

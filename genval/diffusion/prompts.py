@@ -32,6 +32,25 @@ class Domain:
         return self.texts[item_seed(seed, "phrasing") % len(self.texts)]
 
 
+def split_domains(text: str) -> list[str]:
+    """Split `fog,night` into names. A text with a comma in which no part is a known domain stays whole.
+
+    Raises:
+        GenValError: only some parts are known domains.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    known = {domain.lower() for domain in path_dicts.DOMAINS}
+    unknown = [part for part in parts if part.lower() not in known]
+    if len(parts) == 1 or len(unknown) == len(parts):
+        return [text]
+    if unknown:
+        raise GenValError(
+            f"--domain {text}: {' and '.join(map(repr, unknown))} is not a known domain; a list has only these: "
+            f"{', '.join(path_dicts.DOMAINS)}. Give a text as --prompt."
+        )
+    return list(dict.fromkeys(part.lower() for part in parts))
+
+
 def find_domain(name: str | None, free_text: str | None = None, prompt_file: str | None = None) -> Domain:
     """Return a domain of `path_dicts.DOMAINS`, or make one of free text: "thick smoke" becomes `thick-smoke`.
 

@@ -22,7 +22,7 @@ from genval.datasets.palettes import class_colours
 from genval.diffusion.models.controlnet import find_controlnet
 from genval.diffusion.models.hints import CITYSCAPES_IDS, check_labels
 from genval.diffusion.models.messages import first_words, silence_loading
-from genval.diffusion.models.pipelines import checkpoint_hash, find_model, load_strictly, locked_dtype
+from genval.diffusion.models.pipelines import find_model, load_strictly, locked_dtype
 from genval.diffusion.pairs import FramedPair
 from genval.diffusion.prompts import instructions
 from genval.diffusion.sampling.generation import check_pixels, sample_with_retries
@@ -32,11 +32,14 @@ from genval.diffusion.style_transfer import (
     FrameStage,
     PreparedTransfers,
     Transfer,
+    TransferModels,
     TransferPlan,
+    WeightFiles,
+    find_weights,
     fit_prompts,
     frames_hash,
     image_size,
-    model_hashes,
+    load_models,
     prepare_transfers,
 )
 from genval.runtime.devices import choose_precision
@@ -535,18 +538,36 @@ class PublishedStage(FrameStage):
         return generated.images[0], generated.seeds[0], generated.retries[0]
 
 
-def editor_hashes(settings: StyleTransferSettings) -> dict[str, str | None]:
-    """Return the hash of the editor's weights.
+@dataclasses.dataclass(frozen=True)
+class PublishedModels:
+    """A published pipeline on its device.
+
+    Attributes:
+        pipeline: of `load_pipeline`.
+        published: its entry in `EDITORS` or `CONTROLNETS`.
+        steps, guidance: of sampling.
+        precision: of the weights.
+    """
+
+    pipeline: Any
+    published: Published
+    steps: int
+    guidance: float
+    precision: str
+
+
+def find_editor_weights(settings: StyleTransferSettings) -> dict[str, WeightFiles | None]:
+    """Return the files of the editor by the name of their hash.
 
     Raises:
         GenValError: there is no editor, or it is of a class that is not run.
     """
     folder, published = find_published(settings.pipeline.editor, EDITORS, "--editor")
-    return {"editor_hash": checkpoint_hash(folder, tuple(published.networks))}
+    return {"editor_hash": WeightFiles(folder, tuple(published.networks))}
 
 
-def controlnet_hashes(settings: StyleTransferSettings) -> dict[str, str | None]:
-    """Return the hashes of ControlNet and base, of Stable Diffusion or of a published pipeline.
+def find_controlnet_weights(settings: StyleTransferSettings) -> dict[str, WeightFiles | None]:
+    """Return the files of ControlNet and base, of Stable Diffusion or of a published pipeline, by name of their hashes.
 
     Raises:
         GenValError: a model is missing, or is of a class that is not run.
@@ -554,11 +575,11 @@ def controlnet_hashes(settings: StyleTransferSettings) -> dict[str, str | None]:
     published = published_controlnet(settings)
     if published is None:
         settings.check_unused(PipelineConfig, "a ControlNet of Stable Diffusion")
-        return model_hashes(settings)
+        return find_weights(settings)
     folder, _ = _base_of(settings, published)
     return {
-        "base_hash": checkpoint_hash(folder, tuple(published.networks)),
-        "controlnet_hash": checkpoint_hash(find_controlnet(settings.controlnet)),
+        "base_hash": WeightFiles(folder, tuple(published.networks)),
+        "controlnet_hash": WeightFiles(find_controlnet(settings.controlnet)),
     }
 
 
@@ -566,56 +587,78 @@ def _base_of(settings: StyleTransferSettings, published: Published) -> tuple[Pat
     return find_published(settings.base or published.base, {published.index: published}, "--base")
 
 
-def prepare_controlnet(settings: StyleTransferSettings, plan: TransferPlan, fabric: Fabric) -> PreparedTransfers:
+def load_controlnet_models(settings: StyleTransferSettings, fabric: Fabric) -> TransferModels | PublishedModels:
     """Load a ControlNet and its base, of Stable Diffusion or of a published pipeline.
 
     Raises:
-        GenValError: a model cannot be loaded, or does not suit the masks, the size or the flags.
+        GenValError: a model cannot be loaded, or does not suit the flags.
     """
     published = published_controlnet(settings)
     if published is None:
-        return prepare_transfers(settings, plan, fabric)
-    config = settings.pipeline
-    if config.hint_colours is None:
+        return load_models(settings, fabric)
+    if settings.pipeline.hint_colours is None:
         raise GenValError(
             f"--controlnet {settings.controlnet} does not record the colours of its hints. Give --hint_colours ade20k, "
             "or cityscapes if it was trained with the colours of Cityscapes."
         )
-    check_labels(CITYSCAPES_IDS, plan.frames[0].label_space, settings.controlnet)
     settings.check_unused(("editor", "image_guidance"), published.name)
     folder, _ = _base_of(settings, published)
-    own = {"control_scale": settings.sampling.control_scale, "hint_colours": config.hint_colours}
-    return _prepare(settings, plan, fabric, folder, published, own)
+    return _load(settings, fabric, folder, published)
 
 
-def prepare_editor(settings: StyleTransferSettings, plan: TransferPlan, fabric: Fabric) -> PreparedTransfers:
+def prepare_controlnet(
+    plan: TransferPlan,
+    models: TransferModels | PublishedModels,
+    hashes: Mapping[str, str | None],
+    device: torch.device,
+    count: int,
+) -> PreparedTransfers:
+    """Make the stage of a domain; arguments as for `genval.diffusion.style_transfer.prepare_transfers`.
+
+    Raises:
+        GenValError: a model does not suit the masks or the size.
+    """
+    if isinstance(models, TransferModels):
+        return prepare_transfers(plan, models, hashes, device, count)
+    settings = plan.settings
+    check_labels(CITYSCAPES_IDS, plan.frames[0].label_space, settings.controlnet)
+    own = {"control_scale": settings.sampling.control_scale, "hint_colours": settings.pipeline.hint_colours}
+    return _prepare(plan, models, hashes, own)
+
+
+def load_editor(settings: StyleTransferSettings, fabric: Fabric) -> PublishedModels:
     """Load an instruction editor.
 
     Raises:
-        GenValError: it cannot be loaded, or does not suit the instruction, the size or the flags.
+        GenValError: it cannot be loaded, or does not suit the flags.
     """
     folder, published = find_published(settings.pipeline.editor, EDITORS, "--editor")
     settings.check_unused(("base", "controlnet", "control_scale", "hint_colours"), published.name)
+    if published.arguments is not _pix2pix:
+        settings.check_unused(("image_guidance",), published.name)
+    return _load(settings, fabric, folder, published)
+
+
+def prepare_editor(
+    plan: TransferPlan, models: PublishedModels, hashes: Mapping[str, str | None], device: torch.device, count: int
+) -> PreparedTransfers:
+    """Make the stage of a domain; arguments as for `genval.diffusion.style_transfer.prepare_transfers`.
+
+    Raises:
+        GenValError: the editor does not suit the instruction or the size.
+    """
+    settings = plan.settings
     own: dict[str, Any] = {
         "generator": settings.generator,
         "instruction": " | ".join(instructions(plan.domain, settings.prompt_file).texts),
     }
-    if published.arguments is _pix2pix:
+    if models.published.arguments is _pix2pix:
         own["image_guidance"] = settings.pipeline.image_guidance
-    else:
-        settings.check_unused(("image_guidance",), published.name)
-    return _prepare(settings, plan, fabric, folder, published, own)
+    return _prepare(plan, models, hashes, own)
 
 
-def _prepare(
-    settings: StyleTransferSettings,
-    plan: TransferPlan,
-    fabric: Fabric,
-    folder: Path,
-    published: Published,
-    own: Mapping[str, Any],
-) -> PreparedTransfers:
-    """Load a published pipeline; `own` are the entries of the record that only its kind has."""
+def _load(settings: StyleTransferSettings, fabric: Fabric, folder: Path, published: Published) -> PublishedModels:
+    """Load a published pipeline onto the process's device."""
     config = settings.pipeline
     sampling = tuple(field.name for field in dataclasses.fields(SamplingConfig) if field.name != "control_scale")
     settings.check_unused((*sampling, "lora", "translator", "batch_size", "compile"), published.name)
@@ -628,12 +671,24 @@ def _prepare(
     if distilled:
         settings.check_unused(("pipeline_guidance",), f"the distilled {published.name}")
     default_steps, default_guidance = distilled or (published.steps, published.guidance)
-    steps = config.pipeline_steps or default_steps
-    guidance = default_guidance if config.pipeline_guidance is None else config.pipeline_guidance
-    transfers = _fitting(settings, plan, pipeline, published)
+    return PublishedModels(
+        place(pipeline, fabric.device, config.offload, config.vae_tiling),
+        published,
+        steps=config.pipeline_steps or default_steps,
+        guidance=default_guidance if config.pipeline_guidance is None else config.pipeline_guidance,
+        precision=precision,
+    )
+
+
+def _prepare(
+    plan: TransferPlan, models: PublishedModels, hashes: Mapping[str, str | None], own: Mapping[str, Any]
+) -> PreparedTransfers:
+    """Make the stage of a published pipeline; `own` are the entries of the record that only its kind has."""
+    settings, published, config = plan.settings, models.published, plan.settings.pipeline
+    transfers = _fitting(settings, plan, models.pipeline, published)
     height, width = image_size(settings, plan.frames[0])
     record = {
-        **plan.hashes,
+        **hashes,
         "pipeline": published.name,
         "frames_hash": frames_hash(plan.frames, plan.captions),
         "domain_text": " | ".join(plan.domain.texts),
@@ -642,9 +697,9 @@ def _prepare(
         "without_replacement": settings.without_replacement,
         "height": height,
         "width": width,
-        "precision": precision,
-        "steps": steps,
-        "guidance_scale": guidance,
+        "precision": models.precision,
+        "steps": models.steps,
+        "guidance_scale": models.guidance,
         "prompt_template": settings.prompt_template,
         "negative_prompt": settings.negative_prompt,
         "vae_tiling": config.vae_tiling,
@@ -653,11 +708,11 @@ def _prepare(
     stage = PublishedStage(
         plan.folder,
         record,
-        place(pipeline, fabric.device, config.offload, config.vae_tiling),
+        models.pipeline,
         published,
-        steps=steps,
+        steps=models.steps,
         request=Request(
-            None, settings.negative_prompt, guidance, config.image_guidance, settings.sampling.control_scale
+            None, settings.negative_prompt, models.guidance, config.image_guidance, settings.sampling.control_scale
         ),
         hint_colours=config.hint_colours if published.controlnet else None,
         height=height,

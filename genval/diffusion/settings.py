@@ -164,7 +164,7 @@ class StyleTransferSettings:
 
     domain: str | None = flag(
         None,
-        "fog, night, rain, snow, india (path_dicts.DOMAINS), or a text such as 'thick smoke'",
+        "fog, night, rain, snow, india (path_dicts.DOMAINS), a list such as fog,night, or a text such as 'thick smoke'",
         title="what to generate",
         exclusive="domain",
     )

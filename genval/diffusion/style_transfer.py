@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,16 +22,16 @@ from genval.diffusion.models.hints import LabelSet, check_labels, read_encoding
 from genval.diffusion.models.lora import find_lora, fuse_lora
 from genval.diffusion.models.pipelines import (
     StableDiffusion,
-    checkpoint_hash,
     find_base,
     load_base,
     locked_dtype,
 )
 from genval.diffusion.pairs import FramedPair, Pair, load_framed
 from genval.diffusion.prompts import Domain, check_template, fit_prompt, make_prompt
+from genval.diffusion.sampling.compiling import choose_compiling, kernels_mark, recorded_choice
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import Generated, check_size, generate, make_denoiser
-from genval.diffusion.sampling.stage import GenerationStage, choose_compiling, default_batch_size
+from genval.diffusion.sampling.stage import GenerationStage, default_batch_size
 from genval.diffusion.settings import SamplingConfig, StyleTransferSettings
 from genval.runtime.devices import choose_precision
 from genval.runtime.errors import GenValError
@@ -41,6 +41,7 @@ from genval.runtime.seeds import item_seed
 from path_dicts import DEFAULT_GENERATOR, DOMAINS
 
 if TYPE_CHECKING:
+    import torch
     from lightning_fabric import Fabric
 
 _TOO_LARGE = "Give --precision bf16-true, a smaller size, or --large tiled with a smaller --tile."
@@ -208,9 +209,16 @@ class FrameStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int, i
         batch_size: int,
         negative_prompt: str = "",
         settings: Any = None,
+        kernels: Path | None = None,
     ) -> None:
         super().__init__(
-            folder, record, batch_size=batch_size, settings=settings, script="style_transfer.py", advice=_TOO_LARGE
+            folder,
+            record,
+            batch_size=batch_size,
+            settings=settings,
+            script="style_transfer.py",
+            advice=_TOO_LARGE,
+            kernels=kernels,
         )
         self.labels = labels
         self.height, self.width = height, width
@@ -273,6 +281,7 @@ class TransferStage(FrameStage):
         batch_size: images per batch.
         negative_prompt: of every image.
         compiled: compile the denoiser for the shape of the batches.
+        kernels: as for `GenerationStage`.
         settings: written to `settings.json`.
         denoising_strength: below 1, images start from the real crops under noise.
         domain_strength: below 1, images are between the items' clear prompts and their prompts.
@@ -291,6 +300,7 @@ class TransferStage(FrameStage):
         batch_size: int,
         negative_prompt: str = "",
         compiled: bool = False,
+        kernels: Path | None = None,
         settings: Any = None,
         denoising_strength: float = 1.0,
         domain_strength: float = 1.0,
@@ -304,6 +314,7 @@ class TransferStage(FrameStage):
             batch_size=batch_size,
             negative_prompt=negative_prompt,
             settings=settings,
+            kernels=kernels,
         )
         check_size(base, sampling, height, width)
         self.base, self.controlnet, self.sampling = base, controlnet, sampling
@@ -342,21 +353,23 @@ class TransferPlan:
     """What a run of the stage generates, known before a model is loaded.
 
     Attributes:
+        settings: of the run, with this domain alone.
         domain: the domain.
         frames: the labelled frames to choose from, and `captions` by image file name.
         transfers: the images to generate.
         folder: of the generated set.
-        hashes: of the models' files.
+        weights: files of the models, by the names of their hashes; None for a model that is not used.
         skipped: bad files that `skip_bad` skipped.
         strength: of the domain, 0 to 1.
     """
 
+    settings: StyleTransferSettings
     domain: Domain
     frames: list[Item]
     captions: Mapping[str, str]
     transfers: list[Transfer]
     folder: Path
-    hashes: Mapping[str, str | None]
+    weights: Mapping[str, WeightFiles | None]
     skipped: tuple[BadFile, ...]
     strength: float = 1.0
 
@@ -370,40 +383,86 @@ class PreparedTransfers:
     batch_size: int
 
 
-def model_hashes(settings: StyleTransferSettings) -> dict[str, str | None]:
-    """Return the hashes of the files of base, ControlNet and LoRA.
+@dataclasses.dataclass(frozen=True)
+class TransferModels:
+    """The models of style transfer: `base` and `controlnet` on one device and of one dtype, and their `precision`."""
+
+    base: StableDiffusion
+    controlnet: Any
+    precision: str
+
+
+class WeightFiles(NamedTuple):
+    """A file or folder of weights; of a folder, the `parts` whose files count, or all (see `checkpoint_hash`)."""
+
+    path: Path
+    parts: tuple[str, ...] = ()
+
+
+def find_weights(settings: StyleTransferSettings) -> dict[str, WeightFiles | None]:
+    """Return the files of base, ControlNet and LoRA by the names of their hashes.
 
     Raises:
         GenValError: a model is missing.
     """
     needs_lora = settings.lora or settings.sampling.sampler == "lcm"
     return {
-        "base_hash": checkpoint_hash(find_base(settings.base_model)),
-        "controlnet_hash": checkpoint_hash(find_controlnet(settings.controlnet)),
-        "lora_hash": checkpoint_hash(find_lora(settings.lora)) if needs_lora else None,
+        "base_hash": WeightFiles(find_base(settings.base_model)),
+        "controlnet_hash": WeightFiles(find_controlnet(settings.controlnet)),
+        "lora_hash": WeightFiles(find_lora(settings.lora)) if needs_lora else None,
     }
 
 
-def prepare_transfers(settings: StyleTransferSettings, plan: TransferPlan, fabric: Fabric) -> PreparedTransfers:
-    """Load base, ControlNet and LoRA, and truncate the captions that exceed the text encoder's limit.
+def load_models(settings: StyleTransferSettings, fabric: Fabric) -> TransferModels:
+    """Load base, ControlNet and LoRA onto the process's device.
 
     Raises:
-        GenValError: a model cannot be loaded, or does not suit the masks or the size.
+        GenValError: a model cannot be loaded.
     """
     precision = choose_precision(settings.device.precision, fabric.device)
     dtype = locked_dtype(precision)
     base = load_base(settings.base_model, fabric.device, dtype)
     controlnet = load_controlnet(settings.controlnet, base, fabric.device, dtype).eval()
+    if settings.lora:
+        fuse_lora(base.unet, settings.lora)
+    return TransferModels(base, controlnet, precision)
+
+
+def prepare_transfers(
+    plan: TransferPlan, models: TransferModels, hashes: Mapping[str, str | None], device: torch.device, count: int
+) -> PreparedTransfers:
+    """Make the stage of a domain, and truncate the captions that exceed the text encoder's limit.
+
+    Args:
+        plan: of the domain.
+        models: of `load_models`.
+        hashes: of their files, by the names in `plan.weights`.
+        device: of the models.
+        count: images of all domains per process.
+
+    Raises:
+        GenValError: a model does not suit the masks or the size.
+    """
+    settings, base, controlnet = plan.settings, models.base, models.controlnet
     check_labels(read_encoding(controlnet, settings.controlnet), plan.frames[0].label_space, settings.controlnet)
     transfers = fit_prompts(plan.transfers, plan.captions, plan.domain, settings.prompt_template, base.reads_whole)
     if plan.strength < 1:
         transfers = add_clear_prompts(transfers, plan.captions, settings.prompt_template, base.reads_whole)
-    if settings.lora:
-        fuse_lora(base.unet, settings.lora)
     height, width = image_size(settings, plan.frames[0])
-    batch_size = settings.batch_size or default_batch_size(fabric.device, height, width)
-    per_process = len(transfers) // fabric.world_size
-    record = transfer_record(settings, plan, precision=precision, height=height, width=width)
+    batch_size = settings.batch_size or default_batch_size(device, height, width)
+    record = transfer_record(plan, hashes, precision=models.precision, height=height, width=width)
+    kernels = kernels_mark(base, controlnet, settings.sampling.guidance_scale > 1, batch_size, height, width)
+    compiled = choose_compiling(
+        settings.compile,
+        device,
+        count,
+        batch_size,
+        height,
+        width,
+        settings.steps,
+        kept=kernels.exists(),
+        recorded=recorded_choice(plan.folder, settings.run.overwrite),
+    )
     stage = TransferStage(
         plan.folder,
         record,
@@ -414,10 +473,9 @@ def prepare_transfers(settings: StyleTransferSettings, plan: TransferPlan, fabri
         width=width,
         batch_size=batch_size,
         negative_prompt=settings.negative_prompt,
-        compiled=choose_compiling(
-            settings.compile, fabric.device, per_process, batch_size, height, width, settings.steps
-        ),
-        settings={**flatten(settings), **plan.hashes, **record},
+        compiled=compiled,
+        kernels=kernels,
+        settings={**flatten(settings), **hashes, **record, "compiled": compiled},
         denoising_strength=settings.strength,
         domain_strength=plan.strength,
     )
@@ -425,18 +483,18 @@ def prepare_transfers(settings: StyleTransferSettings, plan: TransferPlan, fabri
 
 
 def transfer_record(
-    settings: StyleTransferSettings, plan: TransferPlan, *, precision: str, height: int, width: int
+    plan: TransferPlan, hashes: Mapping[str, str | None], *, precision: str, height: int, width: int
 ) -> dict[str, Any]:
     """Return the settings that define the images, which every line of the manifest holds.
 
     Resuming with different ones is refused. The keys are those of the first release; an image's own seed is its line's
     `seed`.
     """
-    sampling = settings.sampling
+    settings, sampling = plan.settings, plan.settings.sampling
     start = {"generator": settings.generator, "denoising_strength": settings.strength}
     weakened = {"domain_strength": plan.strength, "clear_text": CLEAR_TEXT}
     return {
-        **plan.hashes,
+        **hashes,
         "frames_hash": frames_hash(plan.frames, plan.captions),
         "domain_text": " | ".join(plan.domain.texts),
         "run_seed": settings.seed,

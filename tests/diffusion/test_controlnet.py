@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from diffusion_world import copy_of_base, write_base
 from safetensors.torch import load_file, save_file
 
+from genval.diffusion.models import pipelines
 from genval.diffusion.models.controlnet import add_control, load_controlnet, save_controlnet
 from genval.diffusion.models.hints import make_encoding, read_encoding
 from genval.diffusion.models.pipelines import checkpoint_hash, find_file, find_model, load_base
@@ -132,6 +134,32 @@ def test_hash_names_the_weights_that_are_loaded(base_folder: Path, tmp_path: Pat
     assert checkpoint_hash(folder) == before
     (folder / "unet" / WEIGHTS).write_bytes(b"x")
     assert checkpoint_hash(folder) != before
+
+
+def test_a_hash_is_kept_for_a_file_that_is_not_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENVAL_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "weights.ckpt"
+    file.write_bytes(b"one")
+
+    def fresh() -> str:  # as in another process
+        pipelines._hash_of_states.cache_clear()
+        return checkpoint_hash(file)
+
+    one = fresh()
+    assert not (tmp_path / "cache").exists()  # changed just now: it could change again within the same tick
+    monkeypatch.setattr(pipelines, "_SETTLED", -1.0)
+    assert fresh() == one
+    (kept,) = (tmp_path / "cache/hashes").iterdir()
+    kept.write_text("0123456789ab")
+    assert fresh() == "0123456789ab"
+    kept.write_text("damaged")
+    assert fresh() == one
+    # Another content of the same size and the same time of change of content.
+    state = file.stat()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    kept.write_text("0123456789ab")
+    assert fresh() not in (one, "0123456789ab")
 
 
 def test_parts_are_locked_and_sizes_checked(base_folder: Path) -> None:

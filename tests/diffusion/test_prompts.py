@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from genval.diffusion.prompts import check_template, find_captions, find_domain, fit_prompt, make_prompt
+from genval.diffusion.prompts import check_template, find_captions, find_domain, fit_prompt, make_prompt, split_domains
 from genval.runtime.errors import GenValError
 
 
@@ -12,6 +12,14 @@ def test_domains_by_name_and_by_words() -> None:
     assert (smoke.name, smoke.texts) == ("thick-smoke", ("in Thick  smoke!",))
     assert find_domain("dust").name == "dust"  # near dusk, but a word of its own
     assert find_domain(None, "fogg").texts == ("in fogg",)
+
+
+def test_a_list_has_known_domains_only() -> None:
+    assert split_domains("fog, Night,fog") == ["fog", "night"]
+    assert split_domains("fog") == ["fog"]
+    assert split_domains("thick smoke, no wind") == ["thick smoke, no wind"]
+    with pytest.raises(GenValError, match=r"--domain fog,nigth: 'nigth' is not a known domain.*--prompt"):
+        split_domains("fog,nigth")
 
 
 @pytest.mark.parametrize("slip", ["fogg", "nigth", "indai"])

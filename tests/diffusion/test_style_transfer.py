@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,18 @@ import torch
 from diffusion_world import HEIGHT, WIDTH
 
 from genval.artifacts.manifest import Manifest
+from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import run_stage
 from genval.datasets.captions import read_captions
 from genval.datasets.items import BadFile, Item, find_items
 from genval.datasets.reading import read_image, read_mask
 from genval.diffusion import style_transfer as transfer_module
-from genval.diffusion.generators import GeneratedSet, generate_domain
+from genval.diffusion.generators import GeneratedSet, generate_domain, generate_domains, plan_domains
 from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.prompts import find_domain
-from genval.diffusion.sampling.stage import choose_compiling, default_batch_size
+from genval.diffusion.sampling.compiling import choose_compiling, recorded_choice
+from genval.diffusion.sampling.stage import default_batch_size
 from genval.diffusion.settings import SamplingConfig, StyleTransferSettings
 from genval.diffusion.style_transfer import (
     Transfer,
@@ -100,12 +103,27 @@ def test_choices_need_a_valid_template() -> None:
             choose_transfers(frames(1), CAPTIONS, find_domain("fog"), 1, 1, template)
 
 
+def test_the_recorded_choice_of_a_folder(tmp_path: Path) -> None:
+    assert recorded_choice(tmp_path, overwrite=False) is None
+    write_settings(tmp_path, {"compiled": True})
+    assert recorded_choice(tmp_path, overwrite=False) is True
+    assert recorded_choice(tmp_path, overwrite=True) is None
+    write_settings(tmp_path, {"seed": 0})
+    assert recorded_choice(tmp_path, overwrite=False) is None
+
+
 def test_kernels_are_generated_where_they_save_time() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     large, small = (5000, 32, 512, 512, 25), (64, 32, 512, 512, 25)
     assert choose_compiling("auto", gpu, *large) and not choose_compiling("auto", gpu, *small)
     assert not choose_compiling("auto", cpu, *large) and not choose_compiling("off", gpu, *large)
     assert choose_compiling("on", cpu, *small)
+    # Kernels that are kept make it pay earlier, and a resumed run does as the run before it.
+    middle = (900, 32, 512, 512, 25)
+    assert choose_compiling("auto", gpu, *middle, kept=True) and not choose_compiling("auto", gpu, *middle)
+    assert choose_compiling("auto", gpu, *small, recorded=True)
+    assert not choose_compiling("auto", gpu, *large, recorded=False)
+    assert not choose_compiling("off", gpu, *large, recorded=True)
     assert default_batch_size(gpu, 512, 512) == 32 and default_batch_size(gpu, 1024, 2048) == 4
 
 
@@ -171,6 +189,44 @@ def test_img2img_starts_from_the_crop(
     for line in published.values():
         one, other = (read_image(tmp_path / folder / line["image"]) for folder in ("fog", "img2img/fog"))
         np.testing.assert_array_equal(one, other)
+
+
+def test_several_domains_in_one_run_are_those_of_several_runs(
+    base_folder: Path, controlnet_folder: Path, city_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(folder: str, domain: str) -> list[int]:
+        settings = StyleTransferSettings(
+            domain=domain,
+            base=str(base_folder),
+            controlnet=str(controlnet_folder),
+            data_dir=str(city_folder),
+            output_dir=str(tmp_path / folder),
+            num_samples=3,
+            height=HEIGHT,
+            width=WIDTH,
+            batch_size=2,
+            sampling=SamplingConfig(2, 3.0),
+            device=DeviceSettings(accelerator="cpu"),
+        )
+        return [done.written for done in generate_domains(plan_domains(settings))]
+
+    denoisers = []
+    made = transfer_module.make_denoiser
+    monkeypatch.setattr(transfer_module, "make_denoiser", lambda *a, **k: denoisers.append(a) or made(*a, **k))
+    assert make("together", "fog,night") == [3, 3] and len(denoisers) == 1
+    assert make("apart", "fog") == make("apart", "night") == [3]
+    for domain in ("fog", "night"):
+        one, other = (contents(tmp_path / name / domain) for name in ("apart", "together"))
+        for files in (one, other):
+            settings = json.loads(files.pop("settings.json"))["settings"]
+            assert settings["domain"] == domain and settings["compiled"] is False
+        assert len(one) == 10 and one == other
+    # Each domain resumes on its own.
+    shutil.rmtree(tmp_path / "together/night")
+    assert make("together", "fog,night") == [0, 3]
+    assert contents(tmp_path / "together/night").items() >= other.items()
+    with pytest.raises(GenValError, match="--prompt_file describes one domain"):
+        plan_domains(StyleTransferSettings(domain="fog,night", prompt_file="phrasings.txt"))
 
 
 class World:

@@ -193,7 +193,8 @@ def test_dry_run_limit_and_free_text(
     command = transfer_command(base_folder, controlnet_folder, city, tmp_path / "out", "--domain", "Dense fog")
     dry = run_script(*command, "--dry_run")
     assert dry.returncode == 0 and "in Dense fog" in dry.stdout and not (tmp_path / "out").exists()
-    assert run_script(*command, "--limit", 2, "--from_train").returncode == 0
+    done = run_script(*command, "--limit", 2, "--from_train")
+    assert done.returncode == 0 and "first batch" in done.stderr
     assert len(list((tmp_path / "out/dense-fog/gtFine/train/aachen").iterdir())) == 2
     refused([*command, "--from_train", "--seed", 1], "seed 0 (now 1)", "--overwrite")
     assert run_script(*command, "--limit", 1, "--from_train", "--seed", 1, "--overwrite").returncode == 0

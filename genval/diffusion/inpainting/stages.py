@@ -5,8 +5,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,9 +31,10 @@ from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_f
 from genval.diffusion.inpainting.model import InpaintingBatch, inpaint, load_inpainting, make_inpainter
 from genval.diffusion.inpainting.prompts import check_object_template, object_prompt
 from genval.diffusion.models.pipelines import StableDiffusion, checkpoint_hash, find_base, locked_dtype
+from genval.diffusion.sampling.compiling import choose_compiling, kernels_mark, recorded_choice
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import Generated
-from genval.diffusion.sampling.stage import GenerationStage, choose_compiling, default_batch_size
+from genval.diffusion.sampling.stage import GenerationStage, default_batch_size
 from genval.diffusion.settings import InpaintingConfig, InpaintingStageSettings, ObjectSettings, RefinementSettings
 from genval.diffusion.style_transfer import frames_hash
 from genval.runtime.devices import choose_precision, launch_fabric
@@ -41,6 +43,9 @@ from genval.runtime.files import read_bytes, write_bytes, write_json, write_png
 from genval.runtime.flags import flatten
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +125,7 @@ class InpaintingStage(GenerationStage[ObjectItem, Loaded, "tuple[np.ndarray, int
         batch_size: images per batch.
         negative_prompt: of every image.
         compiled: compile the denoiser for the shape of the batches.
+        kernels: as for `GenerationStage`.
         settings: written to `settings.json`.
         script: the script that writes the folder, for errors.
     """
@@ -134,10 +140,11 @@ class InpaintingStage(GenerationStage[ObjectItem, Loaded, "tuple[np.ndarray, int
         batch_size: int,
         negative_prompt: str = "",
         compiled: bool = False,
+        kernels: Path | None = None,
         settings: Any = None,
         script: str = "",
     ) -> None:
-        super().__init__(folder, record, batch_size=batch_size, settings=settings, script=script)
+        super().__init__(folder, record, batch_size=batch_size, settings=settings, script=script, kernels=kernels)
         self.model, self.config = model, config
         self.negative_prompt = negative_prompt
         self.compiled = compiled
@@ -369,12 +376,15 @@ def plan_object_stage(settings: ObjectSettings) -> ObjectPlan:
     return ObjectPlan(items[: settings.run.limit], frames, tuple(bad or ()))
 
 
-def inpaint_objects(settings: ObjectSettings, plan: ObjectPlan | None = None) -> InpaintedSet | None:
+def inpaint_objects(
+    settings: ObjectSettings, plan: ObjectPlan | None = None, fabric: Fabric | None = None
+) -> InpaintedSet | None:
     """Inpaint objects into frames; resume where an earlier run stopped.
 
     Args:
         settings: of the stage.
         plan: of `plan_object_stage`, if it was already made.
+        fabric: the processes, if they were already started.
 
     Returns:
         A summary on the first process; None on the others.
@@ -396,7 +406,7 @@ def inpaint_objects(settings: ObjectSettings, plan: ObjectPlan | None = None) ->
     def stage(folder: Path, whole: Mapping[str, Any], model: StableDiffusion, options: dict[str, Any]) -> ObjectStage:
         return ObjectStage(folder, whole, model, settings.sampling, plan.frames, placement, settings.side, **options)
 
-    done = _run(settings, plan.items, record, (settings.side, settings.side), stage)
+    done = _run(settings, plan.items, record, (settings.side, settings.side), stage, fabric)
     return done and dataclasses.replace(done, skipped=plan.skipped)
 
 
@@ -412,12 +422,15 @@ def plan_refinement_stage(settings: RefinementSettings) -> list[ObjectItem]:
     return plan_refinements(images, settings.prompt_template, settings.seed)[: settings.run.limit]
 
 
-def refine_objects(settings: RefinementSettings, items: Sequence[ObjectItem] | None = None) -> InpaintedSet | None:
+def refine_objects(
+    settings: RefinementSettings, items: Sequence[ObjectItem] | None = None, fabric: Fabric | None = None
+) -> InpaintedSet | None:
     """Refine inpainted objects; resume where an earlier run stopped.
 
     Args:
         settings: of the stage.
         items: of `plan_refinement_stage`, if they were already planned.
+        fabric: the processes, if they were already started.
 
     Returns:
         A summary on the first process; None on the others.
@@ -452,7 +465,7 @@ def refine_objects(settings: RefinementSettings, items: Sequence[ObjectItem] | N
             **options,
         )
 
-    return _run(settings, items, record, size, stage)
+    return _run(settings, items, record, size, stage, fabric)
 
 
 def _run(
@@ -461,6 +474,7 @@ def _run(
     own_record: Mapping[str, Any],
     size: tuple[int, int],
     make_stage: Callable[[Path, Mapping[str, Any], StableDiffusion, dict[str, Any]], InpaintingStage],
+    fabric: Fabric | None,
 ) -> InpaintedSet | None:
     """Load the model, make the stage, and run it.
 
@@ -468,17 +482,22 @@ def _run(
         own_record: the settings that define the images of this stage, in addition to those of all stages.
         size: height and width that the model inpaints.
         make_stage: makes the stage from its folder, the whole record, the model and the options of `InpaintingStage`.
+        fabric: the processes, if they were already started.
     """
-    fabric = launch_fabric(settings.device)
+    fabric = fabric or launch_fabric(settings.device)
     precision = choose_precision(settings.device.precision, fabric.device)
-    model = load_inpainting(settings.inpainting_model_name, fabric.device, locked_dtype(precision))
+    path = find_base(settings.inpainting_model_name)
+    with ThreadPoolExecutor(1) as pool:  # hashing takes seconds, in which this process loads the model
+        future = pool.submit(checkpoint_hash, path) if fabric.is_global_zero else None
+        model = load_inpainting(path, fabric.device, locked_dtype(precision))
+    model_hash = fabric.broadcast(None if future is None else future.result())
     batch_size = settings.batch_size or default_batch_size(fabric.device, *size)
     config, per_process = settings.sampling, len(items) // fabric.world_size
     # Every line of the manifest holds these, and resuming with different ones is refused. The keys are those of the
     # first release.
     record = {
         "run_seed": settings.seed,
-        "model_hash": checkpoint_hash(find_base(settings.inpainting_model_name)),
+        "model_hash": model_hash,
         **own_record,
         "precision": precision,
         "sampler": config.sampler,
@@ -487,13 +506,26 @@ def _run(
         "strength": config.denoising_strength,
         "negative_prompt": settings.negative_prompt,
     }
+    folder = resolve(settings.output_dir)
+    kernels = kernels_mark(model, None, config.guidance_scale > 1, batch_size, *size)
+    compiled = choose_compiling(
+        settings.compile,
+        fabric.device,
+        per_process,
+        batch_size,
+        *size,
+        config.taken,
+        kept=kernels.exists(),
+        recorded=recorded_choice(folder, settings.run.overwrite),
+    )
     options = {
         "batch_size": batch_size,
         "negative_prompt": settings.negative_prompt,
-        "compiled": choose_compiling(settings.compile, fabric.device, per_process, batch_size, *size, config.taken),
-        "settings": {**flatten(settings), **record},
+        "compiled": compiled,
+        "kernels": kernels,
+        "settings": {**flatten(settings), **record, "compiled": compiled},
     }
-    stage = make_stage(resolve(settings.output_dir), record, model, options)
+    stage = make_stage(folder, record, model, options)
     report = run_stage(
         stage,
         items,

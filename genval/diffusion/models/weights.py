@@ -76,8 +76,4 @@ def load_exactly(model_class: Any, folder: Path, file: Path, device: torch.devic
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:
         return None
-    return assign_weights(model, {name: partial(_same, tensor) for name, tensor in tensors.items()}, device, dtype)
-
-
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
+    return assign_weights(model, {name: partial(tensors.__getitem__, name) for name in tensors}, device, dtype)

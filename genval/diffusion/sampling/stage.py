@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from genval.artifacts.stage import ManifestStage
+from genval.diffusion.sampling.compiling import mark_kernels
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import Generated, join_generated
 from genval.diffusion.sampling.micro_batches import MicroBatches
@@ -18,41 +19,10 @@ Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 Output = TypeVar("Output")
 
-# Measured on one H100 at 512x512 and 25 steps in bfloat16: seconds that compiling takes once, and seconds per image
-# compiled, not compiled, and not compiled in batches of one.
-_COMPILING, _COMPILED, _EAGER, _EAGER_ALONE = 100, 0.15, 0.23, 0.42
-
 
 def default_batch_size(device: torch.device, height: int, width: int) -> int:
     """Images per batch: 32 of 512x512 occupy a large GPU (13 GiB); a CPU gains nothing from more than four."""
     return 4 if device.type == "cpu" else max(1, min(32, 32 * 512**2 // (height * width)))
-
-
-def choose_compiling(
-    mode: str, device: torch.device, count: int, batch_size: int, height: int, width: int, steps: int
-) -> bool:
-    """Decide whether to compile the denoiser for a run, and print that decision if it is yes.
-
-    "auto" compiles where that saves more time than it takes. The decision depends on the whole run, however much of it
-    is done: a resumed run uses the same kernels.
-
-    Args:
-        mode: "on", "off" or "auto".
-        device: of the models.
-        count: images of the run per process.
-        batch_size, height, width: of the batches.
-        steps: denoising steps per image.
-    """
-    saved = max(_EAGER_ALONE / batch_size, _EAGER) - _COMPILED
-    seconds = count * (height * width / 512**2) * (steps / 25) * saved
-    compiled = mode == "on" or (mode == "auto" and device.type == "cuda" and seconds > _COMPILING)
-    if compiled:
-        print(
-            f"Compiling for batches of {batch_size} images of {height}x{width}. An H100 needs about 2 minutes for it, "
-            f"and saves about {seconds / 60:.0f} minutes (--compile off disables it).",
-            flush=True,
-        )
-    return compiled
 
 
 class GenerationStage(ManifestStage[Item, Loaded, Output]):
@@ -65,6 +35,7 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
         settings: written to `settings.json`.
         script: the script that writes the folder, for errors.
         advice: what a user can do if not even one image fits into the device's memory.
+        kernels: the file that marks that compiled kernels are kept, of `kernels_mark`; written after the first batch.
     """
 
     refuses = True
@@ -78,11 +49,17 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
         settings: Any = None,
         script: str = "",
         advice: str = "Give --precision bf16-true, or a smaller size.",
+        kernels: Path | None = None,
     ) -> None:
         super().__init__(folder, record, settings, script)
         self.max_waiting = 2 * batch_size
         self.micro_batches = MicroBatches(batch_size, advice)
         self._denoiser: Denoiser | None = None
+        self._kernels = kernels
+
+    def share_denoiser(self, other: GenerationStage[Any, Any, Any]) -> None:
+        """Take over the denoiser and the size of the batches of a stage with the same models and settings."""
+        self._denoiser, self.micro_batches = other._denoiser, other.micro_batches
 
     def compute_context(self) -> AbstractContextManager[object]:
         # A resumed run must give the same bytes, so cuDNN must not choose its algorithms by timing them.
@@ -106,7 +83,10 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
         def release() -> None:
             self._denoiser = None
 
-        return join_generated(self.micro_batches.compute(count, micro_batch, release))
+        generated = join_generated(self.micro_batches.compute(count, micro_batch, release))
+        if self._kernels is not None and self._denoiser is not None and self._denoiser.compiled:
+            mark_kernels(self._kernels)
+        return generated
 
     def retried(self, items: Sequence[Item]) -> int:
         """Count the images that were generated again with another seed, because they came out black or not finite."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from genval.diffusion.models.hints import CITYSCAPES_IDS
-from genval.diffusion.models.pipelines import checkpoint_hash
 from genval.diffusion.pairs import FramedPair
 from genval.diffusion.sampling.stage import default_batch_size
 from genval.diffusion.settings import StyleTransferSettings
@@ -20,6 +20,7 @@ from genval.diffusion.style_transfer import (
     PreparedTransfers,
     Transfer,
     TransferPlan,
+    WeightFiles,
     frames_hash,
     image_size,
 )
@@ -114,42 +115,61 @@ def translate(translator: Translator, images: np.ndarray, domain: int, dtype: to
     return np.ascontiguousarray(to_uint8(translated[:, :, :height, :width]).permute(0, 2, 3, 1).cpu().numpy())
 
 
-def translator_hashes(settings: StyleTransferSettings) -> dict[str, str | None]:
-    """Return the hash of the translator's weights.
+@dataclasses.dataclass(frozen=True)
+class TranslationModels:
+    """A `translator` on its device, and the `precision` of its arithmetic."""
+
+    translator: Translator
+    precision: str
+
+
+def find_translator_weights(settings: StyleTransferSettings) -> dict[str, WeightFiles | None]:
+    """Return the folder of the translator by the name of its hash.
 
     Raises:
         GenValError: there is no translator.
     """
-    return {"translator_hash": checkpoint_hash(find_translator(resolve(settings.translator)))}
+    return {"translator_hash": WeightFiles(find_translator(resolve(settings.translator)))}
 
 
-def prepare_translation(settings: StyleTransferSettings, plan: TransferPlan, fabric: Fabric) -> PreparedTransfers:
-    """Load the translator.
+def load_translation(settings: StyleTransferSettings, fabric: Fabric) -> TranslationModels:
+    """Load the translator onto the process's device.
 
     Raises:
-        GenValError: it cannot be loaded, or was not trained on the domain.
+        GenValError: it cannot be loaded.
     """
-    precision = choose_precision(settings.device.precision, fabric.device)
     translator = load_translator(resolve(settings.translator)).to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TranslationModels(translator, choose_precision(settings.device.precision, fabric.device))
+
+
+def prepare_translation(
+    plan: TransferPlan, models: TranslationModels, hashes: Mapping[str, str | None], device: torch.device, count: int
+) -> PreparedTransfers:
+    """Make the stage of a domain; arguments as for `genval.diffusion.style_transfer.prepare_transfers`.
+
+    Raises:
+        GenValError: the translator was not trained on the domain.
+    """
+    settings = plan.settings
     height, width = image_size(settings, plan.frames[0])
-    batch_size = settings.batch_size or default_batch_size(fabric.device, height, width)
+    batch_size = settings.batch_size or default_batch_size(device, height, width)
     record = {
-        **plan.hashes,
+        **hashes,
         "frames_hash": frames_hash(plan.frames, {}),
         "run_seed": settings.seed,
         "from_train": settings.from_train,
         "without_replacement": True,
         "height": height,
         "width": width,
-        "precision": precision,
+        "precision": models.precision,
         "generator": settings.generator,
     }
     stage = TranslationStage(
         plan.folder,
         record,
-        translator,
+        models.translator,
         plan.domain.name,
-        precision=precision,
+        precision=models.precision,
         height=height,
         width=width,
         batch_size=batch_size,

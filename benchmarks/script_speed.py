@@ -1,0 +1,259 @@
+"""Seconds of whole commands, from the start of a script to its end, with random weights of full size.
+
+Reads:  nothing: the weights and frames are made at random
+Writes: --folder, with the models (14 GB), the frames and what the scripts write; --output, JSON; prints each row when
+        it is measured, and at the end a table in Markdown
+
+    python benchmarks/script_speed.py --rows transfer_folder,transfer_checkpoint --num_images 512
+
+A row is one command of `ROWS`, run as a subprocess. `first batch` is the time from the start of the process until the
+first batch is computed; `loop` is the rate from then to the end, with writing and compilation. A cold row starts with
+an empty cache of kernels and hashes; every other row starts with the cache that the rows before it left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, ClassVar
+
+from genval.runtime import cli
+from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
+from genval.runtime.paths import REPO_ROOT, resolve
+from genval.runtime.settings import comma_list, positive_int
+
+DOMAINS = "fog,night,rain,snow,india"
+# Sizes of the models, of the frames and of the generated images.
+SIDES = {"sd15": (1024, 2048, 512), "tiny": (128, 256, 64)}
+FRAMES = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """A command to time.
+
+    Attributes:
+        parts: of the world that it reads; keys of `MAKERS`.
+        command: the script and its flags, in which {world}, {output}, {count} and {side} are filled in.
+        share: images that it writes, as a multiple of --num_images.
+        cold: whether it starts with empty caches.
+        after: a row whose output it reads, which is run before it.
+    """
+
+    parts: tuple[str, ...]
+    command: str
+    share: int = 1
+    cold: bool = False
+    after: str | None = None
+
+
+_TRANSFER = (
+    "ControlNet/style_transfer.py --data_dir {world}/cityscapes --caption street --num_samples {count} --height {side} "
+    "--width {side} --output_dir {output} "
+)
+_FOLDER = _TRANSFER + "--base {world}/base --controlnet {world}/controlnet "
+_FAST = "--sampler dpm++ --steps 10 "
+_INPAINT = "--inpainting_model {world}/inpainting --size {side} --output_dir {output} --objects lion "
+ROWS: dict[str, Row] = {
+    "transfer_cold": Row(("frames", "base"), _FOLDER + "--domain fog --compile on", cold=True),
+    "transfer_warm": Row(("frames", "base"), _FOLDER + "--domain fog --compile on"),
+    "transfer_eager": Row(("frames", "base"), _FOLDER + "--domain fog --compile off"),
+    "transfer_folder": Row(("frames", "base"), _FOLDER + "--domain fog"),
+    "transfer_checkpoint": Row(("frames", "checkpoint"), _TRANSFER + "--controlnet {world}/original.ckpt --domain fog"),
+    "transfer_checkpoint_cold": Row(
+        ("frames", "checkpoint"), _TRANSFER + "--controlnet {world}/original.ckpt --domain fog", cold=True
+    ),
+    "transfer_five": Row(("frames", "base"), _FOLDER + f"--domain {DOMAINS}", share=5),
+    "transfer_five_fast": Row(("frames", "base"), _FOLDER + _FAST + f"--domain {DOMAINS}", share=5),
+    "inpaint": Row(
+        ("frames", "inpainting"),
+        "ood_objects/sd_inpaint.py --data_dir {world}/cityscapes --num_images {count} --min_box 32 " + _INPAINT,
+    ),
+    "refine": Row(
+        ("frames", "inpainting"),
+        "ood_objects/refine_gen_images.py --images_dir {world}/output/inpaint " + _INPAINT,
+        after="inpaint",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptSpeedSettings:
+    """Settings of benchmarks/script_speed.py."""
+
+    SCRIPT: ClassVar[str] = "benchmarks/script_speed"
+
+    rows: tuple[str, ...] = flag(tuple(ROWS), f"known: {', '.join(ROWS)}", type=comma_list)
+    size: str = flag("sd15", "tiny is a smoke test", choices=tuple(SIDES))
+    num_images: int = flag(512, "images per domain and per object", type=positive_int)
+    devices: int = flag(1, "processes that share the work", type=positive_int)
+    flags: str = flag("", "further flags of every script, in one text")
+    folder: str = flag("results/script_speed", "models, frames and outputs; models are made once")
+    output: str = flag("results/script_speed.json", "")
+    preset: str | None = None
+
+
+def main(settings: ScriptSpeedSettings) -> None:
+    from genval.runtime.files import write_json
+    from genval.runtime.tables import markdown_table
+
+    unknown = [name for name in settings.rows if name not in ROWS]
+    if unknown:
+        raise GenValError(f"--rows: unknown {', '.join(unknown)}. Known: {', '.join(ROWS)}.")
+    world = resolve(settings.folder) / settings.size
+    for part in dict.fromkeys(part for name in settings.rows for part in ROWS[name].parts):
+        make_part(part, world, settings.size)
+    os.sync()  # what the disk still has to write would be counted
+    rows: list[dict[str, Any]] = []
+    for name in settings.rows:
+        before = ROWS[name].after
+        if before and before not in [row["row"] for row in rows]:
+            measure(before, world, settings)
+        rows.append(measure(name, world, settings))
+        print(json.dumps(rows[-1]), flush=True)
+        write_json(resolve(settings.output), {"device": device_name(), "settings": vars(settings), "rows": rows})
+    print(markdown_table(list(rows[0]), [list(row.values()) for row in rows], digits=3))
+    print(f"wrote {settings.output}")
+
+
+def measure(name: str, world: Path, settings: ScriptSpeedSettings) -> dict[str, Any]:
+    """Run a row's command, and return its seconds and rates.
+
+    Raises:
+        GenValError: the command failed; its messages are printed.
+    """
+    row = ROWS[name]
+    output, cache = world / "output" / name, world / "cache"
+    shutil.rmtree(output, ignore_errors=True)
+    if row.cold:
+        shutil.rmtree(cache, ignore_errors=True)
+    values = {"world": world, "output": output, "count": settings.num_images, "side": SIDES[settings.size][2]}
+    command = [part.format(**values) for part in row.command.split()]
+    command += ["--devices", str(settings.devices), *settings.flags.split()]
+    environment = {**os.environ, "GENVAL_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *command], cwd=REPO_ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    total = time.perf_counter() - start
+    if done.returncode:
+        print(done.stdout, done.stderr)
+        raise GenValError(f"The row {name} failed with exit code {done.returncode}: {' '.join(command)}")
+    # Several stages of one process each say it; the first one is the start.
+    said = re.search(r"first batch ([\d.]+) s after the start", done.stderr)
+    first = float(said[1]) if said else None
+    images = row.share * settings.num_images
+    return {
+        "row": name,
+        "images": images,
+        "total, s": round(total, 1),
+        "first batch, s": first,
+        "loop, images/s": None if first is None else round(images / (total - first), 2),
+        "whole, images/s": round(images / total, 2),
+        "compiled": "Compiling for batches" in done.stdout,
+    }
+
+
+def device_name() -> str:
+    """Return the name of the GPU, or "CPU"."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def make_part(part: str, world: Path, size: str) -> None:
+    """Make a part of the world, if it is not there, in a process of its own, whose memory is freed."""
+    mark = world / f"{part}.made"
+    if mark.exists():
+        return
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(MAKERS[part], world, size).result()
+    mark.touch()
+
+
+def make_frames(world: Path, size: str) -> None:
+    """Frames with coarse labels and noisy images, which take as long to read as photographs."""
+    import numpy as np
+
+    from genval.runtime.files import write_png
+
+    height, width, _ = SIDES[size]
+    rng = np.random.default_rng(0)
+    for number in range(FRAMES):
+        name = f"city_{number:06d}_000000"
+        coarse = rng.choice(np.array([7, 8, 11, 21, 23, 26], np.uint8), (8, 16))
+        labels = coarse.repeat(height // 8, 0).repeat(width // 16, 1)
+        image = (labels[..., None] * 6 + rng.integers(0, 40, (height, width, 3))).astype(np.uint8)
+        write_png(world / f"cityscapes/leftImg8bit/val/city/{name}_leftImg8bit.png", image, noisy=True)
+        write_png(world / f"cityscapes/gtFine/val/city/{name}_gtFine_labelIds.png", labels)
+
+
+def make_base(world: Path, size: str) -> None:
+    """A base and a ControlNet in diffusers' layout."""
+    from diffusers import DDIMScheduler
+
+    from genval.diffusion.models.controlnet import save_controlnet
+    from genval.runtime.files import write_json
+
+    base, controlnet = _build(size)
+    folder = world / "base"
+    for name in ("unet", "vae", "text_encoder", "tokenizer"):
+        getattr(base, name).save_pretrained(folder / name)
+    DDIMScheduler.from_config(base.scheduler_config).save_config(folder / "scheduler")
+    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
+    save_controlnet(controlnet, world / "controlnet")
+
+
+def make_checkpoint(world: Path, size: str) -> None:
+    """A base and a ControlNet in one file of the original format."""
+    from genval.diffusion.original.writing import save_original
+
+    save_original(*_build(size), world / "original.ckpt")
+
+
+def make_inpainting(world: Path, size: str) -> None:
+    """An inpainting UNet that shares the other parts of the base."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from generation_speed import SIZES
+
+    from genval.diffusion.inpainting.model import save_inpainting
+
+    make_part("base", world, size)
+    torch.manual_seed(1)
+    save_inpainting(UNet2DConditionModel(in_channels=9, **SIZES[size]["unet"]), world / "inpainting", "../base")
+
+
+def _build(size: str) -> tuple[Any, Any]:
+    import torch
+    from generation_speed import build
+
+    from genval.diffusion.original.reading import clip_tokenizer
+
+    base, controlnet = build(size, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    base.tokenizer = clip_tokenizer()
+    return base.to("cpu"), controlnet.to("cpu")
+
+
+MAKERS: dict[str, Callable[[Path, str], None]] = {
+    "frames": make_frames,
+    "base": make_base,
+    "checkpoint": make_checkpoint,
+    "inpainting": make_inpainting,
+}
+
+
+if __name__ == "__main__":
+    cli.run(main, ScriptSpeedSettings, __doc__)

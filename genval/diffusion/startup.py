@@ -1,0 +1,54 @@
+"""The start of a script that generates images: processes, device and imports.
+
+Only scripts call this, not the library: a package that is hidden from diffusers stays hidden in the process.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from genval.runtime.devices import launch_fabric
+from genval.runtime.imports import hidden
+from genval.runtime.settings import DeviceSettings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+# Packages that diffusers and transformers import where they are installed: half of their time of import.
+_UNUSED = ("peft", "scipy", "sklearn", "torchvision")
+
+
+def launch(settings: DeviceSettings) -> Fabric:
+    """Start the processes as `launch_fabric` does, and import what generation needs while the device starts.
+
+    Raises:
+        GenValError: as `launch_fabric`.
+    """
+    import torch
+
+    if settings.accelerator != "cpu" and torch.cuda.is_available():
+        threading.Thread(target=_start_device, daemon=True).start()
+    # The imports come second, so that the other processes start as early as possible.
+    fabric = launch_fabric(settings)
+    with hidden(*_UNUSED):
+        from diffusers import (  # noqa: F401
+            AutoencoderKL,
+            AutoencoderTiny,
+            ControlNetModel,
+            DDIMScheduler,
+            SchedulerMixin,
+            UNet2DConditionModel,
+        )
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer  # noqa: F401
+    return fabric
+
+
+def _start_device() -> None:
+    """Start CUDA on this process's device. An error is left to the code that uses the device."""
+    import torch
+
+    number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    if number < torch.cuda.device_count():
+        torch.zeros(1, device=f"cuda:{number}")
