@@ -248,7 +248,7 @@ def start_device(device: torch.device) -> None:
             can_fuse(device)
 
     if device.type == "cuda":
-        threading.Thread(target=start, name="start-device", daemon=True).start()
+        threading.Thread(target=start, name="start-device").start()  # Python waits for it when it exits
 
 
 def can_fuse(device: torch.device) -> bool:
