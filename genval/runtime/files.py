@@ -13,7 +13,7 @@ import functools
 import io
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -55,6 +55,25 @@ def replace_file(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextlib.contextmanager
+def temporary_folder(parent: str | Path) -> Iterator[Path]:
+    """Give a new folder in `parent`, which is made if needed, and remove it afterwards.
+
+    What killed processes left in `parent` is removed first.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    parent = Path(parent)
+    remove_leftovers(parent)
+    temporary = parent / f".folder.{_own_mark(os.getpid())}.part"
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def check_writable(folder: str | Path) -> None:
     """Check, before a long training, that a folder can be written. The check leaves no files.
 
@@ -65,7 +84,8 @@ def check_writable(folder: str | Path) -> None:
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryDirectory(prefix=".part-", dir=folder).cleanup()
+        with temporary_folder(folder):
+            pass
         if is_new:
             folder.rmdir()
     except OSError as error:
@@ -75,14 +95,18 @@ def check_writable(folder: str | Path) -> None:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove the temporary files that a killed process left anywhere below `folder`.
+    """Remove the temporary files and folders that a killed process left anywhere below `folder`.
 
-    A file's name ends in its process's number and start time; those of processes that run on this machine are left
+    A name ends in its process's number and start time; those of processes that run on this machine are left
     alone. Call it before other machines write there.
     """
-    for path in Path(folder).rglob(".*.part"):
+    for path in list(Path(folder).rglob(".*.part")):
         number, _, start = path.name.split(".")[-2].partition("-")
-        if not (number.isdecimal() and _is_running(int(number), start)):
+        if number.isdecimal() and _is_running(int(number), start):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 

@@ -38,14 +38,18 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([".hidden", "a.png", "deep", running])
 
 
-def test_leftovers_of_a_killed_process_that_its_parent_has_not_waited_for_are_removed(tmp_path):
+@pytest.mark.parametrize(
+    "write",
+    [
+        "with files.replace_file(folder + '/a.png'): print(flush=True); time.sleep(60)",
+        "with files.temporary_folder(folder) as made: (made / 'a').touch(); print(flush=True); time.sleep(60)",
+    ],
+)
+def test_leftovers_of_a_killed_process_that_its_parent_has_not_waited_for_are_removed(tmp_path, write):
     if not os.path.exists("/proc/self/stat"):
         pytest.skip("this system does not tell the state of a process")
-    code = (
-        "import sys, time; from genval.runtime.files import replace_file\n"
-        "with replace_file(sys.argv[1]): print(flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a.png")], stdout=subprocess.PIPE)
+    code = f"import sys, time; from genval.runtime import files; folder = sys.argv[1]\n{write}"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline()
     remove_leftovers(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from genval.diffusion.sampling.generation import (
 )
 from genval.diffusion.settings import INPAINTING_MODEL, InpaintingConfig
 from genval.runtime.errors import GenValError
-from genval.runtime.files import write_json
+from genval.runtime.files import temporary_folder, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +118,10 @@ def save_inpainting(
         "vae": ["diffusers", "AutoencoderKL"],
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
+        with temporary_folder(folder) as temporary:
             for name, part in parts.items():
-                move(copy.deepcopy(part), "cpu", SAVE_DTYPES[dtype]).save_pretrained(Path(temporary) / name)
-                for file in sorted((Path(temporary) / name).iterdir()):
+                move(copy.deepcopy(part), "cpu", SAVE_DTYPES[dtype]).save_pretrained(temporary / name)
+                for file in sorted((temporary / name).iterdir()):
                     (folder / name).mkdir(exist_ok=True)
                     file.chmod(0o644)  # safetensors makes files that only their owner can read
                     os.replace(file, folder / name / file.name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from genval.diffusion.models.pipelines import StableDiffusion, find_file, find_m
 from genval.diffusion.original.keys import SAVE_DTYPES
 from genval.diffusion.original.reading import open_original
 from genval.runtime.errors import GenValError
+from genval.runtime.files import temporary_folder
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _FILES = ("config.json", _WEIGHTS)
@@ -172,14 +172,13 @@ def save_controlnet(controlnet: Any, folder: str | Path, dtype: str = "fp32") ->
     """
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
+        with temporary_folder(folder) as temporary:
             move(copy.deepcopy(controlnet), "cpu", SAVE_DTYPES[dtype]).save_pretrained(temporary)
             # safetensors makes files that only their owner can read.
-            (Path(temporary) / _WEIGHTS).chmod((Path(temporary) / "config.json").stat().st_mode)
+            (temporary / _WEIGHTS).chmod((temporary / "config.json").stat().st_mode)
             # The config is written last, so a folder with a config is complete.
             for file in (_WEIGHTS, "config.json"):
-                os.replace(Path(temporary) / file, folder / file)
+                os.replace(temporary / file, folder / file)
     except OSError as error:
         raise _not_writable(folder, error) from error
 
