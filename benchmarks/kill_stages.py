@@ -130,9 +130,13 @@ class Workplace:
         refined = self.whole("refine")
         sets = {"segmenters": SEGMENTER, "datasets_dir": data, **mini, **device}
         models = {"base": "checkpoints/mini/stable-diffusion", "controlnet": "checkpoints/mini/controlnet"}
-        steps = {"max_steps": images, "checkpoint_every": 1, "images_every": 0, "batch_size": 2, "accumulate": 1}
-        run = {"logs_dir": out("train") / "logs", "run": "run", "resume": "auto", "height": 64, "width": 128}
-        trained = {"output": out("train") / "trained", "precompute": out("train") / "encoded", **run}
+        steps = {"max_steps": images, "checkpoint_every": 1, "batch_size": 2, "accumulate": 1}
+        latents = {"images_every": 0, "height": 64, "width": 128, **steps}
+
+        def training(name: str) -> dict[str, Any]:
+            run = {"logs_dir": out(name) / "logs", "run": "run", "resume": "auto"}
+            return {"output": out(name) / "trained", **run, **mini, **device}
+
         rendered = {"num_train": images, "num_val": images, "domains": ("clear", "fog", "objects")}
         objects = {"objects": ("chair", "sofa"), "num_images": max(1, images // 2)}
         logits = {"save": ("predictions", "logits"), "logit_pixels": -1}
@@ -233,9 +237,48 @@ class Workplace:
                 ("evaluate",),
             ),
             "train": Killable(
-                Command("ControlNet/train", {**models, **steps, **trained, **street, **device}),
+                Command(
+                    "ControlNet/train",
+                    {
+                        "data_dir": data,
+                        "precompute": out("train") / "encoded",
+                        **models,
+                        **latents,
+                        **training("train"),
+                    },
+                ),
                 ("render",),
                 compared=("trained", "encoded"),
+            ),
+            "lora": Killable(
+                Command(
+                    "ControlNet/train_lora",
+                    {
+                        "base": models["base"],
+                        "images": data / "acdc/rgb_anon/fog/train",
+                        "domain": "fog",
+                        **latents,
+                        **training("lora"),
+                    },
+                ),
+                ("render",),
+                compared=("trained",),
+            ),
+            "finetune": Killable(
+                Command(
+                    "relis/finetune",
+                    {
+                        "segmenter": SEGMENTER,
+                        "outliers": "noise",
+                        "datasets_dir": data,
+                        "crop_size": "64x128",
+                        "val_every": 0,
+                        **steps,
+                        **training("finetune"),
+                    },
+                ),
+                ("render",),
+                compared=("trained",),
             ),
         }
 

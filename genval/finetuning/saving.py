@@ -60,8 +60,9 @@ def save_segmenter(name: str, network: nn.Module, output: Path, dtype: str, reci
         meta = {}
         if found.file is not None and (names := read_state_dict(found.file).classes):
             meta = {"meta": {"dataset_meta": {"classes": list(names)}}}
-        with replace_file(output / WEIGHTS) as temporary:
-            torch.save({"state_dict": state, **meta}, temporary)
+        # Given a path, torch.save writes its name, which has the number of the process, into the file.
+        with replace_file(output / WEIGHTS) as temporary, open(temporary, "wb") as stream:
+            torch.save({"state_dict": state, **meta}, stream)
         sidecar = find_sidecar(found.file) if found.file is not None and found.prefix != "mmseg" else None
         if sidecar is not None:
             shutil.copy(sidecar, output / f"{WEIGHTS}.json")

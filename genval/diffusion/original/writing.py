@@ -69,7 +69,9 @@ def save_original(base: StableDiffusion, controlnet: Any | None, path: str | Pat
 
             save_file(state, temporary, metadata={"format": "pt", CARRIED: json.dumps(carried)})
         else:
-            torch.save({"state_dict": state, "global_step": 0, CARRIED: carried}, temporary)
+            # Given a path, torch.save writes its name, which has the number of the process, into the file.
+            with open(temporary, "wb") as stream:
+                torch.save({"state_dict": state, "global_step": 0, CARRIED: carried}, stream)
 
 
 def _models(base: StableDiffusion, controlnet: Any | None) -> dict[str, Any]:
