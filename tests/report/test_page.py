@@ -601,7 +601,7 @@ def test_the_keyboard_sorts_the_table_and_opens_and_closes_an_image(open_page):
     for place in ("#agreement details:has(#scatter)", "#ranking details"):
         browser.run(f"document.querySelector('{place} > summary').focus()")
         browser.press("Enter", 13, "\r")
-    browser.wait("document.querySelector('#scatter .plot').clientWidth > 200")
+    browser.wait("document.querySelector('#scatter .plot')?.clientWidth > 200")
     browser.run("document.querySelector('#models button[data-column=\"2\"]').focus()")
     column = "[...document.querySelectorAll('#models tbody tr')].map((row) => parseFloat(row.cells[2].textContent))"
     browser.press("Enter", 13, "\r")
