@@ -12,10 +12,6 @@ Writes: images/style_transfer/{domain}/{leftImg8bit,gtFine,original}/val/{city}/
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 try:
     from genval.diffusion.settings import StyleTransferSettings

@@ -9,8 +9,7 @@ Every segmenter is one command of relis/eval.py, as in reproduce.py. "First" is 
 written result, "rate" that between the first and the last result, and "busy" the share of the command's time in which a
 kernel ran on the GPU. The time of a segmenter's whole protocol is first + 6,447 images / rate, and its error is that of
 the rate: half the difference between both halves of the images. Generation, objects and calibration are not part of it.
-Rows that are in the JSON
-already, of the same settings and device, are kept.
+Rows of the same settings and device that are already in the JSON are kept.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ Writes: {output_dir}/{segmenter}/{set}/: predictions and counts of confidences, 
     python relis/estimate.py --segmenters all --images fog=PATH
 
 Estimates: mIoU with the majority vote of the other segmenters as the labels (from three segmenters on), average
-confidence, and with clear-weather results the difference of confidences. They rank segmenters. They are no mIoU.
+confidence, and with clear-weather results the difference of confidences. They rank segmenters. Their values do
+not replace an mIoU with labels.
 """
 
 from __future__ import annotations

@@ -83,16 +83,32 @@ def test_a_captioner(add, tmp_path):
     assert captioner.caption_prepared(list(map(captioner.prepare, images))) == ["a street by day", "a street at night"]
 
 
-def test_a_generator(add):
-    from types import SimpleNamespace
+def test_a_generator(add, tmp_path):
+    """It generates a set, and a second run finds it finished."""
+    from diffusion_world import HEIGHT, WIDTH, write_cityscapes
 
-    from genval.diffusion.generators import GENERATORS
+    from genval.datasets.reading import read_image
+    from genval.diffusion.generators import GENERATORS, generate_domain
+    from genval.diffusion.settings import StyleTransferSettings
+    from genval.runtime.settings import DeviceSettings
 
-    names = add("Generator", GENERATORS)
-    assert GENERATORS["darken"].prepare is names["prepare"]
-    frame = SimpleNamespace(image=np.full((2, 2, 3), 100, np.uint8))
-    [(image, seed, _)] = names["Darkening"].compute(None, [SimpleNamespace(seed=7)], [frame])
-    assert image.max() == 50 and seed == 7
+    add("Generator", GENERATORS)
+    settings = StyleTransferSettings(
+        generator="darken",
+        domain="night",
+        num_samples=2,
+        height=HEIGHT,
+        width=WIDTH,
+        data_dir=str(write_cityscapes(tmp_path / "cityscapes")),
+        output_dir=str(tmp_path / "out"),
+        device=DeviceSettings(accelerator="cpu"),
+    )
+    done = generate_domain(settings)
+    assert (done.images, done.written) == (2, 2)
+    for path in done.folder.glob("leftImg8bit/*/*/*.png"):
+        original = read_image(done.folder / "original" / path.relative_to(done.folder / "leftImg8bit"))
+        assert np.array_equal(read_image(path), original // 2)
+    assert generate_domain(settings).written == 0
 
 
 @pytest.mark.slow

@@ -224,6 +224,6 @@ def uses_published(settings: StyleTransferSettings) -> bool:
 
 def _hash_weights(weights: Mapping[str, WeightFiles | None]) -> dict[str, str | None]:
     files = list(dict.fromkeys(one for one in weights.values() if one is not None))
-    with ThreadPoolExecutor(len(files)) as pool:
+    with ThreadPoolExecutor(max(1, len(files))) as pool:  # a generator may have no weights
         hashes = dict(zip(files, pool.map(lambda one: checkpoint_hash(*one), files), strict=True))
     return {name: None if one is None else hashes[one] for name, one in weights.items()}

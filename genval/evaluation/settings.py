@@ -121,7 +121,8 @@ class SegmenterSettings:
     )
     input_size: tuple[int, int] | Literal["processor"] | None = flag(
         None,
-        "HxW: resize images to this size for the segmenter, and its logits back; processor: as that of an hf: model",
+        "HxW: resize images to this size for the segmenter, and its logits back; processor: resize images as the image "
+        "processor of an hf: model does",
         type=input_size,
     )
     batch_size: int = flag(1, "images per forward pass", type=positive_int)
@@ -237,10 +238,10 @@ class OodDetectionSettings:
         "evaluation finds, which needs 8 MB of disk per image and score",
     )
     known: str | None = flag(
-        None, "a data set of known classes, best the training set: adds the standardised max logit, and serves --scores"
+        None, "a set of known classes, best the training set, for the standardised max logit and scores of features"
     )
     known_split: str | None = flag(None, "folder of a split of --known (default: all)")
-    known_images: int = flag(100, "images of it, evenly spaced", type=positive_int)
+    known_images: int = flag(100, "number of images of --known, evenly spaced", type=positive_int)
     bootstrap_draws: int = flag(1000, "bootstrap draws per interval", type=positive_int)
     skip_bad: bool = skip_bad_flag()
     seed: int = seed_flag()

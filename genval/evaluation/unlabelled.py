@@ -45,7 +45,7 @@ def parse_folders(entries: Sequence[str]) -> dict[str, list[UnlabelledImage]]:
     """Read `--images`: each entry is a folder, or NAME=FOLDER; return the images by the set's name.
 
     Raises:
-        GenValError: a folder is missing or empty, or two sets or two images have one name.
+        GenValError: a folder is missing or empty, or two sets or two images have the same name.
     """
     sets: dict[str, list[UnlabelledImage]] = {}
     for entry in entries:
@@ -58,7 +58,7 @@ def parse_folders(entries: Sequence[str]) -> dict[str, list[UnlabelledImage]]:
         for path in find_unlabelled(folder, "--images"):
             item_id = path.relative_to(folder).with_suffix("").as_posix().replace("/", "_")
             if item_id in found:
-                raise GenValError(f"{path} and {found[item_id]} have one name. Rename one of them.")
+                raise GenValError(f"{path} and {found[item_id]} have the same name. Rename one of them.")
             found[item_id] = path
         sets[name] = [UnlabelledImage(item_id, path) for item_id, path in found.items()]
     if not sets:

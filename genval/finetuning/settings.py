@@ -67,7 +67,7 @@ class FinetuneSettings:
         "objects: a folder with the output of the scripts of ood_objects/; pair:IMAGES,MASKS; paste:IMAGES,MASKS, to "
         "cut objects out of images and paste them on the road; or noise, to paste patches of noise",
     )
-    objects: tuple[str, ...] | None = flag(None, "of the generated objects, only these", type=comma_list)
+    objects: tuple[str, ...] | None = flag(None, "use only these generated objects", type=comma_list)
     outlier_ratio: float = flag(0.25, "fraction of a batch that has outliers")
     generated: tuple[str, ...] = flag(
         (), "generated weather that is mixed in, such as fog,night: sets Cityscapes_fog, ...", type=comma_list
@@ -82,7 +82,7 @@ class FinetuneSettings:
     num_workers: int = flag(min(16, os.cpu_count() or 1), "threads that read files", type=positive_int)
 
     score: str = flag(
-        "entropy", "the score of OOD detection that will be used, which decides about --loss", choices=SCORES,
+        "entropy", "the score of OOD detection that will be used; it sets the default of --loss", choices=SCORES,
         title="optimisation",
     )  # fmt: skip
     loss: Literal["uniform", "energy", "rba"] | None = flag(
@@ -93,7 +93,7 @@ class FinetuneSettings:
     batch_size: int = flag(8, "images per device", type=positive_int)
     accumulate: int = flag(1, "batches per optimiser step", type=positive_int)
     max_steps: int = flag(2000, "optimiser steps", type=positive_int)
-    max_minutes: float | None = flag(None, "stop this run of the script after so long; --resume last continues it")
+    max_minutes: float | None = flag(None, "stop this run after so many minutes; --resume last continues it")
     lr: float = flag(1e-5, "learning rate")
     weight_decay: float = flag(0.01, "weight decay of AdamW")
     lr_schedule: str = flag("cosine", "learning rate after the warm-up", choices=LR_SCHEDULES)
@@ -103,9 +103,9 @@ class FinetuneSettings:
 
     val_every: int = flag(250, "optimiser steps between validations (0 disables them)", title="validation")
     val_split: str = flag("val", "folder of a split of --src_dataset, by which clear mIoU is validated")
-    val_images: int = flag(100, "images of it, evenly spaced", type=positive_int)
+    val_images: int = flag(100, "number of images of --val_split, evenly spaced", type=positive_int)
     val_ood: tuple[str, ...] = flag(
-        (), "a set of main_gen_ood.py by which OOD detection is validated, another one than is tested",
+        (), "a set of main_gen_ood.py for the validation of OOD detection; do not give the test set",
         type=dataset_list,
     )  # fmt: skip
     max_miou_drop: float = flag(1.0, "stop when clear mIoU is this many points lower than before")

@@ -1,7 +1,7 @@
 """How scores fall with the strength of a generated condition, and the strength at which a model falls below a limit.
 
 The sets of one domain at several strengths (`--domain_strength` of ControlNet/style_transfer.py) show the same streets.
-No reference image enters: the curve compares models with each other, not with real images.
+Reference images are not used: the curve compares models with each other.
 """
 
 from __future__ import annotations

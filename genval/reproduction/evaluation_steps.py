@@ -192,7 +192,7 @@ def detection_steps(
     inputs: tuple[Path, ...],
     generated: int,
 ) -> list[Step]:
-    """The segmenters on generated objects, so many images a set, and on true ones.
+    """The segmenters on generated objects, so many images per set, and on true objects.
 
     Where CLIP judged the objects, they are measured twice: the curated ones, and all of them.
     """

@@ -20,7 +20,7 @@ class ReproductionSettings:
     )
     segmenters: str = flag("all", "segmenters as given to relis/eval.py")
     finetune: tuple[str, ...] = flag(
-        (), "segmenters to fine-tune on the generated objects, and to compare on true ones", type=comma_list
+        (), "segmenters to fine-tune on the generated objects, and compare on other sets of objects", type=comma_list
     )
     trust_code: bool = trust_code_flag()
     num_samples: int = flag(512, "generated images per domain", type=positive_int)

@@ -1,4 +1,4 @@
-"""One progress bar a stage, on the first process only, and the time that a process took to start."""
+"""One progress bar per stage, on the first process only, and the time that a process took to start."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class TrainingSettings:
     accumulate: int = flag(16, "batches per optimiser step", type=positive_int)
     max_epochs: int = flag(150, "passes over the images", type=positive_int)
     max_steps: int | None = flag(None, "optimiser steps, instead of --max_epochs", type=positive_int)
-    max_minutes: float | None = flag(None, "stop this run of the script after so long; --resume last continues it")
+    max_minutes: float | None = flag(None, "stop this run after so many minutes; --resume last continues it")
     lr: float = flag(1e-5, "learning rate")
     weight_decay: float = flag(0.01, "weight decay of AdamW")
     lr_schedule: str = flag("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
@@ -256,7 +256,7 @@ class BaseTrainingSettings:
 
     batch_size: int = flag(128, "images per step", type=positive_int, title="optimisation")
     max_steps: int = flag(20_000, "training steps", type=positive_int)
-    max_minutes: float | None = flag(None, "end the training of this run after so long; the next run resumes it")
+    max_minutes: float | None = flag(None, "stop this run after so many minutes; the next run resumes it")
     lr: float = flag(4e-4, "learning rate")
     lr_schedule: str = flag(
         "constant", "learning rate after the warm-up; cosine falls to 0 at --max_steps", choices=("constant", "cosine")

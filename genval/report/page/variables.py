@@ -28,10 +28,10 @@ _OOD_METRICS = ("auroc", "fpr95", "aupr_object", "aupr_background")
 # The answers of the verdict in few words, and the look of each.
 _TRUST: dict[str | None, tuple[str, str]] = {
     "better": ("predicts the reference, better than clear weather", "yes"),
-    "yes": ("predicts the reference, as clear weather may too", "yes"),
+    "yes": ("predicts the reference, but clear weather may predict it as well", "yes"),
     "worse": ("predicts the reference, worse than clear weather", "no"),
     "alone": ("predicts the reference", "yes"),
-    "weak": ("predicts roughly", ""),
+    "weak": ("predicts the reference only roughly", ""),
     "no": ("not shown", "no"),
     "few": ("no answer", ""),
     None: ("not compared: results are missing", ""),
