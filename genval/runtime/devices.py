@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from genval.runtime.errors import GenValError
-from genval.runtime.imports import hidden
+from genval.runtime.imports import hidden, placeholders
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +39,11 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
         GenValError: this machine does not have these devices.
     """
     # Fabric imports torchmetrics to compare its version, for a feature that is not used here. torchmetrics imports
-    # transformers and torchvision: half of the start-up time of an evaluation. torch's compiler must not be hidden,
-    # though it takes a second: with several machines, processes would then not end.
-    with hidden("torchmetrics"):
+    # transformers and torchvision: half of the start-up time of an evaluation. It imports torch's compiler, which takes
+    # a second, to recognise compiled modules in Fabric.setup, which is not used either. One of several processes would
+    # not end without it.
+    unused = ["torch._dynamo"] if str(settings.devices) == "1" and settings.num_nodes == 1 else []
+    with hidden("torchmetrics"), placeholders(*unused):
         from lightning_fabric import Fabric
 
     try:

@@ -12,7 +12,6 @@ from genval.runtime.flags import flag
 from genval.runtime.settings import comma_list, positive_int
 
 from .dataset import CONDITIONS, OBJECTS
-from .objects import object_names
 
 
 def count(text: str) -> int:
@@ -47,9 +46,12 @@ class RenderSettings:
         unknown = sorted(set(self.domains) - {*CONDITIONS, OBJECTS})
         if unknown:
             raise GenValError(f"--domains: {', '.join(unknown)} is none of {', '.join((*CONDITIONS, OBJECTS))}.")
-        unknown = sorted(set(self.objects or ()) - set(object_names()))
-        if unknown:
-            raise GenValError(f"--objects: {', '.join(unknown)} has no sprite. Known: {', '.join(object_names())}.")
+        if self.objects:
+            from .objects import object_names  # imports OpenCV, which --help does not need
+
+            unknown = sorted(set(self.objects) - set(object_names()))
+            if unknown:
+                raise GenValError(f"--objects: {', '.join(unknown)} has no sprite. Known: {', '.join(object_names())}.")
         if self.width != 2 * self.height:
             raise GenValError(f"--width must be twice --height, found {self.width} and {self.height}.")
 
