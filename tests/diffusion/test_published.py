@@ -203,6 +203,7 @@ def test_a_controlnet_of_another_width_is_refused(
         (KONTEXT, {"prompt_template": "{domain}" + " and more" * 200}, "reads 512 tokens"),
         ("Flux2KleinPipeline", {"pipeline_flags": {"pipeline_guidance": 3.0}}, "--pipeline_guidance: the distilled"),
         (FLUX_CONTROL, {"pipeline_flags": {"hint_colours": None}}, "Give --hint_colours"),
+        (FLUX_CONTROL, {"domain_strength": (0.5,)}, "--domain_strength: FluxControlNetPipeline"),
         (FLUX_CONTROL, {"pipeline_flags": {"offload": "model"}}, "--offload is for GPUs"),
     ],
 )
