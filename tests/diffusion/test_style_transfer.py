@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from genval.diffusion.generators import GeneratedSet, generate_domain, generate_
 from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.prompts import find_domain
-from genval.diffusion.sampling.compiling import choose_compiling, recorded_choice
+from genval.diffusion.sampling.compiling import choose_compiling, kernels_mark, recorded_choice
 from genval.diffusion.sampling.stage import default_batch_size
 from genval.diffusion.settings import SamplingConfig, StyleTransferSettings
 from genval.diffusion.style_transfer import (
@@ -111,6 +112,21 @@ def test_the_recorded_choice_of_a_folder(tmp_path: Path) -> None:
     assert recorded_choice(tmp_path, overwrite=True) is None
     write_settings(tmp_path, {"seed": 0})
     assert recorded_choice(tmp_path, overwrite=False) is None
+
+
+def test_kernels_are_kept_elsewhere_where_the_cache_folder_cannot_be_written(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(base_folder)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GENVAL_CACHE", str(tmp_path / "file"))
+    mark = kernels_mark(base, None, True, 2, HEIGHT, WIDTH)
+    assert not mark.is_relative_to(tmp_path / "file") and "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    monkeypatch.setenv("GENVAL_CACHE", str(tmp_path / "cache"))
+    mark = kernels_mark(base, None, True, 2, HEIGHT, WIDTH)
+    assert mark.is_relative_to(tmp_path / "cache/inductor")
+    assert os.environ.pop("TORCHINDUCTOR_CACHE_DIR") == str(tmp_path / "cache/inductor")
 
 
 def test_kernels_are_generated_where_they_save_time() -> None:
