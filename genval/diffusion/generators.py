@@ -104,7 +104,7 @@ class GeneratedSet:
 def plan_domains(settings: StyleTransferSettings) -> list[TransferPlan]:
     """Find the frames, captions and models, and choose the frames of each domain and strength of it.
 
-    Every domain and strength has the same frames, crops and seeds.
+    Every domain and strength has the same frames and crops, and the strengths of a domain have the same seeds.
 
     Raises:
         GenValError: a data set, a caption or a model is missing, or a setting does not fit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -32,8 +33,11 @@ IMG2IMG_STRENGTH = 0.8
 
 def _strengths(text: str) -> tuple[float, ...]:
     """Parse `0,0.25,1`. A repeated strength counts once: it would be the same set."""
-    # Adding 0 makes 0.0 of -0.0.
-    return tuple(dict.fromkeys(float(part) + 0.0 for part in comma_list(text)))
+    try:
+        # Adding 0 makes 0.0 of -0.0.
+        return tuple(dict.fromkeys(float(part) + 0.0 for part in comma_list(text)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, found {text!r}") from error
 
 
 def _widths(text: str) -> list[int]:
