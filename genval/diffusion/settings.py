@@ -249,7 +249,8 @@ class StyleTransferSettings:
         # Smaller numbers would be written with an exponent in the name of the set.
         if not self.domain_strength or not all(one == 0 or 1e-4 <= one <= 1 for one in self.domain_strength):
             raise GenValError(
-                f"--domain_strength: expected numbers from 0 to 1 in steps of 0.0001 or more, found {', '.join(map(str, self.domain_strength))}."
+                "--domain_strength: expected numbers from 0 to 1 in steps of 0.0001 or more, found "
+                f"{', '.join(map(str, self.domain_strength))}."
             )
         if self.generator in ("translate", "edit") and self.domain_strength != (1.0,):
             raise GenValError(
