@@ -167,7 +167,8 @@ def generate_domains(plans: Sequence[TransferPlan], fabric: Fabric | None = None
         fabric: the processes, if they were already started.
 
     Yields:
-        A summary of each domain when it is done, usually in the order of the plans, on the first process; nothing on the others.
+        A summary of each domain when it is done, on the first process; nothing on the others. The order is that of the
+        plans, but for sets that were begun with and without compiling.
 
     Raises:
         GenValError: an input is missing or bad, or a folder holds images of other settings.
