@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import struct
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -331,7 +332,11 @@ def _has_plain_chunks(data: bytes) -> bool:
         length, kind = struct.unpack_from(">I4s", data, place)
         if kind not in _PLAIN_CHUNKS:
             return False
-        place += length + 12
+        end = place + length + 8
+        # OpenCV checks those of the pixels, and only warns about the others.
+        if kind != b"IDAT" and data[end : end + 4] != zlib.crc32(data[place + 4 : end]).to_bytes(4, "big"):
+            return False
+        place = end + 4
     return place == len(data)
 
 

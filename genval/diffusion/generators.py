@@ -23,6 +23,7 @@ from genval.diffusion.published import (
     prepare_editor,
     published_controlnet,
 )
+from genval.diffusion.sampling.compiling import recorded_choice
 from genval.diffusion.settings import StyleTransferSettings
 from genval.diffusion.style_transfer import (
     PreparedTransfers,
@@ -75,6 +76,10 @@ GENERATORS: dict[str, Generator] = {
 }
 
 
+# The order of sets by `recorded_choice`.
+_BEGUN = {False: 0, None: 1, True: 2}
+
+
 @dataclasses.dataclass(frozen=True)
 class GeneratedSet:
     """What a run did for one domain.
@@ -99,7 +104,7 @@ class GeneratedSet:
 def plan_domains(settings: StyleTransferSettings) -> list[TransferPlan]:
     """Find the frames, captions and models, and choose the frames of each domain and strength of it.
 
-    Every domain and strength has the same frames, crops and seeds.
+    Every domain and strength has the same frames and crops, and the strengths of a domain have the same seeds.
 
     Raises:
         GenValError: a data set, a caption or a model is missing, or a setting does not fit.
@@ -138,7 +143,7 @@ def plan_domains(settings: StyleTransferSettings) -> list[TransferPlan]:
             generated = generator_folder(settings.generator)
             plans.append(
                 TransferPlan(
-                    dataclasses.replace(settings, domain=name),
+                    dataclasses.replace(settings, domain=name, domain_strength=(strength,)),
                     domain,
                     frames,
                     captions,
@@ -162,7 +167,8 @@ def generate_domains(plans: Sequence[TransferPlan], fabric: Fabric | None = None
         fabric: the processes, if they were already started.
 
     Yields:
-        A summary of each domain when it is done, on the first process; nothing on the others.
+        A summary of each domain when it is done, on the first process; nothing on the others. The order is that of the
+        plans, but for sets that were begun with and without compiling.
 
     Raises:
         GenValError: an input is missing or bad, or a folder holds images of other settings.
@@ -170,13 +176,15 @@ def generate_domains(plans: Sequence[TransferPlan], fabric: Fabric | None = None
     settings = plans[0].settings
     generator = GENERATORS[settings.generator]
     fabric = fabric or launch_fabric(settings.device)
+    # Compiling changes the decoder of all later images, so sets that were begun without it are resumed first.
+    ordered = sorted(plans, key=lambda plan: _BEGUN[recorded_choice(plan.folder, settings.run.overwrite)])
     with ThreadPoolExecutor(1) as pool:  # hashing takes seconds, in which this process loads the models
         future = pool.submit(_hash_weights, plans[0].weights) if fabric.is_global_zero else None
         models = generator.load(settings, fabric)
     hashes: Any = fabric.broadcast(None if future is None else future.result())
     count = sum(len(plan.transfers) for plan in plans) // fabric.world_size
     previous: PreparedTransfers | None = None
-    for plan in plans:
+    for plan in ordered:
         prepared = generator.prepare(plan, models, hashes, fabric.device, count)
         if previous is not None:
             prepared.stage.share_denoiser(previous.stage)

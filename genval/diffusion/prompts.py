@@ -94,7 +94,9 @@ def instructions(domain: Domain, prompt_file: str | None = None) -> Domain:
     if prompt_file is not None:
         return Domain(domain.name, read_phrasings(resolve(prompt_file)))
     general = tuple(path_dicts.INSTRUCTION.format(domain=text) for text in domain.texts)
-    known = path_dicts.INSTRUCTIONS.get(domain.name)
+    # A text of --prompt is used as it stands, even if it is the name of a domain.
+    is_known = domain.texts == (path_dicts.DOMAINS.get(domain.name),)
+    known = path_dicts.INSTRUCTIONS.get(domain.name) if is_known else None
     return Domain(domain.name, general if known is None else (known,))
 
 

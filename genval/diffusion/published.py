@@ -576,6 +576,7 @@ def find_controlnet_weights(settings: StyleTransferSettings) -> dict[str, Weight
     if published is None:
         settings.check_unused(PipelineConfig, "a ControlNet of Stable Diffusion")
         return find_weights(settings)
+    settings.check_unused(("domain_strength",), published.name)
     folder, _ = _base_of(settings, published)
     return {
         "base_hash": WeightFiles(folder, tuple(published.networks)),

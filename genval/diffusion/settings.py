@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -31,8 +32,12 @@ IMG2IMG_STRENGTH = 0.8
 
 
 def _strengths(text: str) -> tuple[float, ...]:
-    """Parse `0,0.25,1`."""
-    return tuple(float(part) for part in comma_list(text))
+    """Parse `0,0.25,1`. A repeated strength counts once: it would be the same set."""
+    try:
+        # Adding 0 makes 0.0 of -0.0.
+        return tuple(dict.fromkeys(float(part) + 0.0 for part in comma_list(text)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, found {text!r}") from error
 
 
 def _widths(text: str) -> list[int]:
@@ -241,12 +246,16 @@ class StyleTransferSettings:
     def __post_init__(self) -> None:
         if (self.domain is None) == (self.prompt is None):
             raise GenValError("Expected one of --domain and --prompt. Give --domain fog, for example.")
-        if not self.domain_strength or not all(0 <= strength <= 1 for strength in self.domain_strength):
+        # Smaller numbers would be written with an exponent in the name of the set.
+        if not self.domain_strength or not all(one == 0 or 1e-4 <= one <= 1 for one in self.domain_strength):
             raise GenValError(
-                f"--domain_strength: expected numbers from 0 to 1, found {', '.join(map(str, self.domain_strength))}."
+                "--domain_strength: expected numbers from 0 to 1 in steps of 0.0001 or more, found "
+                f"{', '.join(map(str, self.domain_strength))}."
             )
-        if self.generator == "translate" and self.domain_strength != (1.0,):
-            raise GenValError("--domain_strength: --generator translate has no prompt to weaken. Leave it out.")
+        if self.generator in ("translate", "edit") and self.domain_strength != (1.0,):
+            raise GenValError(
+                f"--domain_strength: --generator {self.generator} has no prompt of a scene to weaken. Leave it out."
+            )
         if self.generator == "img2img":
             steps_taken(self.sampling.steps, self.strength)
             if self.sampling.large == "upscaled":

@@ -226,7 +226,10 @@ def _measure(folder: Path, item: BravoImage, labels: Path) -> BravoCounts:
             f"{files[0]} {train_ids.shape}, {files[1]} {invalid.shape} and the prediction {prediction.shape} differ in "
             "size. Labels and images must be of one release of the benchmark."
         )
-    return BravoCounts.measure(prediction, confidence, train_ids, invalid != 0)
+    try:
+        return BravoCounts.measure(prediction, confidence, train_ids, invalid != 0)
+    except GenValError as error:
+        raise GenValError(f"{files[0]}: {error}") from error
 
 
 def _plain(value: Any) -> Any:

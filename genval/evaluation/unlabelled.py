@@ -52,7 +52,7 @@ def parse_folders(entries: Sequence[str]) -> dict[str, list[UnlabelledImage]]:
         name, equals, place = entry.partition("=")
         folder = resolve(place if equals else entry)
         name = name if equals else folder.name
-        if name in sets or not name or "/" in name:
+        if name in sets or name in ("", ".", "..") or "/" in name:
             raise GenValError(f"--images: expected folders with different names, or NAME=FOLDER, found {entry!r}.")
         found: dict[str, Path] = {}
         for path in find_unlabelled(folder, "--images"):

@@ -402,6 +402,7 @@ def test_the_usual_png_files_are_decoded_by_opencv_and_others_are_not(tmp_path, 
     for other in (
         png(samples, 8, colour, before=chunk(b"tRNS", bytes(2 if colour == 0 else 6))),
         png(samples, 8, colour, after=chunk(b"eXIf", b"II*\0")),
+        png(samples, 8, colour, before=chunk(b"tEXt", b"a\0b")[:-1] + b"\0"),
         png(samples, 16, colour),
         png(samples, 8, colour)[:-1],
         png(samples, 8, colour) + b"more",

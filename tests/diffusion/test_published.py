@@ -16,12 +16,13 @@ import torch
 from diffusion_world import Refusal, run_script
 from published_world import write_published
 
+import path_dicts
 from genval.artifacts.manifest import Manifest
 from genval.datasets.labels import CLASSES
 from genval.datasets.palettes import class_colours
 from genval.datasets.reading import read_image
 from genval.diffusion.generators import GeneratedSet, generate_domain
-from genval.diffusion.prompts import Domain, instructions
+from genval.diffusion.prompts import Domain, find_domain, instructions
 from genval.diffusion.published import CONTROLNETS, EDITORS, Published, Request, load_pipeline, place, run_pipeline
 from genval.diffusion.settings import PipelineConfig, StyleTransferSettings
 from genval.evaluation.scoring import judge_set
@@ -203,6 +204,7 @@ def test_a_controlnet_of_another_width_is_refused(
         (KONTEXT, {"prompt_template": "{domain}" + " and more" * 200}, "reads 512 tokens"),
         ("Flux2KleinPipeline", {"pipeline_flags": {"pipeline_guidance": 3.0}}, "--pipeline_guidance: the distilled"),
         (FLUX_CONTROL, {"pipeline_flags": {"hint_colours": None}}, "Give --hint_colours"),
+        (FLUX_CONTROL, {"domain_strength": (0.5,)}, "--domain_strength: FluxControlNetPipeline"),
         (FLUX_CONTROL, {"pipeline_flags": {"offload": "model"}}, "--offload is for GPUs"),
     ],
 )
@@ -227,6 +229,8 @@ def test_stable_diffusion_refuses_flags_of_pipelines(
 def test_instructions_come_from_the_domain_or_a_file(tmp_path: Path) -> None:
     assert "night" in instructions(Domain("night", ("in night",))).texts[0]
     assert "street in thick smoke." in instructions(Domain("thick-smoke", ("in thick smoke",))).texts[0]
+    assert instructions(find_domain("dusk")).texts == (path_dicts.INSTRUCTIONS["dusk"],)
+    assert "street in rain of ash." in instructions(Domain("rain", ("in rain of ash",))).texts[0]
     file = tmp_path / "instructions.txt"
     file.write_text("make it foggy\nadd fog\n")
     assert instructions(Domain("fog", ("in fog",)), str(file)) == Domain("fog", ("make it foggy", "add fog"))

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from genval.diffusion.generators import GeneratedSet, generate_domain, generate_
 from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.pipelines import load_base
 from genval.diffusion.prompts import find_domain
-from genval.diffusion.sampling.compiling import choose_compiling, recorded_choice
+from genval.diffusion.sampling.compiling import choose_compiling, kernels_mark, recorded_choice
 from genval.diffusion.sampling.stage import default_batch_size
 from genval.diffusion.settings import SamplingConfig, StyleTransferSettings
 from genval.diffusion.style_transfer import (
@@ -31,6 +32,7 @@ from genval.diffusion.style_transfer import (
 )
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_jsonl
+from genval.runtime.flags import make_settings
 from genval.runtime.settings import DeviceSettings, RunSettings
 
 
@@ -112,6 +114,21 @@ def test_the_recorded_choice_of_a_folder(tmp_path: Path) -> None:
     assert recorded_choice(tmp_path, overwrite=False) is None
 
 
+def test_kernels_are_kept_elsewhere_where_the_cache_folder_cannot_be_written(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(base_folder)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GENVAL_CACHE", str(tmp_path / "file"))
+    mark = kernels_mark(base, None, True, 2, HEIGHT, WIDTH)
+    assert not mark.is_relative_to(tmp_path / "file") and "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    monkeypatch.setenv("GENVAL_CACHE", str(tmp_path / "cache"))
+    mark = kernels_mark(base, None, True, 2, HEIGHT, WIDTH)
+    assert mark.is_relative_to(tmp_path / "cache/inductor")
+    assert os.environ.pop("TORCHINDUCTOR_CACHE_DIR") == str(tmp_path / "cache/inductor")
+
+
 def test_kernels_are_generated_where_they_save_time() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     large, small = (5000, 32, 512, 512, 25), (64, 32, 512, 512, 25)
@@ -148,9 +165,12 @@ def test_a_domain_or_a_prompt_is_required() -> None:
         ({"generator": "img2img", "denoising_strength": 0.0}, "--denoising_strength: expected a number above 0"),
         ({"generator": "img2img", "denoising_strength": 0.01}, "of --steps 25 leaves no step"),
         ({"generator": "img2img", "sampling": SamplingConfig(large="upscaled")}, "Give --large tiled"),
+        ({"generator": "edit", "domain_strength": (0.5, 1.0)}, "--domain_strength: --generator edit has no prompt"),
+        ({"generator": "translate", "domain_strength": (0.0,)}, "--domain_strength: --generator translate"),
+        ({"domain_strength": (1e-5,)}, "--domain_strength: expected numbers from 0 to 1 in steps"),
     ],
 )
-def test_settings_of_a_start_from_the_photo(settings: dict[str, Any], message: str) -> None:
+def test_settings_that_do_not_fit_the_generator(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(GenValError, match=message):
         StyleTransferSettings(domain="fog", **settings)
 
@@ -227,6 +247,48 @@ def test_several_domains_in_one_run_are_those_of_several_runs(
     assert contents(tmp_path / "together/night").items() >= other.items()
     with pytest.raises(GenValError, match="--prompt_file describes one domain"):
         plan_domains(StyleTransferSettings(domain="fog,night", prompt_file="phrasings.txt"))
+
+
+def test_a_resumed_set_keeps_the_kernels_that_it_was_begun_with(
+    base_folder: Path, controlnet_folder: Path, city_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = StyleTransferSettings(
+        domain="fog,night",
+        base=str(base_folder),
+        controlnet=str(controlnet_folder),
+        data_dir=str(city_folder),
+        output_dir=str(tmp_path),
+        num_samples=1,
+        height=HEIGHT,
+        width=WIDTH,
+        sampling=SamplingConfig(2, 3.0),
+        device=DeviceSettings(accelerator="cpu"),
+    )
+    for domain, compiled in (("fog", True), ("night", False)):
+        (tmp_path / domain).mkdir()
+        (tmp_path / domain / "settings.json").write_text(json.dumps({"settings": {"compiled": compiled}}))
+    asked = []
+    made = transfer_module.make_denoiser
+
+    def make(base: Any, controlnet: Any, sampling: Any, compiled: bool, **options: Any) -> Any:
+        asked.append(compiled)
+        return made(base, controlnet, sampling, **options)
+
+    monkeypatch.setattr(transfer_module, "make_denoiser", make)
+    monkeypatch.setattr(transfer_module, "choose_compiling", lambda *_, recorded, **__: recorded)
+    # The compiled one comes last, because compiling also changes the decoder.
+    assert [done.folder.name for done in generate_domains(plan_domains(settings))] == ["night", "fog"]
+    assert asked == [False, True]
+
+
+def test_each_strength_is_recorded_and_a_repeated_one_counts_once(
+    base_folder: Path, controlnet_folder: Path, city_folder: Path
+) -> None:
+    models = {"base": str(base_folder), "controlnet": str(controlnet_folder), "data_dir": str(city_folder)}
+    settings = make_settings(StyleTransferSettings, domain="fog", domain_strength="-0,0.0,0.50,0.5,1", **models)
+    plans = plan_domains(settings)
+    assert [plan.folder.name for plan in plans] == ["fog-0.0", "fog-0.5", "fog"]
+    assert [plan.settings.domain_strength for plan in plans] == [(0.0,), (0.5,), (1.0,)]
 
 
 class World:

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from genval.diffusion.models.weights import load_exactly
+from genval.diffusion.models.weights import assign_weights, build_empty, load_exactly
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -32,3 +33,17 @@ def test_files_that_differ_are_left_to_the_library(base_folder: Path, tmp_path: 
     assert load_exactly(AutoencoderKL, folder, file, "cpu", torch.float32) is None
     file.write_bytes(b"damaged")
     assert load_exactly(AutoencoderKL, folder, file, "cpu", torch.float32) is None
+
+
+def test_whole_numbers_keep_their_dtype() -> None:
+    norm = torch.nn.BatchNorm2d(2)
+    norm.num_batches_tracked.fill_(1001)  # bfloat16 has no such number
+    state = norm.state_dict()
+    copied = assign_weights(
+        build_empty(lambda: torch.nn.BatchNorm2d(2)),
+        {name: partial(state.__getitem__, name) for name in state},
+        "cpu",
+        torch.bfloat16,
+    )
+    assert copied.num_batches_tracked.dtype == torch.int64 and int(copied.num_batches_tracked) == 1001
+    assert copied.weight.dtype == torch.bfloat16 and not copied.training

@@ -45,6 +45,11 @@ def test_export_resume_and_metrics(tmp_path):
     content = json.loads((folder / "bravo.json").read_text())
     assert set(content["semantic"]) == {"ACDCfog", "synobjs"} and set(content["ood"]) == {"synobjs"}
     assert 0 < content["bravo_index"] < 1 and "bravo_index" in out
+    # LabelIds in place of trainIds are named.
+    labels = tmp_path / "labels" / "bravo_synobjs/lion/1_gt.png"
+    write_png(labels, np.full(SIZE, 26, np.uint8))
+    code, out, err = run(*flags, "--labels_dir", tmp_path / "labels")
+    assert code == 2 and "lion/1_gt.png: The labels hold classes that do not exist" in err
     # A label that is missing is named, and finished predictions are kept.
     (tmp_path / "labels/bravo_synobjs/lion/1_gt.png").unlink()
     written = (folder / "bravo_synobjs/lion/1_pred.png").stat().st_mtime_ns

@@ -65,5 +65,7 @@ def test_folders_that_cannot_be_read_are_refused(relis):
     folder = relis.root / "datasets/acdc/rgb_anon/fog"
     call = estimate(relis, f"{folder},{folder}")
     relis.refused("--images: expected folders with different names", code_out_err=call)
+    call = estimate(relis, f"..={folder}")
+    relis.refused("--images: expected folders with different names", code_out_err=call)
     code, out, _ = estimate(relis, folder, "--dry_run")
     assert code == 0 and "fog: 8 images for each of 3 segmenters" in out

@@ -37,10 +37,12 @@ def assign_weights(
 
     def copy(reader: Callable[[], torch.Tensor]) -> torch.Tensor:
         tensor = reader()
+        # Whole numbers, such as the counts of batch norm, stay what they are.
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
         if torch.device(device).type != "cpu":
             # The device converts faster, and pages of new memory on the CPU cost more than the copy.
-            return tensor.to(device).to(dtype).contiguous()
-        return tensor.to(dtype, copy=True).contiguous()
+            return tensor.to(device).to(kind).contiguous()
+        return tensor.to(kind, copy=True).contiguous()
 
     with ThreadPoolExecutor(_THREADS) as pool:
         weights = dict(zip(read, pool.map(copy, read.values()), strict=True))

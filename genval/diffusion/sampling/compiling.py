@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,26 @@ def kernels_mark(base: StableDiffusion, controlnet: Any, guided: bool, rows: int
     """Return the file that marks that kernels for these models and batches are kept.
 
     It is in PyTorch's cache of kernels, which is `inductor` in the user's cache folder, or `TORCHINDUCTOR_CACHE_DIR`.
+    Where the user's folder cannot be written, PyTorch keeps its kernels in the system's folder of temporary files.
     """
-    folder = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or _kernels_folder()
     device = torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else base.device.type
     configs = [dict(model.config) for model in (base.unet, base.vae, controlnet) if model is not None]
     known = [torch.__version__, device, str(base.dtype), guided, rows, height, width, configs]
     return Path(folder) / "genval" / hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+
+
+def _kernels_folder() -> str:
+    folder = cache_folder().absolute() / "inductor"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        is_writable = False
+    if not is_writable:
+        return f"{tempfile.gettempdir()}/genval-{os.getuid()}"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    return str(folder)
 
 
 def mark_kernels(mark: Path) -> None:

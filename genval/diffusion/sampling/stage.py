@@ -39,6 +39,8 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
     """
 
     refuses = True
+    compiled = False
+    """Whether the denoiser is compiled."""
 
     def __init__(
         self,
@@ -58,8 +60,13 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
         self._kernels = kernels
 
     def share_denoiser(self, other: GenerationStage[Any, Any, Any]) -> None:
-        """Take over the denoiser and the size of the batches of a stage with the same models and settings."""
-        self._denoiser, self.micro_batches = other._denoiser, other.micro_batches
+        """Take over the denoiser and the size of the batches of a stage with the same models and settings.
+
+        A denoiser of the other choice of compiling is left: a resumed set keeps the kernels that it was begun with.
+        """
+        self.micro_batches = other.micro_batches
+        if other.compiled == self.compiled:
+            self._denoiser = other._denoiser
 
     def compute_context(self) -> AbstractContextManager[object]:
         # A resumed run must give the same bytes, so cuDNN must not choose its algorithms by timing them.
