@@ -15,8 +15,9 @@ from genval.runtime.cache import cache_folder
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, write_bytes
 
-# Measured on one H100 at 512x512 and 25 steps in bfloat16: seconds that compiling takes without and with kept kernels,
-# and seconds per image compiled, not compiled, and not compiled in batches of one.
+# Seconds that compiling takes without and with kept kernels, which are estimates; and seconds per image compiled, not
+# compiled, and not compiled in batches of one, as measured on one H100 at 512x512 and 25 steps in bfloat16 with whole
+# networks compiled.
 _COLD, _WARM, _COMPILED, _EAGER, _EAGER_ALONE = 100, 20, 0.14, 0.205, 0.42
 
 
