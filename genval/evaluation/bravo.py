@@ -27,13 +27,17 @@ from genval.metrics.segmentation import plain
 from genval.results.scenes import folder_name, model_list
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
-from genval.runtime.files import write_json, write_png
+from genval.runtime.files import read_json, write_json, write_png
 from genval.runtime.paths import paths_below, resolve
 from genval.segmenters.identity import model_identity
 from genval.segmenters.prediction import infer, naming_errors
+from genval.segmenters.recipe import refuse_trained_images
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+METRICS = "bravo.json"
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ class BravoImage:
     subset: str
     image: Path
     stem: str
+
+    @property
+    def id(self) -> str:
+        """The name of the frame."""
+        return Path(self.stem).name.removesuffix(SUBSETS[self.subset].image)
 
 
 def find_bravo(root: Path) -> list[BravoImage]:
@@ -152,9 +161,9 @@ def export_all(settings: BravoSettings) -> list[dict[str, Any]]:
         GenValError: there are no images, a checkpoint is missing, or a file is bad.
     """
     names = model_list(settings.model.segmenters, settings.preset)
-    items = find_bravo(resolve(settings.bravo_dir))
-    if settings.run.limit is not None:
-        items = items[: settings.run.limit]
+    found = find_bravo(resolve(settings.bravo_dir))
+    items = found[: settings.run.limit]
+    limit = settings.run.limit if len(items) < len(found) else None
     if settings.run.dry_run:
         print(f"{len(items)} images for each of {len(names)} segmenters")
         return []
@@ -166,18 +175,33 @@ def export_all(settings: BravoSettings) -> list[dict[str, Any]]:
     for name in names:
         with same_outcome(fabric):
             segmenter = checked.pop(name, None) or load(settings.model, name, fabric.device, precision)
+            refuse_trained_images(segmenter, items)
         folder = resolve(settings.output_dir) / folder_name(name)
+        if limit is not None and settings.labels_dir is not None:
+            _keep_whole(folder / METRICS)
         stage = BravoStage(folder, segmenter, name, fabric.device, settings)
         run_stage(
             stage, items, fabric=fabric, batch_size=1, num_workers=settings.model.num_workers,
             overwrite=settings.run.overwrite,
         )  # fmt: skip
         if settings.labels_dir is not None and fabric.is_global_zero:
-            rows += measure_bravo(folder, items, resolve(settings.labels_dir), name)
+            made = {"identity": model_identity(segmenter), "precision": precision, "limit": limit}
+            rows += measure_bravo(folder, items, resolve(settings.labels_dir), name, made)
     return rows
 
 
-def measure_bravo(folder: Path, items: Sequence[BravoImage], labels: Path, model: str) -> list[dict[str, Any]]:
+def _keep_whole(path: Path) -> None:
+    """Refuse to replace the metrics of all images by those of a part."""
+    if path.exists() and read_json(path, dict[str, Any]).get("limit") is None:
+        raise GenValError(
+            f"{path} holds the metrics of all images: --limit would replace them by those of a part. Give another "
+            "--output_dir, or no --limit."
+        )
+
+
+def measure_bravo(
+    folder: Path, items: Sequence[BravoImage], labels: Path, model: str, made: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Compute the metrics of exported predictions, write `bravo.json`, and return one row per subset and one of all.
 
     Args:
@@ -185,6 +209,7 @@ def measure_bravo(folder: Path, items: Sequence[BravoImage], labels: Path, model
         items: the images.
         labels: the folder with the labels, in the benchmark's layout.
         model: the segmenter's name.
+        made: how the predictions were made: `identity`, `precision` and `limit`, which are written too.
 
     Raises:
         GenValError: a label is missing, a file is bad, or sizes differ.
@@ -196,8 +221,16 @@ def measure_bravo(folder: Path, items: Sequence[BravoImage], labels: Path, model
     semantic = {name: semantic_metrics(one) for name, one in totals.items() if SUBSETS[name].semantic}
     ood = {name: ood_metrics(one) for name, one in totals.items() if SUBSETS[name].ood}
     index = bravo_index(semantic.values(), ood.values())
-    content = {"semantic": semantic, "ood": ood, **index, "subsets": list(totals), "images": len(items)}
-    write_json(folder / "bravo.json", _plain(content))
+    content = {
+        "semantic": semantic,
+        "ood": ood,
+        **index,
+        "subsets": list(totals),
+        "images": len(items),
+        "model": model,
+        **made,
+    }
+    write_json(folder / METRICS, _plain(content))
     rows = [
         {
             "model": model,

@@ -24,6 +24,7 @@ from genval.runtime.files import write_png
 from genval.runtime.paths import resolve
 from genval.segmenters.identity import model_identity
 from genval.segmenters.prediction import infer, naming_errors
+from genval.segmenters.recipe import refuse_trained_images
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,8 @@ def predict_unlabelled(settings: EstimateSettings) -> dict[str, list[UnlabelledI
             if loaded is None:
                 loaded = load(settings.model, model, fabric.device, settings.device.precision)
         for name, images in sets.items():
+            with same_outcome(fabric):
+                refuse_trained_images(loaded, images)
             stage = UnlabelledStage(settings, loaded, fabric.device, model, name)
             run_stage(
                 stage,

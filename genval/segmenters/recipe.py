@@ -11,15 +11,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from genval.artifacts.fingerprint import current_mark
-from genval.datasets.items import Item
 from genval.runtime.errors import GenValError
 from genval.runtime.files import check_shape, read_json
 
 RECIPE = "recipe.json"
 MADE_BY = "relis/finetune.py"
+
+
+class TestedImage(Protocol):
+    """An image that a segmenter is tested on. It may also have the `mask` and the `source` of an `Item`."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def image(self) -> Path: ...
 
 
 class _TrainedOn(TypedDict):
@@ -67,7 +75,7 @@ def find_recipe(file: Path | None) -> Recipe | None:
     return Recipe(path, content, frozenset(seen["frames"]), frozenset(seen["marks"]))
 
 
-def refuse_trained_images(segmenter: Any, items: Iterable[Item]) -> None:
+def refuse_trained_images(segmenter: Any, items: Iterable[TestedImage]) -> None:
     """Refuse to test a fine-tuned segmenter on what it was trained on.
 
     Args:
@@ -89,8 +97,9 @@ def refuse_trained_images(segmenter: Any, items: Iterable[Item]) -> None:
         )
 
 
-def was_trained_on(recipe: Recipe, item: Item) -> bool:
+def was_trained_on(recipe: Recipe, item: TestedImage) -> bool:
     """Whether the training used the item's image, its mask, or an image of the same frame."""
     parts = (getattr(item, "source", "") or item.id).split("_")
     ids = {"_".join(parts[start:]) for start in range(len(parts))}
-    return bool(ids & recipe.frames) or any(current_mark(file) in recipe.marks for file in (item.image, item.mask))
+    files = [item.image, mask] if (mask := getattr(item, "mask", None)) is not None else [item.image]
+    return bool(ids & recipe.frames) or any(current_mark(file) in recipe.marks for file in files)

@@ -45,6 +45,13 @@ def test_export_resume_and_metrics(tmp_path):
     content = json.loads((folder / "bravo.json").read_text())
     assert set(content["semantic"]) == {"ACDCfog", "synobjs"} and set(content["ood"]) == {"synobjs"}
     assert 0 < content["bravo_index"] < 1 and "bravo_index" in out
+    # A part of the images never replaces all of them.
+    code, out, err = run(*flags, "--labels_dir", tmp_path / "labels", "--limit", 1)
+    assert code == 2 and "holds the metrics of all images: --limit would replace them" in err
+    assert json.loads((folder / "bravo.json").read_text()) == content and content["limit"] is None
+    part = [*flags, "--output_dir", tmp_path / "part", "--labels_dir", tmp_path / "labels", "--limit", 1]
+    assert run(*part)[0] == 0
+    assert json.loads((tmp_path / "part/mini-fast-scnn/bravo.json").read_text())["limit"] == 1
     # LabelIds in place of trainIds are named.
     labels = tmp_path / "labels" / "bravo_synobjs/lion/1_gt.png"
     write_png(labels, np.full(SIZE, 26, np.uint8))

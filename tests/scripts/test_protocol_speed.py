@@ -1,4 +1,4 @@
-"""benchmarks/protocol_speed.py times relis/eval.py with random weights of the zoo, and goes on where it was."""
+"""benchmarks/protocol_speed.py times relis/eval.py with random weights of the zoo, and resumes."""
 
 import json
 import subprocess

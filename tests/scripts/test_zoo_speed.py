@@ -1,4 +1,4 @@
-"""benchmarks/zoo_speed.py measures on a CPU too, and goes on where it was."""
+"""benchmarks/zoo_speed.py measures on a CPU too, and resumes."""
 
 import json
 import subprocess

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from genval.datasets.items import Item
+from genval.evaluation.bravo import BravoImage
+from genval.evaluation.unlabelled import UnlabelledImage
 from genval.runtime.errors import GenValError
 from genval.segmenters.recipe import MADE_BY, find_recipe, was_trained_on
 
@@ -33,6 +35,11 @@ def test_images_of_the_same_frame_or_the_same_bytes_were_trained_on(tmp_path):
     assert was_trained_on(recipe, item(tmp_path, "aachen_000000_000019", b"a"))
     assert was_trained_on(recipe, item(tmp_path, "fog_12_aachen_000000_000019", b"b"))
     assert not was_trained_on(recipe, item(tmp_path, "aachen_000001_000019", b"c"))
+    # Images without masks, and those of the BRAVO challenge.
+    assert was_trained_on(recipe, UnlabelledImage("unlabelled", marked.image))
+    flared = item(tmp_path, "a", b"d").image
+    assert was_trained_on(recipe, BravoImage("synflare", flared, "bravo_synflare/aachen_000000_000019_leftImg8bit"))
+    assert not was_trained_on(recipe, BravoImage("synflare", flared, "bravo_synflare/aachen_000001_000019_leftImg8bit"))
 
 
 def test_only_a_complete_recipe_of_the_script_is_read(tmp_path):
