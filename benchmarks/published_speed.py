@@ -5,7 +5,7 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 
     python benchmarks/published_speed.py --output results/published_speed.json
 
-Each row runs `genval.diffusion.published.run_pipeline` for one image, as the stage does, with random embeddings in
+Each row runs `run_pipeline` of `genval.diffusion.published` for one image, as the stage does, with random embeddings in
 place of prompts: the text encoders take their memory (with --offload none) but are not run. `weights GiB` counts all
 networks. `same bytes`: two runs with one seed give the same image. A row that does not fit into the device's memory
 says so.
@@ -356,7 +356,8 @@ def measure(name: str, offload: str, settings: PublishedSpeedSettings, device: A
     import torch
     from PIL import Image
 
-    from genval.diffusion.published import CONTROLNETS, EDITORS, Request, place, run_pipeline
+    from genval.diffusion.published.loading import place, run_pipeline
+    from genval.diffusion.published.pipelines import CONTROLNETS, EDITORS, Request
 
     published = next(one for one in (*EDITORS.values(), *CONTROLNETS.values()) if one.name == name)
     networks = make_networks(name, settings.size, device, on_host=offload != "none")
@@ -408,7 +409,7 @@ def make_networks(name: str, size: str, device: Any, on_host: bool = False) -> d
     import torch
     import transformers
 
-    from genval.diffusion.published import CONTROLNETS, EDITORS
+    from genval.diffusion.published.pipelines import CONTROLNETS, EDITORS
 
     published = next(one for one in (*EDITORS.values(), *CONTROLNETS.values()) if one.name == name)
     classes = {**published.networks, **({"controlnet": published.controlnet} if published.controlnet else {})}
@@ -435,7 +436,7 @@ def make_pipeline(name: str, networks: Mapping[str, Any], tokenizers: Mapping[st
     """Return a pipeline of these networks; without tokenizers it takes embeddings only."""
     import diffusers
 
-    from genval.diffusion.published import CONTROLNETS, EDITORS
+    from genval.diffusion.published.pipelines import CONTROLNETS, EDITORS
 
     published = next(one for one in (*EDITORS.values(), *CONTROLNETS.values()) if one.name == name)
     scheduler = (

@@ -14,14 +14,14 @@ from genval.datasets.layouts import at_strength, find_root, generator_folder
 from genval.datasets.reading import check_ids, readable
 from genval.diffusion.models.pipelines import checkpoint_hash
 from genval.diffusion.prompts import find_captions, find_domain, instructions, split_domains
-from genval.diffusion.published import (
+from genval.diffusion.published.loading import published_controlnet
+from genval.diffusion.published.stage import (
     find_controlnet_weights,
     find_editor_weights,
     load_controlnet_models,
     load_editor,
     prepare_controlnet,
     prepare_editor,
-    published_controlnet,
 )
 from genval.diffusion.sampling.compiling import recorded_choice
 from genval.diffusion.settings import StyleTransferSettings

@@ -23,7 +23,8 @@ from genval.datasets.palettes import class_colours
 from genval.datasets.reading import read_image
 from genval.diffusion.generators import GeneratedSet, generate_domain
 from genval.diffusion.prompts import Domain, find_domain, instructions
-from genval.diffusion.published import CONTROLNETS, EDITORS, Published, Request, load_pipeline, place, run_pipeline
+from genval.diffusion.published.loading import load_pipeline, place, run_pipeline
+from genval.diffusion.published.pipelines import CONTROLNETS, EDITORS, Published, Request
 from genval.diffusion.settings import PipelineConfig, StyleTransferSettings
 from genval.evaluation.scoring import judge_set
 from genval.evaluation.settings import ScoringSettings
@@ -254,7 +255,7 @@ def test_hint_colours_are_those_of_the_data_sets() -> None:
 def test_the_hint_has_the_colours_of_the_mask(
     models: Callable[[str], Path], city_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from genval.diffusion import published as module
+    from genval.diffusion.published import stage as module
 
     hints: list[np.ndarray] = []
     run = module.run_pipeline
