@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,12 @@ class Protocol:
         unknown = [domain for domain in self.domains if domain not in DOMAINS]
         if unknown:
             raise GenValError(f"--domains: {', '.join(unknown)} is none of {', '.join(DOMAINS)}.")
+        known = (*path_dicts.ZOO, *path_dicts.MINI_SEGMENTERS)
+        for name in (*self.models, *self.finetune):
+            if ":" not in name and name not in known:
+                close = difflib.get_close_matches(name, known, n=3)
+                hint = f" Did you mean {' or '.join(close)}?" if close else ""
+                raise GenValError(f"Unknown segmenter {name!r}.{hint} All names: python relis/eval.py --list_models.")
         absent = [domain for domain in self.object_domains if domain not in self.domains]
         if absent:
             raise GenValError(

@@ -175,6 +175,9 @@ def test_objects_are_inpainted_into_generated_streets_too():
     )
     assert inpaint.output_dir == refine.images_dir == outline.positions_dir and refine.output_dir == outline.images_dir
     assert outline.curate and not parsed(next(s for s in build_steps(mini()) if s.name == "outline").commands[0]).curate
+    for flag in ("models", "finetune"):
+        with pytest.raises(GenValError, match=r"Unknown segmenter 'mini-fast-scn'. Did you mean mini-fast-scnn or"):
+            mini(**{flag: ("mini-fast-scn",)})
     with pytest.raises(GenValError, match="--object_domains: night is none of --domains, fog"):
         published(object_domains=("night",), domains=("fog",))
 
