@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from genval.runtime.errors import GenValError
-from genval.runtime.flags import parse_settings
+from genval.runtime.flags import parse_settings, settings_parser
 
 Settings = TypeVar("Settings")
 
@@ -29,7 +30,7 @@ def run(
     try:
         main(parse_settings(settings, None, description, shows))
     except GenValError as error:
-        _exit(f"error: {error}", 2)
+        _exit(f"error: {_followable(str(error), settings)}", 2)
     except KeyboardInterrupt:
         _exit("interrupted: run the same command again to resume.", 130)
     except ModuleNotFoundError as error:
@@ -49,3 +50,10 @@ def run(
 def _exit(message: str, code: int) -> None:
     print(message, file=sys.stderr)
     sys.exit(code)
+
+
+def _followable(message: str, settings: type[Any]) -> str:
+    """Leave out the remedy --skip_bad where the script has no such flag: what reads images serves all scripts."""
+    if "--skip_bad" not in message or "--skip_bad" in settings_parser(settings).format_usage():
+        return message
+    return re.sub(r",? or (use|give) --skip_bad( to skip it)?", "", message)

@@ -8,6 +8,7 @@ import pytest
 
 from genval.runtime import cli, paths, seeds
 from genval.runtime.errors import GenValError
+from genval.runtime.flags import flag
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,17 @@ def no_flags(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script"])
 
 
-def ended(main, capsys):
+@dataclass(frozen=True)
+class SkippingSettings(Settings):
+    """Of a script that can skip bad files."""
+
+    skip_bad: bool = flag(False, "skip bad files")
+
+
+def ended(main, capsys, settings=Settings):
     """Run a script that ends the process; returns its exit code and its error output."""
     with pytest.raises(SystemExit) as stop:
-        cli.run(main, Settings)
+        cli.run(main, settings)
     return stop.value.code, capsys.readouterr().err
 
 
@@ -39,6 +47,14 @@ def failing(error):
 def test_a_users_error_is_one_line_and_exit_code_2(capsys):
     code, said = ended(failing(GenValError("No masks in here. Run: there.")), capsys)
     assert code == 2 and said == "error: No masks in here. Run: there.\n"
+
+
+def test_skipping_is_proposed_only_where_the_script_can_skip(capsys):
+    bad = failing(GenValError("a.png cannot be decoded. Fetch or make the file again, or use --skip_bad."))
+    assert ended(bad, capsys)[1] == "error: a.png cannot be decoded. Fetch or make the file again.\n"
+    assert ended(bad, capsys, SkippingSettings)[1].endswith("again, or use --skip_bad.\n")
+    twice = failing(GenValError("Remove one of them from the data set, or give --skip_bad to skip it."))
+    assert ended(twice, capsys)[1] == "error: Remove one of them from the data set.\n"
 
 
 def test_an_interruption_names_how_to_resume(capsys):
