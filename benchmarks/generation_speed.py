@@ -8,7 +8,8 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 `proxy` is diffusers in float32, one image at a time, 25 DDIM steps. On an H100 the published code took 1.56 times as
 long as this row (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.generate`, as
 ControlNet/style_transfer.py does, including text encoding, decoding and the copy to the CPU. `whole` compiles whole
-networks instead of their blocks. `fused` has hand-written kernels and is not compiled (fused_blocks.py). Warm-up
+networks instead of their blocks. `fused` has hand-written kernels and is not compiled (fused_blocks.py). `recorded`
+replays the compiled batch as a CUDA graph. `fp8` multiplies by the weights of the transformer blocks in 8 bits. Warm-up
 (compiling, recording) is reported separately. `psnr_dB` compares a row's first image with the proxy's: same noise,
 prompt and mask, other precision.
 """
@@ -47,7 +48,11 @@ ROWS: dict[str, tuple[int | None, str, int, bool, bool]] = {
     "fused": (None, "ddim", 25, False, False),
     "fused_fast": (None, "dpm++", 10, False, False),
     "whole": (None, "ddim", 25, True, False),
+    "recorded": (None, "ddim", 25, True, True),
+    "fp8": (None, "ddim", 25, True, False),
 }
+# Rows that change the models for the rest of the process.
+_TRIALS = ("fused", "whole", "fp8")
 SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -140,7 +145,7 @@ def main(settings: GenerationSpeedSettings) -> None:
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     rows: list[dict[str, Any]] = []
     # The proxy needs the weights before they are rounded to bfloat16. The trials change the rest of the process.
-    for name in sorted(settings.rows, key=lambda name: (name.startswith(("fused", "whole")), name != "proxy")):
+    for name in sorted(settings.rows, key=lambda name: (name.startswith(_TRIALS), name != "proxy")):
         try:
             rows.append(bench.measure(name))
         except Exception as error:  # one row's failure leaves the others their time on the device
@@ -209,6 +214,33 @@ def fuse(denoiser: Any) -> None:
             block.forward = lambda x, temb, block=block, zeros=zeros: resnet(block, x, zeros)
 
 
+def quantise(denoiser: Any) -> None:
+    """Multiply by the weights of the transformer blocks' linear layers in float8: one scale per row and per column."""
+    import torch
+
+    largest = torch.finfo(torch.float8_e4m3fn).max
+
+    def scaled(x: Any) -> tuple[Any, Any]:
+        scale = x.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / largest
+        return (x / scale).to(torch.float8_e4m3fn), scale
+
+    class Float8Linear(torch.nn.Linear):
+        def forward(self, input: Any) -> Any:
+            rows, scale = scaled(input.reshape(-1, self.in_features))
+            options = {"scale_a": scale, "scale_b": self.scale.t(), "bias": self.bias, "out_dtype": input.dtype}
+            product = torch._scaled_mm(rows, self.quantised.t(), **options, use_fast_accum=True)
+            return product.reshape(*input.shape[:-1], -1)
+
+    blocks = [block for network in denoiser._networks for block in network.modules()]
+    for block in blocks:
+        for layer in block.modules() if type(block).__name__ == "BasicTransformerBlock" else ():
+            if isinstance(layer, torch.nn.Linear):
+                weight, scale = scaled(layer.weight.detach())
+                layer.register_buffer("quantised", weight)
+                layer.register_buffer("scale", scale)
+                layer.__class__ = Float8Linear
+
+
 class Benchmark:
     """Builds the models once and measures rows on them."""
 
@@ -269,7 +301,7 @@ class Benchmark:
             for network in (self.base.unet, self.base.vae, self.controlnet):
                 network.to(memory_format=torch.contiguous_format)
         config = SamplingConfig(steps, 8.0, 1.0, sampler)
-        kind = name.partition("_")[0] if name.startswith(("whole", "fused")) else ""
+        kind = name.partition("_")[0] if name.startswith(_TRIALS) else ""
         key = (kind, batch, compiled, graphed)
         if name == "whole":
             compile_networks()
@@ -281,6 +313,8 @@ class Benchmark:
             self.denoisers[key] = make_denoiser(self.base, self.controlnet, config, compiled, graphed)
         if kind == "fused":
             fuse(self.denoisers[key])
+        if kind == "fp8":
+            quantise(self.denoisers[key])
         masks, prompts, seeds = inputs(batch, SIZES[self.args.size]["side"])
 
         def run() -> Any:
