@@ -8,10 +8,9 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 `proxy` is diffusers in float32, one image at a time, 25 DDIM steps. On an H100 the published code took 1.56 times as
 long as this row (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.generate`, as
 ControlNet/style_transfer.py does, including text encoding, decoding and the copy to the CPU. `whole` compiles whole
-networks instead of their blocks. `fused` has hand-written kernels and is not compiled (fused_blocks.py). `recorded`
-replays the compiled batch as a CUDA graph. `fp8` multiplies by the weights of the transformer blocks in 8 bits. Warm-up
-(compiling, recording) is reported separately. `psnr_dB` compares a row's first image with the proxy's: same noise,
-prompt and mask, other precision.
+networks instead of their blocks. `recorded` replays a compiled batch as a CUDA graph. `fp8` is compiled too, and
+multiplies by the weights of the transformer blocks in 8 bits. Warm-up (compiling, recording) is reported separately.
+`psnr_dB` compares a row's first image with the proxy's: same noise, prompt and mask, other precision.
 """
 
 from __future__ import annotations
@@ -40,19 +39,18 @@ ARITHMETIC = {"sd15": (2.174, 2.51)}
 ROWS: dict[str, tuple[int | None, str, int, bool, bool]] = {
     "proxy": (1, "ddim", 25, False, False),
     "graph": (1, "ddim", 25, False, True),
-    "best": (None, "ddim", 25, True, False),
-    "best_fast": (None, "dpm++", 10, True, False),
+    "graph_fast": (1, "dpm++", 10, False, True),
+    "best": (None, "ddim", 25, False, False),
+    "best_fast": (None, "dpm++", 10, False, False),
+    "compiled": (None, "ddim", 25, True, False),
+    "compiled_fast": (None, "dpm++", 10, True, False),
     "latency": (1, "ddim", 25, True, True),
-    "latency_fast": (1, "dpm++", 10, True, True),
-    "eager": (None, "ddim", 25, False, False),
-    "fused": (None, "ddim", 25, False, False),
-    "fused_fast": (None, "dpm++", 10, False, False),
     "whole": (None, "ddim", 25, True, False),
     "recorded": (None, "ddim", 25, True, True),
     "fp8": (None, "ddim", 25, True, False),
 }
 # Rows that change the models for the rest of the process.
-_TRIALS = ("fused", "whole", "fp8")
+_TRIALS = ("whole", "fp8")
 SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -115,7 +113,7 @@ class GenerationSpeedSettings:
 
     size: str = flag("sd15", "tiny is a smoke test", choices=tuple(SIZES))
     rows: tuple[str, ...] = flag(
-        ("proxy", "graph", "best", "best_fast", "latency", "latency_fast"),
+        ("proxy", "graph", "best", "best_fast", "compiled"),
         f"known: {', '.join(ROWS)}; the proxy goes first",
         type=comma_list,
     )
@@ -196,22 +194,6 @@ def compile_networks() -> None:
         options = denoiser.INDUCTOR_OPTIONS if torch.cuda.is_available() else None
         compiled = torch.compile(getattr(denoiser, name), dynamic=False, fullgraph=True, options=options)
         setattr(denoiser, name, compiled)
-
-
-def fuse(denoiser: Any) -> None:
-    """Run the blocks of a denoiser, and of its VAE's decoder, with the kernels of fused_blocks.py."""
-    import torch
-    from fused_blocks import resnet, transformer
-
-    from genval.diffusion.sampling.denoiser import Blocks
-
-    for network in (*denoiser._networks, denoiser.base.vae):
-        network.to(memory_format=torch.channels_last)
-    denoiser._blocks = Blocks(resnet, transformer)
-    for block in denoiser.base.vae.decoder.modules():
-        if type(block).__name__ == "ResnetBlock2D":
-            zeros = block.conv1.bias.new_zeros((1, block.out_channels))
-            block.forward = lambda x, temb, block=block, zeros=zeros: resnet(block, x, zeros)
 
 
 def quantise(denoiser: Any) -> None:
@@ -297,9 +279,6 @@ class Benchmark:
 
         self.base.to(self.device, torch.bfloat16)
         move(self.controlnet, self.device, torch.bfloat16)
-        if not compiled:  # an earlier row may have changed the layout, which costs copies without generated kernels
-            for network in (self.base.unet, self.base.vae, self.controlnet):
-                network.to(memory_format=torch.contiguous_format)
         config = SamplingConfig(steps, 8.0, 1.0, sampler)
         kind = name.partition("_")[0] if name.startswith(_TRIALS) else ""
         key = (kind, batch, compiled, graphed)
@@ -311,8 +290,6 @@ class Benchmark:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.denoisers[key] = make_denoiser(self.base, self.controlnet, config, compiled, graphed)
-        if kind == "fused":
-            fuse(self.denoisers[key])
         if kind == "fp8":
             quantise(self.denoisers[key])
         masks, prompts, seeds = inputs(batch, SIZES[self.args.size]["side"])

@@ -60,7 +60,7 @@ class Generator:
 
     weights: Callable[[StyleTransferSettings], Mapping[str, WeightFiles | None]]
     load: Callable[[StyleTransferSettings, Fabric], Any]
-    prepare: Callable[[TransferPlan, Any, Mapping[str, str | None], torch.device, int], PreparedTransfers]
+    prepare: Callable[[TransferPlan, Any, Mapping[str, str | None], torch.device], PreparedTransfers]
     prompted: bool = True
     instructed: bool = False
     repeats: bool = True
@@ -182,10 +182,9 @@ def generate_domains(plans: Sequence[TransferPlan], fabric: Fabric | None = None
         future = pool.submit(_hash_weights, plans[0].weights) if fabric.is_global_zero else None
         models = generator.load(settings, fabric)
     hashes: Any = fabric.broadcast(None if future is None else future.result())
-    count = sum(len(plan.transfers) for plan in plans) // fabric.world_size
     previous: PreparedTransfers | None = None
     for plan in ordered:
-        prepared = generator.prepare(plan, models, hashes, fabric.device, count)
+        prepared = generator.prepare(plan, models, hashes, fabric.device)
         if previous is not None:
             prepared.stage.share_denoiser(previous.stage)
         previous = prepared

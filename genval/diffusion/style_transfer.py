@@ -28,7 +28,7 @@ from genval.diffusion.models.pipelines import (
 )
 from genval.diffusion.pairs import FramedPair, Pair, load_framed
 from genval.diffusion.prompts import Domain, check_template, fit_prompt, make_prompt
-from genval.diffusion.sampling.compiling import choose_compiling, kernels_mark, recorded_choice
+from genval.diffusion.sampling.compiling import choose_compiling, recorded_choice
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import Generated, check_size, generate, make_denoiser
 from genval.diffusion.sampling.stage import GenerationStage, default_batch_size
@@ -209,7 +209,6 @@ class FrameStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int, i
         batch_size: int,
         negative_prompt: str = "",
         settings: Any = None,
-        kernels: Path | None = None,
     ) -> None:
         super().__init__(
             folder,
@@ -218,7 +217,6 @@ class FrameStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int, i
             settings=settings,
             script="style_transfer.py",
             advice=_TOO_LARGE,
-            kernels=kernels,
         )
         self.labels = labels
         self.height, self.width = height, width
@@ -281,7 +279,6 @@ class TransferStage(FrameStage):
         batch_size: images per batch.
         negative_prompt: of every image.
         compiled: compile the denoiser for the shape of the batches.
-        kernels: as for `GenerationStage`.
         settings: written to `settings.json`.
         denoising_strength: below 1, images start from the real crops under noise.
         domain_strength: below 1, images are between the items' clear prompts and their prompts.
@@ -300,7 +297,6 @@ class TransferStage(FrameStage):
         batch_size: int,
         negative_prompt: str = "",
         compiled: bool = False,
-        kernels: Path | None = None,
         settings: Any = None,
         denoising_strength: float = 1.0,
         domain_strength: float = 1.0,
@@ -314,7 +310,6 @@ class TransferStage(FrameStage):
             batch_size=batch_size,
             negative_prompt=negative_prompt,
             settings=settings,
-            kernels=kernels,
         )
         check_size(base, sampling, height, width)
         self.base, self.controlnet, self.sampling = base, controlnet, sampling
@@ -429,7 +424,7 @@ def load_models(settings: StyleTransferSettings, fabric: Fabric) -> TransferMode
 
 
 def prepare_transfers(
-    plan: TransferPlan, models: TransferModels, hashes: Mapping[str, str | None], device: torch.device, count: int
+    plan: TransferPlan, models: TransferModels, hashes: Mapping[str, str | None], device: torch.device
 ) -> PreparedTransfers:
     """Make the stage of a domain, and truncate the captions that exceed the text encoder's limit.
 
@@ -438,7 +433,6 @@ def prepare_transfers(
         models: of `load_models`.
         hashes: of their files, by the names in `plan.weights`.
         device: of the models.
-        count: images of all domains per process.
 
     Raises:
         GenValError: a model does not suit the masks or the size.
@@ -451,18 +445,7 @@ def prepare_transfers(
     height, width = image_size(settings, plan.frames[0])
     batch_size = settings.batch_size or default_batch_size(device, height, width)
     record = transfer_record(plan, hashes, precision=models.precision, height=height, width=width)
-    kernels = kernels_mark(base, controlnet, settings.sampling.guidance_scale > 1, batch_size, height, width)
-    compiled = choose_compiling(
-        settings.compile,
-        device,
-        count,
-        batch_size,
-        height,
-        width,
-        settings.steps,
-        kept=kernels.exists(),
-        recorded=recorded_choice(plan.folder, settings.run.overwrite),
-    )
+    compiled = choose_compiling(settings.compile, recorded_choice(plan.folder, settings.run.overwrite))
     stage = TransferStage(
         plan.folder,
         record,
@@ -474,7 +457,6 @@ def prepare_transfers(
         batch_size=batch_size,
         negative_prompt=settings.negative_prompt,
         compiled=compiled,
-        kernels=kernels,
         settings={**flatten(settings), **hashes, **record, "compiled": compiled},
         denoising_strength=settings.strength,
         domain_strength=plan.strength,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib.util import find_spec
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from genval.kernels.availability import can_fuse
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.statistics import LogitsNotFiniteError, PixelStatistics, measure, measure_batch
 from genval.runtime.errors import GenValError
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from genval.metrics.ood_scores import OodCounts
 
 Result = TypeVar("Result")
-
-# A thread may compile the kernels while another one asks for them.
-_TEST_OF_TRITON = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -249,34 +245,3 @@ def start_device(device: torch.device) -> None:
 
     if device.type == "cuda":
         threading.Thread(target=start, name="start-device").start()  # Python waits for it when it exits
-
-
-def can_fuse(device: torch.device) -> bool:
-    """Whether the Triton kernels run on a device: a GPU on which a small test of Triton succeeds.
-
-    At first use Triton compiles with the system's C compiler, which a minimal container may not have.
-    """
-    with _TEST_OF_TRITON:
-        return device.type == "cuda" and _runs_triton(device)
-
-
-@cache
-def _runs_triton(device: torch.device) -> bool:
-    import torch
-
-    if not find_spec("triton"):
-        return False
-    from genval.kernels.statistics import launch
-
-    try:
-        # The number of classes makes this the kernel that measures images, which is then compiled.
-        launch(torch.zeros(1, 19, 16, device=device), torch.zeros(1, 16, dtype=torch.uint8, device=device))
-        torch.cuda.synchronize(device)
-    except Exception as error:  # many kinds, from a missing compiler to a driver that is too old
-        warnings.warn(
-            f"Triton does not work here ({type(error).__name__}: {error}), so that metrics take ten times as long. "
-            "It needs a C compiler and Python's headers: apt install gcc python3-dev",
-            stacklevel=2,
-        )
-        return False
-    return True

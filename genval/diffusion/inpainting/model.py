@@ -26,9 +26,9 @@ from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import (
     Generated,
     check_pixels,
-    compile_decoder,
     item_noise,
     make_scheduler,
+    prepare_decoder,
     sample_with_retries,
     set_steps,
 )
@@ -136,13 +136,12 @@ def save_inpainting(
 def make_inpainter(
     model: StableDiffusion, config: InpaintingConfig, compiled: bool = False, graphed: bool = False
 ) -> Denoiser:
-    """Return the denoiser of a run, for all its batches; if `compiled`, the VAE's decoder is compiled too.
+    """Return the denoiser of a run, for all its batches, and prepare the VAE's decoder.
 
     Raises:
         GenValError: a network does not have Stable Diffusion's architecture.
     """
-    if compiled:
-        compile_decoder(model)
+    prepare_decoder(model, compiled)
     return Denoiser(model, None, 1.0, config.guidance_scale, compiled, graphed)
 
 

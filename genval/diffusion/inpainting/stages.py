@@ -31,7 +31,7 @@ from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_f
 from genval.diffusion.inpainting.model import InpaintingBatch, inpaint, load_inpainting, make_inpainter
 from genval.diffusion.inpainting.prompts import check_object_template, object_prompt
 from genval.diffusion.models.pipelines import StableDiffusion, checkpoint_hash, find_base, locked_dtype
-from genval.diffusion.sampling.compiling import choose_compiling, kernels_mark, recorded_choice
+from genval.diffusion.sampling.compiling import choose_compiling, recorded_choice
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import Generated
 from genval.diffusion.sampling.stage import GenerationStage, default_batch_size
@@ -125,7 +125,6 @@ class InpaintingStage(GenerationStage[ObjectItem, Loaded, "tuple[np.ndarray, int
         batch_size: images per batch.
         negative_prompt: of every image.
         compiled: compile the denoiser for the shape of the batches.
-        kernels: as for `GenerationStage`.
         settings: written to `settings.json`.
         script: the script that writes the folder, for errors.
     """
@@ -140,11 +139,10 @@ class InpaintingStage(GenerationStage[ObjectItem, Loaded, "tuple[np.ndarray, int
         batch_size: int,
         negative_prompt: str = "",
         compiled: bool = False,
-        kernels: Path | None = None,
         settings: Any = None,
         script: str = "",
     ) -> None:
-        super().__init__(folder, record, batch_size=batch_size, settings=settings, script=script, kernels=kernels)
+        super().__init__(folder, record, batch_size=batch_size, settings=settings, script=script)
         self.model, self.config = model, config
         self.negative_prompt = negative_prompt
         self.compiled = compiled
@@ -492,7 +490,7 @@ def _run(
         model = load_inpainting(path, fabric.device, locked_dtype(precision))
     model_hash = fabric.broadcast(None if future is None else future.result())
     batch_size = settings.batch_size or default_batch_size(fabric.device, *size)
-    config, per_process = settings.sampling, len(items) // fabric.world_size
+    config = settings.sampling
     # Every line of the manifest holds these, and resuming with different ones is refused. The keys are those of the
     # first release.
     record = {
@@ -507,22 +505,11 @@ def _run(
         "negative_prompt": settings.negative_prompt,
     }
     folder = resolve(settings.output_dir)
-    kernels = kernels_mark(model, None, config.guidance_scale > 1, batch_size, *size)
-    compiled = choose_compiling(
-        settings.compile,
-        fabric.device,
-        per_process,
-        batch_size,
-        *size,
-        config.taken,
-        kept=kernels.exists(),
-        recorded=recorded_choice(folder, settings.run.overwrite),
-    )
+    compiled = choose_compiling(settings.compile, recorded_choice(folder, settings.run.overwrite))
     options = {
         "batch_size": batch_size,
         "negative_prompt": settings.negative_prompt,
         "compiled": compiled,
-        "kernels": kernels,
         "settings": {**flatten(settings), **record, "compiled": compiled},
     }
     stage = make_stage(folder, record, model, options)

@@ -197,7 +197,6 @@ def prepare_controlnet(
     models: TransferModels | PublishedModels,
     hashes: Mapping[str, str | None],
     device: torch.device,
-    count: int,
 ) -> PreparedTransfers:
     """Make the stage of a domain; arguments as for `genval.diffusion.style_transfer.prepare_transfers`.
 
@@ -205,7 +204,7 @@ def prepare_controlnet(
         GenValError: a model does not suit the masks or the size.
     """
     if isinstance(models, TransferModels):
-        return prepare_transfers(plan, models, hashes, device, count)
+        return prepare_transfers(plan, models, hashes, device)
     settings = plan.settings
     check_labels(CITYSCAPES_IDS, plan.frames[0].label_space, settings.controlnet)
     own = {"control_scale": settings.sampling.control_scale, "hint_colours": settings.pipeline.hint_colours}
@@ -226,7 +225,7 @@ def load_editor(settings: StyleTransferSettings, fabric: Fabric) -> PublishedMod
 
 
 def prepare_editor(
-    plan: TransferPlan, models: PublishedModels, hashes: Mapping[str, str | None], device: torch.device, count: int
+    plan: TransferPlan, models: PublishedModels, hashes: Mapping[str, str | None], device: torch.device
 ) -> PreparedTransfers:
     """Make the stage of a domain; arguments as for `genval.diffusion.style_transfer.prepare_transfers`.
 

@@ -2,60 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from genval.diffusion.models.pipelines import StableDiffusion
 from genval.runtime.cache import cache_folder
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json, write_bytes
-
-# Seconds that compiling takes without and with kept kernels, which are estimates; and seconds per image compiled, not
-# compiled, and not compiled in batches of one, as measured on one H100 at 512x512 and 25 steps in bfloat16 with whole
-# networks compiled.
-_COLD, _WARM, _COMPILED, _EAGER, _EAGER_ALONE = 100, 20, 0.14, 0.205, 0.42
+from genval.runtime.files import read_json
 
 
-def choose_compiling(
-    mode: str,
-    device: torch.device,
-    count: int,
-    batch_size: int,
-    height: int,
-    width: int,
-    steps: int,
-    *,
-    kept: bool = False,
-    recorded: bool | None = None,
-) -> bool:
+def choose_compiling(mode: str, recorded: bool | None = None) -> bool:
     """Decide whether to compile the denoiser for a run, and print that decision if it is yes.
 
-    "auto" compiles where that saves more time than it takes. Compiled and other kernels differ in the last bits. A
-    resumed run therefore takes the choice that the run before it recorded, and its images are the same bytes.
+    "auto" does not compile: the kernels of `genval.diffusion.sampling.fused` are as fast, and need seconds instead of
+    minutes. Generated and other kernels differ in the last bits. A resumed run therefore takes the choice that the run
+    before it recorded, and its images are the same bytes.
 
     Args:
         mode: "on", "off" or "auto".
-        device: of the models.
-        count: images of the run per process, finished ones included.
-        batch_size, height, width: of the batches.
-        steps: denoising steps per image.
-        kept: whether an earlier run kept its kernels, see `kernels_mark`.
         recorded: the choice that the run to resume recorded, see `recorded_choice`.
     """
-    saved = max(_EAGER_ALONE / batch_size, _EAGER) - _COMPILED
-    seconds = count * (height * width / 512**2) * (steps / 25) * saved
-    needed = _WARM if kept else _COLD
-    pays = recorded if recorded is not None else seconds > needed
-    compiled = mode == "on" or (mode == "auto" and device.type == "cuda" and pays)
+    compiled = mode == "on" or (mode == "auto" and recorded is True)
     if compiled:
+        keep_kernels()
         print(
-            f"Compiling for batches of {batch_size} images of {height}x{width}. An H100 needs about {needed} s for it "
-            f"and saves about {seconds:.0f} s (--compile off disables it).",
+            "Compiling. An H100 needs about 2 minutes for it, and 15 s where an earlier run kept its kernels.",
             flush=True,
         )
     return compiled
@@ -73,36 +45,19 @@ def recorded_choice(folder: Path, overwrite: bool) -> bool | None:
     return choice if isinstance(choice, bool) else None
 
 
-def kernels_mark(base: StableDiffusion, controlnet: Any, guided: bool, rows: int, height: int, width: int) -> Path:
-    """Return the file that marks that kernels for these models and batches are kept.
+def keep_kernels() -> None:
+    """Let PyTorch keep generated kernels in `inductor` in the user's cache folder, unless a variable names another one.
 
-    It is in PyTorch's cache of kernels, which is `inductor` in the user's cache folder, or `TORCHINDUCTOR_CACHE_DIR`.
     Where the user's folder cannot be written, PyTorch keeps its kernels in the system's folder of temporary files.
     """
-    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or _kernels_folder()
-    device = torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else base.device.type
-    configs = [dict(model.config) for model in (base.unet, base.vae, controlnet) if model is not None]
-    known = [torch.__version__, device, str(base.dtype), guided, rows, height, width, configs]
-    return Path(folder) / "genval" / hashlib.sha256(repr(known).encode()).hexdigest()[:16]
-
-
-def _kernels_folder() -> str:
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        return
     folder = cache_folder().absolute() / "inductor"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         is_writable = os.access(folder, os.W_OK | os.X_OK)
     except OSError:
         is_writable = False
-    if not is_writable:
-        return f"{tempfile.gettempdir()}/genval-{os.getuid()}"
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-    return str(folder)
-
-
-def mark_kernels(mark: Path) -> None:
-    """Mark that kernels are kept. A folder that cannot be written is no error."""
-    try:
-        if not mark.exists():
-            write_bytes(mark, b"")
-    except (GenValError, OSError):
-        return
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
+        folder if is_writable else Path(tempfile.gettempdir()) / f"genval-{os.getuid()}"
+    )

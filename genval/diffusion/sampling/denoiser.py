@@ -7,11 +7,11 @@ faster for four reasons:
   projected time embeddings of all steps;
 - the batches with and without the prompt are identical up to the first cross-attention, so they are computed once;
 - queries, keys and values of a self-attention are one matrix product;
-- the ControlNet and the UNet's encoder do not depend on each other, so they run in parallel in a CUDA graph.
+- on an NVIDIA GPU, hand-written kernels compute what lies between convolutions, matrix products and attention
+  (`genval.diffusion.sampling.fused`). `compiled` generates kernels instead, which takes minutes.
 
-`compiled` generates kernels for the residual blocks and the transformers. Blocks of one shape share their kernels, and
-PyTorch caches them on disk. Small batches, whose time is mostly that of launching kernels, are replayed from a CUDA
-graph.
+Small batches, whose time is mostly that of launching kernels, are replayed from a CUDA graph, in which the ControlNet
+and the UNet's encoder run in parallel.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates
+from genval.kernels.availability import can_fuse
 from genval.runtime.errors import GenValError
 
 # In order of speed on an H100; PyTorch takes the first backend that supports the size of the heads.
@@ -61,7 +62,7 @@ _SHAPES = 128
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """What runs the blocks of a network: the functions `resnet` and `transformer`, or compiled ones."""
+    """What runs the blocks of a network: the functions `resnet` and `transformer`, or faster ones in their place."""
 
     resnet: Callable[..., torch.Tensor]
     transformer: Callable[..., torch.Tensor]
@@ -106,7 +107,8 @@ class Denoiser:
         controlnet: on the base's device and of its dtype, or None.
         strength: factor on all residuals of the ControlNet.
         guidance_scale: of classifier-free guidance; 1 or less disables it.
-        compiled: generate kernels for the shape of the first batch; every other shape is compiled again.
+        compiled: generate kernels for the shape of the first batch; every other shape is compiled again. Blocks of one
+            shape share their kernels, and PyTorch caches them on disk.
         graphed: replay small batches from a CUDA graph on a CUDA device. The graph's memory stays allocated.
 
     Raises:
@@ -131,13 +133,20 @@ class Denoiser:
         self._networks = [base.unet] if controlnet is None else [base.unet, controlnet]
         self._qkv = {network: _fused_qkv(network) for network in self._networks}
         self._blocks = Blocks(resnet, transformer)
+        self._memory = torch.contiguous_format
         self._graph: _Graph | None = None
         self._side = torch.cuda.Stream(base.device) if graphed and base.device.type == "cuda" else None
         if compiled:
-            for network in self._networks:
-                # Kernels are shared only by weights that agree in layout and in whether they need gradients.
-                network.to(memory_format=torch.channels_last).requires_grad_(False)
             self._blocks = Blocks(compile_shapes(resnet), compile_shapes(transformer))
+        elif can_fuse(base.device):
+            from genval.diffusion.sampling import fused
+
+            self._blocks = Blocks(fused.resnet, fused.transformer)
+        if self._blocks.resnet is not resnet:
+            self._memory = torch.channels_last
+            for network in self._networks:
+                # Generated kernels are shared only by weights that agree in layout and in whether they need gradients.
+                network.to(memory_format=torch.channels_last).requires_grad_(False)
 
     @property
     def guided(self) -> bool:
@@ -169,8 +178,7 @@ class Denoiser:
         extra_channels = None if extra_channels is None else extra_channels.to(self.base.dtype)
         if self.controlnet is None or hints is None:
             return Conditions(unet, None, None, extra_channels)
-        memory = torch.channels_last if self.compiled else torch.contiguous_format
-        hints = hints.to(self.base.dtype).contiguous(memory_format=memory)
+        hints = hints.to(self.base.dtype).contiguous(memory_format=self._memory)
         return Conditions(unet, control[0], self.controlnet.controlnet_cond_embedding(hints), extra_channels)
 
     @torch.no_grad()
@@ -185,8 +193,7 @@ class Denoiser:
         noisy = latents.to(self.base.dtype)
         if conditions.extra_channels is not None:
             noisy = torch.cat([noisy, conditions.extra_channels], dim=1)
-        if self.compiled:
-            noisy = noisy.contiguous(memory_format=torch.channels_last)
+        noisy = noisy.contiguous(memory_format=self._memory)
         inputs = [noisy, conditions.unet.times[step], *conditions.unet.texts]
         if conditions.control is not None and conditions.hint is not None:
             inputs += [conditions.hint, conditions.control.times[step], *conditions.control.texts]
@@ -411,7 +418,14 @@ def resnet(block: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
     return (x + hidden) / block.output_scale_factor
 
 
-def transformer(module: Any, x: torch.Tensor, texts: list[torch.Tensor], qkv: list[torch.Tensor]) -> torch.Tensor:
+def transformer(
+    module: Any,
+    x: torch.Tensor,
+    texts: list[torch.Tensor],
+    qkv: list[torch.Tensor],
+    normalise: Callable[..., torch.Tensor] | None = None,
+    feed_forward: Callable[..., torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Run a transformer over the pixels of x.
 
     Args:
@@ -419,20 +433,23 @@ def transformer(module: Any, x: torch.Tensor, texts: list[torch.Tensor], qkv: li
         x: (rows, C, h, w).
         texts: keys and values of its cross-attentions. They may have twice as many rows as `x`, which is then repeated.
         qkv: the fused weights of its self-attentions.
+        normalise: takes the GroupNorm and its input (default: `group_norm`).
+        feed_forward: takes the feed-forward network and its input (default: call the network).
 
     Returns:
         (rows of the texts, C, h, w).
     """
     height, width = x.shape[2:]
     # The projections are 1x1 convolutions in Stable Diffusion 1 and linear in XL: one matrix product in both.
-    tokens = group_norm(module.norm, x).permute(0, 2, 3, 1).flatten(1, 2)
+    tokens = (normalise or group_norm)(module.norm, x).permute(0, 2, 3, 1).flatten(1, 2)
     tokens = F.linear(tokens, module.proj_in.weight.flatten(1), module.proj_in.bias)
     for block, weights, keys, values in zip(module.transformer_blocks, qkv, texts[::2], texts[1::2], strict=True):
         tokens = tokens + _self_attention(block.attn1, block.norm1(tokens), weights)
         tokens, x = _repeat(tokens, len(keys)), _repeat(x, len(keys))
         queries = _heads(block.attn2.to_q(block.norm2(tokens)), block.attn2.heads)
         tokens = tokens + _attend(block.attn2, queries, keys, values)
-        tokens = tokens + block.ff(block.norm3(tokens))
+        hidden = block.norm3(tokens)
+        tokens = tokens + (block.ff(hidden) if feed_forward is None else feed_forward(block.ff, hidden))
     tokens = F.linear(tokens, module.proj_out.weight.flatten(1), module.proj_out.bias)
     return x + tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 

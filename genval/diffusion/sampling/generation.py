@@ -30,6 +30,7 @@ from genval.diffusion.models.pipelines import StableDiffusion, to_uint8
 from genval.diffusion.sampling.denoiser import Denoiser, compile_shapes
 from genval.diffusion.sampling.windows import blend_weights, windows
 from genval.diffusion.settings import SamplingConfig, steps_taken
+from genval.kernels.availability import can_fuse
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 
@@ -190,26 +191,34 @@ def join_generated(parts: Sequence[Generated]) -> Generated:
 def make_denoiser(
     base: StableDiffusion, controlnet: Any, config: SamplingConfig, compiled: bool = False, graphed: bool = False
 ) -> Denoiser:
-    """Return the denoiser of a run, and prepare the VAE's decoder: tiled for large images, compiled otherwise.
+    """Return the denoiser of a run, and prepare the VAE's decoder: tiled for large images, and with fast kernels.
 
     Raises:
         GenValError: a network does not have Stable Diffusion's architecture.
     """
     if config.large != "direct":
         base.vae.enable_tiling()
-    elif compiled:
-        compile_decoder(base)
+    prepare_decoder(base, compiled and config.large == "direct")
     return Denoiser(base, controlnet, config.control_scale, config.guidance_scale, compiled, graphed)
 
 
-def compile_decoder(base: StableDiffusion) -> None:
-    """Generate kernels for the residual blocks of the VAE's decoder; blocks of one shape share them."""
-    # The cached functions that diffusers calls here return library versions, which do not change.
-    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-    base.vae.to(memory_format=torch.channels_last)
-    for block in base.vae.decoder.modules():
-        if type(block).__name__ == "ResnetBlock2D":
-            compile_shapes(block)
+def prepare_decoder(base: StableDiffusion, compiled: bool) -> None:
+    """Run the residual blocks of the VAE's decoder with fused or, if `compiled`, with generated kernels.
+
+    Blocks of one shape share generated kernels. Where neither is possible nothing is changed.
+    """
+    if compiled:
+        # The cached functions that diffusers calls here return library versions, which do not change.
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+        base.vae.to(memory_format=torch.channels_last)
+        for block in base.vae.decoder.modules():
+            if type(block).__name__ == "ResnetBlock2D":
+                block.__dict__.pop("forward", None)  # of an earlier denoiser's fused kernels
+                compile_shapes(block)
+    elif can_fuse(base.device):
+        from genval.diffusion.sampling.fused import fuse_decoder
+
+        fuse_decoder(base.vae)
 
 
 def check_size(base: StableDiffusion, config: SamplingConfig, height: int, width: int) -> None:

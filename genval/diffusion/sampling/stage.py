@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 
 from genval.artifacts.stage import ManifestStage
-from genval.diffusion.sampling.compiling import mark_kernels
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import Generated, join_generated
 from genval.diffusion.sampling.micro_batches import MicroBatches
@@ -35,7 +34,6 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
         settings: written to `settings.json`.
         script: the script that writes the folder, for errors.
         advice: what a user can do if not even one image fits into the device's memory.
-        kernels: the file that marks that compiled kernels are kept, of `kernels_mark`; written after the first batch.
     """
 
     refuses = True
@@ -51,13 +49,11 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
         settings: Any = None,
         script: str = "",
         advice: str = "Give --precision bf16-true, or a smaller size.",
-        kernels: Path | None = None,
     ) -> None:
         super().__init__(folder, record, settings, script)
         self.max_waiting = 2 * batch_size
         self.micro_batches = MicroBatches(batch_size, advice)
         self._denoiser: Denoiser | None = None
-        self._kernels = kernels
 
     def share_denoiser(self, other: GenerationStage[Any, Any, Any]) -> None:
         """Take over the denoiser and the size of the batches of a stage with the same models and settings.
@@ -90,10 +86,7 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
         def release() -> None:
             self._denoiser = None
 
-        generated = join_generated(self.micro_batches.compute(count, micro_batch, release))
-        if self._kernels is not None and self._denoiser is not None and self._denoiser.compiled:
-            mark_kernels(self._kernels)
-        return generated
+        return join_generated(self.micro_batches.compute(count, micro_batch, release))
 
     def retried(self, items: Sequence[Item]) -> int:
         """Count the images that were generated again with another seed, because they came out black or not finite."""

@@ -143,7 +143,7 @@ def load_translation(settings: StyleTransferSettings, fabric: Fabric) -> Transla
 
 
 def prepare_translation(
-    plan: TransferPlan, models: TranslationModels, hashes: Mapping[str, str | None], device: torch.device, count: int
+    plan: TransferPlan, models: TranslationModels, hashes: Mapping[str, str | None], device: torch.device
 ) -> PreparedTransfers:
     """Make the stage of a domain; arguments as for `genval.diffusion.style_transfer.prepare_transfers`.
 

@@ -1,24 +1,14 @@
-import sys
 from typing import Any
 
 import pytest
 import torch
-from diffusion_world import ROOT
 
-from genval.diffusion.sampling import denoiser
-
-
-@pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
-    import fused_blocks
-
-    return fused_blocks
+from genval.diffusion.sampling import denoiser, fused
 
 
 @pytest.mark.parametrize(("rows", "images"), [(1, 2), (2, 2)])
 @torch.no_grad()
-def test_fused_blocks_agree(fused: Any, rows: int, images: int) -> None:
+def test_fused_blocks_agree(rows: int, images: int) -> None:
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
@@ -38,3 +28,18 @@ def test_fused_blocks_agree(fused: Any, rows: int, images: int) -> None:
     qkv = [torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])]
     expected = denoiser.transformer(module, x, texts, qkv)
     torch.testing.assert_close(fused.transformer(module, x, texts, qkv), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_decoder_with_fused_blocks_agrees() -> None:
+    from diffusers import AutoencoderKL
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    types: Any = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae: Any = AutoencoderKL(**types, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4).to(device)
+    latents = torch.randn(2, 4, 4, 6, device=device)
+    expected = vae.decode(latents).sample
+    for _ in range(2):  # a second denoiser of the process prepares it again
+        fused.fuse_decoder(vae)
+    torch.testing.assert_close(vae.decode(latents).sample, expected, atol=1e-4, rtol=1e-4)

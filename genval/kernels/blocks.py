@@ -1,8 +1,9 @@
-"""A trial for benchmarks/generation_speed.py: the blocks of a UNet with hand-written Triton kernels, not compiled.
+"""What lies between convolutions, matrix products and attention in the blocks of a diffusion model, on an NVIDIA GPU.
 
-Convolutions, matrix products and attention are PyTorch's. The kernels here do what lies between them in channels-last
-tensors: group normalisation with SiLU, which takes in the bias of the convolution before it and the time embedding; the
-residual sum with the bias of the last convolution; and the gated GELU. They compile in seconds.
+PyTorch launches a kernel for each operation, and each reads and writes a whole tensor. The kernels here take several
+at once, in channels-last tensors: group normalisation of a sum with SiLU; a residual sum with the bias of the last
+convolution; the gated GELU. They compile in seconds. Sums are added in a fixed order, so that results do not depend on
+the order of the programs.
 """
 
 from __future__ import annotations
@@ -10,11 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
-
-from genval.diffusion.sampling.denoiser import _attend, _heads, _repeat, _self_attention
 
 _ROWS, _CHANNELS = 32, 64
 # Programs that share the rows of one image in the sums of a normalisation.
@@ -22,7 +20,7 @@ _PARTS = 16
 
 
 @triton.jit
-def _sums(x, added, sums, pixels, channels, added_stride, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+def _sums(x, added, sums, pixels, channels, added_stride, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Sum x + added and its square over a part of an image's pixels, by channel."""
     part, image = tl.program_id(0), tl.program_id(2)
     parts = tl.num_programs(0)
@@ -45,7 +43,7 @@ def _sums(x, added, sums, pixels, channels, added_stride, ROWS: tl.constexpr, CH
 
 
 @triton.jit
-def _scales(
+def _scales(  # type: ignore[no-untyped-def]
     sums,
     added,
     weight,
@@ -80,7 +78,7 @@ def _scales(
 
 
 @triton.jit
-def _apply(x, scales, y, pixels, channels, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+def _apply(x, scales, y, pixels, channels, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     image = tl.program_id(2)
@@ -96,7 +94,7 @@ def _apply(x, scales, y, pixels, channels, SILU: tl.constexpr, ROWS: tl.constexp
 
 
 @triton.jit
-def _residual(x, hidden, bias, y, count, channels, SIZE: tl.constexpr):
+def _residual(x, hidden, bias, y, count, channels, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     mask = place < count
     value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
@@ -106,7 +104,7 @@ def _residual(x, hidden, bias, y, count, channels, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _gated_gelu(x, y, count, width, SIZE: tl.constexpr):
+def _gated_gelu(x, y, count, width, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     mask = place < count
     source = place // width * 2 * width + place % width
@@ -172,30 +170,3 @@ def gated_gelu(x: torch.Tensor) -> torch.Tensor:
     y = x.new_empty((*x.shape[:-1], width))
     _gated_gelu[(triton.cdiv(y.numel(), 1024),)](x.contiguous(), y, y.numel(), width, SIZE=1024)
     return y
-
-
-def resnet(block: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-    """Run a residual block, as `genval.diffusion.sampling.denoiser.resnet`."""
-    hidden = F.conv2d(normalise(block.norm1, x), block.conv1.weight, None, padding=1)
-    hidden = F.conv2d(normalise(block.norm2, hidden, time + block.conv1.bias), block.conv2.weight, None, padding=1)
-    if block.conv_shortcut is not None:
-        weight, bias = block.conv_shortcut.weight.flatten(1), block.conv_shortcut.bias
-        x = F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
-    y = add_residual(x, hidden, block.conv2.bias)
-    return y if block.output_scale_factor == 1 else y / block.output_scale_factor
-
-
-def transformer(module: Any, x: torch.Tensor, texts: list[torch.Tensor], qkv: list[torch.Tensor]) -> torch.Tensor:
-    """Run a transformer over the pixels of x, as `genval.diffusion.sampling.denoiser.transformer`."""
-    height, width = x.shape[2:]
-    tokens = normalise(module.norm, x, silu=False).permute(0, 2, 3, 1).flatten(1, 2)
-    tokens = F.linear(tokens, module.proj_in.weight.flatten(1), module.proj_in.bias)
-    for block, weights, keys, values in zip(module.transformer_blocks, qkv, texts[::2], texts[1::2], strict=True):
-        tokens = tokens + _self_attention(block.attn1, block.norm1(tokens), weights)
-        tokens, x = _repeat(tokens, len(keys)), _repeat(x, len(keys))
-        queries = _heads(block.attn2.to_q(block.norm2(tokens)), block.attn2.heads)
-        tokens = tokens + _attend(block.attn2, queries, keys, values)
-        first, _, last = block.ff.net[:3]
-        tokens = tokens + last(gated_gelu(first.proj(block.norm3(tokens))))
-    tokens = F.linear(tokens, module.proj_out.weight.flatten(1), module.proj_out.bias)
-    return x + tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)

@@ -1,0 +1,50 @@
+"""The blocks of a UNet, a ControlNet and a VAE's decoder on an NVIDIA GPU, with the kernels of `genval.kernels.blocks`.
+
+They replace the functions `resnet` and `transformer` of `genval.diffusion.sampling.denoiser` and take channels-last
+networks and tensors. Convolutions, matrix products and attention are PyTorch's.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from genval.diffusion.sampling import denoiser
+from genval.kernels.blocks import add_residual, gated_gelu, normalise
+
+
+def resnet(block: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """Run a residual block, as `genval.diffusion.sampling.denoiser.resnet`."""
+    hidden = F.conv2d(normalise(block.norm1, x), block.conv1.weight, None, padding=1)
+    hidden = F.conv2d(normalise(block.norm2, hidden, time + block.conv1.bias), block.conv2.weight, None, padding=1)
+    if block.conv_shortcut is not None:
+        weight, bias = block.conv_shortcut.weight.flatten(1), block.conv_shortcut.bias
+        x = F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+    y = add_residual(x, hidden, block.conv2.bias)
+    return y if block.output_scale_factor == 1 else y / block.output_scale_factor
+
+
+def transformer(module: Any, x: torch.Tensor, texts: list[torch.Tensor], qkv: list[torch.Tensor]) -> torch.Tensor:
+    """Run a transformer over the pixels of x, as `genval.diffusion.sampling.denoiser.transformer`."""
+    return denoiser.transformer(module, x, texts, qkv, partial(normalise, silu=False), _feed_forward)
+
+
+def _feed_forward(network: Any, tokens: torch.Tensor) -> torch.Tensor:
+    first, _, last = network.net
+    hidden: torch.Tensor = last(gated_gelu(first.proj(tokens)))
+    return hidden
+
+
+def fuse_decoder(vae: Any) -> None:
+    """Run the residual blocks of a VAE's decoder with these kernels from now on."""
+    vae.to(memory_format=torch.channels_last)
+    for block in vae.decoder.modules():
+        if type(block).__name__ == "ResnetBlock2D":
+            block.forward = partial(_decoder_resnet, block)
+
+
+def _decoder_resnet(block: Any, x: torch.Tensor, temb: None = None) -> torch.Tensor:
+    return resnet(block, x, block.conv1.bias.new_zeros((1, block.out_channels)))
