@@ -240,7 +240,9 @@ class StyleTransferSettings:
     batch_size: int | None = flag(
         None, "images or windows per batch (default: 32 on a GPU, 4 on a CPU)", title="speed", type=positive_int
     )
-    compile: Compile = flag("auto", "generate kernels for the denoiser, which takes minutes; auto: as the run to resume did", bare="on")
+    compile: Compile = flag(
+        "auto", "generate kernels for the denoiser, which takes minutes; auto: as the run to resume did", bare="on"
+    )
     preset: str | None = None
 
     def __post_init__(self) -> None:
@@ -335,7 +337,9 @@ class InpaintingStageSettings:
     batch_size: int | None = flag(
         None, "images per batch (default: 32 on a GPU, 4 on a CPU)", title="speed", type=positive_int
     )
-    compile: Compile = flag("auto", "generate kernels for the denoiser, which takes minutes; auto: as the run to resume did", bare="on")
+    compile: Compile = flag(
+        "auto", "generate kernels for the denoiser, which takes minutes; auto: as the run to resume did", bare="on"
+    )
     preset: str | None = None
 
     @property
