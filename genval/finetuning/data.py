@@ -203,12 +203,8 @@ def augment(labelled: Labelled, size: tuple[int, int], rng: np.random.Generator)
     rows, columns = window
     # As high and wide as the zoom makes it, at most the crop.
     target = [min(size[axis], max(1, round((part.stop - part.start) * zoom))) for axis, part in enumerate(window)]
-    place = [int(rng.integers(size[axis] - target[axis] + 1)) for axis in (0, 1)]
-    borders = [
-        border
-        for start, length, whole in zip(place, target, size, strict=True)
-        for border in (start, whole - start - length)
-    ]
+    top, left = (int(rng.integers(size[axis] - target[axis] + 1)) for axis in (0, 1))
+    bottom, right = size[0] - target[0] - top, size[1] - target[1] - left
     wide = (target[1], target[0])
     image = cv2.resize(
         labelled.image[rows, columns], wide, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
@@ -221,7 +217,7 @@ def augment(labelled: Labelled, size: tuple[int, int], rng: np.random.Generator)
     mirrored = rng.random() < 0.5
 
     def finish(part: np.ndarray, fill: Any) -> np.ndarray:
-        padded = cv2.copyMakeBorder(part, *borders, cv2.BORDER_CONSTANT, value=fill) if any(borders) else part
+        padded = cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_CONSTANT, value=fill)
         return cv2.flip(padded, 1) if mirrored else padded
 
     return Labelled(finish(image, _PADDING), finish(train_ids, IGNORE), finish(outliers, 0).view(bool))
