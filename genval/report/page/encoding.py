@@ -67,13 +67,13 @@ def object_map(mask: np.ndarray, width: int) -> str:
 
 
 def shade_map(values: np.ndarray, width: int) -> str:
-    """Values in 0..1, float (H, W), from dark to bright."""
+    """Values in 0..1, float (H, W), from black to white: the orange outline of an object can be seen on all of them."""
     import cv2
     from PIL import Image
 
     map_image = Image.fromarray(shrink(np.round((_SHADES - 1) * values).astype(np.uint8), width))
     steps = np.linspace(0, 255, _SHADES).round().astype(np.uint8)
-    map_image.putpalette(cv2.applyColorMap(steps[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1].tobytes())
+    map_image.putpalette(cv2.applyColorMap(steps[:, None], cv2.COLORMAP_BONE)[:, 0, ::-1].tobytes())
     return _png(map_image)
 
 
