@@ -18,10 +18,15 @@ Writes: OUTPUT_DIR: world/ (with --render), segmenters/, logs/, ood/, eval/, stu
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import runpy
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,7 +49,7 @@ DOMAINS = ("fog", "night")
 DRAWS = 1000
 VALIDATED = 40
 """Rendered streets with objects by which weights are kept; the test set has other streets and other objects."""
-METRICS = ("aupr_object", "fpr95", "auroc")
+METRICS = {"aupr_object": "AUPR of the object", "fpr95": "FPR95", "auroc": "AUROC"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,7 @@ class FinetuningStudySettings:
     )  # fmt: skip
     score: str = flag("entropy", "the score of OOD detection, which decides about the loss")
     render: bool = flag(False, "make the data of the mini world", title="data")
-    num_train: int = flag(2000, "rendered clear streets", type=positive_int)
+    num_train: int = flag(1000, "rendered clear streets", type=positive_int)
     num_val: int = flag(100, "rendered streets per test set", type=positive_int)
     num_images: int = flag(16, "generated images per object", type=positive_int)
     num_weather: int = flag(300, "generated images of fog and of night", type=positive_int)
@@ -75,7 +80,7 @@ class FinetuningStudySettings:
     test_ood: tuple[str, ...] = flag(("RoadAnomaly21",), "sets with unknown objects to test on", type=dataset_list)
     test_sets: tuple[str, ...] = flag(("Cityscapes", "ACDC"), "labelled sets to test on", type=dataset_list)
     output_dir: str = flag("results/mini/finetuning", "folder of everything that is written")
-    max_steps: int = flag(400, "optimiser steps", type=positive_int, title="training")
+    max_steps: int = flag(300, "optimiser steps", type=positive_int, title="training")
     val_every: int = flag(100, "optimiser steps between validations", type=positive_int)
     batch_size: int = flag(16, "images per step", type=positive_int)
     crop_size: str = flag("192x384", "HxW of the training crops")
@@ -116,6 +121,7 @@ class FinetuningStudySettings:
 
 def main(settings: FinetuningStudySettings) -> None:
     from genval.results.scenes import model_list
+    from genval.runtime.files import write_json
 
     if not settings.render and settings.datasets_dir is None:
         raise GenValError("Give --render for the mini world, or --datasets_dir.")
@@ -123,68 +129,106 @@ def main(settings: FinetuningStudySettings) -> None:
         raise GenValError("--variants: the first is the one that the control is compared with, such as generated.")
     if settings.render:
         render(settings)
-    names = model_list(settings.segmenters)
-    with ThreadPoolExecutor(settings.jobs) as pool:
-        models = dict(zip(names, pool.map(lambda name: run_segmenter(settings, name), names), strict=True))
-    report(settings, models)
+    names, study, failed = model_list(settings.segmenters), {}, []
+    # A process runs all scripts of a segmenter: starting one takes as long as a short fine-tuning.
+    with ProcessPoolExecutor(settings.jobs, multiprocessing.get_context("spawn")) as pool:
+        started = {pool.submit(study_segmenter, settings, name): name for name in names}
+        for future in as_completed(started):
+            try:
+                study[started[future]] = future.result()
+            except GenValError as error:
+                failed.append(str(error))
+                continue
+            write_json(settings.folder / "study.json", {name: study[name] for name in names if name in study})
+            print(f"{started[future]}: done, {sum(study[started[future]]['seconds'].values()):.0f} s", flush=True)
+    if study:
+        report(settings, {name: study[name] for name in names if name in study})
+    if failed:
+        raise GenValError(" ".join(failed))
 
 
-def script(path: str, *flags: object, log: Path | None = None) -> int:
-    """Run a script; its output goes to `log`, or stays on the terminal."""
-    command = [sys.executable, path, *map(str, flags)]
-    if log is None:
-        return subprocess.run(command, cwd=REPO_ROOT).returncode
+def required(path: str, *flags: object, log: Path) -> None:
+    """Run a script that must succeed in a process of its own; its output goes to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
-        return subprocess.run(command, cwd=REPO_ROOT, stdout=stream, stderr=subprocess.STDOUT).returncode
+        command = [sys.executable, path, *map(str, flags)]
+        if subprocess.run(command, cwd=REPO_ROOT, stdout=stream, stderr=subprocess.STDOUT).returncode:
+            raise GenValError(f"{path} failed: see {log}.")
 
 
-def required(path: str, *flags: object, log: Path | None = None) -> None:
-    """Run a script that must succeed."""
-    if script(path, *flags, log=log):
-        raise GenValError(f"{path} failed" + (f": see {log}." if log else "."))
+def run_here(path: str, *flags: object, log: Path) -> bool:
+    """Run a script in this process, whose output goes to `log` from now on; return whether it succeeded."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        for descriptor in (1, 2):
+            os.dup2(stream.fileno(), descriptor)
+    os.chdir(REPO_ROOT)
+    sys.argv = [path, *map(str, flags)]
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as ended:
+        return not ended.code
+    except Exception:
+        traceback.print_exc()
+        return False
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return True
 
 
 def render(settings: FinetuningStudySettings) -> None:
     """Make the streets, the objects of both halves, and the cut-outs of the pasted ones."""
     from mini.world.objects import object_names
 
-    world, names = settings.world, object_names()
+    world, names, logs = settings.world, object_names(), settings.folder / "logs"
     trained, tested = ",".join(names[::2]), ",".join(names[1::2])
-    render_flags = ["--num_val", settings.num_val]
-    required(
-        "mini/render.py", "--output_dir", world, "--num_train", settings.num_train, *render_flags, "--domains", "clear"
-    )
-    required(
-        "mini/render.py", "--output_dir", world, "--num_train", 0, *render_flags,
-        "--domains", "fog,night,rain,snow,objects", "--objects", tested,
-    )  # fmt: skip
-    required(
-        "mini/render.py", "--output_dir", world / "validation", "--num_train", 0,
-        "--num_val", settings.num_val + VALIDATED, "--domains", "objects", "--objects", trained,
-    )  # fmt: skip
     objects, device = world / "objects", ["--preset", "mini", "--accelerator", settings.accelerator]
     inpainted, refined = objects / "with_positions", objects / "refined"
-    required(
-        "ood_objects/sd_inpaint.py", *device, "--objects", trained, "--num_images", settings.num_images,
-        "--from_train", "--placement", "road", "--data_dir", world / "cityscapes", "--output_dir", inpainted,
-        "--batch_size", settings.batch_size,
-    )  # fmt: skip
-    required(
-        "ood_objects/refine_gen_images.py", *device, "--images_dir", inpainted, "--output_dir", refined,
-        "--batch_size", settings.batch_size,
-    )  # fmt: skip
-    required(
-        "ood_objects/get_masks.py", *device, "--images_dir", refined, "--positions_dir", inpainted,
-        "--output_dir", objects / "masks",
-    )  # fmt: skip
-    write_cut_outs(names[::2], world / "pasted")
-    for domain in DOMAINS if WEATHER in settings.variants else ():
+
+    def render_set(name: str, folder: Path, *flags: object) -> None:
+        required("mini/render.py", "--output_dir", folder, *flags, log=logs / f"render-{name}.log")
+
+    def generate_objects() -> None:
+        required(
+            "ood_objects/sd_inpaint.py", *device, "--objects", trained, "--num_images", settings.num_images,
+            "--from_train", "--placement", "road", "--data_dir", world / "cityscapes", "--output_dir", inpainted,
+            "--batch_size", settings.batch_size, log=logs / "sd_inpaint.log",
+        )  # fmt: skip
+        required(
+            "ood_objects/refine_gen_images.py", *device, "--images_dir", inpainted, "--output_dir", refined,
+            "--batch_size", settings.batch_size, log=logs / "refine_gen_images.log",
+        )  # fmt: skip
+        required(
+            "ood_objects/get_masks.py", *device, "--images_dir", refined, "--positions_dir", inpainted,
+            "--output_dir", objects / "masks", log=logs / "get_masks.log",
+        )  # fmt: skip
+
+    def generate_weather(domain: str) -> None:
         required(
             "ControlNet/style_transfer.py", *device, "--domain", domain, "--from_train", "--without_replacement",
             "--num_samples", min(settings.num_weather, settings.num_train), "--data_dir", world / "cityscapes",
-            "--output_dir", world / "generated", "--batch_size", settings.batch_size,
+            "--output_dir", world / "generated", "--batch_size", settings.batch_size, log=logs / f"{domain}.log",
         )  # fmt: skip
+
+    render_set("train", world, "--num_train", settings.num_train, "--num_val", settings.num_val, "--domains", "clear")
+    domains = DOMAINS if WEATHER in settings.variants else ()
+    with ThreadPoolExecutor() as pool:
+        running = [
+            pool.submit(
+                render_set, "test", world, "--num_train", 0, "--num_val", settings.num_val,
+                "--domains", "fog,night,rain,snow,objects", "--objects", tested,
+            ),
+            pool.submit(
+                render_set, "validation", world / "validation", "--num_train", 0,
+                "--num_val", settings.num_val + VALIDATED, "--domains", "objects", "--objects", trained,
+            ),
+            pool.submit(generate_objects),
+            *(pool.submit(generate_weather, domain) for domain in domains),
+        ]  # fmt: skip
+        for one in running:
+            one.result()
+    write_cut_outs(names[::2], world / "pasted")
     validation_pairs(settings)
 
 
@@ -201,39 +245,61 @@ def write_cut_outs(names: Sequence[str], folder: Path) -> None:
         write_png(folder / "masks" / f"{name}.png", (pixels[..., 3] >= 128).astype(np.uint8))
 
 
-def run_segmenter(settings: FinetuningStudySettings, name: str) -> dict[str, str | None]:
-    """Fine-tune a segmenter in each variant and test all; return the specifications, None where none is kept."""
+def study_segmenter(settings: FinetuningStudySettings, name: str) -> dict[str, Any]:
+    """Fine-tune a segmenter in each variant, test all versions, and compare them.
+
+    Returns:
+        `variants`, the specifications (None where no weights are kept); `ood` and `miou`, what `compare` gives for each
+        set; `seconds`, by what they were spent on.
+    """
     from genval.results.scenes import folder_name
     from genval.runtime.files import read_json
 
-    short, models = folder_name(name), {"before": name}
+    short, logs, seconds = folder_name(name), settings.folder / "logs", {}
     found: dict[str, str | None] = {"before": name}
     for variant in settings.variants:
-        output, log = (
-            settings.folder / "segmenters" / short / variant,
-            settings.folder / "logs" / f"{short}-{variant}.log",
-        )
-        recipe = output / "recipe.json"
+        output, log = settings.folder / "segmenters" / short / variant, logs / f"{short}-{variant}.log"
+        recipe, start = output / "recipe.json", time.perf_counter()
         if not recipe.exists():
-            script("relis/finetune.py", *finetune_flags(settings, name, variant, output, f"{short}-{variant}"), log=log)
+            run_here(
+                "relis/finetune.py", *finetune_flags(settings, name, variant, output, f"{short}-{variant}"), log=log
+            )
         if not recipe.exists() and "No validation kept clear mIoU" not in log.read_text(errors="replace"):
             raise GenValError(f"Fine-tuning {name} on {variant} failed: see {log}.")
         found[variant] = read_json(recipe)["segmenter"] if recipe.exists() else None
-    models |= {variant: model for variant, model in found.items() if model is not None}
+        seconds[variant] = time.perf_counter() - start
+    models = {variant: model for variant, model in found.items() if model is not None}
     every = ["--segmenters", ",".join(models.values()), "--datasets_dir", settings.data, "--num_workers"]
     every += [settings.num_workers, "--accelerator", settings.accelerator, "--devices", 1, "--precision", "32-true"]
-    every += ["--batch_size", 4, *(["--input_size", settings.input_size] if settings.input_size else [])]
-    required(
-        "ood_detection/main_gen_ood.py", *every, "--trg_dataset", ",".join(settings.test_ood),
-        "--output_dir", settings.folder / "ood", "--bootstrap_draws", 100,
-        log=settings.folder / "logs" / f"{short}-ood.log",
-    )  # fmt: skip
-    required(
-        "relis/eval.py", *every, "--trg_dataset", ",".join(settings.test_sets), "--save", "none",
-        "--eval_dir", settings.folder / "eval", log=settings.folder / "logs" / f"{short}-eval.log",
-    )  # fmt: skip
-    print(f"{name}: done", flush=True)
-    return found
+    every += ["--batch_size", 8, *(["--input_size", settings.input_size] if settings.input_size else [])]
+    tests = {
+        "ood_detection/main_gen_ood.py": [
+            "--trg_dataset", ",".join(settings.test_ood), "--output_dir", settings.folder / "ood",
+            "--bootstrap_draws", 100,
+        ],
+        "relis/eval.py": [
+            "--trg_dataset", ",".join(settings.test_sets), "--save", "none", "--eval_dir", settings.folder / "eval",
+        ],
+    }  # fmt: skip
+    for path, flags in tests.items():
+        start, log = time.perf_counter(), logs / f"{short}-{Path(path).stem}.log"
+        if not run_here(path, *every, *flags, log=log):
+            raise GenValError(f"{path} failed: see {log}.")
+        seconds[Path(path).stem] = time.perf_counter() - start
+    start = time.perf_counter()
+    ood = {
+        dataset: compare({key: ood_draws(settings, dataset, model) for key, model in models.items()}, tuple(METRICS))
+        for dataset in settings.test_ood
+    }
+    miou = {
+        f"{dataset}/{cond}": compare(
+            {key: {"miou": miou_draws(settings, model, dataset, cond)} for key, model in models.items()}, ("miou",)
+        )
+        for dataset in settings.test_sets
+        for cond in conditions(settings, name, dataset)
+    }
+    seconds["intervals"] = time.perf_counter() - start
+    return {"variants": found, "ood": ood, "miou": miou, "seconds": seconds}
 
 
 def finetune_flags(settings: FinetuningStudySettings, name: str, variant: str, output: Path, run: str) -> list[object]:
@@ -269,40 +335,21 @@ def validation_pairs(settings: FinetuningStudySettings) -> str:
     return f"pair:{pairs}/images,{pairs}/masks"
 
 
-def report(settings: FinetuningStudySettings, models: dict[str, dict[str, str | None]]) -> None:
-    """Compute metrics and paired intervals of all segmenters, write study.json and print the tables."""
-    from genval.runtime.files import write_json
+def report(settings: FinetuningStudySettings, study: dict[str, dict[str, Any]]) -> None:
+    """Print the tables of what `study_segmenter` gives for each segmenter."""
     from genval.runtime.tables import markdown_table
 
-    study: dict[str, Any] = {}
-    for name, variants in models.items():
-        of_one: dict[str, Any] = {"variants": variants, "ood": {}, "miou": {}}
-        known = {key: model for key, model in variants.items() if model is not None}
-        for dataset in settings.test_ood:
-            of_one["ood"][dataset] = compare(
-                {key: ood_draws(settings, dataset, model) for key, model in known.items()}, METRICS
-            )
-        for dataset in settings.test_sets:
-            for cond in conditions(settings, known["before"], dataset):
-                of_one["miou"][f"{dataset}/{cond}"] = compare(
-                    {key: {"miou": miou_draws(settings, model, dataset, cond)} for key, model in known.items()},
-                    ("miou",),
-                )
-        study[name] = of_one
-    write_json(settings.folder / "study.json", study)
+    lead = settings.variants[0]
     for dataset in settings.test_ood:
-        print(f"\nAUPR of the object on {dataset}, score {settings.score}, percent (95 % interval of the difference)\n")
-        rows = [ood_row(settings, name, of_one["ood"][dataset]) for name, of_one in study.items()]
-        lead = settings.variants[0]
-        header = ["segmenter", "before", *settings.variants, f"{lead} - {CONTROL}", f"{lead} - before"]
-        print(markdown_table(header, rows, digits=1))
-        better = [
-            name
-            for name, of_one in study.items()
-            if (of_one["ood"][dataset]["differences"].get(f"{lead} - {CONTROL}", {}).get("aupr_object") or [0, 0])[1]
-            > 0
-        ]
-        print(f"\n{lead} - {CONTROL}: interval above 0 for {len(better)} of {len(study)} segmenters")
+        for metric, title in METRICS.items():
+            print(f"\n{title} on {dataset}, score {settings.score}, percent (95 % interval of the difference)\n")
+            rows = [ood_row(settings, name, of_one["ood"][dataset], metric) for name, of_one in study.items()]
+            print(markdown_table(
+                ["segmenter", "before", *settings.variants, f"{lead} - {CONTROL}", f"{lead} - before"], rows, digits=1
+            ))  # fmt: skip
+        differences = [of_one["ood"][dataset]["differences"].get(f"{lead} - {CONTROL}") for of_one in study.values()]
+        better = sum(one is not None and one["aupr_object"][1] > 0 for one in differences)
+        print(f"\n{lead} - {CONTROL}: interval of AUPR above 0 for {better} of {len(study)} segmenters")
     shown = [variant for variant in (settings.variants[0], WEATHER) if variant in settings.variants]
     print(f"\nmIoU, percent: before, and change after fine-tuning: {', '.join(shown)}\n")
     sets = list(next(iter(study.values()))["miou"])
@@ -318,13 +365,13 @@ def report(settings: FinetuningStudySettings, models: dict[str, dict[str, str | 
     print(f"\nwrote {settings.folder / 'study.json'}")
 
 
-def ood_row(settings: FinetuningStudySettings, name: str, found: dict[str, Any]) -> list[Any]:
-    """A row of the table of AUPR."""
+def ood_row(settings: FinetuningStudySettings, name: str, found: dict[str, Any], metric: str) -> list[Any]:
+    """A row of a table of OOD detection."""
     row: list[Any] = [name]
     for key in ("before", *settings.variants):
-        row.append(100 * found["values"][key]["aupr_object"] if key in found["values"] else "none")
+        row.append(100 * found["values"][key][metric] if key in found["values"] else "none")
     for pair in (f"{settings.variants[0]} - {CONTROL}", f"{settings.variants[0]} - before"):
-        ends = found["differences"].get(pair, {}).get("aupr_object")
+        ends = found["differences"].get(pair, {}).get(metric)
         row.append("none" if ends is None else f"{100 * ends[0]:.1f} ({100 * ends[1]:.1f} to {100 * ends[2]:.1f})")
     return row
 

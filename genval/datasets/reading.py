@@ -14,19 +14,22 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
 from genval.datasets.items import BadFile, Item
 from genval.datasets.labels import CITYSCAPES, IGNORE, TRAIN_IDS, LabelSpace, find_label_space
 from genval.datasets.palettes import holds_ids
+from genval.runtime.devices import available_memory
 from genval.runtime.errors import GenValError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _R = TypeVar("_R")
+_Item = TypeVar("_Item", bound=Item)
+_Arrays = TypeVar("_Arrays", bound="tuple[np.ndarray, ...]")
 
 # Pillow opens these alone: EPS would start Ghostscript, and GIF has 256 colours.
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
@@ -149,8 +152,8 @@ def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
     return image, train_ids
 
 
-class PairCache:
-    """Decoded items that several models read one after the other; several threads may read at the same time.
+class DecodedCache:
+    """Decoded files that are read several times; several threads may read at the same time.
 
     A file that changes is decoded again. When the memory is used up, further items are decoded at every reading.
 
@@ -160,22 +163,32 @@ class PairCache:
 
     def __init__(self, limit: int) -> None:
         self._room = limit
-        self._kept: dict[Item, tuple[object, tuple[np.ndarray, np.ndarray]]] = {}
+        self._kept: dict[Item, tuple[object, tuple[np.ndarray, ...]]] = {}
         self._lock = threading.Lock()
 
-    def read(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
-        """Return what `read_pair` returns; do not write into the arrays."""
-        state = _state(item.image), _state(item.mask)
+    def read(self, item: _Item, decode: Callable[[_Item], _Arrays]) -> _Arrays:
+        """Return what `decode` returns for the item; do not write into the arrays.
+
+        Args:
+            item: what is decoded; always with the same function.
+            decode: gives a tuple of arrays, such as `read_pair`.
+        """
+        state = [_state(path) for path in item.files]
         before, kept = self._kept.get(item, (None, None))
         if kept is not None and before == state:
-            return kept
-        pair = read_pair(item)
-        size = sum(array.nbytes for array in pair)
+            return cast(_Arrays, kept)
+        arrays = decode(item)
+        size = sum(array.nbytes for array in arrays)
         with self._lock:
             if item not in self._kept and size <= self._room:
                 self._room -= size
-                self._kept[item] = state, pair
-        return pair
+                self._kept[item] = state, arrays
+        return arrays
+
+
+def memory_for_images(processes: int) -> int:
+    """Return how many bytes of decoded images each process of a machine may keep: a part of the free memory."""
+    return available_memory() // 4 // max(1, processes)
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

@@ -21,7 +21,7 @@ from genval.artifacts.tensors import is_damaged, pack, packed_ids, read_about, w
 from genval.datasets import BadFile, Item, label_space_of, partition, read_pair
 from genval.datasets.gate import GATE, GATED
 from genval.datasets.layouts import GATED_SUFFIX, find_layout
-from genval.datasets.reading import PairCache
+from genval.datasets.reading import DecodedCache, memory_for_images
 from genval.evaluation.evaluation_set import EvaluationSet, find_images, results_name
 from genval.evaluation.inference import Measured, launch_batch, sample_pixels, start_device
 from genval.evaluation.loading import check_models, load_ahead
@@ -37,7 +37,7 @@ from genval.results.scenes import (
     model_list,
     save_image,
 )
-from genval.runtime.devices import available_memory, launch_fabric, same_outcome
+from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, remove_leftovers
 from genval.runtime.paths import resolve
@@ -48,7 +48,6 @@ from genval.segmenters.recipe import refuse_trained_images
 
 if TYPE_CHECKING:
     import torch
-    from lightning_fabric import Fabric
     from torch import nn
 
 
@@ -121,7 +120,8 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
         models = load_ahead(settings.model, names, checked, fabric, settings.device.precision)
     else:
         models = iter([segmenter.to(fabric.device)])
-    pairs = PairCache(_memory_for_pairs(fabric, settings.device.num_nodes) if len(names) > 1 else 0)
+    # The next segmenters read the same images.
+    pairs = DecodedCache(memory_for_images(fabric.world_size // settings.device.num_nodes) if len(names) > 1 else 0)
     done: list[Evaluated] = []
     for name, loaded in zip(names, models, strict=True):
         if fabric.is_global_zero and model_identity(loaded).startswith(UNIDENTIFIED):
@@ -131,7 +131,9 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
             found = listed.openable() if settings.skip_bad else listed
             with same_outcome(fabric):
                 refuse_trained_images(loaded, found.items)
-            stage = EvaluationStage(settings, loaded, fabric.device, name, dataset, found, pairs.read)
+            stage = EvaluationStage(
+                settings, loaded, fabric.device, name, dataset, found, functools.partial(pairs.read, decode=read_pair)
+            )
             run_stage(
                 stage,
                 found.items,
@@ -144,11 +146,6 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
             )
             done += [stage.evaluated] if stage.evaluated else []
     return done
-
-
-def _memory_for_pairs(fabric: Fabric, num_nodes: int) -> int:
-    """Return how many bytes of decoded images each process keeps for the next segmenters: a part of what is free."""
-    return available_memory() // 4 // max(1, fabric.world_size // num_nodes)
 
 
 def _read_image(item: Item) -> np.ndarray:

@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,8 +32,9 @@ def uniform_loss(logits: Tensor, outliers: Tensor) -> Tensor:
     >>> uniform_loss(torch.zeros(1, 4, 1, 1), torch.ones(1, 1, 1, dtype=torch.bool)).item()
     0.0
     """
-    divergence = -logits.log_softmax(1).mean(1) - torch.tensor(logits.shape[1]).log().item()
-    return _mean(divergence.clamp(min=0), outliers)
+    chosen = logits.movedim(1, -1)[outliers]  # few of the pixels
+    divergence = -chosen.log_softmax(1).mean(1) - math.log(logits.shape[1])
+    return divergence.clamp(min=0).sum() / max(1, len(chosen))
 
 
 def energy(logits: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from genval.datasets.labels import CITYSCAPES, IGNORE
 from genval.datasets.ood_objects import ObjectImage, read_box
 from genval.datasets.ood_sets import GENERATED, GeneratedFolders, OodItem, find_ood_items, read_ood_pair
 from genval.datasets.placement import GROUND_IDS, PlacementConfig, place
-from genval.datasets.reading import read_mask
+from genval.datasets.reading import DecodedCache, read_mask
 from genval.kernels.layout import OBJECT
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
@@ -33,8 +33,7 @@ _PLACEMENT = PlacementConfig(rule="road", smallest=96, largest=512, context=1)
 _NOISES = 1 << 16  # patches of noise that differ
 
 
-@dataclass(frozen=True)
-class Labelled:
+class Labelled(NamedTuple):
     """An image with what is known of its pixels.
 
     Attributes:
@@ -83,19 +82,24 @@ class GeneratedObjects(OutlierSource):
         folder: with `refined`, `masks` and `with_positions`.
         objects: only these, or None for all.
         skipped: see `find_ood_items`.
+        cache: keeps decoded images.
     """
 
-    def __init__(self, folder: str, objects: Sequence[str] | None, skipped: list[BadFile] | None) -> None:
+    def __init__(
+        self, folder: str, objects: Sequence[str] | None, skipped: list[BadFile] | None, cache: DecodedCache
+    ) -> None:
         root = resolve(folder)
         folders = GeneratedFolders(*(str(root / name) for name in ("refined", "masks", "with_positions")))
         self.items = find_ood_items(GENERATED, generated=folders, objects=objects, skipped=skipped).items
-        self.positions = root / "with_positions"
+        self.positions, self.cache = root / "with_positions", cache
         self.name, self.count = f"generated objects in {folder}", len(self.items)
         self.frames = sorted({item.source for item in self.items if item.source})
         self.files = [path for item in self.items for path in (*item.files, self._labels(item)) if path.exists()]
 
     def load(self, index: int, street: Labelled | None, rng: np.random.Generator) -> Labelled:
-        item = self.items[index]
+        return self.cache.read(self.items[index], self._read)
+
+    def _read(self, item: OodItem) -> Labelled:
         image, kinds = read_ood_pair(item)
         train_ids = np.full(kinds.shape, IGNORE, np.uint8)
         if self._labels(item).exists():
@@ -123,10 +127,11 @@ class ImagePairs(OutlierSource):
     Args:
         source: `pair:IMAGES,MASKS`, as main_gen_ood.py takes it.
         skipped: see `find_ood_items`.
+        cache: keeps decoded images.
     """
 
-    def __init__(self, source: str, skipped: list[BadFile] | None) -> None:
-        self.name = source
+    def __init__(self, source: str, skipped: list[BadFile] | None, cache: DecodedCache) -> None:
+        self.name, self.cache = source, cache
         self.items = find_ood_items(source, skipped=skipped).items
         self.count = len(self.items)
         self.files = [path for item in self.items for path in item.files]
@@ -134,7 +139,10 @@ class ImagePairs(OutlierSource):
         self.frames = sorted({item.id for item in self.items if "_" in item.id})
 
     def load(self, index: int, street: Labelled | None, rng: np.random.Generator) -> Labelled:
-        image, kinds = read_ood_pair(self.items[index])
+        return self.cache.read(self.items[index], self._read)
+
+    def _read(self, item: OodItem) -> Labelled:
+        image, kinds = read_ood_pair(item)
         return Labelled(image, np.full(kinds.shape, IGNORE, np.uint8), kinds == OBJECT)
 
 
@@ -144,12 +152,13 @@ class PastedObjects(ImagePairs):
     Args:
         source: `paste:IMAGES,MASKS`; the masks are 0, 1 on the object, and 255 on pixels that are not cut out.
         skipped: see `find_ood_items`.
+        cache: keeps decoded images.
     """
 
     needs_street = True
 
-    def __init__(self, source: str, skipped: list[BadFile] | None) -> None:
-        super().__init__(f"{_PAIR}{source.removeprefix(_PASTE)}", skipped)
+    def __init__(self, source: str, skipped: list[BadFile] | None, cache: DecodedCache) -> None:
+        super().__init__(f"{_PAIR}{source.removeprefix(_PASTE)}", skipped, cache)
         self.name, self.frames = source, ()
 
     def load(self, index: int, street: Labelled | None, rng: np.random.Generator) -> Labelled:
@@ -208,7 +217,9 @@ def paste(street: Labelled, image: np.ndarray, shape: np.ndarray, rng: np.random
     return result
 
 
-def find_outliers(source: str, objects: Sequence[str] | None, skipped: list[BadFile] | None) -> OutlierSource:
+def find_outliers(
+    source: str, objects: Sequence[str] | None, skipped: list[BadFile] | None, cache: DecodedCache | None = None
+) -> OutlierSource:
     """Return the outlier source that `--outliers` names.
 
     Args:
@@ -216,19 +227,21 @@ def find_outliers(source: str, objects: Sequence[str] | None, skipped: list[BadF
             `noise`.
         objects: of the generated objects only these.
         skipped: bad files are added to this list instead of raising an error.
+        cache: keeps decoded images; without it, every use decodes them.
 
     Raises:
         GenValError: there are no such images, or a file is bad.
     """
+    cache = cache or DecodedCache(0)
     if source == NOISE:
         return NoisePatches()
     if source.startswith(_PASTE):
-        return PastedObjects(source, skipped)
+        return PastedObjects(source, skipped, cache)
     if source.startswith(_PAIR):
-        return ImagePairs(source, skipped)
+        return ImagePairs(source, skipped, cache)
     if not resolve(source).is_dir():
         raise GenValError(
             f"--outliers: there is no folder {resolve(source)}. Give a folder with refined, masks and with_positions "
             "(run the scripts of ood_objects/), pair:IMAGES,MASKS, paste:IMAGES,MASKS, or noise."
         )
-    return GeneratedObjects(source, objects, skipped)
+    return GeneratedObjects(source, objects, skipped, cache)

@@ -17,7 +17,7 @@ from genval.datasets import BadFile, Item, find_items
 from genval.datasets.items import ALL
 from genval.datasets.layouts import generated_set
 from genval.datasets.ood_sets import OodItem, find_ood_items
-from genval.datasets.reading import check_ids, readable
+from genval.datasets.reading import DecodedCache, check_ids, memory_for_images, readable
 from genval.finetuning.data import FinetuneBatches, FinetuneData, FinetuneSampler, FinetuneSet
 from genval.finetuning.module import FinetuneModule
 from genval.finetuning.outliers import NOISE, find_outliers
@@ -113,8 +113,9 @@ def find_data(settings: FinetuneSettings, skipped: list[BadFile]) -> FinetuneSet
         streets, generated = (readable(items, bad, settings.num_workers) for items in (streets, generated))
         if not streets:
             raise GenValError(f"None of the streets of {settings.src_dataset} can be read, such as {bad[0].file}.")
-    outliers = find_outliers(settings.outliers, settings.objects, bad) if settings.outliers else None
-    return FinetuneSet(streets, generated, outliers)
+    cache = DecodedCache(_memory(settings))
+    outliers = find_outliers(settings.outliers, settings.objects, bad, cache) if settings.outliers else None
+    return FinetuneSet(streets, generated, outliers, cache)
 
 
 def trained_on(data: FinetuneSet) -> dict[str, list[str]]:
@@ -168,7 +169,8 @@ def find_validation(
     used = [item for item in objects if was_trained_on(recipe, item)]
     if used:
         raise GenValError(f"--val_ood: {used[0].image} is trained on, like {len(used)} of {len(objects)} images.")
-    return ValidationSet(_spread(streets, settings.val_images), objects, settings.score)
+    cache = DecodedCache(_memory(settings))
+    return ValidationSet(_spread(streets, settings.val_images), objects, settings.score, cache, settings.num_workers)
 
 
 def _save(
@@ -207,6 +209,12 @@ def _why_stopped(validations: Sequence[Validation]) -> str | None:
                 f"{100 * last['miou']:.1f}"
             )
     return None
+
+
+def _memory(settings: FinetuneSettings) -> int:
+    """How many bytes of decoded images a process keeps."""
+    devices = int(settings.devices) if settings.devices.isdecimal() else torch.cuda.device_count()
+    return memory_for_images(devices)
 
 
 def _spread(items: Sequence[Item], count: int) -> list[Item]:

@@ -247,7 +247,8 @@ def finetuning_steps(protocol: Protocol, inputs: tuple[Path, ...]) -> list[Step]
         steps.append(Step(name, "finetune", (command,), 1, made, needs, inputs=inputs))
         if sets:
             tuned = output_specification(model, output)
-            what = ("--segmenters", f"{model},{tuned}", "--trg_dataset", ",".join(sets))
+            # Component metrics write the map of the score, which the page shows before and after.
+            what = ("--segmenters", f"{model},{tuned}", "--trg_dataset", ",".join(sets), "--components", "entropy")
             root = resolve(protocol.option("ood_detection/main_gen_ood", "output_dir", "results/ood_detection"))
             command = protocol.command("ood_detection/main_gen_ood", *what, *protocol.trust(), device=True)
             made = partial(of_files, [OodResults(root, one, tuned).csv for one in sets])

@@ -412,23 +412,27 @@ def test_the_usual_png_files_are_decoded_by_opencv_and_others_are_not(tmp_path, 
     assert _decode_plain_png(tmp_path, colour) is None and _decode_plain_png(tmp_path / "none.png", colour) is None
 
 
-def test_pairs_are_kept_up_to_a_limit_and_changed_files_are_read_again(tmp_path, monkeypatch):
+def test_pairs_are_kept_up_to_a_limit_and_changed_files_are_read_again(tmp_path):
     read: list[str] = []
-    monkeypatch.setattr(reading, "read_pair", lambda item: read.append(item.id) or read_pair(item))
+
+    def decode(item):
+        read.append(item.id)
+        return read_pair(item)
+
     items = []
     for name in ("a", "b"):
         paths = tmp_path / f"{name}.png", tmp_path / f"{name}_ids.png"
         write_png(paths[0], photograph())
         write_png(paths[1], label_ids())
         items.append(Item(name, *paths, "clean", ""))
-    cache = reading.PairCache(5 * HEIGHT * WIDTH)  # one pair has 4 bytes per pixel
+    cache = reading.DecodedCache(5 * HEIGHT * WIDTH)  # one pair has 4 bytes per pixel
     for item in (*items, *items):
-        image, train_ids = cache.read(item)
+        image, train_ids = cache.read(item, decode)
         np.testing.assert_array_equal(image, photograph())
         np.testing.assert_array_equal(train_ids, CITYSCAPES.to_train_ids(label_ids()))
     assert read == ["a", "b", "b"]
     write_png(items[0].image, photograph()[::-1])
-    np.testing.assert_array_equal(cache.read(items[0])[0], photograph()[::-1])
+    np.testing.assert_array_equal(cache.read(items[0], decode)[0], photograph()[::-1])
 
 
 def test_written_images_round_trip_in_rgb(tmp_path):

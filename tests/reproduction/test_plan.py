@@ -78,6 +78,7 @@ def test_segmenters_are_fine_tuned_on_request_and_compared_on_true_objects():
     assert tune.needs == ("outline", "render") and compare.needs == (tune.name,)
     ((_, *words),) = compare.commands
     segmenters = words[words.index("--segmenters") + 1]
+    assert words[words.index("--components") + 1] == "entropy"  # the maps of the page
     tuned = "checkpoints/finetuned/mini-fast-scnn/model.pth"
     assert segmenters == f"mini-fast-scnn,mmseg:mini/segmenters/fast-scnn.py,{tuned}"
 

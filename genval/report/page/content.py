@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genval.datasets.layouts import strength_of
+from genval.report.page.finetuned import collect_finetuned
 from genval.report.page.gallery import GalleryLimits, collect_gallery
 from genval.report.page.objects import collect_objects
 from genval.report.page.provenance import collect_provenance, command_of
@@ -42,6 +43,7 @@ class PageContent:
     provenance: dict[str, Any]
     missing: list[Missing] = field(default_factory=list)
     preset: str | None = None
+    finetuned: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def verdict(self) -> list[str]:
@@ -89,7 +91,8 @@ def collect(
             domains=domains or "fog",
         )
     objects = _read_objects(sources, gallery["models"] if gallery else [], limits, missing)
-    if not (report or gallery or diagrams or objects):
+    finetuned = collect_finetuned(sources.ood, limits)
+    if not (report or gallery or diagrams or objects or finetuned):
         raise GenValError(
             f"There is nothing to report: no correlation.json in {sources.report}, no images in {sources.generated}, "
             f"no results in {sources.errors}, {sources.scaling} and {sources.ood}. Run: {missing.parts[0].remedy}"
@@ -98,7 +101,7 @@ def collect(
     if report:
         command = command_of({"script": "report/correlate", **report.settings})
         provenance["runs"].append({"command": command, "outputs": 1})
-    return PageContent(report, gallery, objects, diagrams, provenance, missing.parts, sources.preset)
+    return PageContent(report, gallery, objects, diagrams, provenance, missing.parts, sources.preset, finetuned)
 
 
 def _read_report(sources: PageSources, generators: Sequence[str], missing: _MissingParts) -> Report | None:

@@ -19,6 +19,7 @@ WRONG = (213, 94, 0, 235)
 OUTLINE = (230, 159, 0, 255)
 TINT = (230, 159, 0, 60)
 _UNLABELLED = (0, 0, 0, 150)
+_SHADES = 32  # of a map of scores
 
 
 def photograph(image: np.ndarray, width: int) -> str:
@@ -63,6 +64,17 @@ def object_map(mask: np.ndarray, width: int) -> str:
     core = cv2.erode(inside, np.ones((3, 3), np.uint8), iterations=thick, borderType=cv2.BORDER_CONSTANT, borderValue=1)
     edge = (inside == 1) & (core == 0)
     return _overlay(inside + edge, [(0, 0, 0, 0), TINT, OUTLINE])
+
+
+def shade_map(values: np.ndarray, width: int) -> str:
+    """Values in 0..1, float (H, W), from black to white: the orange outline of an object can be seen on all of them."""
+    import cv2
+    from PIL import Image
+
+    map_image = Image.fromarray(shrink(np.round((_SHADES - 1) * values).astype(np.uint8), width))
+    steps = np.linspace(0, 255, _SHADES).round().astype(np.uint8)
+    map_image.putpalette(cv2.applyColorMap(steps[:, None], cv2.COLORMAP_BONE)[:, 0, ::-1].tobytes())
+    return _png(map_image)
 
 
 def shrink(values: np.ndarray, width: int) -> np.ndarray:

@@ -77,6 +77,7 @@ def page_variables(content: PageContent) -> dict[str, Any]:
         "gallery": content.gallery,
         "palette": [(name, f"#{bytes(PALETTE[index]).hex()}") for index, name in enumerate(CLASSES)],
         "objects": content.objects,
+        "finetuned": content.finetuned,
         **_ood(report),
         "provenance": content.provenance,
         "missing": content.missing,
@@ -222,7 +223,11 @@ def _sections(content: PageContent) -> list[tuple[str, str]]:
         ("severity", "Strength", report and report.severity),
         ("calibration", "Calibration", _scaled(report) or content.diagrams),
         ("generated", "Images", content.gallery),
-        ("objects", "Objects", content.objects or (report and (report.ood_detection or report.ood_means))),
+        (
+            "objects",
+            "Objects",
+            content.objects or content.finetuned or (report and (report.ood_detection or report.ood_means)),
+        ),
         ("provenance", "Provenance", True),
     ]
     return [(anchor, title) for anchor, title, has_content in sections if has_content]
