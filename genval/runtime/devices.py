@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
     # transformers and torchvision: half of the start-up time of an evaluation. It imports torch's compiler, which takes
     # a second, to recognise compiled modules in Fabric.setup, which is not used either. One of several processes would
     # not end without it.
-    unused = ["torch._dynamo"] if str(settings.devices) == "1" and settings.num_nodes == 1 else []
+    unused = ["torch._dynamo"] if _is_one_process(settings) else []
     with hidden("torchmetrics"), placeholders(*unused):
         from lightning_fabric import Fabric
 
@@ -56,6 +57,18 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
         ) from error
     fabric.launch()
     return fabric
+
+
+def _is_one_process(settings: DeviceFlags) -> bool:
+    """Whether these flags surely mean one process."""
+    import torch
+
+    if settings.num_nodes != 1 or str(settings.devices) not in ("1", "auto"):
+        return False
+    if str(settings.devices) == "1":
+        return True
+    launched = {"WORLD_SIZE", "SLURM_NTASKS"} & os.environ.keys()
+    return not launched and (settings.accelerator == "cpu" or torch.cuda.device_count() <= 1)
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
