@@ -30,7 +30,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ import path_dicts
 from genval.runtime import cli
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag
-from genval.runtime.paths import resolve
+from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.settings import Compile, comma_list, positive_int
 
 # Per size: its name in script_speed.py, images per batch of the denoiser, and images in which objects are detected,
@@ -64,12 +63,15 @@ PUBLISHED = {
     "generate": 3.02, "evaluate": 1 / 6.91 + 0.087, "find": 5.736, "inpaint": 1.60, "refine": 4.01, "mask": 0.333,
     "detect": 5.64,
 }  # fmt: skip
-# Runs a script with the zoo's weights in another folder.
-RUN = """
-import path_dicts, runpy, sys
-path_dicts.CHECKPOINT_ROOT = sys.argv.pop(1)
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
+# A script that finds the zoo's weights in another folder. Its own path stays in sys.argv, because Lightning starts the
+# other processes with it.
+ZOO_SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+import path_dicts
+path_dicts.CHECKPOINT_ROOT = {zoo!r}
+with open({script!r}) as file:
+    exec(compile(file.read(), {script!r}, "exec"))
 """
 
 
@@ -336,17 +338,19 @@ def measure(
     }  # fmt: skip
     command = [word.format(**values) for word in stage.command.split()]
     if stage.has_segmenters:
-        command = ["-c", RUN, str(world / "zoo"), *command]
+        command[0] = str(zoo_script(command[0], world))
+        earlier = [output / stage.outputs.partition("{model}")[0] / folder_name(model) for model in models]
     else:
-        shutil.rmtree(output, ignore_errors=True)
-    begun = time.time()
+        earlier = [output]
+    for folder in earlier:
+        shutil.rmtree(folder, ignore_errors=True)
     with gpu_use(settings.devices) as used:
         seconds = run_script(command, world / "logs" / f"{name}.log", world)
     batch = values[stage.batch] * (settings.devices if "{devices}" in stage.command else 1)
     loops, counts = [], []
     for model in models:
         files = output.glob(stage.outputs.format(model=model and folder_name(model)))
-        times = sorted(time for time in (file.stat().st_mtime for file in files) if time >= begun)
+        times = sorted(file.stat().st_mtime for file in files)
         if not times:
             raise GenValError(f"{name} wrote no files like {stage.outputs} in {output}.")
         loops.append(times[batch - 1 :: batch] or times[-1:])
@@ -369,6 +373,16 @@ def measure(
         }
         rows.append(row | {"busy": statistics.mean(shares) if shares else None})
     return rows
+
+
+def zoo_script(script: str, world: Path) -> Path:
+    """Write a script that runs another one with the zoo's random weights; return its path."""
+    from genval.runtime.files import write_bytes
+
+    path = world / "zoo" / Path(script).name
+    values = {"root": str(REPO_ROOT), "zoo": str(world / "zoo"), "script": str(REPO_ROOT / script)}
+    write_bytes(path, ZOO_SCRIPT.format(**values).encode())
+    return path
 
 
 @contextlib.contextmanager
@@ -400,9 +414,8 @@ def hours(name: str, rows: Sequence[dict[str, Any]]) -> tuple[float, float, floa
     loops = [stage.items * row["item_s"] / 3600 for row in rows]
     each = [stage.commands * row["start_s"] / 3600 + loop for row, loop in zip(rows, loops, strict=True)]
     error = statistics.mean(loop * row["error"] for row, loop in zip(rows, loops, strict=True))
-    busy = None
-    if all(row["busy"] is not None for row in rows):
-        busy = statistics.mean(loop * row["busy"] for row, loop in zip(rows, loops, strict=True))
+    seen = [loop * row["busy"] for row, loop in zip(rows, loops, strict=True) if row["busy"] is not None]
+    busy = statistics.mean(seen) if seen else None
     if not stage.has_segmenters:
         return each[0], error, busy
     number = len(each)
