@@ -80,14 +80,14 @@ class Stage:
     """A stage of the protocol.
 
     Attributes:
-        command: the script and its flags with fields, see `fill`.
+        command: the script and its flags with fields, see `fields`.
         outputs: pattern of the files that are written per item, in the stage's output; {model} is a segmenter.
-        batch: field of `fill` with the number of items that are written together.
+        batch: field of `fields` with the number of items that are written together.
         items: of the protocol; of a stage of segmenters, per segmenter.
         commands: of the protocol; of a stage of segmenters, each runs all of them.
         parts: of the world that it reads, from `script_speed.MAKERS`.
         reads: the stage whose output it reads.
-        per_file: field of `fill` with the number of items of a file.
+        per_file: field of `fields` with the number of items of a file.
     """
 
     command: str
@@ -329,13 +329,7 @@ def measure(
     output = outputs / name
     if stage.reads and not (outputs / stage.reads).is_dir():
         raise GenValError(f"{name} reads the output of {stage.reads}, which is not in {outputs}. Give --overwrite.")
-    size, denoised, detected = SIZES[settings.size]
-    values = vars(settings) | {
-        "world": world, "streets": streets(settings, world), "outputs": outputs, "output": output,
-        "side": SIDES[size][2], "sample": denoised * settings.devices,
-        "denoised": denoised, "block": min(32, detected), "masked": 8, "one": 1,
-        "models": ",".join(models if stage.has_segmenters else evaluated),
-    }  # fmt: skip
+    values = fields(name, models if stage.has_segmenters else evaluated, settings, world)
     command = [word.format(**values) for word in stage.command.split()]
     if stage.has_segmenters:
         command[0] = str(zoo_script(command[0], world))
@@ -373,6 +367,24 @@ def measure(
         }
         rows.append(row | {"busy": statistics.mean(shares) if shares else None})
     return rows
+
+
+def fields(name: str, models: Sequence[str], settings: ProtocolSpeedSettings, world: Path) -> dict[str, Any]:
+    """Return the values of the fields of a stage's command, which runs or reads these segmenters."""
+    size, denoised, detected = SIZES[settings.size]
+    return vars(settings) | {
+        "world": world,
+        "streets": streets(settings, world),
+        "outputs": world / "protocol",
+        "output": world / "protocol" / name,
+        "side": SIDES[size][2],
+        "sample": denoised * settings.devices,
+        "denoised": denoised,
+        "masked": 8,
+        "block": min(32, detected),
+        "one": 1,
+        "models": ",".join(models),
+    }
 
 
 def zoo_script(script: str, world: Path) -> Path:

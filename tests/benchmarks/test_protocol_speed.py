@@ -11,6 +11,7 @@ from diffusion_world import Refusal, run_script
 from genval.reproduction.evaluation_steps import calibration_steps, evaluation_steps
 from genval.reproduction.protocol import DOMAINS, Protocol
 from genval.runtime.files import read_json
+from genval.runtime.flags import parse_settings
 from genval.runtime.paths import REPO_ROOT
 
 SCRIPT = "benchmarks/protocol_speed.py"
@@ -24,27 +25,39 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_every_stage_is_measured_once(tmp_path: Path) -> None:
-    def run(*flags: str) -> str:
+def test_stages_are_measured_once(tmp_path: Path) -> None:
+    def run() -> str:
         done = run_script(
-            SCRIPT, "--size", "tiny", "--segmenters", MODEL, "--images", 4, "--batch_size", 1, "--precision", "32-true",
-            "--accelerator", "cpu", "--compile_denoiser", "off", "--folder", tmp_path, "--output", output, *flags,
+            SCRIPT, "--stages", ",".join(stages), "--size", "tiny", "--segmenters", MODEL, "--images", 4,
+            "--batch_size", 1, "--precision", "32-true", "--accelerator", "cpu", "--folder", tmp_path,
+            "--output", output,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    output = tmp_path / "speed.json"
+    output, stages = tmp_path / "speed.json", ["corrupt", "evaluate", "find"]
     assert f"| {MODEL}" in run()
     rows = {row["stage"]: row for row in read_json(output)}
-    stages = ["generate", "corrupt", "evaluate", "find", "test", "inpaint", "refine", "mask", "detect"]
     assert list(rows) == stages
     assert rows["evaluate"]["segmenter"] == MODEL and rows["evaluate"]["items"] == 4
     for row in rows.values():
         assert row["seconds"] > row["start_s"] >= 0 and row["item_s"] > 0 and row["error"] >= 0, row
     assert "| sum" in output.with_suffix(".md").read_text(encoding="utf-8")
     before = output.read_bytes()
-    run("--stages", "corrupt")
+    run()
     assert output.read_bytes() == before
+
+
+def test_every_script_has_the_flags(benchmark: dict[str, Any], tmp_path: Path) -> None:
+    settings = benchmark["ProtocolSpeedSettings"]()
+    for name, stage in benchmark["STAGES"].items():
+        values = benchmark["fields"](name, [MODEL], settings, tmp_path)
+        command = [word.format(**values) for word in stage.command.split()]
+        script = runpy.run_path(str(REPO_ROOT / command[0]))
+        (cls,) = (
+            value for value in script.values() if getattr(value, "SCRIPT", None) == command[0].removesuffix(".py")
+        )
+        parse_settings(cls, command[1:], "")
 
 
 def test_the_commands_are_those_of_reproduce(benchmark: dict[str, Any]) -> None:
