@@ -448,26 +448,32 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def stage_table(key: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The hours of each stage of some settings, and their sum."""
-    from genval.runtime.tables import markdown_table
+    """The hours of each stage of some settings, and their sums; the number of object images is a choice of the user."""
+    from genval.runtime.tables import markdown_table, percent
 
     table, sums = [], [0.0] * 5
     for name, stage in STAGES.items():
         measured = [row for row in rows if row["key"] == key and row["stage"] == name]
         if not measured:
             continue
+        if name == "inpaint":
+            table.append(sum_row("sum without objects", sums))
         whole, error, busy = hours(name, measured)
         items = stage.items * (ZOO if stage.has_segmenters else 1)
         published = items * PUBLISHED[name] / 3600 if name in PUBLISHED else None
-        segmenters = f" of {len(measured)} segmenters" if stage.has_segmenters else ""
-        sample, seconds = f"{measured[0]['items']} items{segmenters}", sum(row["seconds"] for row in measured)
-        share = None if busy is None else 100 * busy / whole
-        table.append([name, items, sample, seconds, whole, error, share, published])
+        sample = f"{len(measured)} x {measured[0]['items']}" if stage.has_segmenters else f"{measured[0]['items']}"
+        seconds = sum(row["seconds"] for row in measured)
+        table.append([name, items, sample, seconds, whole, error, percent(busy and busy / whole), published])
         sums = [one + (more or 0) for one, more in zip(sums, (seconds, whole, error, busy, published), strict=True)]
-    seconds, whole, error, busy, published = sums
-    table.append(["sum", None, "", seconds, whole, error, 100 * busy / whole if busy else None, published])
+    table.append(sum_row("sum", sums))
     header = ["stage", "items", "sample", "seconds", "hours", "error, hours", "GPU busy, %", "published, hours"]
     return markdown_table(header, table, digits=2)
+
+
+def sum_row(title: str, sums: list[float]) -> list[Any]:
+    """Return the cells of a sum of seconds, hours, their error, hours in which the GPU is busy, and published hours."""
+    seconds, whole, error, busy, published = sums
+    return [title, None, "", seconds, whole, error, 100 * busy / whole if busy else None, published]
 
 
 def row_table(rows: list[dict[str, Any]]) -> str:
