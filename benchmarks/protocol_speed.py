@@ -177,7 +177,7 @@ class ProtocolSpeedSettings:
     batch_size: int = flag(4, "images per forward pass of a segmenter", type=positive_int)
     precision: str = flag("bf16-true", "of segmenters and mask models")
     compile: Compile = flag("off", "compile the segmenters", bare="on")
-    compile_denoiser: Compile = flag("on", "auto would decide by the size of the sample", bare="on")
+    compile_denoiser: Compile = flag("auto", "as --compile of the scripts that generate and inpaint", bare="on")
     accelerator: str = flag("auto", "")
     devices: int = flag(1, "processes that share a command", type=positive_int)
     folder: str = flag("results/script_speed", "models, streets and outputs; models are made once")
