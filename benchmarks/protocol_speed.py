@@ -1,27 +1,44 @@
-"""Hours that the evaluations of the paper's protocol take on one device: relis/eval.py with random weights.
+"""Hours that the whole protocol of the paper takes: a sample of each stage, run by its script with random weights.
 
-Reads:  nothing: streets are rendered at Cityscapes' size, and the zoo's networks get random weights
-Writes: {output}/: the streets, the weights, the logs of the commands, protocol_speed.json and protocol_speed.md
+Reads:  nothing: streets are rendered at Cityscapes' size, and all models get random weights of full size
+Writes: {folder}/: models and streets (30 GB; those of script_speed.py too), logs, and what the scripts write;
+        {output}: a row per stage, or per segmenter of a stage, after each command; {output}.md: tables
 
-    python benchmarks/protocol_speed.py --segmenters SegFormer-B0,DLV3+ResNet101 --images 64
+    python benchmarks/protocol_speed.py
+    python benchmarks/protocol_speed.py --num_models 8 --output results/protocol_8.json
 
-Every segmenter is one command of relis/eval.py, as in reproduce.py. "First" is the time from the command to the first
-written result, "rate" that between the first and the last result, and "busy" the share of the command's time in which a
-kernel ran on the GPU. The time of a segmenter's whole protocol is first + 6,447 images / rate, and its error is that of
-the rate: half the difference between both halves of the images. Generation, objects and calibration are not part of it.
-Rows of the same settings and device that are already in the JSON are kept.
+A row belongs to one command. Its loop lasts from the first written batch to the last. The rest of the command, such as
+the start of the process, compilation and summaries, is its start. The protocol takes commands x start + items x seconds
+per item of the loop, with the numbers in `STAGES`. In a stage of segmenters, each of the 42 takes that, and the mean of
+those that were measured stands for the others. The error is half the difference between the rates of both halves of
+the loop, or 100 % if the loop has fewer than two batches. The standard error of the mean over segmenters is added.
+"GPU busy" is the share of the time in which a kernel ran on the GPU. Starts count as idle. "Published" is the time of
+the same items at the rates in `PUBLISHED`, without starts. Rows of the same settings and device that are already in the
+output are kept. Kernels that earlier commands compiled and kept in {folder} are used.
+
+The protocol is that of reproduce.py with all segmenters in each command. Training, captions, the judgement of masks by
+CLIP and the report are not part of it. Clear streets stand for all sets that are evaluated. Objects are detected in
+rendered streets with objects.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
+import os
+import shutil
+import statistics
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
+
+from script_speed import DOMAINS, SIDES, device_name, make_part, run_script
 
 import path_dicts
 from genval.runtime import cli
@@ -30,17 +47,118 @@ from genval.runtime.flags import flag
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.settings import Compile, comma_list, positive_int
 
-SIZES = {"full": (1024, 2048), "tiny": (64, 128)}
-# Images that the protocol evaluates with each segmenter: five generated sets of 512, four corrupted ones and the clear
-# set of 500, the four conditions of ACDC and IDD.
-PROTOCOL_IMAGES = 5 * 512 + 4 * 500 + 500 + 406 + 981
-# Runs a script with the zoo's weights in another folder.
-RUN = """
-import path_dicts, runpy, sys
-path_dicts.CHECKPOINT_ROOT = sys.argv.pop(1)
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
+# Per size: its name in script_speed.py, images per batch of the denoiser, and images in which objects are detected,
+# which are written 32 at a time.
+SIZES = {"full": ("sd15", 32, 96), "tiny": ("tiny", 2, 4)}
+# Images of the sets: generated (five domains), corrupted (four), clear, and real (four conditions of ACDC, and IDD).
+GENERATED, CORRUPTED, CLEAR, REAL = 5 * 512, 4 * 500, 500, 406 + 981
+OBJECT_IMAGES = 42 * 512
+ZOO = len(path_dicts.ZOO)
+# Seconds per item of the published code, on one H100 and one CPU thread with random weights (2026-11-22, torch 2.11).
+# evaluate: mmsegmentation's DeepLabV3+ ResNet-101 in float32 (6.91 images/s, docs/speed.md), which stands for all
+# segmenters, labels (45 ms) and metrics (42 ms). find: 950 temperatures on 20,000 pixels. inpaint, refine: pipelines of
+# diffusers in fp16, the latter on whole frames. mask: GroundingDINO and SAM ViT-H in float32. detect: five passes of a
+# network with ResNet-50, and metrics of scikit-learn.
+PUBLISHED = {
+    "generate": 3.02, "evaluate": 1 / 6.91 + 0.087, "find": 5.736, "inpaint": 1.60, "refine": 4.01, "mask": 0.333,
+    "detect": 5.64,
+}  # fmt: skip
+# A script that finds the zoo's weights in another folder. Its own path stays in sys.argv, because Lightning starts the
+# other processes with it.
+ZOO_SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+import path_dicts
+path_dicts.CHECKPOINT_ROOT = {zoo!r}
+with open({script!r}) as file:
+    exec(compile(file.read(), {script!r}, "exec"))
 """
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the protocol.
+
+    Attributes:
+        command: the script and its flags with fields, see `fields`.
+        outputs: pattern of the files that are written per item, in the stage's output; {model} is a segmenter.
+        batch: field of `fields` with the number of items that are written together.
+        items: of the protocol; of a stage of segmenters, per segmenter.
+        commands: of the protocol; of a stage of segmenters, each runs all of them.
+        parts: of the world that it reads, from `script_speed.MAKERS`.
+        reads: the stage whose output it reads.
+        per_file: field of `fields` with the number of items of a file.
+    """
+
+    command: str
+    outputs: str
+    batch: str
+    items: int
+    commands: int = 1
+    parts: tuple[str, ...] = ()
+    reads: str | None = None
+    per_file: str = "one"
+
+    @property
+    def has_segmenters(self) -> bool:
+        return "{model}" in self.outputs
+
+
+_DEVICE = " --accelerator {accelerator} --devices {devices} "
+_DENOISER = _DEVICE + "--batch_size {denoised} --compile {compile_denoiser} --output_dir {output} "
+_INPAINTING = _DENOISER + "--inpainting_model {world}/inpainting --size {side} --objects lion,tiger,zebra "
+_SEGMENTERS = _DEVICE + "--segmenters {models} --precision {precision} --batch_size {batch_size} --compile {compile} "
+_CALIBRATION = " --segmenters {models} --calib_dataset Cityscapes --eval_dir {outputs}/evaluate --calibration_dir "
+STAGES: dict[str, Stage] = {
+    "generate": Stage(
+        "ControlNet/style_transfer.py --data_dir {streets}/cityscapes --caption street --num_samples {sample} --base "
+        "{world}/base --controlnet {world}/controlnet --height {side} --width {side} --domain " + DOMAINS + _DENOISER,
+        "*/leftImg8bit/**/*.png", "denoised", GENERATED, parts=("base",),
+    ),
+    "corrupt": Stage(
+        "relis/corrupt.py --domains fog,rain,snow,night --datasets_dir {streets} --output_dir {output} --limit 16",
+        "**/leftImg8bit/**/*.png", "one", CORRUPTED,
+    ),
+    # The clear set, ACDC, IDD, the generated sets and the corrupted sets are a command each.
+    "evaluate": Stage(
+        "relis/eval.py --trg_dataset Cityscapes --trg_root {streets}/cityscapes --eval_dir {output} "
+        "--save predictions,logits --logit_pixels 2000 --overwrite" + _SEGMENTERS,
+        "{model}/*/*/*/statistics/*.json", "batch_size", GENERATED + CORRUPTED + CLEAR + REAL, commands=5,
+    ),
+    # Temperatures of the generated images (all, and the hardest half), of lindau and munster, and of the corrupted and
+    # the real images. They are tested on the real images, and those of generated images on these too. All segmenters
+    # are one row, in which a file stands for a segmenter's images.
+    "find": Stage(
+        "relis/compute_clusters_temp_scaling.py" + _CALIBRATION + "{output}", "**/best_temperatures.json", "one",
+        ZOO * (GENERATED * 3 // 2 + 233 + CORRUPTED + REAL), commands=11, reads="evaluate", per_file="images",
+    ),
+    "test": Stage(
+        "relis/eval_calibration_clustering.py --trg_dataset Cityscapes --output_dir {output}" + _CALIBRATION
+        + "{outputs}/find", "**/vanilla_ece.json", "one",
+        ZOO * (2 * REAL + GENERATED + REAL + 406 + REAL), commands=20, reads="find", per_file="images",
+    ),
+    "inpaint": Stage(
+        "ood_objects/sd_inpaint.py --data_dir {streets}/cityscapes --num_images {sample} --min_box 32" + _INPAINTING,
+        "*/*_pos.json", "denoised", OBJECT_IMAGES, parts=("inpainting",),
+    ),
+    "refine": Stage(
+        "ood_objects/refine_gen_images.py --images_dir {outputs}/inpaint" + _INPAINTING,
+        "*/*.png", "denoised", OBJECT_IMAGES, parts=("inpainting",), reads="inpaint",
+    ),
+    # Random networks detect as many objects as the thresholds allow.
+    "mask": Stage(
+        "ood_objects/get_masks.py --images_dir {outputs}/refine --positions_dir {outputs}/inpaint --curate "
+        "--output_dir {output} --detector {world}/detector --sam {world}/sam --clip none "
+        "--box_threshold 0 --text_threshold 0 --nms_threshold 0 --batch_size {masked} --precision {precision}"
+        + _DEVICE,
+        "*/*_mask.*", "masked", OBJECT_IMAGES, parts=("masking",), reads="refine",
+    ),
+    "detect": Stage(
+        "ood_detection/main_gen_ood.py --trg_dataset RoadAnomaly21 --trg_root {world}/objects/dataset_AnomalyTrack "
+        "--output_dir {output} --overwrite" + _SEGMENTERS,
+        "RoadAnomaly21/{model}/blocks/*.jsonl", "one", OBJECT_IMAGES, per_file="block",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +167,21 @@ class ProtocolSpeedSettings:
 
     SCRIPT: ClassVar[str] = "benchmarks/protocol_speed"
 
+    stages: tuple[str, ...] = flag(tuple(STAGES), f"some of {', '.join(STAGES)}", type=comma_list)
     segmenters: tuple[str, ...] = flag(tuple(path_dicts.ZOO), "names; by default all 42", type=comma_list)
-    images: int = flag(32, "images per segmenter, at least 4 batches", type=positive_int)
-    size: str = flag("full", "1024x2048 or 64x128", choices=tuple(SIZES))
-    save: str = flag("predictions,logits", "as for relis/eval.py")
-    batch_size: int = flag(4, "images per forward pass", type=positive_int)
-    precision: str = flag("bf16-true", "")
-    compile: Compile = flag("off", "compile the segmenter", bare="on")
+    num_models: int | None = flag(None, "evaluate this many segmenters, evenly spread by size", type=positive_int)
+    num_detect_models: int = flag(6, "detect with this many of them, evenly spread by size", type=positive_int)
+    together: int = flag(7, "segmenters per command", type=positive_int)
+    images: int = flag(32, "images per segmenter, at least 4 batches per device", type=positive_int)
+    size: str = flag("full", "tiny is a smoke test", choices=tuple(SIZES))
+    batch_size: int = flag(4, "images per forward pass of a segmenter", type=positive_int)
+    precision: str = flag("bf16-true", "of segmenters and mask models")
+    compile: Compile = flag("off", "compile the segmenters", bare="on")
+    compile_denoiser: Compile = flag("auto", "as --compile of the scripts that generate and inpaint", bare="on")
     accelerator: str = flag("auto", "")
-    num_workers: int | None = flag(None, "as for relis/eval.py", type=positive_int)
-    output: str = flag("results/protocol_speed", "")
+    devices: int = flag(1, "processes that share a command", type=positive_int)
+    folder: str = flag("results/script_speed", "models, streets and outputs; models are made once")
+    output: str = flag("results/protocol_speed.json", "")
     overwrite: bool = flag(False, "measure rows again")
     preset: str | None = None
 
@@ -66,58 +189,99 @@ class ProtocolSpeedSettings:
 def main(settings: ProtocolSpeedSettings) -> None:
     from genval.runtime.files import read_json, write_bytes, write_json
 
-    if settings.images < 4 * settings.batch_size:
-        raise GenValError(f"--images: expected at least 4 batches of {settings.batch_size}, found {settings.images}.")
-    unknown = [name for name in settings.segmenters if name not in path_dicts.ZOO]
-    if unknown:
-        raise GenValError(f"Not in the zoo: {', '.join(unknown)}. See: python relis/eval.py --list_models")
-    folder = resolve(settings.output)
-    render(settings, folder)
-    path = folder / "protocol_speed.json"
+    check(settings)
+    world, path = resolve(settings.folder) / SIZES[settings.size][0], resolve(settings.output)
     rows: list[dict[str, Any]] = read_json(path) if path.exists() else []
-    for model in settings.segmenters:
-        key = row_key(settings, model)
-        if not settings.overwrite and any(row["key"] == key for row in rows):
+    key = {name: getattr(settings, name) for name in (
+        "size", "images", "batch_size", "precision", "compile", "compile_denoiser", "devices",
+    )} | {"device": device_name()}  # fmt: skip
+    for part in dict.fromkeys(part for name in settings.stages for part in STAGES[name].parts):
+        make_part(part, world, SIZES[settings.size][0])
+    render(settings, world)
+    models = choose_models(settings, world)
+    os.sync()  # what the disk still has to write would be counted
+    failed: list[str] = []
+    commands = [(name, group) for name in settings.stages for group in groups(name, models, settings)]
+    while commands:
+        name, group = commands.pop(0)
+        known = [row["segmenter"] for row in rows if row["key"] == key and row["stage"] == name]
+        missing = [model for model in group if settings.overwrite or model not in known]
+        if not missing:
             continue
-        write_weights(model, folder / "weights")
-        row = {"key": key, **evaluate(settings, model, folder)}
-        rows = [old for old in rows if old["key"] != key] + [row]
+        evaluated = [row["segmenter"] for row in rows if row["key"] == key and row["stage"] == "evaluate"]
+        try:
+            new = [{"key": key, **row} for row in measure(name, missing, evaluated, settings, world)]
+        except GenValError as error:
+            if len(missing) > 1:  # one bad segmenter leaves the others their rows
+                commands = [(name, [model]) for model in missing] + commands
+            else:
+                print(error, flush=True)
+                failed.append(f"{name} {missing[0] or ''}".strip())
+            continue
+        done = [row["segmenter"] for row in new]
+        rows = [row for row in rows if row["key"] != key or row["stage"] != name or row["segmenter"] not in done] + new
         write_json(path, rows)
         write_bytes(path.with_suffix(".md"), markdown(rows).encode())
-        print(markdown([row]).splitlines()[2], flush=True)
-    print(markdown(rows).splitlines()[-1])
+        print("\n".join(row_table(new).splitlines()[2:]), flush=True)
+    print(markdown(rows))
     print(f"wrote {path} and {path.stem}.md: {len(rows)} rows")
+    if failed:
+        raise GenValError(f"Not measured: {', '.join(failed)}. Their messages are above.")
 
 
-def row_key(settings: ProtocolSpeedSettings, model: str) -> dict[str, Any]:
-    """Return what decides about a row."""
-    names = ("images", "size", "save", "batch_size", "precision", "compile", "num_workers")
-    return {"model": model, "device": device_name(), **{name: getattr(settings, name) for name in names}}
+def check(settings: ProtocolSpeedSettings) -> None:
+    """Refuse unknown stages and segmenters, and too few images."""
+    least = 4 * settings.batch_size * settings.devices
+    if settings.images < least:
+        raise GenValError(
+            f"--images: expected at least 4 batches per device, which are {least}; found {settings.images}."
+        )
+    if unknown := [name for name in settings.stages if name not in STAGES]:
+        raise GenValError(f"--stages: unknown {', '.join(unknown)}. Known: {', '.join(STAGES)}.")
+    if unknown := [name for name in settings.segmenters if name not in path_dicts.ZOO]:
+        raise GenValError(f"Not in the zoo: {', '.join(unknown)}. See: python relis/eval.py --list_models")
 
 
-def device_name() -> str:
-    """Return the name of the first GPU, or "CPU"."""
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[0]
-    return "CPU"
+def render(settings: ProtocolSpeedSettings, world: Path) -> None:
+    """Render the clear streets and those with objects that are missing."""
+    size, _, detected = SIZES[settings.size]
+    height, width, _ = SIDES[size]
+    for domain, folder, number in (
+        ("clear", streets(settings, world), settings.images),
+        ("objects", world / "objects", detected * settings.devices),
+    ):
+        words = ["mini/render.py", "--domains", domain, "--output_dir", folder, "--num_train", 0, "--num_val", number]
+        log = world / "logs" / f"render_{domain}.log"
+        run_script([*words, "--height", height, "--width", width], log, world)
 
 
-def render(settings: ProtocolSpeedSettings, folder: Path) -> None:
-    """Render the streets that are missing."""
-    height, width = SIZES[settings.size]
-    script(
-        folder, "render", "mini/render.py", "--output_dir", streets(settings, folder), "--domains", "clear",
-        "--num_train", "0", "--num_val", settings.images, "--height", height, "--width", width,
-    )  # fmt: skip
+def streets(settings: ProtocolSpeedSettings, world: Path) -> Path:
+    """Return the folder of the clear streets: calibration refuses results of a part of a set."""
+    return world / f"streets-{settings.images}"
 
 
-def streets(settings: ProtocolSpeedSettings, folder: Path) -> Path:
-    return folder / f"streets-{settings.size}"
+def choose_models(settings: ProtocolSpeedSettings, world: Path) -> list[str]:
+    """Return the segmenters to evaluate, by size, and write their weights; none where no stage runs segmenters."""
+    if not any("{models}" in STAGES[name].command for name in settings.stages):
+        return []
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+        sizes = list(pool.map(write_weights, settings.segmenters, [world / "zoo"] * len(settings.segmenters)))
+    by_size = [model for _, model in sorted(zip(sizes, settings.segmenters, strict=True))]
+    return spread(by_size, settings.num_models or len(by_size))
 
 
-def write_weights(model: str, folder: Path) -> None:
-    """Write a checkpoint of random weights where the zoo's would be, unless there is one."""
+def spread(values: Sequence[str], number: int) -> list[str]:
+    """Return a number of values, evenly spread: the middle value of each of as many equal parts.
+
+    >>> spread("abcdef", 2), spread("ab", 3)
+    (['b', 'e'], ['a', 'b'])
+    """
+    number = min(number, len(values))
+    return [values[(2 * index + 1) * len(values) // (2 * number)] for index in range(number)]
+
+
+def write_weights(model: str, folder: Path) -> int:
+    """Write a checkpoint of random weights where the zoo's would be, unless there is one; return its bytes."""
     import torch
 
     from genval.runtime.files import replace_file
@@ -130,91 +294,199 @@ def write_weights(model: str, folder: Path) -> None:
         network = build_network(entry["config"], entry.get("overrides"))
         with replace_file(path) as temporary:
             torch.save({"state_dict": network.state_dict(), "meta": {}}, temporary)
+    return path.stat().st_size
 
 
-def script(folder: Path, name: str, *words: object) -> float:
-    """Run a script of the project with a log; return its seconds.
+def groups(name: str, models: Sequence[str], settings: ProtocolSpeedSettings) -> list[list[Any]]:
+    """Return the segmenters of each command of a stage; [None] is a command without segmenters."""
+    if not STAGES[name].has_segmenters:
+        return [[None]]
+    if name == "detect":
+        models = spread(models, settings.num_detect_models)
+    # Each command has small and large segmenters, so that the sums of their weights are similar.
+    number = math.ceil(len(models) / settings.together)
+    return [list(models[start::number]) for start in range(number)]
+
+
+def measure(
+    name: str, models: list[Any], evaluated: list[str], settings: ProtocolSpeedSettings, world: Path
+) -> list[dict[str, Any]]:
+    """Run a command of a stage; return a row per segmenter, or one where the stage has none.
+
+    Args:
+        name: of the stage.
+        models: segmenters of the command, or [None].
+        evaluated: segmenters with results, which are calibrated.
+        settings: the settings.
+        world: folder of the models.
 
     Raises:
-        GenValError: it fails.
+        GenValError: the command failed, or the output that it reads is not there.
     """
-    log = folder / "logs" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", RUN, str(folder / "weights"), *map(str, words)]
-    start = time.time()
-    with open(log, "w") as stream:
-        code = subprocess.run(command, cwd=REPO_ROOT, stdout=stream, stderr=stream).returncode
-    if code:
-        raise GenValError(f"{words[0]} failed with exit status {code}: see {log}.")
-    return time.time() - start
+    from genval.results.scenes import folder_name
+
+    stage, outputs = STAGES[name], world / "protocol"
+    output = outputs / name
+    if stage.reads and not (outputs / stage.reads).is_dir():
+        raise GenValError(f"{name} reads the output of {stage.reads}, which is not in {outputs}. Give --overwrite.")
+    values = fields(name, models if stage.has_segmenters else evaluated, settings, world)
+    command = [word.format(**values) for word in stage.command.split()]
+    if stage.has_segmenters:
+        command[0] = str(zoo_script(command[0], world))
+        earlier = [output / stage.outputs.partition("{model}")[0] / folder_name(model) for model in models]
+    else:
+        earlier = [output]
+    for folder in earlier:
+        shutil.rmtree(folder, ignore_errors=True)
+    with gpu_use(settings.devices) as used:
+        seconds = run_script(command, world / "logs" / f"{name}.log", world)
+    batch = values[stage.batch] * (settings.devices if "{devices}" in stage.command else 1)
+    loops, counts = [], []
+    for model in models:
+        files = output.glob(stage.outputs.format(model=model and folder_name(model)))
+        times = sorted(file.stat().st_mtime for file in files)
+        if not times:
+            raise GenValError(f"{name} wrote no files like {stage.outputs} in {output}.")
+        loops.append(times[batch - 1 :: batch] or times[-1:])
+        counts.append(len(times) * values[stage.per_file])
+    start = (seconds - sum(ends[-1] - ends[0] for ends in loops)) / len(loops)
+    rows = []
+    for model, ends, count in zip(models, loops, counts, strict=True):
+        row = {"stage": name, "segmenter": model, "items": count, "seconds": start + ends[-1] - ends[0]}
+        steps = [after - before for before, after in itertools.pairwise(ends)]
+        if len(steps) < 2:  # not even two rates to compare: the whole command counts as the loop
+            rows.append(row | {"start_s": 0.0, "item_s": row["seconds"] / count, "error": 1.0, "busy": None})
+            continue
+        half = len(steps) // 2
+        first, second, mean = (statistics.mean(part) for part in (steps[:half], steps[half:], steps))
+        shares = [share for moment, share in used if ends[0] <= moment <= ends[-1]]
+        row |= {
+            "start_s": start,
+            "item_s": mean / batch / values[stage.per_file],
+            "error": abs(first - second) / 2 / mean,
+        }
+        rows.append(row | {"busy": statistics.mean(shares) if shares else None})
+    return rows
 
 
-def evaluate(settings: ProtocolSpeedSettings, model: str, folder: Path) -> dict[str, Any]:
-    """Evaluate one segmenter on the streets, and time its command."""
-    results = folder / "eval"
-    optional = [] if settings.num_workers is None else ["--num_workers", settings.num_workers]
-    start = time.time()
-    with gpu_use() as busy:
-        seconds = script(
-            folder, model, "relis/eval.py", "--segmenters", model, "--trg_dataset", "Cityscapes",
-            "--trg_root", streets(settings, folder) / "cityscapes", "--eval_dir", results, "--overwrite",
-            "--save", settings.save, "--logit_pixels", 2000, "--batch_size", settings.batch_size,
-            "--precision", settings.precision, "--compile", settings.compile, "--accelerator", settings.accelerator,
-            "--devices", 1, "--limit", settings.images, *optional,
-        )  # fmt: skip
-    times = sorted(path.stat().st_mtime for path in results.glob(f"{model}/*/*/*/statistics/*.json"))
-    middle = len(times) // 2
-    rate, *halves = (images_per_s(part, settings.batch_size) for part in (times, times[:middle], times[middle:]))
-    return {
-        "seconds": seconds,
-        "first_s": times[0] - start,
-        "images_per_s": rate,
-        "error": abs(halves[0] - halves[1]) / 2 / rate,
-        "last_s": start + seconds - times[-1],
-        "busy": sum(busy) / len(busy) if busy else None,
-        "protocol_s": times[0] - start + PROTOCOL_IMAGES / rate,
+def fields(name: str, models: Sequence[str], settings: ProtocolSpeedSettings, world: Path) -> dict[str, Any]:
+    """Return the values of the fields of a stage's command, which runs or reads these segmenters."""
+    size, denoised, detected = SIZES[settings.size]
+    return vars(settings) | {
+        "world": world,
+        "streets": streets(settings, world),
+        "outputs": world / "protocol",
+        "output": world / "protocol" / name,
+        "side": SIDES[size][2],
+        "sample": denoised * settings.devices,
+        "denoised": denoised,
+        "masked": 8,
+        "block": min(32, detected),
+        "one": 1,
+        "models": ",".join(models),
     }
 
 
-def images_per_s(times: list[float], batch_size: int) -> float:
-    """Return the rate at which results were written, from the sorted times; the first batch is written at once."""
-    first = min(batch_size, len(times)) - 1
-    return (len(times) - 1 - first) / max(times[-1] - times[first], 1e-9)
+def zoo_script(script: str, world: Path) -> Path:
+    """Write a script that runs another one with the zoo's random weights; return its path."""
+    from genval.runtime.files import write_bytes
+
+    path = world / "zoo" / Path(script).name
+    values = {"root": str(REPO_ROOT), "zoo": str(world / "zoo"), "script": str(REPO_ROOT / script)}
+    write_bytes(path, ZOO_SCRIPT.format(**values).encode())
+    return path
 
 
 @contextlib.contextmanager
-def gpu_use() -> Iterator[list[float]]:
-    """Give a list that is filled with the share of each half second in which the first GPU was busy."""
-    shares: list[float] = []
-    command = ["nvidia-smi", "-i", "0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "500"]
+def gpu_use(devices: int) -> Iterator[list[tuple[float, float]]]:
+    """Give a list that is filled with times and the share of time in which a kernel ran, of each of the first GPUs."""
+    used: list[tuple[float, float]] = []
+    numbers = ",".join(map(str, range(devices)))
+    query = ["--query-gpu=timestamp,utilization.gpu", "--format=csv,noheader,nounits", "-lms", "250"]
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            ["nvidia-smi", "-i", numbers, *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
     except OSError:
-        yield shares
+        yield used
         return
     try:
-        yield shares
+        yield used
     finally:
         process.terminate()
-        shares += [float(line) / 100 for line in process.communicate()[0].split() if line.isdecimal()]
+        for line in process.communicate()[0].splitlines():
+            moment, _, share = line.partition(", ")
+            with contextlib.suppress(ValueError):  # the last line may be cut
+                used.append((datetime.strptime(moment, "%Y/%m/%d %H:%M:%S.%f").timestamp(), float(share) / 100))
+
+
+def hours(name: str, rows: Sequence[dict[str, Any]]) -> tuple[float, float, float | None]:
+    """Return the hours of a stage's protocol, their error, and the hours in which the GPU is busy, from its rows."""
+    stage = STAGES[name]
+    loops = [stage.items * row["item_s"] / 3600 for row in rows]
+    each = [stage.commands * row["start_s"] / 3600 + loop for row, loop in zip(rows, loops, strict=True)]
+    error = statistics.mean(loop * row["error"] for row, loop in zip(rows, loops, strict=True))
+    seen = [loop * row["busy"] for row, loop in zip(rows, loops, strict=True) if row["busy"] is not None]
+    busy = statistics.mean(seen) if seen else None
+    if not stage.has_segmenters:
+        return each[0], error, busy
+    number = len(each)
+    if number > 1:  # the standard error of a mean of a finite population
+        error += statistics.stdev(each) / math.sqrt(number) * math.sqrt(1 - number / ZOO)
+    return ZOO * statistics.mean(each), ZOO * error, busy and ZOO * busy
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
-    from genval.runtime.tables import markdown_table
+    """The hours of each stage, a table per settings and device, and all rows."""
+    parts = []
+    keys: list[dict[str, Any]] = []
+    for row in rows:
+        keys += [row["key"]] if row["key"] not in keys else []
+    for key in keys:
+        parts += [", ".join(f"{name} {value}" for name, value in key.items()), stage_table(key, rows)]
+    return "\n\n".join([*parts, row_table(rows)]) + "\n"
 
-    header = ["segmenter", "images", "batch", "precision", "workers", "first s", "images/s", "after s", "whole s",
-              "busy %", "protocol min", "error %"]  # fmt: skip
+
+def stage_table(key: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The hours of each stage of some settings, and their sums; the number of object images is a choice of the user."""
+    from genval.runtime.tables import markdown_table, percent
+
+    table, sums = [], [0.0] * 5
+    for name, stage in STAGES.items():
+        measured = [row for row in rows if row["key"] == key and row["stage"] == name]
+        if not measured:
+            continue
+        if name == "inpaint":
+            table.append(sum_row("sum without objects", sums))
+        whole, error, busy = hours(name, measured)
+        items = stage.items * (ZOO if stage.has_segmenters else 1)
+        published = items * PUBLISHED[name] / 3600 if name in PUBLISHED else None
+        sample = f"{len(measured)} x {measured[0]['items']}" if stage.has_segmenters else f"{measured[0]['items']}"
+        seconds = sum(row["seconds"] for row in measured)
+        table.append([name, items, sample, seconds, whole, error, percent(busy and busy / whole), published])
+        sums = [one + (more or 0) for one, more in zip(sums, (seconds, whole, error, busy, published), strict=True)]
+    table.append(sum_row("sum", sums))
+    header = ["stage", "items", "sample", "seconds", "hours", "error, hours", "GPU busy, %", "published, hours"]
+    return markdown_table(header, table, digits=2)
+
+
+def sum_row(title: str, sums: list[float]) -> list[Any]:
+    """Return the cells of a sum of seconds, hours, their error, hours in which the GPU is busy, and published hours."""
+    seconds, whole, error, busy, published = sums
+    return [title, None, "", seconds, whole, error, 100 * busy / whole if busy else None, published]
+
+
+def row_table(rows: list[dict[str, Any]]) -> str:
+    """The rows, as measured."""
+    from genval.runtime.tables import markdown_table, percent
+
+    header = ["stage", "segmenter", "devices", "items", "seconds", "start, s", "items/s", "error, %", "GPU busy, %"]
     table = [
-        [(key := row["key"])["model"], key["images"], key["batch_size"],
-         key["precision"] + (" compiled" if key["compile"] == "on" else ""), key["num_workers"] or "default",
-         row["first_s"], row["images_per_s"], row["last_s"], row["seconds"], row["busy"] and 100 * row["busy"],
-         row["protocol_s"] / 60, 100 * row["error"]]
+        [row["stage"], row["segmenter"] or "", row["key"]["devices"], row["items"], row["seconds"], row["start_s"],
+         1 / row["item_s"], percent(row["error"]), percent(row["busy"])]
         for row in rows
     ]  # fmt: skip
-    hours = sum(row["protocol_s"] for row in rows) / 3600
-    error = sum(row["protocol_s"] * row["error"] for row in rows) / 3600
-    return f"{markdown_table(header, table, digits=1)}\n\n{len(rows)} rows: {hours:.2f} h, error {error:.2f} h\n"
+    return markdown_table(header, table, digits=2)
 
 
 if __name__ == "__main__":

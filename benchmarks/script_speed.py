@@ -1,14 +1,15 @@
 """Seconds of whole commands, from the start of a script to its end, with random weights of full size.
 
 Reads:  nothing: the weights and frames are made at random
-Writes: --folder, with the models (14 GB), the frames and what the scripts write; --output, JSON; prints each row when
-        it is measured, and at the end a table in Markdown
+Writes: --folder, with the models (14 GB), the frames, the logs and what the scripts write; --output, JSON; prints each
+        row when it is measured, and at the end a table in Markdown
 
     python benchmarks/script_speed.py --rows transfer_folder,transfer_checkpoint --num_images 512
 
 A row is one command of `ROWS`, run as a subprocess. `first batch` is the time from the start of the process until the
 first batch is computed; `loop` is the rate from then to the end, with writing and compilation. A cold row starts with
 an empty cache of kernels and hashes; every other row starts with the cache that the rows before it left.
+benchmarks/protocol_speed.py has the whole protocol of the paper, with the models of the same folder.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -37,6 +38,8 @@ DOMAINS = "fog,night,rain,snow,india"
 # Sizes of the models, of the frames and of the generated images.
 SIDES = {"sd15": (1024, 2048, 512), "tiny": (128, 256, 64)}
 FRAMES = 64
+# Folder of the world with the scripts' kernels and hashes.
+CACHE = "cache"
 
 
 @dataclass(frozen=True)
@@ -131,29 +134,20 @@ def measure(name: str, world: Path, settings: ScriptSpeedSettings) -> dict[str, 
     """Run a row's command, and return its seconds and rates.
 
     Raises:
-        GenValError: the command failed; its messages are printed.
+        GenValError: the command failed.
     """
     row = ROWS[name]
-    output, cache = world / "output" / name, world / "cache"
+    output, log = world / "output" / name, world / "logs" / f"{name}.log"
     shutil.rmtree(output, ignore_errors=True)
     if row.cold:
-        shutil.rmtree(cache, ignore_errors=True)
+        shutil.rmtree(world / CACHE, ignore_errors=True)
     values = {"world": world, "output": output, "count": settings.num_images, "side": SIDES[settings.size][2]}
     command = [part.format(**values) for part in row.command.split()]
-    command += ["--devices", str(settings.devices), *settings.flags.split()]
-    environment = {**os.environ, "GENVAL_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *command], cwd=REPO_ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    total = time.perf_counter() - start
-    if done.returncode:
-        print(done.stdout, done.stderr)
-        raise GenValError(f"The row {name} failed with exit code {done.returncode}: {' '.join(command)}")
+    total = run_script([*command, "--devices", settings.devices, *settings.flags.split()], log, world)
+    said = log.read_text(encoding="utf-8")
     # Several stages of one process each say it; the first one is the start.
-    said = re.search(r"first batch ([\d.]+) s after the start", done.stderr)
-    first = float(said[1]) if said else None
+    found = re.search(r"first batch ([\d.]+) s after the start", said)
+    first = float(found[1]) if found else None
     images = row.share * settings.num_images
     return {
         "row": name,
@@ -162,8 +156,29 @@ def measure(name: str, world: Path, settings: ScriptSpeedSettings) -> dict[str, 
         "first batch, s": first,
         "loop, images/s": None if first is None else round(images / (total - first), 2),
         "whole, images/s": round(images / total, 2),
-        "compiled": "Compiling" in done.stdout,
+        "compiled": "Compiling" in said,
     }
+
+
+def run_script(command: Sequence[object], log: Path, world: Path) -> float:
+    """Run Python on a command, with the cache of the world and no network; return its seconds.
+
+    Raises:
+        GenValError: the command failed; the error has the end of its messages.
+    """
+    environment = {**os.environ, "GENVAL_CACHE": str(world / CACHE), "HF_HUB_OFFLINE": "1"}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with open(log, "wb") as stream:
+        words = [sys.executable, *map(str, command)]
+        code = subprocess.run(
+            words, cwd=REPO_ROOT, env=environment, stdout=stream, stderr=stream, check=False
+        ).returncode
+    if code:
+        end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+        raise GenValError(f"The command of {log} failed with exit code {code}. Its last messages:\n{end}")
+    return time.perf_counter() - start
 
 
 def device_name() -> str:
@@ -236,6 +251,22 @@ def make_inpainting(world: Path, size: str) -> None:
     save_inpainting(UNet2DConditionModel(in_channels=9, **SIZES[size]["unet"]), world / "inpainting", "../base")
 
 
+def make_masking(world: Path, size: str) -> None:
+    """GroundingDINO with its tokenizer, and SAM, in transformers' layout."""
+    import torch
+    from masking_speed import random_models
+
+    from genval.runtime.files import write_json
+
+    torch.manual_seed(2)
+    detector, outliner, tokenizer = random_models(size == "tiny")
+    detector.save_pretrained(world / "detector")
+    tokenizer.save_pretrained(world / "detector")
+    outliner.save_pretrained(world / "sam")
+    if size == "tiny":
+        write_json(world / "detector/preprocessor_config.json", {"size": {"shortest_edge": 64, "longest_edge": 96}})
+
+
 def _build(size: str) -> tuple[Any, Any]:
     import torch
     from generation_speed import build
@@ -252,6 +283,7 @@ MAKERS: dict[str, Callable[[Path, str], None]] = {
     "base": make_base,
     "checkpoint": make_checkpoint,
     "inpainting": make_inpainting,
+    "masking": make_masking,
 }
 
 
