@@ -28,6 +28,8 @@ from genval.runtime.seeds import item_seed
 
 # Metrics of a row, and whether more is better.
 METRICS = {"auroc": True, "aupr_object": True, "aupr_background": True, "fpr95": False}
+# An update adds to the counts of all draws, 160 MB for 1,000 draws and 5 scores: blocks of 4 images are added together.
+_IMAGES_PER_UPDATE = 64
 
 
 @dataclass(frozen=True)
@@ -185,11 +187,18 @@ def _draw(
 ) -> dict[str, dict[str, np.ndarray]] | None:
     """Compute each score's metrics on drawn images; None where the counts do not belong to the table."""
     bootstrap = PoissonBootstrap(len(scores), 0, draws, seed)
-    for path in sorted((results.folder / "blocks").glob("*.npz")):
+    ids: list[str] = []
+    counts: list[np.ndarray] = []
+    paths = sorted((results.folder / "blocks").glob("*.npz"))
+    for path in paths:
         lines, _, coarse = results.read_block(path.stem)
         if coarse.shape[1] != len(scores):
             return None
-        bootstrap.update([line["made_from"]["id"] for line in lines], coarse, np.empty((len(lines), 0)))
+        ids += [line["made_from"]["id"] for line in lines]
+        counts.append(coarse)
+        if len(ids) >= _IMAGES_PER_UPDATE or path == paths[-1]:
+            bootstrap.update(ids, np.concatenate(counts), np.empty((len(ids), 0)))
+            ids, counts = [], []
     if bootstrap.images != images or images < 2:
         return None
     drawn: dict[str, dict[str, np.ndarray]] = {}
