@@ -4,6 +4,7 @@ Reads:  nothing
 Writes: images and results in a temporary folder, removed at the end, and a table to the standard output
 
     python benchmarks/growth.py --images 10,100,1000,10000
+    python benchmarks/growth.py --images 100,1000,4000 --temperatures
 
 "Again" is a second run on the finished folder, which has nothing to compute. Every row is measured in a process of its
 own; memory is the growth of the process's resident set from its start to its peak, in both runs.
@@ -35,6 +36,9 @@ class GrowthSettings:
 
     images: tuple[str, ...] = flag(("10", "100", "1000", "10000"), "numbers of images", type=comma_list)
     scenes: int = flag(3, "cities over which the images are spread")
+    temperatures: bool = flag(
+        False, "save logits too, and find temperatures from them"
+    )
     row: str | None = flag(None, "measure one row in this folder, and print it as JSON")
     preset: str | None = None
 
@@ -43,21 +47,26 @@ def main(settings: GrowthSettings) -> None:
     from genval.runtime.tables import markdown_table
 
     if settings.row is not None:
-        print(json.dumps(measure(Path(settings.row), int(settings.images[0]), settings.scenes)))
+        row = measure(Path(settings.row), int(settings.images[0]), settings.scenes, settings.temperatures)
+        print(json.dumps(row))
         return
     rows = []
     for number in settings.images:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "benchmarks/growth.py", "--images", number, "--row", folder]
-            command += ["--scenes", str(settings.scenes)]
+            command += ["--scenes", str(settings.scenes), *(["--temperatures"] if settings.temperatures else [])]
             done = subprocess.run(command, cwd=REPO_ROOT, stdout=subprocess.PIPE, text=True, check=True)
         rows.append([int(number), *json.loads(done.stdout.splitlines()[-1])])
         header = ["images", "first run s", "ms per image", "again s", "memory MiB"]
+        header += ["temperatures s"] if settings.temperatures else []
     print(markdown_table(header, rows, digits=2))
 
 
-def measure(folder: Path, number: int, scenes: int) -> list[float]:
-    """Evaluate `number` images twice; return seconds, milliseconds per image, seconds again and MiB."""
+def measure(folder: Path, number: int, scenes: int, temperatures: bool) -> list[float]:
+    """Evaluate `number` images twice; return seconds, milliseconds per image, seconds again and MiB.
+
+    With `temperatures` also the seconds of finding them.
+    """
     import resource
     import time
 
@@ -71,6 +80,7 @@ def measure(folder: Path, number: int, scenes: int) -> list[float]:
     flags: dict[str, Any] = {
         "segmenters": "fake", "trg_dataset": "Cityscapes", "trg_root": str(folder / "set"),
         "eval_dir": str(folder / "results"), "accelerator": "cpu", "devices": "1", "batch_size": 4,
+        "save": ("predictions", "logits") if temperatures else ("predictions",),
     }  # fmt: skip
     settings = make_settings(EvalScriptSettings, **flags)
 
@@ -92,7 +102,22 @@ def measure(folder: Path, number: int, scenes: int) -> list[float]:
         start = time.perf_counter()
         evaluate_all(settings, Fake())
         times.append(time.perf_counter() - start)
-    return [times[0], 1000 * times[0] / number, times[1], megabytes() - before]
+    row = [times[0], 1000 * times[0] / number, times[1], megabytes() - before]
+    return [*row, find_temperatures(folder / "results")] if temperatures else row
+
+
+def find_temperatures(eval_dir: Path) -> float:
+    """Find a temperature of all images and one of their hardest half, from the saved logits; return the seconds."""
+    import time
+
+    from genval.evaluation.calibration import ImageSet, calibrate, read_images
+    from genval.evaluation.settings import CalibrationMethod
+
+    start = time.perf_counter()
+    images = list(read_images(ImageSet("Cityscapes").find(eval_dir, "fake")))
+    for share in (1.0, 0.5):
+        calibrate(images, CalibrationMethod(), hardest=share)
+    return time.perf_counter() - start
 
 
 def write_images(folder: Path, number: int, scenes: int) -> None:

@@ -77,11 +77,19 @@ class ImageSet:
         Raises:
             GenValError: the images differ, or the results cannot be pooled.
         """
+        if (now := self.mark(eval_dir, model, preset)) is not None:
+            require_images(mark, place, now, self.name, remedy)
+
+    def mark(self, eval_dir: str | Path, model: str, preset: str | None) -> str | None:
+        """Return the `images_mark` of the set's results; None without results: they may be on another machine.
+
+        Raises:
+            GenValError: the results cannot be pooled.
+        """
         try:
-            scenes = self.find(eval_dir, model, preset)
-        except NoResultsError:  # temperatures may come from another machine
-            return
-        require_images(mark, place, mark_of(scenes), self.name, remedy)
+            return mark_of(self.find(eval_dir, model, preset))
+        except NoResultsError:
+            return None
 
 
 CITYSCAPES_CALIBRATION = ImageSet("Cityscapes", ("clean",), ("lindau", "munster"))

@@ -15,7 +15,7 @@ import numpy as np
 import path_dicts
 from genval.datasets.layouts import generated_set
 from genval.report.comparison import pearson_estimate
-from genval.report.evidence import Place, evaluation, read_evidence, require_same_models, with_street_sources
+from genval.report.evidence import Evidence, Place, evaluation, read_evidence, require_same_models, with_street_sources
 from genval.report.resampling import DRAWS, draw_images
 from genval.report.schema import PearsonEstimate
 from genval.report.scores import Scores, mean_iou, weigh
@@ -25,7 +25,8 @@ from genval.runtime.commands import Command, Missing
 MIN_CLEAR_R = 0.8
 """The smallest corrected r with which a generator passes."""
 CLEAR_DOMAIN = "clear"
-_REAL = Place("Cityscapes", "clean")
+REAL = Place("Cityscapes", "clean")
+"""The real frames."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ class ClearCheck:
         shown = f"95 % interval {ends[0]:.2f} to {ends[1]:.2f}" if ends else f"no interval: {refused}"
         r = "not defined" if math.isnan(self.r) else f"{self.r:.2f}"
         verdict = "passed" if self.passed else f"below {MIN_CLEAR_R}: other domains of this generator say nothing"
+        streets = f"the same {self.frames} streets"
         return (
-            f"{self.generator}: r of mIoU on generated and real clear images of the same {self.frames} streets: {r} "
+            f"{self.generator}: r of mIoU on generated and reference clear images of {streets}: {r} "
             f"({shown}; {len(self.real)} models, {self.images} generated images); {verdict}"
         )
 
@@ -77,6 +79,7 @@ def clear_check(
     seed: int = 0,
     preset: str | None = None,
     draws: int = DRAWS,
+    real: Evidence | None = None,
 ) -> ClearCheck:
     """Compare the results on a generator's clear set with those on the real frames that it was generated from.
 
@@ -91,6 +94,7 @@ def clear_check(
         seed: of the bootstrap draws.
         preset: of the commands that an error recommends.
         draws: bootstrap draws.
+        real: the results on the real frames (`REAL`), if they were read before.
 
     Raises:
         NoResultsError: no model has results on both sets, or not on all frames; the message has the commands.
@@ -102,7 +106,7 @@ def clear_check(
     made_by = _generation(generator, preset) if generated_eval_dir is None else ""
     sides = [
         read_evidence(root, models, place, preset, missing, made_by),
-        read_evidence(eval_dir, models, _REAL, preset, missing),
+        real or read_evidence(eval_dir, models, REAL, preset, missing),
     ]
     generated, real = (None if side is None else with_street_sources(side) for side in sides)
     if generated is None or real is None or not (generated.has() & real.has()).any():
@@ -115,8 +119,8 @@ def clear_check(
     absent = sorted(set(generated.sources) - rows.keys())
     if absent:
         raise NoResultsError(
-            f"{len(absent)} streets of {place.dataset} have no results on {_REAL.dataset}, such as {absent[0]}. Run: "
-            f"{evaluation(eval_dir, models, _REAL, preset)} (with --split all for frames of the training set)"
+            f"{len(absent)} streets of {place.dataset} have no results on {REAL.dataset}, such as {absent[0]}. Run: "
+            f"{evaluation(eval_dir, models, REAL, preset)} (with --split all for frames of the training set)"
         )
     kept = np.flatnonzero(generated.has() & real.has()).tolist()
     counts = generated.counts[:, kept], real.counts[[rows[source] for source in generated.sources]][:, kept]

@@ -14,7 +14,7 @@ import numpy as np
 from genval.artifacts.tensors import read_arrays
 from genval.datasets.layouts import GATED_SUFFIX, GENERATED_PREFIX, domain_of
 from genval.kernels.layout import BINS
-from genval.results.finding import NoResultsError, list_scenes, provenance
+from genval.results.finding import NoResultsError, find_scenes
 from genval.results.provenance import Provenance, require_classes, require_model
 from genval.results.scenes import ALL, SceneResults, model_list, read_statistics
 from genval.results.shapes import ImageLine
@@ -91,9 +91,10 @@ def read_evidence(
         GenValError: a file is damaged, or results cannot be pooled.
     """
     found: dict[str, list[SceneResults]] = {}
+    made: dict[str, Provenance] = {}
     for model in models:
         try:
-            found[model] = list_scenes(root, model, place.dataset, [(place.cond, ALL)], preset)
+            found[model], made[model] = find_scenes(root, model, place.dataset, [(place.cond, ALL)], preset)
         except NoResultsError:
             continue
     records = {
@@ -121,7 +122,6 @@ def read_evidence(
     report(without, "no counts of confidences")
     images = tuple(name for name, *_ in usual)
     sources = tuple(f"{place.dataset}/{image}" for image in images)
-    made = {model: provenance(scenes, preset) for model, scenes in found.items()}
     return Evidence(place, images, sources, counts, bins, made)
 
 

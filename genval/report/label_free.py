@@ -173,33 +173,51 @@ def pixels_above(levels: np.ndarray, threshold: float) -> tuple[float, float]:
     return float(pixels[:whole].sum() + part), float(pixels.sum())
 
 
-def thresholded_scores(
-    root: Path, models: Sequence[str], evidence: Evidence, weights: np.ndarray, labelled: Evidence
-) -> Scores:
-    """Estimate the accuracy in percent by the average thresholded confidence (ATC).
-
-    Resampling draws images of the unlabelled set. The thresholds are those of the whole labelled set.
+def accuracy_threshold(root: Path, model: str, labelled: Evidence) -> float:
+    """Return a model's `threshold_level` on a whole set whose labels are known, real or generated.
 
     Args:
         root: folder of the evaluation results.
-        models: those with results on both sets.
+        model: one with results on the set.
+        labelled: the set.
+    """
+    known = np.zeros((2, CONFIDENCE_LEVELS), np.int64)
+    for image in labelled.images:
+        known += _levels(root, model, labelled, image)
+    return threshold_level(known)
+
+
+def thresholded_scores(
+    root: Path, models: Sequence[str], evidence: Evidence, weights: np.ndarray, thresholds: np.ndarray
+) -> list[Scores]:
+    """Estimate the accuracy in percent by the average thresholded confidence (ATC).
+
+    Resampling draws images of the unlabelled set. The thresholds are those of whole labelled sets. The counts of an
+    image are large and are read once for all thresholds.
+
+    Args:
+        root: folder of the evaluation results.
+        models: M models with results on the set.
         evidence: the unlabelled set.
         weights: of its images, float64 (D, N).
-        labelled: the set whose labels are known, real or generated.
+        thresholds: from `accuracy_threshold` on K labelled sets, float64 (K, M); NaN for models without results there.
+
+    Returns:
+        K estimates; NaN for models without a threshold.
     """
-    above = np.empty((len(evidence.images), len(models), 2))
+    above = np.full((len(thresholds), len(evidence.images), len(models), 2), np.nan)
     for column, model in enumerate(models):
-        known = np.zeros((2, CONFIDENCE_LEVELS), np.int64)
-        for image in labelled.images:
-            known += _levels(root, model, labelled, image)
-        threshold = threshold_level(known)
-        for row, image in enumerate(evidence.images):
-            above[row, column] = pixels_above(_levels(root, model, evidence, image), threshold)
+        known = np.flatnonzero(~np.isnan(thresholds[:, column])).tolist()
+        for row, image in enumerate(evidence.images if known else ()):
+            levels = _levels(root, model, evidence, image)
+            for index in known:
+                above[index, row, column] = pixels_above(levels, thresholds[index, column])
 
     def share(counts: np.ndarray) -> np.ndarray:
-        return np.asarray(100 * counts[..., 0] / counts[..., 1])
+        with np.errstate(invalid="ignore"):  # models without a threshold have no pixels
+            return np.asarray(100 * counts[..., 0] / counts[..., 1])
 
-    return Scores(share(above.sum(0)), share(weigh(above, weights)))
+    return [Scores(share(counts.sum(0)), share(weigh(counts, weights))) for counts in above]
 
 
 def _levels(root: Path, model: str, evidence: Evidence, image: str) -> np.ndarray:

@@ -31,13 +31,15 @@ from genval.report.schema import (
     ValueWithInterval,
 )
 from genval.report.settings import CorrelationSettings
-from genval.results.provenance import Provenance, require_model
+from genval.results.provenance import Provenance, require_images, require_model
 from genval.results.scenes import ALL, folder_name
 from genval.runtime.commands import Command, Missing
 from genval.runtime.files import read_json
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
 
+ImageMarks = dict[tuple[str, ImageSet], str | None]
+"""The `ImageSet.mark` of the sets of each model. The same sets are tested and calibrate in many results."""
 REFERENCE = "reference"
 """The source of temperatures of the reference images themselves."""
 
@@ -61,6 +63,7 @@ class _Tries:
     sources: dict[str, list[ImageSet]]  # the sets that calibrate, by source, in order of preference
     results: dict[str, dict[str, dict[str, Any] | None]]  # by source and model
     made: dict[str, Provenance]  # what made the results of relis/eval.py, by model
+    marks: ImageMarks
 
     def improved_ece(self, source: str, models: Sequence[str]) -> dict[str, float]:
         """ECE after scaling with temperatures of a source, in percent, of the models tried with it."""
@@ -72,7 +75,7 @@ class _Tries:
 
     def on_itself(self, model: str) -> dict[str, Any] | None:
         """The result of the generated set's temperatures on the generated set."""
-        return _read(self.settings, model, [self.generated], [self.generated], self.made.get(model))
+        return _read(self.settings, model, [self.generated], [self.generated], self.made.get(model), self.marks)
 
 
 def measure_scaling(
@@ -82,6 +85,7 @@ def measure_scaling(
     models: Sequence[str],
     missing: list[Missing],
     made: Mapping[str, Provenance],
+    marks: ImageMarks,
 ) -> Scaling | None:
     """Compare ECE on the reference set before and after scaling.
 
@@ -92,6 +96,7 @@ def measure_scaling(
         models: names as given to relis/eval.py.
         missing: what is missing is appended.
         made: what made the results of relis/eval.py, by model.
+        marks: those of sets that were read before; others are added.
 
     Returns:
         None when no model was tried with temperatures of all synthetic images.
@@ -102,7 +107,7 @@ def measure_scaling(
     """
     if generator.eval_dir is not None:
         return None
-    tries = _read_tries(settings, generator, domain, models, made)
+    tries = _read_tries(settings, generator, domain, models, made, marks)
     _list_missing(settings, domain, tries, missing)
     kept = [model for model in models if tries.results[SYNTHETIC][model] is not None]
     if not kept:
@@ -142,6 +147,7 @@ def _read_tries(
     domain: str,
     models: Sequence[str],
     made: Mapping[str, Provenance],
+    marks: ImageMarks,
 ) -> _Tries:
     root, method = resolve(settings.scaling_dir), settings.scaling_method
     tested = _tested(domain, settings.reference_dataset)
@@ -162,10 +168,10 @@ def _read_tries(
         for source, calibrating in sources.items()
     }
     results = {
-        source: {model: _read(settings, model, tested, calibrating, made.get(model)) for model in models}
+        source: {model: _read(settings, model, tested, calibrating, made.get(model), marks) for model in models}
         for source, calibrating in sources.items()
     }
-    return _Tries(settings, own, tested, sources, results, dict(made))
+    return _Tries(settings, own, tested, sources, results, dict(made), marks)
 
 
 def _tried_shares(
@@ -208,6 +214,7 @@ def _read(
     tested: Sequence[ImageSet],
     calibrating: Sequence[ImageSet],
     made: Provenance | None,
+    marks: ImageMarks,
 ) -> dict[str, Any] | None:
     """Read the first existing result of a model on a set with temperatures of another set."""
     for test in tested:
@@ -222,8 +229,11 @@ def _read(
                     )
                     require_model(made.model_record, f"the results of {model} on the sets", values, path, remedy)
                     for images, key in ((test, "tested_images_mark"), (source, "calibrated_images_mark")):
-                        mark = values.get(key)
-                        images.require_same(mark, path, settings.eval_dir, model, settings.preset, remedy)
+                        whole = dataclasses.replace(images, hardest=1.0)
+                        if (model, whole) not in marks:
+                            marks[model, whole] = whole.mark(settings.eval_dir, model, settings.preset)
+                        if (now := marks[model, whole]) is not None:
+                            require_images(values.get(key), path, now, images.name, remedy)
                 return values
     return None
 

@@ -11,7 +11,7 @@ import path_dicts
 from genval.datasets import CLASS_SETS, label_space_of
 from genval.datasets.corruptions import CORRUPTIONS
 from genval.datasets.layouts import CORRUPTED_PREFIX, merged_as
-from genval.report.clear_check import CLEAR_DOMAIN, clear_check
+from genval.report.clear_check import CLEAR_DOMAIN, REAL, clear_check
 from genval.report.comparison import FEWEST_COMPARED, FEWEST_MODELS, compare, compare_classes
 from genval.report.evidence import (
     Evidence,
@@ -30,7 +30,7 @@ from genval.report.published import PUBLISHED
 from genval.report.realism import read_realism
 from genval.report.resampling import draw_images
 from genval.report.sample_size import sample_size_curve
-from genval.report.scaling import measure_scaling
+from genval.report.scaling import ImageMarks, measure_scaling
 from genval.report.schema import (
     CLEAR,
     CORRUPTED,
@@ -51,7 +51,7 @@ from genval.report.schema import (
 from genval.report.scores import Scores, class_scores, ece_scores, mean_iou, miou_scores
 from genval.report.settings import CorrelationSettings
 from genval.report.severity import severity_curve
-from genval.report.unlabelled import label_free_scores, parse_label_free
+from genval.report.unlabelled import Thresholds, label_free_scores, parse_label_free
 from genval.report.verdict import answer, verdict
 from genval.results.finding import NoResultsError, list_models
 from genval.results.provenance import Provenance, describe_classes
@@ -103,6 +103,8 @@ def correlate(settings: CorrelationSettings) -> Report:
     severity: dict[str, SeverityCurve] = {}
     realism: dict[str, dict[str, ValueWithInterval]] = {}
     made: dict[str, Provenance] = {}
+    marks: ImageMarks = {}
+    thresholds: Thresholds = {}
     for name in settings.domains:
         reference = reference_place(name, settings.reference_dataset)
         clear = Place(merged_as(settings.clear_dataset, reference.dataset), settings.clear_cond)
@@ -110,7 +112,7 @@ def correlate(settings: CorrelationSettings) -> Report:
             clear_sets[clear.dataset] = read_evidence(root, models, clear, settings.preset, missing)
         sides = _read_sides(settings, generators, models, name, reference, clear_sets[clear.dataset], missing)
         made |= require_same_models(sides.values(), root, settings.preset)
-        scaling = measure_scaling(settings, generators[0], name, models, missing, made)
+        scaling = measure_scaling(settings, generators[0], name, models, missing, made, marks)
         domain = _prepare(settings, name, sides)
         ece = None
         if domain is not None:
@@ -127,6 +129,7 @@ def correlate(settings: CorrelationSettings) -> Report:
                 sources,
                 domain.weights,
                 domain.classes,
+                thresholds,
                 missing,
                 settings.preset,
             )
@@ -152,7 +155,8 @@ def correlate(settings: CorrelationSettings) -> Report:
             realism[name] = distances
     any_clear = clear_sets.get(settings.clear_dataset) or next(iter(clear_sets.values()))
     ood_detection, ood_means = compare_ood_detection(settings, models, _clear_miou(settings, any_clear), missing, made)
-    checks = [_check_on_clear(settings, generator, models, missing) for generator in generators]
+    real = next((one for one in clear_sets.values() if one is not None and one.place == REAL), None)
+    checks = [_check_on_clear(settings, generator, models, real, missing) for generator in generators]
     findings = Findings(
         settings={key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()},
         models=models,
@@ -177,7 +181,11 @@ def correlate(settings: CorrelationSettings) -> Report:
 
 
 def _check_on_clear(
-    settings: CorrelationSettings, generator: Generator, models: Sequence[str], missing: list[Missing]
+    settings: CorrelationSettings,
+    generator: Generator,
+    models: Sequence[str],
+    real: Evidence | None,
+    missing: list[Missing],
 ) -> GeneratorCheck:
     """Check a generator on clear images; without results the check is appended to what is missing."""
     try:
@@ -189,6 +197,7 @@ def _check_on_clear(
             seed=settings.seed,
             preset=settings.preset,
             draws=settings.bootstrap_draws,
+            real=real,
         )
     except NoResultsError as error:
         place = generator.place(CLEAR_DOMAIN, gate=False)

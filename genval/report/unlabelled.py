@@ -13,8 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from genval.datasets import CLASSES
-from genval.report.evidence import Evidence, evaluation
-from genval.report.label_free import confidence_scores, difference_scores, read_votes, thresholded_scores
+from genval.report.evidence import Evidence, Place, evaluation
+from genval.report.label_free import (
+    accuracy_threshold,
+    confidence_scores,
+    difference_scores,
+    read_votes,
+    thresholded_scores,
+)
 from genval.report.schema import CLEAR, SYNTHETIC, TRUE, UNLABELLED, Predictor
 from genval.report.scores import Scores, mean_iou, weigh
 from genval.runtime.commands import Missing
@@ -28,6 +34,10 @@ NAMES = {
     ATC_CLEAR: "ATC, thresholds of clear images",
     ATC_GENERATED: "ATC, thresholds of generated images",
 }
+_ATC = {ATC_CLEAR: CLEAR, ATC_GENERATED: SYNTHETIC}
+"""The side whose labels give the thresholds."""
+Thresholds = dict[tuple[str, Place], float]
+"""Thresholds of ATC by model and labelled set. Clear images give the same ones in every domain."""
 # Models that vote or are judged by the vote of the others.
 FEWEST_VOTERS = 3
 
@@ -60,6 +70,7 @@ def label_free_scores(
     sides: Mapping[str, Evidence],
     weights: Mapping[str, np.ndarray],
     classes: Sequence[int],
+    thresholds: Thresholds,
     missing: list[Missing],
     preset: str | None,
 ) -> dict[str, Scores]:
@@ -73,64 +84,86 @@ def label_free_scores(
         sides: the reference set, clear weather and the generated set.
         weights: how often each image is drawn, float64 (D, N) by side.
         classes: of the mean IoU of the vote.
+        thresholds: of ATC, on sets that were read before; others are added.
         missing: estimates without their files are appended.
         preset: for the commands.
 
     Returns:
         Scores of the kept models by estimate; NaN for models without confidences.
     """
-    reference = sides[TRUE]
+    reference, drawn = sides[TRUE], weights[TRUE]
     voters = [models[index] for index in kept]
     found: dict[str, Scores] = {}
-    for name in names:
+    for together in ((VOTE,), (CONFIDENCE,), (DOC,), tuple(_ATC)):
+        wanted = [name for name in together if name in names]
         try:
-            if name == VOTE:
-                scores = _vote(root, voters, reference, weights[TRUE], classes)
-            else:
-                scores = _from_confidences(name, root, models, kept, sides, weights)
+            if VOTE in wanted:
+                found |= _vote(root, voters, reference, drawn, classes)
+            elif wanted and together == tuple(_ATC):
+                found |= _thresholded(wanted, root, models, kept, sides, drawn, thresholds)
+            elif wanted:
+                found |= _from_confidences(wanted[0], kept, sides, weights)
         except GenValError as error:
             commands = evaluation(root, voters, reference.place, preset).split(" && ")
             command = " && ".join(f"{command} --save predictions" for command in commands)
-            missing.append(Missing(f"{NAMES[name]} on {reference.place.dataset} ({error})", command))
-            continue
-        if scores is not None:
-            found[name] = dataclasses.replace(scores, units=reference.units)
-    return found
+            what = f"on {reference.place.dataset} ({error})"
+            missing += [Missing(f"{NAMES[name]} {what}", command) for name in wanted]
+    return {name: dataclasses.replace(found[name], units=reference.units) for name in names if name in found}
 
 
 def _vote(
     root: Path, models: Sequence[str], reference: Evidence, drawn: np.ndarray, classes: Sequence[int]
-) -> Scores | None:
+) -> dict[str, Scores]:
     # Votes are counted in the 19 classes of the saved predictions, which the reference set must have too.
     if len(models) < FEWEST_VOTERS or reference.counts.shape[-1] != len(CLASSES):
-        return None
+        return {}
     votes = read_votes(root, models, reference)
-    return Scores(mean_iou(votes.sum(0), classes), mean_iou(weigh(votes, drawn), classes))
+    return {VOTE: Scores(mean_iou(votes.sum(0), classes), mean_iou(weigh(votes, drawn), classes))}
 
 
 def _from_confidences(
-    name: str,
+    name: str, kept: np.ndarray, sides: Mapping[str, Evidence], weights: Mapping[str, np.ndarray]
+) -> dict[str, Scores]:
+    """AC or DoC; nothing where no model has confidences on the sides that it needs."""
+    labelled = CLEAR if name == DOC else TRUE
+    if labelled not in sides or not _have_confidences(sides[TRUE], sides[labelled])[kept].any():
+        return {}
+    reference, known = sides[TRUE], sides[labelled]
+    with np.errstate(divide="ignore", invalid="ignore"):  # models without confidences have no pixels
+        if name == CONFIDENCE:
+            return {name: confidence_scores(reference, weights[TRUE]).select(kept)}
+        return {name: difference_scores(reference, weights[TRUE], known, weights[labelled]).select(kept)}
+
+
+def _thresholded(
+    names: Sequence[str],
     root: Path,
     models: Sequence[str],
     kept: np.ndarray,
     sides: Mapping[str, Evidence],
-    weights: Mapping[str, np.ndarray],
-) -> Scores | None:
-    """An estimate from confidences; None where no model has them on the sides that it needs."""
-    labelled = {DOC: CLEAR, ATC_CLEAR: CLEAR, ATC_GENERATED: SYNTHETIC}.get(name, TRUE)
-    if labelled not in sides:
-        return None
-    reference, known = sides[TRUE], sides[labelled]
-    has = (reference.has_bins() & known.has_bins())[kept]
-    if not has.any():
-        return None
-    with np.errstate(divide="ignore", invalid="ignore"):  # models without confidences have no pixels
-        if name == CONFIDENCE:
-            return confidence_scores(reference, weights[TRUE]).select(kept)
-        if name == DOC:
-            return difference_scores(reference, weights[TRUE], known, weights[labelled]).select(kept)
-        measured = thresholded_scores(root, [models[index] for index in kept[has]], reference, weights[TRUE], known)
-    assert measured.drawn is not None
-    value, of_draws = np.full(len(kept), np.nan), np.full((len(measured.drawn), len(kept)), np.nan)
-    value[has], of_draws[:, has] = measured.value, measured.drawn
-    return Scores(value, of_draws)
+    drawn: np.ndarray,
+    thresholds: Thresholds,
+) -> dict[str, Scores]:
+    """ATC with the thresholds of each set; nothing where no model has confidences on the sides that it needs."""
+    reference = sides[TRUE]
+    values: dict[str, np.ndarray] = {}
+    for name in (name for name in names if _ATC[name] in sides):
+        labelled = sides[_ATC[name]]
+        has = _have_confidences(reference, labelled)
+        values[name] = np.full(len(kept), np.nan)
+        for column, index in enumerate(kept):
+            key = models[index], labelled.place
+            if has[index] and key not in thresholds:
+                thresholds[key] = accuracy_threshold(root, models[index], labelled)
+            values[name][column] = thresholds[key] if has[index] else np.nan
+    values = {name: of_models for name, of_models in values.items() if np.isfinite(of_models).any()}
+    if not values:
+        return {}
+    voters = [models[index] for index in kept]
+    estimates = thresholded_scores(root, voters, reference, drawn, np.stack(list(values.values())))
+    return dict(zip(values, estimates, strict=True))
+
+
+def _have_confidences(reference: Evidence, labelled: Evidence) -> np.ndarray:
+    """Which models have confidences on both sets, bool (M,)."""
+    return np.asarray(reference.has_bins() & labelled.has_bins())

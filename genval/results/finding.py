@@ -34,6 +34,18 @@ def list_scenes(
     preset: str | None = None,
     limited: bool = False,
 ) -> list[SceneResults]:
+    """Return the scenes of `find_scenes`, without what made them."""
+    return find_scenes(root, model, dataset, pairs, preset, limited)[0]
+
+
+def find_scenes(
+    root: Path,
+    model: str,
+    dataset: str,
+    pairs: Iterable[tuple[str, str]],
+    preset: str | None = None,
+    limited: bool = False,
+) -> tuple[list[SceneResults], Provenance]:
     """Return the scenes on disk that match, each with a finished evaluation, after checking that they can be pooled.
 
     Args:
@@ -45,7 +57,7 @@ def list_scenes(
         limited: accept results of a part of the images, from --limit.
 
     Returns:
-        At least one, sorted by condition and scene, without duplicates.
+        At least one, sorted by condition and scene, without duplicates; and what made their results.
 
     Raises:
         NoResultsError: a named condition or scene has no results, or its evaluation has not finished.
@@ -78,7 +90,7 @@ def list_scenes(
             f"{scenes[0].folder} holds results of a part of the images (--limit {made.limit}). "
             f"Run: {scenes[0].command(preset)}"
         )
-    return scenes
+    return scenes, made
 
 
 def provenance(scenes: Sequence[SceneResults], preset: str | None = None) -> Provenance:

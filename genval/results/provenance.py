@@ -159,7 +159,7 @@ def common_provenance(places: Sequence[SceneRecords], remedy: Callable[[Path], s
                 f"{manifest} lists {len(records)} images, metrics.json {metrics.get('images')}. {remedy(folder)}"
             )
         for record in records:
-            _add_image(images, record, manifest, remedy(folder))
+            _add_image(images, record, manifest, remedy)
             made = Provenance.of_record(record, metrics)
             if made is None:
                 raise GenValError(
@@ -206,13 +206,17 @@ def _shown(made: Provenance, key: str) -> str:
 
 
 def _add_image(
-    images: dict[tuple[str | None, str], str], record: Mapping[str, Any], manifest: Path, remedy: str
+    images: dict[tuple[str | None, str], str],
+    record: Mapping[str, Any],
+    manifest: Path,
+    remedy: Callable[[Path], str],
 ) -> None:
     mark = record.get("image_mark")
     key = (None, mark) if mark is not None else (str(manifest), str(record["id"]))
     name = f"{manifest.parent.name}/{record['id']}"
     if key in images:
-        raise GenValError(f"{manifest}: {name} and {images[key]} are the same image, which would count twice. {remedy}")
+        twice = f"{name} and {images[key]} are the same image, which would count twice"
+        raise GenValError(f"{manifest}: {twice}. {remedy(manifest.parent)}")
     images[key] = name
 
 

@@ -8,6 +8,7 @@ import pytest
 from genval.kernels.layout import BINS, CONFIDENCE_LEVELS
 from genval.report.evidence import Evidence, Place
 from genval.report.label_free import (
+    accuracy_threshold,
     confidence_scores,
     difference_scores,
     pixels_above,
@@ -84,7 +85,9 @@ def test_estimates_are_read_from_saved_results(tmp_path):
     votes = read_votes(tmp_path, models, evidence(images=images))
     assert (votes[1] == vote_counts(predictions[1].reshape(3, -1))).all()
     fog = evidence(images=images)
-    scores = thresholded_scores(tmp_path, models, fog, np.eye(2), fog)
+    thresholds = np.array([[accuracy_threshold(tmp_path, model, fog) for model in models], [np.nan, np.nan, 0.5]])
+    scores, other = thresholded_scores(tmp_path, models, fog, np.eye(2), thresholds)
+    assert np.isnan(other.value).tolist() == [True, True, False]
     assert scores.value.tolist() == pytest.approx([100 * 61 / 96] * 3)
     assert scores.drawn[:, 0].tolist() == pytest.approx([100 * 30 / 48, 100 * 31 / 48])
     SceneResults(tmp_path, "two", "ACDC", "fog", "a").prediction("2").unlink()

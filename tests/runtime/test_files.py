@@ -103,6 +103,8 @@ class Shape(TypedDict):
     box: NotRequired[tuple[int, int]]
     scores: NotRequired[dict[str, float | None]]
     kind: NotRequired[Literal["a", "b"]]
+    counts: NotRequired[list[list[int]]]
+    shares: NotRequired[list[float]]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,11 @@ class Shape(TypedDict):
         ('{"id": "x", "box": [1, true]}', r"box\[1\]: expected an integer, found true or false"),
         ('{"id": "x", "box": [1, 99999999999999999999]}', r"box\[1\]: expected a number of 64 bits"),
         ('{"id": "x", "scores": {"f": "1"}}', r"scores\.f: expected a number, found text"),
+        ('{"id": "x", "counts": [[1, 2], [3, 4.0]]}', r"counts\[1\]\[1\]: expected an integer, found a number"),
+        ('{"id": "x", "counts": [[1, false]]}', r"counts\[0\]\[1\]: expected an integer, found true or false"),
+        ('{"id": "x", "counts": [[9223372036854775808]]}', r"counts\[0\]\[0\]: expected a number of 64 bits"),
+        ('{"id": "x", "shares": [0.5, true]}', r"shares\[1\]: expected a number, found true or false"),
+        ('{"id": "x", "shares": [0.5, -99999999999999999999]}', r"shares\[1\]: expected a number of 64 bits"),
         ('{"id": "x", "kind": "c"}', "kind: expected 'a' or 'b', found 'c'"),
     ],
 )
@@ -128,6 +135,7 @@ def test_another_shape_is_refused_by_its_key(tmp_path, content, message):
 
 def test_a_shape_keeps_other_keys(tmp_path):
     value = {"id": "x", "box": [1, 2], "scores": {"f": None}, "kind": "a", "other": [1]}
+    value |= {"counts": [[1, -(2**63)], []], "shares": [1, 0.5, 1e30]}
     files.write_json(tmp_path / "a.json", value)
     assert files.read_json(tmp_path / "a.json", Shape) == {**value, "box": (1, 2)}
 
