@@ -121,7 +121,11 @@ def test_from_streets_to_counts(places):
     changed += ["--reference", data / "unlabelled/india", "--datasets_dir", data, "--generated_dir", sets]
     subprocess.run([*map(str, changed)], cwd=REPO_ROOT, check=True, capture_output=True)
     flags = ["--datasets_dir", data, "--generated_dir", sets, "--scenes", "val01", "--accelerator", "cpu"]
-    run("evaluate", *models, *flags, "--eval_dir", results / "eval", "--ood_dir", results / "ood", "--logit_pixels", 50)
+    flags += ["--eval_dir", results / "eval", "--logit_pixels", 50]
+    run("evaluate", *models, *flags, "--ood_dir", results / "ood")
+    times = {path: path.stat().st_mtime_ns for path in (results / "eval").rglob("*.npz")}
+    assert "fast-scnn: 0 images of Cityscapes to IDD-lite" in run("evaluate", *models, *flags, "--no_objects")
+    assert times == {path: path.stat().st_mtime_ns for path in (results / "eval").rglob("*.npz")}
     run("boxes", *models, "--datasets_dir", data, "--output_dir", results / "boxes")
     collected = ["--eval_dir", results / "eval", "--boxes_dir", results / "boxes", "--ood_dir", results / "ood"]
     run("collect", *models, *collected, "--output_dir", results / "collected", "--jobs", 1)
@@ -135,7 +139,10 @@ def test_from_streets_to_counts(places):
     assert [box[:2] for photo in read["boxes"]["fast-scnn"].values() for box in photo["boxes"]] == [["car", 352]] * 2
     rows = json.loads((results / "collected/temperatures.json").read_text())
     sources = {row["source"] for row in rows if row["domain"] == "india"}
-    assert sources == {"Cityscapes@idd-level1", "Cityscapes_histogram_india@idd-level1", "IDD-lite"}
+    assert sources == {"Cityscapes@idd-level1", "Cityscapes_histogram_india@idd-level1", "IDD-lite", "best"}
+    rows = json.loads((results / "collected/estimates.json").read_text())
+    assert {row["estimate"] for row in rows if row["domain"] == "india"} == {"confidence", "doc", "atc"}
+    assert all(0 <= row["value"] <= 100 for row in rows if row["estimate"] != "doc")
 
 
 def write_set(folder, name, right, models, images):
