@@ -3,7 +3,10 @@
 A predictor is a set of labelled images: clear Cityscapes, or Cityscapes changed or generated in a domain. Across the
 segmenters, its mIoU (ECE) is compared with that on the domain's real images by Pearson's r, and by regret: what is lost
 by choosing the best segmenter on the predictor. mIoU is over the classes with labelled pixels in both sets. `within`
-is r after the mean of each family and input size is subtracted from both sides, `between` is r of these means.
+is r after the mean of each family and input size is subtracted from both sides, `between` is r of these means. Where
+real images and recordings suffice, r is also corrected for the noise of the images, with an interval, and so is its
+difference to clear weather. Improvements on single generators are chosen on one half of the real images, and confirmed
+on the other.
 
 Reads:  COLLECTED (benchmarks/streets/collect.py), DATASETS_DIR/splits.json (prepare.py)
 Writes: OUTPUT_DIR/study.json and study.md
@@ -14,6 +17,7 @@ Writes: OUTPUT_DIR/study.json and study.md
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +35,9 @@ from collect import MERGED, REAL
 
 import path_dicts
 from genval.metrics.correlation import pearson, pearson_r
-from genval.report.comparison import regret
+from genval.metrics.noisy_correlation import Scores
+from genval.report.comparison import beats, pearson_difference, pearson_estimate, regret
+from genval.report.resampling import DRAWS, draw_images
 from genval.report.scores import ece, mean_iou, weigh
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag
@@ -46,6 +52,16 @@ FEWEST_MODELS = 10
 FEWEST_GROUPS = 3
 """With two groups of models, r of their means is always 1 or -1."""
 OBJECTS = [train_id for train_ids in PREDICTED_AS.values() for train_id in train_ids]
+IMPROVEMENTS = (
+    ("controlnet", "img2img", "translate"),
+    ("img2img", "translate"),
+    ("translate", "histogram"),
+    ("clear", "translate"),
+    ("clear", "img2img", "translate", "histogram"),
+)
+"""Sets whose images are pooled to a predictor."""
+AVERAGED = ("india", "fog", "rain", "snow")
+"""References of the mean by which improvements are chosen; dusk, of one recording, is not among them."""
 ALLOWED_R = 0.8
 """The least r of mIoU on generated and real clear images of a generator that passes the check."""
 
@@ -95,6 +111,18 @@ class ImageSet:
         """Return the number of scenes."""
         return len({image.partition("/")[0] for image in self.images})
 
+    def sources(self, domain: str) -> list[str]:
+        """Return the frame that each image was made from: images are named `{frame}` or `{domain}_{number}_{frame}`."""
+        return [re.sub(rf"^{domain}_\d+_", "", image.rpartition("/")[2]) for image in self.images]
+
+    def __add__(self, other: ImageSet) -> ImageSet:
+        return replace(
+            self,
+            images=self.images + other.images,
+            counts=np.concatenate([self.counts, other.of(self.models).counts]),
+            bins=np.concatenate([self.bins, other.of(self.models).bins]),
+        )
+
     def classes(self) -> set[int]:
         """Return the classes with labelled pixels."""
         return set(np.flatnonzero(self.counts[:, 0, 1].sum(0)).tolist())
@@ -120,14 +148,17 @@ def main(settings: StudySettings) -> None:
     families: dict[str, str] = read_json(folder / "models.json")
     splits_file = resolve(settings.datasets_dir) / "splits.json"
     splits = read_json(splits_file) if splits_file.is_file() else {}
-    boxes, temperatures, ood = (read_json(folder / f"{name}.json") for name in ("boxes", "temperatures", "ood"))
+    boxes, temperatures, ood, estimates = (
+        read_json(folder / f"{name}.json") for name in ("boxes", "temperatures", "ood", "estimates")
+    )
     groups = {model: f"{family} {model.rpartition('-')[2]}" for model, family in families.items()}
     groups |= {model: family for model, family in families.items() if family in ("own", "espnet")}
     report: dict[str, Any] = {
         "clear_checks": clear_checks(sets),
-        "domains": {domain: compare_domain(sets, domain, groups) for domain in REAL},
-        "halves": {domain: compare_halves(sets, domain, splits) for domain in ("india", "dusk")},
-        "boxes": {domain: compare_boxes(sets, boxes, domain, groups, splits) for domain in ("fog", "rain", "snow")},
+        "domains": {domain: compare_domain(sets, domain, groups, settings.seed) for domain in REAL},
+        "improvements": choose_improvements(sets, boxes, splits),
+        "estimates": {domain: compare_estimates(sets, estimates, domain) for domain in REAL},
+        "boxes": {domain: compare_boxes(sets, boxes, domain, groups) for domain in ("fog", "rain", "snow")},
         "sizes": {domain: size_curves(sets, domain, settings) for domain in REAL},
         "ceilings": {domain: ceiling(sets, domain, settings) for domain in REAL},
         "temperatures": summarise_temperatures(temperatures),
@@ -160,7 +191,9 @@ def predictors(sets: dict[tuple[str, str], ImageSet], domain: str) -> dict[str, 
             # Cityscapes_{domain}, Cityscapes_corrupt_{domain} or Cityscapes_{generator}_{domain}
             name = dataset.removeprefix("Cityscapes_").removesuffix(f"{domain}{merged}").rstrip("_")
             found[{"": path_dicts.DEFAULT_GENERATOR, "corrupt": "corruption"}.get(name, name)] = images
-    evaluated = {name: images for name, images in found.items() if images is not None}
+    order = ["clear", *path_dicts.GENERATORS, "corruption"]
+    place = {name: order.index(name) if name in order else len(order) for name in found}
+    evaluated = {name: found[name] for name in sorted(found, key=place.__getitem__) if found[name] is not None}
     fewest = min(FEWEST_MODELS, max((len(images.models) for images in evaluated.values()), default=0))
     enough = {name: images for name, images in evaluated.items() if len(images.models) >= fewest}
     shared = set[str].intersection(*(set(images.models) for images in enough.values())) if enough else set()
@@ -207,13 +240,16 @@ def common(first: ImageSet, second: ImageSet) -> tuple[ImageSet, ImageSet, list[
     return first.of(models), second.of(models), sorted(first.classes() & second.classes())
 
 
-def compare_domain(sets: dict[tuple[str, str], ImageSet], domain: str, groups: dict[str, str]) -> dict[str, Any]:
+def compare_domain(
+    sets: dict[tuple[str, str], ImageSet], domain: str, groups: dict[str, str], seed: int
+) -> dict[str, Any]:
     """Compare each predictor of a domain with its real images."""
     real = sets.get(REAL[domain])
     if real is None:
         return {}
-    rows = {}
-    for name, predictor in predictors(sets, domain).items():
+    rows: dict[str, Any] = {}
+    found = predictors(sets, domain)
+    for name, predictor in found.items():
         left, right, classes = common(predictor, real)
         predicted, reference = values(left, classes), values(right, classes)
         rows[name] = {
@@ -225,7 +261,48 @@ def compare_domain(sets: dict[tuple[str, str], ImageSet], domain: str, groups: d
             },
         }  # fmt: skip
     enough = len(real.images) >= FEWEST_IMAGES and real.recordings() >= FEWEST_RECORDINGS
+    for name, judged in judge(found, real, domain, seed).items() if enough else ():
+        rows[name]["judged"] = judged
     return {"images": len(real.images), "recordings": real.recordings(), "verdict": enough, "predictors": rows}
+
+
+def judge(found: dict[str, ImageSet], real: ImageSet, domain: str, seed: int) -> dict[str, dict[str, Any]]:
+    """Correct r of each predictor, and its difference to clear weather, for the noise of the images.
+
+    Real images are drawn by recording, the others by the frame that they were made from.
+    """
+    if "clear" not in found:
+        return {}
+    real = common(found["clear"], real)[1]
+    classes = sorted(real.classes().intersection(*(images.classes() for images in found.values())))
+    sources = {name: images.sources(domain) for name, images in found.items()}
+    recordings = [image.partition("/")[0] for image in real.images]
+    weights = draw_images(sources, DRAWS, seed)
+    real_weights = draw_images({"real": recordings}, DRAWS, seed + 1)["real"]
+    known, drawn = values(real, classes), values(real, classes, real_weights)
+    judged: dict[str, dict[str, Any]] = {name: {} for name in found}
+    for metric in METRICS:
+        reference = Scores(known[metric], drawn[metric], len(set(recordings)))
+        sides = {
+            name: Scores(
+                values(images, classes)[metric],
+                values(images, classes, weights[name])[metric],
+                len(set(sources[name])),
+            )
+            for name, images in found.items()
+        }
+        for name, side in sides.items():
+            r = pearson_estimate(side, reference)
+            judged[name][metric] = {"r": r.shown, "low": r.low, "high": r.high}
+            if name != "clear":
+                less, _ = pearson_difference(side, sides["clear"], reference)
+                judged[name][metric] |= {
+                    "less_clear": less.shown,
+                    "less_low": less.low,
+                    "less_high": less.high,
+                    "better_than_clear": beats(less),
+                }
+    return judged
 
 
 def clear_checks(sets: dict[tuple[str, str], ImageSet]) -> dict[str, Any]:
@@ -252,60 +329,124 @@ def clear_checks(sets: dict[tuple[str, str], ImageSet]) -> dict[str, Any]:
     return checks
 
 
-def compare_halves(sets: dict[tuple[str, str], ImageSet], domain: str, splits: dict[str, Any]) -> dict[str, Any]:
-    """Return r of mIoU of each predictor on the two halves of the real images: to choose on, and to confirm with."""
-    real = sets.get(REAL[domain])
-    parts = splits.get({"india": "idd_drives", "dusk": "camvid_dusk"}[domain])
-    if real is None or parts is None:
-        return {}
+def choose_improvements(
+    sets: dict[tuple[str, str], ImageSet], boxes: dict[str, Any], splits: dict[str, Any]
+) -> dict[str, Any]:
+    """Return r and regret of predictors, and of pools of them, on the two halves of the real images of each reference.
+
+    References are mIoU in India and at dusk, and the shares of DAWN's boxes, which are compared with the share of the
+    objects' pixels that are right.
+    """
     rows: dict[str, Any] = {}
-    for half in ("choose", "confirm"):
-        names = set(parts[half])
-        chosen = real.part(lambda image, names=names: bool(names & set(image.split("/"))))
-        for name, predictor in predictors(sets, domain).items():
-            left, right, classes = common(predictor, chosen)
-            predicted, reference = values(left, classes)["miou"], values(right, classes)["miou"]
-            found = {"r": pearson_r(predicted, reference), "regret": float(regret(predicted, reference))}
-            rows.setdefault(name, {})[half] = {**found, "images": len(chosen.images)}
+    for domain in ("india", "dusk", "fog", "rain", "snow"):
+        found = predictors(sets, domain)
+        for names in IMPROVEMENTS:
+            if set(names) <= found.keys():
+                pooled = found[names[0]]
+                for name in names[1:]:
+                    pooled = pooled + found[name]
+                found["+".join(names)] = pooled
+        for half in ("choose", "confirm"):
+            for name, predictor in found.items():
+                pair = on_half(predictor, sets, boxes, splits, domain, half)
+                if pair is not None:
+                    one = {"r": pearson_r(*pair), "regret": float(regret(*pair))}
+                    rows.setdefault(name, {}).setdefault(half, {})[domain] = one
+    for one in rows.values():
+        for half in ("choose", "confirm"):
+            of_half = [one[half].get(domain) for domain in AVERAGED] if half in one else [None]
+            if all(of_half):
+                one[f"{half}_mean"] = {
+                    key: float(np.mean([value[key] for value in of_half])) for key in ("r", "regret")
+                }
     return rows
 
 
+def on_half(
+    predictor: ImageSet,
+    sets: dict[tuple[str, str], ImageSet],
+    boxes: dict[str, Any],
+    splits: dict[str, Any],
+    domain: str,
+    half: str,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the models' values on a predictor and on one half of a reference; None without the reference."""
+    if domain in ("india", "dusk"):
+        real, parts = sets.get(REAL[domain]), splits.get({"india": "idd_drives", "dusk": "camvid_dusk"}[domain])
+        if real is None or parts is None:
+            return None
+        chosen = real.part(lambda image, names=frozenset(parts[half]): bool(names & set(image.split("/"))))
+        left, right, classes = common(predictor, chosen)
+        return values(left, classes)["miou"], values(right, classes)["miou"]
+    chosen_photos = splits.get(f"dawn_{domain}", {}).get(half, ())
+    photos = [f"{domain}/{name}" for name in chosen_photos]
+    models = [model for model in predictor.models if model in boxes]
+    if len(models) < 3 or not photos:
+        return None
+    return object_recall(predictor.of(models)), box_shares(boxes, models, photos)
+
+
 def compare_boxes(
-    sets: dict[tuple[str, str], ImageSet], boxes: dict[str, Any], domain: str, groups: dict[str, str], splits: Any
+    sets: dict[tuple[str, str], ImageSet], boxes: dict[str, Any], domain: str, groups: dict[str, str]
 ) -> dict[str, Any]:
     """Compare the share of the objects' pixels that are right with the mean share of real boxes that is."""
     photos = [name for name in next(iter(boxes.values()), {}) if name.startswith(f"{domain}/")]
-    parts = {half: set(splits.get(f"dawn_{domain}", {}).get(half, ())) for half in ("choose", "confirm")}
     rows: dict[str, Any] = {}
     for name, predictor in predictors(sets, domain).items():
         models = [model for model in predictor.models if model in boxes]
         if len(models) < 3 or not photos:
             continue
-        counts = predictor.of(models).counts.sum(0)[..., OBJECTS]
-        recall = 100 * counts[:, 0].sum(-1) / counts[:, 1].sum(-1)
         miou = values(predictor.of(models), sorted(predictor.classes()))["miou"]
-        shares = {half: box_shares(boxes, models, photos, chosen) for half, chosen in {"all": None, **parts}.items()}
+        shares = box_shares(boxes, models, photos)
         number = sum(len(boxes[models[0]][photo]["boxes"]) for photo in photos)
         rows[name] = {
             "photos": len(photos), "boxes": number, "models": len(models),
-            "objects": agreement(recall, shares["all"], True, models, groups),
-            "miou": agreement(miou, shares["all"], True, models, groups),
-            **{half: pearson_r(recall, shares[half]) for half in parts if parts[half]},
+            "objects": agreement(object_recall(predictor.of(models)), shares, True, models, groups),
+            "miou": agreement(miou, shares, True, models, groups),
         }  # fmt: skip
     return rows
 
 
-def box_shares(
-    boxes: dict[str, Any], models: Sequence[str], photos: Sequence[str], chosen: set[str] | None
-) -> np.ndarray:
+def object_recall(images: ImageSet) -> np.ndarray:
+    """Return, by model, the share in percent of the pixels of cars, trucks, buses and people that are right, (M,)."""
+    counts = images.counts.sum(0)[..., OBJECTS]
+    return np.asarray(100 * counts[:, 0].sum(-1) / counts[:, 1].sum(-1))
+
+
+def box_shares(boxes: dict[str, Any], models: Sequence[str], photos: Sequence[str]) -> np.ndarray:
     """Return, by model, the mean share in percent of a box that is predicted as its class, (M,)."""
-    kept = [photo for photo in photos if chosen is None or photo.rpartition("/")[2] in chosen]
     return np.array(
         [
-            100 * np.mean([hits / pixels for photo in kept for _, pixels, hits in boxes[model][photo]["boxes"]])
+            100 * np.mean([hits / pixels for photo in photos for _, pixels, hits in boxes[model][photo]["boxes"]])
             for model in models
         ]
     )
+
+
+def compare_estimates(
+    sets: dict[tuple[str, str], ImageSet], rows: list[dict[str, Any]], domain: str
+) -> dict[str, dict[str, Any]]:
+    """Compare label-free estimates on the real images with mIoU and pixel accuracy there: r and regret."""
+    real = sets.get(REAL[domain])
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["domain"] == domain:
+            found.setdefault(row["estimate"], {})[row["model"]] = row["value"]
+    compared: dict[str, dict[str, Any]] = {}
+    for name, by_model in found.items() if real is not None else ():
+        models = [model for model in real.models if model in by_model]
+        if len(models) < 3:
+            continue
+        estimate = np.array([by_model[model] for model in models])
+        reference = values(real.of(models), sorted(real.classes()))
+        compared[name] = {"models": len(models)} | {
+            metric: {
+                "r": pearson_r(estimate, reference[metric]),
+                "regret": float(regret(estimate, reference[metric])),
+            }
+            for metric in ("miou", "accuracy")
+        }
+    return compared
 
 
 def size_curves(sets: dict[tuple[str, str], ImageSet], domain: str, settings: StudySettings) -> dict[str, Any]:
@@ -417,6 +558,15 @@ def markdown(report: dict[str, Any]) -> str:
                 cells = [_pair(one["predictors"].get(name, {}).get(metric)) for name in names]
                 rows.append([domain, number, *cells])
         parts.append(markdown_table(["domain", "real images, recordings", *names], rows))
+    parts.append("\n## r corrected for the noise of the images, 95 % intervals, and its difference to clear weather\n")
+    rows = [
+        [domain, name, metric, _ends(judged, "r", "low", "high"),
+         _ends(judged, "less_clear", "less_low", "less_high"), judged.get("better_than_clear", "")]
+        for domain, by_name in report["domains"].items()
+        for name, one in by_name.get("predictors", {}).items()
+        for metric, judged in one.get("judged", {}).items()
+    ]  # fmt: skip
+    parts.append(markdown_table(["domain", "predictor", "metric", "r", "r less that of clear", "better"], rows))
     parts.append("\n## mIoU: r within and between families\n")
     rows = [
         [domain, name, one["images"], one["models"], one["miou"]["r"], one["miou"]["within"], one["miou"]["between"],
@@ -440,24 +590,27 @@ def markdown(report: dict[str, Any]) -> str:
     parts.append(markdown_table(header, rows, digits=2))
     parts.append("\n## DAWN boxes: r and regret of the share of objects' pixels, and of mIoU\n")
     rows = [
-        [domain, name, f"{one['photos']}, {one['boxes']}", one["models"], _pair(one["objects"]), _pair(one["miou"]),
-         one.get("choose"), one.get("confirm")]
+        [domain, name, f"{one['photos']}, {one['boxes']}", one["models"], _pair(one["objects"]), _pair(one["miou"])]
         for domain, by_name in report["boxes"].items()
         for name, one in by_name.items()
     ]  # fmt: skip
-    header = ["domain", "predictor", "photos, boxes", "segmenters", "objects", "mIoU", "r on choose", "r on confirm"]
+    header = ["domain", "predictor", "photos, boxes", "segmenters", "objects", "mIoU"]
     parts.append(markdown_table(header, rows, digits=2))
-    parts.append("\n## r of mIoU on two halves of the real images\n")
+    parts.append("\n## Improvements: r and regret on the halves choose and confirm of the real images\n")
+    references = list(dict.fromkeys(d for one in report["improvements"].values() for d in one.get("choose", {})))
     rows = [
-        [domain, name, one["choose"]["r"], one["confirm"]["r"], one["choose"]["regret"], one["confirm"]["regret"]]
-        for domain, by_name in report["halves"].items()
+        [name, half, _pair(one.get(f"{half}_mean")), *(_pair(one.get(half, {}).get(domain)) for domain in references)]
+        for name, one in report["improvements"].items()
+        for half in ("choose", "confirm")
+    ]
+    parts.append(markdown_table(["predictor", "half", "mean without dusk", *references], rows))
+    parts.append("\n## Label-free estimates on the real images: r and regret\n")
+    rows = [
+        [domain, name, one["models"], _pair(one["miou"]), _pair(one["accuracy"])]
+        for domain, by_name in report["estimates"].items()
         for name, one in by_name.items()
     ]
-    parts.append(
-        markdown_table(
-            ["domain", "predictor", "choose r", "confirm r", "choose regret", "confirm regret"], rows, digits=2
-        )
-    )
+    parts.append(markdown_table(["domain", "estimate", "segmenters", "mIoU", "pixel accuracy"], rows))
     parts.append("\n## r of mIoU by number of images: mean (5 to 95 % of random choices)\n")
     rows = [
         [
@@ -503,6 +656,13 @@ def markdown(report: dict[str, Any]) -> str:
 
 def _pair(one: dict[str, Any] | None) -> str:
     return f"{one['r']:.2f}, {one['regret']:.1f}" if one else ""
+
+
+def _ends(one: dict[str, Any], value: str, low: str, high: str) -> str:
+    if one.get(value) is None:
+        return ""
+    ends = "" if one[low] is None else f" ({one[low]:.2f} to {one[high]:.2f})"
+    return f"{one[value]:.2f}{ends}"
 
 
 def plain(value: Any) -> Any:

@@ -168,7 +168,7 @@ def test_study_of_known_counts(tmp_path):
     write_set(sets, "Cityscapes_histogram_fog_fog", [0.3, 0.4, 0.5, 0.6, 0.8, 0.7], models, frames)
     write_set(sets, "Cityscapes_clear_clear", fog[::-1], models, [f"val00/clear_0_{f.split('/')[1]}" for f in frames])
     write_set(sets, "ACDC_fog", fog, models, [f"GOPR{index}/{index}" for index in range(5)])
-    contents = {"models": dict.fromkeys(models, "own"), "boxes": {}, "ood": {}, "temperatures": []}
+    contents = {"models": dict.fromkeys(models, "own"), "boxes": {}, "ood": {}, "temperatures": [], "estimates": []}
     for name, content in contents.items():
         write_json(tmp_path / f"collected/{name}.json", content)
     study = ["--collected", tmp_path / "collected", "--datasets_dir", tmp_path, "--output_dir", tmp_path / "study"]
