@@ -106,12 +106,19 @@ def main(settings: EvaluateSettings) -> None:
     # The largest first, so that no process is alone at the end of a round.
     ordered = sorted(models, key=lambda model: -models[model][0])
     tasks = [(model, models[model], sets, settings) for sets in rounds for model in ordered]
+    failed = 0
     # A process that has used a GPU cannot be forked.
     with ProcessPoolExecutor(settings.jobs, multiprocessing.get_context("spawn")) as pool:
-        for line in pool.map(measure_sets, *zip(*tasks, strict=True)) if tasks else ():
-            print(line, flush=True)
+        for model, future in [(task[0], pool.submit(measure_sets, *task)) for task in tasks]:
+            try:
+                print(future.result(), flush=True)
+            except Exception as error:  # a full memory of the device, or a bad file: the other segmenters go on
+                failed += 1
+                print(f"{short_name(model)}: failed ({type(error).__name__}: {error})", flush=True)
     if objects:
         detect(models, objects, settings)
+    if failed:
+        raise GenValError(f"{failed} of {len(tasks)} rounds of a segmenter failed, see above. Run again to resume.")
 
 
 def find_sets(settings: EvaluateSettings) -> list[list[Set]]:

@@ -186,3 +186,37 @@ def test_study_of_known_counts(tmp_path):
         report["clear_checks"]["controlnet"]["r"] == pytest.approx(1) and report["clear_checks"]["controlnet"]["passed"]
     )
     assert not report["domains"]["fog"]["verdict"] and "(no verdict)" in text
+
+
+def test_study_of_a_domain_with_enough_images(tmp_path):
+    """In India translated images rank eight models as real ones do, and clear weather in reverse."""
+    models = [f"net-{index}-512" for index in range(8)]
+    share = np.linspace(0.2, 0.9, 8)
+    sets = tmp_path / "collected/sets"
+    frames = [f"val00/val00_{index:04d}" for index in range(20)]
+    drives = [f"{drive}/{drive}_{number}" for drive in range(8) for number in range(3)]
+    write_set(sets, "Cityscapes@idd-level1_clean", share[::-1], models, frames)
+    made = [f"val00/india_{index}_{frame.partition('/')[2]}" for index, frame in enumerate(frames)]
+    write_set(sets, "Cityscapes_translate_india@idd-level1_india", share, models, made)
+    write_set(sets, "Cityscapes_histogram_india@idd-level1_india", share, models, frames)
+    write_set(sets, "IDD-lite_india", share, models, drives)
+    estimates = [
+        {"model": model, "domain": "india", "estimate": "atc", "value": -value}
+        for model, value in zip(models, share, strict=True)
+    ]
+    contents = {"models": dict.fromkeys(models, "own"), "boxes": {}, "ood": {}, "temperatures": []}
+    for name, content in {**contents, "estimates": estimates}.items():
+        write_json(tmp_path / f"collected/{name}.json", content)
+    write_json(tmp_path / "splits.json", {"idd_drives": {"choose": list("0123"), "confirm": list("4567")}})
+    study = ["--collected", tmp_path / "collected", "--datasets_dir", tmp_path, "--output_dir", tmp_path / "study"]
+    run("study", *study, "--draws", 5)
+    report = json.loads((tmp_path / "study/study.json").read_text())
+    india = report["domains"]["india"]
+    assert india["verdict"] and india["recordings"] == 8
+    judged = {name: one["judged"]["miou"] for name, one in india["predictors"].items()}
+    assert judged["translate"]["r"] == pytest.approx(1) and judged["translate"]["better_than_clear"] == "yes"
+    assert judged["clear"]["high"] < 0 < judged["translate"]["less_low"] and "less_low" not in judged["clear"]
+    assert report["estimates"]["india"]["atc"]["accuracy"] == {"r": pytest.approx(-1), "regret": pytest.approx(70)}
+    assert {"translate", "translate+histogram", "clear+translate"} < report["improvements"].keys()
+    pooled = report["improvements"]["translate+histogram"]
+    assert pooled["confirm"]["india"]["r"] == pytest.approx(1) and "confirm_mean" not in pooled
