@@ -376,6 +376,8 @@ def on_half(
         if real is None or parts is None:
             return None
         chosen = real.part(lambda image, names=frozenset(parts[half]): bool(names & set(image.split("/"))))
+        if not chosen.images:
+            return None
         left, right, classes = common(predictor, chosen)
         return values(left, classes)["miou"], values(right, classes)["miou"]
     chosen_photos = splits.get(f"dawn_{domain}", {}).get(half, ())
