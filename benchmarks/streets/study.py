@@ -51,6 +51,8 @@ FEWEST_MODELS = 10
 """A predictor with results of fewer segmenters is left out, so that the others are compared over more."""
 FEWEST_GROUPS = 3
 """With two groups of models, r of their means is always 1 or -1."""
+WEATHERS = ("fog", "rain", "snow")
+"""Domains with photos that have boxes."""
 OBJECTS = [train_id for train_ids in PREDICTED_AS.values() for train_id in train_ids]
 IMPROVEMENTS = (
     ("controlnet", "img2img", "translate"),
@@ -158,7 +160,9 @@ def main(settings: StudySettings) -> None:
         "domains": {domain: compare_domain(sets, domain, groups, settings.seed) for domain in REAL},
         "improvements": choose_improvements(sets, boxes, splits),
         "estimates": {domain: compare_estimates(sets, estimates, domain) for domain in REAL},
-        "boxes": {domain: compare_boxes(sets, boxes, domain, groups) for domain in ("fog", "rain", "snow")},
+        "boxes": {
+            domain: compare_boxes(sets, boxes, domain, groups, settings.seed) for domain in ("fog", "rain", "snow")
+        },
         "sizes": {domain: size_curves(sets, domain, settings) for domain in REAL},
         "ceilings": {domain: ceiling(sets, domain, settings) for domain in REAL},
         "temperatures": summarise_temperatures(temperatures),
@@ -291,18 +295,22 @@ def judge(found: dict[str, ImageSet], real: ImageSet, domain: str, seed: int) ->
             )
             for name, images in found.items()
         }
-        for name, side in sides.items():
-            r = pearson_estimate(side, reference)
-            judged[name][metric] = {"r": r.shown, "low": r.low, "high": r.high}
-            if name != "clear":
-                less, _ = pearson_difference(side, sides["clear"], reference)
-                judged[name][metric] |= {
-                    "less_clear": less.shown,
-                    "less_low": less.low,
-                    "less_high": less.high,
-                    "better_than_clear": beats(less),
-                }
+        for name, one in correct(sides, reference).items():
+            judged[name][metric] = one
     return judged
+
+
+def correct(sides: dict[str, Scores], reference: Scores) -> dict[str, dict[str, Any]]:
+    """Return r of each side with the reference, and its difference to clear weather, each with its interval."""
+    corrected: dict[str, dict[str, Any]] = {}
+    for name, side in sides.items():
+        r = pearson_estimate(side, reference)
+        corrected[name] = {"r": r.shown, "low": r.low, "high": r.high}
+        if name != "clear":
+            less, _ = pearson_difference(side, sides["clear"], reference)
+            ends = {"less_clear": less.shown, "less_low": less.low, "less_high": less.high}
+            corrected[name] |= {**ends, "better_than_clear": beats(less)}
+    return corrected
 
 
 def clear_checks(sets: dict[tuple[str, str], ImageSet]) -> dict[str, Any]:
@@ -338,7 +346,7 @@ def choose_improvements(
     objects' pixels that are right.
     """
     rows: dict[str, Any] = {}
-    for domain in ("india", "dusk", "fog", "rain", "snow"):
+    for domain in ("india", "dusk", *WEATHERS):
         found = predictors(sets, domain)
         for names in IMPROVEMENTS:
             if set(names) <= found.keys():
@@ -389,40 +397,63 @@ def on_half(
 
 
 def compare_boxes(
-    sets: dict[tuple[str, str], ImageSet], boxes: dict[str, Any], domain: str, groups: dict[str, str]
+    sets: dict[tuple[str, str], ImageSet], boxes: dict[str, Any], domain: str, groups: dict[str, str], seed: int
 ) -> dict[str, Any]:
-    """Compare the share of the objects' pixels that are right with the mean share of real boxes that is."""
+    """Compare the share of the objects' pixels that are right with the mean share of real boxes that is.
+
+    Each photo is a recording of its own.
+    """
     photos = [name for name in next(iter(boxes.values()), {}) if name.startswith(f"{domain}/")]
-    rows: dict[str, Any] = {}
-    for name, predictor in predictors(sets, domain).items():
-        models = [model for model in predictor.models if model in boxes]
-        if len(models) < 3 or not photos:
-            continue
-        miou = values(predictor.of(models), sorted(predictor.classes()))["miou"]
-        shares = box_shares(boxes, models, photos)
-        number = sum(len(boxes[models[0]][photo]["boxes"]) for photo in photos)
-        rows[name] = {
+    found = predictors(sets, domain)
+    models = [model for model in next(iter(found.values())).models if model in boxes] if found else []
+    if len(models) < 3 or not photos:
+        return {}
+    found = {name: images.of(models) for name, images in found.items()}
+    weights = draw_images({name: images.sources(domain) for name, images in found.items()}, DRAWS, seed)
+    drawn = draw_images({"real": photos}, DRAWS, seed + 1)["real"]
+    shares = box_shares(boxes, models, photos)
+    reference = Scores(shares, box_shares(boxes, models, photos, drawn), len(photos))
+    sides = {
+        name: Scores(object_recall(images), object_recall(images, weights[name]), len(set(images.sources(domain))))
+        for name, images in found.items()
+    }
+    judged = correct(sides, reference) if "clear" in sides else {}
+    number = sum(len(boxes[models[0]][photo]["boxes"]) for photo in photos)
+    return {
+        name: {
             "photos": len(photos), "boxes": number, "models": len(models),
-            "objects": agreement(object_recall(predictor.of(models)), shares, True, models, groups),
-            "miou": agreement(miou, shares, True, models, groups),
-        }  # fmt: skip
-    return rows
+            "objects": agreement(sides[name].value, shares, True, models, groups),
+            "miou": agreement(values(images, sorted(images.classes()))["miou"], shares, True, models, groups),
+            "judged": {"objects": judged[name]} if judged else {},
+        }
+        for name, images in found.items()
+    }  # fmt: skip
 
 
-def object_recall(images: ImageSet) -> np.ndarray:
-    """Return, by model, the share in percent of the pixels of cars, trucks, buses and people that are right, (M,)."""
-    counts = images.counts.sum(0)[..., OBJECTS]
-    return np.asarray(100 * counts[:, 0].sum(-1) / counts[:, 1].sum(-1))
+def object_recall(images: ImageSet, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return, by model, the share in percent of the pixels of cars, trucks, buses and people that are right.
+
+    The result is (M,), or (D, M) with weights (D, N) of the images.
+    """
+    counts = images.counts[..., OBJECTS]
+    summed = counts.sum(0) if weights is None else weigh(counts, weights)
+    return np.asarray(100 * summed[..., 0, :].sum(-1) / summed[..., 1, :].sum(-1))
 
 
-def box_shares(boxes: dict[str, Any], models: Sequence[str], photos: Sequence[str]) -> np.ndarray:
-    """Return, by model, the mean share in percent of a box that is predicted as its class, (M,)."""
-    return np.array(
+def box_shares(
+    boxes: dict[str, Any], models: Sequence[str], photos: Sequence[str], weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Return, by model, the mean share in percent of a box that is predicted as its class: (M,), or (D, M)."""
+    sums = np.array(
         [
-            100 * np.mean([hits / pixels for photo in photos for _, pixels, hits in boxes[model][photo]["boxes"]])
-            for model in models
+            [sum(hits / pixels for _, pixels, hits in boxes[model][photo]["boxes"]) for model in models]
+            for photo in photos
         ]
     )
+    numbers = np.array([[len(boxes[models[0]][photo]["boxes"])] for photo in photos])
+    if weights is None:
+        return np.asarray(100 * sums.sum(0) / numbers.sum(0))
+    return np.asarray(100 * (weights @ sums) / (weights @ numbers))
 
 
 def compare_estimates(
@@ -564,8 +595,11 @@ def markdown(report: dict[str, Any]) -> str:
     rows = [
         [domain, name, metric, _ends(judged, "r", "low", "high"),
          _ends(judged, "less_clear", "less_low", "less_high"), judged.get("better_than_clear", "")]
-        for domain, by_name in report["domains"].items()
-        for name, one in by_name.get("predictors", {}).items()
+        for domain, by_name in [
+            *((domain, one.get("predictors", {})) for domain, one in report["domains"].items()),
+            *((f"{domain} (boxes)", by_name) for domain, by_name in report["boxes"].items()),
+        ]
+        for name, one in by_name.items()
         for metric, judged in one.get("judged", {}).items()
     ]  # fmt: skip
     parts.append(markdown_table(["domain", "predictor", "metric", "r", "r less that of clear", "better"], rows))
