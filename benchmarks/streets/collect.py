@@ -14,6 +14,7 @@ Writes: OUTPUT_DIR/sets/{set}_{condition}.npz: of each image and segmenter, hits
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import sys
 from collections import Counter
@@ -179,33 +180,33 @@ def estimates(root: Path, name: str) -> list[dict[str, Any]]:
 
 
 def temperatures(root: Path, name: str, places: list[Set]) -> list[dict[str, Any]]:
-    """Return the temperature of a segmenter from each set, and its ECE on the real set of the domain with it."""
+    """Return the temperature of a segmenter from each set, and its ECE on the real set of the domain with it.
+
+    The source of temperature 1 is the name of the real set; `best` is the temperature that is searched on it.
+    """
     from genval.metrics.temperature import ece_at, search_ece
+
+    @functools.cache
+    def search(place: Set) -> float | None:
+        pixels = read_pixels(root, name, place)
+        return None if pixels is None else search_ece(pixels).temperature
 
     rows = []
     for domain, real in REAL.items():
         target = read_pixels(root, name, real)
         if target is None:
             continue
-        for place in places:
-            source = read_pixels(root, name, place) if is_source(place, domain) else None
-            if source is None:
-                continue
-            temperature = 1.0 if place == real else search_ece(source).temperature
-            ece = ece_at(target, temperature)[0]
-            row = {"model": name, "domain": domain, "source": place[0], "temperature": temperature}
-            rows.append({**row, "ece": ece})
-        best = search_ece(target)
-        row = {"model": name, "domain": domain, "source": "best", "temperature": best.temperature}
-        rows.append({**row, "ece": best.value})
+        sources = {place[0]: search(place) for place in places if is_source(place, domain)}
+        for source, temperature in {real[0]: 1.0, **sources, "best": search(real)}.items():
+            if temperature is not None:
+                row = {"model": name, "domain": domain, "source": source, "temperature": temperature}
+                rows.append({**row, "ece": ece_at(target, temperature)[0]})
     return rows
 
 
 def is_source(place: Set, domain: str) -> bool:
-    """Whether a set is the real set of a domain, clear Cityscapes, or a generated or changed set of the domain."""
+    """Whether a set is clear Cityscapes, or a generated or changed set of a domain."""
     dataset, cond = place
-    if place == REAL[domain]:
-        return True
     merged = dataset.endswith(f"@{MERGED}") == (domain == "india")
     return merged and (
         dataset.partition("@")[0] == "Cityscapes" or (dataset.startswith("Cityscapes_") and cond == domain)
