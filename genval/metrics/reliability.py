@@ -106,7 +106,7 @@ def pool(
     stacked = [np.stack(values) for values in zip(*rows, strict=True)]
     # Levels without a pixel change no metric, and are half of those of a small scene. One is kept in any case.
     levels = stacked[1].reshape(len(rows), *shapes[1])
-    occupied = levels.any((0, 1))
+    occupied = np.asarray(levels.any((0, 1)))
     occupied[0] = True
     stacked[1], shapes[1] = levels[..., occupied].reshape(len(rows), -1), (2, int(occupied.sum()))
     confidence = _coarse_confidence()[occupied]
