@@ -3,7 +3,10 @@
 A predictor is a set of labelled images: clear Cityscapes, or Cityscapes changed or generated in a domain. Across the
 segmenters, its mIoU (ECE) is compared with that on the domain's real images by Pearson's r, and by regret: what is lost
 by choosing the best segmenter on the predictor. mIoU is over the classes with labelled pixels in both sets. `within`
-is r after the mean of each family and input size is subtracted from both sides, `between` is r of these means.
+is r after the mean of each family and input size is subtracted from both sides, `between` is r of these means. Where
+real images and recordings suffice, r is also corrected for the noise of the images, with an interval, and so is its
+difference to clear weather. Improvements on single generators are chosen on one half of the real images, and confirmed
+on the other.
 
 Reads:  COLLECTED (benchmarks/streets/collect.py), DATASETS_DIR/splits.json (prepare.py)
 Writes: OUTPUT_DIR/study.json and study.md
@@ -14,6 +17,7 @@ Writes: OUTPUT_DIR/study.json and study.md
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,10 +32,13 @@ except ModuleNotFoundError:
 import numpy as np
 from boxes import PREDICTED_AS
 from collect import MERGED, REAL
+from models import OWN
 
 import path_dicts
 from genval.metrics.correlation import pearson, pearson_r
-from genval.report.comparison import regret
+from genval.metrics.noisy_correlation import Scores
+from genval.report.comparison import beats, pearson_difference, pearson_estimate, regret
+from genval.report.resampling import DRAWS, draw_images
 from genval.report.scores import ece, mean_iou, weigh
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag
@@ -45,7 +52,19 @@ FEWEST_MODELS = 10
 """A predictor with results of fewer segmenters is left out, so that the others are compared over more."""
 FEWEST_GROUPS = 3
 """With two groups of models, r of their means is always 1 or -1."""
+WEATHERS = ("fog", "rain", "snow")
+"""Domains with photos that have boxes."""
 OBJECTS = [train_id for train_ids in PREDICTED_AS.values() for train_id in train_ids]
+IMPROVEMENTS = (
+    ("controlnet", "img2img", "translate"),
+    ("img2img", "translate"),
+    ("translate", "histogram"),
+    ("clear", "translate"),
+    ("clear", "img2img", "translate", "histogram"),
+)
+"""Sets whose images are pooled to a predictor."""
+AVERAGED = ("india", "fog", "rain", "snow")
+"""References of the mean by which improvements are chosen; dusk, of one recording, is not among them."""
 ALLOWED_R = 0.8
 """The least r of mIoU on generated and real clear images of a generator that passes the check."""
 
@@ -95,6 +114,18 @@ class ImageSet:
         """Return the number of scenes."""
         return len({image.partition("/")[0] for image in self.images})
 
+    def sources(self, domain: str) -> list[str]:
+        """Return the frame that each image was made from: images are named `{frame}` or `{domain}_{number}_{frame}`."""
+        return [re.sub(rf"^{domain}_\d+_", "", image.rpartition("/")[2]) for image in self.images]
+
+    def __add__(self, other: ImageSet) -> ImageSet:
+        return replace(
+            self,
+            images=self.images + other.images,
+            counts=np.concatenate([self.counts, other.of(self.models).counts]),
+            bins=np.concatenate([self.bins, other.of(self.models).bins]),
+        )
+
     def classes(self) -> set[int]:
         """Return the classes with labelled pixels."""
         return set(np.flatnonzero(self.counts[:, 0, 1].sum(0)).tolist())
@@ -120,14 +151,19 @@ def main(settings: StudySettings) -> None:
     families: dict[str, str] = read_json(folder / "models.json")
     splits_file = resolve(settings.datasets_dir) / "splits.json"
     splits = read_json(splits_file) if splits_file.is_file() else {}
-    boxes, temperatures, ood = (read_json(folder / f"{name}.json") for name in ("boxes", "temperatures", "ood"))
+    boxes, temperatures, ood, estimates = (
+        read_json(folder / f"{name}.json") for name in ("boxes", "temperatures", "ood", "estimates")
+    )
     groups = {model: f"{family} {model.rpartition('-')[2]}" for model, family in families.items()}
     groups |= {model: family for model, family in families.items() if family in ("own", "espnet")}
     report: dict[str, Any] = {
-        "clear_checks": clear_checks(sets),
-        "domains": {domain: compare_domain(sets, domain, groups) for domain in REAL},
-        "halves": {domain: compare_halves(sets, domain, splits) for domain in ("india", "dusk")},
-        "boxes": {domain: compare_boxes(sets, boxes, domain, groups, splits) for domain in ("fog", "rain", "snow")},
+        "clear_checks": clear_checks(sets, groups),
+        "domains": {domain: compare_domain(sets, domain, groups, settings.seed) for domain in REAL},
+        "improvements": choose_improvements(sets, boxes, splits),
+        "estimates": {domain: compare_estimates(sets, estimates, domain) for domain in REAL},
+        "boxes": {
+            domain: compare_boxes(sets, boxes, domain, groups, settings.seed) for domain in ("fog", "rain", "snow")
+        },
         "sizes": {domain: size_curves(sets, domain, settings) for domain in REAL},
         "ceilings": {domain: ceiling(sets, domain, settings) for domain in REAL},
         "temperatures": summarise_temperatures(temperatures),
@@ -160,7 +196,9 @@ def predictors(sets: dict[tuple[str, str], ImageSet], domain: str) -> dict[str, 
             # Cityscapes_{domain}, Cityscapes_corrupt_{domain} or Cityscapes_{generator}_{domain}
             name = dataset.removeprefix("Cityscapes_").removesuffix(f"{domain}{merged}").rstrip("_")
             found[{"": path_dicts.DEFAULT_GENERATOR, "corrupt": "corruption"}.get(name, name)] = images
-    evaluated = {name: images for name, images in found.items() if images is not None}
+    order = ["clear", *path_dicts.GENERATORS, "corruption"]
+    place = {name: order.index(name) if name in order else len(order) for name in found}
+    evaluated = {name: found[name] for name in sorted(found, key=place.__getitem__) if found[name] is not None}
     fewest = min(FEWEST_MODELS, max((len(images.models) for images in evaluated.values()), default=0))
     enough = {name: images for name, images in evaluated.items() if len(images.models) >= fewest}
     shared = set[str].intersection(*(set(images.models) for images in enough.values())) if enough else set()
@@ -186,12 +224,15 @@ def agreement(
     means = np.array([[side[indices].mean() for indices in of_group.values()] for side in (predicted, reference)])
     place = [list(of_group).index(name) for name in names]
     centred = np.stack([predicted, reference]) - means[:, place]
+    published = np.array([name != OWN for name in names])
     return {
         "r": pearson_r(predicted, reference),
         "regret": float(regret(sign * predicted, sign * reference)),
         "chosen": models[int((sign * predicted).argmax())],
         "best": models[int((sign * reference).argmax())],
         "within": pearson_r(*centred),
+        "published": pearson_r(predicted[published], reference[published]),
+        "own": pearson_r(predicted[~published], reference[~published]),
         "between": pearson_r(*means) if len(of_group) >= FEWEST_GROUPS else math.nan,
         "by_group": {
             name: pearson_r(predicted[indices], reference[indices])
@@ -207,13 +248,16 @@ def common(first: ImageSet, second: ImageSet) -> tuple[ImageSet, ImageSet, list[
     return first.of(models), second.of(models), sorted(first.classes() & second.classes())
 
 
-def compare_domain(sets: dict[tuple[str, str], ImageSet], domain: str, groups: dict[str, str]) -> dict[str, Any]:
+def compare_domain(
+    sets: dict[tuple[str, str], ImageSet], domain: str, groups: dict[str, str], seed: int
+) -> dict[str, Any]:
     """Compare each predictor of a domain with its real images."""
     real = sets.get(REAL[domain])
     if real is None:
         return {}
-    rows = {}
-    for name, predictor in predictors(sets, domain).items():
+    rows: dict[str, Any] = {}
+    found = predictors(sets, domain)
+    for name, predictor in found.items():
         left, right, classes = common(predictor, real)
         predicted, reference = values(left, classes), values(right, classes)
         rows[name] = {
@@ -225,10 +269,55 @@ def compare_domain(sets: dict[tuple[str, str], ImageSet], domain: str, groups: d
             },
         }  # fmt: skip
     enough = len(real.images) >= FEWEST_IMAGES and real.recordings() >= FEWEST_RECORDINGS
+    for name, judged in judge(found, real, domain, seed).items() if enough else ():
+        rows[name]["judged"] = judged
     return {"images": len(real.images), "recordings": real.recordings(), "verdict": enough, "predictors": rows}
 
 
-def clear_checks(sets: dict[tuple[str, str], ImageSet]) -> dict[str, Any]:
+def judge(found: dict[str, ImageSet], real: ImageSet, domain: str, seed: int) -> dict[str, dict[str, Any]]:
+    """Correct r of each predictor, and its difference to clear weather, for the noise of the images.
+
+    Real images are drawn by recording, the others by the frame that they were made from.
+    """
+    if "clear" not in found:
+        return {}
+    real = common(found["clear"], real)[1]
+    classes = sorted(real.classes().intersection(*(images.classes() for images in found.values())))
+    sources = {name: images.sources(domain) for name, images in found.items()}
+    recordings = [image.partition("/")[0] for image in real.images]
+    weights = draw_images(sources, DRAWS, seed)
+    real_weights = draw_images({"real": recordings}, DRAWS, seed + 1)["real"]
+    known, drawn = values(real, classes), values(real, classes, real_weights)
+    judged: dict[str, dict[str, Any]] = {name: {} for name in found}
+    for metric in METRICS:
+        reference = Scores(known[metric], drawn[metric], len(set(recordings)))
+        sides = {
+            name: Scores(
+                values(images, classes)[metric],
+                values(images, classes, weights[name])[metric],
+                len(set(sources[name])),
+            )
+            for name, images in found.items()
+        }
+        for name, one in correct(sides, reference).items():
+            judged[name][metric] = one
+    return judged
+
+
+def correct(sides: dict[str, Scores], reference: Scores) -> dict[str, dict[str, Any]]:
+    """Return r of each side with the reference, and its difference to clear weather, each with its interval."""
+    corrected: dict[str, dict[str, Any]] = {}
+    for name, side in sides.items():
+        r = pearson_estimate(side, reference)
+        corrected[name] = {"r": r.shown, "low": r.low, "high": r.high}
+        if name != "clear":
+            less, _ = pearson_difference(side, sides["clear"], reference)
+            ends = {"less_clear": less.shown, "less_low": less.low, "less_high": less.high}
+            corrected[name] |= {**ends, "better_than_clear": beats(less)}
+    return corrected
+
+
+def clear_checks(sets: dict[tuple[str, str], ImageSet], groups: dict[str, str]) -> dict[str, Any]:
     """Compare mIoU on a generator's clear images with that on the real frames that they were made from."""
     checks = {}
     for name, generated in predictors(sets, "clear").items():
@@ -245,67 +334,162 @@ def clear_checks(sets: dict[tuple[str, str], ImageSet]) -> dict[str, Any]:
             weights[0, frames[source]] += 1
         predicted, reference = values(left, classes)["miou"], values(right, classes, weights)["miou"][0]
         r = pearson_r(predicted, reference)
+        published = np.array([groups[model] != OWN for model in left.models])
         checks[name] = {
-            "r": r, "passed": r >= ALLOWED_R, "images": len(sources), "models": len(left.models),
-            "mean_miou": float(predicted.mean()), "real_miou": float(reference.mean()),
-        }  # fmt: skip
+            "r": r,
+            "published": pearson_r(predicted[published], reference[published]),
+            "passed": r >= ALLOWED_R,
+            "images": len(sources),
+            "models": len(left.models),
+            "mean_miou": float(predicted.mean()),
+            "real_miou": float(reference.mean()),
+        }
     return checks
 
 
-def compare_halves(sets: dict[tuple[str, str], ImageSet], domain: str, splits: dict[str, Any]) -> dict[str, Any]:
-    """Return r of mIoU of each predictor on the two halves of the real images: to choose on, and to confirm with."""
-    real = sets.get(REAL[domain])
-    parts = splits.get({"india": "idd_drives", "dusk": "camvid_dusk"}[domain])
-    if real is None or parts is None:
-        return {}
+def choose_improvements(
+    sets: dict[tuple[str, str], ImageSet], boxes: dict[str, Any], splits: dict[str, Any]
+) -> dict[str, Any]:
+    """Return r and regret of predictors, and of pools of them, on the two halves of the real images of each reference.
+
+    References are mIoU in India and at dusk, and the shares of DAWN's boxes, which are compared with the share of the
+    objects' pixels that are right.
+    """
     rows: dict[str, Any] = {}
-    for half in ("choose", "confirm"):
-        names = set(parts[half])
-        chosen = real.part(lambda image, names=names: bool(names & set(image.split("/"))))
-        for name, predictor in predictors(sets, domain).items():
-            left, right, classes = common(predictor, chosen)
-            predicted, reference = values(left, classes)["miou"], values(right, classes)["miou"]
-            found = {"r": pearson_r(predicted, reference), "regret": float(regret(predicted, reference))}
-            rows.setdefault(name, {})[half] = {**found, "images": len(chosen.images)}
+    for domain in ("india", "dusk", *WEATHERS):
+        found = predictors(sets, domain)
+        for names in IMPROVEMENTS:
+            if set(names) <= found.keys():
+                pooled = found[names[0]]
+                for name in names[1:]:
+                    pooled = pooled + found[name]
+                found["+".join(names)] = pooled
+        for half in ("choose", "confirm"):
+            for name, predictor in found.items():
+                pair = on_half(predictor, sets, boxes, splits, domain, half)
+                if pair is not None:
+                    one = {"r": pearson_r(*pair), "regret": float(regret(*pair))}
+                    rows.setdefault(name, {}).setdefault(half, {})[domain] = one
+    for one in rows.values():
+        for half in ("choose", "confirm"):
+            of_half = [one[half].get(domain) for domain in AVERAGED] if half in one else [None]
+            if all(of_half):
+                one[f"{half}_mean"] = {
+                    key: float(np.mean([value[key] for value in of_half])) for key in ("r", "regret")
+                }
     return rows
+
+
+def on_half(
+    predictor: ImageSet,
+    sets: dict[tuple[str, str], ImageSet],
+    boxes: dict[str, Any],
+    splits: dict[str, Any],
+    domain: str,
+    half: str,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the models' values on a predictor and on one half of a reference; None without the reference."""
+    if domain in ("india", "dusk"):
+        real, parts = sets.get(REAL[domain]), splits.get({"india": "idd_drives", "dusk": "camvid_dusk"}[domain])
+        if real is None or parts is None:
+            return None
+        chosen = real.part(lambda image, names=frozenset(parts[half]): bool(names & set(image.split("/"))))
+        if not chosen.images:
+            return None
+        left, right, classes = common(predictor, chosen)
+        return values(left, classes)["miou"], values(right, classes)["miou"]
+    chosen_photos = splits.get(f"dawn_{domain}", {}).get(half, ())
+    photos = [f"{domain}/{name}" for name in chosen_photos]
+    models = [model for model in predictor.models if model in boxes]
+    if len(models) < 3 or not photos:
+        return None
+    return object_recall(predictor.of(models)), box_shares(boxes, models, photos)
 
 
 def compare_boxes(
-    sets: dict[tuple[str, str], ImageSet], boxes: dict[str, Any], domain: str, groups: dict[str, str], splits: Any
+    sets: dict[tuple[str, str], ImageSet], boxes: dict[str, Any], domain: str, groups: dict[str, str], seed: int
 ) -> dict[str, Any]:
-    """Compare the share of the objects' pixels that are right with the mean share of real boxes that is."""
+    """Compare the share of the objects' pixels that are right with the mean share of real boxes that is.
+
+    Each photo is a recording of its own.
+    """
     photos = [name for name in next(iter(boxes.values()), {}) if name.startswith(f"{domain}/")]
-    parts = {half: set(splits.get(f"dawn_{domain}", {}).get(half, ())) for half in ("choose", "confirm")}
-    rows: dict[str, Any] = {}
-    for name, predictor in predictors(sets, domain).items():
-        models = [model for model in predictor.models if model in boxes]
-        if len(models) < 3 or not photos:
-            continue
-        counts = predictor.of(models).counts.sum(0)[..., OBJECTS]
-        recall = 100 * counts[:, 0].sum(-1) / counts[:, 1].sum(-1)
-        miou = values(predictor.of(models), sorted(predictor.classes()))["miou"]
-        shares = {half: box_shares(boxes, models, photos, chosen) for half, chosen in {"all": None, **parts}.items()}
-        number = sum(len(boxes[models[0]][photo]["boxes"]) for photo in photos)
-        rows[name] = {
+    found = predictors(sets, domain)
+    models = [model for model in next(iter(found.values())).models if model in boxes] if found else []
+    if len(models) < 3 or not photos:
+        return {}
+    found = {name: images.of(models) for name, images in found.items()}
+    weights = draw_images({name: images.sources(domain) for name, images in found.items()}, DRAWS, seed)
+    drawn = draw_images({"real": photos}, DRAWS, seed + 1)["real"]
+    shares = box_shares(boxes, models, photos)
+    reference = Scores(shares, box_shares(boxes, models, photos, drawn), len(photos))
+    sides = {
+        name: Scores(object_recall(images), object_recall(images, weights[name]), len(set(images.sources(domain))))
+        for name, images in found.items()
+    }
+    judged = correct(sides, reference) if "clear" in sides else {}
+    number = sum(len(boxes[models[0]][photo]["boxes"]) for photo in photos)
+    return {
+        name: {
             "photos": len(photos), "boxes": number, "models": len(models),
-            "objects": agreement(recall, shares["all"], True, models, groups),
-            "miou": agreement(miou, shares["all"], True, models, groups),
-            **{half: pearson_r(recall, shares[half]) for half in parts if parts[half]},
-        }  # fmt: skip
-    return rows
+            "objects": agreement(sides[name].value, shares, True, models, groups),
+            "miou": agreement(values(images, sorted(images.classes()))["miou"], shares, True, models, groups),
+            "judged": {"objects": judged[name]} if judged else {},
+        }
+        for name, images in found.items()
+    }  # fmt: skip
+
+
+def object_recall(images: ImageSet, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return, by model, the share in percent of the pixels of cars, trucks, buses and people that are right.
+
+    The result is (M,), or (D, M) with weights (D, N) of the images.
+    """
+    counts = images.counts[..., OBJECTS]
+    summed = counts.sum(0) if weights is None else weigh(counts, weights)
+    return np.asarray(100 * summed[..., 0, :].sum(-1) / summed[..., 1, :].sum(-1))
 
 
 def box_shares(
-    boxes: dict[str, Any], models: Sequence[str], photos: Sequence[str], chosen: set[str] | None
+    boxes: dict[str, Any], models: Sequence[str], photos: Sequence[str], weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return, by model, the mean share in percent of a box that is predicted as its class, (M,)."""
-    kept = [photo for photo in photos if chosen is None or photo.rpartition("/")[2] in chosen]
-    return np.array(
+    """Return, by model, the mean share in percent of a box that is predicted as its class: (M,), or (D, M)."""
+    sums = np.array(
         [
-            100 * np.mean([hits / pixels for photo in kept for _, pixels, hits in boxes[model][photo]["boxes"]])
-            for model in models
+            [sum(hits / pixels for _, pixels, hits in boxes[model][photo]["boxes"]) for model in models]
+            for photo in photos
         ]
     )
+    numbers = np.array([[len(boxes[models[0]][photo]["boxes"])] for photo in photos])
+    if weights is None:
+        return np.asarray(100 * sums.sum(0) / numbers.sum(0))
+    return np.asarray(100 * (weights @ sums) / (weights @ numbers))
+
+
+def compare_estimates(
+    sets: dict[tuple[str, str], ImageSet], rows: list[dict[str, Any]], domain: str
+) -> dict[str, dict[str, Any]]:
+    """Compare label-free estimates on the real images with mIoU and pixel accuracy there: r and regret."""
+    real = sets.get(REAL[domain])
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["domain"] == domain:
+            found.setdefault(row["estimate"], {})[row["model"]] = row["value"]
+    compared: dict[str, dict[str, Any]] = {}
+    for name, by_model in found.items() if real is not None else ():
+        models = [model for model in real.models if model in by_model]
+        if len(models) < 3:
+            continue
+        estimate = np.array([by_model[model] for model in models])
+        reference = values(real.of(models), sorted(real.classes()))
+        compared[name] = {"models": len(models)} | {
+            metric: {
+                "r": pearson_r(estimate, reference[metric]),
+                "regret": float(regret(estimate, reference[metric])),
+            }
+            for metric in ("miou", "accuracy")
+        }
+    return compared
 
 
 def size_curves(sets: dict[tuple[str, str], ImageSet], domain: str, settings: StudySettings) -> dict[str, Any]:
@@ -399,13 +583,14 @@ def markdown(report: dict[str, Any]) -> str:
             one["images"],
             one["models"],
             one["r"],
+            one["published"],
             one["mean_miou"],
             one["real_miou"],
             "yes" if one["passed"] else "no",
         ]
         for name, one in report["clear_checks"].items()
     ]
-    header = ["generator", "images", "segmenters", "r of mIoU", "mIoU %", "on the real frames %", "passes"]
+    header = ["generator", "images", "segmenters", "r of mIoU", "published", "mIoU %", "on the real frames %", "passes"]
     parts.append(markdown_table(header, rows, digits=2))
     for metric, title in (("miou", "mIoU"), ("accuracy", "pixel accuracy"), ("ece", "ECE")):
         parts.append(f"\n## {title}: r and regret (points)\n")
@@ -417,9 +602,22 @@ def markdown(report: dict[str, Any]) -> str:
                 cells = [_pair(one["predictors"].get(name, {}).get(metric)) for name in names]
                 rows.append([domain, number, *cells])
         parts.append(markdown_table(["domain", "real images, recordings", *names], rows))
+    parts.append("\n## r corrected for the noise of the images, 95 % intervals, and its difference to clear weather\n")
+    rows = [
+        [domain, name, metric, _ends(judged, "r", "low", "high"),
+         _ends(judged, "less_clear", "less_low", "less_high"), judged.get("better_than_clear", "")]
+        for domain, by_name in [
+            *((domain, one.get("predictors", {})) for domain, one in report["domains"].items()),
+            *((f"{domain} (boxes)", by_name) for domain, by_name in report["boxes"].items()),
+        ]
+        for name, one in by_name.items()
+        for metric, judged in one.get("judged", {}).items()
+    ]  # fmt: skip
+    parts.append(markdown_table(["domain", "predictor", "metric", "r", "r less that of clear", "better"], rows))
     parts.append("\n## mIoU: r within and between families\n")
     rows = [
-        [domain, name, one["images"], one["models"], one["miou"]["r"], one["miou"]["within"], one["miou"]["between"],
+        [domain, name, one["images"], one["models"], one["miou"]["r"], one["miou"]["published"], one["miou"]["own"],
+         one["miou"]["within"], one["miou"]["between"],
          ", ".join(f"{group} {r:.2f}" for group, r in one["miou"]["by_group"].items()), one["miou"]["chosen"],
          one["miou"]["best"]]
         for domain, by_name in report["domains"].items()
@@ -431,6 +629,8 @@ def markdown(report: dict[str, Any]) -> str:
         "images",
         "segmenters",
         "r",
+        "published",
+        "own",
         "within",
         "between",
         "in each family",
@@ -440,24 +640,27 @@ def markdown(report: dict[str, Any]) -> str:
     parts.append(markdown_table(header, rows, digits=2))
     parts.append("\n## DAWN boxes: r and regret of the share of objects' pixels, and of mIoU\n")
     rows = [
-        [domain, name, f"{one['photos']}, {one['boxes']}", one["models"], _pair(one["objects"]), _pair(one["miou"]),
-         one.get("choose"), one.get("confirm")]
+        [domain, name, f"{one['photos']}, {one['boxes']}", one["models"], _pair(one["objects"]), _pair(one["miou"])]
         for domain, by_name in report["boxes"].items()
         for name, one in by_name.items()
     ]  # fmt: skip
-    header = ["domain", "predictor", "photos, boxes", "segmenters", "objects", "mIoU", "r on choose", "r on confirm"]
+    header = ["domain", "predictor", "photos, boxes", "segmenters", "objects", "mIoU"]
     parts.append(markdown_table(header, rows, digits=2))
-    parts.append("\n## r of mIoU on two halves of the real images\n")
+    parts.append("\n## Improvements: r and regret on the halves choose and confirm of the real images\n")
+    references = list(dict.fromkeys(d for one in report["improvements"].values() for d in one.get("choose", {})))
     rows = [
-        [domain, name, one["choose"]["r"], one["confirm"]["r"], one["choose"]["regret"], one["confirm"]["regret"]]
-        for domain, by_name in report["halves"].items()
+        [name, half, _pair(one.get(f"{half}_mean")), *(_pair(one.get(half, {}).get(domain)) for domain in references)]
+        for name, one in report["improvements"].items()
+        for half in ("choose", "confirm")
+    ]
+    parts.append(markdown_table(["predictor", "half", "mean without dusk", *references], rows))
+    parts.append("\n## Label-free estimates on the real images: r and regret\n")
+    rows = [
+        [domain, name, one["models"], _pair(one["miou"]), _pair(one["accuracy"])]
+        for domain, by_name in report["estimates"].items()
         for name, one in by_name.items()
     ]
-    parts.append(
-        markdown_table(
-            ["domain", "predictor", "choose r", "confirm r", "choose regret", "confirm regret"], rows, digits=2
-        )
-    )
+    parts.append(markdown_table(["domain", "estimate", "segmenters", "mIoU", "pixel accuracy"], rows))
     parts.append("\n## r of mIoU by number of images: mean (5 to 95 % of random choices)\n")
     rows = [
         [
@@ -503,6 +706,13 @@ def markdown(report: dict[str, Any]) -> str:
 
 def _pair(one: dict[str, Any] | None) -> str:
     return f"{one['r']:.2f}, {one['regret']:.1f}" if one else ""
+
+
+def _ends(one: dict[str, Any], value: str, low: str, high: str) -> str:
+    if one.get(value) is None:
+        return ""
+    ends = "" if one[low] is None else f" ({one[low]:.2f} to {one[high]:.2f})"
+    return f"{one[value]:.2f}{ends}"
 
 
 def plain(value: Any) -> Any:

@@ -104,11 +104,17 @@ def pool(
         return total, dict.fromkeys(names, UNDEFINED)
     weights = draw_weights(len(rows), draws, seed).astype(np.float64)
     stacked = [np.stack(values) for values in zip(*rows, strict=True)]
+    # Levels without a pixel change no metric, and are half of those of a small scene. One is kept in any case.
+    levels = stacked[1].reshape(len(rows), *shapes[1])
+    occupied = np.asarray(levels.any((0, 1)))
+    occupied[0] = True
+    stacked[1], shapes[1] = levels[..., occupied].reshape(len(rows), -1), (2, int(occupied.sum()))
+    confidence = _coarse_confidence()[occupied]
     batches: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for start in range(0, draws, DRAWS_PER_BATCH):
         drawn = weights[start : start + DRAWS_PER_BATCH]
         sums = [(drawn @ values).reshape(-1, *shape) for values, shape in zip(stacked, shapes, strict=True)]
-        values = _metrics(*sums, confidence=_coarse_confidence())
+        values = _metrics(*sums, confidence=confidence)
         values |= {name: function(sums[0]) for name, function in (further or {}).items()}
         for name, value in values.items():
             batches[name].append(value)

@@ -82,6 +82,8 @@ def merge_logits(logits: Tensor, parts: Sequence[Sequence[int]]) -> Tensor:
     >>> merge_logits(torch.tensor([2.0, 3.0, 5.0]).log().view(1, 3, 1, 1), [[0, 2], [1]]).exp().round().flatten()
     tensor([7., 3.])
     """
+    if all(len(members) == 1 for members in parts):  # the log-sum-exp of one logit is that logit
+        return logits[:, [member for members in parts for member in members]]
     absent = torch.full_like(logits[:, 0], ABSENT)
     return torch.stack([logits[:, list(members)].logsumexp(1) if members else absent for members in parts], 1)
 

@@ -97,12 +97,14 @@ class OnnxSegmenter(Segmenter):
 class TorchScriptSegmenter(Segmenter):
     """A TorchScript network from normalised float pixels (see `read_normalisation`) to logits.
 
-    Of several outputs see `outputs.find_logits`.
+    Of several outputs see `outputs.find_logits`. TorchScript's own optimisation is off: it would compile the network
+    again for new sizes of batches and images, and the first passes would round differently than later ones.
     """
 
     def run(self, pixels: Tensor) -> Tensor:
         try:
-            output: Any = self.network(pixels)
+            with torch.jit.optimized_execution(False):
+                output: Any = self.network(pixels)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise

@@ -121,7 +121,11 @@ def test_from_streets_to_counts(places):
     changed += ["--reference", data / "unlabelled/india", "--datasets_dir", data, "--generated_dir", sets]
     subprocess.run([*map(str, changed)], cwd=REPO_ROOT, check=True, capture_output=True)
     flags = ["--datasets_dir", data, "--generated_dir", sets, "--scenes", "val01", "--accelerator", "cpu"]
-    run("evaluate", *models, *flags, "--eval_dir", results / "eval", "--ood_dir", results / "ood", "--logit_pixels", 50)
+    flags += ["--eval_dir", results / "eval", "--logit_pixels", 50]
+    run("evaluate", *models, *flags, "--ood_dir", results / "ood")
+    times = {path: path.stat().st_mtime_ns for path in (results / "eval").rglob("*.npz")}
+    assert "fast-scnn: 0 images of Cityscapes to IDD-lite" in run("evaluate", *models, *flags, "--no_objects")
+    assert times == {path: path.stat().st_mtime_ns for path in (results / "eval").rglob("*.npz")}
     run("boxes", *models, "--datasets_dir", data, "--output_dir", results / "boxes")
     collected = ["--eval_dir", results / "eval", "--boxes_dir", results / "boxes", "--ood_dir", results / "ood"]
     run("collect", *models, *collected, "--output_dir", results / "collected", "--jobs", 1)
@@ -135,7 +139,10 @@ def test_from_streets_to_counts(places):
     assert [box[:2] for photo in read["boxes"]["fast-scnn"].values() for box in photo["boxes"]] == [["car", 352]] * 2
     rows = json.loads((results / "collected/temperatures.json").read_text())
     sources = {row["source"] for row in rows if row["domain"] == "india"}
-    assert sources == {"Cityscapes@idd-level1", "Cityscapes_histogram_india@idd-level1", "IDD-lite"}
+    assert sources == {"Cityscapes@idd-level1", "Cityscapes_histogram_india@idd-level1", "IDD-lite", "best"}
+    rows = json.loads((results / "collected/estimates.json").read_text())
+    assert {row["estimate"] for row in rows if row["domain"] == "india"} == {"confidence", "doc", "atc"}
+    assert all(0 <= row["value"] <= 100 for row in rows if row["estimate"] != "doc")
 
 
 def write_set(folder, name, right, models, images):
@@ -161,7 +168,7 @@ def test_study_of_known_counts(tmp_path):
     write_set(sets, "Cityscapes_histogram_fog_fog", [0.3, 0.4, 0.5, 0.6, 0.8, 0.7], models, frames)
     write_set(sets, "Cityscapes_clear_clear", fog[::-1], models, [f"val00/clear_0_{f.split('/')[1]}" for f in frames])
     write_set(sets, "ACDC_fog", fog, models, [f"GOPR{index}/{index}" for index in range(5)])
-    contents = {"models": dict.fromkeys(models, "own"), "boxes": {}, "ood": {}, "temperatures": []}
+    contents = {"models": dict.fromkeys(models, "own"), "boxes": {}, "ood": {}, "temperatures": [], "estimates": []}
     for name, content in contents.items():
         write_json(tmp_path / f"collected/{name}.json", content)
     study = ["--collected", tmp_path / "collected", "--datasets_dir", tmp_path, "--output_dir", tmp_path / "study"]
@@ -179,3 +186,37 @@ def test_study_of_known_counts(tmp_path):
         report["clear_checks"]["controlnet"]["r"] == pytest.approx(1) and report["clear_checks"]["controlnet"]["passed"]
     )
     assert not report["domains"]["fog"]["verdict"] and "(no verdict)" in text
+
+
+def test_study_of_a_domain_with_enough_images(tmp_path):
+    """In India translated images rank eight models as real ones do, and clear weather in reverse."""
+    models = [f"net-{index}-512" for index in range(8)]
+    share = np.linspace(0.2, 0.9, 8)
+    sets = tmp_path / "collected/sets"
+    frames = [f"val00/val00_{index:04d}" for index in range(20)]
+    drives = [f"{drive}/{drive}_{number}" for drive in range(8) for number in range(3)]
+    write_set(sets, "Cityscapes@idd-level1_clean", share[::-1], models, frames)
+    made = [f"val00/india_{index}_{frame.partition('/')[2]}" for index, frame in enumerate(frames)]
+    write_set(sets, "Cityscapes_translate_india@idd-level1_india", share, models, made)
+    write_set(sets, "Cityscapes_histogram_india@idd-level1_india", share, models, frames)
+    write_set(sets, "IDD-lite_india", share, models, drives)
+    estimates = [
+        {"model": model, "domain": "india", "estimate": "atc", "value": -value}
+        for model, value in zip(models, share, strict=True)
+    ]
+    contents = {"models": dict.fromkeys(models, "own"), "boxes": {}, "ood": {}, "temperatures": []}
+    for name, content in {**contents, "estimates": estimates}.items():
+        write_json(tmp_path / f"collected/{name}.json", content)
+    write_json(tmp_path / "splits.json", {"idd_drives": {"choose": list("0123"), "confirm": list("4567")}})
+    study = ["--collected", tmp_path / "collected", "--datasets_dir", tmp_path, "--output_dir", tmp_path / "study"]
+    run("study", *study, "--draws", 5)
+    report = json.loads((tmp_path / "study/study.json").read_text())
+    india = report["domains"]["india"]
+    assert india["verdict"] and india["recordings"] == 8
+    judged = {name: one["judged"]["miou"] for name, one in india["predictors"].items()}
+    assert judged["translate"]["r"] == pytest.approx(1) and judged["translate"]["better_than_clear"] == "yes"
+    assert judged["clear"]["high"] < 0 < judged["translate"]["less_low"] and "less_low" not in judged["clear"]
+    assert report["estimates"]["india"]["atc"]["accuracy"] == {"r": pytest.approx(-1), "regret": pytest.approx(70)}
+    assert {"translate", "translate+histogram", "clear+translate"} < report["improvements"].keys()
+    pooled = report["improvements"]["translate+histogram"]
+    assert pooled["confirm"]["india"]["r"] == pytest.approx(1) and "confirm_mean" not in pooled

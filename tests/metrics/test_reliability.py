@@ -87,3 +87,8 @@ def test_the_threshold_of_one_level_is_interpolated_and_its_bound_is_that_of_its
     statistics.levels[:, 9] = 3, 1
     assert reliability_bounds(statistics)["fpr95"] == 0.25
     assert reliability_bounds(statistics)["ks"] == pytest.approx(20 / 24 + 6.2e-5)
+
+
+def test_images_without_a_labelled_pixel_have_no_intervals():
+    total, ends = pool([PixelStatistics.empty(), PixelStatistics.empty()])
+    assert total.levels.sum() == 0 and all(math.isnan(end) for both in ends.values() for end in both)

@@ -9,7 +9,7 @@ from genval.datasets import labels
 from genval.datasets.labels import LABEL_SPACES, find_label_space
 from genval.runtime.errors import GenValError
 from genval.segmenters import load_segmenter
-from genval.segmenters.class_map import ClassMap
+from genval.segmenters.class_map import ClassMap, merge_logits
 from genval.segmenters.identity import model_identity
 
 
@@ -39,6 +39,14 @@ def test_probabilities_of_parts_add_given_that_the_pixel_is_of_a_class(class_map
 def test_a_map_of_the_19_onto_themselves_changes_nothing():
     logits = torch.randn(1, 19, 4, 4)
     torch.testing.assert_close(ClassMap(LABEL_SPACES["trainids"])(logits), logits, rtol=0, atol=1e-6)
+
+
+def test_classes_of_one_part_keep_their_logits_exactly():
+    logits = torch.randn(1, 20, 4, 4)
+    logits[0, 3, 0, 0] = -torch.inf
+    order = [[index] for index in reversed(range(1, 20))]
+    assert merge_logits(logits, order).equal(logits[:, 1:].flip(1))
+    assert merge_logits(logits, order).equal(torch.stack([logits[:, one].logsumexp(1) for one in order], 1))
 
 
 @pytest.mark.parametrize("outputs", [4, 6])

@@ -175,6 +175,14 @@ def test_torchscript_equals_the_network(tmp_path, images, wrap):
     assert 0 < (reduced - segmenter(images)).abs().max() < 0.1
 
 
+def test_torchscript_gives_the_same_in_every_pass(tmp_path, images):
+    path = tmp_path / "net.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Sequential(Network(), torch.nn.SiLU(), torch.nn.Hardswish())), path)
+    segmenter = load_segmenter(f"torchscript:{path}", "cpu")
+    passes = [segmenter(images[:count]) for count in (2, 1, 2, 1, 2)]
+    assert all(one.equal(passes[0][: len(one)]) for one in passes)
+
+
 def test_bad_torchscript_files(tmp_path, images):
     path = tmp_path / "net.pt"
     torch.save({"a": torch.zeros(1)}, path)
