@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def _pairs(root: Path) -> Iterator[tuple[_Version, _Version]]:
         both = OodResults(root, dataset, origin), OodResults(root, dataset, model)
         for score in recipe.content["scores"]:
             if all((results.folder / "levels" / score).is_dir() for results in both):
-                yield _read(both[0], score, "none"), _read(both[1], score, str(recipe.content.get("outliers")))
+                yield _read(both[0], score, "none"), _read(both[1], score, _objects(recipe.content))
                 break
 
 
@@ -129,6 +129,17 @@ def _find_recipe(model: str) -> Any:
         return find_recipe(specify(model).file)
     except GenValError:
         return None
+
+
+def _objects(recipe: Mapping[str, Any]) -> str:
+    """What kind of objects a segmenter was fine-tuned on.
+
+    >>> _objects({"outliers": "paste:images,masks"}), _objects({"outliers": "generated objects in images/ood_objects"})
+    ('pasted', 'generated')
+    """
+    kind = str(recipe.get("outliers") or "none")
+    kinds = {"generated objects": "generated", "paste:": "pasted", "pair:": "images with objects"}
+    return next((name for start, name in kinds.items() if kind.startswith(start)), kind)
 
 
 def _read(results: OodResults, score: str, objects: str) -> _Version:
