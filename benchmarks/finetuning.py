@@ -18,11 +18,14 @@ Writes: OUTPUT_DIR: world/ (with --render), segmenters/, logs/, ood/, eval/, stu
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -131,7 +134,7 @@ def main(settings: FinetuningStudySettings) -> None:
         render(settings)
     names, study, failed = model_list(settings.segmenters), {}, []
     # A process runs all scripts of a segmenter: starting one takes as long as a short fine-tuning.
-    with ProcessPoolExecutor(settings.jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(settings.jobs, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         started = {pool.submit(study_segmenter, settings, name): name for name in names}
         for future in as_completed(started):
             try:
@@ -145,6 +148,18 @@ def main(settings: FinetuningStudySettings) -> None:
         report(settings, {name: study[name] for name in names if name in study})
     if failed:
         raise GenValError(" ".join(failed))
+
+
+def end_with_parent() -> None:
+    """End this process when its parent ends: a study that is killed and resumed would otherwise run twice."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def required(path: str, *flags: object, log: Path) -> None:
@@ -390,13 +405,12 @@ def compare(draws: dict[str, dict[str, np.ndarray]], metrics: Sequence[str]) -> 
 
     values = {key: {name: float(of_one[name][0]) for name in metrics} for key, of_one in draws.items()}
     differences: dict[str, Any] = {}
-    for key in (key for key in draws if key != "before"):
-        for other in ("before", CONTROL):
-            if key != other and other in draws:
-                pairs = {name: draws[key][name] - draws[other][name] for name in metrics}
-                differences[f"{key} - {other}"] = {
-                    name: [float(one[0]), *map(float, percentile_interval(one[1:]))] for name, one in pairs.items()
-                }
+    for key, other in itertools.permutations(draws, 2):
+        if key != "before":
+            pairs = {name: draws[key][name] - draws[other][name] for name in metrics}
+            differences[f"{key} - {other}"] = {
+                name: [float(one[0]), *map(float, percentile_interval(one[1:]))] for name, one in pairs.items()
+            }
     return {"values": values, "differences": differences}
 
 
