@@ -18,11 +18,14 @@ Writes: OUTPUT_DIR: world/ (with --render), segmenters/, logs/, ood/, eval/, stu
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -45,7 +48,6 @@ MINI = (
     *("mini-fcn-hrnet", "mini-upernet-swin", "mini-segformer-mit", "mini-segformer-hf", "mini-upernet-convnext-hf"),
 )
 CONTROL, WEATHER = "control", "weather"
-DOMAINS = ("fog", "night")
 DRAWS = 1000
 VALIDATED = 40
 """Rendered streets with objects by which weights are kept; the test set has other streets and other objects."""
@@ -75,6 +77,7 @@ class FinetuningStudySettings:
     split: str = flag("train", "split of the clear streets that are trained on")
     generated: str | None = flag(None, "--outliers of the generated objects (default: those of --render)")
     generated_dir: str | None = flag(None, "folder of the generated weather (default: that of --render)")
+    weather: tuple[str, ...] = flag(("fog", "night"), "--generated of the variant weather", type=comma_list)
     pasted: str | None = flag(None, "--outliers of the pasted objects (default: those of --render)")
     val_ood: str | None = flag(None, "set by which weights are kept (default: that of --render)")
     test_ood: tuple[str, ...] = flag(("RoadAnomaly21",), "sets with unknown objects to test on", type=dataset_list)
@@ -131,7 +134,7 @@ def main(settings: FinetuningStudySettings) -> None:
         render(settings)
     names, study, failed = model_list(settings.segmenters), {}, []
     # A process runs all scripts of a segmenter: starting one takes as long as a short fine-tuning.
-    with ProcessPoolExecutor(settings.jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(settings.jobs, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         started = {pool.submit(study_segmenter, settings, name): name for name in names}
         for future in as_completed(started):
             try:
@@ -145,6 +148,18 @@ def main(settings: FinetuningStudySettings) -> None:
         report(settings, {name: study[name] for name in names if name in study})
     if failed:
         raise GenValError(" ".join(failed))
+
+
+def end_with_parent() -> None:
+    """End this process when its parent ends: a study that is killed and resumed would otherwise run twice."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def required(path: str, *flags: object, log: Path) -> None:
@@ -212,7 +227,7 @@ def render(settings: FinetuningStudySettings) -> None:
         )  # fmt: skip
 
     render_set("train", world, "--num_train", settings.num_train, "--num_val", settings.num_val, "--domains", "clear")
-    domains = DOMAINS if WEATHER in settings.variants else ()
+    domains = settings.weather if WEATHER in settings.variants else ()
     with ThreadPoolExecutor() as pool:
         running = [
             pool.submit(
@@ -308,7 +323,7 @@ def finetune_flags(settings: FinetuningStudySettings, name: str, variant: str, o
     validation = settings.val_ood or validation_pairs(settings)
     if variant == WEATHER:
         generated = settings.generated_dir or settings.world / "generated"
-        own: list[object] = ["--generated", ",".join(DOMAINS), "--generated_dir", generated]
+        own: list[object] = ["--generated", ",".join(settings.weather), "--generated_dir", generated]
     else:
         own = ["--outliers", settings.source(variant), "--outlier_weight", weight, "--val_ood", validation]
     return [
@@ -350,18 +365,11 @@ def report(settings: FinetuningStudySettings, study: dict[str, dict[str, Any]]) 
         differences = [of_one["ood"][dataset]["differences"].get(f"{lead} - {CONTROL}") for of_one in study.values()]
         better = sum(one is not None and one["aupr_object"][1] > 0 for one in differences)
         print(f"\n{lead} - {CONTROL}: interval of AUPR above 0 for {better} of {len(study)} segmenters")
-    shown = [variant for variant in (settings.variants[0], WEATHER) if variant in settings.variants]
-    print(f"\nmIoU, percent: before, and change after fine-tuning: {', '.join(shown)}\n")
     sets = list(next(iter(study.values()))["miou"])
-    rows = []
-    for name, of_one in study.items():
-        row: list[Any] = [name]
-        for key in sets:
-            values = of_one["miou"][key]["values"]
-            before = values["before"]["miou"]
-            row += [before, *(values[one]["miou"] - before if one in values else None for one in shown)]
-        rows.append(row)
-    print(markdown_table(["segmenter", *(part for key in sets for part in (key, *shown))], rows, digits=1))
+    for variant in settings.variants:
+        print(f"\nmIoU before, and change by {variant}, points (95 % interval)\n")
+        rows = [[name, *miou_cells(of_one["miou"], variant)] for name, of_one in study.items()]
+        print(markdown_table(["segmenter", *(part for key in sets for part in (key, "change"))], rows, digits=1))
     print(f"\nwrote {settings.folder / 'study.json'}")
 
 
@@ -376,6 +384,16 @@ def ood_row(settings: FinetuningStudySettings, name: str, found: dict[str, Any],
     return row
 
 
+def miou_cells(found: dict[str, Any], variant: str) -> list[Any]:
+    """The mIoU of each set before, and its change by a variant."""
+    cells = []
+    for of_set in found.values():
+        ends = of_set["differences"].get(f"{variant} - before", {}).get("miou")
+        change = "none" if ends is None else f"{ends[0]:.1f} ({ends[1]:.1f} to {ends[2]:.1f})"
+        cells += [of_set["values"]["before"]["miou"], change]
+    return cells
+
+
 def compare(draws: dict[str, dict[str, np.ndarray]], metrics: Sequence[str]) -> dict[str, Any]:
     """Values by variant, and differences of variants with intervals.
 
@@ -387,13 +405,12 @@ def compare(draws: dict[str, dict[str, np.ndarray]], metrics: Sequence[str]) -> 
 
     values = {key: {name: float(of_one[name][0]) for name in metrics} for key, of_one in draws.items()}
     differences: dict[str, Any] = {}
-    for key in (key for key in draws if key != "before"):
-        for other in ("before", CONTROL):
-            if key != other and other in draws:
-                pairs = {name: draws[key][name] - draws[other][name] for name in metrics}
-                differences[f"{key} - {other}"] = {
-                    name: [float(one[0]), *map(float, percentile_interval(one[1:]))] for name, one in pairs.items()
-                }
+    for key, other in itertools.permutations(draws, 2):
+        if key != "before":
+            pairs = {name: draws[key][name] - draws[other][name] for name in metrics}
+            differences[f"{key} - {other}"] = {
+                name: [float(one[0]), *map(float, percentile_interval(one[1:]))] for name, one in pairs.items()
+            }
     return {"values": values, "differences": differences}
 
 

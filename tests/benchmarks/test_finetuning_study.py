@@ -26,7 +26,8 @@ def test_differences_are_paired(study):
     found = study.compare(draws, ("aupr_object",))
     assert found["values"]["new"]["aupr_object"] == pytest.approx(noise[0] + 2.5)
     assert found["differences"]["new - control"]["aupr_object"] == pytest.approx([0.5, 0.5, 0.5])
-    assert set(found["differences"]) == {"control - before", "new - before", "new - control"}
+    pairs = {"control - before", "new - before", "new - control", "control - new"}
+    assert set(found["differences"]) == pairs
 
 
 def test_cut_outs_can_be_pasted(study, tmp_path):
@@ -53,3 +54,17 @@ def test_a_resumed_run_is_exact_on_a_cpu(tmp_path):
     assert done.returncode == 0, done.stderr
     row = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
     assert row[0] == "mini-fast-scnn" and row[4:] == ["2", "0", "0"]
+
+
+def test_a_script_runs_in_the_process_of_its_segmenter_with_its_output_in_the_log(tmp_path):
+    code = (
+        "import runpy, sys; from pathlib import Path; log = Path(sys.argv[1])\n"
+        "run_here = runpy.run_path('benchmarks/finetuning.py')['run_here']\n"
+        "good = run_here('relis/finetune.py', '--help', log=log)\n"
+        "bad = run_here('relis/finetune.py', '--segmenter', 'none', log=log)\n"
+        "sys.exit(0 if (good, bad) == (True, False) else 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "logs/a.log")], cwd=REPO_ROOT)
+    text = (tmp_path / "logs/a.log").read_text()
+    assert done.returncode == 0, text
+    assert "--outlier_ratio" in text and "error: the following arguments are required: --output" in text

@@ -1,9 +1,12 @@
 """Batches of a fine-tuning: composition, order, and crops that contain the outlier."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from genval.datasets.labels import IGNORE
+from genval.datasets.reading import DecodedCache
 from genval.finetuning.data import FinetuneBatches, FinetuneSampler, augment
 from genval.finetuning.outliers import Labelled
 from genval.finetuning.run import find_data
@@ -51,3 +54,16 @@ def test_a_crop_shows_image_labels_and_outlier_at_the_same_places():
         Labelled(image[:8, :8], np.zeros((8, 8), np.uint8), np.zeros((8, 8), bool)), (32, 48), np.random.default_rng(0)
     )
     assert 0 < (small.train_ids != IGNORE).sum() <= 12 * 12
+
+
+def test_images_that_are_kept_in_memory_give_the_same_batches(settings):
+    made = settings(outliers="noise", outlier_ratio=0.5, max_steps=8)
+    data = find_data(made, [])
+    decoded_each_time = replace(data, cache=DecodedCache(0))
+    for number in (0, 1, 5, 0):  # the streets are pasted on and read again
+        batches = [
+            next(iter(FinetuneBatches(FinetuneSampler(one, made, start=number), one, (48, 96), 2)))
+            for one in (data, decoded_each_time)
+        ]
+        for key in ("image", "train_ids", "outliers"):
+            torch.testing.assert_close(batches[0][key], batches[1][key], rtol=0, atol=0)

@@ -170,7 +170,7 @@ def test_runs_with_other_weights_or_versions_are_warned_of(tmp_path):
     assert "torch" in provenance["warnings"][0] and "aa, bb" in provenance["warnings"][1]
 
 
-@pytest.mark.parametrize("name", ["provenance", "reliability", "render", "variables"])
+@pytest.mark.parametrize("name", ["finetuned", "provenance", "reliability", "render", "variables"])
 def test_examples_in_docstrings_hold(name):
     outcome = doctest.testmod(importlib.import_module(f"genval.report.page.{name}"))
     assert outcome.attempted and not outcome.failed

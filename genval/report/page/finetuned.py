@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 
 from genval.datasets.ood_sets import OOD_LAYOUTS, OodItem, read_ood_pair
 from genval.kernels.layout import OBJECT
+from genval.metrics.ood_scores import level_metrics
 from genval.report.page.encoding import object_map, photograph, shade_map
 from genval.report.page.gallery import GalleryLimits
+from genval.report.published import PUBLISHED
 from genval.results.ood_blocks import OodResults, read_levels
 from genval.results.shapes import BlockLine
 from genval.runtime.errors import GenValError
@@ -31,7 +34,20 @@ class _Version:
     results: OodResults
     score: str
     lines: dict[str, dict[str, Any]]  # by id of the image
-    reached: np.ndarray  # share of the set's background at or above each level of the score, float64 (L,)
+    levels: np.ndarray  # pixels of the whole set by level of the score, background and object, int64 (2, L)
+    objects: str  # what it was fine-tuned on
+
+    @functools.cached_property
+    def reached(self) -> np.ndarray:
+        """The share of the set's background at or above each level, float64 (L,): levels are in descending order."""
+        reached = np.cumsum(self.levels[0])
+        return reached / max(1, reached[-1])
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The row of the table: names, and metrics of all pixels of the set in percent."""
+        metrics = {name: 100 * value for name, value in level_metrics(self.levels).items()}
+        return {"name": self.results.model, "objects": self.objects, **metrics}
 
     def shades(self, item_id: str) -> np.ndarray:
         """How few background pixels score as high as each pixel, 0..1 on a logarithmic scale, float64 (H, W)."""
@@ -55,8 +71,9 @@ def collect_finetuned(root: Path, limits: GalleryLimits) -> list[dict[str, Any]]
         limits: of widths; data URIs take at most a sixth of the characters of the gallery.
 
     Returns:
-        For each pair and set: `set`, `score`, the names `before` and `after`, and `images`, each with its id, the data
-        URIs of the image, the object and both maps, and the AUPR of the object before and after, in percent.
+        For each pair and set: `set`, `score`, `rows`, the metrics before and after, `published`, those of the published
+        detectors on this set, and `images`, each with its id, the data URIs of the image, the object and both maps, and
+        the AUPR of the object before and after, in percent.
 
     Raises:
         GenValError: an image, a mask or a result is damaged.
@@ -73,8 +90,9 @@ def collect_finetuned(root: Path, limits: GalleryLimits) -> list[dict[str, Any]]
                 break
             images.append(entry)
         if images:
-            names = {"before": before.results.model, "after": after.results.model}
-            shown.append({"set": after.results.dataset, "score": after.score, **names, "images": images})
+            dataset = after.results.dataset
+            panel = {"set": dataset, "score": after.score, "rows": [before.row, after.row], "images": images}
+            shown.append({**panel, "published": PUBLISHED.detectors if dataset == "RoadAnomaly21" else []})
     return shown
 
 
@@ -89,8 +107,7 @@ def _pairs(root: Path) -> Iterator[tuple[_Version, _Version]]:
         both = OodResults(root, dataset, origin), OodResults(root, dataset, model)
         for score in recipe.content["scores"]:
             if all((results.folder / "levels" / score).is_dir() for results in both):
-                before, after = (_read(results, score) for results in both)
-                yield before, after
+                yield _read(both[0], score, "none"), _read(both[1], score, _objects(recipe.content))
                 break
 
 
@@ -114,18 +131,28 @@ def _find_recipe(model: str) -> Any:
         return None
 
 
-def _read(results: OodResults, score: str) -> _Version:
+def _objects(recipe: Mapping[str, Any]) -> str:
+    """What kind of objects a segmenter was fine-tuned on.
+
+    >>> _objects({"outliers": "paste:images,masks"}), _objects({"outliers": "generated objects in images/ood_objects"})
+    ('pasted', 'generated')
+    """
+    kind = str(recipe.get("outliers") or "none")
+    kinds = {"generated objects": "generated", "paste:": "pasted", "pair:": "images with objects"}
+    return next((name for start, name in kinds.items() if kind.startswith(start)), kind)
+
+
+def _read(results: OodResults, score: str, objects: str) -> _Version:
     lines: dict[str, dict[str, Any]] = {}
-    background: np.ndarray | int = 0
+    total: np.ndarray | int = 0
     for path in sorted((results.folder / "blocks").glob("*.jsonl")):
         found, levels, _ = results.read_block(path.stem)
         lines |= {line["made_from"]["id"]: line for line in found}
         scores = list(found[0].get("figures", {}))
         if score not in scores:
             raise GenValError(f"{path} has no {score}. Delete it and run ood_detection/main_gen_ood.py again.")
-        background = background + levels[scores.index(score)][0]
-    reached = np.cumsum(background)  # levels are in descending order of the score
-    return _Version(results, score, lines, reached / max(1, reached[-1]))
+        total = total + levels[scores.index(score)]
+    return _Version(results, score, lines, np.asarray(total), objects)
 
 
 def _has_map(version: _Version, item_id: str) -> bool:
