@@ -227,15 +227,21 @@ def _enter(request: dict[str, Any], descriptors: list[int]) -> None:
         os.dup2(descriptor, number)
     for descriptor in descriptors:
         os.close(descriptor)
-    # Libraries hold the stream objects, so that these are not replaced.
+    # The stream objects stay: libraries hold them.
     sys.stdout.reconfigure(line_buffering=os.isatty(1))
     os.chdir(request["cwd"])
     multiprocessing.process.ORIGINAL_DIR = request["cwd"]
+    server_s = _python_path()
     os.environ.clear()
     os.environ.update(request["environment"])
+    sys.path[:] = [*_python_path(), *(folder for folder in sys.path if folder not in server_s)]
     # Random numbers that nobody seeds differ between processes. The module `random` does this itself.
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
+
+
+def _python_path() -> list[str]:
+    return [os.path.abspath(folder) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
 
 
 def _run(command: list[str]) -> NoReturn:

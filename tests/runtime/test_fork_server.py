@@ -37,18 +37,18 @@ def start(server, tmp_path):
 FACTS = """
 import os, sys, __main__
 print(__name__, __file__, __main__.__dict__ is globals(), sys.argv, os.getcwd())
-print(sys.path[0], os.environ.get("ONLY_HERE"), os.environ.get("PATH"), "colorsys" in sys.modules)
+print(sys.path[:3], os.environ.get("ONLY_HERE"), os.environ.get("PATH"), "colorsys" in sys.modules)
 files, threads = sorted(map(int, os.listdir("/proc/self/fd"))), os.listdir("/proc/self/task")
 print(os.getsid(0) == os.getpid(), files[:-1], len(threads))
 """
 
 
 def test_what_a_script_sees(start, tmp_path):
-    script = start(FACTS, "a", "--b", environment={"ONLY_HERE": "yes"})
+    script = start(FACTS, "a", "--b", environment={"ONLY_HERE": "yes", "PYTHONPATH": "modules:/more"})
     assert script.wait(30) == 0
     assert (tmp_path / "out").read_text().splitlines() == [
         f"__main__ script.py True ['script.py', 'a', '--b'] {tmp_path}",
-        f"{tmp_path} yes None True",
+        f"['{tmp_path}', '{tmp_path}/modules', '/more'] yes None True",
         "True [0, 1, 2] 1",
     ]
 

@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from diffusion_world import HEIGHT, ROOT, WIDTH, Refusal, run_script, write_cityscapes
+from diffusion_world import HEIGHT, ROOT, WIDTH, Refusal, write_cityscapes
 from safetensors.torch import load_file, save_file
+from script_runs import run_script
 
 from genval.diffusion.training.settings import ControlNetTrainingSettings
 from genval.runtime.flags import parse_settings

@@ -1,22 +1,19 @@
 """benchmarks/protocol_speed.py times relis/eval.py with random weights of the zoo, and resumes."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-
-from genval.runtime.paths import REPO_ROOT
+from script_runs import run_script
 
 
 @pytest.mark.slow
 def test_rows_are_measured_once(tmp_path):
     def run(*flags):
         command = [
-            sys.executable, "benchmarks/protocol_speed.py", "--images", "4", "--size", "tiny", "--batch_size", "1",
+            "benchmarks/protocol_speed.py", "--images", "4", "--size", "tiny", "--batch_size", "1",
             "--precision", "32-true", "--accelerator", "cpu", "--output", str(tmp_path), *flags,
         ]  # fmt: skip
-        done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+        done = run_script(*command)
         return done.returncode, done.stdout + done.stderr
 
     code, out = run("--segmenters", "BiSeNetV2-FCN")
