@@ -159,7 +159,15 @@ def common_provenance(places: Sequence[SceneRecords], remedy: Callable[[Path], s
                 f"{manifest} lists {len(records)} images, metrics.json {metrics.get('images')}. {remedy(folder)}"
             )
         for record in records:
-            _add_image(images, record, manifest, remedy(folder))
+            mark = record.get("image_mark")
+            key = (None, mark) if mark is not None else (str(manifest), str(record["id"]))
+            name = f"{folder.name}/{record['id']}"
+            if key in images:
+                raise GenValError(
+                    f"{manifest}: {name} and {images[key]} are the same image, which would count twice. "
+                    f"{remedy(folder)}"
+                )
+            images[key] = name
             made = Provenance.of_record(record, metrics)
             if made is None:
                 raise GenValError(
@@ -203,17 +211,6 @@ def require_images(mark: Any, place: Any, expected: str, what: str, remedy: str)
 def _shown(made: Provenance, key: str) -> str:
     value = getattr(made, key)
     return "none" if value is None else str(value)
-
-
-def _add_image(
-    images: dict[tuple[str | None, str], str], record: Mapping[str, Any], manifest: Path, remedy: str
-) -> None:
-    mark = record.get("image_mark")
-    key = (None, mark) if mark is not None else (str(manifest), str(record["id"]))
-    name = f"{manifest.parent.name}/{record['id']}"
-    if key in images:
-        raise GenValError(f"{manifest}: {name} and {images[key]} are the same image, which would count twice. {remedy}")
-    images[key] = name
 
 
 @dataclass(frozen=True)
