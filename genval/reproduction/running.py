@@ -95,8 +95,7 @@ class Runner:
             with Guard(PATIENCE) as self._guard, contextlib.ExitStack() as at_end:
                 self._server = None
                 if self.libraries and self._total > 1:
-                    self._server = ForkServer(self._environment(0), self.libraries)
-                    at_end.callback(self._server.close)
+                    self._server = at_end.enter_context(ForkServer(self._environment(0), self.libraries))
                 at_end.callback(self._end_all)
                 while self._waiting or self._running:
                     self._start_ready()

@@ -25,7 +25,7 @@ import threading
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 # What the scripts import. Some packages import their submodules only when these are used: the submodules are named.
 LIBRARIES = (
@@ -47,7 +47,7 @@ _MAX_REQUEST, _NUMBER = 2**18, 8
 
 
 class ForkServer:
-    """Starts scripts as forks of one process; `close` ends the server, but no script.
+    """Starts scripts as forks of one process. `close`, or the end of a `with` block, ends the server but no script.
 
     Args:
         environment: variables of the server. Libraries read some of them while they are imported, such as
@@ -112,6 +112,12 @@ class ForkServer:
         finally:
             os.close(theirs)
         return ForkedScript(command, status)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the server."""

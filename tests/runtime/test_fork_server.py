@@ -15,9 +15,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fork server
 
 @pytest.fixture(scope="module")
 def server():
-    server = ForkServer(os.environ, ["colorsys", "no_such_library"])
-    yield server
-    server.close()
+    with ForkServer(os.environ, ["colorsys", "no_such_library"]) as server:
+        yield server
 
 
 @pytest.fixture
