@@ -512,8 +512,8 @@ def command(root, results, *flags):
 
 
 def start(root, results, *flags, delay=0.0):
-    environment = {"PYTHONPATH": str(REPO_ROOT / "tests/scripts"), "DELAY": str(delay)}
-    return Script(*command(root, results, *flags), environment=environment)
+    paths = os.pathsep.join(str(REPO_ROOT / folder) for folder in (".", "tests", "tests/scripts"))
+    return Script(*command(root, results, *flags), environment={"PYTHONPATH": paths, "DELAY": str(delay)})
 
 
 @pytest.mark.slow

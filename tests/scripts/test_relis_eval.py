@@ -275,7 +275,8 @@ def start(root, results, *flags, delay=0.0):
         "--generated_dir", root / "images", "--root_exp_dir", results, "--accelerator", "cpu", "--batch_size", "2",
         *flags,
     ]  # fmt: skip
-    return Script(*command, environment={"PYTHONPATH": str(REPO_ROOT / "tests/scripts"), "DELAY": str(delay)})
+    paths = f"{REPO_ROOT}{os.pathsep}{REPO_ROOT / 'tests/scripts'}"
+    return Script(*command, environment={"PYTHONPATH": paths, "DELAY": str(delay)})
 
 
 @pytest.mark.slow
