@@ -13,7 +13,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from genval.kernels.layout import SCORE_LEVELS
-from genval.metrics.bootstrap import DRAWS_PER_BATCH, LEVELS_PER_COARSE_LEVEL, UNDEFINED, percentile_interval
+from genval.metrics.bootstrap import (
+    DRAWS_PER_BATCH,
+    LEVELS_PER_COARSE_LEVEL,
+    UNDEFINED,
+    filled_levels,
+    percentile_interval,
+)
 from genval.metrics.division import safe_divide
 from genval.metrics.ood_scores import OOD_METRICS, ood_metrics
 from genval.runtime.seeds import item_seed
@@ -79,6 +85,7 @@ class PoissonBootstrap:
         """Compute `OOD_METRICS` of all pixels of each draw, float64 (draws,), for the score of this index."""
         self._add_waiting()
         levels = self._levels.reshape(self.draws, self.scores, 2, COARSE)[:, score]
+        levels = levels[..., filled_levels(levels)]  # the others change no metric
         batches = (levels[start : start + DRAWS_PER_BATCH] for start in range(0, self.draws, DRAWS_PER_BATCH))
         metrics = [ood_metrics(batch[:, 0], batch[:, 1]) for batch in batches]
         return {name: np.concatenate([values[name] for values in metrics]) for name in OOD_METRICS}

@@ -15,6 +15,7 @@ from genval.metrics.bootstrap import (
     LEVELS_PER_COARSE_LEVEL,
     UNDEFINED,
     draw_weights,
+    filled_levels,
     percentile_interval,
 )
 from genval.metrics.division import safe_divide
@@ -104,11 +105,18 @@ def pool(
         return total, dict.fromkeys(names, UNDEFINED)
     weights = draw_weights(len(rows), draws, seed).astype(np.float64)
     stacked = [np.stack(values) for values in zip(*rows, strict=True)]
+    # Levels without a pixel change no metric, and are more than half of them on a small set.
+    place = [array is total.levels for array in total.arrays()].index(True)
+    levels = stacked[place].reshape(len(rows), *shapes[place])
+    filled = filled_levels(levels)
+    stacked[place] = levels[..., filled].reshape(len(rows), -1)
+    shapes[place] = (2, len(filled))
+    confidence = _coarse_confidence()[filled]
     batches: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for start in range(0, draws, DRAWS_PER_BATCH):
         drawn = weights[start : start + DRAWS_PER_BATCH]
         sums = [(drawn @ values).reshape(-1, *shape) for values, shape in zip(stacked, shapes, strict=True)]
-        values = _metrics(*sums, confidence=_coarse_confidence())
+        values = _metrics(*sums, confidence=confidence)
         values |= {name: function(sums[0]) for name, function in (further or {}).items()}
         for name, value in values.items():
             batches[name].append(value)
