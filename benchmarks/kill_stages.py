@@ -34,6 +34,7 @@ from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_bytes
 from genval.runtime.flags import flag
+from genval.runtime.fork_server import LIBRARIES, ForkedScript, ForkServer
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.progress import progress_bar
 from genval.runtime.settings import comma_list, positive_int, seed_flag
@@ -99,12 +100,14 @@ class Workplace:
         images: per set.
         accelerator: Lightning's.
         number: of the folder that runs write; runs at the same time have different ones.
+        server: starts the stages; None starts a new interpreter for each.
     """
 
     root: Path
     images: int
     accelerator: str = "cpu"
     number: int = 0
+    server: ForkServer | None = None
 
     def whole(self, stage: str) -> Path:
         """Return the folder of an uninterrupted run."""
@@ -311,7 +314,11 @@ class Workplace:
         return first if is_seen else end / 2, end
 
     def wait_for_file(
-        self, process: subprocess.Popen[str], name: str, known: set[tuple[str, int]], seconds: float = float("inf")
+        self,
+        process: subprocess.Popen[bytes] | ForkedScript,
+        name: str,
+        known: set[tuple[str, int]],
+        seconds: float = float("inf"),
     ) -> float:
         """Wait until a run has written a file whose state is not known, has ended, or has run so long.
 
@@ -356,17 +363,24 @@ class Workplace:
             differing += [f"{which}: {part}/{key}" for key in names[:3]]
         return killed, differing
 
-    def start(self, name: str) -> subprocess.Popen[str]:
+    def start(self, name: str) -> subprocess.Popen[bytes] | ForkedScript:
         """Start a stage, in a process group of its own."""
-        command = [sys.executable, *self.stages()[name].command.argv]
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(REPO_ROOT)}
-        log = open(self._log(name), "w")  # noqa: SIM115
-        with log:
+        command = self.stages()[name].command.argv
+        with open(self._log(name), "w") as log, open(os.devnull) as nothing:
+            if self.server is not None:
+                streams = (nothing.fileno(), log.fileno(), log.fileno())
+                return self.server.start(command, environment=environment(), cwd=REPO_ROOT, streams=streams)
             return subprocess.Popen(
-                command, cwd=REPO_ROOT, env=environment, stdout=log, stderr=log, text=True, start_new_session=True
+                [sys.executable, *command],
+                cwd=REPO_ROOT,
+                env=environment(),
+                stdin=nothing,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
-    def check(self, process: subprocess.Popen[str], name: str) -> None:
+    def check(self, process: subprocess.Popen[bytes] | ForkedScript, name: str) -> None:
         """Wait for a stage to end.
 
         Raises:
@@ -378,6 +392,11 @@ class Workplace:
 
     def _log(self, name: str) -> Path:
         return self.root / f"{name}-{self.number:03d}.log"
+
+
+def environment() -> dict[str, str]:
+    """Return the variables of the stages."""
+    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(REPO_ROOT)}
 
 
 def kill_runs(
@@ -437,7 +456,7 @@ def kill_runs(
     return outcomes
 
 
-def _end_group(process: subprocess.Popen[str]) -> None:
+def _end_group(process: subprocess.Popen[bytes] | ForkedScript) -> None:
     """Kill a process and its children, which may still be writing to the disk, and wait until all have ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -509,6 +528,8 @@ def main(settings: KillSettings) -> None:
             resolve(settings.folder) if settings.folder else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         )
         work = Workplace(folder, settings.images, settings.accelerator)
+        if settings.accelerator == "cpu" and sys.platform == "linux":
+            work = replace(work, server=stack.enter_context(ForkServer(environment(), LIBRARIES)))
         folder.mkdir(parents=True, exist_ok=True)
         runs = choose(settings.stages, list(work.stages()), settings.runs)
         outcomes = kill_runs(work, runs, settings.jobs, settings.seed, report)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
 import runpy
 import string
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,18 +190,6 @@ def _loaded(folder: Path) -> StableDiffusion:
 def copy_of_base(folder: Path) -> StableDiffusion:
     """What `load_base` gives, copied: loading takes longer than most of what is tested with it."""
     return copy.deepcopy(_loaded(folder))
-
-
-def run_script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a script as a user does, with one thread."""
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 class Refusal:

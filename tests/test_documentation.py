@@ -2,16 +2,14 @@
 
 import argparse
 import importlib
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import typing
 from pathlib import Path
 
 import pytest
+from script_runs import run_script
 
 from genval.runtime.flags import ALIASES, settings_parser
 from genval.runtime.paths import REPO_ROOT
@@ -135,8 +133,7 @@ def test_the_python_lines_of_the_readme_run(tmp_path):
     (copy / "checkpoints").symlink_to(REPO_ROOT / "checkpoints")
 
     def run(*command: str) -> str:
-        env = {**os.environ, "PYTHONPATH": str(copy)}
-        done = subprocess.run([sys.executable, *command], cwd=copy, env=env, capture_output=True, text=True)
+        done = run_script(*command, cwd=copy, environment={"PYTHONPATH": str(copy)})
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,22 +34,37 @@ def write_reliability_diagram(path: Path, sets: Mapping[str, PixelStatistics]) -
         path: the PNG.
         sets: statistics by the panel's title.
     """
+    from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.4 * len(sets), 4.2), layout="constrained")
-    panels = figure.subplots(2, len(sets), sharex=True, squeeze=False, height_ratios=[3, 1])
-    edges = np.arange(BINS) / BINS
+    edges = np.arange(BINS + 1) / BINS
+
+    def bars(lower: np.ndarray, upper: np.ndarray, **style: Any) -> PolyCollection:
+        # One artist for all bars of a panel: 15 artists take longer to draw.
+        left, right = edges[:-1], edges[1:]
+        corners = [(left, lower), (left, upper), (right, upper), (right, lower)]
+        return PolyCollection(list(np.moveaxis(np.array(corners), -1, 0)), **style)
+
+    width, height = 3.4 * len(sets), 4.2
+    figure = Figure(figsize=(width, height))
+    # Margins in inches. A constrained layout would draw everything twice to find them.
+    margins = {"left": 0.6 / width, "right": 1 - 0.15 / width, "bottom": 0.5 / height, "top": 1 - 0.5 / height}
+    grid = {"height_ratios": [3, 1], "wspace": 0.28, "hspace": 0.08}
+    panels = figure.subplots(2, len(sets), sharex=True, squeeze=False, gridspec_kw={**grid, **margins})
+    zeros = np.zeros(BINS)
     for (title, statistics), (top, bottom) in zip(sets.items(), panels.T, strict=True):
         pixels, right = statistics.bins.sum(0), statistics.bins[1]
         accuracy, confidence = (safe_divide(values, pixels, default=0) for values in (right, statistics.bin_confidence))
-        width = 1 / BINS
-        top.bar(edges, accuracy, width, align="edge", color="#4878a8", edgecolor="white", label="accuracy")
-        gap = {"color": "#d65f5f", "alpha": 0.35, "hatch": "//", "edgecolor": "#d65f5f"}
-        top.bar(edges, confidence - accuracy, width, accuracy, align="edge", label="gap to confidence", **gap)
+        top.add_collection(
+            bars(zeros, accuracy, facecolor="#4878a8", edgecolor="white", label="accuracy"), autolim=False
+        )
+        gap = {"color": "#d65f5f", "alpha": 0.35, "hatch": "//"}
+        top.add_collection(bars(accuracy, confidence, label="gap to confidence", **gap), autolim=False)
         top.plot([0, 1], [0, 1], color="0.3", linewidth=1, linestyle="--")
         ece = float(binned_ece(right, pixels, statistics.bin_confidence))
         top.set(title=f"{title}\nECE {100 * ece:.2f} %", xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-        bottom.bar(edges, pixels / max(1, pixels.sum()), width, align="edge", color="0.6", edgecolor="white")
+        shares = pixels / max(1, pixels.sum())
+        bottom.add_collection(bars(zeros, shares, facecolor="0.6", edgecolor="white"), autolim=False)
         bottom.set(xlabel="confidence", ylabel="share of pixels", ylim=(0, 1))
     panels[0, 0].legend(loc="upper left", fontsize="small")
     stream = io.BytesIO()

@@ -22,6 +22,19 @@ def draw_weights(items: int, draws: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), draws)
 
 
+def filled_levels(counts: np.ndarray) -> np.ndarray:
+    """Return the indices of the levels at which something is counted, int64; that of the first level where none is.
+
+    Args:
+        counts: at levels (..., L).
+
+    >>> filled_levels(np.array([[[0, 2, 0, 1]], [[0, 0, 0, 3]]])).tolist()
+    [1, 3]
+    """
+    filled = np.flatnonzero(counts.reshape(-1, counts.shape[-1]).any(0))
+    return filled if len(filled) else np.zeros(1, np.int64)
+
+
 def percentile_interval(values: np.ndarray, coverage: float = 0.95) -> tuple[float, float]:
     """Return the percentile interval of a metric's values in the draws.
 

@@ -99,13 +99,14 @@ def adaptive_ece(curve: np.ndarray, pixels: np.ndarray, bins: int = BINS, drop_l
     if not pixels.size:
         return np.full(pixels.shape[:-1], np.nan)
     flat_pixels, flat_curve = pixels.reshape(-1, pixels.shape[-1]), curve.reshape(-1, pixels.shape[-1])
+    totals = flat_pixels.sum(-1)
+    all_cuts = np.linspace(0, totals, bins + 1, axis=-1)
+    if drop_lowest:
+        all_cuts = np.minimum(np.floor(all_cuts) + 1, totals[:, None])
     errors = []
-    for counts, gaps in zip(flat_pixels, flat_curve, strict=True):
+    for counts, gaps, cuts in zip(flat_pixels, flat_curve, all_cuts, strict=True):
         kept = counts > 0
         ranks = np.concatenate([[0.0], np.cumsum(counts[kept])])
-        cuts = np.linspace(0, ranks[-1], bins + 1)
-        if drop_lowest:
-            cuts = np.minimum(np.floor(cuts) + 1, ranks[-1])
         at_cuts = np.interp(cuts, ranks, np.concatenate([[0.0], gaps[kept]]))
         errors.append(np.abs(np.diff(at_cuts)).sum() if len(ranks) > 1 else np.nan)
     return np.array(errors).reshape(pixels.shape[:-1])

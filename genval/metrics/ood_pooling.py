@@ -13,12 +13,20 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from genval.kernels.layout import SCORE_LEVELS
-from genval.metrics.bootstrap import DRAWS_PER_BATCH, LEVELS_PER_COARSE_LEVEL, UNDEFINED, percentile_interval
+from genval.metrics.bootstrap import (
+    DRAWS_PER_BATCH,
+    LEVELS_PER_COARSE_LEVEL,
+    UNDEFINED,
+    filled_levels,
+    percentile_interval,
+)
 from genval.metrics.division import safe_divide
 from genval.metrics.ood_scores import OOD_METRICS, ood_metrics
 from genval.runtime.seeds import item_seed
 
 COARSE = SCORE_LEVELS // LEVELS_PER_COARSE_LEVEL
+IMAGES_AT_A_TIME = 64
+"""Images whose counts are added to the draws at a time."""
 
 
 def coarse_levels(levels: np.ndarray) -> np.ndarray:
@@ -45,6 +53,8 @@ class PoissonBootstrap:
         self.scores, self.draws, self.seed = scores, draws, seed
         self.images = 0
         self._levels = np.zeros((draws, scores * 2 * COARSE))
+        # Images whose levels are not in `_levels` yet: adding many at a time passes over its memory once.
+        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._sums = np.zeros((draws, means))
         self._counts = np.zeros((draws, means))
 
@@ -57,15 +67,25 @@ class PoissonBootstrap:
             values: per-image values (N, means); NaN where an image has none.
         """
         weights = np.stack([poisson_weights(item_id, self.draws, self.seed) for item_id in ids], 1).astype(np.float64)
-        # Whole numbers below 2^53: the sums do not round, whatever the order of the images.
-        self._levels += weights @ levels.reshape(len(ids), -1).astype(np.float64)
+        self._waiting.append((weights, levels.reshape(len(ids), -1)))
+        if sum(weights.shape[1] for weights, _ in self._waiting) >= IMAGES_AT_A_TIME:
+            self._add_waiting()
         self._sums += weights @ np.nan_to_num(values)
         self._counts += weights @ np.isfinite(values).astype(np.float64)
         self.images += len(ids)
 
+    def _add_waiting(self) -> None:
+        if self._waiting:
+            weights, levels = zip(*self._waiting, strict=True)
+            # Whole numbers below 2^53: the sums do not round, whatever the order of the images.
+            self._levels += np.concatenate(weights, 1) @ np.concatenate(levels).astype(np.float64)
+            self._waiting.clear()
+
     def drawn_metrics(self, score: int) -> dict[str, np.ndarray]:
         """Compute `OOD_METRICS` of all pixels of each draw, float64 (draws,), for the score of this index."""
+        self._add_waiting()
         levels = self._levels.reshape(self.draws, self.scores, 2, COARSE)[:, score]
+        levels = levels[..., filled_levels(levels)]  # the others change no metric
         batches = (levels[start : start + DRAWS_PER_BATCH] for start in range(0, self.draws, DRAWS_PER_BATCH))
         metrics = [ood_metrics(batch[:, 0], batch[:, 1]) for batch in batches]
         return {name: np.concatenate([values[name] for values in metrics]) for name in OOD_METRICS}

@@ -15,6 +15,7 @@ from genval.metrics.bootstrap import (
     LEVELS_PER_COARSE_LEVEL,
     UNDEFINED,
     draw_weights,
+    filled_levels,
     percentile_interval,
 )
 from genval.metrics.division import safe_divide
@@ -104,12 +105,13 @@ def pool(
         return total, dict.fromkeys(names, UNDEFINED)
     weights = draw_weights(len(rows), draws, seed).astype(np.float64)
     stacked = [np.stack(values) for values in zip(*rows, strict=True)]
-    # Levels without a pixel change no metric, and are half of those of a small scene. One is kept in any case.
-    levels = stacked[1].reshape(len(rows), *shapes[1])
-    occupied = np.asarray(levels.any((0, 1)))
-    occupied[0] = True
-    stacked[1], shapes[1] = levels[..., occupied].reshape(len(rows), -1), (2, int(occupied.sum()))
-    confidence = _coarse_confidence()[occupied]
+    # Levels without a pixel change no metric, and are more than half of them on a small set.
+    place = [array is total.levels for array in total.arrays()].index(True)
+    levels = stacked[place].reshape(len(rows), *shapes[place])
+    filled = filled_levels(levels)
+    stacked[place] = levels[..., filled].reshape(len(rows), -1)
+    shapes[place] = (2, len(filled))
+    confidence = _coarse_confidence()[filled]
     batches: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for start in range(0, draws, DRAWS_PER_BATCH):
         drawn = weights[start : start + DRAWS_PER_BATCH]

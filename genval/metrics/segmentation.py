@@ -142,8 +142,17 @@ def metric_functions(
         Functions from (D, C, C), rows are labels, to float64 (D,).
     """
 
+    last: tuple[np.ndarray | None, np.ndarray] = (None, np.zeros(0))
+
+    def iou_of(matrices: np.ndarray) -> np.ndarray:
+        # Most functions are called with the same matrices, one after the other.
+        nonlocal last
+        if last[0] is not matrices:
+            last = matrices, iou_per_class(matrices)
+        return last[1]
+
     def mean(matrices: np.ndarray, classes: Sequence[int], complete: bool) -> np.ndarray:
-        iou = iou_per_class(matrices)[:, list(classes)]
+        iou = iou_of(matrices)[:, list(classes)]
         present = ~np.isnan(iou)
         means = safe_divide(np.where(present, iou, 0).sum(-1), present.sum(-1))
         return np.where(present.all(-1), means, np.nan) if complete else means
@@ -165,7 +174,7 @@ def metric_functions(
         "mean_class_accuracy": class_accuracy,
     }
     for index, name in enumerate(names):
-        values[f"iou {name}"] = lambda matrices, index=index: iou_per_class(matrices)[:, index]  # type: ignore[misc]
+        values[f"iou {name}"] = lambda matrices, index=index: iou_of(matrices)[:, index]  # type: ignore[misc]
     return values
 
 

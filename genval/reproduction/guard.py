@@ -18,11 +18,18 @@ PATIENCE = 10.0
 
 
 class Guard:
-    """The plan's side: a context in which the steps that run are known to the guard."""
+    """The plan's side: a context in which the steps that run are known to the guard.
+
+    Args:
+        patience: how long an interrupted step may take to end by itself, seconds.
+    """
+
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self._patience = patience
 
     def __enter__(self) -> Guard:
         # -I -S: neither the environment nor the installed packages matter.
-        command = [sys.executable, "-I", "-S", os.path.abspath(__file__)]
+        command = [sys.executable, "-I", "-S", os.path.abspath(__file__), str(self._patience)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         assert self._process.stdin is not None
         self._pipe = self._process.stdin
@@ -31,6 +38,11 @@ class Guard:
     def __exit__(self, *_: object) -> None:
         self._pipe.close()
         self._process.wait()
+
+    @property
+    def descriptor(self) -> int:
+        """The file to which a step's process writes `+PID`, as `add_this_process` does."""
+        return self._pipe.fileno()
 
     def add_this_process(self) -> None:
         """Add the group that this process leads. To be called by a step's process, before its program starts."""
@@ -65,7 +77,7 @@ def main() -> None:
         else:
             running.discard(int(line[1:]))
     running = {group for group in running if signal_group(group, signal.SIGTERM)}
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + float(sys.argv[1])
     while running and time.monotonic() < end:
         time.sleep(0.05)
         running = {group for group in running if signal_group(group, 0)}

@@ -21,6 +21,7 @@ from genval.reproduction.record import Record, count_cores, list_gpus
 from genval.reproduction.state import BLOCKED, TO_DO, StepState
 from genval.reproduction.steps import Step
 from genval.runtime.files import write_bytes
+from genval.runtime.fork_server import ForkedScript, ForkServer
 from genval.runtime.paths import REPO_ROOT
 
 # How often running steps are looked at, seconds.
@@ -33,7 +34,7 @@ class _RunningStep:
     step: Step
     slot: int
     log: Path | None
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedScript
     command: int
     start: float
     marks: Marks
@@ -50,6 +51,8 @@ class Runner:
         logs: folder of the logs, one a step; with one job the steps write to the terminal.
         jobs: steps at a time.
         uses_gpu: with several jobs, each takes one GPU of this machine in turn.
+        libraries: modules that are imported once for all steps, by a `ForkServer`; empty for a new interpreter per
+            command. Not for steps that use a GPU.
         ended: names of the steps that ended well.
         failed: names of steps, with the last line that they wrote.
         skipped: steps that were not run because one that they need failed.
@@ -62,6 +65,7 @@ class Runner:
     logs: Path
     jobs: int = 1
     uses_gpu: bool = False
+    libraries: Sequence[str] = ()
     ended: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
@@ -76,8 +80,8 @@ class Runner:
         """
         self._begin = time.perf_counter()
         to_do = [step for step in self.steps if self.states[step.name].kind == TO_DO]
-        # First those that the longest chains of others wait for.
-        self._waiting = sorted(to_do, key=lambda step: -chain_length(step.name, to_do))
+        # First those that the longest chains of others wait for, then those of most images: short ones fill the end.
+        self._waiting = sorted(to_do, key=lambda step: (-chain_length(step.name, to_do), -step.images(step.size or 0)))
         self._total = len(self._waiting)
         self._gpus = self._visible_gpus() if self.jobs > 1 and self.uses_gpu else []
         self._running: list[_RunningStep] = []
@@ -88,7 +92,10 @@ class Runner:
         stopping = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
         handlers = {number: signal.signal(number, self._note_signal) for number in stopping}
         try:
-            with Guard() as self._guard, contextlib.ExitStack() as at_end:
+            with Guard(PATIENCE) as self._guard, contextlib.ExitStack() as at_end:
+                self._server = None
+                if self.libraries and self._total > 1:
+                    self._server = at_end.enter_context(ForkServer(self._environment(0), self.libraries))
                 at_end.callback(self._end_all)
                 while self._waiting or self._running:
                     self._start_ready()
@@ -155,7 +162,7 @@ class Runner:
         process = self._launch(step, 0, slot, log)
         self._running.append(_RunningStep(step, slot, log, process, 0, time.perf_counter(), marks))
 
-    def _launch(self, step: Step, number: int, slot: int, log: Path | None) -> subprocess.Popen[bytes]:
+    def _launch(self, step: Step, number: int, slot: int, log: Path | None) -> subprocess.Popen[bytes] | ForkedScript:
         command = step.commands[number]
         shown = f"$ python {shlex.join(command)}"
         if log is None:
@@ -167,21 +174,37 @@ class Runner:
             stream.flush()
             return self._open(command, slot, stream)
 
-    def _open(self, command: Sequence[str], slot: int, stream: IO[bytes] | None) -> subprocess.Popen[bytes]:
-        # More threads than cores make every step many times slower; a library's own default may be the host's cores.
-        environment = {"OMP_NUM_THREADS": str(max(1, count_cores() // self.jobs)), **os.environ}
-        if self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
-        errors = None if stream is None else subprocess.STDOUT
+    def _open(
+        self, command: Sequence[str], slot: int, stream: IO[bytes] | None
+    ) -> subprocess.Popen[bytes] | ForkedScript:
+        environment = self._environment(slot)
+        # The first step need not wait for the libraries: in the demo it renders, which needs none of them.
+        if self._server is not None and (self._started > 1 or self._server.is_ready()):
+            with contextlib.suppress(OSError):
+                output, errors = (1, 2) if stream is None else (stream.fileno(), stream.fileno())
+                return self._server.start(
+                    command,
+                    environment=environment,
+                    cwd=REPO_ROOT,
+                    streams=(0, output, errors),
+                    register=self._guard.descriptor,
+                )
         return subprocess.Popen(
             [sys.executable, *command],
             cwd=REPO_ROOT,
             env=environment,
             stdout=stream,
-            stderr=errors,
+            stderr=None if stream is None else subprocess.STDOUT,
             start_new_session=True,  # a group of its own: the processes that it starts are ended with it
             preexec_fn=self._guard.add_this_process,
         )
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        # More threads than cores make every step many times slower; a library's own default may be the host's cores.
+        environment = {"OMP_NUM_THREADS": str(max(1, count_cores() // self.jobs)), **os.environ}
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
+        return environment
 
     def _advance(self, running: _RunningStep) -> None:
         """The step's next command, or its end."""

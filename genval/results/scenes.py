@@ -178,15 +178,19 @@ class SceneResults:
             GenValError: a file is missing or damaged, or it was made from something else than its record states.
         """
         matrix, path = read_statistics(self.statistics(record["id"]), record), self.counts(record["id"])
-        remedy = f"Delete it and run: {self.command()}"
-        arrays = read_arrays(path, _SAVED, remedy)
+        try:
+            arrays = read_arrays(path, _SAVED, "Delete it")
+        except GenValError as error:
+            raise GenValError(f"{error} and run: {self.command()}") from error
         statistics = PixelStatistics(matrix, *(arrays[name].astype(dtype) for name, dtype in _SAVED.items()))
         for name, empty in vars(PixelStatistics.empty(len(matrix))).items():
             values = getattr(statistics, name)
             # A sum of confidences is rounded: one that is 0 may lie slightly below.
             lowest = 0 if values.dtype == np.int64 else -1e-5 * statistics.bins.sum()
             if values.shape != empty.shape or (name != "sums" and (values < lowest).any()):
-                raise GenValError(f"{path}: {name} does not hold counts of shape {empty.shape}. {remedy}")
+                raise GenValError(
+                    f"{path}: {name} does not hold counts of shape {empty.shape}. Delete it and run: {self.command()}"
+                )
         return statistics
 
     def saved_flags(self, preset: str | None = None) -> dict[str, Any]:

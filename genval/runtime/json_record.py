@@ -14,6 +14,10 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+# Types of which any value is accepted.
+_PLAIN = (str, float, bool)
+# Ends of the integers of 64 bits.
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _NAMES: dict[Any, str] = {
     list: "a list",
     tuple: "a list",
@@ -106,9 +110,9 @@ def decode(hint: Any, value: Any, key: str = "") -> Any:
     >>> decode(dict[str, list[float] | None], {"fog": [0.5, 1]}, "ends")
     {'fog': [0.5, 1]}
     """
-    if hint is Any:
+    if hint is Any or (hint in _PLAIN and type(value) is hint):
         return value
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin, arguments = _parts(hint)
     if origin is typing.Annotated:
         decoded = decode(arguments[0], value, key)
         for check in arguments[1:]:
@@ -122,7 +126,7 @@ def decode(hint: Any, value: Any, key: str = "") -> Any:
             return value
         raise ShapeError(key, " or ".join(map(repr, arguments)), repr(value)[:100])
     if origin is list and isinstance(value, list):
-        if _are_numbers(arguments[0], value):
+        if _is_plain_list(arguments[0], value):  # most values are in such lists: the places of entries take time
             return list(value)
         return [decode(arguments[0], entry, f"{key}[{index}]") for index, entry in enumerate(value)]
     if origin is tuple and isinstance(value, list):
@@ -138,17 +142,23 @@ def decode(hint: Any, value: Any, key: str = "") -> Any:
         return hint.from_json(value, key)
     accepted = (int, float) if hint is float else hint
     if origin is None and isinstance(value, accepted) and (hint is bool or not isinstance(value, bool)):
-        if type(value) is int and not -(2**63) <= value < 2**63:
+        if type(value) is int and not _LOWEST <= value <= _HIGHEST:
             raise ShapeError(key, "a number of 64 bits", f"{len(str(value))} digits")
         return value
     raise ShapeError(key, _NAMES[origin or hint], describe(value))
 
 
-def _are_numbers(hint: Any, values: list[Any]) -> bool:
-    """Whether all entries of a list are numbers of a shape; it is much faster than decoding each entry."""
-    if not values or hint not in (int, float) or not set(map(type, values)) <= {int, hint}:
-        return False
-    return min(values) >= -(2**63) and max(values) < 2**63
+def _is_plain_list(hint: Any, values: list[Any]) -> bool:
+    """Whether all entries fit `hint` and need no other check. It is much faster than decoding each entry."""
+    types = set(map(type, values))
+    if hint in (int, float):
+        return bool(values) and types <= {int, hint} and min(values) >= _LOWEST and max(values) <= _HIGHEST
+    return hint in _PLAIN and types <= {hint}
+
+
+@functools.cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return typing.get_origin(hint), typing.get_args(hint)
 
 
 @functools.cache

@@ -1,19 +1,15 @@
 """benchmarks/component_table.py as a user runs it, on a few small components."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-
-from genval.runtime.paths import REPO_ROOT
+from script_runs import run_script
 
 pytestmark = pytest.mark.slow
 
 
 def run(*flags):
-    command = [sys.executable, "benchmarks/component_table.py", *map(str, flags)]
-    return subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    return run_script("benchmarks/component_table.py", *flags)
 
 
 def test_components_run_or_are_refused_by_name(tmp_path):

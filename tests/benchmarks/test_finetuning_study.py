@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from script_runs import run_script
 
 from genval.datasets.reading import read_mask
 from genval.runtime.paths import REPO_ROOT
@@ -41,7 +42,6 @@ def test_cut_outs_can_be_pasted(study, tmp_path):
 @pytest.mark.slow
 def test_a_resumed_run_is_exact_on_a_cpu(tmp_path):
     command = [
-        sys.executable,
         "benchmarks/finetuning_speed.py",
         "--segmenters",
         "mini-fast-scnn",
@@ -50,7 +50,7 @@ def test_a_resumed_run_is_exact_on_a_cpu(tmp_path):
     ]
     command += ["--image_size", "128x256", "--crop_size", "64x128", "--batch_size", "2", "--steps", "4"]
     command += ["--num_workers", "1", "--output_dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    done = run_script(*command)
     assert done.returncode == 0, done.stderr
     row = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
     assert row[0] == "mini-fast-scnn" and row[4:] == ["2", "0", "0"]

@@ -2,7 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
-from diffusion_world import Refusal, run_script
+from diffusion_world import Refusal
+from script_runs import run_script
 
 COMMAND = ["benchmarks/inpainting_speed.py", "--size", "tiny", "--eager", "--steps", 2, "--repeats", 1]
 

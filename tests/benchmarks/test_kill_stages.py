@@ -6,12 +6,11 @@ ControlNet/check_generated.py, clip_int.py, train.py and style_transfer.py, and 
 
 import random
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from script_runs import run_script
 
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
@@ -31,8 +30,8 @@ def work(benchmark, tmp_path):
 def test_killed_stages_resume_to_the_same_bytes(tmp_path):
     stages = ["render", "corrupt", "refine", "outline", "features", "temperatures"]
     flags = ["--stages", ",".join(stages), "--runs=1", "--jobs=2", "--images=4", f"--seed={random.randrange(10**6)}"]
-    command = [sys.executable, "benchmarks/kill_stages.py", *flags, "--output", tmp_path / "kills.md"]
-    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    command = ["benchmarks/kill_stages.py", *flags, "--output", tmp_path / "kills.md"]
+    done = run_script(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     written = (tmp_path / "kills.md").read_text()
     assert written == done.stdout

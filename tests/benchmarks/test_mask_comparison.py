@@ -1,17 +1,15 @@
 """benchmarks/mask_comparison.py: its metrics, and a run with small models."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from script_runs import run_script
 
 from benchmarks.components.masks import write_tiny
 from benchmarks.mask_comparison import parse_model, summarise
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
-from genval.runtime.paths import REPO_ROOT
 
 
 def test_an_object_without_a_mask_counts_as_no_overlap():
@@ -48,11 +46,9 @@ def test_models_are_compared(tmp_path):
     for name in ("MMGroundingDinoForObjectDetection", "SamModel", "Sam3Model"):
         write_tiny(name, tmp_path / name)
     models = f"{tmp_path}/MMGroundingDinoForObjectDetection+{tmp_path}/SamModel,text:{tmp_path}/Sam3Model"
-    command = [sys.executable, "benchmarks/mask_comparison.py", "--models", f"{models},box:{tmp_path}/SamModel"]
+    command = ["benchmarks/mask_comparison.py", "--models", f"{models},box:{tmp_path}/SamModel"]
     command += ["--data_dir", str(tmp_path), "--box_threshold", "0.01", "--text_threshold", "0.01"]
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path / "table.json")], cwd=REPO_ROOT, capture_output=True, text=True
-    )
+    done = run_script(*command, "--output", tmp_path / "table.json")
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["objects"] == 3 and len(table["rows"]) == 3

@@ -1,17 +1,13 @@
 """The benchmark of OOD detection runs, and both procedures agree."""
 
-import subprocess
-import sys
-
 import pytest
-
-from genval.runtime.paths import REPO_ROOT
+from script_runs import run_script
 
 
 @pytest.mark.slow
 def test_levels_and_single_pixels_agree_with_the_published_procedure():
-    command = [sys.executable, "benchmarks/ood_arithmetic.py", "--height", "64", "--width", "128", "--repeats", "2"]
-    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    command = ["benchmarks/ood_arithmetic.py", "--height", "64", "--width", "128", "--repeats", "2"]
+    done = run_script(*command)
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:5]]
     assert [row[0].partition(",")[0] for row in rows] == [

@@ -1,7 +1,8 @@
 from pathlib import Path
 
 import pytest
-from diffusion_world import Refusal, run_script
+from diffusion_world import Refusal
+from script_runs import run_script
 
 from genval.runtime.files import read_json
 

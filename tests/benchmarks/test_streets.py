@@ -1,11 +1,10 @@
 """benchmarks/streets: from small sets in the layout of the real ones to the tables, on a CPU."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from script_runs import run_script
 
 from genval.runtime.files import write_bytes, write_json, write_png
 from genval.runtime.paths import REPO_ROOT
@@ -15,8 +14,7 @@ SEGMENTER = "mmseg:mini/segmenters/fast-scnn.py,checkpoints/mini/segmenters/fast
 
 
 def run(script, *flags, expected=0):
-    command = [sys.executable, str(STREETS / f"{script}.py"), *map(str, flags)]
-    result = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    result = run_script(STREETS / f"{script}.py", *flags)
     assert result.returncode == expected, result.stdout + result.stderr
     return result.stdout + result.stderr
 
@@ -117,9 +115,9 @@ def test_from_streets_to_counts(places):
     data, sets, results = places / "data", places / "images/sets", places / "results"
     models = ["--published", places / "none", "--own", places / "own"]
     run("paste_objects", "--datasets_dir", data, "--scenes", "val01")
-    changed = [sys.executable, "relis/corrupt.py", "--domains", "india", "--method", "histogram"]
+    changed = ["relis/corrupt.py", "--domains", "india", "--method", "histogram"]
     changed += ["--reference", data / "unlabelled/india", "--datasets_dir", data, "--generated_dir", sets]
-    subprocess.run([*map(str, changed)], cwd=REPO_ROOT, check=True, capture_output=True)
+    assert run_script(*changed).returncode == 0
     flags = ["--datasets_dir", data, "--generated_dir", sets, "--scenes", "val01", "--accelerator", "cpu"]
     flags += ["--eval_dir", results / "eval", "--logit_pixels", 50]
     run("evaluate", *models, *flags, "--ood_dir", results / "ood")

@@ -1,12 +1,11 @@
 """Small copies of Cityscapes: pairs of pix2pix and squeezed images, as rendered stand-ins and as real files."""
 
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from script_runs import run_script
 
 from genval.datasets import find_items, read_pair
 from genval.datasets.labels import CITYSCAPES, PALETTE
@@ -60,8 +59,7 @@ def test_the_nearest_colour_is_the_class_by_plain_numpy():
 
 
 def prepare(*flags):
-    command = [sys.executable, "relis/prepare_cityscapes.py", *map(str, flags)]
-    return subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    return run_script("relis/prepare_cityscapes.py", *flags)
 
 
 def test_pairs_and_squeezed_images_become_cityscapes(tmp_path):

@@ -7,7 +7,8 @@ from typing import Any
 import cv2
 import pytest
 import torch
-from diffusion_world import HEIGHT, WIDTH, Refusal, copy_of_base, run_script
+from diffusion_world import HEIGHT, WIDTH, Refusal, copy_of_base
+from script_runs import run_script
 
 from genval.diffusion.models.lora import add_lora, fuse_lora, merged_unet, save_lora
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates

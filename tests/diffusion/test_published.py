@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from diffusion_world import Refusal, run_script
+from diffusion_world import Refusal
 from published_world import write_published
+from script_runs import run_script
 
 import path_dicts
 from genval.artifacts.manifest import Manifest

@@ -1,14 +1,13 @@
 """The recipes of the detector and the outliner: what they train on, their losses, and that what they save is usable."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from script_runs import run_script
 
 from genval.grounding.detector import Detection, as_caption
 from genval.runtime.errors import GenValError
@@ -336,7 +335,7 @@ def test_trained_models_are_loaded_by_the_script_that_uses_them(tmp_path):
     write_objects(data, count=24)
 
     def call(*flags):
-        done = subprocess.run([sys.executable, *map(str, flags)], cwd=ROOT, capture_output=True, text=True)
+        done = run_script(*flags)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

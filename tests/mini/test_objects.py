@@ -1,12 +1,11 @@
 """Objects on streets: the sheet, where they stand, and the sets they are written to."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from script_runs import run_script
 
 from genval.datasets.reading import read_image, read_mask
 from genval.runtime.files import read_json, read_jsonl
@@ -135,15 +134,15 @@ def test_every_fifth_training_image_is_empty_and_names_come_in_turn():
     assert len({job.seed for job in jobs}) == 40
 
 
-def run_script(out, *flags):
-    command = [sys.executable, "mini/render.py", "--out", out, "--num_train", 0, "--num_val", 3, "--domains", "objects"]
+def render_objects(out, *flags):
+    command = ["mini/render.py", "--out", out, "--num_train", 0, "--num_val", 3, "--domains", "objects"]
     command += ["--height", 64, "--width", 128, "--workers", 1, "--training_objects", 10, *flags]
-    return subprocess.run(list(map(str, command)), cwd=REPO_ROOT, capture_output=True, text=True)
+    return run_script(*command)
 
 
 @pytest.mark.slow
 def test_the_sets_are_written_whole_and_again_the_same(tmp_path):
-    done = run_script(tmp_path)
+    done = render_objects(tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("Rendered 13 images, kept 0")
     images = sorted((tmp_path / TRACK / "images").iterdir())
@@ -165,10 +164,10 @@ def test_the_sets_are_written_whole_and_again_the_same(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for path in (images[0], tmp_path / lines[0]["clean"], tmp_path / LIST):
         path.unlink()
-    done = run_script(tmp_path)
+    done = render_objects(tmp_path)
     assert done.returncode == 0, done.stderr
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert "Rendered 0 images, kept 5" in run_script(tmp_path, "--training_objects", 2).stdout
+    assert "Rendered 0 images, kept 5" in render_objects(tmp_path, "--training_objects", 2).stdout
     assert len(read_jsonl(tmp_path / LIST)) == 10
     assert json.loads((tmp_path / "derived.json").read_text())["height"] == 64
 

@@ -271,11 +271,16 @@ def test_the_whole_takes_its_longest_chain_or_its_share(tmp_path):
     assert duration(None) == "time unknown"
 
 
-def run(steps, tmp_path, jobs):
+def run(steps, tmp_path, jobs, libraries=()):
     states = survey(steps, {}, STAGES)
-    runner = Runner(steps, states, Record(tmp_path / "steps.json", None, "cpu"), tmp_path / "logs", jobs)
+    record = Record(tmp_path / "steps.json", None, "cpu")
+    runner = Runner(steps, states, record, tmp_path / "logs", jobs, libraries=libraries)
     runner.run()
     return runner
+
+
+# Each command in a new interpreter, and as forks of a process that has imported a library.
+LIBRARIES, STARTS = [(), ("colorsys",)], ["interpreters", "forks"]
 
 
 def script(path, *lines):
@@ -283,8 +288,9 @@ def script(path, *lines):
     return (str(path),)
 
 
+@pytest.mark.parametrize("libraries", LIBRARIES, ids=STARTS)
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_a_failure_stops_only_what_needs_it(tmp_path, jobs, capfd):
+def test_a_failure_stops_only_what_needs_it(tmp_path, jobs, libraries, capfd):
     def write(name):
         return script(tmp_path / f"{name}.py", f"pathlib.Path({str(tmp_path / f'{name}.txt')!r}).write_text('made')")
 
@@ -296,7 +302,7 @@ def test_a_failure_stops_only_what_needs_it(tmp_path, jobs, capfd):
         step("needs that", commands=(write("never"),), any_of=("needs bad",)),
         step("after bad", commands=(write("three"),), after=("bad", "good")),
     ]
-    runner = run(steps, tmp_path, jobs)
+    runner = run(steps, tmp_path, jobs, libraries)
     assert sorted(path.stem for path in tmp_path.glob("*.txt")) == ["one", "three", "two"]
     assert list(runner.failed) == ["bad"]
     assert runner.skipped == ["needs bad", "needs that"]
@@ -335,9 +341,9 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("hears", ["hears", "deaf"])
+@pytest.mark.parametrize("hears, libraries", [("hears", ()), ("deaf", ()), ("hears", ("colorsys",))])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL], ids=str)
-def test_a_plan_that_is_ended_leaves_no_process_behind(tmp_path, number, hears):
+def test_a_plan_that_is_ended_leaves_no_process_behind(tmp_path, number, hears, libraries):
     (tmp_path / "step.py").write_text(STOP)
     commands = [(str(tmp_path / "step.py"), hears, str(tmp_path / name)) for name in "ab"]
     whole = script(
@@ -351,7 +357,8 @@ def test_a_plan_that_is_ended_leaves_no_process_behind(tmp_path, number, hears):
         f"folder, commands = pathlib.Path({str(tmp_path)!r}), {commands!r}",
         "steps = [Step(str(n), 'first', (one,), 1, lambda: Outputs(0)) for n, one in enumerate(commands)]",
         "states = {step.name: StepState(TO_DO, 0) for step in steps}",
-        "running.Runner(steps, states, Record(folder / 'steps.json', None, 'cpu'), folder / 'logs', 2).run()",
+        "record = Record(folder / 'steps.json', None, 'cpu')",
+        f"running.Runner(steps, states, record, folder / 'logs', 2, libraries={libraries!r}).run()",
     )
     process = subprocess.Popen([sys.executable, *whole], stderr=subprocess.PIPE, text=True, preexec_fn=default_signals)
     wait_until(lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in "ab"))

@@ -1,15 +1,13 @@
 """relis/bravo.py on a tiny benchmark, with a segmenter of arithmetic."""
 
 import json
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
+from script_runs import run_script
 
 from genval.runtime.files import write_png
-from genval.runtime.paths import REPO_ROOT
 
 pytestmark = pytest.mark.slow
 SIZE = (32, 48)
@@ -20,8 +18,7 @@ IMAGES = {
 
 
 def run(*flags):
-    command = [sys.executable, "relis/bravo.py", *map(str, flags)]
-    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    done = run_script("relis/bravo.py", *flags)
     return done.returncode, done.stdout, done.stderr
 
 

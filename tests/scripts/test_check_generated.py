@@ -6,7 +6,6 @@ import os
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from relis_world import fake_segmenters, labelled, use_fewer_draws
 from report_world import write_set
+from script_runs import Script
 
 from genval.datasets.labels import CITYSCAPES, CLASSES
 from genval.evaluation import scoring
@@ -266,17 +266,11 @@ def test_eval_applies_the_gate(check, folder, tmp_path):
 
 def start(folder, *flags, delay=0.0):
     command = [
-        sys.executable, REPO_ROOT / "ControlNet/check_generated.py", "--folder", folder, "--accelerator", "cpu",
+        REPO_ROOT / "ControlNet/check_generated.py", "--folder", folder, "--accelerator", "cpu",
         "--segmenter", "relis_world:slow_segmenter", "--batch_size", "1", *flags,
     ]  # fmt: skip
-    environment = os.environ | {
-        "PYTHONPATH": f"{REPO_ROOT}{os.pathsep}{REPO_ROOT / 'tests/scripts'}",
-        "DELAY": str(delay),
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.Popen(
-        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    paths = f"{REPO_ROOT}{os.pathsep}{REPO_ROOT / 'tests/scripts'}"
+    return Script(*command, environment={"PYTHONPATH": paths, "DELAY": str(delay)})
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from captions_world import CaptionModels
-from diffusion_world import ROOT, Refusal, run_script, write_cityscapes
+from diffusion_world import ROOT, Refusal, write_cityscapes
+from script_runs import run_script
 
 from benchmarks.components.captioners import write_tiny
 

@@ -4,7 +4,6 @@ import json
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,8 +13,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from diffusion_world import HEIGHT, ROOT, WIDTH, Refusal, run_script, write_cityscapes
+from diffusion_world import HEIGHT, ROOT, WIDTH, Refusal, write_cityscapes
 from safetensors.torch import load_file, save_file
+from script_runs import Script, run_script
 
 from genval.diffusion.training.settings import ControlNetTrainingSettings
 from genval.runtime.flags import parse_settings
@@ -124,18 +124,18 @@ def test_a_killed_training_resumes_to_the_same_weights(base_folder: Path, city: 
     assert run_script(*whole).returncode == 0
 
     halves = train_command(base_folder, start, city, tmp_path / "halves", *steps)
-    process = subprocess.Popen([sys.executable, *map(str, halves)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = Script(*halves)
     checkpoints = tmp_path / "halves/logs/r/lightning_logs/version_0/checkpoints"
     wait_for(process, lambda: any(checkpoints.glob("step=*.ckpt")))
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not (tmp_path / "halves/trained").exists()
     result = run_script(*halves)
     assert result.returncode == 0, result.stderr
     assert contents(tmp_path / "whole/trained") == contents(tmp_path / "halves/trained")
 
 
-def wait_for(process: subprocess.Popen[bytes], condition: object, seconds: float = 120) -> None:
+def wait_for(process: Script, condition: object, seconds: float = 120) -> None:
     assert callable(condition)
     end = time.monotonic() + seconds
     while not condition():
@@ -149,11 +149,11 @@ def test_a_killed_generation_resumes_to_the_same_bytes(
 ) -> None:
     command = transfer_command(base_folder, controlnet_folder, city, tmp_path / "halves", "--domain", "night")
     command[command.index("--num_samples") + 1] = 30
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = Script(*command)
     images = tmp_path / "halves/night/leftImg8bit/val/lindau"
     wait_for(process, lambda: images.is_dir() and len(list(images.iterdir())) >= 3)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert len(list(images.iterdir())) < 30
     assert run_script(*command).returncode == 0
     command[command.index(tmp_path / "halves")] = tmp_path / "whole"

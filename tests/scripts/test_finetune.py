@@ -1,9 +1,9 @@
 """relis/finetune.py as a user runs it, on a tiny Cityscapes with a segmenter of the mini world."""
 
-import subprocess
 import sys
 
 import pytest
+from script_runs import run_script
 
 from genval.runtime.paths import REPO_ROOT
 
@@ -14,8 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(script, *flags):
-    command = [sys.executable, script, *map(str, flags)]
-    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    done = run_script(script, *flags)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -1,11 +1,10 @@
 """ood_objects/get_masks.py as a user runs it, with models of random weights."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from script_runs import run_script
 
 from benchmarks.components.masks import write_tiny
 from genval.datasets.reading import read_image, read_mask
@@ -19,8 +18,7 @@ def masks(grounding_models, object_images):
     def run(*flags, expect=0):
         folders = ["--images_dir", object_images / "refined", "--positions_dir", object_images / "with_positions"]
         folders += ["--output_dir", object_images / "masks", *grounding_models.flags, "--batch_size", 2]
-        command = [sys.executable, SCRIPT, *folders, *flags]
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        done = run_script(SCRIPT, *folders, *flags)
         assert done.returncode == expect, done.stderr
         return done
 

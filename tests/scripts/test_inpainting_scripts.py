@@ -13,7 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from diffusion_world import ROOT, Refusal, run_script
+from diffusion_world import ROOT, Refusal
+from script_runs import run_script
 
 from genval.datasets.ood_objects import object_folder
 from genval.datasets.reading import read_image

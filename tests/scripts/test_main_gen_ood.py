@@ -6,7 +6,6 @@ import os
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from relis_world import fake_segmenters
+from script_runs import Script
 
 from genval.metrics.statistics import COUNTS_VERSION
 from genval.runtime.files import write_png
@@ -506,30 +506,23 @@ def command(root, results, *flags):
     folders = [f"--{kind}_dir={root}/{folder}" for kind, folder in FOLDERS.items()]
     model = "test_main_gen_ood:slow_segmenter"
     return [
-        *(sys.executable, "ood_detection/main_gen_ood.py", "--model", model, f"--results_dir={root}/{results}"),
+        *("ood_detection/main_gen_ood.py", "--model", model, f"--results_dir={root}/{results}"),
         *(*folders, "--accelerator=cpu", "--draws=50", *flags),
     ]
 
 
 def start(root, results, *flags, delay=0.0):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(REPO_ROOT / "tests/scripts"),
-        "DELAY": str(delay),
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.Popen(
-        command(root, results, *flags), cwd=REPO_ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    paths = os.pathsep.join(str(REPO_ROOT / folder) for folder in (".", "tests", "tests/scripts"))
+    return Script(*command(root, results, *flags), environment={"PYTHONPATH": paths, "DELAY": str(delay)})
 
 
 @pytest.mark.slow
 def test_neither_a_kill_nor_the_number_of_processes_changes_a_byte(tmp_path):
     make_images(tmp_path, range(40), ("bear", "lion", "owl"))
     whole = start(tmp_path, "whole", "--devices=1")
-    assert whole.wait(120) == 0, whole.stderr.read()
+    assert whole.wait(120) == 0, whole.communicate()[1]
     two = start(tmp_path, "two", "--devices=2")
-    assert two.wait(180) == 0, two.stderr.read()
+    assert two.wait(180) == 0, two.communicate()[1]
     killed = start(tmp_path, "killed", "--devices=1", delay=0.1)
     for _ in range(600):
         if list((tmp_path / "killed").rglob("*.jsonl")):
@@ -540,7 +533,7 @@ def test_neither_a_kill_nor_the_number_of_processes_changes_a_byte(tmp_path):
     done = len(list((tmp_path / "killed").rglob("blocks/*.jsonl")))
     assert 0 < done < 6 and not list((tmp_path / "killed").rglob("*.csv"))
     again = start(tmp_path, "killed", "--devices=1")
-    assert again.wait(120) == 0, again.stderr.read()
+    assert again.wait(120) == 0, again.communicate()[1]
     results = [sorted((tmp_path / name / "generated").glob("*.*")) for name in ("whole", "two", "killed")]
     assert (
         [path.name for path in results[0]] == [path.name for path in results[1]] == [path.name for path in results[2]]

@@ -1,14 +1,13 @@
 """Files that cannot be opened, or that decode into something else, as the scripts meet them."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from script_runs import run_script
 
 from genval.captions.sources import match_sources
 from genval.datasets import find_items
@@ -179,9 +178,7 @@ def orientation(number):
 
 
 def run(script, *flags):
-    environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
-    command = [sys.executable, script, *map(str, flags)]
-    return subprocess.run(command, cwd=REPO_ROOT, env=environment, capture_output=True, text=True)
+    return run_script(script, *flags, environment={"PYTHONPATH": str(REPO_ROOT)})
 
 
 def test_check_dataset_reports_every_kind(tmp_path):

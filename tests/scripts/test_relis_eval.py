@@ -6,13 +6,12 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from relis_world import CITYSCAPES_NAMES, FAKE_MODELS, make_world, write_pair
+from script_runs import Script
 
 from genval.datasets.reading import read_image, read_mask
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
@@ -271,14 +270,13 @@ def test_a_results_folder_that_cannot_be_made_is_refused(relis):
 def start(root, results, *flags, delay=0.0):
     """Start relis/eval.py in a subprocess."""
     command = [
-        sys.executable, REPO_ROOT / "relis/eval.py", "--trg_dataset", "Cityscapes,Cityscapes_fog",
+        REPO_ROOT / "relis/eval.py", "--trg_dataset", "Cityscapes,Cityscapes_fog",
         "--model_arch", "relis_world:slow_segmenter", "--datasets_dir", root / "datasets",
         "--generated_dir", root / "images", "--root_exp_dir", results, "--accelerator", "cpu", "--batch_size", "2",
         *flags,
     ]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(REPO_ROOT / "tests/scripts"), "DELAY": str(delay)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(list(map(str, command)), env=environment, **pipes)
+    paths = f"{REPO_ROOT}{os.pathsep}{REPO_ROOT / 'tests/scripts'}"
+    return Script(*command, environment={"PYTHONPATH": paths, "DELAY": str(delay)})
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from diffusion_world import HEIGHT, WIDTH, Refusal, run_script
+from diffusion_world import HEIGHT, WIDTH, Refusal
+from script_runs import run_script
 
 PLACE = "Germany"
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from diffusion_world import HEIGHT, WIDTH, Refusal, run_script
+from diffusion_world import HEIGHT, WIDTH, Refusal
+from script_runs import run_script
 
 from genval.datasets.items import find_items
 from genval.runtime.files import read_json

@@ -1,22 +1,19 @@
 """benchmarks/zoo_speed.py measures on a CPU too, and resumes."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-
-from genval.runtime.paths import REPO_ROOT
+from script_runs import run_script
 
 
 @pytest.mark.slow
 def test_rows_are_measured_once(tmp_path):
     def run(models, *flags):
         command = [
-            sys.executable, "benchmarks/zoo_speed.py", "--models", models, "--size", "tiny", "--device", "cpu",
+            "benchmarks/zoo_speed.py", "--models", models, "--size", "tiny", "--device", "cpu",
             "--seconds", "0", "--output", str(tmp_path), *flags,
         ]  # fmt: skip
-        done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+        done = run_script(*command)
         return done.returncode, done.stdout + done.stderr
 
     code, out = run("BiSeNetV2-FCN,MobileNetV3")

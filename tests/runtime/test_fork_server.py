@@ -1,0 +1,138 @@
+"""Scripts started as forks behave as those started by the interpreter."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from genval.runtime.fork_server import ForkServer
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fork server needs Linux")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ForkServer(os.environ, ["colorsys", "no_such_library"]) as server:
+        yield server
+
+
+@pytest.fixture
+def start(server, tmp_path):
+    """`start(code, *arguments)`: start a script with this code; its output is written to `out` and `err`."""
+
+    def start(code, *arguments, environment=os.environ, **options):
+        (tmp_path / "script.py").write_text(code)
+        with open(tmp_path / "out", "wb") as out, open(tmp_path / "err", "wb") as err:
+            streams = (0, out.fileno(), err.fileno())
+            command = ["script.py", *arguments]
+            return server.start(command, environment=environment, cwd=tmp_path, streams=streams, **options)
+
+    return start
+
+
+FACTS = """
+import os, sys, __main__
+print(__name__, __file__, __main__.__dict__ is globals(), sys.argv, os.getcwd())
+print(sys.path[:3], os.environ.get("ONLY_HERE"), os.environ.get("PATH"), "colorsys" in sys.modules)
+files, threads = sorted(map(int, os.listdir("/proc/self/fd"))), os.listdir("/proc/self/task")
+print(os.getsid(0) == os.getpid(), files[:-1], len(threads))
+"""
+
+
+def test_what_a_script_sees(start, tmp_path):
+    script = start(FACTS, "a", "--b", environment={"ONLY_HERE": "yes", "PYTHONPATH": "modules:/more"})
+    assert script.wait(30) == 0
+    assert (tmp_path / "out").read_text().splitlines() == [
+        f"__main__ script.py True ['script.py', 'a', '--b'] {tmp_path}",
+        f"['{tmp_path}', '{tmp_path}/modules', '/more'] yes None True",
+        "True [0, 1, 2] 1",
+    ]
+
+
+def interpreter(tmp_path):
+    return subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "",
+        "import sys; sys.exit(3)",
+        "import sys; sys.exit('error: no images')",
+        "import sys; sys.exit(True)",
+        "def fails():\n    return 1 / 0\nfails()",
+        "if",
+        "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+        "import atexit, threading, time\n"
+        "atexit.register(print, 'at the end')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start()",
+        "import multiprocessing\n"
+        "def double(number):\n    return 2 * number\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n        print(pool.map(double, [1, 2]))",
+    ],
+    ids=["ends", "code", "message", "true", "exception", "syntax", "signal", "exit functions", "spawn"],
+)
+def test_a_script_ends_as_with_the_interpreter(start, tmp_path, code):
+    script = start(code)
+    assert script.wait(30) == script.poll() == script.returncode
+    done = interpreter(tmp_path)
+    assert script.returncode == done.returncode
+    assert (tmp_path / "out").read_text() == done.stdout
+    # The interpreter shows the whole path of the script.
+    assert (tmp_path / "err").read_text() == done.stderr.replace(str(tmp_path / "script.py"), "script.py")
+
+
+def test_a_missing_script_is_the_interpreter_s_error(server, tmp_path):
+    with open(tmp_path / "err", "wb") as err:
+        script = server.start(["none.py"], environment=os.environ, cwd=tmp_path, streams=(0, 1, err.fileno()))
+        assert script.wait(30) == 2
+    done = subprocess.run([sys.executable, "none.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert (tmp_path / "err").read_text() == done.stderr
+
+
+def test_a_script_is_killed_and_others_go_on(start, server, tmp_path):
+    slow, registry = "import time; time.sleep(60)", tmp_path / "registry"
+    with open(registry, "wb") as file:
+        killed = start(slow, register=file.fileno())
+    assert killed.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        killed.wait(0.05)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait(30) == -signal.SIGKILL
+    assert registry.read_text() == f"+{killed.pid}\n"
+    killed.send_signal(signal.SIGKILL)  # has no effect: the number may be another's
+    assert start("").wait(30) == 0
+
+
+def test_unseeded_numbers_differ(tmp_path):
+    pytest.importorskip("numpy")
+    server = ForkServer(os.environ, ["numpy"])
+    (tmp_path / "script.py").write_text("import numpy, random; print(numpy.random.random(), random.random())")
+    shown = []
+    for name in "ab":
+        with open(tmp_path / name, "wb") as out:
+            server.start(["script.py"], environment=os.environ, cwd=tmp_path, streams=(0, out.fileno(), 2)).wait(30)
+        shown += (tmp_path / name).read_text().split()
+    server.close()
+    assert len(set(shown)) == 4
+
+
+def test_a_server_that_has_ended_starts_nothing(tmp_path):
+    server = ForkServer(os.environ, [])
+    end = time.monotonic() + 30
+    while not server.is_ready():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    (tmp_path / "script.py").write_text("import time; time.sleep(60)")
+    command, options = ["script.py"], {"environment": os.environ, "cwd": tmp_path, "streams": (0, 1, 2)}
+    script = server.start(command, **options)
+    os.kill(server.pid, signal.SIGKILL)
+    assert script.wait(30) == 1
+    os.kill(script.pid, signal.SIGKILL)
+    with pytest.raises(OSError):
+        server.start(command, **options)
+    server.close()
