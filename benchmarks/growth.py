@@ -36,9 +36,7 @@ class GrowthSettings:
 
     images: tuple[str, ...] = flag(("10", "100", "1000", "10000"), "numbers of images", type=comma_list)
     scenes: int = flag(3, "cities over which the images are spread")
-    temperatures: bool = flag(
-        False, "save logits too, and find temperatures from them"
-    )
+    temperatures: bool = flag(False, "save logits too, and find temperatures from them")
     row: str | None = flag(None, "measure one row in this folder, and print it as JSON")
     preset: str | None = None
 
