@@ -43,7 +43,7 @@ def write_reliability_diagram(path: Path, sets: Mapping[str, PixelStatistics]) -
         # One artist for all bars of a panel: 15 artists take longer to draw.
         left, right = edges[:-1], edges[1:]
         corners = [(left, lower), (left, upper), (right, upper), (right, lower)]
-        return PolyCollection(np.moveaxis(np.array(corners), -1, 0), **style)
+        return PolyCollection(list(np.moveaxis(np.array(corners), -1, 0)), **style)
 
     width, height = 3.4 * len(sets), 4.2
     figure = Figure(figsize=(width, height))

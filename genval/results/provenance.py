@@ -160,14 +160,14 @@ def common_provenance(places: Sequence[SceneRecords], remedy: Callable[[Path], s
             )
         for record in records:
             mark = record.get("image_mark")
-            key = (None, mark) if mark is not None else (str(manifest), str(record["id"]))
+            image = (None, mark) if mark is not None else (str(manifest), str(record["id"]))
             name = f"{folder.name}/{record['id']}"
-            if key in images:
+            if image in images:
                 raise GenValError(
-                    f"{manifest}: {name} and {images[key]} are the same image, which would count twice. "
+                    f"{manifest}: {name} and {images[image]} are the same image, which would count twice. "
                     f"{remedy(folder)}"
                 )
-            images[key] = name
+            images[image] = name
             made = Provenance.of_record(record, metrics)
             if made is None:
                 raise GenValError(

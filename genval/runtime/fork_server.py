@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import io
 import json
 import multiprocessing.process
 import os
@@ -234,13 +235,14 @@ def _enter(request: dict[str, Any], descriptors: list[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
     # The stream objects stay: libraries hold them.
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=os.isatty(1))
     os.chdir(request["cwd"])
-    multiprocessing.process.ORIGINAL_DIR = request["cwd"]
-    server_s = _python_path()
+    multiprocessing.process.ORIGINAL_DIR = request["cwd"]  # type: ignore[attr-defined]
+    inherited = _python_path()
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.path[:] = [*_python_path(), *(folder for folder in sys.path if folder not in server_s)]
+    sys.path[:] = [*_python_path(), *(folder for folder in sys.path if folder not in inherited)]
     # Random numbers that nobody seeds differ between processes. The module `random` does this itself.
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
