@@ -30,12 +30,12 @@ def main(settings: ReproductionSettings) -> None:
     from genval.reproduction.plan import build_steps
     from genval.reproduction.printing import print_end, print_missing, print_plan, print_unmarked
     from genval.reproduction.protocol import STAGES, Protocol
-    from genval.reproduction.record import Record, describe_device, list_gpus
+    from genval.reproduction.record import Record, describe_device
     from genval.reproduction.running import Runner
     from genval.reproduction.state import check_any_runs, check_stages, survey, up_to_date
     from genval.results.scenes import model_list
     from genval.runtime.errors import GenValError
-    from genval.runtime.fork_server import LIBRARIES
+    from genval.runtime.fork_server import LIBRARIES, can_fork
     from genval.runtime.locks import lock_folders
     from genval.runtime.paths import resolve
 
@@ -68,9 +68,8 @@ def main(settings: ReproductionSettings) -> None:
         return
 
     check_any_runs(steps, states, stages)
-    uses_gpu = settings.accelerator != "cpu" and bool(list_gpus())
-    libraries = LIBRARIES if sys.platform == "linux" and not uses_gpu else ()
-    runner = Runner(steps, states, record, folder / "logs", settings.jobs, uses_gpu, libraries)
+    libraries = LIBRARIES if can_fork() else ()
+    runner = Runner(steps, states, record, folder / "logs", settings.jobs, settings.accelerator != "cpu", libraries)
     with lock_folders([folder]):
         runner.run()
     print_missing(steps, states)

@@ -34,7 +34,7 @@ from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_bytes
 from genval.runtime.flags import flag
-from genval.runtime.fork_server import LIBRARIES, ForkedScript, ForkServer
+from genval.runtime.fork_server import LIBRARIES, ForkedScript, ForkServer, can_fork
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.progress import progress_bar
 from genval.runtime.settings import comma_list, positive_int, seed_flag
@@ -528,7 +528,7 @@ def main(settings: KillSettings) -> None:
             resolve(settings.folder) if settings.folder else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         )
         work = Workplace(folder, settings.images, settings.accelerator)
-        if settings.accelerator == "cpu" and sys.platform == "linux":
+        if can_fork():
             work = replace(work, server=stack.enter_context(ForkServer(environment(), LIBRARIES)))
         folder.mkdir(parents=True, exist_ok=True)
         runs = choose(settings.stages, list(work.stages()), settings.runs)

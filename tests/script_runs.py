@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from genval.reproduction.guard import signal_group
-from genval.runtime.fork_server import LIBRARIES, ForkedScript, ForkServer
+from genval.runtime.fork_server import LIBRARIES, ForkedScript, ForkServer, can_fork
 from genval.runtime.paths import REPO_ROOT
 
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -42,7 +42,7 @@ class Script:
         out, err = self._files
         self.process: ForkedScript | subprocess.Popen[bytes]
         is_file = command[0].endswith(".py")  # not -c or -m
-        if sys.platform == "linux" and is_file and _read_at_import(variables) == _read_at_import(_ENVIRONMENT):
+        if can_fork() and is_file and _read_at_import(variables) == _read_at_import(_ENVIRONMENT):
             with open(os.devnull) as nothing:
                 streams = (nothing.fileno(), out.fileno(), err.fileno())
                 self.process = _server().start(command, environment=variables, cwd=cwd, streams=streams)

@@ -4,8 +4,7 @@
 project. A script started so behaves as one started by `python SCRIPT`: it has its own session, environment, working
 folder, streams and exit code.
 
-The server imports libraries and computes nothing. It therefore has no thread and no CUDA context, which a fork would
-break. Linux only.
+The server imports libraries and computes nothing. It therefore has no thread, which a fork would lose. See `can_fork`.
 """
 
 from __future__ import annotations
@@ -45,6 +44,15 @@ LIBRARIES = (
 _LOOK = 0.02
 # Bytes of a request, and of a number in an answer.
 _MAX_REQUEST, _NUMBER = 2**18, 8
+
+
+def can_fork() -> bool:
+    """Whether scripts can be started as forks: on Linux without a GPU.
+
+    Some libraries look for GPUs while they are imported. A fork could not use CUDA after that.
+    """
+    gpus = [path for pattern in ("nvidia[0-9]*", "kfd", "dxg") for path in Path("/dev").glob(pattern)]
+    return sys.platform == "linux" and not gpus
 
 
 class ForkServer:
@@ -239,10 +247,10 @@ def _enter(request: dict[str, Any], descriptors: list[int]) -> None:
         sys.stdout.reconfigure(line_buffering=os.isatty(1))
     os.chdir(request["cwd"])
     multiprocessing.process.ORIGINAL_DIR = request["cwd"]  # type: ignore[attr-defined]
-    server_s = _python_path()
+    inherited = _python_path()
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.path[:] = [*_python_path(), *(folder for folder in sys.path if folder not in server_s)]
+    sys.path[:] = [*_python_path(), *(folder for folder in sys.path if folder not in inherited)]
     # Random numbers that nobody seeds differ between processes. The module `random` does this itself.
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()

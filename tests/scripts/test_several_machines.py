@@ -3,14 +3,13 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from diffusion_world import HEIGHT, ROOT, WIDTH, write_cityscapes
 from relis_world import make_world
+from script_runs import Script
 
 from genval.diffusion.generators import generate_domain
 from genval.diffusion.settings import SamplingConfig, StyleTransferSettings
@@ -23,12 +22,6 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
-
-
-def start(command: list[object], environment: dict[str, str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=environment, text=True, **pipes)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -49,10 +42,9 @@ def test_a_lost_machine_of_slurm_leaves_a_folder_that_the_next_run_completes(
     job = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NAME": "genval", "SLURM_JOB_ID": "1"}
     job |= {"SLURM_NODELIST": "127.0.0.1", "SLURM_LOCALID": "0", "MASTER_PORT": str(free_port())}
     job |= {"SLURM_NNODES": "2"}
-    nodes = [
-        start([*command, "--devices", 1, "--num_nodes", 2], {**job, "SLURM_PROCID": str(n), "SLURM_NODEID": str(n)})
-        for n in range(2)
-    ]
+    command += ["--devices", 1, "--num_nodes", 2]
+    ranks = [{"SLURM_PROCID": str(number), "SLURM_NODEID": str(number)} for number in range(2)]
+    nodes = [Script(*command, environment={**job, **rank}) for rank in ranks]
     end = time.monotonic() + 120
     while len(list(images.glob("*.png"))) < 4:
         assert all(node.poll() is None for node in nodes) and time.monotonic() < end
@@ -88,12 +80,12 @@ def test_a_lost_machine_of_slurm_leaves_a_folder_that_the_next_run_completes(
 def test_two_machines_of_torchrun_evaluate_as_one(tmp_path: Path) -> None:
     root, port = make_world(tmp_path), free_port()
 
-    def evaluate(folder: str, launcher: list[object], *flags: object) -> subprocess.Popen[str]:
+    def evaluate(folder: str, launcher: list[object], *flags: object) -> Script:
         command = ["relis/eval.py", "--trg_dataset", "Cityscapes", "--model_arch", "relis_world:slow_segmenter"]
         places = ["--datasets_dir", root / "datasets", "--root_exp_dir", tmp_path / folder]
         more = ["--accelerator", "cpu", "--devices", 1, "--batch_size", 1, *flags]
         paths = os.pathsep.join((str(ROOT / "tests/scripts"), str(ROOT)))
-        return start([*launcher, *command, *places, *more], {"PYTHONPATH": paths})
+        return Script(*launcher, *command, *places, *more, environment={"PYTHONPATH": paths})
 
     run = ["-m", "torch.distributed.run", "--nnodes", 2, "--nproc_per_node", 1]
     run += ["--master_addr", "127.0.0.1", "--master_port", port, "--node_rank"]
