@@ -27,7 +27,7 @@ def choose_compiling(mode: str, recorded: bool | None = None) -> bool:
     if compiled:
         keep_kernels()
         print(
-            "Compiling. An H100 needs about 2 minutes for it, and 15 s where an earlier run kept its kernels.",
+            "Compiling. An H100 needs about 2 minutes for it, and 12 s with the kernels of an earlier run.",
             flush=True,
         )
     return compiled
