@@ -10,7 +10,7 @@ long as this row (docs/speed.md). All other rows run `genval.diffusion.sampling.
 ControlNet/style_transfer.py does, including text encoding, decoding and the copy to the CPU. `whole` compiles whole
 networks instead of their blocks. `recorded` replays a compiled batch as a CUDA graph. `fp8` is compiled too, and
 multiplies by the weights of the transformer blocks in 8 bits. Warm-up (compiling, recording) is reported separately.
-`psnr_dB` compares a row's first image with the proxy's: same noise, prompt and mask, other precision.
+`psnr_dB` compares a row's first image with the proxy's, which has the same noise, prompt and mask, and other precision.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class GenerationSpeedSettings:
         type=comma_list,
     )
     batch_size: int = flag(32, "of the rows named best", type=positive_int)
-    repeats: int = flag(2, "timed batches a row; the fastest counts", type=positive_int)
+    repeats: int = flag(2, "timed batches per row; the fastest counts", type=positive_int)
     inductor: tuple[str, ...] = flag((), "settings to try: name=value,...", type=comma_list)
     attention: tuple[str, ...] = flag(
         (), "attention kernels to try in this order: cudnn, flash, efficient, math", type=comma_list

@@ -1,4 +1,4 @@
-"""Time and memory of an evaluation against the number of images, with small images and a fast fake segmenter.
+"""Time and memory of an evaluation by the number of images, with small images and a fast fake segmenter.
 
 Reads:  nothing
 Writes: images and results in a temporary folder, removed at the end, and a table to the standard output

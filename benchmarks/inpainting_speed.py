@@ -102,7 +102,7 @@ class InpaintingSpeedSettings:
 
     size: str = flag("sd15", "tiny is a smoke test, 8 times smaller", choices=tuple(SIZES))
     rows: tuple[str, ...] = flag(tuple(DEFAULT_ROWS), f"known: {', '.join(ROWS)}", type=comma_list)
-    repeats: int = flag(2, "timed batches a row; the fastest counts", type=positive_int)
+    repeats: int = flag(2, "timed batches per row; the fastest counts", type=positive_int)
     stage_batches: int = flag(4, "timed batches of the rows named stage", type=positive_int)
     num_workers: int = flag(8, "threads for files, of rows named stage", type=positive_int)
     steps: int | None = flag(None, "of every row, in place of its own: for a smoke test", type=positive_int)

@@ -2,13 +2,13 @@
 
 Reads:  checkpoints/mini
 Writes: a table: runs, how many were killed before their end, and how many ended with the same bytes. --output writes it
-        to a file after every run, so that a benchmark cut short keeps what is done. The stages' files go to a
+        to a file after every run, so that an interrupted benchmark keeps its rows. The stages' files go to a
         temporary folder (--folder keeps them). Exits with 1 if a file differs, is missing or is left over.
 
     python benchmarks/kill_stages.py --stages generate=50,evaluate=50,train=50,all --runs 10 --jobs 16 --output kills.md
 
-With --jobs, runs go in parallel, each in a folder of its own. The number of a folder in the paths that files hold does
-not count as a difference.
+With --jobs, several runs are made at the same time, each in a folder of its own. Files hold paths of these folders. The
+number of a folder in such a path does not count as a difference.
 """
 
 from __future__ import annotations

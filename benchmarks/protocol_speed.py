@@ -1,4 +1,4 @@
-"""Hours that the whole protocol of the paper takes: a sample of each stage, run by its script with random weights.
+"""Estimate the hours of the paper's whole protocol from a sample of each stage, run by its script with random weights.
 
 Reads:  nothing: streets are rendered at Cityscapes' size, and all models get random weights of full size
 Writes: {folder}/: models and streets (30 GB; those of script_speed.py too), logs, and what the scripts write;
@@ -9,16 +9,16 @@ Writes: {folder}/: models and streets (30 GB; those of script_speed.py too), log
 
 A row belongs to one command. Its loop lasts from the first written batch to the last. The rest of the command, such as
 the start of the process, compilation and summaries, is its start. The protocol takes commands x start + items x seconds
-per item of the loop, with the numbers in `STAGES`. In a stage of segmenters, each of the 42 takes that, and the mean of
-those that were measured stands for the others. The error is half the difference between the rates of both halves of
-the loop, or 100 % if the loop has fewer than two batches. The standard error of the mean over segmenters is added.
-"GPU busy" is the share of the time in which a kernel ran on the GPU. Starts count as idle. "Published" is the time of
-the same items at the rates in `PUBLISHED`, without starts. Rows of the same settings and device that are already in the
-output are kept. Kernels that earlier commands compiled and kept in {folder} are used.
+per item of the loop, with the numbers in `STAGES`. In a stage of segmenters, this is the time of each of the 42
+segmenters, and those that were not measured take the mean of the others. The error is half the difference between the
+rates of both halves of the loop, or 100 % if the loop has fewer than two batches. The standard error of the mean over
+segmenters is added. "GPU busy" is the share of the time in which a kernel ran on the GPU. Starts count as idle.
+"Published" is the time of the same items at the rates in `PUBLISHED`, without starts. Rows of the same settings and
+device that are already in the output are kept. Kernels that earlier commands compiled and kept in {folder} are used.
 
-The protocol is that of reproduce.py with all segmenters in each command. Training, captions, the judgement of masks by
-CLIP and the report are not part of it. Clear streets stand for all sets that are evaluated. Objects are detected in
-rendered streets with objects.
+The protocol is that of reproduce.py with all segmenters in each command. It excludes training, captions, the check of
+masks by CLIP, and the report. Clear streets stand for all sets that are evaluated. Objects are detected in rendered
+streets with objects.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Collect the results of evaluate.py and boxes.py in a few small files, which study.py reads.
 
-Temperatures are searched on pixels of each set (with the lowest ECE) and tried on the real set of its domain. The
+Temperatures with the lowest ECE are found with pixels of each set and tested on the real set of its domain. The
 label-free estimates of genval/report/label_free.py are computed for the real sets.
 
 Reads:  EVAL_DIR, BOXES_DIR, OOD_DIR

@@ -2,16 +2,16 @@
 
 The sets are Cityscapes val, the generated and corrupted sets that exist, and the real sets of DATASETS_DIR: ACDC,
 CamVid (dusk) and IDD-lite. Sets of India are measured in the 7 merged classes of IDD-lite, and Cityscapes in both.
-Published networks get the size that they were trained for, those of the recipe 256x512. Unknown objects are detected on
-the real sets and on the pasted one (paste_objects.py), if they exist.
+Published networks get images of the size that they were trained for, and those of the recipe get 256x512. Unknown
+objects are detected on the real sets and on the pasted one (paste_objects.py), if they exist.
 
-The study needs counts of each image, and no prediction. Each process therefore decodes an image once for all of its
-segmenters, and nothing is written per image, unlike by relis/eval.py, which measures in the same way.
+The measurements are those of relis/eval.py. The study needs only the counts of each image and no predictions.
+Therefore, each process decodes an image once for all of its segmenters, and nothing is written per image.
 
 Reads:  PUBLISHED/*-{width}.pt (benchmarks/streets/export_segmenters.py), OWN/list.txt (train_segmenters.py),
         DATASETS_DIR (prepare.py), GENERATED_DIR and `corrupted` beside it
 Writes: EVAL_DIR/{segmenter}/{set}_{condition}.npz (see `measure`), OOD_DIR as ood_detection/main_gen_ood.py. Run the
-        same command again to resume: first come all segmenters on the clear and real sets, then generator by generator.
+        same command again to resume. All segmenters are first run on the clear and real sets, then on each generator's.
 
     python benchmarks/streets/evaluate.py --jobs 8 --accelerator gpu --batch_size 32
 """

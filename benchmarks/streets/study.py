@@ -1,12 +1,12 @@
 """Compare predictors of quality on real streets: r and regret of every generated set, corruption, transfer and clear.
 
 A predictor is a set of labelled images: clear Cityscapes, or Cityscapes changed or generated in a domain. Across the
-segmenters, its mIoU (ECE) is compared with that on the domain's real images by Pearson's r, and by regret: what is lost
-by choosing the best segmenter on the predictor. mIoU is over the classes with labelled pixels in both sets. `within`
-is r after the mean of each family and input size is subtracted from both sides, `between` is r of these means. Where
-real images and recordings suffice, r is also corrected for the noise of the images, with an interval, and so is its
-difference to clear weather. Improvements on single generators are chosen on one half of the real images, and confirmed
-on the other.
+segmenters, its mIoU (ECE) is compared with that on the domain's real images by Pearson's r and by regret, the loss from
+choosing the best segmenter on the predictor. mIoU is over the classes with labelled pixels in both sets. `within` is r
+after the mean of each family and input size is subtracted from both sides, `between` is r of these means. If there are
+enough real images and recordings, r and its difference from that of clear weather are also corrected for the noise of
+the images, with intervals. Improvements on single generators are chosen on one half of the real images, and confirmed
+on the other half.
 
 Reads:  COLLECTED (benchmarks/streets/collect.py), DATASETS_DIR/splits.json (prepare.py)
 Writes: OUTPUT_DIR/study.json and study.md
@@ -275,7 +275,7 @@ def compare_domain(
 
 
 def judge(found: dict[str, ImageSet], real: ImageSet, domain: str, seed: int) -> dict[str, dict[str, Any]]:
-    """Correct r of each predictor, and its difference to clear weather, for the noise of the images.
+    """Correct r of each predictor, and its difference from that of clear weather, for the noise of the images.
 
     Real images are drawn by recording, the others by the frame that they were made from.
     """
@@ -305,7 +305,7 @@ def judge(found: dict[str, ImageSet], real: ImageSet, domain: str, seed: int) ->
 
 
 def correct(sides: dict[str, Scores], reference: Scores) -> dict[str, dict[str, Any]]:
-    """Return r of each side with the reference, and its difference to clear weather, each with its interval."""
+    """Return r of each side with the reference, and its difference from that of clear weather, with intervals."""
     corrected: dict[str, dict[str, Any]] = {}
     for name, side in sides.items():
         r = pearson_estimate(side, reference)
@@ -602,7 +602,7 @@ def markdown(report: dict[str, Any]) -> str:
                 cells = [_pair(one["predictors"].get(name, {}).get(metric)) for name in names]
                 rows.append([domain, number, *cells])
         parts.append(markdown_table(["domain", "real images, recordings", *names], rows))
-    parts.append("\n## r corrected for the noise of the images, 95 % intervals, and its difference to clear weather\n")
+    parts.append("\n## r corrected for the noise of images, and its difference from clear weather, 95 % intervals\n")
     rows = [
         [domain, name, metric, _ends(judged, "r", "low", "high"),
          _ends(judged, "less_clear", "less_low", "less_high"), judged.get("better_than_clear", "")]
@@ -675,7 +675,7 @@ def markdown(report: dict[str, Any]) -> str:
     rows = [[domain, one["half"], one["all"]] for domain, one in report["ceilings"].items() if one]
     parts.append("\n## Agreement of the real images with themselves: r of mIoU\n")
     parts.append(markdown_table(["domain", "between halves", "expected for as many others"], rows, digits=2))
-    parts.append("\n## Temperatures, tried on the real images\n")
+    parts.append("\n## Temperatures, tested on the real images\n")
     rows = [
         [domain, source, one["models"], 100 * one["better"], one["before"], one["after"]]
         for domain, by_source in report["temperatures"].items()

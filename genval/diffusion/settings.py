@@ -241,7 +241,7 @@ class StyleTransferSettings:
         None, "images or windows per batch (default: 32 on a GPU, 4 on a CPU)", title="speed", type=positive_int
     )
     compile: Compile = flag(
-        "auto", "generate kernels for the denoiser, which takes minutes; auto: as the run to resume did", bare="on"
+        "auto", "compile the denoiser, which takes minutes; auto: only if the run to resume did", bare="on"
     )
     preset: str | None = None
 
@@ -338,7 +338,7 @@ class InpaintingStageSettings:
         None, "images per batch (default: 32 on a GPU, 4 on a CPU)", title="speed", type=positive_int
     )
     compile: Compile = flag(
-        "auto", "generate kernels for the denoiser, which takes minutes; auto: as the run to resume did", bare="on"
+        "auto", "compile the denoiser, which takes minutes; auto: only if the run to resume did", bare="on"
     )
     preset: str | None = None
 

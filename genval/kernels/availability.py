@@ -34,8 +34,9 @@ def _runs_triton(device: torch.device) -> bool:
         torch.cuda.synchronize(device)
     except Exception as error:  # many kinds, from a missing compiler to a driver that is too old
         warnings.warn(
-            f"Triton does not work here ({type(error).__name__}: {error}), so that metrics take ten times as long, and "
-            "generated images 1.3 times. It needs a C compiler and Python's headers: apt install gcc python3-dev",
+            f"Triton does not work here ({type(error).__name__}: {error}). Metrics take ten times as long, and "
+            "generation takes 1.3 times as long. Triton needs a C compiler and Python's headers: "
+            "apt install gcc python3-dev",
             stacklevel=2,
         )
         return False

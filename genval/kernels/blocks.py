@@ -1,9 +1,9 @@
-"""What lies between convolutions, matrix products and attention in the blocks of a diffusion model, on an NVIDIA GPU.
+"""Triton kernels for the operations between convolutions, matrix products and attention in a diffusion model's blocks.
 
-PyTorch launches a kernel for each operation, and each reads and writes a whole tensor. The kernels here take several
-at once, in channels-last tensors: group normalisation of a sum with SiLU; a residual sum with the bias of the last
-convolution; the gated GELU. They compile in seconds. Sums are added in a fixed order, so that results do not depend on
-the order of the programs.
+PyTorch launches a kernel for each operation, and each kernel reads and writes a whole tensor. The kernels here compute
+several operations at once, in channels-last tensors on an NVIDIA GPU: group normalisation of a sum with SiLU; a
+residual sum with the bias of the last convolution; the gated GELU. They compile in seconds. Sums are added in a fixed
+order, so that results do not depend on the order of the programs.
 """
 
 from __future__ import annotations

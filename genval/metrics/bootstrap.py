@@ -23,7 +23,7 @@ def draw_weights(items: int, draws: int, seed: int) -> np.ndarray:
 
 
 def filled_levels(counts: np.ndarray) -> np.ndarray:
-    """Return the indices of the levels at which something is counted, int64; that of the first level where none is.
+    """Return the indices of the levels with a count above 0, int64; that of the first level if there are none.
 
     Args:
         counts: at levels (..., L).

@@ -1,4 +1,4 @@
-"""Whether a generator ranks models on clear images as the real clear images of the same streets do.
+"""Whether a generator ranks models on clear images as the original clear images of the same streets do.
 
 A generator that fails this check is not faithful to its masks: what it says about fog or night means nothing.
 """
@@ -26,12 +26,12 @@ MIN_CLEAR_R = 0.8
 """The smallest corrected r with which a generator passes."""
 CLEAR_DOMAIN = "clear"
 REAL = Place("Cityscapes", "clean")
-"""The real frames."""
+"""The originals."""
 
 
 @dataclass(frozen=True)
 class ClearCheck:
-    """How mIoU on generated clear images agrees with mIoU on the real clear images of the same streets.
+    """How mIoU on generated clear images agrees with mIoU on the original clear images of the same streets.
 
     Attributes:
         generator: its name.
@@ -81,10 +81,10 @@ def clear_check(
     draws: int = DRAWS,
     real: Evidence | None = None,
 ) -> ClearCheck:
-    """Compare the results on a generator's clear set with those on the real frames that it was generated from.
+    """Compare the results on a generator's clear set with those on the originals, the frames of its masks.
 
-    Each real frame counts as often as images were generated from its mask, and both are drawn together. The classes
-    are those labelled on both sides. Real frames are whole, where generated images may be crops.
+    Each original counts as often as images were generated from its mask, and both are drawn together. The classes are
+    those that are labelled on both sides. Originals are whole, but generated images may be crops.
 
     Args:
         eval_dir: folder of the results of relis/eval.py.
@@ -94,7 +94,7 @@ def clear_check(
         seed: of the bootstrap draws.
         preset: of the commands that an error recommends.
         draws: bootstrap draws.
-        real: the results on the real frames (`REAL`), if they were read before.
+        real: the results on the originals (`REAL`), if they were read before.
 
     Raises:
         NoResultsError: no model has results on both sets, or not on all frames; the message has the commands.

@@ -36,16 +36,16 @@ class Protocol:
         preset: `--preset` of every stage.
         domains: some of `DOMAINS`.
         models: as given to relis/eval.py.
-        num_samples: generated images a domain; with `render`, also rendered ones a set.
-        num_object_images: generated images an object; None is the stage's own number.
+        num_samples: generated images per domain; with `render`, also rendered images per set.
+        num_object_images: generated images per object; None is the stage's own number.
         render: the mini world's data sets are rendered first.
         jobs: steps at a time; with several, models are evaluated by processes of their own.
-        logit_pixels: pixels an image that calibration is done on.
+        logit_pixels: pixels per image that are used for calibration.
         device: flags of every stage that computes on a device.
         batch_size: of these stages; None is the stage's own.
         overwrite: every stage makes its files again.
         trust_code: segmenters may run code from anywhere.
-        object_domains: of `domains`, those into whose generated images objects are inpainted too.
+        object_domains: those of `domains` whose generated images also get inpainted objects.
         finetune: segmenters that are fine-tuned on the generated objects.
     """
 

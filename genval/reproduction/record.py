@@ -16,14 +16,14 @@ from genval.reproduction.steps import Step
 from genval.runtime.files import read_json, write_json
 from genval.runtime.flags import canonical
 
-# Starting Python and importing torch and the models' libraries, seconds a command on two quiet CPU cores.
+# Starting Python and importing torch and the models' libraries, seconds per command on two quiet CPU cores.
 START = 6.0
 # Runs of a stage that are kept; the estimate is over these.
 _KEPT = 20
 
-# Seconds an image where nothing was measured here, by preset, stage and kind of device; and where the figure is from.
+# Seconds per image where nothing was measured here, by preset, stage and kind of device; and where the number is from.
 STATED: dict[tuple[str | None, str, str], tuple[float, str]] = {
-    (None, "generate", "gpu"): (0.137, "docs/speed.md, one H100"),
+    (None, "generate", "gpu"): (0.150, "docs/speed.md, one H100"),
 }
 
 
@@ -104,7 +104,7 @@ class Record:
         write_json(self.path, {"finished": self.finished, "marks": self.marks, "runs": self.runs})
 
     def estimate(self, step: Step, items: int) -> Estimate:
-        """How long a step takes that has `items` left: its processes' starts, and seconds an image."""
+        """Estimate how long a step with `items` left takes: the starts of its processes, and the seconds per image."""
         runs = self.runs.get(self.device, {}).get(step.stage, [])
         if runs:
             # Of the quickest process at most a half was its start.

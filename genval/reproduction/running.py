@@ -42,18 +42,18 @@ class _RunningStep:
 
 @dataclass
 class Runner:
-    """Runs the steps that are to do, each as soon as what it waits for has ended.
+    """Runs the steps that are to do. Each starts as soon as the steps that it needs have ended.
 
     Attributes:
         steps: each after those that it needs.
         states: from `state.survey`.
-        record: takes down what ends well.
-        logs: folder of the logs, one a step; with one job the steps write to the terminal.
+        record: where successful steps are recorded.
+        logs: folder of the logs, one per step; with one job the steps write to the terminal.
         jobs: steps at a time.
         uses_gpu: with several jobs, each takes one GPU of this machine in turn.
         libraries: modules that are imported once for all steps, by a `ForkServer`; empty for a new interpreter per
             command. Not for steps that use a GPU.
-        ended: names of the steps that ended well.
+        ended: names of the steps that succeeded.
         failed: names of steps, with the last line that they wrote.
         skipped: steps that were not run because one that they need failed.
         seconds: that the whole took.

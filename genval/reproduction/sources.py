@@ -163,7 +163,7 @@ def find_data(datasets: list[str], datasets_dir: str) -> dict[str, Missing]:
 
 
 def count_images(dataset: str, cond: str, datasets_dir: str) -> int | None:
-    """How many images a set has; None where it is not there or not whole."""
+    """Return the number of images of a set; None if it is missing or incomplete."""
     try:
         return len(find_items(dataset, cond, datasets_dir=datasets_dir))
     except GenValError:

@@ -53,7 +53,7 @@ def _exit(message: str, code: int) -> None:
 
 
 def _followable(message: str, settings: type[Any]) -> str:
-    """Leave out the remedy --skip_bad where the script has no such flag: what reads images serves all scripts."""
+    """Leave out the remedy --skip_bad if the script has no such flag: all scripts share the code that reads images."""
     if "--skip_bad" not in message or "--skip_bad" in settings_parser(settings).format_usage():
         return message
     return re.sub(r",? or (use|give) --skip_bad( to skip it)?", "", message)

@@ -60,7 +60,7 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
 
 
 def _is_one_process(settings: DeviceFlags) -> bool:
-    """Whether these flags surely mean one process."""
+    """Whether these flags certainly mean one process."""
     import torch
 
     if settings.num_nodes != 1 or str(settings.devices) not in ("1", "auto"):

@@ -1,8 +1,8 @@
 """Start scripts as forks of a process that has imported the large libraries, which takes several seconds per process.
 
 `ForkServer` is used by the process that starts scripts. It runs this file as the server, which imports nothing of this
-project. A script started so behaves as one started by `python SCRIPT`: it has its own session, environment, working
-folder, streams and exit code.
+project. A forked script behaves like one that was started by `python SCRIPT`: it has its own session, environment,
+working folder, streams and exit code.
 
 The server imports libraries and computes nothing. It therefore has no thread, which a fork would lose. See `can_fork`.
 """

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusion_world import Refusal, run_script
+from diffusion_world import Refusal
+from script_runs import run_script
 
 from genval.reproduction.evaluation_steps import calibration_steps, evaluation_steps
 from genval.reproduction.protocol import DOMAINS, Protocol

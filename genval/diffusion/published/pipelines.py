@@ -1,4 +1,4 @@
-"""What is run of diffusers' pipelines, and with which arguments."""
+"""The pipelines of diffusers that are run, and their arguments."""
 
 from __future__ import annotations
 

@@ -13,21 +13,21 @@ from genval.runtime.files import read_json
 
 
 def choose_compiling(mode: str, recorded: bool | None = None) -> bool:
-    """Decide whether to compile the denoiser for a run, and print that decision if it is yes.
+    """Decide whether to compile the denoiser for a run, and print a message if so.
 
-    "auto" does not compile: the kernels of `genval.diffusion.sampling.fused` are as fast, and need seconds instead of
-    minutes. Generated and other kernels differ in the last bits. A resumed run therefore takes the choice that the run
-    before it recorded, and its images are the same bytes.
+    "auto" does not compile: the kernels of `genval.diffusion.sampling.fused` are about as fast, and need seconds where
+    compiling needs minutes. The results of generated and hand-written kernels differ in the last bits. With "auto", a
+    resumed run therefore repeats the recorded choice, and its images have the same bytes.
 
     Args:
         mode: "on", "off" or "auto".
-        recorded: the choice that the run to resume recorded, see `recorded_choice`.
+        recorded: the choice that the interrupted run recorded, see `recorded_choice`.
     """
     compiled = mode == "on" or (mode == "auto" and recorded is True)
     if compiled:
         keep_kernels()
         print(
-            "Compiling. An H100 needs about 2 minutes for it, and 15 s where an earlier run kept its kernels.",
+            "Compiling. An H100 needs about 2 minutes for it, and 12 s with the kernels of an earlier run.",
             flush=True,
         )
     return compiled

@@ -7,8 +7,8 @@ faster for four reasons:
   projected time embeddings of all steps;
 - the batches with and without the prompt are identical up to the first cross-attention, so they are computed once;
 - queries, keys and values of a self-attention are one matrix product;
-- on an NVIDIA GPU, hand-written kernels compute what lies between convolutions, matrix products and attention
-  (`genval.diffusion.sampling.fused`). `compiled` generates kernels instead, which takes minutes.
+- on an NVIDIA GPU, hand-written kernels compute the operations between convolutions, matrix products and attention
+  (`genval.diffusion.sampling.fused`). With `compiled`, PyTorch generates kernels instead, which takes minutes.
 
 Small batches, whose time is mostly that of launching kernels, are replayed from a CUDA graph, in which the ControlNet
 and the UNet's encoder run in parallel.

@@ -205,7 +205,7 @@ def make_denoiser(
 def prepare_decoder(base: StableDiffusion, compiled: bool) -> None:
     """Run the residual blocks of the VAE's decoder with fused or, if `compiled`, with generated kernels.
 
-    Blocks of one shape share generated kernels. Where neither is possible nothing is changed.
+    Blocks of one shape share generated kernels. If neither kind of kernel can be used, nothing is changed.
     """
     if compiled:
         # The cached functions that diffusers calls here return library versions, which do not change.
