@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     import torch
 
     from genval.datasets import Item
-    from genval.datasets.reading import PairCache
+    from genval.datasets.reading import DecodedCache
     from genval.segmenters.base import Segmenter
 
 REAL_SETS = ("ACDC", "CamVid", "IDD-lite")
@@ -229,8 +229,11 @@ def read_batches(
     items: Sequence[Item], settings: EvaluateSettings
 ) -> Iterator[list[tuple[Item, tuple[np.ndarray, np.ndarray]]]]:
     """Yield batches of items of one size, each with its image and mask."""
+    from genval.datasets import read_pair
+
+    read = functools.partial(pair_cache(settings.jobs).read, decode=read_pair)
     with ThreadPoolExecutor(settings.num_workers) as pool:
-        loaded = zip(items, pool.map(pair_cache(settings.jobs).read, items), strict=True)
+        loaded = zip(items, pool.map(read, items), strict=True)
         for _, group in itertools.groupby(loaded, key=lambda one: one[1][1].shape):
             while batch := list(itertools.islice(group, settings.batch_size)):
                 yield batch
@@ -279,12 +282,12 @@ def find_images(name: str, scenes: tuple[str, ...], datasets_dir: str, generated
 
 
 @functools.cache
-def pair_cache(jobs: int) -> PairCache:
+def pair_cache(jobs: int) -> DecodedCache:
     """Return the decoded images that are kept: those of all sets, if memory allows."""
-    from genval.datasets.reading import PairCache
+    from genval.datasets.reading import DecodedCache
     from genval.runtime.devices import available_memory
 
-    return PairCache(available_memory() // (2 * jobs))
+    return DecodedCache(available_memory() // (2 * jobs))
 
 
 def find_objects(settings: EvaluateSettings) -> list[str]:
