@@ -155,6 +155,7 @@ def measure_sets(model: str, size: tuple[int, int], sets: Sequence[Set], setting
     folder = resolve(settings.eval_dir) / short_name(model)
     segmenter = load(model, size, settings.accelerator)
     identity = digest([model_identity(segmenter), settings.logit_pixels, settings.seed])
+    to_do = []
     for name, scenes in sets:
         items = find_images(name, scenes, settings.datasets_dir, settings.generated_dir)
         for cond, group in itertools.groupby(items, key=lambda item: item.cond):
@@ -167,8 +168,11 @@ def measure_sets(model: str, size: tuple[int, int], sets: Sequence[Set], setting
                 saved = {}
             if saved and all(np.array_equal(saved[key], about[key]) for key in about):
                 continue
-            write_arrays(path, {**about, **measure(segmenter, name, members, name in REAL_SETS, settings)})
-            measured += len(members)
+            path.unlink(missing_ok=True)  # if a measurement fails, collect.py must not take the earlier one
+            to_do.append((path, about, name, members))
+    for path, about, name, members in to_do:
+        write_arrays(path, {**about, **measure(segmenter, name, members, name in REAL_SETS, settings)})
+        measured += len(members)
     seconds = time.monotonic() - start
     return f"{short_name(model)}: {measured} images of {sets[0][0]} to {sets[-1][0]} in {seconds:.1f} s"
 
