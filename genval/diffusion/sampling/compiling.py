@@ -60,6 +60,4 @@ def keep_kernels() -> None:
         is_writable = os.access(folder, os.W_OK | os.X_OK)
     except OSError:
         is_writable = False
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
-        folder if is_writable else temporary / f"genval-{os.getuid()}"
-    )
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder if is_writable else temporary / f"genval-{os.getuid()}")
