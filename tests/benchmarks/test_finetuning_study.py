@@ -51,7 +51,7 @@ def test_weights_of_other_flags_are_not_taken(study, tmp_path):
 
     write_json(tmp_path / "recipe.json", {"settings": flatten(parse_settings(FinetuneSettings, flags()))})
     study.require_same_flags(tmp_path / "recipe.json", flags(num_workers=1, accelerator="cpu"))
-    with pytest.raises(GenValError, match="made with --lr 0.0002, not 0.001"):
+    with pytest.raises(GenValError, match=r"made with --lr 0\.0002, not 0\.001"):
         study.require_same_flags(tmp_path / "recipe.json", flags(lr=1e-3))
 
 
