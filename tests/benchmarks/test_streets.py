@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from script_runs import run_script
 
+from genval.datasets.reading import read_image
 from genval.runtime.files import write_bytes, write_json, write_png
 from genval.runtime.paths import REPO_ROOT
 
@@ -124,7 +125,11 @@ def test_from_streets_to_counts(places):
     times = {path: path.stat().st_mtime_ns for path in (results / "eval").rglob("*.npz")}
     assert "fast-scnn: 0 images of Cityscapes to IDD-lite" in run("evaluate", *models, *flags, "--no_objects")
     assert times == {path: path.stat().st_mtime_ns for path in (results / "eval").rglob("*.npz")}
-    run("boxes", *models, "--datasets_dir", data, "--output_dir", results / "boxes")
+    boxes = ["boxes", *models, "--datasets_dir", data, "--output_dir", results / "boxes"]
+    assert "mean share" in run(*boxes) and "mean share" not in run(*boxes)
+    photo = next((data / "dawn/fog").iterdir())
+    write_jpeg(photo, read_image(photo)[::-1])
+    assert "mean share" in run(*boxes)
     collected = ["--eval_dir", results / "eval", "--boxes_dir", results / "boxes", "--ood_dir", results / "ood"]
     run("collect", *models, *collected, "--output_dir", results / "collected", "--jobs", 1)
 
