@@ -30,6 +30,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -51,6 +52,8 @@ CONTROL, WEATHER = "control", "weather"
 DRAWS = 1000
 VALIDATED = 40
 """Rendered streets with objects by which weights are kept; the test set has other streets and other objects."""
+RUN_FLAGS = {"output", "logs_dir", "run", "resume", "num_workers", "accelerator", "devices"}
+"""Flags of relis/finetune.py that do not change what is trained."""
 METRICS = {"aupr_object": "AUPR of the object", "fpr95": "FPR95", "auroc": "AUROC"}
 
 
@@ -141,6 +144,9 @@ def main(settings: FinetuningStudySettings) -> None:
                 study[started[future]] = future.result()
             except GenValError as error:
                 failed.append(str(error))
+                continue
+            except BrokenProcessPool:  # also of the segmenters that wait
+                failed.append(f"{started[future]}: a process was killed, such as by full memory. Give fewer --jobs.")
                 continue
             write_json(settings.folder / "study.json", {name: study[name] for name in names if name in study})
             print(f"{started[future]}: done, {sum(study[started[future]]['seconds'].values()):.0f} s", flush=True)
@@ -275,12 +281,15 @@ def study_segmenter(settings: FinetuningStudySettings, name: str) -> dict[str, A
     for variant in settings.variants:
         output, log = settings.folder / "segmenters" / short / variant, logs / f"{short}-{variant}.log"
         recipe, start = output / "recipe.json", time.perf_counter()
-        if not recipe.exists():
-            run_here(
-                "relis/finetune.py", *finetune_flags(settings, name, variant, output, f"{short}-{variant}"), log=log
-            )
-        if not recipe.exists() and "No validation kept clear mIoU" not in log.read_text(errors="replace"):
-            raise GenValError(f"Fine-tuning {name} on {variant} failed: see {log}.")
+        flags = [*map(str, finetune_flags(settings, name, variant, output, f"{short}-{variant}"))]
+        if recipe.exists():
+            require_same_flags(recipe, flags)
+        else:
+            earlier = log.stat().st_size if log.exists() else 0
+            run_here("relis/finetune.py", *flags, log=log)
+            said = log.read_bytes()[earlier:].decode(errors="replace")
+            if not recipe.exists() and "No validation kept clear mIoU" not in said:
+                raise GenValError(f"Fine-tuning {name} on {variant} failed: see {log}.")
         found[variant] = read_json(recipe)["segmenter"] if recipe.exists() else None
         seconds[variant] = time.perf_counter() - start
     models = {variant: model for variant, model in found.items() if model is not None}
@@ -296,9 +305,9 @@ def study_segmenter(settings: FinetuningStudySettings, name: str) -> dict[str, A
             "--trg_dataset", ",".join(settings.test_sets), "--save", "none", "--eval_dir", settings.folder / "eval",
         ],
     }  # fmt: skip
-    for path, flags in tests.items():
+    for path, own in tests.items():
         start, log = time.perf_counter(), logs / f"{short}-{Path(path).stem}.log"
-        if not run_here(path, *every, *flags, log=log):
+        if not run_here(path, *every, *own, log=log):
             raise GenValError(f"{path} failed: see {log}.")
         seconds[Path(path).stem] = time.perf_counter() - start
     start = time.perf_counter()
@@ -315,6 +324,27 @@ def study_segmenter(settings: FinetuningStudySettings, name: str) -> dict[str, A
     }
     seconds["intervals"] = time.perf_counter() - start
     return {"variants": found, "ood": ood, "miou": miou, "seconds": seconds}
+
+
+def require_same_flags(recipe: Path, flags: Sequence[str]) -> None:
+    """Check that a segmenter was fine-tuned with these flags of relis/finetune.py.
+
+    Raises:
+        GenValError: another flag decided about its weights.
+    """
+    from genval.finetuning.settings import FinetuneSettings
+    from genval.runtime.files import read_json
+    from genval.runtime.flags import flatten, parse_settings
+
+    used = read_json(recipe, dict[str, Any])["settings"]
+    values = flatten(parse_settings(FinetuneSettings, flags)).items()
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values if key not in RUN_FLAGS}
+    if changed := [key for key, value in plain.items() if used.get(key, value) != value]:
+        first = changed[0]
+        raise GenValError(
+            f"{recipe} was made with --{first} {used[first]}, not {plain[first]}. Give the same flags, or another "
+            "--output_dir."
+        )
 
 
 def finetune_flags(settings: FinetuningStudySettings, name: str, variant: str, output: Path, run: str) -> list[object]:

@@ -6,7 +6,8 @@ classes is therefore measured too.
 
 Reads:  DATASETS_DIR/dawn/{condition}/*.jpg and dawn/boxes.json (benchmarks/streets/prepare.py), PUBLISHED, OWN
 Writes: OUTPUT_DIR/{segmenter}.json: of each photo, [class, pixels, pixels predicted as it] of each box, and pixels
-        outside of boxes, and those predicted as an object. Segmenters whose file exists are skipped.
+        outside of boxes, and those predicted as an object. Segmenters whose file was made from the same network,
+        photos and boxes are skipped.
 
     python benchmarks/streets/boxes.py --accelerator cuda --batch_size 16
 """
@@ -22,6 +23,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: GenVal is not installed in this environment. Run: make install")
 
+from evaluate import digest
 from models import find_models, short_name
 
 from genval.runtime.errors import GenValError
@@ -58,9 +60,11 @@ def main(settings: BoxSettings) -> None:
     import numpy as np
     import torch
 
+    from genval.artifacts.fingerprint import current_mark
     from genval.datasets.reading import read_image
     from genval.runtime.files import read_json, write_json
     from genval.segmenters import load_segmenter
+    from genval.segmenters.identity import model_identity
     from genval.segmenters.prediction import predict
 
     folder, output = resolve(settings.datasets_dir) / "dawn", resolve(settings.output_dir)
@@ -69,19 +73,21 @@ def main(settings: BoxSettings) -> None:
     boxes: dict[str, list[Any]] = read_json(folder / "boxes.json")
     names = list(boxes)
     photos = np.stack([read_image(folder / name) for name in names])
+    marks = [current_mark(folder / name) for name in names]
     device = torch.device(settings.accelerator)
     for model, size in find_models(settings.published, settings.own, settings.segmenters).items():
         target = output / f"{short_name(model)}.json"
-        if target.exists():
-            continue
         segmenter = load_segmenter(model, device, input_size=size)
+        made_from = digest([model_identity(segmenter), boxes, *marks]).tobytes().hex()
+        if target.exists() and read_json(target, dict[str, Any]).get("made_from") == made_from:
+            continue
         counted: dict[str, Any] = {}
         for start in range(0, len(names), settings.batch_size):
             part = slice(start, start + settings.batch_size)
             predictions = predict(segmenter, photos[part], names[part], device)
             for name, prediction in zip(names[part], predictions, strict=True):
                 counted[name] = count(prediction, boxes[name])
-        write_json(target, {"model": model, "photos": counted})
+        write_json(target, {"model": model, "made_from": made_from, "photos": counted})
         print(f"{short_name(model)}: mean share {100 * mean_share(counted):.1f} %", flush=True)
     print(f"wrote {settings.output_dir}/{{segmenter}}.json")
 

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     import torch
 
     from genval.datasets import Item
-    from genval.datasets.reading import PairCache
+    from genval.datasets.reading import DecodedCache
     from genval.segmenters.base import Segmenter
 
 REAL_SETS = ("ACDC", "CamVid", "IDD-lite")
@@ -155,6 +155,7 @@ def measure_sets(model: str, size: tuple[int, int], sets: Sequence[Set], setting
     folder = resolve(settings.eval_dir) / short_name(model)
     segmenter = load(model, size, settings.accelerator)
     identity = digest([model_identity(segmenter), settings.logit_pixels, settings.seed])
+    to_do = []
     for name, scenes in sets:
         items = find_images(name, scenes, settings.datasets_dir, settings.generated_dir)
         for cond, group in itertools.groupby(items, key=lambda item: item.cond):
@@ -167,8 +168,11 @@ def measure_sets(model: str, size: tuple[int, int], sets: Sequence[Set], setting
                 saved = {}
             if saved and all(np.array_equal(saved[key], about[key]) for key in about):
                 continue
-            write_arrays(path, {**about, **measure(segmenter, name, members, name in REAL_SETS, settings)})
-            measured += len(members)
+            path.unlink(missing_ok=True)  # if a measurement fails, collect.py must not take the earlier one
+            to_do.append((path, about, name, members))
+    for path, about, name, members in to_do:
+        write_arrays(path, {**about, **measure(segmenter, name, members, name in REAL_SETS, settings)})
+        measured += len(members)
     seconds = time.monotonic() - start
     return f"{short_name(model)}: {measured} images of {sets[0][0]} to {sets[-1][0]} in {seconds:.1f} s"
 
@@ -229,8 +233,11 @@ def read_batches(
     items: Sequence[Item], settings: EvaluateSettings
 ) -> Iterator[list[tuple[Item, tuple[np.ndarray, np.ndarray]]]]:
     """Yield batches of items of one size, each with its image and mask."""
+    from genval.datasets import read_pair
+
+    read = functools.partial(pair_cache(settings.jobs).read, decode=read_pair)
     with ThreadPoolExecutor(settings.num_workers) as pool:
-        loaded = zip(items, pool.map(pair_cache(settings.jobs).read, items), strict=True)
+        loaded = zip(items, pool.map(read, items), strict=True)
         for _, group in itertools.groupby(loaded, key=lambda one: one[1][1].shape):
             while batch := list(itertools.islice(group, settings.batch_size)):
                 yield batch
@@ -279,12 +286,12 @@ def find_images(name: str, scenes: tuple[str, ...], datasets_dir: str, generated
 
 
 @functools.cache
-def pair_cache(jobs: int) -> PairCache:
+def pair_cache(jobs: int) -> DecodedCache:
     """Return the decoded images that are kept: those of all sets, if memory allows."""
-    from genval.datasets.reading import PairCache
+    from genval.datasets.reading import DecodedCache
     from genval.runtime.devices import available_memory
 
-    return PairCache(available_memory() // (2 * jobs))
+    return DecodedCache(available_memory() // (2 * jobs))
 
 
 def find_objects(settings: EvaluateSettings) -> list[str]:

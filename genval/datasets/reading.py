@@ -155,14 +155,15 @@ def read_pair(item: Item) -> tuple[np.ndarray, np.ndarray]:
 class DecodedCache:
     """Decoded files that are read several times; several threads may read at the same time.
 
-    A file that changes is decoded again. When the memory is used up, further items are decoded at every reading.
+    A file that changes is decoded again. When the memory is used up, further items are decoded at every reading. So are
+    they while less than a quarter of the memory is free that was free at first: other processes may use it.
 
     Args:
         limit: number of bytes that are kept.
     """
 
     def __init__(self, limit: int) -> None:
-        self._room = limit
+        self._room, self._reserve = limit, available_memory() // 4
         self._kept: dict[Item, tuple[object, tuple[np.ndarray, ...]]] = {}
         self._lock = threading.Lock()
 
@@ -180,7 +181,7 @@ class DecodedCache:
         arrays = decode(item)
         size = sum(array.nbytes for array in arrays)
         with self._lock:
-            if item not in self._kept and size <= self._room:
+            if item not in self._kept and size <= self._room and available_memory() >= self._reserve:
                 self._room -= size
                 self._kept[item] = state, arrays
         return arrays

@@ -117,6 +117,9 @@ def _gated_gelu(x, y, count, width, SIZE: tl.constexpr):  # type: ignore[no-unty
 def normalise(norm: Any, x: torch.Tensor, added: torch.Tensor | None = None, silu: bool = True) -> torch.Tensor:
     """Group normalisation of x + added, then SiLU.
 
+    The variance is the mean square minus the squared mean, in float32. It is inexact where the mean of a group is
+    hundreds of standard deviations away from 0.
+
     Args:
         norm: the GroupNorm.
         x: (N, C, H, W), channels-last.

@@ -91,6 +91,9 @@ def available_memory() -> int:
     with contextlib.suppress(OSError, ValueError):  # a container's limit; without one, the file holds "max"
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        # Contents of files that the system keeps count as used, and are dropped when memory is needed.
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used -= sum(int(kept.get(name, 0)) for name in ("active_file", "inactive_file"))
         available = min(available, max(0, limit - used))
     return available
 

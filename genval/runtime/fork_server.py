@@ -18,6 +18,7 @@ import json
 import multiprocessing.process
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -129,8 +130,9 @@ class ForkServer:
         self.close()
 
     def close(self) -> None:
-        """End the server."""
+        """End the server, also while it imports the libraries."""
         self._requests.close()
+        self._process.terminate()
         self._process.wait()
 
 
@@ -140,14 +142,19 @@ class ForkedScript:
     Attributes:
         args: the script and its arguments.
         pid: number of the process, which is also that of its group.
-        returncode: exit code, or minus the number of the signal that ended it; None while it runs.
+        returncode: exit code, or minus the number of the signal that ended it; None while it runs. It is 1 if the
+            server was killed before the script ended.
     """
 
     def __init__(self, args: Sequence[str], status: int) -> None:
         self.args = list(args)
         self.returncode: int | None = None
         self._status = status
-        self.pid = self._read_number()
+        try:
+            self.pid = self._read_number()
+        except ChildProcessError:
+            os.close(status)
+            raise
 
     def poll(self) -> int | None:
         """The exit code, or None while the script runs."""
@@ -174,7 +181,7 @@ class ForkedScript:
         if self.returncode is None and select.select([self._status], [], [], timeout)[0]:
             try:
                 self.returncode = self._read_number()
-            except ChildProcessError:  # the server was killed, and nobody knows how the script ends
+            except ChildProcessError:  # the server was killed, and nobody knows how the script ended
                 self.returncode = 1
             os.close(self._status)
         return self.returncode
@@ -190,17 +197,19 @@ def _main() -> None:
     """The server, and in each new process the script."""
     requests = socket.socket(fileno=int(sys.argv[1]))
     sys.path.pop(0)  # this file's folder
+    variables = dict(os.environ)
     for name in sys.argv[2:]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     requests.send(b"ready")
     gc.freeze()  # the collector of a fork leaves these objects, and so their memory stays shared
-    request = _serve(requests)  # returns in new processes only
+    request, descriptors = _serve(requests)  # returns in new processes only
+    _enter(request, descriptors, variables)
     _run(request["command"])
 
 
-def _serve(requests: socket.socket) -> dict[str, Any]:
-    """Start what is asked for until the other side closes, and return the request in each new process."""
+def _serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Start what is asked for until the other side closes; return the request and its files in each new process."""
     running: dict[int, int] = {}  # by the number of a process, the pipe for its exit code
     while True:
         if select.select([requests], [], [], _LOOK if running else None)[0]:
@@ -212,10 +221,11 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
             pid = os.fork()
             if pid == 0:
                 requests.close()
-                for descriptor in (status, *running.values()):
+                for descriptor in running.values():
                     os.close(descriptor)
-                _enter(request, others)
-                return request
+                # Stays open: should the server be killed, the other side sees the pipe close when the script ends.
+                os.set_inheritable(status, False)
+                return request, others
             for descriptor in others:
                 os.close(descriptor)
             running[pid] = status
@@ -232,8 +242,14 @@ def _tell(descriptor: int, number: int) -> None:
         os.write(descriptor, number.to_bytes(_NUMBER, "little", signed=True))
 
 
-def _enter(request: dict[str, Any], descriptors: list[int]) -> None:
-    """Give this new process its session, streams, folder and environment."""
+def _enter(request: dict[str, Any], descriptors: list[int], before: Mapping[str, str]) -> None:
+    """Give this new process its session, streams, folder and environment.
+
+    Args:
+        request: of `ForkServer.start`.
+        descriptors: streams and register.
+        before: variables of the server before it imported the libraries.
+    """
     os.setsid()
     for descriptor in descriptors[3:]:
         with contextlib.suppress(BrokenPipeError):
@@ -247,13 +263,18 @@ def _enter(request: dict[str, Any], descriptors: list[int]) -> None:
         sys.stdout.reconfigure(line_buffering=os.isatty(1))
     os.chdir(request["cwd"])
     multiprocessing.process.ORIGINAL_DIR = request["cwd"]  # type: ignore[attr-defined]
-    inherited = _python_path()
+    inherited, given = _python_path(), request["environment"]
+    # What libraries set while they were imported stays, as in a script that imports them.
+    changed = {name: value for name, value in os.environ.items() if value != before.get(name)}
     os.environ.clear()
-    os.environ.update(request["environment"])
+    os.environ.update(given)
+    os.environ.update({name: value for name, value in changed.items() if given.get(name) == before.get(name)})
     sys.path[:] = [*_python_path(), *(folder for folder in sys.path if folder not in inherited)]
     # Random numbers that nobody seeds differ between processes. The module `random` does this itself.
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()
 
 
 def _python_path() -> list[str]:
@@ -263,12 +284,13 @@ def _python_path() -> list[str]:
 def _run(command: list[str]) -> NoReturn:
     """Run a script as the main program of this process, and end the process as the interpreter does."""
     code: object = None
+    interrupted = False
     try:
         _execute(command)
     except SystemExit as end:
         code = end.code
     except BaseException as error:
-        code = 1
+        code, interrupted = 1, isinstance(error, KeyboardInterrupt)
         # Without the frames of this file.
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
@@ -284,18 +306,21 @@ def _run(command: list[str]) -> NoReturn:
         sys.stderr.flush()
     except BrokenPipeError:
         code = code or 120  # the interpreter's own code for this
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(code or 0)  # freeing all objects of the libraries takes a second
 
 
 def _execute(command: list[str]) -> None:
-    path = command[0]
+    path = os.path.join(os.getcwd(), command[0])
     sys.argv[:] = command
     sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
     try:
         source = Path(path).read_bytes()
     except OSError as error:
         reason = f"[Errno {error.errno}] {error.strerror}"
-        print(f"{sys.executable}: can't open file {os.path.abspath(path)!r}: {reason}", file=sys.stderr)
+        print(f"{sys.executable}: can't open file {path!r}: {reason}", file=sys.stderr)
         sys.exit(2)
     module = types.ModuleType("__main__")
     module.__file__ = path

@@ -39,6 +39,33 @@ def test_cut_outs_can_be_pasted(study, tmp_path):
     assert find_outliers(f"paste:{tmp_path}/images,{tmp_path}/masks", None, None).count == 2
 
 
+def test_weights_of_other_flags_are_not_taken(study, tmp_path):
+    from genval.finetuning.settings import FinetuneSettings
+    from genval.runtime.errors import GenValError
+    from genval.runtime.files import write_json
+    from genval.runtime.flags import flatten, parse_settings
+
+    def flags(**changed):
+        settings = study.FinetuningStudySettings(output_dir=str(tmp_path), render=True, **changed)
+        return [*map(str, study.finetune_flags(settings, "mini-fast-scnn", "noise", tmp_path / "out", "noise"))]
+
+    write_json(tmp_path / "recipe.json", {"settings": flatten(parse_settings(FinetuneSettings, flags()))})
+    study.require_same_flags(tmp_path / "recipe.json", flags(num_workers=1, accelerator="cpu"))
+    with pytest.raises(GenValError, match=r"made with --lr 0\.0002, not 0\.001"):
+        study.require_same_flags(tmp_path / "recipe.json", flags(lr=1e-3))
+
+
+def test_a_failure_is_not_taken_for_an_earlier_end_without_weights(study, tmp_path, monkeypatch):
+    from genval.runtime.errors import GenValError
+    from genval.runtime.files import write_bytes
+
+    write_bytes(tmp_path / "logs/mini-fast-scnn-noise.log", b"error: No validation kept clear mIoU\n")
+    monkeypatch.setattr(study, "run_here", lambda *_, **__: False)
+    settings = study.FinetuningStudySettings(output_dir=str(tmp_path), render=True, variants=("noise",))
+    with pytest.raises(GenValError, match="Fine-tuning mini-fast-scnn on noise failed"):
+        study.study_segmenter(settings, "mini-fast-scnn")
+
+
 @pytest.mark.slow
 def test_a_resumed_run_is_exact_on_a_cpu(tmp_path):
     command = [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from script_runs import run_script
 
+from genval.datasets.reading import read_image
 from genval.runtime.files import write_bytes, write_json, write_png
 from genval.runtime.paths import REPO_ROOT
 
@@ -124,7 +125,11 @@ def test_from_streets_to_counts(places):
     times = {path: path.stat().st_mtime_ns for path in (results / "eval").rglob("*.npz")}
     assert "fast-scnn: 0 images of Cityscapes to IDD-lite" in run("evaluate", *models, *flags, "--no_objects")
     assert times == {path: path.stat().st_mtime_ns for path in (results / "eval").rglob("*.npz")}
-    run("boxes", *models, "--datasets_dir", data, "--output_dir", results / "boxes")
+    boxes = ["boxes", *models, "--datasets_dir", data, "--output_dir", results / "boxes"]
+    assert "mean share" in run(*boxes) and "mean share" not in run(*boxes)
+    photo = next((data / "dawn/fog").iterdir())
+    write_jpeg(photo, read_image(photo)[::-1])
+    assert "mean share" in run(*boxes)
     collected = ["--eval_dir", results / "eval", "--boxes_dir", results / "boxes", "--ood_dir", results / "ood"]
     run("collect", *models, *collected, "--output_dir", results / "collected", "--jobs", 1)
 
@@ -141,6 +146,13 @@ def test_from_streets_to_counts(places):
     rows = json.loads((results / "collected/estimates.json").read_text())
     assert {row["estimate"] for row in rows if row["domain"] == "india"} == {"confidence", "doc", "atc"}
     assert all(0 <= row["value"] <= 100 for row in rows if row["estimate"] != "doc")
+
+    # The result of a set that is not as it was is not kept, also where it cannot be measured again.
+    next((data / "acdc/rgb_anon/fog").rglob("*.png")).write_bytes(b"none")
+    text = run("evaluate", *models, *flags, "--no_objects", expected=2)
+    assert "fast-scnn: failed" in text and times.keys() - {*(results / "eval").rglob("*.npz")} == {
+        path for path in times if path.name == "ACDC_fog.npz"
+    }
 
 
 def write_set(folder, name, right, models, images):

@@ -412,7 +412,7 @@ def test_the_usual_png_files_are_decoded_by_opencv_and_others_are_not(tmp_path, 
     assert _decode_plain_png(tmp_path, colour) is None and _decode_plain_png(tmp_path / "none.png", colour) is None
 
 
-def test_pairs_are_kept_up_to_a_limit_and_changed_files_are_read_again(tmp_path):
+def test_pairs_are_kept_up_to_a_limit_and_changed_files_are_read_again(tmp_path, monkeypatch):
     read: list[str] = []
 
     def decode(item):
@@ -433,6 +433,13 @@ def test_pairs_are_kept_up_to_a_limit_and_changed_files_are_read_again(tmp_path)
     assert read == ["a", "b", "b"]
     write_png(items[0].image, photograph()[::-1])
     np.testing.assert_array_equal(cache.read(items[0], decode)[0], photograph()[::-1])
+    # Other processes use the memory.
+    cache = reading.DecodedCache(5 * HEIGHT * WIDTH)
+    monkeypatch.setattr(reading, "available_memory", lambda: 0)
+    read.clear()
+    for item in (items[1], items[1]):
+        cache.read(item, decode)
+    assert read == ["b", "b"]
 
 
 def test_written_images_round_trip_in_rgb(tmp_path):

@@ -30,14 +30,16 @@ def test_fused_blocks_agree(rows: int, images: int) -> None:
     torch.testing.assert_close(fused.transformer(module, x, texts, qkv), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu"])  # blocks with other activations are left
 @torch.no_grad()
-def test_a_decoder_with_fused_blocks_agrees() -> None:
+def test_a_decoder_with_fused_blocks_agrees(activation: str) -> None:
     from diffusers import AutoencoderKL
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     types: Any = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae: Any = AutoencoderKL(**types, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4).to(device)
+    shape: Any = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    vae: Any = AutoencoderKL(**types, **shape, act_fn=activation).to(device)
     latents = torch.randn(2, 4, 4, 6, device=device)
     expected = vae.decode(latents).sample
     for _ in range(2):  # a second denoiser of the process prepares it again

@@ -50,7 +50,9 @@ def keep_kernels() -> None:
 
     Where the user's folder cannot be written, PyTorch keeps its kernels in the system's folder of temporary files.
     """
-    if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+    named, temporary = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")), Path(tempfile.gettempdir())
+    # PyTorch sets the variable to its own default when its compiler is imported, which diffusers does.
+    if named.name and not (named.parent == temporary and named.name.startswith("torchinductor_")):
         return
     folder = cache_folder().absolute() / "inductor"
     try:
@@ -58,6 +60,4 @@ def keep_kernels() -> None:
         is_writable = os.access(folder, os.W_OK | os.X_OK)
     except OSError:
         is_writable = False
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
-        folder if is_writable else Path(tempfile.gettempdir()) / f"genval-{os.getuid()}"
-    )
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder if is_writable else temporary / f"genval-{os.getuid()}")

@@ -42,7 +42,7 @@ def fuse_decoder(vae: Any) -> None:
     """Run the residual blocks of a VAE's decoder with these kernels from now on."""
     vae.to(memory_format=torch.channels_last)
     for block in vae.decoder.modules():
-        if type(block).__name__ == "ResnetBlock2D":
+        if type(block).__name__ == "ResnetBlock2D" and isinstance(block.nonlinearity, torch.nn.SiLU):
             block.forward = partial(_decoder_resnet, block)
 
 
