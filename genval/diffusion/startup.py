@@ -10,11 +10,22 @@ import threading
 from typing import TYPE_CHECKING
 
 from genval.runtime.devices import launch_fabric
-from genval.runtime.imports import hidden
+from genval.runtime.imports import hidden, postpone
 from genval.runtime.settings import DeviceSettings
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+# Packages that import all of their models and modes, of which generation uses few.
+_LARGE = (
+    "diffusers.models.autoencoders",
+    "diffusers.models.controlnets",
+    "diffusers.models.transformers",
+    "diffusers.models.unets",
+    "transformers.models",
+)
+# What diffusers and transformers use of torch's compiler while they are imported.
+_COMPILER_MARKS = ("allow_in_graph", "assume_constant_result", "disable")
 
 # Packages that diffusers and transformers import where they are installed: half of their time of import.
 _UNUSED = ("peft", "scipy", "sklearn", "torchvision")
@@ -33,6 +44,9 @@ def launch(settings: DeviceSettings) -> Fabric:
     # The imports come second, so that the other processes start as early as possible.
     fabric = launch_fabric(settings)
     with hidden(*_UNUSED):
+        postpone("torch._dynamo", decorators=_COMPILER_MARKS)
+        for package in _LARGE:
+            postpone(package)
         from diffusers import (  # noqa: F401
             AutoencoderKL,
             AutoencoderTiny,
