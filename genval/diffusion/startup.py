@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from genval.runtime.devices import launch_fabric
-from genval.runtime.imports import hidden, postpone
+from genval.runtime.imports import hidden, postponed
 from genval.runtime.settings import DeviceSettings
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ _LARGE = (
     "diffusers.models.unets",
     "transformers.models",
 )
-# What diffusers and transformers use of torch's compiler while they are imported.
+# What diffusers and transformers use of torch's compiler while they are imported. The mark of `disable` gets lost, which
+# they use only for caches between steps and for models that move to the CPU and back: generation has neither.
 _COMPILER_MARKS = ("allow_in_graph", "assume_constant_result", "disable")
 
 # Packages that diffusers and transformers import where they are installed: half of their time of import.
@@ -43,10 +44,7 @@ def launch(settings: DeviceSettings) -> Fabric:
         threading.Thread(target=_start_device, daemon=True).start()
     # The imports come second, so that the other processes start as early as possible.
     fabric = launch_fabric(settings)
-    with hidden(*_UNUSED):
-        postpone("torch._dynamo", decorators=_COMPILER_MARKS)
-        for package in _LARGE:
-            postpone(package)
+    with hidden(*_UNUSED), postponed("torch._dynamo", decorators=_COMPILER_MARKS), postponed(*_LARGE):
         from diffusers import (  # noqa: F401
             AutoencoderKL,
             AutoencoderTiny,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -29,6 +30,8 @@ def run(
     """
     try:
         main(parse_settings(settings, None, description, shows))
+        if main.__module__ == "__main__":  # not a script's main in another program
+            atexit.register(_end)
     except GenValError as error:
         _exit(f"error: {_followable(str(error), settings)}", 2)
     except KeyboardInterrupt:
@@ -45,6 +48,14 @@ def run(
         _exit(
             "error: the device's memory is full. Give a smaller --batch_size or image size, or another --precision.", 2
         )
+
+
+def _end() -> None:
+    """End the process. Called when the interpreter ends, so that a profiler of the script has written its results."""
+    from genval.runtime.fork_server import end_process
+
+    atexit.unregister(_end)  # which the functions that are called next include
+    end_process(0)
 
 
 def _exit(message: str, code: int) -> None:

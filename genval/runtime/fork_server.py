@@ -277,14 +277,20 @@ def _run(command: list[str]) -> NoReturn:
     if not isinstance(code, int | None):
         print(code, file=sys.stderr)
         code = 1
+    end_process(code or 0)
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process as the interpreter does, but do not free all objects of the libraries, which takes a second."""
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as multiprocessing does
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
     except BrokenPipeError:
         code = code or 120  # the interpreter's own code for this
-    os._exit(code or 0)  # freeing all objects of the libraries takes a second
+    os._exit(code)
 
 
 def _execute(command: list[str]) -> None:

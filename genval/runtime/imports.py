@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 
@@ -62,10 +62,10 @@ def placeholders(*names: str) -> Iterator[None]:
 
 
 class _Postponed(types.ModuleType):
-    """A package whose own code runs when a name is used that the package does not have yet."""
+    """A package whose own code runs when it is used: a name or a module that is not imported yet is asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("__"):
+        if name == "__path__" or not name.startswith("__"):  # a module is found by its package's __path__
             self._run()
         module = sys.modules.get(self.__name__, self)
         if module is not self:  # the code of some packages puts another module in their place
@@ -76,44 +76,63 @@ class _Postponed(types.ModuleType):
         marked: dict[str, list[Any]] | None = self.__dict__.pop("_marked", None)
         if marked is None:
             return
-        for name in marked:
-            delattr(self, name)
+        self._remove(marked)
         assert self.__spec__ is not None and self.__spec__.loader is not None
+        if self.__spec__.submodule_search_locations is not None:
+            self.__path__ = self.__spec__.submodule_search_locations
         self.__spec__.loader.exec_module(self)
         for name, functions in marked.items():
             for function in functions:
                 getattr(self, name)(function)
 
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.__dict__.pop(name, None)
 
-def postpone(package: str, decorators: Sequence[str] = ()) -> None:
-    """Run a package's `__init__.py` when one of its names is used, and not when one of its modules is imported.
 
-    For packages whose `__init__.py` imports many modules, of which few are needed. Nothing happens if the package is
-    imported already or not installed. It stays postponed for the rest of the process.
+@contextlib.contextmanager
+def postponed(*packages: str, decorators: Sequence[str] = ()) -> Iterator[None]:
+    """Import modules of these packages without running the packages' `__init__.py`.
+
+    For packages whose `__init__.py` imports many modules, of which few are needed. It runs in the block when a name of
+    the package is used. After the block it also runs when a further module of the package is imported, so that the
+    package can be used as usual. Packages that are imported already or not installed stay as they are.
 
     Args:
-        package: its full name. The packages that it is in are imported.
-        decorators: functions of the package that mark a function or class and return it. They can be used before the
-            package's code runs, which then sets the marks.
+        packages: their full names. The packages that they are in are imported.
+        decorators: functions of the packages that mark a function or class and return it. In the block they can be
+            used without running a package, which sets the marks when it runs.
     """
-    if package in sys.modules:
-        return
+    added = [package for name in packages if (package := _find(name, decorators))]
     try:
-        spec = importlib.util.find_spec(package)
+        yield
+    finally:
+        for package in added:
+            if "_marked" in package.__dict__:
+                package._remove([*decorators, "__path__"])
+
+
+def _find(name: str, decorators: Sequence[str]) -> _Postponed | None:
+    """Put a package that has not run in `sys.modules`; None if it is imported already or not installed."""
+    if name in sys.modules:
+        return None
+    try:
+        spec = importlib.util.find_spec(name)
     except ModuleNotFoundError:
-        return
-    if spec is None:
-        return
+        return None
+    if spec is None or spec.loader is None:
+        return None
     module = importlib.util.module_from_spec(spec)
     module.__class__ = _Postponed
-    marked: dict[str, list[Any]] = {name: [] for name in decorators}
-    for name, functions in marked.items():
-        setattr(module, name, _decorator(functions))
+    assert isinstance(module, _Postponed)
+    marked: dict[str, list[Any]] = {decorator: [] for decorator in decorators}
+    module.__dict__.update({decorator: _decorator(functions) for decorator, functions in marked.items()})
     module.__dict__["_marked"] = marked
-    sys.modules[package] = module
-    parent, _, child = package.rpartition(".")
+    sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
     if parent:
         setattr(sys.modules[parent], child, module)
+    return module
 
 
 def _decorator(functions: list[Any]) -> Callable[..., Any]:
