@@ -24,8 +24,9 @@ _LARGE = (
     "diffusers.models.unets",
     "transformers.models",
 )
-# What diffusers and transformers use of torch's compiler while they are imported. The mark of `disable` gets lost, which
-# they use only for caches between steps and for models that move to the CPU and back: generation has neither.
+# What libraries use of torch's compiler without compiling. `disable` returns another function, so its mark gets lost.
+# diffusers disables only caches between steps and models that move to the CPU and back, which are not used here, and
+# torch disables functions that compute shapes, in which nothing is compiled anyway.
 _COMPILER_MARKS = ("allow_in_graph", "assume_constant_result", "disable")
 
 # Packages that diffusers and transformers import where they are installed: half of their time of import.

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
@@ -76,7 +76,8 @@ class _Postponed(types.ModuleType):
         marked: dict[str, list[Any]] | None = self.__dict__.pop("_marked", None)
         if marked is None:
             return
-        self._remove(marked)
+        for name in marked:
+            delattr(self, name)
         assert self.__spec__ is not None and self.__spec__.loader is not None
         if self.__spec__.submodule_search_locations is not None:
             self.__path__ = self.__spec__.submodule_search_locations
@@ -84,10 +85,6 @@ class _Postponed(types.ModuleType):
         for name, functions in marked.items():
             for function in functions:
                 getattr(self, name)(function)
-
-    def _remove(self, names: Iterable[str]) -> None:
-        for name in names:
-            self.__dict__.pop(name, None)
 
 
 @contextlib.contextmanager
@@ -100,8 +97,8 @@ def postponed(*packages: str, decorators: Sequence[str] = ()) -> Iterator[None]:
 
     Args:
         packages: their full names. The packages that they are in are imported.
-        decorators: functions of the packages that mark a function or class and return it. In the block they can be
-            used without running a package, which sets the marks when it runs.
+        decorators: functions of the packages that mark a function or class and return it. They can be used without
+            running a package, which sets the marks when it runs.
     """
     added = [package for name in packages if (package := _find(name, decorators))]
     try:
@@ -109,7 +106,7 @@ def postponed(*packages: str, decorators: Sequence[str] = ()) -> Iterator[None]:
     finally:
         for package in added:
             if "_marked" in package.__dict__:
-                package._remove([*decorators, "__path__"])
+                package.__dict__.pop("__path__", None)
 
 
 def _find(name: str, decorators: Sequence[str]) -> _Postponed | None:
