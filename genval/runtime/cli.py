@@ -30,8 +30,7 @@ def run(
     """
     try:
         main(parse_settings(settings, None, description, shows))
-        if main.__module__ == "__main__":  # not a script's main in another program
-            atexit.register(_end)
+        atexit.register(_end, main)
     except GenValError as error:
         _exit(f"error: {_followable(str(error), settings)}", 2)
     except KeyboardInterrupt:
@@ -50,12 +49,17 @@ def run(
         )
 
 
-def _end() -> None:
-    """End the process. Called when the interpreter ends, so that a profiler of the script has written its results."""
+def _end(main: Callable[..., None]) -> None:
+    """End the process of a script that has succeeded.
+
+    Called when the interpreter ends, after a profiler of the script has written its results. A program that has run the
+    script as a part of it ends by itself.
+    """
     from genval.runtime.fork_server import end_process
 
-    atexit.unregister(_end)  # which the functions that are called next include
-    end_process(0)
+    if getattr(main, "__globals__", None) is vars(sys.modules["__main__"]):
+        atexit.unregister(_end)  # end_process calls the other functions
+        end_process(0)
 
 
 def _exit(message: str, code: int) -> None:

@@ -111,9 +111,12 @@ def test_a_script_ends_without_freeing_its_objects(tmp_path):
     assert (tmp_path / "profile").stat().st_size
 
 
-def test_the_end_of_another_program_is_its_own(monkeypatch):
-    monkeypatch.setattr(cli.atexit, "register", lambda function: pytest.fail("registered"))
-    cli.run(lambda settings: None, Settings)
+def test_a_program_that_runs_a_script_ends_by_itself(tmp_path):
+    (tmp_path / "script.py").write_text(ENDING)
+    program = f"import runpy, sys; runpy.run_path({str(tmp_path / 'script.py')!r}, run_name='__main__'); sys.exit(3)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (3, "")
+    assert run.stdout.splitlines()[-1] == "freed"
 
 
 def test_a_link_one_folder_deeper_is_found(tmp_path):
