@@ -5,6 +5,7 @@ Only scripts call this, not the library: a package that is hidden from diffusers
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -45,7 +46,13 @@ def launch(settings: DeviceSettings) -> Fabric:
         threading.Thread(target=_start_device, daemon=True).start()
     # The imports come second, so that the other processes start as early as possible.
     fabric = launch_fabric(settings)
-    with hidden(*_UNUSED), postponed("torch._dynamo", decorators=_COMPILER_MARKS), postponed(*_LARGE):
+    with (
+        # Where a version of these libraries cannot be imported in this way, the code that uses a model imports it.
+        contextlib.suppress(ImportError, RuntimeError),
+        hidden(*_UNUSED),
+        postponed("torch._dynamo", decorators=_COMPILER_MARKS),
+        postponed(*_LARGE),
+    ):
         from diffusers import (  # noqa: F401
             AutoencoderKL,
             AutoencoderTiny,
