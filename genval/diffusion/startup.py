@@ -5,16 +5,30 @@ Only scripts call this, not the library: a package that is hidden from diffusers
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING
 
 from genval.runtime.devices import launch_fabric
-from genval.runtime.imports import hidden
+from genval.runtime.imports import hidden, postponed
 from genval.runtime.settings import DeviceSettings
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+# Packages that import all of their models and modes, of which generation uses few.
+_LARGE = (
+    "diffusers.models.autoencoders",
+    "diffusers.models.controlnets",
+    "diffusers.models.transformers",
+    "diffusers.models.unets",
+    "transformers.models",
+)
+# What libraries use of torch's compiler without compiling. `disable` returns another function, so its mark gets lost.
+# diffusers disables only caches between steps and models that move to the CPU and back, which are not used here, and
+# torch disables functions that compute shapes, in which nothing is compiled anyway.
+_COMPILER_MARKS = ("allow_in_graph", "assume_constant_result", "disable")
 
 # Packages that diffusers and transformers import where they are installed: half of their time of import.
 _UNUSED = ("peft", "scipy", "sklearn", "torchvision")
@@ -32,7 +46,13 @@ def launch(settings: DeviceSettings) -> Fabric:
         threading.Thread(target=_start_device, daemon=True).start()
     # The imports come second, so that the other processes start as early as possible.
     fabric = launch_fabric(settings)
-    with hidden(*_UNUSED):
+    with (
+        # Where a version of these libraries cannot be imported in this way, the code that uses a model imports it.
+        contextlib.suppress(ImportError, RuntimeError),
+        hidden(*_UNUSED),
+        postponed("torch._dynamo", decorators=_COMPILER_MARKS),
+        postponed(*_LARGE),
+    ):
         from diffusers import (  # noqa: F401
             AutoencoderKL,
             AutoencoderTiny,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ def run(
     """
     try:
         main(parse_settings(settings, None, description, shows))
+        atexit.register(_end, main)
     except GenValError as error:
         _exit(f"error: {_followable(str(error), settings)}", 2)
     except KeyboardInterrupt:
@@ -45,6 +47,19 @@ def run(
         _exit(
             "error: the device's memory is full. Give a smaller --batch_size or image size, or another --precision.", 2
         )
+
+
+def _end(main: Callable[..., None]) -> None:
+    """End the process of a script that has succeeded.
+
+    Called when the interpreter ends, after a profiler of the script has written its results. A program that has run the
+    script as a part of it ends by itself.
+    """
+    from genval.runtime.fork_server import end_process
+
+    if getattr(main, "__globals__", None) is vars(sys.modules["__main__"]):
+        atexit.unregister(_end)  # end_process calls the other functions
+        end_process(0)
 
 
 def _exit(message: str, code: int) -> None:

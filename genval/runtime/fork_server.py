@@ -299,17 +299,28 @@ def _run(command: list[str]) -> NoReturn:
     if not isinstance(code, int | None):
         print(code, file=sys.stderr)
         code = 1
+    end_process(code or 0, interrupted)
+
+
+def end_process(code: int, interrupted: bool = False) -> NoReturn:
+    """End this process as the interpreter does, but do not free all objects of the libraries, which takes a second.
+
+    Args:
+        code: the exit code.
+        interrupted: whether Ctrl-C ended the script, so that the signal ends the process.
+    """
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as multiprocessing does
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
     except BrokenPipeError:
         code = code or 120  # the interpreter's own code for this
     if interrupted:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
-    os._exit(code or 0)  # freeing all objects of the libraries takes a second
+    os._exit(code)
 
 
 def _execute(command: list[str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -57,3 +59,86 @@ def placeholders(*names: str) -> Iterator[None]:
     finally:
         for name in added:
             del sys.modules[name]
+
+
+class _Postponed(types.ModuleType):
+    """A package whose own code runs when it is used: a name or a module that is not imported yet is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__path__" or not name.startswith("__"):  # a module is found by its package's __path__
+            self._run()
+        module = sys.modules.get(self.__name__, self)
+        if module is not self:  # the code of some packages puts another module in their place
+            return getattr(module, name)
+        return super().__getattribute__(name)
+
+    def _run(self) -> None:
+        marked: dict[str, list[Any]] | None = self.__dict__.pop("_marked", None)
+        if marked is None:
+            return
+        for name in marked:
+            delattr(self, name)
+        assert self.__spec__ is not None and self.__spec__.loader is not None
+        if self.__spec__.submodule_search_locations is not None:
+            self.__path__ = self.__spec__.submodule_search_locations
+        self.__spec__.loader.exec_module(self)
+        for name, functions in marked.items():
+            for function in functions:
+                getattr(self, name)(function)
+
+
+@contextlib.contextmanager
+def postponed(*packages: str, decorators: Sequence[str] = ()) -> Iterator[None]:
+    """Import modules of these packages without running the packages' `__init__.py`.
+
+    For packages whose `__init__.py` imports many modules, of which few are needed. It runs in the block when a name of
+    the package is used. After the block it also runs when a further module of the package is imported, so that the
+    package can be used as usual. Packages that are imported already or not installed stay as they are.
+
+    Args:
+        packages: their full names. The packages that they are in are imported.
+        decorators: functions of the packages that mark a function or class and return it. They can be used without
+            running a package, which sets the marks when it runs.
+    """
+    added = [package for name in packages if (package := _find(name, decorators))]
+    try:
+        yield
+    finally:
+        for package in added:
+            if "_marked" in package.__dict__:
+                package.__dict__.pop("__path__", None)
+
+
+def _find(name: str, decorators: Sequence[str]) -> _Postponed | None:
+    """Put a package that has not run in `sys.modules`; None if it is imported already or not installed."""
+    if name in sys.modules:
+        return None
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    if spec is None or spec.loader is None:
+        return None
+    module = importlib.util.module_from_spec(spec)
+    module.__class__ = _Postponed
+    assert isinstance(module, _Postponed)
+    marked: dict[str, list[Any]] = {decorator: [] for decorator in decorators}
+    module.__dict__.update({decorator: _decorator(functions) for decorator, functions in marked.items()})
+    module.__dict__["_marked"] = marked
+    sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, module)
+    return module
+
+
+def _decorator(functions: list[Any]) -> Callable[..., Any]:
+    """A decorator, used with or without arguments, that adds what it decorates to a list."""
+
+    def decorate(function: Any = None, *_: Any, **__: Any) -> Any:
+        if function is None:
+            return decorate
+        functions.append(function)
+        return function
+
+    return decorate

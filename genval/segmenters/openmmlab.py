@@ -45,6 +45,7 @@ _OF_TRAINING = (
     "torch.distributed.fsdp.api",
     "torch.distributed.fsdp.fully_sharded_data_parallel",
     "scipy.interpolate",
+    "scipy.ndimage",
     "scipy.optimize",
 )
 

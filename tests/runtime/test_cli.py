@@ -1,5 +1,6 @@
 """What a user sees when a script ends well, badly, or without its packages."""
 
+import subprocess
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
@@ -75,6 +76,47 @@ def test_a_full_device_is_one_line(capsys):
 
     code, said = ended(failing(OutOfMemoryError("CUDA out of memory. Tried to allocate")), capsys)
     assert code == 2 and "--batch_size" in said
+
+
+ENDING = """
+import atexit, threading, time
+from dataclasses import dataclass
+from genval.runtime import cli
+
+@dataclass(frozen=True)
+class Settings:
+    SCRIPT = "stage/script"
+
+def main(settings):
+    atexit.register(print, "function at exit")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+    print("main")
+
+class Slow:
+    def __del__(self):
+        print("freed")
+
+slow = Slow()
+cli.run(main, Settings)
+"""
+
+
+def test_a_script_ends_without_freeing_its_objects(tmp_path):
+    (tmp_path / "script.py").write_text(ENDING)
+    run = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.splitlines() == ["main", "thread", "function at exit"]
+    profiled = [sys.executable, "-m", "cProfile", "-o", tmp_path / "profile", tmp_path / "script.py"]
+    assert subprocess.run(profiled, capture_output=True).returncode == 0
+    assert (tmp_path / "profile").stat().st_size
+
+
+def test_a_program_that_runs_a_script_ends_by_itself(tmp_path):
+    (tmp_path / "script.py").write_text(ENDING)
+    program = f"import runpy, sys; runpy.run_path({str(tmp_path / 'script.py')!r}, run_name='__main__'); sys.exit(3)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (3, "")
+    assert run.stdout.splitlines()[-1] == "freed"
 
 
 def test_a_link_one_folder_deeper_is_found(tmp_path):
