@@ -20,6 +20,9 @@ from genval.runtime.errors import GenValError
 LOCK_FILE = ".lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
+# How often a folder is made that other runs remove at the same time.
+_ATTEMPTS = 1000
+
 _open_locks: set[int] = set()
 
 
@@ -57,12 +60,18 @@ def lock_folders(folders: Iterable[Path], later: Iterable[Path] = ()) -> Iterato
 
 @contextlib.contextmanager
 def _lock(folder: Path, path: Path) -> Iterator[None]:
-    made = [parent for parent in path.parents if not parent.exists()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(folder, path)
-    except OSError:  # the folder cannot be written: what the run writes into it gives the error
-        descriptor = None
+    made: list[Path] = []
+    descriptor = None
+    for _ in range(_ATTEMPTS):
+        made += [parent for parent in path.parents if not parent.exists() and parent not in made]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = _acquire(folder, path)
+        except FileNotFoundError:  # another run that has just ended removed the empty folder
+            continue
+        except OSError:  # the folder cannot be written: what the run writes into it gives the error
+            pass
+        break
     try:
         yield
     finally:
