@@ -71,7 +71,6 @@ _INPAINT = "--inpainting_model {world}/inpainting --size {side} --output_dir {ou
 ROWS: dict[str, Row] = {
     "transfer_cold": Row(("frames", "base"), _FOLDER + "--domain fog --compile on", cold=True),
     "transfer_warm": Row(("frames", "base"), _FOLDER + "--domain fog --compile on"),
-    "transfer_eager": Row(("frames", "base"), _FOLDER + "--domain fog --compile off"),
     "transfer_folder": Row(("frames", "base"), _FOLDER + "--domain fog"),
     "transfer_checkpoint": Row(("frames", "checkpoint"), _TRANSFER + "--controlnet {world}/original.ckpt --domain fog"),
     "transfer_checkpoint_cold": Row(

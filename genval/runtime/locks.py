@@ -79,7 +79,7 @@ def _lock(folder: Path, path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
             _open_locks.discard(descriptor)
             os.close(descriptor)
-        for empty in made:
+        for empty in sorted(made, reverse=True):  # a folder comes after what is in it
             with contextlib.suppress(OSError):
                 empty.rmdir()
 
