@@ -6,7 +6,7 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
     python benchmarks/generation_speed.py --output results/generation_speed.json
 
 `proxy` is diffusers in float32, one image at a time, 25 DDIM steps. On an H100 the published code took 1.56 times as
-long as this row (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.generate`, as
+long as this row (docs/speed.md). All other rows run `genval.diffusion.sampling.generation.start_generation`, as
 ControlNet/style_transfer.py does, including text encoding, decoding and the copy to the CPU. `whole` compiles whole
 networks instead of their blocks. `recorded` replays a compiled batch as a CUDA graph. `fp8` is compiled too, and
 multiplies by the weights of the transformer blocks in 8 bits. Warm-up (compiling, recording) is reported separately.
@@ -274,7 +274,7 @@ class Benchmark:
         import torch
 
         from genval.diffusion.models.pipelines import move
-        from genval.diffusion.sampling.generation import generate, make_denoiser
+        from genval.diffusion.sampling.generation import GenerationBatch, make_denoiser, start_generation
         from genval.diffusion.settings import SamplingConfig
 
         self.base.to(self.device, torch.bfloat16)
@@ -293,12 +293,11 @@ class Benchmark:
         if kind == "fp8":
             quantise(self.denoisers[key])
         masks, prompts, seeds = inputs(batch, SIZES[self.args.size]["side"])
+        generated = GenerationBatch(masks, prompts, [""] * batch, seeds)
 
         def run() -> Any:
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-                return generate(
-                    self.base, self.controlnet, masks, prompts, [""] * batch, seeds, config, self.denoisers[key], batch
-                ).images
+                return start_generation(self.denoisers[key], generated, config, batch)().images
 
         return run
 

@@ -7,9 +7,9 @@ Writes: --output, JSON; prints each row when it is measured, and at the end a ta
 
 The published code is diffusers' StableDiffusionInpaintPipeline in float16, one image at a time: 512x512, 50 steps
 for `inpaint`; the whole frame of 1024x2048, 32 of 50 steps for `refine`. The rows named published run exactly that.
-All other rows run `genval.diffusion.inpainting.model.inpaint` as the scripts do, including text encoding, decoding and
-the copy to the CPU; those named stage run a script's whole stage, including PNG files of 1024x2048. Warm-up (compiling)
-is reported separately. `psnr_dB` compares a row's first image with the published row's: same noise and image, other
+All other rows run `genval.diffusion.inpainting.model.start_inpainting` as the scripts do, including text encoding,
+decoding and the copy to the CPU; those named stage run a script's whole stage, including PNG files of 1024x2048.
+Warm-up (compiling) is reported separately. `psnr_dB` compares a row's first image with the published row's: same noise and image, other
 precision.
 """
 
@@ -218,7 +218,7 @@ class Benchmark:
         """Return a function that inpaints a batch as the scripts do."""
         import torch
 
-        from genval.diffusion.inpainting.model import inpaint, make_inpainter
+        from genval.diffusion.inpainting.model import make_inpainter, start_inpainting
 
         model, config = self.prepare(row), self.config(row)
         denoiser = make_inpainter(model, config, row.compiled and not self.args.eager, graphed=True)
@@ -227,7 +227,7 @@ class Benchmark:
 
         def run() -> Any:
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-                return inpaint(denoiser, batch, config, row.batch).images
+                return start_inpainting(denoiser, batch, config, row.batch)().images
 
         return run
 

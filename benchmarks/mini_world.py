@@ -172,7 +172,7 @@ def reconstruct(base: StableDiffusion, images: np.ndarray, batch_size: int = 16)
 
     batches = [torch.from_numpy(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
     latents = (base.encode_images(batch.permute(0, 3, 1, 2)) for batch in batches)
-    return np.concatenate([to_uint8(base.decode_latents(latent)) for latent in latents])
+    return np.concatenate([to_uint8(base.decode_latents(latent)).cpu().numpy() for latent in latents])
 
 
 def mask_scores(segmenter: Any, images: np.ndarray, items: list[Item], batch_size: int = 16) -> dict[str, float]:

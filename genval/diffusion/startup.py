@@ -6,12 +6,14 @@ Only scripts call this, not the library: a package that is hidden from diffusers
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.metadata
 import os
 import threading
 from typing import TYPE_CHECKING
 
 from genval.runtime.devices import launch_fabric
-from genval.runtime.imports import hidden, postponed
+from genval.runtime.imports import hidden, placeholders, postponed, replaced
 from genval.runtime.settings import DeviceSettings
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ _COMPILER_MARKS = ("allow_in_graph", "assume_constant_result", "disable")
 
 # Packages that diffusers and transformers import where they are installed: half of their time of import.
 _UNUSED = ("peft", "scipy", "sklearn", "torchvision")
+# A kind of attention that no model uses unless it is asked for. Its import takes a second, for symbolic arithmetic.
+_FLEX_ATTENTION = "torch.nn.attention.flex_attention"
 
 
 def launch(settings: DeviceSettings) -> Fabric:
@@ -50,6 +54,14 @@ def launch(settings: DeviceSettings) -> Fabric:
         # Where a version of these libraries cannot be imported in this way, the code that uses a model imports it.
         contextlib.suppress(ImportError, RuntimeError),
         hidden(*_UNUSED),
+        # Without distributed tensors, whose import takes seconds, and which transformers uses only for models that are
+        # split over several devices.
+        replaced(torch.distributed, "is_available", lambda: False),
+        placeholders(_FLEX_ATTENTION),
+        # Both libraries read the metadata of all installed packages.
+        replaced(
+            importlib.metadata, "packages_distributions", functools.cache(importlib.metadata.packages_distributions)
+        ),
         postponed("torch._dynamo", decorators=_COMPILER_MARKS),
         postponed(*_LARGE),
     ):
@@ -66,9 +78,18 @@ def launch(settings: DeviceSettings) -> Fabric:
 
 
 def _start_device() -> None:
-    """Start CUDA on this process's device. An error is left to the code that uses the device."""
+    """Start CUDA on this process's device, and compile or load the kernels of generation in the default precision.
+
+    An error is left to the code that uses the device.
+    """
     import torch
 
+    from genval.kernels.availability import can_fuse
+
     number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-    if number < torch.cuda.device_count():
-        torch.zeros(1, device=f"cuda:{number}")
+    device = torch.device("cuda", number)
+    with contextlib.suppress(RuntimeError):
+        if number < torch.cuda.device_count() and can_fuse(device):
+            from genval.kernels.blocks import compile_kernels
+
+            compile_kernels(device, torch.bfloat16)

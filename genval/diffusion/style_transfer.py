@@ -30,7 +30,7 @@ from genval.diffusion.pairs import FramedPair, Pair, load_framed
 from genval.diffusion.prompts import Domain, check_template, fit_prompt, make_prompt
 from genval.diffusion.sampling.compiling import choose_compiling, recorded_choice
 from genval.diffusion.sampling.denoiser import Denoiser
-from genval.diffusion.sampling.generation import Generated, check_size, generate, make_denoiser
+from genval.diffusion.sampling.generation import Generated, GenerationBatch, check_size, make_denoiser, start_generation
 from genval.diffusion.sampling.stage import GenerationStage, default_batch_size
 from genval.diffusion.settings import SamplingConfig, StyleTransferSettings
 from genval.runtime.devices import choose_precision
@@ -284,6 +284,8 @@ class TransferStage(FrameStage):
         domain_strength: below 1, images are between the items' clear prompts and their prompts.
     """
 
+    asynchronous = True
+
     def __init__(
         self,
         folder: Path,
@@ -316,31 +318,28 @@ class TransferStage(FrameStage):
         self.compiled = compiled
         self.denoising_strength, self.domain_strength = denoising_strength, domain_strength
 
-    def compute(self, items: Sequence[Transfer], loaded: Sequence[FramedPair]) -> list[tuple[np.ndarray, int, int]]:
+    def compute(
+        self, items: Sequence[Transfer], loaded: Sequence[FramedPair]
+    ) -> Callable[[], list[tuple[np.ndarray, int, int]]]:
         clear_prompts = [item.clear_prompt for item in items if item.clear_prompt is not None]
+        batch = GenerationBatch(
+            np.stack([one.mask for one in loaded]),
+            [item.prompt for item in items],
+            [self.negative_prompt] * len(items),
+            [item.seed for item in items],
+            np.stack([one.image for one in loaded]) if self.denoising_strength < 1 else None,
+            self.denoising_strength,
+            clear_prompts or None,
+            self.domain_strength,
+        )
 
-        def generate_part(denoiser: Denoiser, part: slice, rows: int) -> Generated:
-            return generate(
-                self.base,
-                self.controlnet,
-                np.stack([one.mask for one in loaded[part]]),
-                [item.prompt for item in items[part]],
-                [self.negative_prompt] * len(items[part]),
-                [item.seed for item in items[part]],
-                self.sampling,
-                denoiser,
-                rows,
-                np.stack([one.image for one in loaded[part]]),
-                self.denoising_strength,
-                clear_prompts[part] or None,
-                self.domain_strength,
-            )
+        def start(denoiser: Denoiser, part: slice, rows: int) -> Callable[[], Generated]:
+            return start_generation(denoiser, batch.rows(range(*part.indices(len(batch)))), self.sampling, rows)
 
         def denoiser() -> Denoiser:
             return make_denoiser(self.base, self.controlnet, self.sampling, self.compiled, graphed=True)
 
-        generated = self.generate_batch(len(items), denoiser, generate_part)
-        return list(zip(generated.images, generated.seeds, generated.retries, strict=True))
+        return self.start_batch(len(items), denoiser, start)
 
 
 @dataclasses.dataclass(frozen=True)

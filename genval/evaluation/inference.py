@@ -14,10 +14,11 @@ import numpy as np
 from genval.kernels.availability import can_fuse
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.statistics import LogitsNotFiniteError, PixelStatistics, measure, measure_batch
+from genval.runtime.devices import record_event, to_device
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 from genval.segmenters.class_map import merge_logits
-from genval.segmenters.prediction import infer, memory_errors, naming_errors, to_device
+from genval.segmenters.prediction import infer, memory_errors, naming_errors
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +92,7 @@ def launch_batch(
                     results.append(_measure(image, image_labels, sample))
             measured = partial(iter, results)
         selected = None if kept is None else _select(logits, kept, torch.float16 if half else torch.float32)
-        synchronize = _record_event(device)
+        synchronize = record_event(device)
 
     def wait() -> list[Measured]:
         synchronize()
@@ -124,16 +125,6 @@ def _select(logits: Tensor, kept: Sequence[np.ndarray], dtype: torch.dtype) -> l
         image.flatten(1)[:, to_device(pixels, logits.device)].T.to(dtype).to("cpu", non_blocking=True)
         for image, pixels in zip(logits, kept, strict=True)
     ]
-
-
-def _record_event(device: torch.device) -> Callable[[], None]:
-    """Return a function that waits until the device has done all work that was started before this call."""
-    import torch
-
-    if device.type != "cuda":
-        return lambda: None
-    event = torch.cuda.current_stream(device).record_event()
-    return event.synchronize
 
 
 def _next_of_each(segmenter: nn.Module, names: Sequence[str], results: Iterator[Result]) -> list[Result]:
@@ -195,7 +186,7 @@ def launch_ood_batch(
                 scores.append(image_scores if keep else None)
             counted = partial(iter, results)
         further = None if more is None else more(to_device(images, device).permute(0, 3, 1, 2), logits)
-        synchronize = _record_event(device)
+        synchronize = record_event(device)
 
     def wait() -> list[tuple[OodCounts, Tensor | None]]:
         synchronize()
@@ -241,7 +232,10 @@ def start_device(device: torch.device) -> None:
         with contextlib.suppress(RuntimeError):  # the segmenter meets the same error
             ones = torch.ones(1, 1, 8, 8, device=device)
             torch.nn.functional.conv2d(ones @ ones, ones)
-            can_fuse(device)
+            if can_fuse(device):
+                # The number of classes makes this the kernel that measures images.
+                logits, labels = torch.zeros(1, 19, 16), torch.zeros(1, 16, dtype=torch.uint8)
+                measure_batch(logits.to(device), labels.to(device))
 
     if device.type == "cuda":
         threading.Thread(target=start, name="start-device").start()  # Python waits for it when it exits

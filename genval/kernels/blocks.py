@@ -17,24 +17,28 @@ import triton.language as tl
 _ROWS, _CHANNELS = 32, 64
 # Programs that share the rows of one image in the sums of a normalisation.
 _PARTS = 16
+# Channels of the largest group of Stable Diffusion, rounded up to a power of two.
+_GROUP = 128
 
 
 @triton.jit
 def _sums(x, added, sums, pixels, channels, added_stride, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Sum x + added and its square over a part of an image's pixels, by channel."""
+    """Sum the distances of x + added from its first pixel, and their squares, over a part of an image's pixels."""
     part, image = tl.program_id(0), tl.program_id(2)
     parts = tl.num_programs(0)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = c < channels
     extra = tl.load(added + image * added_stride + c, mask=inside, other=0.0).to(tl.float32)
+    image_start = image.to(tl.int64) * pixels
+    first = tl.load(x + image_start * channels + c, mask=inside, other=0.0).to(tl.float32) + extra
     total = tl.zeros((CHANNELS,), tl.float32)
     squares = tl.zeros((CHANNELS,), tl.float32)
     for start in range(part * ROWS, pixels, parts * ROWS):
         row = start + tl.arange(0, ROWS)
         mask = (row < pixels)[:, None] & inside[None]
-        place = (image.to(tl.int64) * pixels + row)[:, None] * channels + c[None]
+        place = (image_start + row)[:, None] * channels + c[None]
         value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-        value = tl.where(mask, value + extra[None], 0.0)
+        value = tl.where(mask, value + extra[None] - first[None], 0.0)
         total += tl.sum(value, 0)
         squares += tl.sum(value * value, 0)
     place = (image * parts + part) * 2 * channels + c
@@ -42,22 +46,10 @@ def _sums(x, added, sums, pixels, channels, added_stride, ROWS: tl.constexpr, CH
     tl.store(sums + place + channels, squares, mask=inside)
 
 
-@triton.jit
-def _scales(  # type: ignore[no-untyped-def]
-    sums,
-    added,
-    weight,
-    bias,
-    scales,
-    pixels,
-    channels,
-    parts,
-    eps,
-    added_stride,
-    size: tl.constexpr,
-    SIZE: tl.constexpr,
-):
-    """Turn the sums of a group into the factor and the shift of each of its channels."""
+# One kernel serves all sizes: a kernel per size of the groups would take seconds to compile.
+@triton.jit(do_not_specialize=["pixels", "parts", "size"])
+def _scales(x, sums, added, weight, scales, pixels, channels, parts, size, eps, added_stride, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Turn the sums of a group into the centre and the factor of each of its channels of x."""
     group, image = tl.program_id(0), tl.program_id(1)
     inside = tl.arange(0, SIZE) < size
     c = group * size + tl.arange(0, SIZE)
@@ -67,33 +59,36 @@ def _scales(  # type: ignore[no-untyped-def]
         place = (image * parts + part) * 2 * channels + c
         total += tl.load(sums + place, mask=inside, other=0.0)
         squares += tl.load(sums + place + channels, mask=inside, other=0.0)
-    count = pixels * size
-    mean = tl.sum(total, 0) / count
-    variance = tl.maximum(tl.sum(squares, 0) / count - mean * mean, 0.0)
-    scale = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32) / tl.sqrt(variance + eps)
     extra = tl.load(added + image * added_stride + c, mask=inside, other=0.0).to(tl.float32)
-    shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32) + (extra - mean) * scale
-    tl.store(scales + image * 2 * channels + c, scale, mask=inside)
-    tl.store(scales + image * 2 * channels + channels + c, shift, mask=inside)
+    first = tl.load(x + image.to(tl.int64) * pixels * channels + c, mask=inside, other=0.0).to(tl.float32) + extra
+    distance = total / pixels
+    mean = tl.sum(first + distance, 0) / size
+    from_mean = tl.where(inside, first + distance - mean, 0.0)
+    within = tl.maximum(squares / pixels - distance * distance, 0.0)
+    variance = tl.sum(within + from_mean * from_mean, 0) / size
+    scale = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32) / tl.sqrt(variance + eps)
+    tl.store(scales + image * 2 * channels + c, mean - extra, mask=inside)
+    tl.store(scales + image * 2 * channels + channels + c, scale, mask=inside)
 
 
 @triton.jit
-def _apply(x, scales, y, pixels, channels, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _apply(x, scales, bias, y, pixels, channels, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     image = tl.program_id(2)
     inside = c < channels
     mask = (row < pixels)[:, None] & inside[None]
     place = (image.to(tl.int64) * pixels + row)[:, None] * channels + c[None]
-    scale = tl.load(scales + image * 2 * channels + c, mask=inside, other=0.0)
-    shift = tl.load(scales + image * 2 * channels + channels + c, mask=inside, other=0.0)
-    value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) * scale[None] + shift[None]
+    centre = tl.load(scales + image * 2 * channels + c, mask=inside, other=0.0)
+    scale = tl.load(scales + image * 2 * channels + channels + c, mask=inside, other=0.0)
+    shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    value = (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) - centre[None]) * scale[None] + shift[None]
     if SILU:
         value = value * tl.sigmoid(value)
     tl.store(y + place, value.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _residual(x, hidden, bias, y, count, channels, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     mask = place < count
@@ -103,7 +98,7 @@ def _residual(x, hidden, bias, y, count, channels, SIZE: tl.constexpr):  # type:
     tl.store(y + place, value.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _gated_gelu(x, y, count, width, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     mask = place < count
@@ -117,8 +112,8 @@ def _gated_gelu(x, y, count, width, SIZE: tl.constexpr):  # type: ignore[no-unty
 def normalise(norm: Any, x: torch.Tensor, added: torch.Tensor | None = None, silu: bool = True) -> torch.Tensor:
     """Group normalisation of x + added, then SiLU.
 
-    The variance is the mean square minus the squared mean, in float32. It is inexact where the mean of a group is
-    hundreds of standard deviations away from 0.
+    The variance is computed in float32 from the distances of each channel's values from its first one, so that it is
+    exact for means that are far from 0.
 
     Args:
         norm: the GroupNorm.
@@ -141,21 +136,21 @@ def normalise(norm: Any, x: torch.Tensor, added: torch.Tensor | None = None, sil
     blocks = triton.cdiv(channels, _CHANNELS)
     _sums[(parts, blocks, images)](x, added, sums, pixels, channels, stride, ROWS=_ROWS, CHANNELS=_CHANNELS)
     _scales[(norm.num_groups, images)](
+        x,
         sums,
         added,
         norm.weight,
-        norm.bias,
         scales,
         pixels,
         channels,
         parts,
+        size,
         norm.eps,
         stride,
-        size=size,
-        SIZE=triton.next_power_of_2(size),
+        SIZE=max(_GROUP, triton.next_power_of_2(size)),
     )
     grid = (triton.cdiv(pixels, _ROWS), blocks, images)
-    _apply[grid](x, scales, y, pixels, channels, SILU=silu, ROWS=_ROWS, CHANNELS=_CHANNELS)
+    _apply[grid](x, scales, norm.bias, y, pixels, channels, SILU=silu, ROWS=_ROWS, CHANNELS=_CHANNELS)
     return y
 
 
@@ -173,3 +168,13 @@ def gated_gelu(x: torch.Tensor) -> torch.Tensor:
     y = x.new_empty((*x.shape[:-1], width))
     _gated_gelu[(triton.cdiv(y.numel(), 1024),)](x.contiguous(), y, y.numel(), width, SIZE=1024)
     return y
+
+
+def compile_kernels(device: torch.device, dtype: torch.dtype) -> None:
+    """Compile all kernels for the networks of Stable Diffusion, so that the first batch does not wait for it."""
+    norm = torch.nn.GroupNorm(2, 64, device=device, dtype=dtype).requires_grad_(False)
+    x = torch.ones((2, 64, 8, 8), device=device, dtype=dtype)
+    normalise(norm, x, x[:, :, 0, 0], silu=True)
+    normalise(norm, x, silu=False)
+    add_residual(x, x, norm.bias)
+    gated_gelu(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,8 +13,10 @@ from genval.runtime.errors import GenValError
 from genval.runtime.imports import hidden, placeholders
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from lightning_fabric import Fabric
+    from torch import Tensor
 
 
 class DeviceFlags(Protocol):
@@ -79,6 +81,24 @@ def choose_precision(precision: str, device: torch.device) -> str:
         return precision
     is_capable = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
     return "bf16-true" if is_capable else "32-true"
+
+
+def to_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """Copy an array or a tensor of the host to the device; to a GPU asynchronously, from pinned memory."""
+    import torch
+
+    tensor = torch.as_tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def record_event(device: torch.device) -> Callable[[], None]:
+    """Return a function that waits until the device has done all work that was started before this call."""
+    import torch
+
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.current_stream(device).record_event()
+    return event.synchronize
 
 
 def available_memory() -> int:

@@ -11,6 +11,23 @@ from typing import Any
 
 
 @contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Import while an attribute of a module has another value.
+
+    >>> import math
+    >>> with replaced(math, "pi", 3):
+    ...     math.pi
+    3
+    """
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextlib.contextmanager
 def hidden(*names: str) -> Iterator[None]:
     """Import as if these packages were not installed, except for those that are imported already.
 

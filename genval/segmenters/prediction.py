@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genval.metrics.statistics import LogitsNotFiniteError
+from genval.runtime.devices import to_device
 from genval.runtime.errors import GenValError
 from genval.segmenters.outputs import check_logits
 
@@ -94,11 +95,3 @@ def stack_batch(arrays: Sequence[np.ndarray], device: torch.device) -> np.ndarra
     shape, dtype = (len(arrays), *arrays[0].shape), torch.from_numpy(arrays[0]).dtype
     batch: np.ndarray = torch.empty(shape, dtype=dtype, pin_memory=True).numpy()
     return np.stack(arrays, out=batch)
-
-
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy an array to the device; to a GPU asynchronously, from pinned memory."""
-    import torch
-
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

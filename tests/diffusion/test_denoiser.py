@@ -14,7 +14,7 @@ from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, load_base
 from genval.diffusion.sampling import denoiser as denoiser_module
 from genval.diffusion.sampling.denoiser import Blocks, Denoiser, check_network, group_norm
-from genval.diffusion.sampling.generation import generate
+from genval.diffusion.sampling.generation import GenerationBatch, generate, start_generation
 from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError
 
@@ -129,14 +129,12 @@ def test_generated_kernels_agree_and_are_made_for_one_shape(
 ) -> None:
     base, controlnet = models
     config = SamplingConfig(2, 3.0, sampler="dpm++")
-    prompts, seeds = ["a", "b", "c"], [1, 2, 3]
+    batch = GenerationBatch(masks(3), ["a", "b", "c"], [""] * 3, [1, 2, 3])
 
-    def images(count: int, **more: Any) -> np.ndarray:
-        return generate(
-            base, controlnet, masks(3)[:count], prompts[:count], [""] * count, seeds[:count], config, **more
-        ).images
+    def images(count: int, denoiser: Denoiser) -> np.ndarray:
+        return start_generation(denoiser, batch.rows(range(count)), config, rows=2)().images
 
-    plain = images(3)
+    plain = generate(base, controlnet, batch, config).images
     compiled = Denoiser(base, controlnet, 1.0, 3.0, compiled=True)
     rows: set[int] = set()
     shapes: set[Any] = set()
@@ -152,8 +150,8 @@ def test_generated_kernels_agree_and_are_made_for_one_shape(
         return blocks.transformer(module, x, texts, qkv)
 
     compiled._blocks = Blocks(resnet, transformer)
-    assert np.abs(images(3, denoiser=compiled, rows=2).astype(int) - plain).max() <= 1
-    assert np.abs(images(1, denoiser=compiled, rows=2).astype(int) - plain[:1]).max() <= 1
+    assert np.abs(images(3, compiled).astype(int) - plain).max() <= 1
+    assert np.abs(images(1, compiled).astype(int) - plain[:1]).max() <= 1
     assert rows == {2, 4}  # the last batch, of one, was filled up
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(shapes)
 
@@ -196,12 +194,13 @@ def test_a_replayed_recording_agrees(models: tuple[StableDiffusion, Any], compil
     base.to("cuda")
     controlnet.to("cuda")
     config = SamplingConfig(3, 3.0)
-    arguments = (base, controlnet, masks(2), ["a", "b"], ["", ""], [1, 2], config)
+    batch = GenerationBatch(masks(2), ["a", "b"], ["", ""], [1, 2])
     try:
-        plain = generate(*arguments).images
+        plain = generate(base, controlnet, batch, config).images
         recorded = Denoiser(base, controlnet, 1.0, 3.0, compiled=compiled, graphed=True)
         for _ in range(2):
-            assert np.abs(generate(*arguments, recorded).images.astype(int) - plain).max() <= 1
+            images = start_generation(recorded, batch, config)().images
+            assert np.abs(images.astype(int) - plain).max() <= 1
         assert isinstance(recorded._graph, denoiser_module._Graph)
     finally:
         base.to("cpu")

@@ -10,12 +10,12 @@ from inpainting_world import widened
 from genval.diffusion.inpainting.model import (
     InpaintingBatch,
     InpaintingConfig,
-    inpaint,
     inpaint_latents,
     inpainting_channels,
     load_inpainting,
     make_inpainter,
     save_inpainting,
+    start_inpainting,
 )
 from genval.diffusion.models.pipelines import StableDiffusion, checkpoint_hash, load_base
 from genval.diffusion.original.writing import save_original
@@ -126,10 +126,10 @@ def test_stable_diffusion_xl_agrees_with_the_diffusers_pipeline(tmp_path: Path, 
 def test_an_item_does_not_depend_on_its_batch(model: StableDiffusion) -> None:
     config = InpaintingConfig(2, 3.0, 0.65)
     denoiser = make_inpainter(model, config)
-    together = inpaint(denoiser, batch(3), config).images
+    together = start_inpainting(denoiser, batch(3), config)().images
     assert together.shape == (3, SIDE, SIDE, 3) and together.dtype == np.uint8
     for i in range(3):
-        alone = inpaint(denoiser, batch(3).rows([i]), config).images[0]
+        alone = start_inpainting(denoiser, batch(3).rows([i]), config)().images[0]
         assert np.abs(alone.astype(int) - together[i]).max() <= 1
     assert np.abs(together[0].astype(int) - together[1]).max() > 8
 
@@ -162,7 +162,7 @@ def test_a_bad_image_is_sampled_again(model: StableDiffusion, monkeypatch: pytes
         return pixels
 
     monkeypatch.setattr(type(model), "decode_latents", flawed)
-    inpainted = inpaint(make_inpainter(model, config), batch(3), config)
+    inpainted = start_inpainting(make_inpainter(model, config), batch(3), config)()
     assert (
         calls == [3, 1]
         and inpainted.retries == [0, 1, 0]
@@ -171,7 +171,7 @@ def test_a_bad_image_is_sampled_again(model: StableDiffusion, monkeypatch: pytes
     )
     monkeypatch.setattr(sampling, "_BLACK", 255)
     with pytest.raises(GenValError, match="Black or non-finite images"):
-        inpaint(make_inpainter(model, config), batch(1), config)
+        start_inpainting(make_inpainter(model, config), batch(1), config)()
 
 
 def test_parts_are_shared_with_another_folder(inpainting_folder: Path, base_folder: Path, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_the_original_format_is_read(inpainting_folder: Path, tmp_path: Path) ->
         torch.equal(ours, theirs) for ours, theirs in zip(model.unet.parameters(), again.unet.parameters(), strict=True)
     )
     config = InpaintingConfig(1, 3.0)
-    inpainted = [inpaint(make_inpainter(one, config), batch(1), config).images for one in (model, again)]
+    inpainted = [start_inpainting(make_inpainter(one, config), batch(1), config)().images for one in (model, again)]
     assert np.array_equal(*inpainted)
 
 
@@ -240,4 +240,4 @@ def test_a_size_that_does_not_suit_is_refused(model: StableDiffusion) -> None:
     config, given = InpaintingConfig(1), batch(1)
     cut = InpaintingBatch(given.images[:, :30], given.masks[:, :30], *[["x"]] * 2, [1])
     with pytest.raises(GenValError, match="multiples of 8, found 30x32"):
-        inpaint(make_inpainter(model, config), cut, config)
+        start_inpainting(make_inpainter(model, config), cut, config)()

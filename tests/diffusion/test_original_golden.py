@@ -18,7 +18,7 @@ from genval.diffusion.models.pipelines import StableDiffusion, TextStates, load_
 from genval.diffusion.original.reading import OriginalFile
 from genval.diffusion.original.writing import original_state
 from genval.diffusion.sampling import generation as sampling
-from genval.diffusion.sampling.generation import sample_latents
+from genval.diffusion.sampling.generation import GenerationBatch, sample_latents
 from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
@@ -136,7 +136,7 @@ def test_published_sampler(
     monkeypatch.setattr(sampling, "item_noise", lambda seeds, shape: expected["in/x_T"].clone())
     masks = expected["in/label_ids"][:, 0].to(torch.uint8).numpy()
     config = SamplingConfig(steps, 8.0, strength)
-    latents = sample_latents(base, controlnet, masks, ["", ""], ["", ""], [0, 1], config)
+    latents = sample_latents(base, controlnet, GenerationBatch(masks, ["", ""], ["", ""], [0, 1]), config)
     theirs = expected[f"out/ddim_latents{name}"]
     assert theirs.abs().max() > 30
     check(latents, theirs, 1e-3)

@@ -10,7 +10,7 @@ from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.hints import encode_hint
 from genval.diffusion.models.pipelines import StableDiffusion, load_base
 from genval.diffusion.sampling import generation as sampling
-from genval.diffusion.sampling.generation import generate, item_noise, make_scheduler, sample_latents
+from genval.diffusion.sampling.generation import GenerationBatch, generate, item_noise, make_scheduler, sample_latents
 from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError
 
@@ -41,7 +41,7 @@ def test_loop_agrees_with_the_diffusers_pipeline(
 
     base, controlnet = models
     config = SamplingConfig(5, guidance, strength, sampler)
-    ours = sample_latents(base, controlnet, masks(2), PROMPTS[:2], ["", "dark"], [1, 2], config)
+    ours = sample_latents(base, controlnet, GenerationBatch(masks(2), PROMPTS[:2], ["", "dark"], [1, 2]), config)
     pipeline = StableDiffusionControlNetPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,
@@ -81,7 +81,8 @@ def test_a_start_from_photos_agrees_with_the_diffusers_pipeline(
     base, controlnet = models
     config = SamplingConfig(5, 3.0, 0.7, sampler)
     chosen, seeds, strength = PROMPTS[:2], [1, 2], 0.6
-    ours = sample_latents(base, controlnet, masks(2), chosen, ["", "dark"], seeds, config, photos(2), strength)
+    batch = GenerationBatch(masks(2), chosen, ["", "dark"], seeds, photos(2), strength)
+    ours = sample_latents(base, controlnet, batch, config)
     pipeline = StableDiffusionControlNetImg2ImgPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,
@@ -126,9 +127,8 @@ def test_less_strength_keeps_more_of_the_photo(models: tuple[StableDiffusion, An
     def draw(strength: float, chosen: slice = slice(2), from_photos: bool = True) -> torch.Tensor:
         started = photos(2)[chosen] if from_photos else None
         seeds = [1, 2][chosen]
-        return sample_latents(
-            base, controlnet, masks(2)[chosen], PROMPTS[:2][chosen], ["", ""][chosen], seeds, config, started, strength
-        )
+        batch = GenerationBatch(masks(2)[chosen], PROMPTS[:2][chosen], ["", ""][chosen], seeds, started, strength)
+        return sample_latents(base, controlnet, batch, config)
 
     photo = base.encode_images(torch.from_numpy(photos(2)).permute(0, 3, 1, 2))
     little, more = draw(0.2), draw(0.8)
@@ -170,10 +170,11 @@ def test_a_bases_own_schedule_is_used(sampler: str) -> None:
 def test_an_item_does_not_depend_on_its_batch(models: tuple[StableDiffusion, Any], sampler: str, large: str) -> None:
     base, controlnet = models
     config = SamplingConfig(2, 3.0, sampler=sampler, large=large, tile=24)
-    together = generate(base, controlnet, masks(3), PROMPTS, [""] * 3, [1, 2, 3], config, rows=4).images
+    batch = GenerationBatch(masks(3), PROMPTS, [""] * 3, [1, 2, 3])
+    together = generate(base, controlnet, batch, config, rows=4).images
     assert together.shape == (3, HEIGHT, WIDTH, 3) and together.dtype == np.uint8
     for i in range(3):
-        alone = generate(base, controlnet, masks(3)[i : i + 1], PROMPTS[i : i + 1], [""], [i + 1], config).images[0]
+        alone = generate(base, controlnet, batch.rows([i]), config).images[0]
         assert np.abs(alone.astype(int) - together[i]).max() <= 1
     assert (together[0] != together[1]).any()
 
@@ -184,10 +185,7 @@ def test_a_window_as_large_as_the_image_is_the_image(models: tuple[StableDiffusi
         sample_latents(
             base,
             controlnet,
-            masks(2)[..., :HEIGHT],
-            PROMPTS[:2],
-            ["", ""],
-            [1, 2],
+            GenerationBatch(masks(2)[..., :HEIGHT], PROMPTS[:2], ["", ""], [1, 2]),
             SamplingConfig(3, 3.0, large=large, tile=HEIGHT),
         )
         for large in ("direct", "tiled")
@@ -203,7 +201,7 @@ def test_windows_see_their_own_part_of_the_mask(
     monkeypatch.setattr(sampling, "encode_hint", lambda masks, encoding: seen.append(masks) or encode_hint(masks))
     config = SamplingConfig(1, 3.0, large="tiled", tile=HEIGHT)
     one = masks(1)
-    sample_latents(base, controlnet, one, ["a"], [""], [1], config)
+    sample_latents(base, controlnet, GenerationBatch(one, ["a"], [""], [1]), config)
     crops = torch.cat(seen)
     starts = [0, (WIDTH - HEIGHT) // 2, WIDTH - HEIGHT]
     for crop, left in zip(crops, starts, strict=True):
@@ -215,7 +213,7 @@ def test_an_upscaled_image_keeps_what_was_generated_small(models: tuple[StableDi
 
     def draw(strength: float) -> np.ndarray:
         config = SamplingConfig(10, 1.0, large="upscaled", tile=24, upscale_denoising_strength=strength)
-        return generate(base, controlnet, masks(1), ["a"], [""], [1], config).images[0].astype(float)
+        return generate(base, controlnet, GenerationBatch(masks(1), ["a"], [""], [1]), config).images[0].astype(float)
 
     little, more, all_anew = draw(0.1), draw(0.4), draw(1.0)
     assert np.abs(little - more).mean() < np.abs(little - all_anew).mean()
@@ -238,7 +236,9 @@ def test_bad_settings_of_large_images(settings: dict[str, Any]) -> None:
 def test_a_window_the_model_cannot_generate(models: tuple[StableDiffusion, Any]) -> None:
     base, controlnet = models
     with pytest.raises(GenValError, match=r"--tile 20: .*multiples of 8"):
-        generate(base, controlnet, masks(1), ["a"], [""], [1], SamplingConfig(1, large="tiled", tile=20))
+        generate(
+            base, controlnet, GenerationBatch(masks(1), ["a"], [""], [1]), SamplingConfig(1, large="tiled", tile=20)
+        )
 
 
 def test_mask_prompt_seed_and_strength_matter(models: tuple[StableDiffusion, Any]) -> None:
@@ -246,7 +246,8 @@ def test_mask_prompt_seed_and_strength_matter(models: tuple[StableDiffusion, Any
 
     def latents(prompt: str = "a", seed: int = 1, strength: float = 1.0, mask: int = 7) -> torch.Tensor:
         chosen = np.full((1, HEIGHT, WIDTH), mask, np.uint8)
-        return sample_latents(base, controlnet, chosen, [prompt], [""], [seed], SamplingConfig(3, 3.0, strength))
+        batch = GenerationBatch(chosen, [prompt], [""], [seed])
+        return sample_latents(base, controlnet, batch, SamplingConfig(3, 3.0, strength))
 
     first = latents()
     assert torch.equal(first, latents())
@@ -260,7 +261,7 @@ def test_hint_embedding_runs_once_and_is_put_back(models: tuple[StableDiffusion,
     calls = []
     embedding = controlnet.controlnet_cond_embedding
     handle = embedding.register_forward_hook(lambda *_: calls.append(1))
-    sample_latents(base, controlnet, masks(1), ["a"], [""], [1], SamplingConfig(4, 3.0))
+    sample_latents(base, controlnet, GenerationBatch(masks(1), ["a"], [""], [1]), SamplingConfig(4, 3.0))
     handle.remove()
     assert len(calls) == 1 and controlnet.controlnet_cond_embedding is embedding
 
@@ -281,12 +282,14 @@ def test_failed_images_are_sampled_again_with_other_seeds(
         return pixels
 
     monkeypatch.setattr(StableDiffusion, "decode_latents", decode)
-    generated = generate(base, controlnet, masks(2), PROMPTS[:2], ["", ""], [1, 2], SamplingConfig(2, 3.0))
+    generated = generate(
+        base, controlnet, GenerationBatch(masks(2), PROMPTS[:2], ["", ""], [1, 2]), SamplingConfig(2, 3.0)
+    )
     assert calls == [2, 1, 1]
     assert generated.retries == [0, 2]
     assert generated.seeds[0] == 1 and generated.seeds[1] != 2
     calls[:] = []
-    again = generate(base, controlnet, masks(2), PROMPTS[:2], ["", ""], [1, 2], SamplingConfig(2, 3.0))
+    again = generate(base, controlnet, GenerationBatch(masks(2), PROMPTS[:2], ["", ""], [1, 2]), SamplingConfig(2, 3.0))
     assert again.seeds == generated.seeds and (again.images == generated.images).all()
 
 
@@ -298,7 +301,7 @@ def test_an_image_that_always_fails_is_an_error(
         StableDiffusion, "decode_latents", lambda self, latents: torch.full((len(latents), 3, HEIGHT, WIDTH), -1.0)
     )
     with pytest.raises(GenValError, match="4 seeds for 'a street, in fog'"):
-        generate(base, controlnet, masks(1), PROMPTS[:1], [""], [1], SamplingConfig(1, 3.0))
+        generate(base, controlnet, GenerationBatch(masks(1), PROMPTS[:1], [""], [1]), SamplingConfig(1, 3.0))
 
 
 @pytest.mark.parametrize("settings", [{"sampler": "euler"}, {"steps": 0}])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from genval.diffusion.models.controlnet import add_control, load_controlnet, save_controlnet
 from genval.diffusion.models.hints import encode_hint
 from genval.diffusion.models.pipelines import StableDiffusionXL, TextStates, checkpoint_hash, load_base
-from genval.diffusion.sampling.generation import generate, item_noise, make_scheduler, sample_latents
+from genval.diffusion.sampling.generation import GenerationBatch, generate, item_noise, make_scheduler, sample_latents
 from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError
 
@@ -48,7 +48,7 @@ def test_loop_agrees_with_the_diffusers_pipeline(models: tuple[StableDiffusionXL
 
     base, controlnet = models
     config = SamplingConfig(4, guidance)
-    ours = sample_latents(base, controlnet, masks(), PROMPTS, ["", ""], [1, 2], config)
+    ours = sample_latents(base, controlnet, GenerationBatch(masks(), PROMPTS, ["", ""], [1, 2]), config)
     pipeline = StableDiffusionXLControlNetPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,
@@ -122,7 +122,7 @@ def test_control_is_saved_and_fits_only_its_base(
 
 
 def test_an_image(models: tuple[StableDiffusionXL, Any]) -> None:
-    generated = generate(*models, masks(), PROMPTS, ["", "dark"], [1, 2], SamplingConfig(2, 3.0))
+    generated = generate(*models, GenerationBatch(masks(), PROMPTS, ["", "dark"], [1, 2]), SamplingConfig(2, 3.0))
     assert generated.images.shape == (2, HEIGHT, WIDTH, 3)
 
 

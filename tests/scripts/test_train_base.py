@@ -65,7 +65,7 @@ def _check_use(base_folder: Path, city: Path, folder: Path) -> None:
     from genval.diffusion.models.controlnet import add_control
     from genval.diffusion.models.pipelines import load_base
     from genval.diffusion.pairs import find_jsonl, read_pairs
-    from genval.diffusion.sampling.generation import generate
+    from genval.diffusion.sampling.generation import GenerationBatch, generate
     from genval.diffusion.settings import SamplingConfig
     from genval.diffusion.training.module import ControlNetModule
     from genval.diffusion.training.settings import TrainingConfig
@@ -81,7 +81,8 @@ def _check_use(base_folder: Path, city: Path, folder: Path) -> None:
     ControlNetModule(base, controlnet, TrainingConfig(height=HEIGHT, width=WIDTH))
     masks = np.full((1, HEIGHT, WIDTH), 7, np.uint8)
     prompts = ["a street in Germany, in fog"]
-    images = generate(base, controlnet.eval(), masks, prompts, [""], [0], SamplingConfig(steps=2)).images
+    batch = GenerationBatch(masks, prompts, [""], [0])
+    images = generate(base, controlnet.eval(), batch, SamplingConfig(steps=2)).images
     assert images.shape == (1, HEIGHT, WIDTH, 3)
     assert all(bool(weight.isfinite().all()) for weight in base.unet.parameters())
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from genval.diffusion.original.keys import SAVE_DTYPES
 from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import (
     Generated,
+    Sampled,
     check_pixels,
     item_noise,
     make_scheduler,
@@ -33,6 +34,7 @@ from genval.diffusion.sampling.generation import (
     set_steps,
 )
 from genval.diffusion.settings import INPAINTING_MODEL, InpaintingConfig
+from genval.runtime.devices import to_device
 from genval.runtime.errors import GenValError
 from genval.runtime.files import temporary_folder, write_json
 
@@ -145,8 +147,10 @@ def make_inpainter(
     return Denoiser(model, None, 1.0, config.guidance_scale, compiled, graphed)
 
 
-def inpaint(denoiser: Denoiser, batch: InpaintingBatch, config: InpaintingConfig, rows: int | None = None) -> Generated:
-    """Inpaint the masked part of each image; the other pixels are those of the VAE's reconstruction.
+def start_inpainting(
+    denoiser: Denoiser, batch: InpaintingBatch, config: InpaintingConfig, rows: int | None = None
+) -> Callable[[], Generated]:
+    """Start to inpaint the masked part of each image; the other pixels are those of the VAE's reconstruction.
 
     An image that is black or not finite is inpainted again with the next seed of its item, up to three times.
 
@@ -156,13 +160,17 @@ def inpaint(denoiser: Denoiser, batch: InpaintingBatch, config: InpaintingConfig
         config: how to sample.
         rows: with a compiled denoiser, smaller batches are padded to this size.
 
+    Returns:
+        A function that waits for the device and returns the images. It raises GenValError if an image fails with every
+        seed.
+
     Raises:
-        GenValError: the size does not suit the model, or an image fails with every seed.
+        GenValError: the size does not suit the model.
     """
     denoiser.base.check_size(*batch.masks.shape[1:])
     count = rows if rows is not None and denoiser.compiled else 0
 
-    def sample(chosen: list[int], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def sample(chosen: list[int], seeds: list[int]) -> Sampled:
         filled = [*chosen, *[chosen[-1]] * (count - len(chosen))]
         padded = [*seeds, *[seeds[-1]] * (count - len(seeds))]
         latents = inpaint_latents(denoiser, dataclasses.replace(batch.rows(filled), seeds=padded), config)
@@ -173,7 +181,7 @@ def inpaint(denoiser: Denoiser, batch: InpaintingBatch, config: InpaintingConfig
 
 @torch.no_grad()
 def inpaint_latents(denoiser: Denoiser, batch: InpaintingBatch, config: InpaintingConfig) -> torch.Tensor:
-    """Run the denoising loop; return the final scaled latents, (B, C, h, w) float32. Arguments as for `inpaint`."""
+    """Run the denoising loop for `start_inpainting`; return the final scaled latents, (B, C, h, w) float32."""
     model = denoiser.base
     scheduler = make_scheduler(model.scheduler_config, config.sampler)
     set_steps(scheduler, config.steps)
@@ -181,8 +189,8 @@ def inpaint_latents(denoiser: Denoiser, batch: InpaintingBatch, config: Inpainti
     timesteps = scheduler.timesteps[first:]
     height, width = batch.masks.shape[1:]
     shape = (model.vae.config.latent_channels, height // model.downscale, width // model.downscale)
-    noise = item_noise(batch.seeds, shape).to(model.device)
-    pixels = torch.from_numpy(batch.images).to(model.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    noise = to_device(item_noise(batch.seeds, shape), model.device)
+    pixels = to_device(batch.images, model.device).permute(0, 3, 1, 2).float() / 127.5 - 1
     if config.denoising_strength < 1:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
@@ -214,7 +222,7 @@ def inpainting_channels(model: StableDiffusion, pixels: torch.Tensor, masks: tor
 
 def _conditions(denoiser: Denoiser, batch: InpaintingBatch, pixels: torch.Tensor, timesteps: torch.Tensor) -> Any:
     model = denoiser.base
-    extra_channels = inpainting_channels(model, pixels, torch.from_numpy(batch.masks).to(model.device))
+    extra_channels = inpainting_channels(model, pixels, to_device(batch.masks, model.device))
     prompts = [*batch.negative_prompts, *batch.prompts] if denoiser.guided else batch.prompts
     text = model.encode_text(prompts)
     added = model.added_conditions(text, *pixels.shape[2:])

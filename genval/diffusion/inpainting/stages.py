@@ -28,7 +28,7 @@ from genval.datasets.placement import PlacementConfig, crop_around, place
 from genval.datasets.reading import check_ids, read_image, read_mask, readable
 from genval.diffusion.framing import check_pair
 from genval.diffusion.inpainting.frames import box_mask, cut, paste_box, paste_feathered
-from genval.diffusion.inpainting.model import InpaintingBatch, inpaint, load_inpainting, make_inpainter
+from genval.diffusion.inpainting.model import InpaintingBatch, load_inpainting, make_inpainter, start_inpainting
 from genval.diffusion.inpainting.prompts import check_object_template, object_prompt
 from genval.diffusion.models.pipelines import StableDiffusion, checkpoint_hash, find_base, locked_dtype
 from genval.diffusion.sampling.compiling import choose_compiling, recorded_choice
@@ -129,6 +129,8 @@ class InpaintingStage(GenerationStage[ObjectItem, Loaded, "tuple[np.ndarray, int
         script: the script that writes the folder, for errors.
     """
 
+    asynchronous = True
+
     def __init__(
         self,
         folder: Path,
@@ -156,7 +158,9 @@ class InpaintingStage(GenerationStage[ObjectItem, Loaded, "tuple[np.ndarray, int
     def holds_outputs(self) -> bool:
         return next(self.folder.glob("*/*.png"), None) is not None
 
-    def compute(self, items: Sequence[ObjectItem], loaded: Sequence[Loaded]) -> list[tuple[np.ndarray, int, int]]:
+    def compute(
+        self, items: Sequence[ObjectItem], loaded: Sequence[Loaded]
+    ) -> Callable[[], list[tuple[np.ndarray, int, int]]]:
         shapes = {one.image.shape for one in loaded}
         if len(shapes) > 1:
             raise GenValError(
@@ -171,14 +175,13 @@ class InpaintingStage(GenerationStage[ObjectItem, Loaded, "tuple[np.ndarray, int
             [item.seed for item in items],
         )
 
-        def generate(denoiser: Denoiser, part: slice, rows: int) -> Generated:
-            return inpaint(denoiser, batch.rows(range(*part.indices(len(batch)))), self.config, rows)
+        def start(denoiser: Denoiser, part: slice, rows: int) -> Callable[[], Generated]:
+            return start_inpainting(denoiser, batch.rows(range(*part.indices(len(batch)))), self.config, rows)
 
         def denoiser() -> Denoiser:
             return make_inpainter(self.model, self.config, self.compiled, graphed=True)
 
-        generated = self.generate_batch(len(batch), denoiser, generate)
-        return list(zip(generated.images, generated.seeds, generated.retries, strict=True))
+        return self.start_batch(len(batch), denoiser, start)
 
     def write(self, item: ObjectItem, loaded: Loaded, output: tuple[np.ndarray, int, int]) -> dict[str, Any]:
         image, seed, retries = output

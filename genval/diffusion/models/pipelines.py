@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-import numpy as np
 import torch
 
 from genval.diffusion.models.messages import first_words, listed, silence_loading
 from genval.diffusion.models.weights import load_exactly
 from genval.diffusion.original.reading import SUFFIXES, is_original, open_original
 from genval.runtime.cache import keep_cached, read_cached
+from genval.runtime.devices import to_device
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.hub import pretrained, split_revision
@@ -158,7 +158,7 @@ class StableDiffusion:
             truncation=True,
             return_tensors="pt",
         )
-        return tokens.input_ids.to(self.device)
+        return to_device(tokens.input_ids, self.device)
 
     def added_conditions(self, text: TextStates, height: int, width: int) -> dict[str, torch.Tensor] | None:
         """Return `added_cond_kwargs` of UNet and ControlNet for an image size; None for Stable Diffusion 1.
@@ -556,10 +556,10 @@ def _state(path: Path) -> tuple[int, ...]:
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
-def to_uint8(pixels: torch.Tensor) -> np.ndarray:
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
     """Convert raw pixels (B, 3, H, W), -1..1, to RGB uint8 (B, H, W, 3), clipped and rounded."""
     scaled = (pixels * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return scaled.permute(0, 2, 3, 1).contiguous()
 
 
 def _scheduler_config(mixin: Any, folder: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from genval.diffusion.published.loading import (
     run_pipeline,
 )
 from genval.diffusion.published.pipelines import EDITORS, Published, Request, pix2pix
-from genval.diffusion.sampling.generation import check_pixels, sample_with_retries
+from genval.diffusion.sampling.generation import Sampled, check_pixels, sample_with_retries
 from genval.diffusion.sampling.micro_batches import MicroBatches
 from genval.diffusion.settings import PipelineConfig, SamplingConfig, StyleTransferSettings
 from genval.diffusion.style_transfer import (
@@ -115,11 +115,11 @@ class PublishedStage(FrameStage):
         source = frame.image if self.colours is None else self.colours[frame.mask]
         request = dataclasses.replace(self.request, image=Image.fromarray(source))
 
-        def sample(chosen: list[int], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        def sample(chosen: list[int], seeds: list[int]) -> Sampled:
             prompt = {"prompt": item.prompt}
             return check_pixels(run_pipeline(self.pipeline, self.published, request, prompt, self.steps, seeds[0]))
 
-        generated = sample_with_retries(sample, [item.prompt], [item.seed])
+        generated = sample_with_retries(sample, [item.prompt], [item.seed])()
         return generated.images[0], generated.seeds[0], generated.retries[0]
 
 

@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates
 from genval.kernels.availability import can_fuse
+from genval.runtime.devices import to_device
 from genval.runtime.errors import GenValError
 
 # In order of speed on an H100; PyTorch takes the first backend that supports the size of the heads.
@@ -567,7 +568,7 @@ def _text_keys_and_values(network: Any, states: torch.Tensor) -> list[torch.Tens
 def _times(network: Any, timesteps: torch.Tensor, added: dict[str, torch.Tensor] | None) -> torch.Tensor:
     """Return `NetworkConditions.times` of a network."""
     dtype, device = network.conv_in.weight.dtype, network.conv_in.weight.device
-    embedded = network.time_embedding(network.time_proj(timesteps.to(device)).to(dtype))[:, None]
+    embedded = network.time_embedding(network.time_proj(to_device(timesteps, device)).to(dtype))[:, None]
     if added is not None:
         sizes = network.add_time_proj(added["time_ids"].flatten()).reshape(len(added["text_embeds"]), -1)
         texts_and_sizes = torch.cat([added["text_embeds"], sizes.to(added["text_embeds"])], dim=-1)

@@ -31,6 +31,7 @@ from genval.diffusion.sampling.denoiser import Denoiser, compile_shapes
 from genval.diffusion.sampling.windows import blend_weights, windows
 from genval.diffusion.settings import SamplingConfig, steps_taken
 from genval.kernels.availability import can_fuse
+from genval.runtime.devices import record_event, to_device
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 
@@ -49,11 +50,17 @@ class Generated:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Batch:
-    """The inputs of a batch: `masks` (B, H, W) uint8, one prompt, negative prompt and seed per item, and `photos`.
+class GenerationBatch:
+    """The inputs of a batch of B images.
 
-    The photos, RGB uint8 (B, H, W, 3), are used only if `strength`, the denoising strength, is below 1. With
-    `clear_prompts`, the text states are between theirs (0) and those of the prompts (1), at `domain_strength`.
+    Attributes:
+        masks: uint8 (B, H, W), ids of the ControlNet's label set; without a ControlNet only their size counts. H and W
+            are the size of the images.
+        prompts, negative_prompts, seeds: one per image.
+        photos: RGB uint8 (B, H, W, 3), the images to start from if the denoising strength is below 1.
+        denoising_strength: fraction of the steps that are taken, from as much noise; 1 starts from noise alone.
+        clear_prompts: one per image; the images are then between these (0) and the prompts (1).
+        domain_strength: where between them, 0 to 1: the text states are interpolated linearly.
     """
 
     masks: np.ndarray
@@ -61,26 +68,26 @@ class _Batch:
     negative_prompts: Sequence[str]
     seeds: Sequence[int]
     photos: np.ndarray | None = None
-    strength: float = 1.0
+    denoising_strength: float = 1.0
     clear_prompts: Sequence[str] | None = None
     domain_strength: float = 1.0
 
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def rows(self, chosen: Sequence[int]) -> _Batch:
-        return _Batch(
+    def rows(self, chosen: Sequence[int]) -> GenerationBatch:
+        return GenerationBatch(
             self.masks[list(chosen)],
             [self.prompts[i] for i in chosen],
             [self.negative_prompts[i] for i in chosen],
             [self.seeds[i] for i in chosen],
             None if self.photos is None else self.photos[list(chosen)],
-            self.strength,
+            self.denoising_strength,
             None if self.clear_prompts is None else [self.clear_prompts[i] for i in chosen],
             self.domain_strength,
         )
 
-    def resized(self, height: int, width: int) -> _Batch:
+    def resized(self, height: int, width: int) -> GenerationBatch:
         masks = [cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT) for mask in self.masks]
         return dataclasses.replace(self, masks=np.stack(masks))
 
@@ -100,92 +107,92 @@ class _Start:
     first: Callable[[int], int]
 
 
+# What waits for the device, and returns images, uint8 (B, H, W, 3), and which of them are good, bool (B,).
+Sampled = Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
 def generate(
-    base: StableDiffusion,
-    controlnet: Any,
-    masks: np.ndarray,
-    prompts: Sequence[str],
-    negative_prompts: Sequence[str],
-    seeds: Sequence[int],
-    config: SamplingConfig,
-    denoiser: Denoiser | None = None,
-    rows: int | None = None,
-    photos: np.ndarray | None = None,
-    denoising_strength: float = 1.0,
-    clear_prompts: Sequence[str] | None = None,
-    domain_strength: float = 1.0,
+    base: StableDiffusion, controlnet: Any, batch: GenerationBatch, config: SamplingConfig, rows: int | None = None
 ) -> Generated:
     """Generate one image per mask, from noise or from a photo under noise.
 
     An image that is black or not finite is generated again with the next seed of its item, up to three times.
 
     Args:
-        base, controlnet: on one device and of one dtype; without a ControlNet (None) only the size of masks counts.
-        masks: (B, H, W) uint8, ids of the ControlNet's label set; H and W are the size of the images.
-        prompts, negative_prompts, seeds: one per item.
+        base, controlnet: on one device and of one dtype; the ControlNet may be None.
+        batch: masks, prompts and seeds.
         config: how to sample.
-        denoiser: of `make_denoiser`, to use the same one for many batches; by default a new one is made.
-        rows: images or windows computed at a time (default: all images of the batch). For a compiled denoiser, smaller
-            batches are padded to this size.
-        photos: RGB uint8 (B, H, W, 3), the images to start from if the denoising strength is below 1.
-        denoising_strength: fraction of the steps that are taken, from as much noise; 1 starts from noise alone.
-        clear_prompts: one per item; the images are then between these (0) and the prompts (1).
-        domain_strength: where between them, 0 to 1: the text states are interpolated linearly.
+        rows: images or windows computed at a time (default: all images of the batch).
 
     Raises:
         GenValError: the size does not suit the model, or an image fails with every seed.
     """
-    check_size(base, config, *masks.shape[1:])
-    denoiser = denoiser or make_denoiser(base, controlnet, config)
-    batch = _Batch(masks, prompts, negative_prompts, seeds, photos, denoising_strength, clear_prompts, domain_strength)
-    rows = rows or len(batch)
+    return start_generation(make_denoiser(base, controlnet, config), batch, config, rows)()
 
-    def sample(chosen: list[int], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        return _images(denoiser, dataclasses.replace(batch.rows(chosen), seeds=seeds), config, rows)
 
-    return sample_with_retries(sample, prompts, seeds)
+def start_generation(
+    denoiser: Denoiser, batch: GenerationBatch, config: SamplingConfig, rows: int | None = None
+) -> Callable[[], Generated]:
+    """Start what `generate` does, with the denoiser of other batches.
+
+    On a GPU the work is still running when this returns. Meanwhile the host can start the next batch.
+
+    Args:
+        denoiser: of `make_denoiser`, for the same config.
+        batch: as for `generate`.
+        config: how to sample.
+        rows: as for `generate`. For a compiled denoiser, smaller batches are padded to this size.
+
+    Returns:
+        A function that waits for the device and returns the images. It raises GenValError if an image fails with every
+        seed.
+
+    Raises:
+        GenValError: the size does not suit the model.
+    """
+    check_size(denoiser.base, config, *batch.masks.shape[1:])
+    at_a_time = rows or len(batch)
+
+    def sample(chosen: list[int], seeds: list[int]) -> Sampled:
+        return _start_images(denoiser, dataclasses.replace(batch.rows(chosen), seeds=seeds), config, at_a_time)
+
+    return sample_with_retries(sample, batch.prompts, batch.seeds)
 
 
 def sample_with_retries(
-    sample: Callable[[list[int], list[int]], tuple[np.ndarray, np.ndarray]],
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-) -> Generated:
-    """Sample a batch of images; sample bad images again with the next seeds of their items, up to three times.
+    sample: Callable[[list[int], list[int]], Sampled], prompts: Sequence[str], seeds: Sequence[int]
+) -> Callable[[], Generated]:
+    """Start to sample a batch of images.
 
     Args:
-        sample: takes the numbers of items and their seeds; returns images, uint8 (B, H, W, 3), and which are good,
-            bool (B,).
+        sample: takes the numbers of items and their seeds, and starts to sample their images.
         prompts, seeds: of all items.
 
-    Raises:
-        GenValError: an image is bad with every seed.
+    Returns:
+        A function that waits for the images, and samples bad ones again with the next seeds of their items, up to three
+        times. It raises GenValError if an image is bad with every seed.
     """
-    images, good = sample(list(range(len(seeds))), list(seeds))
-    used, retries = list(seeds), [0] * len(seeds)
-    for attempt in range(1, _RETRIES + 1):
-        failed = np.flatnonzero(~good).tolist()
-        if not failed:
-            break
-        for i in failed:
-            used[i], retries[i] = item_seed(seeds[i], f"retry {attempt}"), attempt
-        images[failed], good[failed] = sample(failed, [used[i] for i in failed])
-    if not good.all():
-        failed_prompts = "; ".join(repr(prompts[i]) for i in np.flatnonzero(~good)[:3])
-        raise GenValError(
-            f"Black or non-finite images with {_RETRIES + 1} seeds for {failed_prompts}. "
-            "Try --precision 32-true, or check the checkpoints."
-        )
-    return Generated(images, used, retries)
+    first = sample(list(range(len(seeds))), list(seeds))
 
+    def finish() -> Generated:
+        images, good = first()
+        used, retries = list(seeds), [0] * len(seeds)
+        for attempt in range(1, _RETRIES + 1):
+            failed = np.flatnonzero(~good).tolist()
+            if not failed:
+                break
+            for i in failed:
+                used[i], retries[i] = item_seed(seeds[i], f"retry {attempt}"), attempt
+            images[failed], good[failed] = sample(failed, [used[i] for i in failed])()
+        if not good.all():
+            failed_prompts = "; ".join(repr(prompts[i]) for i in np.flatnonzero(~good)[:3])
+            raise GenValError(
+                f"Black or non-finite images with {_RETRIES + 1} seeds for {failed_prompts}. "
+                "Try --precision 32-true, or check the checkpoints."
+            )
+        return Generated(images, used, retries)
 
-def join_generated(parts: Sequence[Generated]) -> Generated:
-    """Concatenate batches."""
-    return Generated(
-        np.concatenate([part.images for part in parts]),
-        [seed for part in parts for seed in part.seeds],
-        [retries for part in parts for retries in part.retries],
-    )
+    return finish
 
 
 def make_denoiser(
@@ -275,16 +282,25 @@ def item_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _images(denoiser: Denoiser, batch: _Batch, config: SamplingConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return images, RGB uint8 (B, H, W, 3), and which are good, bool (B,)."""
+def _start_images(denoiser: Denoiser, batch: GenerationBatch, config: SamplingConfig, rows: int) -> Sampled:
     return check_pixels(_decode(denoiser, _latents(denoiser, batch, config, rows), rows))
 
 
-def check_pixels(pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Convert raw pixels (B, 3, H, W) to RGB uint8 (B, H, W, 3), and return which images are finite and not black."""
-    finite = pixels.isfinite().flatten(1).all(1).cpu().numpy()
+def check_pixels(pixels: torch.Tensor) -> Sampled:
+    """Start to convert raw pixels (B, 3, H, W) to images, and to check which images are finite and not black."""
+    finite = pixels.isfinite().flatten(1).all(1)
     images = to_uint8(pixels.nan_to_num())
-    return images, finite & (images.reshape(len(images), -1).max(1) > _BLACK)
+    good = finite & (images.flatten(1).amax(1) > _BLACK)
+    on_host = [values.to("cpu", non_blocking=True) for values in (images, good)]
+    synchronize = record_event(pixels.device)
+
+    def wait() -> tuple[np.ndarray, np.ndarray]:
+        synchronize()
+        # Copied out of pinned memory, of which only the batches in progress should hold any.
+        images, good = (values.numpy().copy() for values in on_host)
+        return images, good
+
+    return wait
 
 
 def _decode(denoiser: Denoiser, latents: torch.Tensor, rows: int) -> torch.Tensor:
@@ -296,28 +312,19 @@ def _decode(denoiser: Denoiser, latents: torch.Tensor, rows: int) -> torch.Tenso
 
 @torch.no_grad()
 def sample_latents(
-    base: StableDiffusion,
-    controlnet: Any,
-    masks: np.ndarray,
-    prompts: Sequence[str],
-    negative_prompts: Sequence[str],
-    seeds: Sequence[int],
-    config: SamplingConfig,
-    photos: np.ndarray | None = None,
-    denoising_strength: float = 1.0,
+    base: StableDiffusion, controlnet: Any, batch: GenerationBatch, config: SamplingConfig
 ) -> torch.Tensor:
     """Run the denoising loop; return the final scaled latents, (B, C, h, w) float32. Arguments as for `generate`."""
-    batch = _Batch(masks, prompts, negative_prompts, seeds, photos, denoising_strength)
     return _latents(make_denoiser(base, controlnet, config), batch, config, len(batch))
 
 
-def _latents(denoiser: Denoiser, batch: _Batch, config: SamplingConfig, rows: int) -> torch.Tensor:
+def _latents(denoiser: Denoiser, batch: GenerationBatch, config: SamplingConfig, rows: int) -> torch.Tensor:
     base = denoiser.base
     height, width = batch.masks.shape[1:]
     window = _window_size(base, config, height, width)
-    if batch.photos is not None and batch.strength < 1:
+    if batch.photos is not None and batch.denoising_strength < 1:
         latents = _encode_each(base, torch.from_numpy(batch.photos).permute(0, 3, 1, 2))
-        taken = steps_taken(config.steps, batch.strength)
+        taken = steps_taken(config.steps, batch.denoising_strength)
         start = _Start(latents, batch.seeds, lambda count: max(0, count - taken))
         return _denoise(denoiser, batch, config, start, window, rows)
     if config.large != "upscaled":
@@ -340,7 +347,7 @@ def _encode_each(base: StableDiffusion, images: torch.Tensor) -> torch.Tensor:
 
 def _denoise(
     denoiser: Denoiser,
-    batch: _Batch,
+    batch: GenerationBatch,
     config: SamplingConfig,
     start: _Start | None,
     window: tuple[int, int],
@@ -394,7 +401,7 @@ def _blend(
 
 
 def _conditions(
-    denoiser: Denoiser, batch: _Batch, chunks: Sequence[Any], timesteps: torch.Tensor, rows: int
+    denoiser: Denoiser, batch: GenerationBatch, chunks: Sequence[Any], timesteps: torch.Tensor, rows: int
 ) -> list[Any]:
     base, controlnet = denoiser.base, denoiser.controlnet
     encoding = None if controlnet is None else read_encoding(controlnet, "The ControlNet")
@@ -407,8 +414,10 @@ def _conditions(
         filled = _filled(denoiser, chunk, rows)
         items = [item for item, _ in filled]
         masks = np.stack([place.times(base.downscale).cut(batch.masks[item]) for item, place in filled])
-        hints = None if encoding is None else encode_hint(torch.from_numpy(masks).to(base.device), encoding)
-        chosen = text[[*items, *(len(batch) + item for item in items)] if denoiser.guided else items]
+        hints = None if encoding is None else encode_hint(to_device(masks, base.device), encoding)
+        chosen_rows = [*items, *(len(batch) + item for item in items)] if denoiser.guided else items
+        # Choosing rows waits for the device.
+        chosen = text if chosen_rows == [*range(len(text))] else text[chosen_rows]
         added = base.added_conditions(chosen, *masks.shape[1:])
         conditions.append(denoiser.condition(chosen, hints, timesteps, added))
     return conditions
@@ -431,4 +440,4 @@ def _window_size(base: StableDiffusion, config: SamplingConfig, height: int, wid
 
 def _noise(base: StableDiffusion, seeds: Sequence[int], height: int, width: int) -> torch.Tensor:
     shape = (base.unet.config.in_channels, height // base.downscale, width // base.downscale)
-    return item_noise(seeds, shape).to(base.device)
+    return to_device(item_noise(seeds, shape), base.device)

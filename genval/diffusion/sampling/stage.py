@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from genval.artifacts.stage import ManifestStage
 from genval.diffusion.sampling.denoiser import Denoiser
-from genval.diffusion.sampling.generation import Generated, join_generated
+from genval.diffusion.sampling.generation import Generated
 from genval.diffusion.sampling.micro_batches import MicroBatches
 
 Item = TypeVar("Item")
@@ -68,25 +69,37 @@ class GenerationStage(ManifestStage[Item, Loaded, Output]):
         # A resumed run must give the same bytes, so cuDNN must not choose its algorithms by timing them.
         return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
 
-    def generate_batch(
-        self, count: int, make_denoiser: Callable[[], Denoiser], generate: Callable[[Denoiser, slice, int], Generated]
-    ) -> Generated:
-        """Generate a batch, in smaller batches if it does not fit into the device's memory.
+    def start_batch(
+        self,
+        count: int,
+        make_denoiser: Callable[[], Denoiser],
+        start: Callable[[Denoiser, slice, int], Callable[[], Generated]],
+    ) -> Callable[[], list[tuple[np.ndarray, int, int]]]:
+        """Start to generate a batch, in smaller batches if it does not fit into the device's memory.
 
         Args:
             count: images of the batch.
             make_denoiser: its result is kept, because its kernels and its recorded graph serve every later batch.
-            generate: takes the denoiser, a slice of the batch and the number of images at a time.
+            start: takes the denoiser, a slice of the batch and the number of images at a time.
+
+        Returns:
+            A function that waits for the device and returns the image, seed and number of retries of each item.
         """
 
-        def micro_batch(part: slice, rows: int) -> Generated:
+        def micro_batch(part: slice, rows: int) -> Callable[[], Generated]:
             self._denoiser = self._denoiser or make_denoiser()
-            return generate(self._denoiser, part, rows)
+            return start(self._denoiser, part, rows)
 
         def release() -> None:
             self._denoiser = None
 
-        return join_generated(self.micro_batches.compute(count, micro_batch, release))
+        parts = self.micro_batches.compute(count, micro_batch, release)
+
+        def wait() -> list[tuple[np.ndarray, int, int]]:
+            done = [part() for part in parts]
+            return [item for one in done for item in zip(one.images, one.seeds, one.retries, strict=True)]
+
+        return wait
 
     def retried(self, items: Sequence[Item]) -> int:
         """Count the images that were generated again with another seed, because they came out black or not finite."""

@@ -266,7 +266,7 @@ def write_image_log(run: BaseRun, parts: BaseParts, models: Any, file: Path) -> 
         for step, timestep in enumerate(scheduler.timesteps):
             predicted = denoiser(scheduler.scale_model_input(latents, timestep), step, conditions)
             latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
-        rows.append(np.concatenate(to_uint8(base.decode_latents(latents)), axis=1))
+        rows.append(np.concatenate(to_uint8(base.decode_latents(latents)).cpu().numpy(), axis=1))
     write_png(file, np.concatenate(rows))
 
 

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from genval.diffusion.pairs import FramedPair, Pair, load_framed
-from genval.diffusion.sampling.generation import generate
+from genval.diffusion.sampling.generation import GenerationBatch, generate
 from genval.diffusion.settings import SamplingConfig
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.segmentation import labelled_classes, mean_iou, plain
@@ -97,9 +97,8 @@ class ImageLog(Callback):
         with torch.backends.cudnn.flags(enabled=True, benchmark=False):
             for first in range(0, len(framed), config.batch_size):
                 part = slice(first, first + config.batch_size)
-                negative = [""] * len(captions[part])
-                batch = generate(base, controlnet, masks[part], captions[part], negative, seeds[part], self.sampling)
-                images.append(batch.images)
+                batch = GenerationBatch(masks[part], captions[part], [""] * len(captions[part]), seeds[part])
+                images.append(generate(base, controlnet, batch, self.sampling).images)
         return np.concatenate(images)
 
     def _best(self) -> float:

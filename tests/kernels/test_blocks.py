@@ -1,0 +1,92 @@
+"""The kernels of diffusion models against PyTorch: on a GPU if there is one, else in Triton's interpreter."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton", reason="Triton is not available for this system")
+
+from genval.diffusion.sampling import denoiser, fused
+from genval.kernels.blocks import add_residual, compile_kernels, gated_gelu, normalise
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def draw(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def group_norm(groups, channels, seed=1):
+    norm = torch.nn.GroupNorm(groups, channels, eps=1e-5).to(DEVICE)
+    norm.weight.data, norm.bias.data = draw(channels, seed=seed), draw(channels, seed=seed + 1)
+    return norm
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize(
+    "groups, shape, rows",
+    [(2, (2, 20, 3, 5), 2), (1, (1, 130, 7, 9), None), (8, (3, 64, 16, 16), 1), (3, (2, 3, 40, 33), 2)],
+)
+def test_normalisation_equals_that_of_pytorch(groups, shape, rows, silu):
+    x, norm = draw(*shape), group_norm(groups, shape[1])
+    added = None if rows is None else draw(rows, shape[1], seed=3)
+    summed = x if added is None else x + added[:, :, None, None]
+    expected = F.group_norm(summed.double(), groups, norm.weight.double(), norm.bias.double(), norm.eps)
+    expected = F.silu(expected) if silu else expected
+    result = normalise(norm, x, added, silu)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [1e3, -1e5])
+def test_normalisation_is_exact_far_from_zero(mean):
+    """With the difference of the mean square and the squared mean, nothing of the variance would be left."""
+    x, norm = mean + draw(2, 8, 16, 16), group_norm(2, 8)
+    expected = F.group_norm(x.double(), 2, norm.weight.double(), norm.bias.double(), norm.eps)
+    torch.testing.assert_close(normalise(norm, x, silu=False).double(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_normalisation_of_equal_values_is_the_bias():
+    norm = group_norm(2, 8)
+    result = normalise(norm, torch.full((1, 8, 4, 4), 3.0, device=DEVICE), silu=False)
+    torch.testing.assert_close(result, norm.bias[None, :, None, None].expand(1, 8, 4, 4).detach())
+
+
+def test_a_residual_sum_adds_the_bias_of_each_channel():
+    x, hidden, bias = draw(2, 5, 7, 3), draw(2, 5, 7, 3, seed=1), draw(5, seed=2)
+    torch.testing.assert_close(add_residual(x, hidden, bias), x + hidden + bias[:, None, None])
+
+
+def test_the_gated_gelu_takes_its_gate_from_the_second_half():
+    x = draw(2, 3, 14)
+    values, gates = x.chunk(2, dim=-1)
+    torch.testing.assert_close(gated_gelu(x), values * F.gelu(gates))
+
+
+@pytest.mark.parametrize("channels", [32, 64])
+def test_a_residual_block_equals_that_of_pytorch(channels):
+    from diffusers.models.resnet import ResnetBlock2D
+
+    torch.manual_seed(0)
+    block = ResnetBlock2D(in_channels=32, out_channels=channels, temb_channels=16, groups=8).to(DEVICE)
+    block.to(memory_format=torch.channels_last).requires_grad_(False)
+    x, time = draw(2, 32, 8, 8), draw(1, channels, seed=1)
+    torch.testing.assert_close(fused.resnet(block, x, time), denoiser.resnet(block, x, time), rtol=1e-4, atol=1e-4)
+
+
+def test_a_transformer_equals_that_of_pytorch():
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    torch.manual_seed(0)
+    module = Transformer2DModel(2, 16, in_channels=32, norm_num_groups=8, cross_attention_dim=24).to(DEVICE)
+    module.requires_grad_(False)
+    block = module.transformer_blocks[0]
+    qkv = torch.cat([block.attn1.to_q.weight, block.attn1.to_k.weight, block.attn1.to_v.weight])
+    texts = [draw(4, 2, 5, 16, seed=seed) for seed in (1, 2)]
+    x = draw(2, 32, 6, 4)  # half the rows of the texts
+    expected = denoiser.transformer(module, x, texts, [qkv])
+    torch.testing.assert_close(fused.transformer(module, x, texts, [qkv]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_compiling_the_kernels_runs_each_of_them():
+    compile_kernels(torch.device(DEVICE), torch.float32)
