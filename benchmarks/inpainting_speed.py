@@ -9,8 +9,8 @@ The published code is diffusers' StableDiffusionInpaintPipeline in float16, one 
 for `inpaint`; the whole frame of 1024x2048, 32 of 50 steps for `refine`. The rows named published run exactly that.
 All other rows run `genval.diffusion.inpainting.model.start_inpainting` as the scripts do, including text encoding,
 decoding and the copy to the CPU; those named stage run a script's whole stage, including PNG files of 1024x2048.
-Warm-up (compiling) is reported separately. `psnr_dB` compares a row's first image with the published row's: same noise and image, other
-precision.
+Warm-up (compiling) is reported separately. `psnr_dB` compares a row's first image with the published row's: same noise
+and image, other precision.
 """
 
 from __future__ import annotations
