@@ -177,4 +177,4 @@ def compile_kernels(device: torch.device, dtype: torch.dtype) -> None:
     normalise(norm, x, x[:, :, 0, 0], silu=True)
     normalise(norm, x, silu=False)
     add_residual(x, x, norm.bias)
-    gated_gelu(x)
+    gated_gelu(x.flatten(2))

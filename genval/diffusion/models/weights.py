@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,15 +13,22 @@ import torch
 
 from genval.diffusion.models.messages import silence_loading
 from genval.runtime.files import read_json
+from genval.runtime.imports import replaced
 
 _THREADS = 4
 
 
 def build_empty(make: Callable[[], Any]) -> Any:
-    """Return the model that `make` builds, with parameters on the meta device and buffers on the CPU."""
+    """Return the model that `make` builds, with parameters on the meta device and buffers on the CPU.
+
+    Parameters are not initialised: without memory this does nothing, but some PyTorch versions import sympy for it.
+    """
     from accelerate import init_empty_weights
 
-    with silence_loading(), init_empty_weights(include_buffers=False):
+    with silence_loading(), init_empty_weights(include_buffers=False), contextlib.ExitStack() as without:
+        for name in dir(torch.nn.init):
+            if name.endswith("_") and not name.startswith("_"):
+                without.enter_context(replaced(torch.nn.init, name, lambda tensor, *_, **__: tensor))
         return make()
 
 
