@@ -46,8 +46,9 @@ def launch(settings: DeviceSettings) -> Fabric:
     """
     import torch
 
+    device_start = threading.Thread(target=_start_device, daemon=True)
     if settings.accelerator != "cpu" and torch.cuda.is_available():
-        threading.Thread(target=_start_device, daemon=True).start()
+        device_start.start()
     # The imports come second, so that the other processes start as early as possible.
     fabric = launch_fabric(settings)
     with (
@@ -74,6 +75,8 @@ def launch(settings: DeviceSettings) -> Fabric:
             UNet2DConditionModel,
         )
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer  # noqa: F401
+    if device_start.ident is not None:
+        device_start.join()  # nothing else uses the device while kernels are compiled for the first time
     return fabric
 
 

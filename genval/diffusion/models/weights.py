@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,7 +12,6 @@ import torch
 
 from genval.diffusion.models.messages import silence_loading
 from genval.runtime.files import read_json
-from genval.runtime.imports import replaced
 
 _THREADS = 4
 
@@ -24,11 +22,9 @@ def build_empty(make: Callable[[], Any]) -> Any:
     Parameters are not initialised: without memory this does nothing, but some PyTorch versions import sympy for it.
     """
     from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
 
-    with silence_loading(), init_empty_weights(include_buffers=False), contextlib.ExitStack() as without:
-        for name in dir(torch.nn.init):
-            if name.endswith("_") and not name.startswith("_"):
-                without.enter_context(replaced(torch.nn.init, name, lambda tensor, *_, **__: tensor))
+    with silence_loading(), init_empty_weights(include_buffers=False), no_init_weights():
         return make()
 
 
