@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from genval.runtime.errors import GenValError
-from genval.runtime.imports import hidden, placeholders
+from genval.runtime.imports import hidden, placeholders, without_garbage_collection
 from genval.runtime.paths import resolve
 from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import WithoutRandomValues, load_strictly, read_state_dict
@@ -85,7 +85,7 @@ def import_mmseg() -> None:
             module = _MissingOperations("mmcv._ext")
             module.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
             sys.modules["mmcv._ext"] = module
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_garbage_collection():
             warnings.simplefilter("ignore")
             # They import transformers, and with it peft, for training alone. `_build` imports timm where it is needed.
             with hidden("transformers", "torch.distributed.optim"):
