@@ -345,7 +345,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     def compute(self, items: Sequence[Item], loaded: Sequence[_Pair]) -> Callable[[], list[_Output]]:
         settings, device, number = self.settings, self.device, len(items)
         if settings.model.compile == "on":  # a batch of another size would be compiled anew, which takes a minute
-            items, loaded = (filled(values, self.batch_size) for values in (items, loaded))
+            items, loaded = filled(items, self.batch_size), filled(loaded, self.batch_size)
         images, train_ids = (stack_batch(arrays, device) for arrays in zip(*loaded, strict=True))
         pixels = train_ids[0].size
 

@@ -87,13 +87,13 @@ def memory_errors(segmenter: nn.Module, images: np.ndarray) -> Iterator[None]:
         ) from error
 
 
-def filled(values: Sequence[T], size: int) -> Sequence[T]:
+def filled(values: Sequence[T], size: int) -> list[T]:
     """Repeat the last value until there are `size` values.
 
     >>> filled([1, 2], 4)
     [1, 2, 2, 2]
     """
-    return [*values, *values[-1:] * (size - len(values))]
+    return [*values, *[values[-1]] * (size - len(values))]
 
 
 def stack_batch(arrays: Sequence[np.ndarray], device: torch.device) -> np.ndarray:
