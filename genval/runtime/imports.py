@@ -12,18 +12,6 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Import large libraries without Python's search for garbage, which takes a tenth of the time and finds little."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@contextlib.contextmanager
 def hidden(*names: str) -> Iterator[None]:
     """Import as if these packages were not installed, except for those that are imported already.
 
@@ -72,6 +60,18 @@ def placeholders(*names: str) -> Iterator[None]:
     finally:
         for name in added:
             del sys.modules[name]
+
+
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Import large libraries without Python's search for garbage, which takes a tenth of the time and finds little."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Postponed(types.ModuleType):
