@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 try:
     from genval.evaluation.settings import LIST_MODELS, EvalScriptSettings
     from genval.runtime import cli
+    from genval.runtime.imports import without_garbage_collection
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 
 def main(settings: EvalScriptSettings) -> None:
-    from genval.evaluation.segmentation import evaluate_all
+    with without_garbage_collection():
+        from genval.evaluation.segmentation import evaluate_all
     from genval.runtime.tables import markdown_table
 
     evaluated = evaluate_all(settings)

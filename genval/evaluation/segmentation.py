@@ -43,7 +43,7 @@ from genval.runtime.files import read_json, remove_leftovers
 from genval.runtime.paths import resolve
 from genval.segmenters.features import ImageFeatures
 from genval.segmenters.identity import model_identity
-from genval.segmenters.prediction import stack_batch
+from genval.segmenters.prediction import filled, stack_batch
 from genval.segmenters.recipe import refuse_trained_images
 
 if TYPE_CHECKING:
@@ -124,22 +124,21 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
     pairs = DecodedCache(memory_for_images(fabric.world_size // settings.device.num_nodes) if len(names) > 1 else 0)
     done: list[Evaluated] = []
     for name, loaded in zip(names, models, strict=True):
-        if fabric.is_global_zero and model_identity(loaded).startswith(UNIDENTIFIED):
+        identity = model_identity(loaded)
+        if fabric.is_global_zero and identity.startswith(UNIDENTIFIED):
             print(f"{name} has no weights to identify it by: its images are evaluated again in every run.")
         for dataset, listed in jobs.items():
             # Files may have vanished since they were found: loading a segmenter takes seconds.
             found = listed.openable() if settings.skip_bad else listed
             with same_outcome(fabric):
                 refuse_trained_images(loaded, found.items)
-            stage = EvaluationStage(
-                settings, loaded, fabric.device, name, dataset, found, functools.partial(pairs.read, decode=read_pair)
-            )
+            read = functools.partial(pairs.read, decode=read_pair)
+            stage = EvaluationStage(settings, loaded, identity, fabric.device, name, dataset, found, read)
             run_stage(
                 stage,
                 found.items,
                 fabric=fabric,
-                # A feature vector is read from the backbone after a pass over one image: one image per batch.
-                batch_size=1 if "features" in settings.save else settings.model.batch_size,
+                batch_size=stage.batch_size,
                 num_workers=settings.model.num_workers,
                 overwrite=settings.run.overwrite,
                 skip_bad=settings.skip_bad,
@@ -175,6 +174,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     Args:
         settings: the settings of the evaluation.
         segmenter: the segmenter, on `device`.
+        identity: its `model_identity`.
         device: where the segmenter runs.
         model: the segmenter's name, as given.
         dataset: from `results_name`.
@@ -182,6 +182,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         read: reads an item, as `read_pair`.
 
     Attributes:
+        batch_size: images per forward pass.
         evaluated: the results, in the first process, when the stage is finished.
     """
 
@@ -191,6 +192,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         self,
         settings: EvaluationSettings,
         segmenter: nn.Module,
+        identity: str,
         device: torch.device,
         model: str,
         dataset: str,
@@ -202,12 +204,14 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         self.title = f"{model} on {dataset}"
         self.unpaired, self.limit, self.gate, items = found.bad, found.limit, found.gate, found.items
         self.evaluated: Evaluated | None = None
+        # A feature vector is read from the backbone after a pass over one image: one image per batch.
+        self.batch_size = 1 if "features" in settings.save else settings.model.batch_size
         root = resolve(settings.eval_dir)
         self.scenes = {
             (item.cond, item.scene): SceneResults(root, model, dataset, item.cond, item.scene) for item in items
         }
         sample = None if settings.sample == -1 else {"number": settings.sample, "seed": settings.seed}
-        identity, precision = model_identity(segmenter), settings.device.precision
+        precision = settings.device.precision
         self.groups = label_space_of(dataset).groups
         self.records = {
             item: image_record(item.id, item.image, item.mask, model, identity, precision, sample, self.groups)
@@ -339,7 +343,9 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         return [list(group) for _, group in itertools.groupby(batch, key=lambda pair: pair[1][1].shape)]
 
     def compute(self, items: Sequence[Item], loaded: Sequence[_Pair]) -> Callable[[], list[_Output]]:
-        settings, device = self.settings, self.device
+        settings, device, number = self.settings, self.device, len(items)
+        if settings.model.compile == "on":  # a batch of another size would be compiled anew, which takes a minute
+            items, loaded = filled(items, self.batch_size), filled(loaded, self.batch_size)
         images, train_ids = (stack_batch(arrays, device) for arrays in zip(*loaded, strict=True))
         pixels = train_ids[0].size
 
@@ -360,7 +366,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         def finish() -> list[_Output]:
             measured = wait()
             vector = None if features is None else features.vector()
-            return [_Output(one, kept[i] if kept else None, vector) for i, one in enumerate(measured)]
+            return [_Output(one, kept[i] if kept else None, vector) for i, one in enumerate(measured[:number])]
 
         return finish
 

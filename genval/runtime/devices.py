@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# How the variables begin that MPI launchers set for each process: Open MPI, MPICH and Intel MPI, PMIx, MVAPICH2, Cray.
+_OF_MPI = ("OMPI_", "PMI_", "MPI_", "PMIX_", "MV2_", "PALS_")
+
+
 class DeviceFlags(Protocol):
     """What `launch_fabric` reads of a stage's settings; `genval.runtime.settings.DeviceSettings` has it."""
 
@@ -49,8 +53,11 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
     with hidden("torchmetrics"), placeholders(*unused):
         from lightning_fabric import Fabric
 
+    # Fabric starts MPI to ask for the number of processes, which takes half a second. Without a launcher it is one.
+    unused = [] if any(name.startswith(_OF_MPI) for name in os.environ) else ["mpi4py"]
     try:
-        fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)
+        with hidden(*unused):
+            fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)
     except (RuntimeError, ValueError, TypeError) as error:  # Lightning's MisconfigurationException is a RuntimeError
         reason = " ".join(str(error).split())
         raise GenValError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genval.datasets.layouts import suggestion
 from genval.runtime.errors import GenValError
 from genval.segmenters.base import Segmenter
-from genval.segmenters.checkpoints import load_strictly, read_state_dict
+from genval.segmenters.checkpoints import WithoutRandomValues, load_strictly, read_state_dict
 from genval.segmenters.class_map import ClassMap, check_outputs, map_by_name
 from genval.segmenters.normalisation import read_normalisation
 from genval.segmenters.outputs import find_logits
@@ -150,7 +150,7 @@ def _load(
     normalisation = read_normalisation(checkpoint)
     class_map = map_by_name(str(checkpoint), normalisation.classes or state.classes, class_map, outputs)
     check_outputs(f"{name} ({checkpoint})", outputs, class_map)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), WithoutRandomValues():
         warnings.simplefilter("ignore")
         network = build(outputs, state)
     load_strictly(network, state, checkpoint, architecture)

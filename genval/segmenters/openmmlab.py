@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from genval.runtime.errors import GenValError
-from genval.runtime.imports import hidden, placeholders
+from genval.runtime.imports import hidden, placeholders, without_garbage_collection
 from genval.runtime.paths import resolve
 from genval.segmenters.base import Segmenter
-from genval.segmenters.checkpoints import load_strictly, read_state_dict
+from genval.segmenters.checkpoints import WithoutRandomValues, load_strictly, read_state_dict
 from genval.segmenters.class_map import ClassMap, check_outputs, map_by_name
 from genval.segmenters.mmseg_config import load_config, registered_only
 from genval.segmenters.trust import require_trusted_module
@@ -40,7 +40,10 @@ _INSTALL_MMPRETRAIN = (
 )
 
 
-_OF_TRAINING = (
+# What mmsegmentation imports for training, and for networks that read text, which are not `EncoderDecoder`s.
+_UNUSED = (
+    "mmengine.runner._flexible_runner",
+    "mmseg.utils.tokenizer",
     "torch.distributed.fsdp",
     "torch.distributed.fsdp.api",
     "torch.distributed.fsdp.fully_sharded_data_parallel",
@@ -82,13 +85,12 @@ def import_mmseg() -> None:
             module = _MissingOperations("mmcv._ext")
             module.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
             sys.modules["mmcv._ext"] = module
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_garbage_collection():
             warnings.simplefilter("ignore")
-            # They import transformers, and with it peft, and parts of torch and SciPy for training alone. `_build`
-            # imports timm where it is needed.
+            # They import transformers, and with it peft, for training alone. `_build` imports timm where it is needed.
             with hidden("transformers", "torch.distributed.optim"):
                 import mmengine.optim  # noqa: F401
-            with hidden("timm"), placeholders(*_OF_TRAINING):
+            with hidden("timm"), placeholders(*_UNUSED):
                 import mmseg.models  # noqa: F401
         # A warning about training sizes that mmseg repeats for each image size and layer.
         warnings.filterwarnings("ignore", message="When align_corners=True", module="mmseg")
@@ -278,7 +280,8 @@ def load_openmmlab(
     """
     state = read_state_dict(checkpoint)
     content, is_data = _read(config, overrides, trust_code)
-    network = _build(content, is_data, config)
+    with WithoutRandomValues():
+        network = _build(content, is_data, config)
     load_strictly(network, state, checkpoint, f"the config {config}")
     class_map = map_by_name(str(checkpoint), state.classes, class_map, getattr(network, "out_channels", None))
     segmenter = OpenMMLabSegmenter(name, network.to(device), precision, class_map)

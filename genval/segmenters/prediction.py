@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from genval.segmenters.outputs import check_logits
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 def predict(segmenter: nn.Module, images: np.ndarray, names: Sequence[str], device: torch.device) -> np.ndarray:
@@ -84,6 +86,15 @@ def memory_errors(segmenter: nn.Module, images: np.ndarray) -> Iterator[None]:
             f"{segmenter.name} with {len(images)} images of {images.shape[2]}x{images.shape[1]} at a time does not "
             "fit into the device's memory. Give a smaller --batch_size, or --precision 16-true or bf16-true."
         ) from error
+
+
+def filled(values: Sequence[T], size: int) -> list[T]:
+    """Repeat the last value until there are `size` values.
+
+    >>> filled([1, 2], 4)
+    [1, 2, 2, 2]
+    """
+    return [*values, *[values[-1]] * (size - len(values))]
 
 
 def stack_batch(arrays: Sequence[np.ndarray], device: torch.device) -> np.ndarray:

@@ -101,6 +101,22 @@ def test_batches_hold_one_size_and_one_scene_in_order(pixels):
     assert str(resumed) == str(evaluated.metrics()) and not again.batches  # as text: some are NaN
 
 
+def test_a_compiled_segmenter_sees_one_number_of_images(pixels):
+    segmenter = Recorder()
+    (compiled,) = evaluate(pixels, segmenter, batch_size=4, compile="on", save=("predictions", "logits"))
+    assert [shape[0] for shape, _ in segmenter.batches] == [4] * 5
+    assert [values for _, values in segmenter.batches[::2]] == [[0, 1, 1, 1], [3, 3, 3, 3], [5, 6, 6, 6]]
+    metrics, folder = str(compiled.metrics()), compiled.scenes["clean", "b"].folder
+    files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*") if path.stem != "settings"}
+    (plain,) = evaluate(pixels, Recorder(), batch_size=4, overwrite=True, save=("predictions", "logits"))
+    assert str(plain.metrics()) == metrics and plain.images == compiled.images == {"clean": 7}
+    # Metadata may hold times; the results of each image do not.
+    assert sum(path.suffix in (".png", ".safetensors", ".csv") for path in files) == 5
+    for path, content in files.items():
+        if path.suffix in (".png", ".safetensors", ".csv"):
+            assert (folder / path).read_bytes() == content
+
+
 def test_the_precision_of_a_loaded_segmenter_is_recorded(pixels):
     segmenter = Recorder()
     segmenter.precision = "bf16-true"

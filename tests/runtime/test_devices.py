@@ -1,5 +1,12 @@
 """What the machine offers."""
 
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
 from genval.runtime import devices
 from genval.runtime.files import write_bytes
 
@@ -16,3 +23,27 @@ def test_memory_that_is_left_in_a_container(tmp_path, monkeypatch):
     # Kept contents of files do not count.
     write_bytes(tmp_path / "sys/fs/cgroup/memory.max", b"40000\n")
     assert devices.available_memory() == 40000 - 10000
+
+
+@pytest.mark.parametrize("variables, imported", [({}, False), ({"OMPI_COMM_WORLD_SIZE": "1"}, True)])
+def test_mpi_is_started_only_under_its_launcher(tmp_path, variables, imported):
+    # A package as Lightning asks for it: installed, and with one process.
+    write_bytes(tmp_path / "mpi4py/__init__.py", b"")
+    world = b"class COMM_WORLD:\n    Get_size = staticmethod(lambda: 1)\n"
+    write_bytes(tmp_path / "mpi4py/MPI.py", world)
+    write_bytes(tmp_path / "mpi4py-4.0.0.dist-info/METADATA", b"Metadata-Version: 2.1\nName: mpi4py\nVersion: 4.0.0\n")
+    code = (
+        "import json, sys\n"
+        "from types import SimpleNamespace\n"
+        "from genval.runtime.devices import launch_fabric\n"
+        "fabric = launch_fabric(SimpleNamespace(accelerator='cpu', devices='1', num_nodes=1))\n"
+        "started = 'mpi4py.MPI' in sys.modules\n"
+        "import mpi4py.MPI\n"  # other code can still use it
+        "print(json.dumps([started, fabric.world_size]))"
+    )
+    launchers = devices._OF_MPI
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    environment = plain | variables | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [imported, 1]

@@ -1,12 +1,13 @@
 """Packages that are hidden, replaced or postponed while other libraries are imported."""
 
+import gc
 import importlib
 import subprocess
 import sys
 
 import pytest
 
-from genval.runtime.imports import postponed
+from genval.runtime.imports import postponed, without_garbage_collection
 
 INIT = """
 ran = True
@@ -125,3 +126,16 @@ print(id(BasicTransformerBlock) in torch._dynamo.trace_rules._allowed_callable_i
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == ["[]", "2.0", "True"]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_as_before_after_imports(enabled):
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(ImportError), without_garbage_collection():
+            assert not gc.isenabled()
+            importlib.import_module("no_such_library")
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()

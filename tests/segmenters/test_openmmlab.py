@@ -128,9 +128,11 @@ def test_an_evaluation_starts_without_what_training_needs():
         "import genval.evaluation.segmentation\n"
         "launch_fabric(DeviceSettings(accelerator='cpu', devices='1'))\n"
         f"build_network({CONFIG!r})\n"
-        "heavy = {'timm', 'torch._dynamo', 'torchmetrics', 'torchvision', 'transformers'}\n"
+        "heavy = {'timm', 'torch._dynamo', 'torchmetrics', 'torchvision', 'transformers', 'mmengine._strategy'}\n"
+        "heavy |= {'mmseg.utils.tokenizer', 'ftfy'}\n"
         "print(*sorted(heavy & sys.modules.keys()))\n"
-        "import scipy.interpolate, scipy.optimize, torch.distributed.fsdp, torch._dynamo\n"
+        "import scipy.interpolate, scipy.optimize, torch.distributed.fsdp, torch._dynamo, mmseg.utils.tokenizer\n"
+        "assert mmseg.utils.tokenizer.tokenize('road').shape == (1, 77)\n"
         "print(scipy.optimize.minimize.__module__, torch.distributed.fsdp.FullyShardedDataParallel.__module__)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True)

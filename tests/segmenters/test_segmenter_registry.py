@@ -175,6 +175,24 @@ def test_names_the_hub_does_not_have_or_cannot_be_asked_for(monkeypatch, capfd):
     assert "Retry" not in "".join(capfd.readouterr())
 
 
+def test_loading_draws_no_random_numbers(monkeypatch, tmp_path, checkpoint, network):
+    from torchvision.models import get_model
+
+    monkeypatch.setitem(path_dicts.ZOO, "Tiny", {"config": CONFIG, "checkpoint": str(checkpoint)})
+    built = get_model("lraspp_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=19)
+    torch.save(built.state_dict(), tmp_path / "net.pth")
+    before = torch.get_rng_state()
+    tiny = load_segmenter("Tiny", CPU).network
+    other = load_segmenter(f"torchvision:lraspp_mobilenet_v3_large,{tmp_path}/net.pth", CPU).network
+    assert torch.equal(before, torch.get_rng_state())
+    for loaded, expected in ((tiny, network), (other, built)):
+        values = expected.state_dict()
+        assert loaded.state_dict().keys() == values.keys()
+        assert all(torch.equal(value, values[name]) for name, value in loaded.state_dict().items())
+        buffers = dict(expected.named_buffers())  # also those that are not saved
+        assert all(torch.equal(value, buffers[name]) for name, value in loaded.named_buffers())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_compiled_and_channels_last_change_nothing_but_the_rounding(monkeypatch, checkpoint, images, mode):
