@@ -206,6 +206,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         self.evaluated: Evaluated | None = None
         # A feature vector is read from the backbone after a pass over one image: one image per batch.
         self.batch_size = 1 if "features" in settings.save else settings.model.batch_size
+        self._full_shapes: set[tuple[int, ...]] = set()  # of images that filled a batch
         root = resolve(settings.eval_dir)
         self.scenes = {
             (item.cond, item.scene): SceneResults(root, model, dataset, item.cond, item.scene) for item in items
@@ -344,7 +345,11 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
 
     def compute(self, items: Sequence[Item], loaded: Sequence[_Pair]) -> Callable[[], list[_Output]]:
         settings, device, number = self.settings, self.device, len(items)
-        if settings.model.compile == "on":  # a batch of another size would be compiled anew, which takes a minute
+        # A GPU's libraries prepare kernels for each size of a batch, which takes seconds; a compiler takes a minute.
+        shape = loaded[0][1].shape
+        if number == self.batch_size:
+            self._full_shapes.add(shape)
+        elif settings.model.compile == "on" or (device.type == "cuda" and shape in self._full_shapes):
             items, loaded = filled(items, self.batch_size), filled(loaded, self.batch_size)
         images, train_ids = (stack_batch(arrays, device) for arrays in zip(*loaded, strict=True))
         pixels = train_ids[0].size

@@ -253,14 +253,26 @@ class OpenMMLabSegmenter(Segmenter):
         ]
         total = pixels.new_zeros((batch, self.network.out_channels, height, width), dtype=torch.float32)
         count = pixels.new_zeros((height, width), dtype=torch.float32)
-        windows_per_pass = max(1, self.windows_per_pass // batch)
-        for start in range(0, len(corners), windows_per_pass):
-            group = corners[start : start + windows_per_pass]
+        size = _group_size(len(corners), max(1, self.windows_per_pass // batch))
+        for start in range(0, len(corners), size):
+            group = corners[start : start + size]
             windows = torch.cat([pixels[..., y : y + crop_height, x : x + crop_width] for y, x in group])
             for (y, x), logits in zip(group, self.run(windows).split(batch), strict=True):
                 total[..., y : y + crop_height, x : x + crop_width] += logits
                 count[y : y + crop_height, x : x + crop_width] += 1
         return total / count
+
+
+def _group_size(number: int, most: int) -> int:
+    """Return the size of groups of at most `most` out of `number`: groups of one size, unless they are much smaller.
+
+    A GPU's libraries prepare kernels for each size of a batch, which takes seconds.
+
+    >>> _group_size(6, 4), _group_size(3, 2), _group_size(7, 4), _group_size(3, 8)
+    (3, 1, 4, 3)
+    """
+    even = max(size for size in range(1, most + 1) if number % size == 0)
+    return even if 2 * even >= min(most, number) else most
 
 
 def load_openmmlab(
