@@ -444,7 +444,7 @@ def prepare_transfers(
     height, width = image_size(settings, plan.frames[0])
     batch_size = settings.batch_size or default_batch_size(device, height, width)
     record = transfer_record(plan, hashes, precision=models.precision, height=height, width=width)
-    compiled = choose_compiling(settings.compile, recorded_choice(plan.folder, settings.run.overwrite))
+    compiled = choose_compiling(settings.compile, device, recorded_choice(plan.folder, settings.run.overwrite))
     stage = TransferStage(
         plan.folder,
         record,
