@@ -1,4 +1,4 @@
-"""Messages about weights: those of diffusers and transformers are silenced, and errors word them in one way."""
+"""Parts of messages, and the messages of libraries that are silenced while weights are loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def listed(items: Sequence[Any], limit: int = 8) -> str:
     return ", ".join(str(item) for item in list(items)[:limit]) + more
 
 
-def first_words(error: Exception, limit: int = 300) -> str:
+def first_words(error: BaseException, limit: int = 300) -> str:
     """Return the beginning of an error's message on one line, or its type if it has no message."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
@@ -24,10 +24,9 @@ def first_words(error: Exception, limit: int = 300) -> str:
 @contextmanager
 def silence_loading() -> Iterator[None]:
     """Silence the libraries' warnings about keys, which the caller raises as an error, and their progress bars."""
-    import diffusers
     import transformers
 
-    loggers = [logging.getLogger(library.__name__) for library in (diffusers, transformers)]
+    loggers = [logging.getLogger(library) for library in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     bar = transformers.utils.logging.is_progress_bar_enabled()
     for logger in loggers:
