@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,13 @@ def listed(items: Sequence[Any], limit: int = 8) -> str:
 def first_words(error: BaseException, limit: int = 300) -> str:
     """Return the beginning of an error's message on one line, or its type if it has no message."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+@functools.cache
+def print_once(text: str) -> None:
+    """Print a line, once per run: models may be loaded twice, and by several processes."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text)
 
 
 @contextmanager

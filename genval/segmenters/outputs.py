@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from genval.runtime.errors import GenValError
-from genval.runtime.messages import first_words
+from genval.runtime.messages import first_words, print_once
 from genval.segmenters.class_map import NUM_CLASSES, ClassMap, check_outputs
-from genval.segmenters.notes import print_once
 
 _KEYS = ("out", "logits")
 _TOLERANCE = 0.1
