@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _R = TypeVar("_R")
 _Item = TypeVar("_Item", bound=Item)
+_File = TypeVar("_File", Item, Path)
 _Arrays = TypeVar("_Arrays", bound="tuple[np.ndarray, ...]")
 
 # Pillow opens these alone: EPS would start Ghostscript, and GIF has 256 colours.
@@ -240,20 +241,9 @@ def check_masks(masks: Sequence[Path], space: LabelSpace) -> None:
 
 def readable(items: Sequence[Item], skipped: list[BadFile], workers: int = 4) -> list[Item]:
     """Return the items whose two files can be decoded and have one size; the others are added to `skipped`."""
-
-    def fault(item: Item) -> str | None:
-        try:
-            read_pair(item)
-        except GenValError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        faults = dict(zip(items, pool.map(fault, items), strict=True))
-    skipped += [
-        BadFile(item.id, item.cond, item.scene, str(item.image), reason) for item, reason in faults.items() if reason
-    ]
-    return [item for item in items if faults[item] is None]
+    faults = _faults(items, read_pair, workers)
+    skipped += [BadFile(item.id, item.cond, item.scene, str(item.image), reason) for item, reason in faults.items()]
+    return [item for item in items if item not in faults]
 
 
 def readable_images(files: Sequence[Path], domain: str, skipped: list[BadFile], workers: int = 4) -> list[Path]:
@@ -262,21 +252,27 @@ def readable_images(files: Sequence[Path], domain: str, skipped: list[BadFile], 
     Raises:
         GenValError: no image can be decoded.
     """
-
-    def fault(file: Path) -> str | None:
-        try:
-            read_image(file)
-        except GenValError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        faults = dict(zip(files, pool.map(fault, files), strict=True))
-    kept = [file for file, reason in faults.items() if reason is None]
+    faults = _faults(files, read_image, workers)
+    kept = [file for file in files if file not in faults]
     if not kept:
         raise GenValError(f"None of {len(files)} images of {domain} can be read, such as {files[0]}.")
-    skipped += [BadFile(file.stem, domain, "", str(file), reason) for file, reason in faults.items() if reason]
+    skipped += [BadFile(file.stem, domain, "", str(file), reason) for file, reason in faults.items()]
     return kept
+
+
+def _faults(files: Sequence[_File], read: Callable[[_File], object], workers: int) -> dict[_File, str]:
+    """Return the errors of those that cannot be read."""
+
+    def fault(file: _File) -> str:
+        try:
+            read(file)
+        except GenValError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        faults = zip(files, pool.map(fault, files), strict=True)
+        return {file: reason for file, reason in faults if reason}
 
 
 def partition(items: Sequence[Item], batch_size: int) -> list[tuple[Item, ...]]:
