@@ -1,10 +1,11 @@
 """Train the twelve segmenters of mini/recipe on real clear streets, several processes on one GPU.
 
 Architectures, augmentations and optimisation are those of mini/train.py. Each has the same time, because small networks
-wait for kernels to start and several processes share a GPU well. A segmenter that exists is skipped.
+wait for kernels to start and several processes share a GPU well. A segmenter that exists is skipped; one that was
+trained with other flags is refused.
 
 Reads:  DATA_DIR/training/{train,val}.jsonl and the images they name (benchmarks/streets/prepare.py)
-Writes: OUTPUT/{name}.pth or OUTPUT/{name}/, OUTPUT/{name}.json (scores on val) and OUTPUT/list.txt (specifications)
+Writes: OUTPUT/{name}.pth or OUTPUT/{name}/, OUTPUT/{name}.json (flags, scores on val), OUTPUT/list.txt (specifications)
 
     python benchmarks/streets/train_segmenters.py --seconds 300 --jobs 6
 """
@@ -16,7 +17,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 try:
     from genval.runtime import cli
@@ -60,7 +61,7 @@ def main(settings: TrainSegmentersSettings) -> None:
     unknown = sorted(set(names) - set(SEGMENTER_RECIPES))
     if unknown:
         raise GenValError(f"--segmenters: unknown recipe {unknown[0]!r}. Known: {', '.join(SEGMENTER_RECIPES)}.")
-    missing = [name for name in names if not weights_file(name, output).exists()]
+    missing = [name for name in names if not is_trained(output / f"{name}.json", weights_file(name, output), settings)]
     if settings.jobs == 1 or len(missing) == 1:
         for name in missing:
             train(name, settings)
@@ -70,6 +71,34 @@ def main(settings: TrainSegmentersSettings) -> None:
     specifications = [specification(name, Path(settings.output)).replace(f"{REPO_ROOT}/", "") for name in names]
     (output / "list.txt").write_text(",".join(specifications) + "\n", encoding="utf-8")
     print(f"wrote {len(names)} segmenters to {settings.output}; their specifications are in list.txt")
+
+
+def deciding_flags(settings: TrainSegmentersSettings) -> dict[str, Any]:
+    """The flags that decide about the weights."""
+    return {name: getattr(settings, name) for name in ("data_dir", "steps", "seconds", "batch_size", "limit")}
+
+
+def is_trained(record: Path, weights: Path, settings: TrainSegmentersSettings) -> bool:
+    """Whether a segmenter and its scores are there.
+
+    Raises:
+        GenValError: it was trained with other flags.
+    """
+    from genval.runtime.files import read_json
+
+    if not (record.exists() and weights.exists()):
+        return False
+    now = deciding_flags(settings)
+    before = read_json(record, dict[str, Any]).get("settings", now)  # absent in files of earlier versions
+    differing = [
+        f"--{name} {before.get(name)} (now {value})" for name, value in now.items() if before.get(name) != value
+    ]
+    if differing:
+        raise GenValError(
+            f"{weights} was trained with {', '.join(differing)}. Delete {record} to train it again, or give another "
+            "--output."
+        )
+    return True
 
 
 def train(name: str, settings: TrainSegmentersSettings) -> None:
@@ -98,7 +127,7 @@ def train(name: str, settings: TrainSegmentersSettings) -> None:
         name, images, train_ids, output, val_images=val_images, val_train_ids=val_train_ids, device=device,
         steps=settings.steps, seconds=settings.seconds, batch_size=settings.batch_size,
     )  # fmt: skip
-    write_json(output / f"{name}.json", scores)
+    write_json(output / f"{name}.json", {"settings": deciding_flags(settings), **scores})
 
 
 def train_in_processes(names: list[str], settings: TrainSegmentersSettings) -> None:

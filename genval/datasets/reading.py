@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _R = TypeVar("_R")
 _Item = TypeVar("_Item", bound=Item)
+_File = TypeVar("_File", Item, Path)
 _Arrays = TypeVar("_Arrays", bound="tuple[np.ndarray, ...]")
 
 # Pillow opens these alone: EPS would start Ghostscript, and GIF has 256 colours.
@@ -45,8 +46,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _PNG_HEAD = 33  # bytes of the signature and of the chunk IHDR
 _PNG_RGB, _PNG_GREY = 2, 0  # colour types
+_PIXEL_CHUNKS = frozenset(b"IHDR IDAT IEND".split())
 # Chunks that do not change how the pixels of an 8-bit grey or RGB file are shown here.
-_PLAIN_CHUNKS = frozenset(b"IHDR IDAT IEND pHYs tIME tEXt zTXt iTXt gAMA cHRM sRGB iCCP sBIT bKGD".split())
+_OTHER_CHUNKS = frozenset(b"pHYs tIME tEXt zTXt iTXt gAMA cHRM sRGB iCCP sBIT bKGD".split())
 _MOST_PIXELS = 1 << 26
 
 # How the files begin that are found under the name of an image, and what they are.
@@ -239,20 +241,9 @@ def check_masks(masks: Sequence[Path], space: LabelSpace) -> None:
 
 def readable(items: Sequence[Item], skipped: list[BadFile], workers: int = 4) -> list[Item]:
     """Return the items whose two files can be decoded and have one size; the others are added to `skipped`."""
-
-    def fault(item: Item) -> str | None:
-        try:
-            read_pair(item)
-        except GenValError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        faults = dict(zip(items, pool.map(fault, items), strict=True))
-    skipped += [
-        BadFile(item.id, item.cond, item.scene, str(item.image), reason) for item, reason in faults.items() if reason
-    ]
-    return [item for item in items if faults[item] is None]
+    faults = _faults(items, read_pair, workers)
+    skipped += [BadFile(item.id, item.cond, item.scene, str(item.image), reason) for item, reason in faults.items()]
+    return [item for item in items if item not in faults]
 
 
 def readable_images(files: Sequence[Path], domain: str, skipped: list[BadFile], workers: int = 4) -> list[Path]:
@@ -261,21 +252,27 @@ def readable_images(files: Sequence[Path], domain: str, skipped: list[BadFile], 
     Raises:
         GenValError: no image can be decoded.
     """
-
-    def fault(file: Path) -> str | None:
-        try:
-            read_image(file)
-        except GenValError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        faults = dict(zip(files, pool.map(fault, files), strict=True))
-    kept = [file for file, reason in faults.items() if reason is None]
+    faults = _faults(files, read_image, workers)
+    kept = [file for file in files if file not in faults]
     if not kept:
         raise GenValError(f"None of {len(files)} images of {domain} can be read, such as {files[0]}.")
-    skipped += [BadFile(file.stem, domain, "", str(file), reason) for file, reason in faults.items() if reason]
+    skipped += [BadFile(file.stem, domain, "", str(file), reason) for file, reason in faults.items()]
     return kept
+
+
+def _faults(files: Sequence[_File], read: Callable[[_File], object], workers: int) -> dict[_File, str]:
+    """Return the errors of those that cannot be read."""
+
+    def fault(file: _File) -> str:
+        try:
+            read(file)
+        except GenValError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        faults = zip(files, pool.map(fault, files), strict=True)
+        return {file: reason for file, reason in faults if reason}
 
 
 def partition(items: Sequence[Item], batch_size: int) -> list[tuple[Item, ...]]:
@@ -323,12 +320,13 @@ def _decode_plain_png(path: str | Path, colour: int) -> np.ndarray | None:
             data += stream.read()
     except OSError:
         return None
-    if not (data.endswith(_PNG_END) and _has_plain_chunks(data)):
+    pixel_data = _pixel_chunks(data)
+    if pixel_data is None:
         return None
     flags = cv2.IMREAD_COLOR_RGB if colour == _PNG_RGB else cv2.IMREAD_GRAYSCALE
     with contextlib.suppress(cv2.error):
         # Damaged data give None: the decoder checks the checksums of the chunks and the number of pixels.
-        pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(pixel_data, np.uint8), flags)
         return pixels
     return None
 
@@ -340,18 +338,24 @@ def _is_plain_head(data: bytes, colour: int) -> bool:
     return (bits, kind) == (8, colour) and 0 < width * height <= _MOST_PIXELS
 
 
-def _has_plain_chunks(data: bytes) -> bool:
-    place = len(_PNG)
+def _pixel_chunks(data: bytes) -> bytes | None:
+    """Return a PNG file without the chunks that do not change its pixels, about whose errors OpenCV prints warnings.
+
+    None where there is another kind of chunk, or the file is damaged outside its pixels.
+    """
+    place, kept = len(_PNG), [_PNG]
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
-        if kind not in _PLAIN_CHUNKS:
-            return False
-        end = place + length + 8
-        # OpenCV checks those of the pixels, and only warns about the others.
-        if kind != b"IDAT" and data[end : end + 4] != zlib.crc32(data[place + 4 : end]).to_bytes(4, "big"):
-            return False
-        place = end + 4
-    return place == len(data)
+        end = place + length + 12
+        # OpenCV checks the checksums of the pixels, and only warns about the others.
+        if kind != b"IDAT" and data[end - 4 : end] != zlib.crc32(data[place + 4 : end - 4]).to_bytes(4, "big"):
+            return None
+        if kind in _PIXEL_CHUNKS:
+            kept.append(data[place:end])
+        elif kind not in _OTHER_CHUNKS:
+            return None
+        place = end
+    return b"".join(kept) if place == len(data) and kept[-1] == _PNG_END else None
 
 
 def _open(path: str | Path, formats: tuple[str, ...], expected: str, read: Callable[[Image, bytes], _R]) -> _R:

@@ -26,7 +26,8 @@ from genval.diffusion.published.stage import (
 from genval.diffusion.sampling.compiling import recorded_choice
 from genval.diffusion.settings import StyleTransferSettings
 from genval.diffusion.style_transfer import (
-    PreparedTransfers,
+    FrameStage,
+    Transfer,
     TransferPlan,
     WeightFiles,
     caption_frames,
@@ -52,7 +53,7 @@ class Generator:
     Attributes:
         weights: finds the files of its models, by the names of their hashes, before a model is loaded.
         load: loads its models.
-        prepare: returns the stage that generates the images of a domain, see `prepare_transfers`.
+        prepare: returns the stage of a domain and its images, see `prepare_transfers`.
         prompted: whether its prompts have captions; frames need captions only then.
         instructed: whether its prompts are instructions (`path_dicts.INSTRUCTIONS`).
         repeats: whether a frame that is chosen again gives another image; otherwise a frame is chosen at most once.
@@ -60,7 +61,7 @@ class Generator:
 
     weights: Callable[[StyleTransferSettings], Mapping[str, WeightFiles | None]]
     load: Callable[[StyleTransferSettings, Fabric], Any]
-    prepare: Callable[[TransferPlan, Any, Mapping[str, str | None], torch.device], PreparedTransfers]
+    prepare: Callable[[TransferPlan, Any, Mapping[str, str | None], torch.device], tuple[FrameStage, list[Transfer]]]
     prompted: bool = True
     instructed: bool = False
     repeats: bool = True
@@ -182,26 +183,24 @@ def generate_domains(plans: Sequence[TransferPlan], fabric: Fabric | None = None
         future = pool.submit(_hash_weights, plans[0].weights) if fabric.is_global_zero else None
         models = generator.load(settings, fabric)
     hashes: Any = fabric.broadcast(None if future is None else future.result())
-    previous: PreparedTransfers | None = None
+    previous: FrameStage | None = None
     for plan in ordered:
-        prepared = generator.prepare(plan, models, hashes, fabric.device)
+        stage, transfers = generator.prepare(plan, models, hashes, fabric.device)
         if previous is not None:
-            prepared.stage.share_denoiser(previous.stage)
-        previous = prepared
+            stage.share_denoiser(previous)
+        previous = stage
         report = run_stage(
-            prepared.stage,
-            prepared.transfers,
+            stage,
+            transfers,
             fabric=fabric,
-            batch_size=prepared.batch_size,
+            batch_size=stage.batch_size,
             num_workers=settings.num_workers,
             overwrite=settings.run.overwrite,
         )
         if fabric.is_global_zero:
-            truncated = sum(
-                one.prompt != other.prompt for one, other in zip(plan.transfers, prepared.transfers, strict=True)
-            )
-            retried = prepared.stage.retried(prepared.transfers)
-            yield GeneratedSet(plan.folder, len(prepared.transfers), report.written, retried, truncated, plan.skipped)
+            truncated = sum(one.prompt != other.prompt for one, other in zip(plan.transfers, transfers, strict=True))
+            retried = stage.retried(transfers)
+            yield GeneratedSet(plan.folder, len(transfers), report.written, retried, truncated, plan.skipped)
 
 
 def generate_domain(settings: StyleTransferSettings) -> GeneratedSet | None:

@@ -219,7 +219,7 @@ class FrameStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int, i
             advice=_TOO_LARGE,
         )
         self.labels = labels
-        self.height, self.width = height, width
+        self.height, self.width, self.batch_size = height, width, batch_size
         self.negative_prompt = negative_prompt
 
     def files(self, item: Transfer) -> dict[str, str]:
@@ -369,15 +369,6 @@ class TransferPlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class PreparedTransfers:
-    """A run with its models loaded: the stage, its images in the order of the run, and the images per batch."""
-
-    stage: FrameStage
-    transfers: Sequence[Transfer]
-    batch_size: int
-
-
-@dataclasses.dataclass(frozen=True)
 class TransferModels:
     """The models of style transfer: `base` and `controlnet` on one device and of one dtype, and their `precision`."""
 
@@ -424,8 +415,8 @@ def load_models(settings: StyleTransferSettings, fabric: Fabric) -> TransferMode
 
 def prepare_transfers(
     plan: TransferPlan, models: TransferModels, hashes: Mapping[str, str | None], device: torch.device
-) -> PreparedTransfers:
-    """Make the stage of a domain, and truncate the captions that exceed the text encoder's limit.
+) -> tuple[FrameStage, list[Transfer]]:
+    """Return the stage of a domain and its images, whose captions are truncated to the text encoder's limit.
 
     Args:
         plan: of the domain.
@@ -441,10 +432,9 @@ def prepare_transfers(
     transfers = fit_prompts(plan.transfers, plan.captions, plan.domain, settings.prompt_template, base.reads_whole)
     if plan.strength < 1:
         transfers = add_clear_prompts(transfers, plan.captions, settings.prompt_template, base.reads_whole)
-    height, width = image_size(settings, plan.frames[0])
-    batch_size = settings.batch_size or default_batch_size(device, height, width)
-    record = transfer_record(plan, hashes, precision=models.precision, height=height, width=width)
-    compiled = choose_compiling(settings.compile, recorded_choice(plan.folder, settings.run.overwrite))
+    record = transfer_record(plan, hashes, models.precision)
+    height, width = record["height"], record["width"]
+    compiled = choose_compiling(settings.compile, device, recorded_choice(plan.folder, settings.run.overwrite))
     stage = TransferStage(
         plan.folder,
         record,
@@ -453,19 +443,33 @@ def prepare_transfers(
         settings.sampling,
         height=height,
         width=width,
-        batch_size=batch_size,
+        batch_size=settings.batch_size or default_batch_size(device, height, width),
         negative_prompt=settings.negative_prompt,
         compiled=compiled,
-        settings={**flatten(settings), **hashes, **record, "compiled": compiled},
+        settings={**flatten(settings), **record, "compiled": compiled},
         denoising_strength=settings.strength,
         domain_strength=plan.strength,
     )
-    return PreparedTransfers(stage, transfers, batch_size)
+    return stage, transfers
 
 
-def transfer_record(
-    plan: TransferPlan, hashes: Mapping[str, str | None], *, precision: str, height: int, width: int
-) -> dict[str, Any]:
+def frame_record(plan: TransferPlan, hashes: Mapping[str, str | None], precision: str) -> dict[str, Any]:
+    """Return the settings that define the images of every generator, among them the images' `height` and `width`."""
+    settings = plan.settings
+    height, width = image_size(settings, plan.frames[0])
+    return {
+        **hashes,
+        "frames_hash": frames_hash(plan.frames, plan.captions),
+        "run_seed": settings.seed,
+        "from_train": settings.from_train,
+        "without_replacement": settings.without_replacement,
+        "height": height,
+        "width": width,
+        "precision": precision,
+    }
+
+
+def transfer_record(plan: TransferPlan, hashes: Mapping[str, str | None], precision: str) -> dict[str, Any]:
     """Return the settings that define the images, which every line of the manifest holds.
 
     Resuming with different ones is refused. The keys are those of the first release; an image's own seed is its line's
@@ -475,18 +479,11 @@ def transfer_record(
     start = {"generator": settings.generator, "denoising_strength": settings.strength}
     weakened = {"domain_strength": plan.strength, "clear_text": CLEAR_TEXT}
     return {
-        **hashes,
-        "frames_hash": frames_hash(plan.frames, plan.captions),
+        **frame_record(plan, hashes, precision),
         "domain_text": " | ".join(plan.domain.texts),
-        "run_seed": settings.seed,
-        "from_train": settings.from_train,
-        "without_replacement": settings.without_replacement,
-        "height": height,
-        "width": width,
         "large": sampling.large,
         "tile": sampling.tile,
         "upscale_strength": sampling.upscale_denoising_strength,
-        "precision": precision,
         "sampler": sampling.sampler,
         "ddim_steps": sampling.steps,
         "guidance_scale": sampling.guidance_scale,

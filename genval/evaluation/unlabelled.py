@@ -41,6 +41,11 @@ class UnlabelledImage:
     id: str
     image: Path
 
+    @property
+    def source(self) -> str:
+        """The id that the image has in a labelled set."""
+        return self.image.stem.removesuffix("_leftImg8bit")
+
 
 def parse_folders(entries: Sequence[str]) -> dict[str, list[UnlabelledImage]]:
     """Read `--images`: each entry is a folder, or NAME=FOLDER; return the images by the set's name.

@@ -6,6 +6,7 @@ as a run that was not interrupted.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,10 +108,7 @@ class FinetuneSampler:
         self._below = Passes(len(data.streets), settings.seed, "streets below outliers")
 
     def __iter__(self) -> Iterator[list[FinetuneSample]]:
-        number = self.start
-        while True:
-            yield self.batch(number)
-            number += 1
+        return map(self.batch, itertools.count(self.start))
 
     def batch(self, number: int) -> list[FinetuneSample]:
         """Return batch `number` (0, 1, ...) of this process."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from genval.runtime.flags import flatten
 from genval.runtime.paths import resolve
 from genval.segmenters import load_segmenter
 from genval.segmenters.identity import model_identity
-from genval.segmenters.recipe import MADE_BY, RECIPE, Recipe, was_trained_on
+from genval.segmenters.recipe import MADE_BY, RECIPE, Recipe, frame_ids, was_trained_on
 from genval.training.runs import TrainingRun, check_output, choose_run, trainer_of, training_precision
 
 
@@ -121,22 +120,13 @@ def find_data(settings: FinetuneSettings, skipped: list[BadFile]) -> FinetuneSet
 def trained_on(data: FinetuneSet) -> dict[str, list[str]]:
     """Return the ids of the frames and the marks of the files of a training, for its recipe."""
     files = [path for item in (*data.streets, *data.generated) for path in item.files]
-    frames = {item.id for item in data.streets} | {_frame(item.id) for item in data.generated}
+    frames = {item.id for item in data.streets}.union(*(frame_ids(item.id) for item in data.generated))
     if data.outliers is not None:
         files += data.outliers.files
         frames |= set(data.outliers.frames)
     marks = {mark for path in files if (mark := current_mark(path)) is not None}
     # An id without a city or a recording does not name a frame.
     return {"frames": sorted(frame for frame in frames if "_" in frame), "marks": sorted(marks)}
-
-
-def _frame(item_id: str) -> str:
-    """The id of the frame from which an image was generated: its own without domain and number.
-
-    >>> _frame("fog_0_frankfurt_000000_000294")
-    'frankfurt_000000_000294'
-    """
-    return re.sub(r"^.*?_\d+_", "", item_id)
 
 
 def find_validation(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 
 from genval.runtime.errors import GenValError
 from genval.runtime.hub import pretrained
+from genval.runtime.messages import first_words, silence_loading
 from genval.runtime.paths import find_below, resolve
 
 SUFFIXES = (".pth", ".pt", ".ckpt")
@@ -121,7 +120,7 @@ def load_tokenizer(place: str, name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(location, **options)
     except (OSError, ValueError) as error:
-        raise GenValError(f"{name} has no tokenizer: {' '.join(str(error).split())[:300]}") from error
+        raise GenValError(f"{name} has no tokenizer: {first_words(error)}") from error
 
 
 def load_processor(processor_class: Any, place: str, name: str) -> Any:
@@ -134,12 +133,12 @@ def load_processor(processor_class: Any, place: str, name: str) -> Any:
     try:
         return processor_class.from_pretrained(location, **options)
     except (OSError, ValueError, TypeError) as error:
-        raise GenValError(f"{name} has no processor: {' '.join(str(error).split())[:300]}") from error
+        raise GenValError(f"{name} has no processor: {first_words(error)}") from error
 
 
 def _unreadable(name: str, error: Exception) -> GenValError:
     return GenValError(
-        f"Cannot load {name}: {' '.join(str(error).split())[:400]} Expected the name of a model that can be "
+        f"Cannot load {name}: {first_words(error, 400)} Expected the name of a model that can be "
         "downloaded, a folder in transformers' layout, or a file of the original format."
     )
 
@@ -153,20 +152,3 @@ def read_preprocessing(place: str) -> dict[str, Any]:
         return dict(BaseImageProcessor.get_image_processor_dict(location, **options)[0])
     except OSError:
         return {}
-
-
-@contextmanager
-def silence_loading() -> Iterator[None]:
-    """Silence transformers' warnings about keys, which the caller raises as an error, and its progress bars."""
-    import transformers
-
-    logger = logging.getLogger(transformers.__name__)
-    level, bar = logger.level, transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bar:
-            transformers.utils.logging.enable_progress_bar()

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from genval.grounding import groundingdino_keys, sam_keys
-from genval.grounding.loading import silence_loading
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
-
-_LISTED = 5
+from genval.runtime.messages import first_words, listed, silence_loading
 
 
 def load_groundingdino(path: str | Path) -> Any:
@@ -86,7 +84,7 @@ def build(
     if keys.MARK not in state:
         raise GenValError(
             f"{path} is not {title} in its original format: expected a key {keys.MARK}, found "
-            f"{_listed(list(state))}. Give the published file, or a folder or hub name for transformers."
+            f"{listed(list(state))}. Give the published file, or a folder or hub name for transformers."
         )
     try:
         sizes = keys.config({key: tuple(tensor.shape) for key, tensor in state.items()})
@@ -114,8 +112,8 @@ def build(
     shapes = [f"{origins.get(name, name)} {tuple(found)}" for name, found, _ in report["mismatched_keys"]]
     if missing or unexpected or shapes:
         raise GenValError(
-            f"{path} does not hold a whole {title}: missing (in transformers' names): {_listed(missing)}; unexpected: "
-            f"{_listed(unexpected)}; other shapes: {_listed(sorted(shapes))}. Fetch it again; sizes that shapes do not "
+            f"{path} does not hold a whole {title}: missing (in transformers' names): {listed(missing)}; unexpected: "
+            f"{listed(unexpected)}; other shapes: {listed(sorted(shapes))}. Fetch it again; sizes that shapes do not "
             f"tell can be given in {override}."
         )
     return model.eval().requires_grad_(False)
@@ -132,8 +130,7 @@ def _read(path: Path, inner: str) -> dict[str, Tensor]:
             f"{path} cannot be read safely: it holds more than tensors, or is no torch.save file. Fetch it again."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise GenValError(f"{path} cannot be read ({reason}). Fetch it again.") from error
+        raise GenValError(f"{path} cannot be read ({first_words(error)}). Fetch it again.") from error
     content = content if isinstance(content, dict) else {}
     state = content.get(inner, content)
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
@@ -146,8 +143,3 @@ def _updated(sizes: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
         is_part = isinstance(value, dict) and isinstance(updated.get(key), dict)
         updated[key] = updated[key] | value if is_part else value
     return updated
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return (", ".join(names[:_LISTED]) or "none") + more

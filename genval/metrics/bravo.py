@@ -19,8 +19,6 @@ from genval.metrics.confusion import confusion_matrix
 from genval.metrics.states import MergeableState
 
 LEVELS = 1 << 16
-SEMANTIC = ("miou", "ece", "auroc", "auprc_success", "auprc_error", "fpr95")
-OOD = ("auroc", "auprc", "fpr95")
 _LOWER_IS_BETTER = ("ece", "fpr95")
 _BINS = 15
 
@@ -70,7 +68,7 @@ def quantise(probability: np.ndarray) -> np.ndarray:
 
 
 def semantic_metrics(counts: BravoCounts) -> dict[str, float]:
-    """Compute `SEMANTIC`, fractions; NaN where not defined."""
+    """Compute the metrics of the known classes, fractions; NaN where not defined."""
     confusion = counts.confusion.astype(np.float64)
     hits = np.diag(confusion)
     union = confusion.sum(0) + confusion.sum(1) - hits
@@ -87,7 +85,7 @@ def semantic_metrics(counts: BravoCounts) -> dict[str, float]:
 
 
 def ood_metrics(counts: BravoCounts) -> dict[str, float]:
-    """Compute `OOD`, fractions, with invalid pixels as the positive class; NaN where not defined."""
+    """Compute the OOD metrics, fractions, with invalid pixels as the positive class; NaN where not defined."""
     valid, invalid = counts.ood.astype(np.float64)  # the lowest confidence first
     auroc, fpr95 = _roc(invalid, valid)
     return {"auroc": auroc, "auprc": _step_area(invalid, valid), "fpr95": fpr95}

@@ -1,6 +1,6 @@
 """Calibration errors: the difference between confidence and accuracy.
 
-Each error can be computed in two ways. From single pixels (`top1_metrics`, `classwise_ece`) it is exact. From counts
+An error can be computed in two ways. From single pixels it is exact (`top1_metrics`). From counts
 that add up over images, processes and data sets (`genval.metrics.statistics`), errors over bins of equal width are
 exact; the others use levels of confidence that are at most 1.3e-4 wide.
 
@@ -149,24 +149,3 @@ def top1_metrics(confidence: np.ndarray, right: np.ndarray, drop_lowest: bool = 
         "adaptive_ece": float(adaptive_ece(curve, counts, drop_lowest=drop_lowest)),
         "ks": float(ks_error(curve)),
     }
-
-
-def classwise_ece(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the ECE of each class's probability as a prediction of whether the pixel is of that class.
-
-    Args:
-        probabilities: floats (N, C).
-        labels: integers (N,), 0..C-1.
-
-    Returns:
-        float64 (C,); NaN without pixels. The class-wise ECE is their mean.
-
-    >>> classwise_ece(np.array([[0.8, 0.2], [0.4, 0.6]]), np.array([0, 1])).round(3).tolist()
-    [0.3, 0.3]
-    """
-    errors = []
-    for index, column in enumerate(np.asarray(probabilities).T):
-        bins = bin_index(column)
-        is_class = np.ravel(labels) == index
-        errors.append(binned_ece(*(np.bincount(bins, weights, BINS) for weights in (is_class, None, column))))
-    return np.array(errors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -131,10 +131,3 @@ def _orders(x: np.ndarray) -> np.ndarray:
 def _bounded_ratio(numerator: np.ndarray, denominator: np.ndarray, defined: np.ndarray) -> np.ndarray:
     """Return the ratio, clipped to -1..1; NaN where it is not defined."""
     return np.where(defined, safe_divide(numerator, denominator).clip(-1.0, 1.0), np.nan)
-
-
-CORRELATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "pearson": pearson,
-    "spearman": spearman,
-    "kendall": kendall,
-}

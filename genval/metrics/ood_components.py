@@ -31,8 +31,6 @@ class Sizes:
 
 _QUANTILES = 384  # of the object's scores and of the background's, per image
 _BEYOND = 1e-2
-OBSTACLE_SIZES = Sizes(50, 10)
-"""The benchmark's minimum sizes for RoadObstacle21, whose objects are far away."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,6 @@ class SearchResult:
 
     temperature: float
     value: float  # of the metric at this temperature
-    evaluations: int  # of the metric or of the mean confidence
 
 
 def ece_at(pixels: Pixels, temperature: float) -> tuple[float, float]:
@@ -106,10 +105,9 @@ def search_ece(pixels: Pixels, grid: np.ndarray = GRID) -> SearchResult:
     # Find the first grid point at which the mean confidence is not above the accuracy, by bisection. Single precision
     # is enough for a starting point; the search below uses double precision.
     single = pixels.below.float()
-    low, high, evaluations = 0, len(grid) - 1, 0
+    low, high = 0, len(grid) - 1
     while low < high:
         middle = (low + high) // 2
-        evaluations += 1
         if _mean_confidence(single, float(grid[middle])) <= right:
             high = middle
         else:
@@ -119,12 +117,11 @@ def search_ece(pixels: Pixels, grid: np.ndarray = GRID) -> SearchResult:
     for side, direction in sides:
         for index in side:
             ece, gap = ece_at(pixels, float(grid[index]))
-            evaluations += 1
             best = min(best, (ece, index))
             # At higher temperatures accuracy exceeds confidence, more with every step; at lower ones the reverse holds.
             if gap * direction > best[0] + _SLACK:
                 break
-    return SearchResult(float(grid[best[1]]), best[0], evaluations)
+    return SearchResult(float(grid[best[1]]), best[0])
 
 
 def nll_at(pixels: Pixels, temperature: float) -> float:
@@ -139,15 +136,13 @@ def search_nll(pixels: Pixels, lowest: float = float(GRID[0]), highest: float = 
     that contains the minimum, finds the global minimum to 1e-9.
     """
     low, high = 1 / highest, 1 / lowest
-    evaluations = 2
     if _nll(pixels, low)[1] >= 0:
-        return SearchResult(highest, nll_at(pixels, highest), evaluations)
+        return SearchResult(highest, nll_at(pixels, highest))
     if _nll(pixels, high)[1] <= 0:
-        return SearchResult(lowest, nll_at(pixels, lowest), evaluations)
+        return SearchResult(lowest, nll_at(pixels, lowest))
     scale = min(max(1.0, low), high)
     while high - low > 1e-10:
         _, slope, curvature = _nll(pixels, scale)
-        evaluations += 1
         low, high = (low, scale) if slope > 0 else (scale, high)
         step = scale - slope / curvature if curvature > 0 else math.nan
         inside = low < step < high
@@ -156,7 +151,7 @@ def search_nll(pixels: Pixels, lowest: float = float(GRID[0]), highest: float = 
             scale = following
             break
         scale = following
-    return SearchResult(1 / scale, nll_at(pixels, 1 / scale), evaluations)
+    return SearchResult(1 / scale, nll_at(pixels, 1 / scale))
 
 
 def search(pixels: Pixels, metric: str = "ece") -> SearchResult:

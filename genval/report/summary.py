@@ -23,7 +23,7 @@ from genval.report.schema import (
 from genval.report.severity import KEPT_SHARE
 from genval.runtime.tables import markdown_table, percent
 
-_HEADER = ["part", "domain", "score", "figure", "quantity", "models", "coefficient", "value"]
+_HEADER = ["part", "domain", "score", "metric", "quantity", "models", "coefficient", "value"]
 EXPLANATIONS = (
     "observed r: Pearson's r of the scores as they were measured; the noise of few images weakens it.",
     "corrected r: the same without the noise, as infinitely many images would give it; the 95 % interval is its own.",

@@ -15,9 +15,11 @@ from genval.reproduction.marks import Marks
 from genval.reproduction.steps import Step
 from genval.runtime.files import read_json, write_json
 from genval.runtime.flags import canonical
+from genval.runtime.fork_server import can_fork
 
-# Starting Python and importing torch and the models' libraries, seconds per command on two quiet CPU cores.
-START = 6.0
+# Starting a command, seconds on two quiet CPU cores (docs/speed.md): a new interpreter imports torch and the models'
+# libraries, a fork has them.
+_INTERPRETER, _FORK = 6.0, 0.2
 # Runs of a stage that are kept; the estimate is over these.
 _KEPT = 20
 
@@ -108,15 +110,20 @@ class Record:
         runs = self.runs.get(self.device, {}).get(step.stage, [])
         if runs:
             # Of the quickest process at most a half was its start.
-            start = min([START, *(run["seconds"] / run["commands"] / 2 for run in runs)])
+            start = min([start_seconds(), *(run["seconds"] / run["commands"] / 2 for run in runs)])
             work = sum(run["seconds"] - start * run["commands"] for run in runs)
             rate = work / sum(run["images"] for run in runs)
             return Estimate(start * len(step.commands) + step.images(items) * rate, "measured here")
         kind = "cpu" if self.device.startswith("cpu") else "gpu"
         if (self.preset, step.stage, kind) in STATED:
             rate, source = STATED[self.preset, step.stage, kind]
-            return Estimate(START * len(step.commands) + step.images(items) * rate, source)
+            return Estimate(start_seconds() * len(step.commands) + step.images(items) * rate, source)
         return Estimate(None, "not measured yet")
+
+
+def start_seconds() -> float:
+    """Return how long a command of a plan on this machine takes to start."""
+    return _FORK if can_fork() else _INTERPRETER
 
 
 def canonical_name(run_name: str) -> str:

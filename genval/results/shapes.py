@@ -32,15 +32,6 @@ class ImageLine(TypedDict):
     class_groups: NotRequired[dict[str, list[str]]]
 
 
-class LabelledLine(TypedDict):
-    """A line of a scene's `manifest.jsonl`, for readers that need the image and its mask."""
-
-    id: Annotated[str, expected_inside]
-    image: str
-    mask: str
-    mask_mark: str
-
-
 class ImageStatistics(TypedDict):
     """`statistics/{id}.json`: the confusion matrix of an image, (C, C)."""
 

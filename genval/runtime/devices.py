@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -52,7 +53,9 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
     unused = ["torch._dynamo"] if _is_one_process(settings) else []
     with hidden("torchmetrics"), placeholders(*unused):
         from lightning_fabric import Fabric
+    from lightning_utilities.core import rank_zero
 
+    rank_zero.log.addFilter(_is_no_advice)
     # Fabric starts MPI to ask for the number of processes, which takes half a second. Without a launcher it is one.
     unused = [] if any(name.startswith(_OF_MPI) for name in os.environ) else ["mpi4py"]
     try:
@@ -66,6 +69,11 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
         ) from error
     fabric.launch()
     return fabric
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """Not Lightning's advice to compute in a lower precision, which is given at each start: here a flag decides."""
+    return "that has Tensor Cores" not in record.getMessage()
 
 
 def _is_one_process(settings: DeviceFlags) -> bool:

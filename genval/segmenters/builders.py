@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from genval.datasets.layouts import suggestion
 from genval.runtime.errors import GenValError
+from genval.runtime.messages import first_words
 from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import WithoutRandomValues, load_strictly, read_state_dict
 from genval.segmenters.class_map import ClassMap, check_outputs, map_by_name
@@ -117,9 +118,8 @@ def load_smp(
             )
         except Exception as error:  # KeyError and RuntimeError for names, ValueError for what does not go together
             known = [kind.__name__.lower() for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()]
-            reason = " ".join(str(error).split())[:300]
             raise GenValError(
-                f"{name}: segmentation_models_pytorch cannot build {architecture} on {encoder}: {reason} "
+                f"{name}: segmentation_models_pytorch cannot build {architecture} on {encoder}: {first_words(error)} "
                 f"Architectures: {', '.join(known)}."
             ) from error
         return network

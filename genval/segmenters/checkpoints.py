@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from genval.runtime.errors import GenValError
+from genval.runtime.messages import listed
 from genval.runtime.paths import find_below, resolve
 from genval.segmenters.class_names import find_names
 
-_LISTED_KEYS = 8
 # Functions that fill a tensor with random numbers. Some of torch.nn.init can be replaced, others call those of Tensor.
 _RANDOM = {
     *(Tensor.uniform_, Tensor.normal_),
@@ -166,10 +166,7 @@ def _is_finite(value: Tensor) -> bool:
 
 def _listing(problem: str, keys: Iterable[str]) -> list[str]:
     found = sorted(keys)
-    if not found:
-        return []
-    rest = f" and {len(found) - _LISTED_KEYS} more" if len(found) > _LISTED_KEYS else ""
-    return [f"{len(found)} {problem}: {', '.join(found[:_LISTED_KEYS])}{rest}"]
+    return [f"{len(found)} {problem}: {listed(found)}"] if found else []
 
 
 class _Skipped:

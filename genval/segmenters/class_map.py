@@ -14,9 +14,9 @@ from genval.datasets.labels import CLASSES, IGNORE, LABEL_SPACES, LabelSpace
 from genval.datasets.layouts import suggestion
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
+from genval.runtime.messages import print_once
 from genval.runtime.paths import resolve
 from genval.segmenters.class_names import is_placeholder, train_id_of
-from genval.segmenters.notes import print_once
 
 NUM_CLASSES = len(CLASSES)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from genval.runtime.errors import GenValError
 from genval.runtime.files import parse_json, read_json
+from genval.runtime.messages import print_once
 from genval.segmenters.base import IMAGENET_MEAN, IMAGENET_STD
 from genval.segmenters.class_names import as_names, find_names
-from genval.segmenters.notes import print_once
 
 _FORM = '{"mean": [r, g, b], "std": [r, g, b], "scale": 255, "channels": "rgb", "classes": ["road", ...]}'
 _KEYS = ("mean", "std", "scale", "channels", "classes")

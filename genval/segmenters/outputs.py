@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from genval.runtime.errors import GenValError
+from genval.runtime.messages import first_words, print_once
 from genval.segmenters.class_map import NUM_CLASSES, ClassMap, check_outputs
-from genval.segmenters.notes import print_once
 
 _KEYS = ("out", "logits")
 _TOLERANCE = 0.1
@@ -34,8 +34,7 @@ def named_failures(task: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if "OutOfMemory" in type(error).__name__:
             raise
-        reason = " ".join(str(error).split())[:400]
-        raise GenValError(f"{task}: {type(error).__name__}: {reason}") from error
+        raise GenValError(f"{task}: {type(error).__name__}: {first_words(error, 400)}") from error
 
 
 def find_logits(name: str, output: Any, class_map: ClassMap | None) -> Any:

@@ -7,6 +7,7 @@ the same masks. The recipe therefore lists the marks of all files and the ids of
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -80,7 +81,7 @@ def refuse_trained_images(segmenter: Any, items: Iterable[TestedImage]) -> None:
 
     Args:
         segmenter: any segmenter; without a recipe nothing is refused.
-        items: the test images. An image generated from a frame has the frame's id at the end of its own id.
+        items: the test images. An image generated from a frame is known by its id, see `frame_ids`.
 
     Raises:
         GenValError: an image or mask was trained on, or the image was generated from a mask that was trained on.
@@ -99,7 +100,18 @@ def refuse_trained_images(segmenter: Any, items: Iterable[TestedImage]) -> None:
 
 def was_trained_on(recipe: Recipe, item: TestedImage) -> bool:
     """Whether the training used the item's image, its mask, or an image of the same frame."""
-    parts = (getattr(item, "source", "") or item.id).split("_")
-    ids = {"_".join(parts[start:]) for start in range(len(parts))}
     files = [item.image, mask] if (mask := getattr(item, "mask", None)) is not None else [item.image]
-    return bool(ids & recipe.frames) or any(current_mark(file) in recipe.marks for file in files)
+    return not recipe.frames.isdisjoint(frame_ids(getattr(item, "source", "") or item.id)) or any(
+        current_mark(file) in recipe.marks for file in files
+    )
+
+
+def frame_ids(item_id: str) -> set[str]:
+    """Return the ids of the frames that an image can be of: its own id, and what follows a `{domain}_{number}_`.
+
+    Numbers of generated images have no leading zeros, and those of most real frames do.
+
+    >>> sorted(frame_ids("fog_0_frankfurt_000000_000294"))
+    ['fog_0_frankfurt_000000_000294', 'frankfurt_000000_000294']
+    """
+    return {item_id} | {item_id[found.end() :] for found in re.finditer(r"(?<=._)(0|[1-9]\d*)_", item_id)}

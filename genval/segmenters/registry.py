@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 import path_dicts
 from genval.runtime.errors import GenValError
+from genval.runtime.messages import print_once
 from genval.runtime.paths import find_below, resolve
 from genval.runtime.precision import check_precision
 from genval.segmenters.base import Segmenter
 from genval.segmenters.checkpoints import find_checkpoint
 from genval.segmenters.class_map import ClassMap, find_class_map
 from genval.segmenters.identity import source_hash
-from genval.segmenters.notes import print_once
 from genval.segmenters.outputs import find_logits, named_failures
 from genval.segmenters.recipe import find_recipe
 from genval.segmenters.trust import require_trusted_module

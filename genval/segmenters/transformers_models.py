@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.hub import pretrained, split_revision
+from genval.runtime.messages import listed
 from genval.runtime.paths import find_below, resolve
 from genval.segmenters.base import Segmenter
 from genval.segmenters.class_map import ClassMap, check_outputs, map_by_name
@@ -89,7 +90,8 @@ def load_transformers(
         if "trust_remote_code" in reason or "custom code" in reason:
             reason = "it needs code of its own, which is never run."
         raise GenValError(f"Cannot load a semantic segmentation model from {location}: {reason} {_EXPECTED}") from error
-    problems = [f"{kind.removesuffix('_keys')}: {_shorten(keys)}" for kind, keys in report.items() if keys]
+    lists = {kind.removesuffix("_keys"): sorted(keys, key=str) for kind, keys in report.items() if keys}
+    problems = [f"{kind}: {listed(keys)}" for kind, keys in lists.items()]
     if problems:
         raise GenValError(f"The weights in {location} do not fit its config.json: {'; '.join(problems)}.")
     _check_numbers(location, local, network)
@@ -230,9 +232,6 @@ def _check_numbers(location: str, local: bool, network: nn.Module) -> None:
             kinds = {key: stream.get_slice(key).get_dtype() for key in stream.keys() if key in real}  # noqa: SIM118
         wrong = [f"{key} ({kind})" for key, kind in kinds.items() if not kind.startswith(("F", "BF"))]
         if wrong:
-            raise GenValError(f"The weights in {path} are no real numbers: {_shorten(wrong)}. Save them as float32.")
-
-
-def _shorten(keys: Any) -> str:
-    names = sorted(str(key) for key in keys)
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            raise GenValError(
+                f"The weights in {path} are no real numbers: {listed(sorted(wrong))}. Save them as float32."
+            )

@@ -111,6 +111,20 @@ def test_missing_sets_are_named(tmp_path):
     assert "export_segmenters.py" in text
 
 
+def test_segmenters_of_other_flags_are_refused(tmp_path):
+    (tmp_path / "fast-scnn.pth").touch()
+    record = {"data_dir": "datasets/streets", "steps": 20000, "seconds": 300, "batch_size": 32, "limit": None}
+    write_json(tmp_path / "mini-fast-scnn.json", {"settings": record, "val_miou": 0.5})
+    flags = ["--segmenters", "mini-fast-scnn", "--output", tmp_path]
+    assert "wrote 1 segmenters" in run("train_segmenters", *flags, "--seconds", 300)
+    text = run("train_segmenters", *flags, "--seconds", 60, expected=2)
+    assert "fast-scnn.pth was trained with --seconds 300 (now 60). Delete" in text
+    # Without its record it is trained, which needs the images.
+    (tmp_path / "mini-fast-scnn.json").unlink()
+    text = run("train_segmenters", *flags, "--data_dir", tmp_path, "--accelerator", "cpu", expected=2)
+    assert "train.jsonl" in text
+
+
 @pytest.mark.slow
 def test_from_streets_to_counts(places):
     data, sets, results = places / "data", places / "images/sets", places / "results"

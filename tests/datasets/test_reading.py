@@ -5,6 +5,7 @@ import struct
 import zlib
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -410,6 +411,17 @@ def test_the_usual_png_files_are_decoded_by_opencv_and_others_are_not(tmp_path, 
         path.write_bytes(other)
         assert _decode_plain_png(path, colour) is None
     assert _decode_plain_png(tmp_path, colour) is None and _decode_plain_png(tmp_path / "none.png", colour) is None
+
+
+@pytest.mark.parametrize("kind", ["gAMA", "sBIT", "iCCP", "tEXt", "tIME"])
+def test_opencv_prints_no_warning_about_a_chunk_without_pixels(tmp_path, kind, capfd):
+    cut = chunk(kind.encode(), b"\xff")
+    file = png(photograph(), 8, 2, before=cut, after=cut)
+    cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
+    assert "warning" in capfd.readouterr().err
+    (tmp_path / "file.png").write_bytes(file)
+    np.testing.assert_array_equal(_decode_plain_png(tmp_path / "file.png", 2), photograph())
+    assert not capfd.readouterr().err
 
 
 def test_pairs_are_kept_up_to_a_limit_and_changed_files_are_read_again(tmp_path, monkeypatch):

@@ -130,12 +130,20 @@ def test_kernels_are_kept_elsewhere_where_the_cache_folder_cannot_be_written(
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache/inductor")
 
 
-def test_compiling_is_chosen_by_the_user_or_by_the_run_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_is_chosen_by_the_user_or_by_the_run_to_resume(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
-    assert choose_compiling("on") and choose_compiling("on", recorded=False) and choose_compiling("auto", recorded=True)
-    assert not choose_compiling("auto") and not choose_compiling("auto", recorded=False)
-    assert not choose_compiling("off", recorded=True)
-    gpu = torch.device("cuda")
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert choose_compiling("on", gpu) and choose_compiling("on", gpu, recorded=False)
+    assert choose_compiling("auto", gpu, recorded=True)
+    assert "--compile off" not in capsys.readouterr().out
+    assert not choose_compiling("auto", gpu) and not choose_compiling("auto", gpu, recorded=False)
+    assert not choose_compiling("off", gpu, recorded=True)
+    assert not capsys.readouterr().out
+    # A CPU cannot continue the set of a GPU with the same bytes.
+    assert choose_compiling("auto", cpu, recorded=True)
+    assert "--compile off" in capsys.readouterr().out
     assert default_batch_size(gpu, 512, 512) == 32 and default_batch_size(gpu, 1024, 2048) == 4
 
 
@@ -270,7 +278,7 @@ def test_a_resumed_set_keeps_the_kernels_that_it_was_begun_with(
         return made(base, controlnet, sampling, **options)
 
     monkeypatch.setattr(transfer_module, "make_denoiser", make)
-    monkeypatch.setattr(transfer_module, "choose_compiling", lambda _, recorded: recorded)
+    monkeypatch.setattr(transfer_module, "choose_compiling", lambda _, device, recorded: recorded)
     # The compiled one comes last, because compiling also changes the decoder.
     assert [done.folder.name for done in generate_domains(plan_domains(settings))] == ["night", "fog"]
     assert asked == [False, True]

@@ -146,7 +146,9 @@ def test_generated_weather_is_mixed_in_and_its_frames_are_not_tested(settings, t
     run_training(prepared)
     recipe = json.loads((tmp_path / "output/recipe.json").read_text())
     assert recipe["generated"] == ["fog"] and recipe["loss"] is None
-    assert recipe["trained_on"]["frames"] == ["aachen_000000_000019", "aachen_000001_000019"]
+    frames = ["aachen_000000_000019", "aachen_000001_000019"]
+    generated = [f"fog_{number}_{frame}" for number, frame in enumerate(frames)]
+    assert recipe["trained_on"]["frames"] == frames + generated
     segmenter = load_segmenter(recipe["segmenter"], "cpu")
     found = {
         split: find_items("Cityscapes_fog", split=split, generated_dir=tmp_path / "images")

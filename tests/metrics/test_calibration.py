@@ -14,7 +14,7 @@ from reference_metrics import (
     slow_ks,
 )
 
-from genval.metrics.calibration import BINS, adaptive_ece, bin_index, classwise_ece, gap_curve, top1_metrics
+from genval.metrics.calibration import BINS, adaptive_ece, bin_index, gap_curve, top1_metrics
 from genval.metrics.reliability import reliability_metrics
 from genval.metrics.statistics import PixelStatistics, measure
 from genval.runtime.errors import GenValError
@@ -39,7 +39,6 @@ def test_errors_of_single_pixels_follow_the_definitions(case):
     same(metrics["ece"], slow_ece(confidence, right))
     same(metrics["ks"], slow_ks(confidence, right))
     assert metrics["adaptive_ece"] <= 2 * BINS * metrics["ks"] + 1e-12
-    same(classwise_ece(probabilities, labels), [slow_ece(p, labels == c) for c, p in enumerate(probabilities.T)])
 
 
 def test_bins_of_equal_population_are_fifteenths_of_the_pixels():

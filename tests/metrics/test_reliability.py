@@ -4,13 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from reference_metrics import (
-    realistic,
-    same,
-)
+from reference_metrics import realistic, same, slow_ece
 
 from genval.metrics.bootstrap import draw_weights
-from genval.metrics.calibration import classwise_ece, top1_metrics
+from genval.metrics.calibration import top1_metrics
 from genval.metrics.ranking import aupr, auroc, counts_by_score, fpr_at_tpr, prediction_rejection_ratio
 from genval.metrics.reliability import pool, reliability_bounds, reliability_metrics
 from genval.metrics.statistics import PixelStatistics, measure
@@ -27,7 +24,7 @@ def test_levels_are_within_1e_4_on_realistic_logits():
     exact |= {"auroc": float(auroc(*counts)), "aupr_right": float(aupr(*counts)), "fpr95": float(fpr_at_tpr(*counts))}
     exact |= {
         "aupr_wrong": float(aupr(*(c[::-1] for c in counts[::-1]))),
-        "classwise_ece": classwise_ece(probabilities.T.numpy(), labels.numpy()).mean(),
+        "classwise_ece": np.mean([slow_ece(p.numpy(), (labels == c).numpy()) for c, p in enumerate(probabilities)]),
     }
     exact["prr_percent"] = float(prediction_rejection_ratio(*counts))
     for name, value in exact.items():

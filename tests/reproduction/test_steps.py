@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from genval.reproduction import record as record_module
 from genval.reproduction.marks import Marker, differing
 from genval.reproduction.outputs import of_evaluations, of_files
 from genval.reproduction.printing import duration, print_end, print_missing, print_unmarked
-from genval.reproduction.record import START, Record, total_seconds
+from genval.reproduction.record import Record, start_seconds, total_seconds
 from genval.reproduction.running import Runner
 from genval.reproduction.state import BLOCKED, DONE, TO_DO, check_any_runs, check_stages, survey, up_to_date
 from genval.reproduction.steps import Outputs, Step
@@ -23,6 +24,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 
 STAGES = ("first", "second", "third")
+START = start_seconds()
 
 
 def step(name, made=0, files=(), size=1, stage="first", commands=None, **more):
@@ -247,12 +249,22 @@ def test_rates_are_of_this_device_and_without_the_start_of_processes(tmp_path):
     assert len(again.runs["cpu, 2 cores"]["first"]) == 1, "a run that made nothing is no rate"
 
 
+@pytest.mark.parametrize("forks", [False, True])
+def test_only_a_new_interpreter_needs_seconds_to_start(tmp_path, monkeypatch, forks):
+    monkeypatch.setattr(record_module, "can_fork", lambda: forks)
+    record = Record(tmp_path / "steps.json", "mini", "cpu")
+    record.add(step("a"), 100, 100.0, 1.0, {})
+    assert record.estimate(step("a"), 100).seconds == pytest.approx(100.0)
+    assert (record.estimate(step("b"), 1).seconds < 2) is forks
+
+
 def test_a_file_made_from_many_images_takes_as_long_as_they_do(tmp_path):
     record = Record(tmp_path / "steps.json", "mini", "cpu")
     record.add(step("a", size=2, work=100), 2, START + 10.0, 1.0, {})
     assert record.estimate(step("a", size=2, work=1000), 2).seconds == pytest.approx(START + 100.0)
-    record.add(step("b", size=2, stage="second"), 2, 2.0, 1.0, {})
-    assert record.estimate(step("b", size=20, stage="second"), 20).seconds == pytest.approx(1.0 + 10.0)
+    record.add(step("b", size=2, stage="second"), 2, START, 1.0, {})
+    half = START / 2
+    assert record.estimate(step("b", size=20, stage="second"), 20).seconds == pytest.approx(half + 10 * half)
 
 
 def test_a_stated_rate_logs_where_it_is_from(tmp_path):

@@ -1,14 +1,34 @@
 """What the machine offers."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from genval.runtime import devices
 from genval.runtime.files import write_bytes
+from genval.runtime.settings import DeviceSettings
+
+
+def test_lightning_does_not_advise_another_precision(monkeypatch):
+    devices.launch_fabric(DeviceSettings(accelerator="cpu", devices="1"))
+    from lightning_fabric.accelerators import cuda
+    from lightning_utilities.core import rank_zero
+
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    monkeypatch.setattr(rank_zero.log, "handlers", [handler])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(cuda, "_is_ampere_or_later", lambda device: True)
+    cuda._check_cuda_matmul_precision(torch.device("cuda"))
+    rank_zero.rank_zero_info("another message")
+    assert messages == ["another message"] and torch.get_float32_matmul_precision() == "highest"
 
 
 def test_memory_that_is_left_in_a_container(tmp_path, monkeypatch):

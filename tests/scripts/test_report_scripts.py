@@ -64,6 +64,7 @@ def test_eight_models_have_intervals_and_a_verdict(report):
     assert f"{pearson['low']:.2f} to {pearson['high']:.2f}" in out
     with open(report.root / "report/correlation.csv", newline="") as stream:
         row = next(row for row in csv.DictReader(stream) if row["coefficient"] == "pearson")
+    assert row["metric"] == "miou"
     assert [float(row[key]) for key in ("value", "corrected", "low", "high")] == [
         pearson[key] for key in ("value", "corrected", "low", "high")
     ]

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from genval.runtime.errors import GenValError
+from genval.runtime.messages import print_once
 from genval.segmenters.base import IMAGENET_MEAN, IMAGENET_STD
 from genval.segmenters.normalisation import read_normalisation
-from genval.segmenters.notes import print_once
 
 
 @pytest.fixture

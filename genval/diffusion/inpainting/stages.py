@@ -508,7 +508,7 @@ def _run(
         "negative_prompt": settings.negative_prompt,
     }
     folder = resolve(settings.output_dir)
-    compiled = choose_compiling(settings.compile, recorded_choice(folder, settings.run.overwrite))
+    compiled = choose_compiling(settings.compile, fabric.device, recorded_choice(folder, settings.run.overwrite))
     options = {
         "batch_size": batch_size,
         "negative_prompt": settings.negative_prompt,

@@ -13,7 +13,6 @@ from typing import Any, NotRequired, TypedDict
 
 import torch
 
-from genval.diffusion.models.messages import first_words, listed, silence_loading
 from genval.diffusion.models.weights import load_exactly
 from genval.diffusion.original.reading import SUFFIXES, is_original, open_original
 from genval.runtime.cache import keep_cached, read_cached
@@ -21,6 +20,7 @@ from genval.runtime.devices import to_device
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.hub import pretrained, split_revision
+from genval.runtime.messages import first_words, listed, silence_loading
 from genval.runtime.paths import REPO_ROOT, find_below, resolve
 from genval.runtime.precision import compute_dtype
 

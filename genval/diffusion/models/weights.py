@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from genval.diffusion.models.messages import silence_loading
 from genval.runtime.files import read_json
+from genval.runtime.messages import silence_loading
 
 _THREADS = 4
 

@@ -23,12 +23,12 @@ from typing import Any, NotRequired, TypedDict
 
 import torch
 
-from genval.diffusion.models.messages import first_words, listed
 from genval.diffusion.models.weights import assign_weights, build_empty
 from genval.diffusion.original import keys
 from genval.diffusion.original.keys import Shapes, Source
 from genval.runtime.errors import GenValError
 from genval.runtime.files import check_shape, parse_json, read_json
+from genval.runtime.messages import first_words, listed
 
 SUFFIXES = (".ckpt", ".pth", ".safetensors")
 # The entry of files written here that holds configs and tokenizers.

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from genval.diffusion.models.controlnet import find_controlnet
-from genval.diffusion.models.messages import first_words, silence_loading
 from genval.diffusion.models.pipelines import find_model, load_strictly
 from genval.diffusion.published.pipelines import CONTROLNETS, Published, Request
 from genval.diffusion.settings import StyleTransferSettings
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
+from genval.runtime.messages import first_words, silence_loading
 
 # Files of a part of a pipeline that are fetched from the hub.
 _FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")

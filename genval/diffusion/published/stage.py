@@ -34,15 +34,13 @@ from genval.diffusion.sampling.micro_batches import MicroBatches
 from genval.diffusion.settings import PipelineConfig, SamplingConfig, StyleTransferSettings
 from genval.diffusion.style_transfer import (
     FrameStage,
-    PreparedTransfers,
     Transfer,
     TransferModels,
     TransferPlan,
     WeightFiles,
     find_weights,
     fit_prompts,
-    frames_hash,
-    image_size,
+    frame_record,
     load_models,
     prepare_transfers,
 )
@@ -197,8 +195,8 @@ def prepare_controlnet(
     models: TransferModels | PublishedModels,
     hashes: Mapping[str, str | None],
     device: torch.device,
-) -> PreparedTransfers:
-    """Make the stage of a domain; arguments as for `genval.diffusion.style_transfer.prepare_transfers`.
+) -> tuple[FrameStage, list[Transfer]]:
+    """Return the stage of a domain and its images, as `genval.diffusion.style_transfer.prepare_transfers` does.
 
     Raises:
         GenValError: a model does not suit the masks or the size.
@@ -226,8 +224,8 @@ def load_editor(settings: StyleTransferSettings, fabric: Fabric) -> PublishedMod
 
 def prepare_editor(
     plan: TransferPlan, models: PublishedModels, hashes: Mapping[str, str | None], device: torch.device
-) -> PreparedTransfers:
-    """Make the stage of a domain; arguments as for `genval.diffusion.style_transfer.prepare_transfers`.
+) -> tuple[FrameStage, list[Transfer]]:
+    """Return the stage of a domain and its images, as `genval.diffusion.style_transfer.prepare_transfers` does.
 
     Raises:
         GenValError: the editor does not suit the instruction or the size.
@@ -267,22 +265,18 @@ def _load(settings: StyleTransferSettings, fabric: Fabric, folder: Path, publish
 
 def _prepare(
     plan: TransferPlan, models: PublishedModels, hashes: Mapping[str, str | None], own: Mapping[str, Any]
-) -> PreparedTransfers:
-    """Make the stage of a published pipeline; `own` are the entries of the record that only its kind has."""
+) -> tuple[FrameStage, list[Transfer]]:
+    """Return the stage of a published pipeline and its images.
+
+    Args:
+        own: the entries of the record that only its kind has.
+    """
     settings, published, config = plan.settings, models.published, plan.settings.pipeline
     transfers = _fitting(settings, plan, models.pipeline, published)
-    height, width = image_size(settings, plan.frames[0])
     record = {
-        **hashes,
+        **frame_record(plan, hashes, models.precision),
         "pipeline": published.name,
-        "frames_hash": frames_hash(plan.frames, plan.captions),
         "domain_text": " | ".join(plan.domain.texts),
-        "run_seed": settings.seed,
-        "from_train": settings.from_train,
-        "without_replacement": settings.without_replacement,
-        "height": height,
-        "width": width,
-        "precision": models.precision,
         "steps": models.steps,
         "guidance_scale": models.guidance,
         "prompt_template": settings.prompt_template,
@@ -300,11 +294,11 @@ def _prepare(
             None, settings.negative_prompt, models.guidance, config.image_guidance, settings.sampling.control_scale
         ),
         hint_colours=config.hint_colours if published.controlnet else None,
-        height=height,
-        width=width,
+        height=record["height"],
+        width=record["width"],
         settings={**flatten(settings), **record},
     )
-    return PreparedTransfers(stage, transfers, batch_size=1)
+    return stage, transfers
 
 
 def _fitting(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genval.runtime.cache import cache_folder
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 
+if TYPE_CHECKING:
+    import torch
 
-def choose_compiling(mode: str, recorded: bool | None = None) -> bool:
+
+def choose_compiling(mode: str, device: torch.device, recorded: bool | None = None) -> bool:
     """Decide whether to compile the denoiser for a run, and print a message if so.
 
     "auto" does not compile: the kernels of `genval.diffusion.sampling.fused` are about as fast, and need seconds where
@@ -21,15 +24,17 @@ def choose_compiling(mode: str, recorded: bool | None = None) -> bool:
 
     Args:
         mode: "on", "off" or "auto".
+        device: of the run.
         recorded: the choice that the interrupted run recorded, see `recorded_choice`.
     """
     compiled = mode == "on" or (mode == "auto" and recorded is True)
     if compiled:
         keep_kernels()
-        print(
-            "Compiling. An H100 needs about 2 minutes for it, and 12 s with the kernels of an earlier run.",
-            flush=True,
-        )
+        if device.type == "cuda":
+            note = "An H100 needs about 2 minutes for it, and 12 s with the kernels of an earlier run."
+        else:
+            note = "If a GPU began this set, give --compile off: a CPU cannot continue it with the same bytes."
+        print(f"Compiling. {note}", flush=True)
     return compiled
 
 

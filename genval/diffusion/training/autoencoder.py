@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from genval.diffusion.models.messages import first_words
 from genval.diffusion.models.pipelines import encode_latents, load_autoencoder
 from genval.diffusion.training.loop import Log, Optimisation, fit, weight_count
 from genval.runtime.errors import GenValError
+from genval.runtime.messages import first_words
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from genval.diffusion.models.messages import silence_loading
 from genval.diffusion.models.pipelines import move
 from genval.diffusion.sampling.denoiser import INDUCTOR_OPTIONS
 from genval.diffusion.training.autoencoder import encode_images
 from genval.diffusion.training.loop import Average, Fit, Log, Optimisation, Snapshot, fit, weight_count
+from genval.runtime.messages import silence_loading
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the number of the batch. A resumed run therefore trains on the same batches as a
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -57,10 +58,7 @@ class PairSampler:
         self._passes = Passes(count, config.seed)
 
     def __iter__(self) -> Iterator[list[PairSample]]:
-        number = self.start
-        while True:
-            yield self.batch(number)
-            number += 1
+        return map(self.batch, itertools.count(self.start))
 
     def batch(self, number: int) -> list[PairSample]:
         """Return batch `number` (0, 1, ...) of this process."""

@@ -17,12 +17,11 @@ from genval.diffusion.sampling.stage import default_batch_size
 from genval.diffusion.settings import StyleTransferSettings
 from genval.diffusion.style_transfer import (
     FrameStage,
-    PreparedTransfers,
     Transfer,
     TransferPlan,
     WeightFiles,
+    frame_record,
     frames_hash,
-    image_size,
 )
 from genval.diffusion.translation.network import STRIDE, Translator, find_translator, load_translator, to_uint8
 from genval.runtime.devices import choose_precision
@@ -144,26 +143,17 @@ def load_translation(settings: StyleTransferSettings, fabric: Fabric) -> Transla
 
 def prepare_translation(
     plan: TransferPlan, models: TranslationModels, hashes: Mapping[str, str | None], device: torch.device
-) -> PreparedTransfers:
-    """Make the stage of a domain; arguments as for `genval.diffusion.style_transfer.prepare_transfers`.
+) -> tuple[FrameStage, list[Transfer]]:
+    """Return the stage of a domain and its images, as `genval.diffusion.style_transfer.prepare_transfers` does.
 
     Raises:
         GenValError: the translator was not trained on the domain.
     """
     settings = plan.settings
-    height, width = image_size(settings, plan.frames[0])
-    batch_size = settings.batch_size or default_batch_size(device, height, width)
-    record = {
-        **hashes,
-        "frames_hash": frames_hash(plan.frames, {}),
-        "run_seed": settings.seed,
-        "from_train": settings.from_train,
-        "without_replacement": True,
-        "height": height,
-        "width": width,
-        "precision": models.precision,
-        "generator": settings.generator,
-    }
+    # No captions are read, and no frame is translated twice.
+    own = {"frames_hash": frames_hash(plan.frames, {}), "without_replacement": True, "generator": settings.generator}
+    record = {**frame_record(plan, hashes, models.precision), **own}
+    height, width = record["height"], record["width"]
     stage = TranslationStage(
         plan.folder,
         record,
@@ -172,7 +162,7 @@ def prepare_translation(
         precision=models.precision,
         height=height,
         width=width,
-        batch_size=batch_size,
+        batch_size=settings.batch_size or default_batch_size(device, height, width),
         settings={**flatten(settings), **record},
     )
-    return PreparedTransfers(stage, plan.transfers, batch_size)
+    return stage, plan.transfers

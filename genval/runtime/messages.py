@@ -1,8 +1,10 @@
-"""Messages about weights: those of diffusers and transformers are silenced, and errors word them in one way."""
+"""Parts of messages, and the messages of libraries that are silenced while weights are loaded."""
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,18 +18,24 @@ def listed(items: Sequence[Any], limit: int = 8) -> str:
     return ", ".join(str(item) for item in list(items)[:limit]) + more
 
 
-def first_words(error: Exception, limit: int = 300) -> str:
+def first_words(error: BaseException, limit: int = 300) -> str:
     """Return the beginning of an error's message on one line, or its type if it has no message."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+@functools.cache
+def print_once(text: str) -> None:
+    """Print a line, once per run: models may be loaded twice, and by several processes."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text)
 
 
 @contextmanager
 def silence_loading() -> Iterator[None]:
     """Silence the libraries' warnings about keys, which the caller raises as an error, and their progress bars."""
-    import diffusers
     import transformers
 
-    loggers = [logging.getLogger(library.__name__) for library in (diffusers, transformers)]
+    loggers = [logging.getLogger(library) for library in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     bar = transformers.utils.logging.is_progress_bar_enabled()
     for logger in loggers:
