@@ -92,6 +92,11 @@ def frames_hash(items: Sequence[Item], captions: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(frames).encode()).hexdigest()[:12]
 
 
+def source_marks(frame: Item) -> list[str | None]:
+    """Return the marks of a frame's image and mask."""
+    return [current_mark(file) for file in frame.files]
+
+
 def choose_transfers(
     items: Sequence[Item],
     captions: Mapping[str, str],
@@ -248,12 +253,8 @@ class FrameStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int, i
 
     def is_done(self, item: Transfer) -> bool:
         # Lines of earlier versions have no marks.
-        marks = self.source_marks(item)
+        marks = source_marks(item.source)
         return super().is_done(item) and self.manifest.records[item.id].get("source_marks", marks) == marks
-
-    def source_marks(self, item: Transfer) -> list[str | None]:
-        """Return the marks of the frame's image and mask."""
-        return [current_mark(file) for file in item.source.files]
 
     def load(self, item: Transfer) -> FramedPair:
         pair = Pair(item.source.image, item.source.mask, item.prompt)
@@ -268,7 +269,7 @@ class FrameStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int, i
             "id": item.id,
             **files,
             "source": item.source.id,
-            "source_marks": self.source_marks(item),
+            "source_marks": source_marks(item.source),
             "box": [loaded.box.top, loaded.box.left, loaded.box.height, loaded.box.width],
             "prompt": item.prompt,
             "negative_prompt": self.negative_prompt,
