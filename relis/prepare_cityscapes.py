@@ -60,8 +60,8 @@ def refuse_others(output_dir: Path, split: str, paths: list[Path]) -> None:
     others = sorted({path.name.removesuffix(suffix) for path in written} - {path.stem for path in paths})
     if others:
         raise GenValError(
-            f"{output_dir} also holds {len(others)} other images of {split}, such as {others[0]}. Delete the folder, or "
-            "give another --output_dir."
+            f"{output_dir} also holds {len(others)} other images of {split}, such as {others[0]}. Delete the folder, "
+            "or give another --output_dir."
         )
 
 
