@@ -38,6 +38,8 @@ def main(settings: SmallCityscapesSettings) -> None:
 
     data_dir, output_dir = resolve(settings.data_dir), resolve(settings.output_dir)
     by_split = {split: find_files(data_dir / split) for split in settings.splits}
+    for split, paths in by_split.items():
+        refuse_others(output_dir, split, paths)
     write_json(output_dir / "derived.json", {"made_by": SmallCityscapesSettings.SCRIPT})
     for split, paths in by_split.items():
         convert_one = partial(convert, output_dir=output_dir, split=split, stretch=settings.stretch)
@@ -47,6 +49,20 @@ def main(settings: SmallCityscapesSettings) -> None:
                 labelled += share
                 bar.update()
         print(f"{split}: wrote {len(paths)} images, {100 * labelled / len(paths):.1f} % of the pixels have a class")
+
+
+def refuse_others(output_dir: Path, split: str, paths: list[Path]) -> None:
+    """Refuse to mix the images with those of another conversion."""
+    from genval.runtime.errors import GenValError
+
+    suffix = "_leftImg8bit.png"
+    written = (output_dir / f"cityscapes/leftImg8bit/{split}/{split}").glob(f"[!.]*{suffix}")
+    others = sorted({path.name.removesuffix(suffix) for path in written} - {path.stem for path in paths})
+    if others:
+        raise GenValError(
+            f"{output_dir} also holds {len(others)} other images of {split}, such as {others[0]}. Delete the folder, "
+            "or give another --output_dir."
+        )
 
 
 def convert(path: Path, output_dir: Path, split: str, stretch: bool) -> float:

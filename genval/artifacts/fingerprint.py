@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,18 @@ def current_mark(path: Path) -> str | None:
     except OSError:
         return None
     return _mark_of_state(path, state.st_size, state.st_mtime_ns)
+
+
+def files_hash(files: Iterable[Path]) -> str:
+    """12 hexadecimal digits over the names and marks of files, in order; one that cannot be read has no mark."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            mark = current_mark(file)
+        except GenValError:
+            mark = None
+        digest.update(f"{file.name} {mark};".encode(errors="surrogatepass"))
+    return digest.hexdigest()[:12]
 
 
 @functools.lru_cache(maxsize=1 << 17)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genval.artifacts.fingerprint import current_mark
 from genval.artifacts.manifest import Manifest
 from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import ManifestStage, run_stage
@@ -25,7 +26,8 @@ from genval.runtime.paths import inside, resolve
 
 
 class CaptionStage(ManifestStage[Source, Prepared, Description]):
-    """Describes images, with one line each in `{folder}/manifest.jsonl`; lines of another record are made again.
+    """Describes images, with one line each in `{folder}/manifest.jsonl`; lines of another record or image are
+    made again.
 
     Args:
         folder: of the lines of one set.
@@ -45,6 +47,11 @@ class CaptionStage(ManifestStage[Source, Prepared, Description]):
     def files(self, item: Source) -> dict[str, str]:
         return {}
 
+    def is_done(self, item: Source) -> bool:
+        # Lines of earlier versions have no mark.
+        mark = current_mark(item.image)
+        return super().is_done(item) and self.manifest.records[item.key].get("image_mark", mark) == mark
+
     def load(self, item: Source) -> Prepared:
         return self._interrogator.prepare(read_image(item.image))
 
@@ -57,6 +64,7 @@ class CaptionStage(ManifestStage[Source, Prepared, Description]):
             "caption": output.caption,
             "text": output.text,
             "similarity": output.similarity,
+            "image_mark": current_mark(item.image),
             **self.record,
         }
 

@@ -64,13 +64,16 @@ def find_files(folder: Path) -> list[Path]:
     """Return the images of a folder, sorted: pairs, or images with a mask of trainIds, `{id}_labelTrainIds.png`.
 
     Raises:
-        GenValError: there is none.
+        GenValError: there is none, or two have the same name without the suffix.
     """
     found = sorted(
         path
-        for path in folder.glob("*")
+        for path in folder.glob("[!.]*")
         if path.suffix.lower() in (".jpg", ".jpeg", ".png") and not path.stem.endswith(MASK_SUFFIX)
     )
+    first = {path.stem: path for path in reversed(found)}
+    if doubled := [path for path in found if first[path.stem] != path]:
+        raise GenValError(f"Two files for {doubled[0].stem}: {first[doubled[0].stem]} and {doubled[0]}. Remove one.")
     if not found:
         raise GenValError(f"No images in {folder}. Give the folder that holds the splits with --data_dir.")
     return found

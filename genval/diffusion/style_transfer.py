@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from genval.artifacts.fingerprint import current_mark
 from genval.artifacts.manifest import Manifest, manifest_parts
 from genval.datasets.captions import read_captions
 from genval.datasets.items import BadFile, Item
@@ -89,6 +90,11 @@ def frames_hash(items: Sequence[Item], captions: Mapping[str, str]) -> str:
     """Return 12 hexadecimal digits over the frames to choose from: their names in order, and their captions."""
     frames = [[item.scene, item.id, captions.get(item.image.name)] for item in items]
     return hashlib.sha256(json.dumps(frames).encode()).hexdigest()[:12]
+
+
+def source_marks(frame: Item) -> list[str | None]:
+    """Return the marks of a frame's image and mask."""
+    return [current_mark(file) for file in frame.files]
 
 
 def choose_transfers(
@@ -245,6 +251,11 @@ class FrameStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int, i
         # Another seed gives other ids, so all images of the folder are compared, not only those of this run.
         return ((item_id, self.record) for item_id in Manifest(self.folder).records)
 
+    def is_done(self, item: Transfer) -> bool:
+        # Lines of earlier versions have no marks.
+        marks = source_marks(item.source)
+        return super().is_done(item) and self.manifest.records[item.id].get("source_marks", marks) == marks
+
     def load(self, item: Transfer) -> FramedPair:
         pair = Pair(item.source.image, item.source.mask, item.prompt)
         return load_framed(pair, self.height, self.width, item.place, self.labels)
@@ -258,6 +269,7 @@ class FrameStage(GenerationStage[Transfer, FramedPair, "tuple[np.ndarray, int, i
             "id": item.id,
             **files,
             "source": item.source.id,
+            "source_marks": source_marks(item.source),
             "box": [loaded.box.top, loaded.box.left, loaded.box.height, loaded.box.width],
             "prompt": item.prompt,
             "negative_prompt": self.negative_prompt,

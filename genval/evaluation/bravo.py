@@ -89,9 +89,9 @@ def find_bravo(root: Path) -> list[BravoImage]:
     """Find the images of the benchmark, sorted.
 
     Raises:
-        GenValError: there are none.
+        GenValError: there are none, or two images have one name without the suffix.
     """
-    found = []
+    found: dict[tuple[str, str], BravoImage] = {}
     for name, subset in SUBSETS.items():
         folder = root / f"bravo_{subset.folder}"
         for path in sorted(paths_below(folder)) if folder.is_dir() else ():
@@ -100,13 +100,15 @@ def find_bravo(root: Path) -> list[BravoImage]:
             ends = (subset.labels, subset.invalid, "_pred.png", "_conf.png")
             is_image = is_image and not path.name.endswith(ends)
             if is_image and (not subset.part or subset.part in Path(stem).parts):
-                found.append(BravoImage(name, path, stem))
+                other = found.setdefault((name, stem), BravoImage(name, path, stem))
+                if other.image != path:
+                    raise GenValError(f"Two files for {stem}: {other.image} and {path}. Move one of them elsewhere.")
     if not found:
         raise GenValError(
             f"No images of the BRAVO benchmark in {root}: expected bravo_ACDC/fog/test/*/*_rgb_anon.png and others. "
             "Get them from https://github.com/valeoai/bravo_challenge, or give --bravo_dir."
         )
-    return found
+    return list(found.values())
 
 
 _Output = tuple[np.ndarray, np.ndarray]
@@ -130,6 +132,11 @@ class BravoStage(ManifestStage[BravoImage, np.ndarray, _Output]):
 
     def item_record(self, item: BravoImage) -> Mapping[str, Any]:
         return {**self.record, "image_mark": current_mark(item.image)}
+
+    def prepare(self, missing: Sequence[BravoImage]) -> None:
+        super().prepare(missing)
+        if missing:
+            (self.folder / METRICS).unlink(missing_ok=True)  # of other predictions
 
     def load(self, item: BravoImage) -> np.ndarray:
         return read_image(item.image)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import path_dicts
-from genval.artifacts.fingerprint import file_mark
+from genval.artifacts.fingerprint import file_mark, files_hash
 from genval.artifacts.manifest import Manifest, manifest_parts
 from genval.artifacts.stage import Stage, StageReport, run_stage
 from genval.datasets import CLASSES, BadFile, Item, find_items, read_pair
@@ -335,7 +335,8 @@ def judge_set(settings: ScoringSettings) -> Judged | None:
         originals = [original for item in scored if (original := stage.originals[item.id]) is not None]
         images = [item.image for item in scored]
         realism = measure_realism(images, originals, reference, str(settings.reference), clip, settings.num_workers)
-        write_json(folder / REALISM, realism.to_json())
+        made = {"images_hash": files_hash(item.image for item in items), "reference_hash": files_hash(reference)}
+        write_json(folder / REALISM, {**realism.to_json(), **made, "clip_hash": clip.hash})
     return Judged(folder, stage.scores, reasons, kept, dropped, report.written, realism)
 
 

@@ -30,6 +30,10 @@ class FinetuneModule(OptimisedModule):
         config: the run's settings.
         loss: `uniform`, `energy` or `rba`.
         first: a batch, by which margins are measured.
+
+    Attributes:
+        trained_on: what was trained on, for the recipe. That of a checkpoint is added when it is loaded.
+        fixed: what a resumed run must not change, by flag. Checkpoints hold both.
     """
 
     NETWORK = "segmenting"
@@ -45,6 +49,8 @@ class FinetuneModule(OptimisedModule):
         self._first = first
         # Measured at the start of the training, and restored with a checkpoint.
         self.register_buffer("margins", torch.full((2,), torch.nan))
+        self.trained_on: dict[str, list[str]] = {}
+        self.fixed: dict[str, Any] = {}
 
     @property
     def segmenter(self) -> Segmenter:
@@ -55,6 +61,25 @@ class FinetuneModule(OptimisedModule):
         return [
             {"params": [weight for weight in self.network.parameters() if weight.requires_grad], "lr": self.config.lr}
         ]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["finetuning"] = {"trained_on": self.trained_on, "fixed": self.fixed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        before = checkpoint.get("finetuning", {"trained_on": {}, "fixed": {}})
+        changed = [
+            f"{name} {value} (was {before['fixed'][name]})"
+            for name, value in self.fixed.items()
+            if before["fixed"].get(name, value) != value
+        ]
+        if changed:
+            raise GenValError(
+                f"--resume: {', '.join(changed)}. A run cannot be continued with another segmenter, loss or "
+                "validation. Give those of the run so far, or start again (--run NAME without --resume)."
+            )
+        seen = before["trained_on"]
+        self.trained_on = {key: sorted({*value, *seen.get(key, ())}) for key, value in self.trained_on.items()}
 
     def train(self, mode: bool = True) -> FinetuneModule:
         super().train(mode)

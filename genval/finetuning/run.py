@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from genval.artifacts.fingerprint import current_mark
+from genval.artifacts.manifest import Manifest
 from genval.datasets import BadFile, Item, find_items
 from genval.datasets.items import ALL
 from genval.datasets.layouts import generated_set
@@ -22,7 +23,7 @@ from genval.finetuning.module import FinetuneModule
 from genval.finetuning.outliers import NOISE, find_outliers
 from genval.finetuning.saving import check_saved, check_trainable, save_segmenter
 from genval.finetuning.settings import LOSS_SCORES, FinetuneSettings
-from genval.finetuning.validation import WEIGHTS, Validation, ValidationSet
+from genval.finetuning.validation import RECORD, WEIGHTS, Validation, ValidationSet
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flatten
 from genval.runtime.paths import resolve
@@ -61,8 +62,12 @@ def prepare_finetuning(settings: FinetuneSettings) -> TrainingRun:
         seen = {key: sorted({*seen[key], *getattr(segmenter.recipe, key)}) for key in seen}
     first = next(iter(FinetuneBatches(FinetuneSampler(data, settings), data, settings.crop_size, settings.num_workers)))
     module = FinetuneModule(segmenter, settings.config, settings.outlier_loss, first)
+    module.trained_on = seen
+    module.fixed = {"--segmenter": f"{settings.segmenter} {source['identity']}", "--loss": settings.outlier_loss}
     callbacks = []
     if validation is not None:
+        names = ("score", "src_dataset", "val_split", "val_images", "val_ood")
+        module.fixed |= {f"--{name}": _plain(getattr(settings, name)) for name in names}
         callbacks.append(Validation(folder, validation, int(settings.val_every), settings.max_miou_drop / 100))
     # The layers of batch norm are meant to be.
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
@@ -76,7 +81,6 @@ def prepare_finetuning(settings: FinetuneSettings) -> TrainingRun:
         "generated": list(settings.generated),
         "precision": precision,
         "settings": {key: _plain(value) for key, value in flatten(settings).items()},
-        "trained_on": seen,
     }
     save = functools.partial(_save, settings, module, folder, output, recipe, callbacks)
     counts = {"clear streets": len(data.streets), "generated images": len(data.generated)}
@@ -120,13 +124,20 @@ def find_data(settings: FinetuneSettings, skipped: list[BadFile]) -> FinetuneSet
 def trained_on(data: FinetuneSet) -> dict[str, list[str]]:
     """Return the ids of the frames and the marks of the files of a training, for its recipe."""
     files = [path for item in (*data.streets, *data.generated) for path in item.files]
-    frames = {item.id for item in data.streets}.union(*(frame_ids(item.id) for item in data.generated))
+    frames = {item.id for item in data.streets} | _frames(data.generated)
     if data.outliers is not None:
         files += data.outliers.files
         frames |= set(data.outliers.frames)
     marks = {mark for path in files if (mark := current_mark(path)) is not None}
     # An id without a city or a recording does not name a frame.
     return {"frames": sorted(frame for frame in frames if "_" in frame), "marks": sorted(marks)}
+
+
+def _frames(generated: Sequence[Item]) -> set[str]:
+    """The ids of the images, and of the frames that they show: as the manifests say, or as the ids say."""
+    lines = {folder: Manifest(folder).records for folder in {item.image.parents[3] for item in generated}}
+    sources = {lines[item.image.parents[3]].get(item.id, {}).get("source", item.id) for item in generated}
+    return {frame for name in sources | {item.id for item in generated} for frame in frame_ids(name)}
 
 
 def find_validation(
@@ -181,7 +192,16 @@ def _save(
         content = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
         network.load_state_dict(content["state_dict"])
         step = content["step"]
-    entries = {"steps": step, "margins": module.margins.tolist() if module.loss_name != "uniform" else None}
+        if step != kept["step"]:
+            raise GenValError(
+                f"{folder / WEIGHTS} has the weights of step {step}, but {folder / RECORD} chooses step "
+                f"{kept['step']}. Start again."
+            )
+    entries = {
+        "trained_on": module.trained_on,
+        "steps": step,
+        "margins": module.margins.tolist() if module.loss_name != "uniform" else None,
+    }
     specification = save_segmenter(
         settings.segmenter, network, output, settings.save_dtype, {**recipe, **entries, "validation": rows}
     )

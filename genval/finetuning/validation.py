@@ -154,36 +154,57 @@ class Validation(Callback):
         return bool(self.rows) and not self._is_within(self.rows[-1])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last = trainer.global_step
-        path = self.folder / RECORD
-        if trainer.global_step:
-            rows = read_json(path, list[Validated]) if path.exists() else []
-            # A run may have been validated after its last checkpoint.
-            self.rows = [row for row in rows if row["step"] <= trainer.global_step]
-            if not self.rows:
-                raise GenValError(f"{path} is missing or empty: the mIoU before the training is unknown. Start again.")
-        elif trainer.is_global_zero:
-            self.rows = [self._measure(pl_module, 0)]
-            self._write()
+        self._begin(trainer, pl_module)
+        if trainer.strategy.broadcast(self.stopped):
+            trainer.should_stop = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._last < 0:  # all steps had been trained before: Lightning started no training, and left the device
+            assert isinstance(pl_module, FinetuneModule)
+            pl_module.segmenter.to(trainer.strategy.root_device)
+            self._begin(trainer, pl_module.to(trainer.strategy.root_device))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if step == self._last or not (step % self.every == 0 or step == trainer.max_steps):
+        if trainer.global_step == self._last or not self._is_due(trainer):
             return
-        self._last = step
+        self._last = trainer.global_step
         if trainer.is_global_zero:
-            self.rows.append(row := self._measure(pl_module, step))
-            if self.kept is row:
-                assert isinstance(pl_module, FinetuneModule)
-                with replace_file(self.folder / WEIGHTS) as temporary:
-                    torch.save({"step": step, "state_dict": pl_module.trained.state_dict()}, temporary)
-            self._write()
-            for logger in trainer.loggers:
-                logger.log_metrics(dict(logged(row)), step)
+            self._validate(trainer, pl_module)
         if trainer.strategy.broadcast(self.stopped):
             trainer.should_stop = True
+
+    def _begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Measure the mIoU before the training, or read the validations of the run so far."""
+        step = self._last = trainer.global_step
+        path = self.folder / RECORD
+        if step:
+            rows = read_json(path, list[Validated]) if path.exists() else []
+            # A run may have been validated after its last checkpoint.
+            self.rows = [row for row in rows if row["step"] <= step]
+            if not self.rows:
+                raise GenValError(f"{path} is missing or empty: the mIoU before the training is unknown. Start again.")
+            # A checkpoint is written before the validation of its step, in which the run may have been killed.
+            if trainer.is_global_zero and self._is_due(trainer) and self.rows[-1]["step"] < step:
+                self._validate(trainer, module)
+        elif trainer.is_global_zero:
+            self.rows = [self._measure(module, 0)]
+            self._write()
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps
+
+    def _validate(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, FinetuneModule)
+        step = trainer.global_step
+        self.rows.append(row := self._measure(module, step))
+        if self.kept is row:
+            with replace_file(self.folder / WEIGHTS) as temporary:
+                torch.save({"step": step, "state_dict": module.trained.state_dict()}, temporary)
+        self._write()
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(logged(row)), step)
 
     def _is_within(self, row: Validated) -> bool:
         return row["miou"] >= self.rows[0]["miou"] - self.max_drop

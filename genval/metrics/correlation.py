@@ -63,7 +63,8 @@ def agreement(predicted: Sequence[float], reference: Sequence[float]) -> dict[st
     -3.0
     """
     kept = [(x, y) for x, y in zip(predicted, reference, strict=True) if not (math.isnan(x) or math.isnan(y))]
-    r = pearson_r([x for x, _ in kept], [y for _, y in kept])
+    # The correlation of two pairs is always 1 or -1.
+    r = pearson_r([x for x, _ in kept], [y for _, y in kept]) if len(kept) > 2 else math.nan
     low, high = pearson_interval(r, len(kept))
     difference = sum(x - y for x, y in kept) / len(kept) if kept else math.nan
     values = {"pearson_r": r, "low": low, "high": high, "mean_difference": difference}

@@ -14,7 +14,7 @@ import numpy as np
 
 import path_dicts
 from genval.datasets.layouts import generated_set
-from genval.report.comparison import pearson_estimate
+from genval.report.comparison import FEWEST_COMPARED, pearson_estimate
 from genval.report.evidence import Evidence, Place, evaluation, read_evidence, require_same_models, with_street_sources
 from genval.report.resampling import DRAWS, draw_images
 from genval.report.schema import PearsonEstimate
@@ -97,7 +97,8 @@ def clear_check(
         real: the results on the originals (`REAL`), if they were read before.
 
     Raises:
-        NoResultsError: no model has results on both sets, or not on all frames; the message has the commands.
+        NoResultsError: fewer than three models have results on both sets, or not on all frames; the message has the
+            commands.
         GenValError: a file is damaged, or results cannot be compared.
     """
     name = generated_set(CLEAR_DOMAIN, generator if generated_eval_dir is None else path_dicts.DEFAULT_GENERATOR)
@@ -109,10 +110,12 @@ def clear_check(
         real or read_evidence(eval_dir, models, REAL, preset, missing),
     ]
     generated, real = (None if side is None else with_street_sources(side) for side in sides)
-    if generated is None or real is None or not (generated.has() & real.has()).any():
+    compared = 0 if generated is None or real is None else int((generated.has() & real.has()).sum())
+    if generated is None or real is None or compared < FEWEST_COMPARED:
+        commands = "; ".join(f"{part.what}. Run: {part.remedy}" for part in missing)
         raise NoResultsError(
-            f"The check of {generator} on clear images needs results of relis/eval.py: "
-            + "; ".join(f"{part.what}. Run: {part.remedy}" for part in missing)
+            f"The check of {generator} on clear images needs results of relis/eval.py of at least {FEWEST_COMPARED} "
+            f"segmenters on both sets, found {compared}: {commands or 'evaluate more segmenters.'}"
         )
     require_same_models([generated, real], eval_dir, preset)
     rows = {source: row for row, source in enumerate(real.sources)}

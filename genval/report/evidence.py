@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,17 @@ class Evidence:
     def units(self) -> int:
         """The number of sources: images of one source are resampled together."""
         return len(set(self.sources))
+
+    def of_images(self, images: Collection[str]) -> Evidence:
+        """Return the evidence on some of the images."""
+        rows = [row for row, image in enumerate(self.images) if image in images]
+        return replace(
+            self,
+            images=tuple(self.images[row] for row in rows),
+            sources=tuple(self.sources[row] for row in rows),
+            counts=self.counts[rows],
+            bins=None if self.bins is None else self.bins[rows],
+        )
 
     def units_by_class(self) -> np.ndarray:
         """Return the number of sources with labelled pixels of each class, int (C,)."""

@@ -18,7 +18,8 @@ from genval.report.predictors import Generator
 from genval.report.resampling import draw_images, interval
 from genval.report.schema import SeverityCurve, ValueWithInterval
 from genval.report.scores import mean_iou, weigh
-from genval.runtime.commands import Missing
+from genval.runtime.commands import Command, Missing
+from path_dicts import DEFAULT_GENERATOR
 
 KEPT_SHARE = 0.9
 """Without a limit, a model must keep this share of its own mIoU at the lowest strength."""
@@ -51,7 +52,8 @@ def severity_curve(
 ) -> SeverityCurve | None:
     """Compute the mIoU of each model at every strength, and where it falls below a limit.
 
-    Streets are resampled together at all strengths. The classes are those labelled at all of them.
+    The images are those that exist at all strengths, since a set may have more images than another. Streets are
+    resampled together at all strengths. The classes are those labelled at all of them.
 
     Args:
         root: folder of the evaluation results.
@@ -66,7 +68,8 @@ def severity_curve(
         preset: of the commands.
 
     Returns:
-        None with fewer than two strengths, or where no model has results at all of them.
+        None with fewer than two strengths, or where no model has results at all of them, or no image exists at all of
+        them.
 
     Raises:
         GenValError: a file is damaged, or one name stands for different models at two strengths.
@@ -83,6 +86,15 @@ def severity_curve(
     if len(sets) < 2:
         return None
     require_same_models(sets.values(), root, preset)
+    common = frozenset.intersection(*(frozenset(evidence.images) for evidence in sets.values()))
+    if not common:
+        own = {"preset": preset, "generator": None if generator.name == DEFAULT_GENERATOR else generator.name}
+        command = Command(
+            "ControlNet/style_transfer", {**own, "domain": domain, "domain_strength": ",".join(map(str, sets))}
+        )
+        missing.append(Missing(f"images of the same streets at all strengths of {domain}", str(command)))
+        return None
+    sets = {strength: evidence.of_images(common) for strength, evidence in sets.items()}
     kept = np.flatnonzero(np.all([evidence.has() for evidence in sets.values()], axis=0))
     classes = np.flatnonzero(np.all([evidence.labelled() for evidence in sets.values()], axis=0)).tolist()
     if not len(kept) or not classes:
@@ -99,7 +111,7 @@ def severity_curve(
     falls, falls_resampled = (falls_below(scores, limit(scores), at) for scores in (value, resampled))
     return SeverityCurve(
         strengths=at.tolist(),
-        images=min(len(evidence.images) for evidence in sets.values()),
+        images=len(common),
         classes=[CLASSES[index] for index in classes],
         min_miou=min_miou,
         miou={

@@ -151,7 +151,7 @@ def correlate(settings: CorrelationSettings) -> Report:
         )
         if by_strength is not None:
             severity[name] = by_strength
-        if distances := read_realism(resolve(settings.generated_dir), generators, name):
+        if distances := read_realism(resolve(settings.generated_dir), generators, name, settings.preset, missing):
             realism[name] = distances
     any_clear = clear_sets.get(settings.clear_dataset) or next(iter(clear_sets.values()))
     ood_detection, ood_means = compare_ood_detection(settings, models, _clear_miou(settings, any_clear), missing, made)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from genval.artifacts.fingerprint import UNIDENTIFIED, current_mark
+from genval.datasets.gate import GATE
 from genval.datasets.layouts import root_of
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
@@ -146,8 +147,8 @@ def common_provenance(places: Sequence[SceneRecords], remedy: Callable[[Path], s
 
     Raises:
         GenValError: a folder lists no image, fewer or more than its metrics.json, or one twice; an image is in two
-            folders; results differ in what made them or in the folder of their data set; or images are missing from the
-            data set or have changed.
+            folders; results differ in what made them or in the folder of their data set; images are missing from the
+            data set or have changed; or the gate of the set has changed.
     """
     found: dict[Provenance, Path] = {}
     images: dict[tuple[str | None, str], str] = {}
@@ -160,12 +161,12 @@ def common_provenance(places: Sequence[SceneRecords], remedy: Callable[[Path], s
             )
         for record in records:
             _add_image(images, record, manifest, remedy)
-            made = Provenance.of_record(record, metrics)
-            if made is None:
+            of_image = Provenance.of_record(record, metrics)
+            if of_image is None:
                 raise GenValError(
                     f"{folder} was written by a version that did not record which model made it. {remedy(folder)}"
                 )
-            found.setdefault(made, folder)
+            found.setdefault(of_image, folder)
     if len(found) > 1:
         (one, first), (other, second) = list(found.items())[:2]
         key = next(key for key, value in asdict(one).items() if value != getattr(other, key))
@@ -174,7 +175,10 @@ def common_provenance(places: Sequence[SceneRecords], remedy: Callable[[Path], s
             f"{remedy(first)} {remedy(second)}"
         )
     _check_files(places, remedy)
-    return next(iter(found))
+    made = next(iter(found))
+    if made.gate is not None:
+        _check_gate(places, made.gate, remedy)
+    return made
 
 
 def images_mark(records: Iterable[Mapping[str, Any]]) -> str:
@@ -258,6 +262,16 @@ def _check_files(places: Sequence[SceneRecords], remedy: Callable[[Path], str]) 
                 f"{folder}: {len(found)} of {len(files)} images and masks of these results {what}, such as "
                 f"{found[0].path}. {remedy(folder)}"
             )
+
+
+def _check_gate(places: Sequence[SceneRecords], mark: str, remedy: Callable[[Path], str]) -> None:
+    """Refuse results of a gated set that was judged again since; without a gate.json nothing is compared."""
+    for place in places:
+        for root in {root_of(resolve(record["image"]), place.dataset) for record in place.records if "image" in record}:
+            if current_mark(root / GATE) not in (None, mark):
+                raise GenValError(
+                    f"{place.folder}: {root / GATE} changed after these results were computed. {remedy(place.folder)}"
+                )
 
 
 def _below_one_root(files: Sequence[_File], remedy: Callable[[Path], str]) -> list[_File]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -40,6 +41,11 @@ def run(
             raise
         _exit(f"error: the package {error.name} is not installed in the environment of {sys.executable}. "
               "Run: make install", 2)  # fmt: skip
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        file = error.filename2 or error.filename or "a file"
+        _exit(f"error: Cannot write {file}: {error.strerror}. Free disk space, or choose a folder you may write to.", 2)
     except Exception as error:
         # Compared by name: importing torch here would make --help slow.
         if type(error).__name__ not in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):

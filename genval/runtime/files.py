@@ -46,13 +46,25 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
-    except OSError as error:
+    except Exception as error:
+        if (why := _why_unwritten(error)) is None:
+            raise
         raise GenValError(
-            f"Cannot write {path}: {error.strerror or error}. Free disk space, or choose a folder you may write to."
+            f"Cannot write {path}: {why}. Free disk space, or choose a folder you may write to."
         ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _why_unwritten(error: Exception) -> str | None:
+    """Why a file could not be written, or None: safetensors and torch have errors of their own for a full disk."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = str(error)
+    if type(error).__name__ == "SafetensorError" and "I/O error: " in text:
+        return text.partition("I/O error: ")[2]
+    return "not all bytes could be written" if isinstance(error, RuntimeError) and "inline_container" in text else None
 
 
 @contextlib.contextmanager

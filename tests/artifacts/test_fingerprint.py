@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from genval.artifacts.fingerprint import current_mark, file_mark, weights_hash
+from genval.artifacts.fingerprint import current_mark, file_mark, files_hash, weights_hash
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
 
@@ -120,3 +120,14 @@ def test_the_mark_of_a_state_follows_size_and_time(tmp_path):
         path.write_bytes(data)
         os.utime(path, ns=(time, time))
         assert current_mark(path) == file_mark(path)
+
+
+def test_the_hash_of_files_follows_names_contents_and_order(tmp_path):
+    one, two, gone = tmp_path / "1.jpg", tmp_path / "2.jpg", tmp_path / "3.jpg"
+    one.write_bytes(b"abc")
+    two.write_bytes(b"abd")
+    gone.symlink_to(tmp_path / "nothing")
+    hashes = [files_hash(files) for files in ([one, two], [two, one], [one], [one, gone], [tmp_path / "1.jpg", one])]
+    assert len(set(hashes)) == 5 and files_hash([one, two]) == hashes[0]
+    two.write_bytes(b"abe")
+    assert files_hash([one, two]) != hashes[0]

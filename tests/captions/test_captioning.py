@@ -83,6 +83,16 @@ def test_lines_of_other_settings_are_made_again(sources, tmp_path):
     assert len(captions) == 3  # a line of the other mode is no caption of this run
 
 
+def test_an_image_that_changed_is_captioned_again(sources, tmp_path):
+    caption(tmp_path / "out", BrightnessInterrogator(), sources)
+    cv2.imwrite(str(sources[2].image), np.full((4, 6, 3), 99, np.uint8))
+    second = BrightnessInterrogator()
+    # Its batch is computed as a whole.
+    assert caption(tmp_path / "out", second, sources).written == 1 and second.batches == [[0, 10, 99]]
+    captions, _ = gather(tmp_path / "out", sources, RECORD, CaptionFilter([]))
+    assert captions["images/2.png"] == "99 of 3, in the rain"
+
+
 def test_damaged_images(sources, tmp_path):
     sources[4].image.write_bytes(sources[4].image.read_bytes()[:40])
     with pytest.raises(GenValError, match="cannot be decoded"):

@@ -80,6 +80,22 @@ def test_pairs_and_squeezed_images_become_cityscapes(tmp_path):
     assert (out / "derived.json").exists()
 
 
+def test_conversions_are_not_mixed_and_names_are_unique(tmp_path):
+    data, output = tmp_path / "data", tmp_path / "out"
+    for name in ("1", "2"):
+        write_side_by_side(data / f"val/{name}.jpg", *street(int(name)))
+    (data / "val/._1.jpg").write_bytes(b"\0\5\26\7 Mac OS X")
+    call = ("relis/prepare_cityscapes.py", "--data_dir", data, "--output_dir", output, "--splits", "val")
+    assert run_script(*call).returncode == run_script(*call).returncode == 0
+    (data / "val/1.jpg").rename(data / "val/3.jpg")
+    done = run_script(*call)
+    assert done.returncode == 2 and f"{output} also holds 1 other images of val, such as 1." in done.stderr
+    assert len(list((output / "cityscapes/leftImg8bit").rglob("*.png"))) == 2
+    write_png(data / "val/3.png", street(3)[0])
+    done = run_script(*call)
+    assert done.returncode == 2 and "Two files for 3: " in done.stderr and "3.png" in done.stderr
+
+
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "val").mkdir()
     done = prepare("--data_dir", tmp_path, "--splits", "val", "--output_dir", tmp_path / "out")

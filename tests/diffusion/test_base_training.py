@@ -168,6 +168,9 @@ def test_images_are_encoded_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
     calls = vae.calls
     again = encode("a")
     assert vae.calls == calls and torch.equal(again.latents, first.latents) and torch.equal(again.index, first.index)
+    assert "4 of these 5 images" in capsys.readouterr().out
+    with pytest.raises(GenValError, match=r"2\.png"):  # skipped before, when that was allowed
+        encode("a", skip_bad=False)
     encode("b")
     assert vae.calls > calls
     cache.write_bytes(b"damaged")
@@ -184,6 +187,9 @@ def test_the_mark_names_files_size_and_weights(tmp_path: Path) -> None:
         encoding_mark(images, 8, 16, other),
     }
     assert len(marks) == 4 and encoding_mark(images, 8, 16, vae) in marks
+    one, other_image = sorted(image.path for image in images)
+    one.write_bytes(other_image.read_bytes())
+    assert encoding_mark(images, 8, 16, vae) not in marks
 
 
 def _train(folder: Path, recipe: DiffusionRecipe, seconds: float | None = None) -> TrainedBase:

@@ -188,6 +188,21 @@ def test_an_image_that_was_inpainted_again_is_refined_again(
     assert make(refinement(tmp_path / "refined", model), items, 4) == 1
 
 
+def test_images_of_a_changed_frame_are_inpainted_again(
+    city_folder: Path, model: StableDiffusion, tmp_path: Path
+) -> None:
+    city, folder, items = tmp_path / "city", tmp_path / "objects", plan_objects(NAMES, 3, TEMPLATE, 0)
+    shutil.copytree(city_folder, city)
+    assert make(object_stage(folder, model, city), items) == 9
+    source = lines(folder)[0]["source"]
+    file = next(item.image for item in find_items("Cityscapes", root=city) if item.id == source)
+    cv2.imwrite(str(file), 255 - cv2.imread(str(file)))
+    assert make(object_stage(folder, model, city), items) == sum(line["source"] == source for line in lines(folder))
+    make(object_stage(tmp_path / "whole", model, city), items)
+    assert contents(folder, manifest=True) == contents(tmp_path / "whole", manifest=True)
+    assert make(object_stage(folder, model, city), items) == 0
+
+
 def test_the_published_refinement_inpaints_the_whole_frame(
     inpainted: Path, model: StableDiffusion, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -394,6 +395,23 @@ def test_images_of_other_settings_are_refused(world: World, tmp_path: Path) -> N
     (tmp_path / "settings.json").unlink()
     with pytest.raises(GenValError, match=r"no settings\.json: it was not written by style_transfer\.py"):
         run_stage(world.stage(tmp_path), world.transfers, batch_size=3)
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_images_of_a_changed_frame_are_made_again(
+    base_folder: Path, controlnet_folder: Path, city_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    city, folder = tmp_path / "city", tmp_path / "fog"
+    shutil.copytree(city_folder, city)
+    world = World(base_folder, controlnet_folder, city)
+    world.make(folder)
+    changed = world.transfers[0].source
+    file = changed.image if kind == "image" else changed.mask
+    pixels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(file), np.ascontiguousarray(pixels[:, ::-1]))
+    assert world.make(folder) == sum(transfer.source.id == changed.id for transfer in world.transfers)
+    world.make(tmp_path / "whole")
+    assert contents(folder) == contents(tmp_path / "whole")
 
 
 def test_another_batch_size_changes_rounding_only(world: World, tmp_path: Path) -> None:

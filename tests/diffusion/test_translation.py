@@ -202,6 +202,38 @@ def test_other_settings_are_refused_and_overwritten_on_demand(
         plan_training(settings)
 
 
+def test_other_images_or_masks_are_refused(city_folder: Path, tmp_path: Path) -> None:
+    """Also where the files are as large as before."""
+    city, fog = tmp_path / "city", write_images(tmp_path / "fog", 3, 190)
+    shutil.copytree(city_folder, city)
+    cv2.imwrite(str(fog / "3.tiff"), np.zeros((HEIGHT, WIDTH, 3), np.uint8), [cv2.IMWRITE_TIFF_COMPRESSION, 1])
+    settings = settings_for(city, f"fog={fog}", tmp_path / "translation", balance_classes=True, max_steps=2)
+    train(settings)
+    assert plan_training(settings).is_done
+    before = (fog / "3.tiff").read_bytes()
+    cv2.imwrite(str(fog / "3.tiff"), np.full((HEIGHT, WIDTH, 3), 9, np.uint8), [cv2.IMWRITE_TIFF_COMPRESSION, 1])
+    assert len((fog / "3.tiff").read_bytes()) == len(before)
+    with pytest.raises(GenValError, match="other settings: images_hash"):
+        plan_training(settings)
+    (fog / "3.tiff").write_bytes(before)
+    mask = next((city / "gtFine/train").rglob("*labelIds.png"))
+    cv2.imwrite(str(mask), cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)[:, ::-1])
+    with pytest.raises(GenValError, match="other settings: masks_hash"):
+        plan_training(settings)
+
+
+def test_a_link_to_nothing_is_named_or_skipped(
+    city_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fog = write_images(tmp_path / "fog", 3, 190)
+    (fog / "9.png").symlink_to(tmp_path / "nothing.png")
+    settings = settings_for(city_folder, f"fog={fog}", tmp_path / "translation", max_steps=1)
+    with pytest.raises(GenValError, match=r"9\.png is a link to a file that does not exist"):
+        train(settings)
+    train(dataclasses.replace(settings, skip_bad=True))
+    assert f"skipped {fog}/9.png" in "".join(capsys.readouterr())
+
+
 def test_a_training_of_limited_time(city_folder: Path, folders: str, tmp_path: Path) -> None:
     settings = settings_for(city_folder, folders, tmp_path, max_steps=10**6, max_minutes=1e-3)
     assert 1 <= train(settings).step < 100

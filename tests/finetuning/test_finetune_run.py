@@ -1,13 +1,16 @@
 """Whole runs on the CPU: resumed runs are exact, outputs load by prefix, and what was trained on is not tested."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from genval.datasets import find_items
 from genval.finetuning.run import prepare_finetuning
+from genval.finetuning.validation import Validated, Validation
 from genval.runtime.errors import GenValError
+from genval.runtime.files import write_jsonl
 from genval.segmenters import load_segmenter
 from genval.segmenters.recipe import refuse_trained_images
 from genval.training.runs import latest_checkpoint, run_training
@@ -92,6 +95,69 @@ def test_a_run_whose_miou_falls_is_stopped(settings, tmp_path, monkeypatch):
     assert not (tmp_path / "bad").exists()
 
 
+class Killed(Exception):
+    """Ends a run in the middle."""
+
+
+@pytest.mark.parametrize("killed_at", [2, 4])
+def test_a_run_killed_in_a_validation_repeats_it(settings, tmp_path, monkeypatch, killed_at):
+    flags = dict(val_every=2, max_miou_drop=100)
+    run_training(prepare_finetuning(settings(**flags, output=str(tmp_path / "whole"), run="whole")))
+    measure = Validation._measure
+
+    def measure_or_die(self, module, step):
+        if step == killed_at:
+            raise Killed
+        return measure(self, module, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "_measure", measure_or_die)
+        with pytest.raises(Killed):
+            run_training(prepare_finetuning(settings(**flags)))
+    run_training(prepare_finetuning(settings(**flags, resume="auto")))
+    whole, resumed = (tmp_path / f"logs/{name}/validation.json" for name in ("whole", "run"))
+    assert whole.read_text() == resumed.read_text()
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "output")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_a_finished_or_stopped_run_writes_the_same_again(settings, tmp_path, monkeypatch):
+    def falls(self, module, step):
+        return Validated(step=step, miou=0.5 - step / 10, auroc=None, fpr95=None, aupr_object=None)
+
+    monkeypatch.setattr(Validation, "_measure", falls)
+    for run, max_miou_drop, steps in (("finished", 100, [0, 1, 2, 3, 4]), ("stopped", 15, [0, 1, 2])):
+        flags = dict(val_every=1, max_miou_drop=max_miou_drop, checkpoint_every=1, run=run, output=str(tmp_path / run))
+        run_training(prepare_finetuning(settings(**flags)))
+        before = weights(tmp_path / run)
+        shutil.rmtree(tmp_path / run)
+        run_training(prepare_finetuning(settings(**flags, resume="auto")))
+        rows = json.loads((tmp_path / f"logs/{run}/validation.json").read_text())
+        assert [row["step"] for row in rows] == steps
+        assert all(torch.equal(before[key], value) for key, value in weights(tmp_path / run).items())
+
+
+def test_a_resumed_run_remembers_what_it_was_trained_on(settings, tmp_path):
+    run_training(prepare_finetuning(settings(outliers="noise", max_steps=2)))
+    run_training(prepare_finetuning(settings(outliers="noise", limit=1, resume="auto")))
+    recipe = json.loads((tmp_path / "output/recipe.json").read_text())
+    assert len(recipe["trained_on"]["frames"]) == 4
+
+
+def test_a_run_is_not_continued_with_another_segmenter_loss_or_validation(settings, tmp_path, world):
+    flags = dict(score="energy", val_every=2, max_miou_drop=100, val_images=2)
+    run_training(prepare_finetuning(settings(**flags, max_steps=2)))
+    state = torch.load(world / "net.pth", weights_only=True)
+    torch.save({key: value * 2 if value.ndim else value for key, value in state.items()}, tmp_path / "other.pth")
+    for name, value in (
+        ("score", "rba"),
+        ("val_images", 1),
+        ("segmenter", f"torchvision:lraspp_mobilenet_v3_large,{tmp_path}/other.pth"),
+    ):
+        with pytest.raises(GenValError, match=rf"--resume: .*--{name} .*\(was .* start again"):
+            run_training(prepare_finetuning(settings(**{**flags, name: value}, resume="auto")))
+
+
 def test_objects_in_validation_frames_leave_nothing_to_validate_on(settings, tmp_path):
     from finetuning_world import write_objects
 
@@ -157,3 +223,22 @@ def test_generated_weather_is_mixed_in_and_its_frames_are_not_tested(settings, t
     refuse_trained_images(segmenter, found["val"])
     with pytest.raises(GenValError, match=r"fine-tuned on 2 of these 2 images or on images of the same masks"):
         refuse_trained_images(segmenter, found["train"])
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_frames_of_sets_with_other_names_are_not_tested(settings, tmp_path, has_manifest):
+    """A domain with a number in its name; and images of another tool, which have the names of their frames."""
+    from finetuning_world import write_fog
+
+    write_fog(tmp_path / "images")
+    lines = []
+    for path in sorted((tmp_path / "images/fog").rglob("fog_*.png")):
+        new = path.name.replace("fog_", "level_2_") if has_manifest else path.name.split("_", 2)[2]
+        path.rename(path.with_name(new))
+        lines.append({"id": new.partition("_leftImg8bit")[0], "source": path.name.split("_", 2)[2][:20]})
+    if has_manifest:
+        write_jsonl(tmp_path / "images/fog/manifest.jsonl", lines)
+    flags = dict(outliers=None, generated="fog", generated_split="train", generated_dir=str(tmp_path / "images"))
+    run_training(prepare_finetuning(settings(**flags, limit=1)))
+    recipe = json.loads((tmp_path / "output/recipe.json").read_text())
+    assert recipe["trained_on"]["frames"] == ["aachen_000000_000019", "aachen_000001_000019"]

@@ -58,6 +58,8 @@ def test_agreement_skips_pairs_with_nan_and_is_ready_for_json():
     values = agreement([1.0, 2.0, 4.0, math.nan], [2.0, 3.0, 5.0, 9.0])
     assert values == {"pairs": 3, "pearson_r": pytest.approx(1.0), "low": None, "high": None, "mean_difference": -1.0}
     assert agreement([], [])["mean_difference"] is None
+    two = {"pairs": 2, "pearson_r": None, "low": None, "high": None, "mean_difference": -1.5}
+    assert agreement([1.0, 2.0], [2.0, 4.0]) == two
 
 
 @pytest.mark.parametrize("name", CORRELATIONS)

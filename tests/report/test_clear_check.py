@@ -64,6 +64,14 @@ def test_missing_results_are_named_with_their_commands(tmp_path: Path) -> None:
         clear_check(tmp_path, list(RIGHT), "img2img")
     with pytest.raises(NoResultsError, match="--method fourier --domains clear --reference PATH"):
         clear_check(tmp_path, list(RIGHT), "fourier")
-    write_set(tmp_path, "alpha", "Cityscapes_clear", "clear", ["clear_0_weimar_000001_000019"], 0.9)
+    # Two models always agree or disagree completely.
+    for model in ("alpha", "beta"):
+        write_set(tmp_path, model, "Cityscapes_clear", "clear", CLEAR, RIGHT[model])
+    with pytest.raises(NoResultsError, match="at least 3 segmenters on both sets, found 2: no results of gamma"):
+        clear_check(tmp_path, list(RIGHT))
+    with pytest.raises(NoResultsError, match="found 2: evaluate more segmenters"):
+        clear_check(tmp_path, ["alpha", "beta"])
+    for model in ("alpha", "beta", "gamma"):
+        write_set(tmp_path, model, "Cityscapes_clear", "clear", ["clear_0_weimar_000001_000019"], 0.9)
     with pytest.raises(NoResultsError, match="1 streets of Cityscapes_clear have no results on Cityscapes"):
         clear_check(tmp_path, list(RIGHT))

@@ -58,6 +58,22 @@ def test_models_fall_below_the_limit_where_their_scores_say_so(results: Path) ->
     assert SeverityCurve.from_json(curve.to_json()) == curve
 
 
+def test_only_images_that_exist_at_all_strengths_are_compared(tmp_path: Path, results: Path) -> None:
+    """The whole domain often has more images than its weaker strengths."""
+    part, apart = tmp_path / "part", tmp_path / "apart"
+    for root, whole in ((part, FOG), (apart, FOG[2:])):
+        write_set(root, "early", "Cityscapes_fog-0.0", "fog-0.0", FOG[:2], 0.9)
+        write_set(root, "early", "Cityscapes_fog", "fog", whole, 0.9)
+    curve = curve_of(part, [])
+    assert curve is not None and curve.images == 2
+    low, high = curve.miou["early"]
+    assert low.value == high.value != curve_of(results, []).miou["early"][0].value
+    missing: list[Missing] = []
+    assert curve_of(apart, missing) is None
+    assert missing[-1].what == "images of the same streets at all strengths of fog"
+    assert "--domain fog --domain_strength 0.0,1.0" in missing[-1].remedy
+
+
 def test_one_strength_is_no_curve_and_models_without_a_strength_are_listed(tmp_path: Path, results: Path) -> None:
     only = tmp_path / "only"
     write_set(only, "early", "Cityscapes_fog", "fog", FOG, 0.9)

@@ -1,5 +1,6 @@
 """What a user sees when a script ends well, badly, or without its packages."""
 
+import errno
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -68,6 +69,14 @@ def test_a_missing_package_is_one_line(capsys):
     assert code == 2 and "kornia" in said and said.endswith("Run: make install\n") and said.count("\n") == 1
     with pytest.raises(ModuleNotFoundError):  # a defect of ours is not a user's error
         cli.run(failing(ModuleNotFoundError("No module named 'genval.x'", name="genval.x")), Settings)
+
+
+def test_a_full_disk_is_one_line(capsys):
+    def main(settings):
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x", None, "logs/0/step=1.ckpt")
+
+    code, err = ended(main, capsys)
+    assert code == 2 and err.startswith("error: Cannot write logs/0/step=1.ckpt: No space left on device. Free disk")
 
 
 def test_a_full_device_is_one_line(capsys):

@@ -1,6 +1,7 @@
 """Files appear whole or not at all, and damaged text is refused by name."""
 
 import os
+import resource
 from typing import Literal, NotRequired, TypedDict
 
 import pytest
@@ -43,6 +44,34 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(GenValError, match="No space left on device"):
         files.write_bytes(tmp_path / "out", b"data")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("library", ["torch", "safetensors"])
+def test_libraries_that_cannot_write_all_bytes_name_the_file(tmp_path, library):
+    import torch
+    from safetensors.torch import save_file
+
+    save = torch.save if library == "torch" else save_file
+    tensors = {"a": torch.zeros(100_000)}
+    with files.replace_file(tmp_path / "good") as temporary:
+        save(tensors, temporary)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a disk that is full after 1,000 bytes
+    try:
+        with (
+            pytest.raises(GenValError, match=r"Cannot write .*/out: .*\. Free disk space"),
+            files.replace_file(tmp_path / "out") as temporary,
+        ):
+            save(tensors, temporary)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == ["good"]
+
+
+def test_other_errors_of_torch_stay_as_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match="shape"), files.replace_file(tmp_path / "out"):
+        raise RuntimeError("shape")
     assert os.listdir(tmp_path) == []
 
 

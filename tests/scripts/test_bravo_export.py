@@ -60,3 +60,10 @@ def test_export_resume_and_metrics(tmp_path):
     code, out, err = run(*flags, "--labels_dir", tmp_path / "labels")
     assert code == 2 and "lion/1_gt.png does not exist" in err and "Traceback" not in err
     assert (folder / "bravo_synobjs/lion/1_pred.png").stat().st_mtime_ns == written
+    # Metrics of earlier predictions are removed with them.
+    write_png(tmp_path / "bravo/bravo_synobjs/lion/1.png", np.full((*SIZE, 3), 9, np.uint8))
+    assert run(*flags)[0] == 0 and not (folder / "bravo.json").exists()
+    # Two images would have one prediction.
+    cv2.imwrite(str(tmp_path / "bravo/bravo_synobjs/lion/1.jpg"), np.zeros((*SIZE, 3), np.uint8))
+    code, out, err = run(*flags)
+    assert code == 2 and "Two files for bravo_synobjs/lion/1: " in err and "lion/1.png" in err

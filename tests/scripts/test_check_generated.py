@@ -216,7 +216,7 @@ def test_a_clear_set_checks_its_generator(check, folder, tmp_path):
     code, out, err = check(*flags, where=())
     assert code == 0 and "Scored 5 images" in out, err
     assert "Not checked: The check of img2img" in out and "relis/eval.py" in out
-    for name in ("good", "fair"):
+    for name in ("good", "fair", "poor"):
         write_set(tmp_path / "eval", name, "Cityscapes", "clean", ["a", "b", "c", "d", "e"], 0.9)
         write_set(tmp_path / "eval", name, "Cityscapes_img2img_clear", "clear", ["clear_0_a", "clear_1_e"], 0.8)
     out = check(*flags, where=())[1]

@@ -339,6 +339,19 @@ def test_scenes_of_two_gates_are_not_pooled(world):
     assert final(world, dataset="Cityscapes_fog-gated")[0] == 0
 
 
+def test_results_of_an_earlier_gate_are_refused(world):
+    folder = world.root / "images/fog"
+    items = find_items("Cityscapes_fog", root=folder)
+    write_gate(folder, items, {item.id: [] for item in items}, {})
+    assert world.eval("Cityscapes_fog", "good", "--gate")[0] == 0
+    assert final(world, dataset="Cityscapes_fog-gated")[0] == 0
+    write_gate(folder, items, {item.id: ["bad"] * (item is items[0]) for item in items}, {})
+    refused = final(world, dataset="Cityscapes_fog-gated")
+    world.refused(folder / "gate.json", "changed after these results", "--gate", code_out_err=refused)
+    assert world.eval("Cityscapes_fog", "good", "--gate")[0] == 0
+    assert final(world, dataset="Cityscapes_fog-gated")[0] == 0
+
+
 def test_statistics_of_another_model_than_the_manifest_states_are_refused(world, monkeypatch):
     world.eval("Cityscapes", "good")
     path = world.results / SCENE / "frankfurt/statistics/frankfurt_000000_000294.json"

@@ -19,6 +19,7 @@ from report_world import (
     write_set,
 )
 
+from genval.artifacts.fingerprint import files_hash
 from genval.datasets import CLASSES
 from genval.metrics import segmentation
 from genval.metrics.ood_pooling import coarse_levels
@@ -545,12 +546,24 @@ def test_generators_are_compared_side_by_side(report):
     report.refused("does not compare fourier, but controlnet, img2img, sdxl", code_out_err=call)
 
 
+def write_distances(report, values, **changes):
+    """Write a small set of each generator, and its distance to unlabelled images."""
+    for number, (folder, value) in enumerate(values.items()):
+        root = report.root / "images" / folder
+        for frame in range(2):
+            name = f"fog_{frame}_frankfurt_000000_{frame:06d}"
+            write_png(root / f"leftImg8bit/val/frankfurt/{name}_leftImg8bit.png", np.full((4, 8, 3), number, np.uint8))
+            write_png(root / f"gtFine/val/frankfurt/{name}_gtFine_labelIds.png", np.full((4, 8), 7, np.uint8))
+        images = sorted((root / "leftImg8bit").rglob("*.png"))
+        distance = {"value": value, "low": value / 2, "high": 2 * value}
+        made = {"images_hash": files_hash(images), "reference_hash": "r", "clip_hash": "c", **changes}
+        write_json(root / "realism.json", {"distance": distance, "images": 2, **made})
+
+
 def test_the_distance_to_unlabelled_images_stands_beside_r(report):
     for model, (clear, _) in MODELS.items():
         write_set(report.results, model, "Cityscapes_img2img_fog", "fog", FOG, clear)
-    for folder, value in (("fog", 0.5), ("img2img/fog", 2.0)):
-        distance = {"value": value, "low": value / 2, "high": 2 * value}
-        write_json(report.root / "images" / folder / "realism.json", {"distance": distance, "images": 16})
+    write_distances(report, {"fog": 0.5, "img2img/fog": 2.0})
     flags = ("--generators", "controlnet,img2img", "--generated_dir", report.root / "images")
     out, values = report.correlate(*flags)
     assert {key: one["value"] for key, one in values["realism"]["fog"].items()} == {"synthetic": 0.5, "img2img": 2.0}
@@ -560,6 +573,26 @@ def test_the_distance_to_unlabelled_images_stands_beside_r(report):
     write_json(report.root / "images/fog/realism.json", {"distance": 1})
     call = report("correlate", "--eval_dir", report.results, "--domains", "fog", *flags)
     report.refused("images/fog/realism.json", "--reference again", code_out_err=call)
+
+
+@pytest.mark.parametrize("change", ["image", "reference", "clip", "set", "version"])
+def test_distances_of_other_images_or_to_another_reference_are_missing(report, change):
+    for model, (clear, _) in MODELS.items():
+        write_set(report.results, model, "Cityscapes_img2img_fog", "fog", FOG, clear)
+    write_distances(report, {"fog": 0.5, "img2img/fog": 2.0})
+    other = report.root / "images/img2img/fog"
+    if change == "image":
+        write_png(next((other / "leftImg8bit").rglob("fog_1_*.png")), np.full((4, 8, 3), 9, np.uint8))
+    elif change == "set":
+        shutil.rmtree(other / "leftImg8bit")
+    elif change == "version":
+        write_distances(report, {"img2img/fog": 2.0}, images_hash="")
+    else:
+        write_distances(report, {"img2img/fog": 2.0}, **{f"{change}_hash": "other"})
+    _, values = report.correlate("--generators", "controlnet,img2img", "--generated_dir", report.root / "images")
+    assert list(values["realism"]["fog"]) == ["synthetic"]
+    commands = [part["command"] for part in values["missing"] if "distance of the images of img2img" in part["what"]]
+    assert len(commands) == 1 and "check_generated.py --domain fog --generator img2img" in commands[0]
 
 
 def test_the_missing_results_of_a_generator_come_with_their_command(report):

@@ -36,7 +36,7 @@ from genval.diffusion.sampling.denoiser import Denoiser
 from genval.diffusion.sampling.generation import Generated
 from genval.diffusion.sampling.stage import GenerationStage, default_batch_size
 from genval.diffusion.settings import InpaintingConfig, InpaintingStageSettings, ObjectSettings, RefinementSettings
-from genval.diffusion.style_transfer import frames_hash
+from genval.diffusion.style_transfer import frames_hash, source_marks
 from genval.runtime.devices import choose_precision, launch_fabric
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_bytes, write_bytes, write_json, write_png
@@ -240,9 +240,18 @@ class ObjectStage(InpaintingStage):
     def files(self, item: ObjectItem) -> dict[str, str]:
         return {"image": f"{item.id}.png", "gt": f"{item.id}_gt.png", "position": f"{item.id}_pos.json"}
 
-    def load(self, item: ObjectItem) -> Loaded:
+    def is_done(self, item: ObjectItem) -> bool:
+        # Lines of earlier versions have no marks.
+        marks = source_marks(self._choose(item)[0])
+        return super().is_done(item) and self.manifest.records[item.id].get("source_marks", marks) == marks
+
+    def _choose(self, item: ObjectItem) -> tuple[Item, np.random.Generator]:
+        """Return the item's frame, and the random numbers that place its box."""
         rng = np.random.default_rng(item_seed(item.seed, "place"))
-        source = self.frames[int(rng.integers(len(self.frames)))]
+        return self.frames[int(rng.integers(len(self.frames)))], rng
+
+    def load(self, item: ObjectItem) -> Loaded:
+        source, rng = self._choose(item)
         frame, label_ids = read_image(source.image), read_mask(source.mask, CITYSCAPES.table)
         check_pair(frame, label_ids, source.image, source.mask)
         placed = place(label_ids, self.placement, rng, source.image)
@@ -254,7 +263,13 @@ class ObjectStage(InpaintingStage):
             crop,
             cut(frame, crop, self.size, self.size),
             box_mask(placed.box, crop, self.size, self.size, blurred=True),
-            {"gt": files["gt"], "position": files["position"], "source": source.id, "placement": placed.rule},
+            {
+                "gt": files["gt"],
+                "position": files["position"],
+                "source": source.id,
+                "source_marks": source_marks(source),
+                "placement": placed.rule,
+            },
             read_bytes(source.mask),
         )
 

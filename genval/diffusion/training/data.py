@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 
+from genval.artifacts.fingerprint import files_hash
 from genval.diffusion.models.hints import CITYSCAPES_IDS, LabelSet
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, checkpoint_hash
 from genval.diffusion.pairs import Pair, load_framed
@@ -396,9 +397,6 @@ def _map_file(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _pairs_hash(pairs: Sequence[Pair]) -> str:
-    """Return 12 hexadecimal digits over the names and sizes of the pairs' files, and their captions."""
-    digest = hashlib.sha256()
-    for pair in pairs:
-        files = [(file.name, file.stat().st_size) for file in (pair.image, pair.mask) if file]
-        digest.update(json.dumps([files, pair.caption]).encode())
-    return digest.hexdigest()[:12]
+    """Return 12 hexadecimal digits over the names and marks of the pairs' files, and their captions."""
+    files = files_hash(file for pair in pairs for file in (pair.image, pair.mask) if file)
+    return hashlib.sha256(json.dumps([files, [pair.caption for pair in pairs]]).encode()).hexdigest()[:12]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from genval.artifacts.fingerprint import files_hash
 from genval.datasets.items import Item
 from genval.datasets.reading import read_image
 from genval.datasets.unlabelled import find_unlabelled
@@ -196,8 +197,9 @@ def encode_own_images(
     Raises:
         GenValError: an image cannot be read, or all were skipped.
     """
-    if (found := _read_cache(cache, mark)) is not None:
-        print(f"{cache} has the latents of these images: read")
+    found = _read_cache(cache, mark)
+    if found is not None and (skip_bad or len(found["index"]) == len(images)):
+        print(f"{cache} has the latents of {len(found['index'])} of these {len(images)} images: read")
         return EncodedImages(found["latents"].to(device), found["index"])
     bad: list[str] = []
 
@@ -230,8 +232,8 @@ def encode_own_images(
 
 
 def encoding_mark(images: Sequence[OwnImage], height: int, width: int, vae: Any) -> str:
-    """Return 16 hexadecimal digits over the files' paths and sizes, the image size and the autoencoder's weights."""
-    files = [(str(image.path), image.path.stat().st_size) for image in images]
+    """Return 16 hexadecimal digits over the files' names and marks, the image size and the autoencoder's weights."""
+    files = files_hash(image.path for image in images)
     digest = hashlib.sha256(json.dumps([files, height, width]).encode())
     for name, weight in sorted(vae.state_dict().items()):
         digest.update(name.encode() + weight.cpu().numpy().tobytes())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,14 +47,6 @@ def find_clear(settings: TranslationTrainingSettings) -> list[Frame]:
         return [Frame(path) for path in find_unlabelled(settings.data_dir, "--data_dir")]
     items = find_items("Cityscapes", split=settings.split, root=root, skipped=[] if settings.skip_bad else None)
     return [Frame(item.image, item.mask, item.label_space) for item in items]
-
-
-def frames_mark(frames: Iterable[Frame]) -> str:
-    """Return 12 hexadecimal digits over the names and sizes of images, in order."""
-    digest = hashlib.sha256()
-    for frame in frames:
-        digest.update(f"{frame.image.name} {frame.image.stat().st_size};".encode())
-    return digest.hexdigest()[:12]
 
 
 def load_frames(

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genval.artifacts.fingerprint import files_hash
 from genval.artifacts.settings import write_settings
 from genval.datasets.unlabelled import find_unlabelled
-from genval.diffusion.translation.data import Frame, TranslationData, find_clear, frames_mark, load_data
+from genval.diffusion.translation.data import Frame, TranslationData, find_clear, load_data
 from genval.diffusion.translation.network import (
     CONFIG,
     WEIGHTS,
@@ -79,10 +80,11 @@ def plan_training(settings: TranslationTrainingSettings) -> TranslationPlan:
         ]
         for domain in settings.domains
     ]
-    output = resolve(settings.output)
+    output, balanced = resolve(settings.output), settings.config.balance_classes
     record = {
         "domains": list(settings.domains),
-        "images_hash": [frames_mark(frames) for frames in (clear, *domains)],
+        "images_hash": [files_hash(frame.image for frame in frames) for frames in (clear, *domains)],
+        **({"masks_hash": files_hash(frame.mask for frame in clear if frame.mask)} if balanced else {}),
         **settings.config.record(),
     }
     if not settings.overwrite:
