@@ -99,7 +99,7 @@ def markdown_summary(report: Report) -> str:
         found = [entry for entry in entries(report) if entry.part == part]
         if found:
             parts += [
-                f"## {title}: Pearson's r with the reference score across models",
+                f"## {title}: Pearson's r with the reference score across segmenters",
                 _correlations(found, report.rivals),
             ]
             if part == "robustness" and report.label_free:
@@ -108,7 +108,7 @@ def markdown_summary(report: Report) -> str:
                 parts += ["### mIoU from the labelled reference images and the generated ones", _few_labels(report)]
             # A table of every score and metric would be pages long; the JSON file has them.
             main = [entry for entry in found if entry.comparison.metric in ("miou", "ece", "auroc")]
-            parts += [f"### {title}: choosing a model", _rankings(main, report)]
+            parts += [f"### {title}: choosing a segmenter", _rankings(main, report)]
     scaling = {domain: of.scaling for domain, of in report.calibration.items() if of.scaling}
     if scaling:
         parts += ["## Temperature scaling on the reference set", _scaling(scaling)]
@@ -132,7 +132,7 @@ def _ends(estimate: PearsonEstimate | None) -> str | None:
 
 
 def _correlations(found: Sequence[Entry], predictors: Sequence[Predictor]) -> str:
-    header = ["domain", "models", "observed r", "corrected r", "95 %", "Spearman", "Kendall"]
+    header = ["domain", "segmenters", "observed r", "corrected r", "95 %", "Spearman", "Kendall"]
     baselines = [baseline.key for baseline in predictors]
     for baseline in baselines:
         header += [f"corrected r of {baseline}", f"difference: {SYNTHETIC} - {baseline}", f"beats {baseline}"]
@@ -190,7 +190,7 @@ def _rankings(found: Sequence[Entry], report: Report) -> str:
 
 
 def _scaling(by_domain: Mapping[str, Scaling]) -> str:
-    header = ["domain", "temperatures of", "models", "better %", "from", "to", "mean ECE % before", "after"]
+    header = ["domain", "temperatures of", "segmenters", "better %", "from", "to", "mean ECE % before", "after"]
     rows: list[list[Any]] = []
     for domain, scaling in by_domain.items():
         for source, improved in scaling.improved.items():
@@ -244,7 +244,7 @@ def limit_text(curve: SeverityCurve) -> str:
     """Return the limit in words."""
     if curve.min_miou is not None:
         return f"{curve.min_miou:g} % mIoU"
-    return f"{100 * KEPT_SHARE:.0f} % of the model's mIoU at strength {curve.strengths[0]:g}"
+    return f"{100 * KEPT_SHARE:.0f} % of the segmenter's mIoU at strength {curve.strengths[0]:g}"
 
 
 def _strength(value: float | None) -> str:
