@@ -64,8 +64,8 @@ class ClearCheck:
         r = "not defined" if math.isnan(self.r) else f"{self.r:.2f}"
         failed = f"r is below {MIN_CLEAR_R}: results of this generator in other domains say nothing"
         return (
-            f"{self.generator}: r of mIoU on generated and original clear images of the same {self.frames} streets is {r} "
-            f"({shown}; {len(self.real)} segmenters, {self.images} generated images); "
+            f"{self.generator}: r of mIoU on generated and original clear images of the same {self.frames} streets is "
+            f"{r} ({shown}; {len(self.real)} segmenters, {self.images} generated images); "
             f"{'passed' if self.passed else failed}"
         )
 

@@ -18,7 +18,10 @@ from genval.runtime.files import write_bytes, write_csv
 from genval.runtime.tables import markdown_table, percent
 
 SECONDARY = "*"
-_NOTE = f"{SECONDARY} Reported for the published system with 40 segmenters; a secondary source, not the paper's own table."
+_NOTE = (
+    f"{SECONDARY} Reported for the published system with 40 segmenters; from a secondary source, not from the paper's "
+    "own table."
+)
 _SIDE_NAMES = {TRUE: "reference"}
 _LATEX = {
     "&": r"\&",
@@ -225,7 +228,9 @@ def _ood_correlation(report: Report) -> Table:
                     theirs = comparison.correlation.get(other)
                     row.append(theirs and theirs.pearson.corrected)
                 rows.append([*row, report.published.ood_pearson])
-    title = f"Correlation of OOD metrics on the {GENERATED} and the reference set across segmenters, with 95 % intervals"
+    title = (
+        f"Correlation of OOD metrics on the {GENERATED} and the reference set across segmenters, with 95 % intervals"
+    )
     return Table("ood_correlation", title, header, rows, note=_NOTE)
 
 

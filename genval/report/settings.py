@@ -24,7 +24,7 @@ class CorrelationSettings:
     domains: tuple[str, ...] = flag(DOMAINS, "domains", type=comma_list)
     generators: tuple[str, ...] = flag(
         (path_dicts.DEFAULT_GENERATOR,),
-        "generators, NAME or NAME=EVAL_DIR with the results on its sets; the first leads the verdict",
+        "generators: NAME, or NAME=EVAL_DIR with the results on its sets; the verdict is about the first",
         type=comma_list,
     )
     label_free: tuple[str, ...] = flag(

@@ -43,7 +43,8 @@ _GENERATOR_SENTENCES = {
 # The trust by whether generated images beat clear weather; None where that was not measured.
 TRUSTED = {"yes": "better", "undecided": "yes", "no": "worse", None: "alone"}
 NOTHING = (
-    "There is no answer yet: it needs three segmenters with results on clear images, a generated set and its reference set."
+    "There is no answer yet: it needs three segmenters with results on clear images, on a generated set and on its "
+    "reference set."
 )
 
 
@@ -164,7 +165,9 @@ def _segmenters(findings: Findings, answers: Answers) -> list[str]:
         if model.regret == 0:
             said.append(f"{name} is also the best one on the reference images.")
         else:
-            said.append(f"Its mIoU on the reference images is {model.regret:.1f} points below that of {best}, the best one.")
+            said.append(
+                f"Its mIoU on the reference images is {model.regret:.1f} points below that of {best}, the best one."
+            )
         if model.regret_high is not None:
             said[-1] = f"{said[-1][:-1]} (95 % interval: a loss of up to {model.regret_high:.1f} points)."
     return said

@@ -330,7 +330,7 @@ def test_the_images_leave_room_for_the_scores_of_every_model():
 
 def test_means_before_and_after_scaling_are_of_the_same_models(page):
     text = page.read_text(encoding="utf-8")
-    assert "→ 10.0 (clear weather’s temperature: 9.4 → 10.0)" in text
+    assert "→ 10.0 (with the temperature of clear weather: 9.4 → 10.0)" in text
 
 
 def test_a_card_shows_the_result_of_the_hardest_images(page):

@@ -121,8 +121,8 @@ def test_three_sentences_group_what_is_the_same():
         "mIoU, and better than clear weather does. Generated images predict better than classic corruptions for fog. "
         "It is undecided whether generated images or classic corruptions predict better for rain.",
         "Which segmenter should be used? For fog, generated images choose a. a is also the best one on the "
-        "reference images. For rain, generated images choose a. On the reference images it is 1.2 points of mIoU "
-        "below b, the best one.",
+        "reference images. For rain, generated images choose a. Its mIoU on the reference images is 1.2 "
+        "points below that of b, the best one.",
         "How many generated images are enough? 16 images are enough to choose a segmenter for fog and rain. 128 "
         "images are enough to rank the segmenters for fog. 512 images are not enough to rank the segmenters for "
         "rain.",

@@ -78,7 +78,7 @@ def test_a_comparison_is_not_replaced_by_one_without_a_domain_that_was_asked_for
     flags = ("--eval_dir", report.results, "--scaling_dir", report.root / "scaling", "--ood_dir", report.root / "ood")
     flags += ("--output_dir", report.root / "report", "--draws", 50)
     call = report("correlate", *flags, "--domains", "fog,india")
-    report.refused("compares fog", "it is kept", "--trg_dataset ACDC", code_out_err=call)
+    report.refused("compares fog", "The file is kept", "--trg_dataset ACDC", code_out_err=call)
     assert json.loads((report.root / "report/correlation.json").read_text()) == before
     _, values = report.correlate(domains="india")  # fog was not asked for
     assert values["robustness"] == {}
