@@ -1,6 +1,7 @@
 """What README and docs say is run or checked: Python lines, commands, links, the table of flags."""
 
 import argparse
+import ast
 import importlib
 import re
 import shlex
@@ -153,3 +154,17 @@ def test_the_python_lines_of_the_readme_run(tmp_path):
         run("relis/eval.py", "--preset", "mini", "--segmenters", segmenters, "--trg_dataset", dataset, "--cond", cond)
     printed = run("-c", few)
     assert "Can the synthetic verdict be trusted?" in printed and "fog (observed r " in printed
+
+
+def test_no_error_names_an_alias():
+    """Errors name a flag as `--help` does."""
+    actions = [action for script in SCRIPTS for action in parser_of(script)._actions if action.help != argparse.SUPPRESS]
+    own = {name for action in actions for name in action.option_strings}
+    aliases = {f"--{alias}" for names in ALIASES.values() for alias in names} - own
+    assert "--ddim_steps" in aliases
+    for path in sorted((REPO_ROOT / "genval").rglob("*.py")):
+        for raised in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise)):
+            words = [one.value for one in ast.walk(raised) if isinstance(one, ast.Constant)]
+            text = " ".join(word for word in words if isinstance(word, str))
+            named = set(re.findall(r"--\w+", text))
+            assert not named & aliases, f"{path}:{raised.lineno}: {named & aliases}"
