@@ -6,7 +6,7 @@ Writes: {output_dir}/{segmenter}/{trg_dataset}_{conditions}_against_{in_dataset}
     python relis/eval_ood.py --in_dataset Cityscapes --trg_dataset ACDC --cond night --segmenters SegFormer-B0
 
 The images of --trg_dataset are the positives. AUROC 0.5 is chance; FPR95 is the fraction of
---in_dataset's images above the threshold that 95 % of the positives are above.
+--in_dataset's images above the threshold over which 95 % of the positives lie.
 """
 
 from __future__ import annotations

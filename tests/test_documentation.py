@@ -158,8 +158,8 @@ def test_the_python_lines_of_the_readme_run(tmp_path):
 
 def test_no_error_names_an_alias():
     """Errors name a flag as `--help` does."""
-    actions = [action for script in SCRIPTS for action in parser_of(script)._actions if action.help != argparse.SUPPRESS]
-    own = {name for action in actions for name in action.option_strings}
+    actions = [action for script in SCRIPTS for action in parser_of(script)._actions]
+    own = {name for action in actions if action.help != argparse.SUPPRESS for name in action.option_strings}
     aliases = {f"--{alias}" for names in ALIASES.values() for alias in names} - own
     assert "--ddim_steps" in aliases
     for path in sorted((REPO_ROOT / "genval").rglob("*.py")):
