@@ -168,3 +168,35 @@ def test_no_error_names_an_alias():
             text = " ".join(word for word in words if isinstance(word, str))
             named = set(re.findall(r"--\w+", text))
             assert not named & aliases, f"{path}:{raised.lineno}: {named & aliases}"
+
+
+_AVOIDED = re.compile(r"\b(pictures?|figures?|true[- ]size|mend(s|ed|ing)?|utili[sz]e[sd]?|leverag\w+)\b", re.IGNORECASE)
+
+
+def prose(text: str) -> str:
+    """A page without indented blocks and inline code."""
+    lines = [line for line in text.splitlines() if not line.startswith("    ")]
+    return _CODE.sub("", "\n".join(lines))
+
+
+def test_one_word_per_concept():
+    """Pages, help and the report page say image, score or metric, full size, fix and use."""
+    found = {str(page): _AVOIDED.findall(prose(page.read_text())) for page in PAGES}
+    for script in SCRIPTS:
+        actions = parser_of(script)._actions
+        found[script] = _AVOIDED.findall(" ".join(action.help or "" for action in actions))
+    template = (REPO_ROOT / "genval/report/page/templates/page.html.j2").read_text()
+    found["page"] = _AVOIDED.findall(re.sub(r"<[^>]*>|\{[{%].*?[%}]\}", "", template))
+    assert not {where: words for where, words in found.items() if words}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPO_ROOT).as_posix())
+def test_rows_of_a_table_have_the_cells_of_its_header(page):
+    table = ""
+    for line in [*page.read_text().splitlines(), ""]:
+        row = _CODE.sub("", line)
+        if not row.startswith("|"):
+            table = ""
+            continue
+        table = table or row
+        assert row.count("|") == table.count("|"), f"{page.name}: {line}"
