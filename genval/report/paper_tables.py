@@ -196,7 +196,7 @@ def _calibration(report: Report) -> Table:
             else:
                 row += [None, None, None, None]
             rows.append(row)
-    title = "Models whose ECE on the reference set drops with temperature scaling, by domain and source"
+    title = "Segmenters whose ECE on the reference set drops with temperature scaling, by domain and source"
     return Table("calibration_improvement", title, header, rows, note=_NOTE)
 
 
@@ -284,7 +284,7 @@ def _severity(domain: str, curve: SeverityCurve, report: Report) -> Table:
 
 
 def _models(report: Report) -> Table:
-    header = ["family", "model"]
+    header = ["family", "segmenter"]
     by_family = sorted(report.models, key=lambda model: FAMILIES.index(report.families[model]))
     by_model: dict[str, list[Any]] = {model: [report.families[model], report.short_names[model]] for model in by_family}
     for domain, comparison in report.robustness.items():
@@ -296,6 +296,6 @@ def _models(report: Report) -> Table:
             for model, row in by_model.items():
                 score = found.get(model)
                 row.append(score and score.value)
-    title = "mIoU in percent; the columns of a domain, the clear one too, are over that domain's classes"
+    title = "mIoU in percent. All columns of a domain, including clear, are over the classes of this domain"
     rows = [row for row in by_model.values() if any(cell is not None for cell in row[2:])]
     return Table("miou_by_model", title, header, rows, digits=1)

@@ -25,8 +25,9 @@ from genval.runtime.tables import markdown_table, percent
 
 _HEADER = ["part", "domain", "score", "figure", "quantity", "models", "coefficient", "value"]
 EXPLANATIONS = (
-    "observed r: Pearson's r of the scores as they were measured; the noise of few images weakens it.",
-    "corrected r: the same without the noise, as infinitely many images would give it; the 95 % interval is its own.",
+    "observed r: Pearson's r of the scores as they were measured. With few images, noise makes it smaller.",
+    "corrected r: Pearson's r without this noise, as infinitely many images would give it. The 95 % interval is that of "
+    "the corrected r.",
 )
 _WAYS = ("over_models", "over_images", "over_both")
 
@@ -163,7 +164,7 @@ def _label_free(report: Report) -> str:
 
 
 def _few_labels(report: Report) -> str:
-    header = ["domain", "labelled images", "generated set is worth", "model", "labelled alone", "combined", "95 %"]
+    header = ["domain", "labelled images", "generated set is worth", "segmenter", "labelled alone", "combined", "95 %"]
     rows: list[list[Any]] = []
     for domain, comparison in report.robustness.items():
         few = comparison.few_labels
@@ -178,7 +179,7 @@ def _few_labels(report: Report) -> str:
 
 def _rankings(found: Sequence[Entry], report: Report) -> str:
     short = report.short_names
-    header = ["domain", "chosen by", "model", "is the best", "top 5 in common %", "regret", "from", "to"]
+    header = ["domain", "chosen by", "segmenter", "is the best", "top 5 in common %", "regret", "from", "to"]
     rows: list[list[Any]] = []
     for entry in found:
         for predictor in report.predictors:
@@ -231,7 +232,7 @@ def _realism(report: Report) -> str:
 
 def severity_rows(curve: SeverityCurve, short: Mapping[str, str]) -> tuple[list[str], list[list[Any]]]:
     """Return header and rows: mIoU of each model by strength, and the strength where it falls below the limit."""
-    header = ["model", *(f"at {strength:g}" for strength in curve.strengths), "falls below the limit at", "95 %"]
+    header = ["segmenter", *(f"at {strength:g}" for strength in curve.strengths), "falls below the limit at", "95 %"]
     rows = []
     for model, values in curve.miou.items():
         falls = curve.falls_at[model]
