@@ -26,8 +26,8 @@ from genval.runtime.tables import markdown_table, percent
 _HEADER = ["part", "domain", "score", "figure", "quantity", "models", "coefficient", "value"]
 EXPLANATIONS = (
     "observed r: Pearson's r of the scores as they were measured. With few images, noise makes it smaller.",
-    "corrected r: Pearson's r without this noise, as infinitely many images would give it. The 95 % interval is that of "
-    "the corrected r.",
+    "corrected r: Pearson's r without this noise, as infinitely many images would give it. The 95 % interval is that "
+    "of the corrected r.",
 )
 _WAYS = ("over_models", "over_images", "over_both")
 
