@@ -33,7 +33,8 @@ def main(settings: ImageOodSettings) -> None:
     rows = [measure_model(settings, model) for model in model_list(settings.segmenters, settings.preset)]
     header = ["model", "images", "known", "AUROC % by confidence", "FPR95 %", "AUROC % by entropy", "FPR95 %"]
     print(markdown_table(header, rows, digits=2))
-    print(f"wrote {settings.output_dir}/{{model}}/{settings.trg_dataset}_..._against_{settings.in_dataset}_... .json")
+    name = f"{settings.trg_dataset}_{{conditions}}_against_{settings.in_dataset}_{{conditions}}.json"
+    print(f"wrote {settings.output_dir}/{{model}}/{name}")
 
 
 def measure_model(settings: ImageOodSettings, model: str) -> list[Any]:
