@@ -126,9 +126,7 @@ class SegmenterSettings:
         type=input_size,
     )
     batch_size: int = flag(1, "images per forward pass", type=positive_int)
-    compile: Compile = flag(
-        "off", "compile the segmenter: this takes minutes, and inference on a GPU is then faster (auto: off)", bare="on"
-    )
+    compile: Compile = flag("off", "compile the segmenter: takes minutes, then faster on a GPU (auto: off)", bare="on")
     channels_last: bool = flag(False, "memory layout that suits convolutions on a GPU")
     trust_code: bool = trust_code_flag()
     num_workers: int = num_workers_flag()
