@@ -1,10 +1,10 @@
 """Reproduce the paper's protocol in one command, from data sets and checkpoints to tables and report.
 
-The protocol has 512 images in each of five domains, the 42 segmenters of the zoo, temperatures found on generated
-images and tested on the real domains, generated objects, corruptions as a baseline, correlations, tables and the
-report.
+The protocol generates 512 images in each of five domains, and evaluates the 42 segmenters of the zoo on them, on
+corruptions as a baseline and on the real sets. It finds temperatures on generated images and tests them on the real
+sets, generates objects and measures their detection, and writes correlations, tables and the report page.
 
-Reads:  datasets/ and checkpoints/, as far as they exist; what is missing is listed with where to get it
+Reads:  datasets/ and checkpoints/; what is missing is listed, with the place to get it
 Writes: images/ and results/ by the stages it runs, results/report/index.html by the last of them; and
         results/reproduce/steps.json (what ran, and how fast) and logs/
 

@@ -1,14 +1,14 @@
 """Judge generated images: whether each shows its mask and its domain, and differs from all others.
 
-Reads:  a folder of ControlNet/style_transfer.py, or of the released data; a reference segmenter; with --clip a CLIP
-        model.
+Reads:  a folder of ControlNet/style_transfer.py, or of the released data; the segmenter that judges the images; with
+        --clip a CLIP model.
 Writes: into the folder: "scores" of each image in manifest.jsonl (scores.jsonl where there is no manifest), scores.png
         (histograms), and gate.json: the kept and the dropped images with reasons, which `relis/eval.py --gate` applies.
         Run the same command again to resume; other thresholds need no new scores.
 
-With --domain clear it also checks the generator, by results of relis/eval.py in --eval_dir: models must rank on
-generated clear images as they do on the real clear images of the same streets. With --reference it measures how far the
-set is from unlabelled images of the domain (realism.json).
+With --domain clear it also checks the generator, by results of relis/eval.py in --eval_dir: segmenters must rank on
+generated clear images as they do on the original clear images of the same streets. With --reference it measures how
+far the set is from unlabelled images of the domain (realism.json).
 
     python ControlNet/check_generated.py --domain fog --segmenter SegFormer-B5 --clip ViT-L-14/openai
     python ControlNet/check_generated.py --domain clear --generator img2img

@@ -1,10 +1,10 @@
 """Train the small checkpoints of the mini world, or of any data set in the same layout.
 
-Stages, in order: `autoencoder` and `diffusion` (a Stable Diffusion of 10 M parameters, on captioned images of all
-weathers, without masks), `controlnet` (ControlNet/tool_add_control.py and ControlNet/train.py, on clear scenes and
-masks), `segmenters` (on clear scenes), `captioner` (a BLIP and a CLIP, on captioned images of all weathers),
+The stages run in this order: `autoencoder` and `diffusion` (a Stable Diffusion of 10 M parameters, on captioned images
+of all weathers, without masks), `controlnet` (ControlNet/tool_add_control.py and ControlNet/train.py, on clear scenes
+and masks), `segmenters` (on clear scenes), `captioner` (a BLIP and a CLIP, on captioned images of all weathers),
 `inpainting` (the Stable Diffusion again, on streets with objects), `detector` and `outliner` (a GroundingDINO and a
-Segment Anything, on the same). A stage whose output exists is skipped. Run the same command again to resume.
+Segment Anything, on these streets). A stage whose output exists is skipped. Run the same command again to resume.
 
 Reads:  DATA_DIR/training/diffusion.jsonl  {"image", "text"}, all weathers; masks in it help the captioner
         DATA_DIR/training/train.jsonl      {"image", "conditioning_image", "text"}, clear; val.jsonl the same

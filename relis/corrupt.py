@@ -66,7 +66,8 @@ def main(settings: CorruptionSettings) -> None:
         reasons |= {str(one.item.image): one.reason for one in report.skipped}
         for file, reason in reasons.items():
             print(f"skipped {file}: {reason}")
-        others = f"the others existed, skipped {len(reasons)} bad files" if reasons else "the others existed"
+        existed = len(items) - report.written - len(report.skipped)
+        others = f"{existed} existed, skipped {len(reasons)} bad files" if reasons else f"{existed} existed"
         print(f"{domain}: {done} {report.written} of {len(items)} images, {others}; wrote to {folder}")
 
 

@@ -30,7 +30,9 @@ def main(settings: CalibrationErrorSettings) -> None:
     rows = [measure_model(settings, model) for model in model_list(settings.segmenters, settings.preset)]
     header = ["model", "images", "accuracy %", "confidence %", "ECE %", "from", "to", "adaptive ECE %", "KS %", "NLL"]
     print(markdown_table([*header, "Brier"], rows, digits=2))
-    print(f"wrote {settings.output_dir}/{{model}}/{settings.trg_dataset}_... .json, .csv and _reliability.png")
+    print(
+        f"wrote {settings.output_dir}/{{model}}/{settings.trg_dataset}_{{conditions}}.json, .csv and _reliability.png"
+    )
 
 
 def measure_model(settings: CalibrationErrorSettings, model: str) -> list[Any]:

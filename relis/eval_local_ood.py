@@ -7,8 +7,8 @@ Writes: {output_dir}/{segmenter}/{set}_{unknown}.json and _per_image.csv
     python relis/eval_local_ood.py --segmenters SegFormer-B0 --unknown autorickshaw,billboard
 
 Pixels of IDD's classes without a counterpart among the 19 are the positives. Pixels of its 17 known classes are the
-negatives. Unlabelled pixels do not count. AUROC 0.5 is chance. FPR95 is the fraction of known pixels below the
-confidence threshold that 95 % of the unknown pixels are below.
+negatives. Unlabelled pixels do not count. AUROC 0.5 is chance. FPR95 is the fraction of known pixels whose
+confidence is below the threshold under which 95 % of the unknown pixels lie.
 """
 
 from __future__ import annotations

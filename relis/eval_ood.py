@@ -6,7 +6,7 @@ Writes: {output_dir}/{segmenter}/{trg_dataset}_{conditions}_against_{in_dataset}
     python relis/eval_ood.py --in_dataset Cityscapes --trg_dataset ACDC --cond night --segmenters SegFormer-B0
 
 The images of --trg_dataset are the positives. AUROC 0.5 is chance; FPR95 is the fraction of
---in_dataset's images above the threshold that 95 % of the positives are above.
+--in_dataset's images above the threshold over which 95 % of the positives lie.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def main(settings: ImageOodSettings) -> None:
     rows = [measure_model(settings, model) for model in model_list(settings.segmenters, settings.preset)]
     header = ["model", "images", "known", "AUROC % by confidence", "FPR95 %", "AUROC % by entropy", "FPR95 %"]
     print(markdown_table(header, rows, digits=2))
-    print(f"wrote {settings.output_dir}/{{model}}/{settings.trg_dataset}_..._against_{settings.in_dataset}_... .json")
+    name = f"{settings.trg_dataset}_{{conditions}}_against_{settings.in_dataset}_{{conditions}}.json"
+    print(f"wrote {settings.output_dir}/{{model}}/{name}")
 
 
 def measure_model(settings: ImageOodSettings, model: str) -> list[Any]:

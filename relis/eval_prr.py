@@ -29,7 +29,7 @@ def main(settings: MisclassificationSettings) -> None:
     rows = [measure_model(settings, model) for model in model_list(settings.segmenters, settings.preset)]
     header = ["model", "images", "PRR %", "from", "to", "AUROC %", "AUPR right %", "AUPR wrong %", "FPR95 %"]
     print(markdown_table(header, rows, digits=2))
-    print(f"wrote {settings.output_dir}/{{model}}/{settings.trg_dataset}_... .json")
+    print(f"wrote {settings.output_dir}/{{model}}/{settings.trg_dataset}_{{conditions}}.json")
 
 
 def measure_model(settings: MisclassificationSettings, model: str) -> list[Any]:

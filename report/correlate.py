@@ -2,13 +2,13 @@
 
 Reads:  what relis/eval.py wrote in --eval_dir for Cityscapes, Cityscapes_{domain}, Cityscapes_corrupt_{domain}
         and the reference sets; relis/eval_calibration_clustering.py in --scaling_dir; ood_detection/main_gen_ood.py
-        in --ood_dir; as far as they exist
+        in --ood_dir. Not all of these need to exist
 Writes: {output_dir}/correlation.json (described in genval/report/schema.py), correlation.csv, correlation.md
 
     python report/correlate.py --domains fog,night
 
-Missing results are listed with the command that computes them; the rest is compared. The last three lines are the
-verdict. An existing correlation.json that compares a domain whose results are missing now is kept, with an error.
+Missing results are listed with the command that computes them, and the others are compared. The last three lines are
+the verdict. If results of a domain in an existing correlation.json are missing now, this file is kept, with an error.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What README and docs say is run or checked: Python lines, commands, links, the table of flags."""
 
 import argparse
+import ast
 import importlib
 import re
 import shlex
@@ -29,18 +30,25 @@ def parser_of(script: str) -> argparse.ArgumentParser:
     return settings_parser(typing.get_type_hints(module.main)["settings"])
 
 
+# fuzz_parsers.py reads its flags without settings.
+_SCRIPT = r"(?:(?:ControlNet|relis|ood_\w+|report|mini|benchmarks(?:/streets)?)/(?!fuzz_parsers)\w+|reproduce)\.py\b"
+
+
 def commands(page: Path) -> list[str]:
-    """The commands of a page: indented lines and inline code that start a script, continued lines joined."""
+    """The commands of a page: indented lines and inline code that start a script, continued lines joined.
+
+    A script may follow a launcher or the head of a shell loop. A command "of commit ..." is that of an earlier version.
+    """
     text = re.sub(r"\\\n\s*", " ", page.read_text())
-    found = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    text = re.sub(r"`[^`\n]+` of commit", "", text)
+    found = [part for line in text.splitlines() if line.startswith("    ") for part in line.split(";")]
     found += _CODE.findall(re.sub(r"\n", " ", text))
-    found = [re.sub(r"^OMP_NUM_THREADS=\d+ ", "", command) for command in found]
-    found = [re.sub(r"\s#.*", "", command).removeprefix("python ") for command in found]
-    return [
-        command
+    found = [re.sub(r"\s#.*", "", command).replace("$B/", "benchmarks/streets/") for command in found]
+    started = [
+        re.search(rf"(?:^\s*|^OMP_NUM_THREADS=\d+ |(?:python|srun|torchrun|do)\b.* )({_SCRIPT}.*)", command)
         for command in found
-        if re.match(r"((ControlNet|relis|ood_\w+|report|mini)/\w+|reproduce)\.py\b", command)
     ]
+    return [one[1] for one in started if one]
 
 
 SCRIPTS = sorted(
@@ -64,10 +72,11 @@ def test_commands_are_found():
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda value: value[:70])
-def test_every_flag_of_a_command_is_the_scripts_own(page, command):
+def test_every_flag_of_a_command_is_the_scripts_own(page, command, monkeypatch):
     """Each flag exists under this name, not as an alias."""
     script, *words = shlex.split(command)
     assert (REPO_ROOT / script).is_file(), f"{page}: {command}"
+    monkeypatch.syspath_prepend((REPO_ROOT / script).parent)  # a benchmark imports its neighbours
     parser = parser_of(script)
     own = {name for action in parser._actions if action.help != argparse.SUPPRESS for name in action.option_strings}
     own.add("--list_models")
@@ -145,3 +154,49 @@ def test_the_python_lines_of_the_readme_run(tmp_path):
         run("relis/eval.py", "--preset", "mini", "--segmenters", segmenters, "--trg_dataset", dataset, "--cond", cond)
     printed = run("-c", few)
     assert "Can the synthetic verdict be trusted?" in printed and "fog (observed r " in printed
+
+
+def test_no_error_names_an_alias():
+    """Errors name a flag as `--help` does."""
+    actions = [action for script in SCRIPTS for action in parser_of(script)._actions]
+    own = {name for action in actions if action.help != argparse.SUPPRESS for name in action.option_strings}
+    aliases = {f"--{alias}" for names in ALIASES.values() for alias in names} - own
+    assert "--ddim_steps" in aliases
+    for path in sorted((REPO_ROOT / "genval").rglob("*.py")):
+        for raised in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise)):
+            words = [one.value for one in ast.walk(raised) if isinstance(one, ast.Constant)]
+            text = " ".join(word for word in words if isinstance(word, str))
+            named = set(re.findall(r"--\w+", text))
+            assert not named & aliases, f"{path}:{raised.lineno}: {named & aliases}"
+
+
+_AVOIDED = re.compile(r"\b(pictures?|figures?|true[- ]size|mend(s|ed|ing)?|utili[sz]e[sd]?)\b", re.IGNORECASE)
+
+
+def prose(text: str) -> str:
+    """A page without indented blocks and inline code."""
+    lines = [line for line in text.splitlines() if not line.startswith("    ")]
+    return _CODE.sub("", "\n".join(lines))
+
+
+def test_one_word_per_concept():
+    """Pages, help and the report page say image, score or metric, full size, fix and use."""
+    found = {str(page): _AVOIDED.findall(prose(page.read_text())) for page in PAGES}
+    for script in SCRIPTS:
+        actions = parser_of(script)._actions
+        found[script] = _AVOIDED.findall(" ".join(action.help or "" for action in actions))
+    template = (REPO_ROOT / "genval/report/page/templates/page.html.j2").read_text()
+    found["page"] = _AVOIDED.findall(re.sub(r"<[^>]*>|\{[{%].*?[%}]\}", "", template))
+    assert not {where: words for where, words in found.items() if words}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPO_ROOT).as_posix())
+def test_rows_of_a_table_have_the_cells_of_its_header(page):
+    table = ""
+    for line in [*page.read_text().splitlines(), ""]:
+        row = _CODE.sub("", line)
+        if not row.startswith("|"):
+            table = ""
+            continue
+        table = table or row
+        assert row.count("|") == table.count("|"), f"{page.name}: {line}"

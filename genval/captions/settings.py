@@ -74,7 +74,7 @@ class CaptionSettings:
         if sum(value is not None for value in (self.dataset, self.images, self.from_captions)) != 1:
             raise GenValError("Give one of --dataset NAME, --images PATTERN and --from_captions FILE.")
         if self.prompt_file is not None and self.captioner is None:
-            raise GenValError("--prompt_file is the prompt of --captioner: BLIP takes none.")
+            raise GenValError("--prompt_file is the prompt of --captioner, and BLIP takes no prompt. Leave it out.")
 
     @property
     def set_name(self) -> str:

@@ -443,7 +443,7 @@ def find_unknown_ids(dataset: str, names: Sequence[str]) -> dict[str, int]:
         GenValError: the data set is not IDD, whose unknown classes are known by name, or a name is not among them.
     """
     if dataset != "IDD":
-        raise GenValError(f"Unknown classes have names in IDD alone, found --trg_dataset {dataset}. Give IDD.")
+        raise GenValError(f"Only IDD has names for unknown classes, found --trg_dataset {dataset}. Give IDD.")
     unknown = [name for name in names if name not in IDD_UNKNOWN and name != "all"]
     if unknown:
         raise GenValError(f"Unknown class {unknown[0]!r}: expected all, or some of {', '.join(IDD_UNKNOWN)}.")

@@ -90,8 +90,8 @@ def place(label_ids: np.ndarray, config: PlacementConfig, rng: np.random.Generat
     room = (height - int(height * _HIGHEST), width) if config.rule == "published" else (height, width)
     if int(config.context * largest) > min(room):
         raise GenValError(
-            f"{source} is {width}x{height}: too small for a crop of {int(config.context * largest)} pixels around a "
-            f"box of {largest}, of which the rows below {height - room[0]} and the width have to hold one. Give a "
+            f"{source} is {width}x{height}: expected room for a crop of {int(config.context * largest)} pixels around "
+            f"a box of {largest}, found {room[1]} columns and {room[0]} rows below row {height - room[0]}. Give a "
             f"smaller --max_box (for frames of {REFERENCE_HEIGHT} rows) or --context, or leave out such frames."
         )
     if config.rule == "road":

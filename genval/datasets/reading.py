@@ -420,8 +420,8 @@ def _upper_bits(image: Image, path: str | Path) -> Image:
     tags = getattr(image, "tag_v2", None)
     if tags is not None and [tags.get(_BITS_PER_SAMPLE), tags.get(_PHOTOMETRIC)] != [(16,), _BLACK_IS_ZERO]:
         raise GenValError(
-            f"{path} is a grey TIFF file of another kind than 16 bits with black as zero. Convert it to 8 bits, or use "
-            "--skip_bad."
+            f"{path} is a grey TIFF file of an unsupported kind: expected 16 bits with black as zero. Convert it "
+            "to 8 bits, or use --skip_bad."
         )
     return pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 

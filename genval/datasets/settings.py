@@ -23,7 +23,7 @@ class CheckSettings:
     split: str | None = flag(None, "folder of a split, or all (default: the data set's usual split)")
     datasets_dir: str = flag("datasets", "folder of the data sets")
     generated_dir: str = flag(path_dicts.GENERATED_ROOT, "folder of the generated sets")
-    trg_root: str | None = flag(None, "folder of the data set, where it is not found")
+    trg_root: str | None = flag(None, "folder of the data set, if it is not in --datasets_dir")
     output_dir: str = flag("results/check", "folder of the reports")
     num_workers: int = flag(min(16, os.cpu_count() or 1), "threads that read files", type=positive_int)
     preset: str | None = None
@@ -38,6 +38,6 @@ class SmallCityscapesSettings:
     data_dir: str = flag(help="folder with a folder of images per split")
     output_dir: str = flag("datasets/cityscapes_small", "folder of the data set")
     splits: tuple[str, ...] = flag(("train", "val"), "folders to convert", type=comma_list)
-    stretch: bool = flag(False, "double the width: for images of 2:1 that were squeezed to squares")
+    stretch: bool = flag(False, "double the width, for images of 2:1 that were squeezed to squares")
     num_workers: int = flag(min(16, os.cpu_count() or 1), "threads that read files", type=positive_int)
     preset: str | None = None

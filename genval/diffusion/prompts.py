@@ -45,7 +45,7 @@ def split_domains(text: str) -> list[str]:
         return [text]
     if unknown:
         raise GenValError(
-            f"--domain {text}: {' and '.join(map(repr, unknown))} is not a known domain; a list has only these: "
+            f"--domain {text}: {' and '.join(map(repr, unknown))} is not a known domain; a list can only have these: "
             f"{', '.join(path_dicts.DOMAINS)}. Give a text as --prompt."
         )
     return list(dict.fromkeys(part.lower() for part in parts))
@@ -71,7 +71,7 @@ def find_domain(name: str | None, free_text: str | None = None, prompt_file: str
         if free_text is None and difflib.get_close_matches(text.lower(), known, n=1, cutoff=_MISSPELLING):
             raise GenValError(
                 f"Unknown domain {text!r}.{suggestion(text, path_dicts.DOMAINS)} Known: "
-                f"{', '.join(path_dicts.DOMAINS)}. If it is meant as it stands, give --prompt {text} in place of "
+                f"{', '.join(path_dicts.DOMAINS)}. To use this text unchanged, give --prompt {text} in place of "
                 "--domain."
             )
         folder = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")

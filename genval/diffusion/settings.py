@@ -93,8 +93,8 @@ class SamplingConfig:
     )
     large: str = flag(
         "direct",
-        "images larger than the model was trained for: direct, the whole image at once; tiled, of overlapping windows; "
-        "upscaled, generated small, then enlarged and denoised again in windows",
+        "how images larger than those of the training are made. direct: the whole image at once; tiled: in overlapping "
+        "windows; upscaled: a small image is generated, enlarged, and denoised again in windows",
         choices=LARGE,
     )
     tile: int = flag(512, "side of a window, or shorter side of the small image, in pixels", type=positive_int)
@@ -113,10 +113,12 @@ class SamplingConfig:
 class InpaintingConfig:
     """How a masked part is inpainted; the defaults are those of the published `sd_inpaint.py`."""
 
-    steps: int = flag(50, "steps of a whole denoising; --denoising_strength times as many are taken", type=positive_int)
+    steps: int = flag(
+        50, "sampling steps from pure noise; the fraction --denoising_strength of them is taken", type=positive_int
+    )
     guidance_scale: float = flag(15.0, "classifier-free guidance scale (1 disables it)")
     denoising_strength: float = flag(
-        1.0, "1 starts from noise alone; less starts from the image under as much noise, above 0, up to 1"
+        1.0, "fraction of the noise that is added to the image, above 0, up to 1; 1 starts from noise alone"
     )
     sampler: str = flag("ddim", "dpm++ and unipc need 10 to 15 steps", choices=INPAINTING_SAMPLERS)
 
@@ -149,7 +151,8 @@ class PipelineConfig:
     pipeline_guidance: float | None = flag(None, "guidance scale (default: the pipeline's own)")
     image_guidance: float = flag(1.5, "with InstructPix2Pix: guidance scale of the photo")
     offload: Literal["none", "model", "sequential"] = flag(
-        "none", "keep in host memory: model, all networks but the one that computes; sequential, all but one layer"
+        "none",
+        "model: keep all networks but the one that computes in host memory; sequential: the same with single layers",
     )
     vae_tiling: bool = flag(
         False, "encode and decode images in tiles, which takes less memory and changes them a little"
@@ -176,13 +179,13 @@ class StyleTransferSettings:
     prompt: str | None = flag(None, "a text used verbatim, even if it resembles a known domain", exclusive="domain")
     prompt_file: str | None = flag(
         None,
-        "a file with one phrasing of the domain per line, such as 'in dense fog' (with edit: one instruction); each "
-        "image takes one",
+        "a file with one phrasing of the domain per line, such as 'in dense fog' (with edit: one instruction); one is "
+        "chosen for each image",
     )
     generator: Literal["controlnet", "img2img", "translate", "edit"] = flag(
         "controlnet",
-        "controlnet: from the mask alone; img2img: from the mask and the photo under noise; translate: the photo, by "
-        "the network of train_translation.py; edit: the photo, by an instruction",
+        "controlnet: generate from the mask alone; img2img: from the mask and the photo with added noise; translate: "
+        "change the photo with the network of train_translation.py; edit: change the photo by an instruction",
     )
     denoising_strength: float | None = flag(
         None,
@@ -202,7 +205,7 @@ class StyleTransferSettings:
         None, ".jsonl of pairs or .json of clip_int.py (default: the published places)", exclusive="captions"
     )
     caption: str | None = flag(None, "one caption for every frame", exclusive="captions")
-    no_captions: bool = flag(False, "prompts without captions: the domain alone", exclusive="captions")
+    no_captions: bool = flag(False, "compose prompts of the domain alone, without captions", exclusive="captions")
     prompt_template: str = flag("{caption}, {domain}", "how a prompt is composed")
     negative_prompt: str = flag("", "the prompt that guidance leads away from")
 
@@ -222,7 +225,9 @@ class StyleTransferSettings:
     pipeline: PipelineConfig = group(PipelineConfig, "published pipelines")
 
     frame: Literal["crop", "whole", "full"] = flag(
-        "crop", "whole: the whole frame, whose width follows from the height; full: at its own size", title="size"
+        "crop",
+        "crop: a crop of the frame; whole: the whole frame, resized to --height; full: the whole frame at its own size",
+        title="size",
     )
     height: int = flag(512, "height of the images in pixels", type=positive_int)
     width: int = flag(512, "width of the images in pixels", type=positive_int)
@@ -241,7 +246,9 @@ class StyleTransferSettings:
         None, "images or windows per batch (default: 32 on a GPU, 4 on a CPU)", title="speed", type=positive_int
     )
     compile: Compile = flag(
-        "auto", "compile the denoiser, which takes minutes; auto: only if the run to resume did", bare="on"
+        "auto",
+        "compile the denoiser, which takes minutes; auto: only when a run is resumed that was compiled",
+        bare="on",
     )
     preset: str | None = None
 
@@ -338,7 +345,9 @@ class InpaintingStageSettings:
         None, "images per batch (default: 32 on a GPU, 4 on a CPU)", title="speed", type=positive_int
     )
     compile: Compile = flag(
-        "auto", "compile the denoiser, which takes minutes; auto: only if the run to resume did", bare="on"
+        "auto",
+        "compile the denoiser, which takes minutes; auto: only when a run is resumed that was compiled",
+        bare="on",
     )
     preset: str | None = None
 
@@ -421,7 +430,7 @@ class AddControlSettings:
     seed: int = flag(0, "seed of the random initialisation", type=seed_number)
     controlnet: str | None = flag(None, "a trained ControlNet of INPUT, to write instead of a new one")
     export_original: bool = flag(
-        False, "write the original format; to OUTPUT.ckpt where OUTPUT does not end in its suffix"
+        False, "write one file in the original format: OUTPUT, or OUTPUT.ckpt if OUTPUT has no suffix of this format"
     )
     save_dtype: Literal["fp32", "fp16"] = flag("fp32", "dtype of the weights in OUTPUT")
     overwrite: bool = flag(False, "replace OUTPUT")

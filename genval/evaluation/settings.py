@@ -115,14 +115,14 @@ class SegmenterSettings:
     """Which segmenters are run, and how."""
 
     segmenters: str = flag(help="names from path_dicts.py or specifications, separated by commas, or all")
-    src_dataset: str = flag("Cityscapes", "training set of the segmenters; only recorded")
+    src_dataset: str = flag("Cityscapes", "training set of the segmenters; it is only recorded")
     class_map: str | None = flag(
         None, "classes of the segmenters' outputs, if not the 19: a JSON file of ids, or a name"
     )
     input_size: tuple[int, int] | Literal["processor"] | None = flag(
         None,
-        "HxW: resize images to this size for the segmenter, and its logits back; processor: resize images as the image "
-        "processor of an hf: model does",
+        "HxW: resize images to this size for the segmenter, and its logits back to the size of the label; processor: "
+        "resize images as the image processor of an hf: model does",
         type=input_size,
     )
     batch_size: int = flag(1, "images per forward pass", type=positive_int)
@@ -153,7 +153,7 @@ class EvaluationSettings:
     )
     datasets_dir: str = flag("datasets", "folder of the data sets")
     generated_dir: str = flag(path_dicts.GENERATED_ROOT, "folder of the generated sets")
-    trg_root: str | None = flag(None, "folder of the data set, where it is not found")
+    trg_root: str | None = flag(None, "folder of the data set, if it is not in --datasets_dir")
     eval_dir: str = flag("results/eval", "folder of the evaluation results", title="output")
     logit_pixels: int = flag(
         20000, "pixels per image whose logits are saved, chosen at random; -1 for all", type=pixel_number
@@ -215,16 +215,18 @@ class OodDetectionSettings:
     uncurated: bool = flag(False, "include images for which curated.json says false")
     void: tuple[int, ...] | None = flag(
         None,
-        "ids outside the object that do not count: labelIds of the street (generated), or the mask's own ids",
+        "ids outside the object that are not counted: labelIds of the street (generated), or the mask's own ids",
         type=id_list,
     )
     images_dir: str = flag("images/ood_objects/refined", "generated images")
     masks_dir: str = flag("images/ood_objects/masks", "masks of the generated images")
     positions_dir: str = flag("images/ood_objects/with_positions", "boxes and labels of the generated images")
     datasets_dir: str = flag("datasets", "folder of the public sets")
-    trg_root: str | None = flag(None, "folder of the public set, where it is not found")
+    trg_root: str | None = flag(None, "folder of the public set, if it is not in --datasets_dir")
     output_dir: str = flag("results/ood_detection", "folder of the results", title="output")
-    exact: bool = flag(False, "metrics of single pixels; needs 8 MB of disk per image and score", title="metrics")
+    exact: bool = flag(
+        False, "compute metrics from single pixels; needs 8 MB of disk per image and score", title="metrics"
+    )
     components: tuple[str, ...] = flag(
         (), "scores for component metrics (sIoU, PPV, F1): entropy,confidence,logits,energy, or none", type=score_list
     )
@@ -240,7 +242,7 @@ class OodDetectionSettings:
         "evaluation finds, which needs 8 MB of disk per image and score",
     )
     known: str | None = flag(
-        None, "a set of known classes, best the training set, for the standardised max logit and scores of features"
+        None, "a set of known classes, such as the training set, for the standardised max logit and scores of features"
     )
     known_split: str | None = flag(None, "folder of a split of --known (default: all)")
     known_images: int = flag(100, "number of images of --known, evenly spaced", type=positive_int)
@@ -270,7 +272,7 @@ class BravoSettings:
 
     model: SegmenterSettings = group(SegmenterSettings, "segmenters")
     bravo_dir: str = flag("datasets/bravo", "folder of the benchmark, with bravo_ACDC and others", title="data")
-    labels_dir: str | None = flag(None, "folder of its labels, in the same layout: the metrics are computed")
+    labels_dir: str | None = flag(None, "folder of the labels, in the same layout; with it, the metrics are computed")
     output_dir: str = flag("results/bravo", "folder of the predictions", title="output")
     run: RunSettings = group(RunSettings, "run")
     device: DeviceSettings = group(DeviceSettings, "device", precision="32-true")
@@ -350,12 +352,12 @@ class CorruptionSettings:
 class GateThresholds:
     """What a generated image must reach to be kept."""
 
-    # The reference segmenter also fails in bad weather on real streets: a fixed threshold would drop a whole night set.
+    # The segmenter also fails in bad weather on real streets: a fixed threshold would drop a whole night set.
     # An image that does not show its mask is an outlier within its own set.
     min_of_median: float = flag(0.6, "minimum agreement with the mask, as a fraction of the set's median agreement")
     # mIoU with the mask, as a fraction of the segmenter's mIoU on the original
     min_agreement: float = flag(0.0, "minimum agreement with the mask, as a fraction of the original's")
-    min_domain: float = flag(0.5, "minimum probability of the domain's phrase against the clear phrase")
+    min_domain: float = flag(0.5, "minimum probability of the domain's phrase, compared with the clear phrase")
     # Images that start from noise have other edges than the original: their drift means nothing, and is not judged.
     max_drift: float | None = flag(
         None, "maximum drift from the original in percent of the height, for --generator edit (default: not judged)"
@@ -390,12 +392,14 @@ class ScoringSettings:
     generated_dir: str = flag(path_dicts.GENERATED_ROOT, "folder of the generated sets")
     eval_dir: str = flag("results/eval", "results of relis/eval.py, by which --domain clear checks the generator")
     segmenter: str = flag(
-        "SegFormer-B5", "the reference segmenter; better one that is not evaluated later", title="models"
+        "SegFormer-B5",
+        "the segmenter that judges the images; do not evaluate it on the kept images later",
+        title="models",
     )
     trust_code: bool = trust_code_flag()
     clip: str | None = flag(None, "a CLIP model, name or folder; without it the domain is not judged")
     reference: str | None = flag(
-        None, "folder of unlabelled images of the domain: how far the set is from them (CMMD); needs --clip"
+        None, "folder of unlabelled images of the domain: measure the distance of the set to them (CMMD); needs --clip"
     )
     domain_phrase: str | None = flag(None, "the domain in words (default: as the images were generated)")
     clear_phrase: str = flag(path_dicts.DOMAINS["clear"], "the phrase that it is compared with")
@@ -424,9 +428,11 @@ class SavedSetSettings:
     """An evaluated set on the disk."""
 
     segmenters: str = flag(help="segmenters as given to relis/eval.py, or all", title="evaluated sets")
-    src_dataset: str = flag("Cityscapes", "training set of the segmenters; only recorded")
+    src_dataset: str = flag("Cityscapes", "training set of the segmenters; it is only recorded")
     trg_dataset: str | None = flag(None, "Cityscapes, ACDC, Cityscapes_fog, ...")
-    cond: tuple[str, ...] = flag(ALL, "conditions, paired with --scene if as many", type=comma_list)
+    cond: tuple[str, ...] = flag(
+        ALL, "conditions; paired with --scene if both lists have the same length", type=comma_list
+    )
     scene: tuple[str, ...] = flag(ALL, "cities, recordings or folders", type=comma_list)
     eval_dir: str = flag("results/eval", "results of relis/eval.py")
     preset: str | None = None
@@ -444,9 +450,11 @@ class FinalMetricsSettings:
     SCRIPT: ClassVar[str] = "relis/compute_final_metrics"
 
     segmenters: str = flag(help="segmenters as given to relis/eval.py, or all", title="evaluated sets")
-    src_dataset: str = flag("Cityscapes", "training set of the segmenters; only recorded")
+    src_dataset: str = flag("Cityscapes", "training set of the segmenters; it is only recorded")
     trg_dataset: tuple[str, ...] = flag(help="Cityscapes, ACDC, Cityscapes_fog, ...", type=dataset_list)
-    cond: tuple[str, ...] = flag(ALL, "conditions, paired with --scene if as many", type=comma_list)
+    cond: tuple[str, ...] = flag(
+        ALL, "conditions; paired with --scene if both lists have the same length", type=comma_list
+    )
     scene: tuple[str, ...] = flag(ALL, "cities, recordings or folders", type=comma_list)
     class_set: Literal["present", "19", "17", "11"] = flag(
         "present", "classes of the mean: those that occur (as published), or all 19, IDD's 17 or CamVid's 11"
@@ -468,7 +476,7 @@ class CalibrationErrorSettings(SavedSetSettings):
     """Settings of relis/eval_calibration.py."""
 
     SCRIPT: ClassVar[str] = "relis/eval_calibration"
-    source: Literal["logits", "statistics"] = flag("logits", "what is read")
+    source: Literal["logits", "statistics"] = flag("logits", "which results of relis/eval.py are read")
     output_dir: str = flag("results/calibration_errors", "folder of the metrics")
 
     def __post_init__(self) -> None:
@@ -541,8 +549,8 @@ class CalibrationMethod:
     per_class_temperature: bool = flag(False, "one temperature per predicted class")
     hardest: tuple[float, ...] = flag(
         (1.0,),
-        "calibrate on this fraction of the images, the ones with the lowest pixel accuracy; a list, e.g. 1,0.5, runs "
-        "several fractions; 1 means all images, as published",
+        "calibrate on this fraction of the images, those with the lowest pixel accuracy; 1 means all images, as "
+        "published; a list such as 1,0.5 computes temperatures for each fraction",
         type=fraction_list,
     )
 
@@ -571,7 +579,9 @@ class TemperatureTestSettings(SavedSetSettings):
     SCRIPT: ClassVar[str] = "relis/eval_calibration_clustering"
     sets: CalibrationSets = group(CalibrationSets, "calibration")
     method: CalibrationMethod = group(CalibrationMethod, "method")
-    soft: bool = flag(False, "weigh the clusters' temperatures for each image instead of taking the nearest cluster's")
+    soft: bool = flag(
+        False, "for each image, use a weighted mean of the clusters' temperatures instead of the nearest cluster's"
+    )
     output_dir: str = flag("results/temperature_scaling", "folder of the metrics")
 
     def __post_init__(self) -> None:

@@ -169,7 +169,10 @@ def find_validation(
         objects += find_ood_items(dataset, settings.datasets_dir, skipped=bad).items
     used = [item for item in objects if was_trained_on(recipe, item)]
     if used:
-        raise GenValError(f"--val_ood: {used[0].image} is trained on, like {len(used)} of {len(objects)} images.")
+        raise GenValError(
+            f"--val_ood: {len(used)} of {len(objects)} images are also trained on, such as {used[0].image}. "
+            "Give another set."
+        )
     cache = DecodedCache(_memory(settings))
     return ValidationSet(_spread(streets, settings.val_images), objects, settings.score, cache, settings.num_workers)
 

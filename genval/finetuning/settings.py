@@ -93,7 +93,7 @@ class FinetuneSettings:
     batch_size: int = flag(8, "images per device", type=positive_int)
     accumulate: int = flag(1, "batches per optimiser step", type=positive_int)
     max_steps: int = flag(2000, "optimiser steps", type=positive_int)
-    max_minutes: float | None = flag(None, "stop this run after so many minutes; --resume last continues it")
+    max_minutes: float | None = flag(None, "stop this run after this many minutes; continue it with --resume last")
     lr: float = flag(1e-5, "learning rate")
     weight_decay: float = flag(0.01, "weight decay of AdamW")
     lr_schedule: str = flag("cosine", "learning rate after the warm-up", choices=LR_SCHEDULES)

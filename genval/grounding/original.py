@@ -90,7 +90,7 @@ def build(
         sizes = keys.config({key: tuple(tensor.shape) for key, tensor in state.items()})
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise GenValError(
-            f"{path} does not hold a whole {title}: its sizes cannot be read, for want of {error}. Fetch it again."
+            f"{path} does not hold a whole {title}: its sizes cannot be read without {error}. Fetch it again."
         ) from error
     override = path.with_suffix("") / "config.json"
     config = make_config(_updated(sizes, read_json(override, dict[str, Any])) if override.is_file() else sizes)
@@ -113,8 +113,8 @@ def build(
     if missing or unexpected or shapes:
         raise GenValError(
             f"{path} does not hold a whole {title}: missing (in transformers' names): {listed(missing)}; unexpected: "
-            f"{listed(unexpected)}; other shapes: {listed(sorted(shapes))}. Fetch it again; sizes that shapes do not "
-            f"tell can be given in {override}."
+            f"{listed(unexpected)}; other shapes: {listed(sorted(shapes))}. Fetch it again; settings that do not "
+            f"follow from the shapes can be given in {override}."
         )
     return model.eval().requires_grad_(False)
 

@@ -30,7 +30,7 @@ class MaskSettings:
     )
     tokenizer: str = flag("bert-base-uncased", "tokenizer of BERT, which a .pth file does not contain")
     sam: str = flag("facebook/sam-vit-huge", "Segment Anything 1, 2, 2.1 or 3, or SAM-HQ")
-    text_masks: bool = flag(False, "segment from the object's name alone, with SAM 3 as --sam and without a detector")
+    text_masks: bool = flag(False, "segment objects by their names, with SAM 3 as --sam and without a detector")
     clip: str = flag("ViT-L-14/openai", "CLIP model that judges the objects (see ControlNet/clip_int.py), or none")
     box_threshold: float = flag(0.25, "minimum score of a detection, 0 to 1", title="thresholds")
     text_threshold: float = flag(0.25, "minimum probability of a token of the object's name, 0 to 1")

@@ -1,4 +1,4 @@
-"""Whether a generator ranks models on clear images as the original clear images of the same streets do.
+"""Whether a generator ranks segmenters on clear images as the original clear images of the same streets do.
 
 A generator that fails this check is not faithful to its masks: what it says about fog or night means nothing.
 """
@@ -62,11 +62,11 @@ class ClearCheck:
         ends, refused = self.pearson.ends, self.pearson.refused
         shown = f"95 % interval {ends[0]:.2f} to {ends[1]:.2f}" if ends else f"no interval: {refused}"
         r = "not defined" if math.isnan(self.r) else f"{self.r:.2f}"
-        verdict = "passed" if self.passed else f"below {MIN_CLEAR_R}: other domains of this generator say nothing"
-        streets = f"the same {self.frames} streets"
+        failed = f"r is below {MIN_CLEAR_R}: results of this generator in other domains say nothing"
         return (
-            f"{self.generator}: r of mIoU on generated and reference clear images of {streets}: {r} "
-            f"({shown}; {len(self.real)} models, {self.images} generated images); {verdict}"
+            f"{self.generator}: r of mIoU on generated and original clear images of the same {self.frames} streets is "
+            f"{r} ({shown}; {len(self.real)} segmenters, {self.images} generated images); "
+            f"{'passed' if self.passed else failed}"
         )
 
 

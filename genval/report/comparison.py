@@ -137,11 +137,11 @@ def pearson_estimate(x: Scores, y: Scores) -> PearsonEstimate:
 
     >>> scores = Scores(np.array([1.0, 2.0, 3.0]), None)
     >>> pearson_estimate(scores, scores).refused
-    'too few models: 3, at least 8 are needed'
+    'too few segmenters: 3, at least 8 are needed'
     """
     value, refused = number(pearson(x.value, y.value)), _refusal(x, y)
     if value is None or refused:
-        return PearsonEstimate(value, None, None, None, refused or "the scores of all models are equal")
+        return PearsonEstimate(value, None, None, None, refused or "the scores of all segmenters are equal")
     found = corrected_correlation(x, y)
     return PearsonEstimate(value, number(found.value), found.low, found.high, None)
 
@@ -151,7 +151,7 @@ def pearson_difference(first: Scores, second: Scores, y: Scores) -> tuple[Pearso
     value = number(pearson(first.value, y.value) - pearson(second.value, y.value))
     refused = _refusal(first, second, y)
     if value is None or refused:
-        return PearsonEstimate(value, None, None, None, refused or "the scores of all models are equal"), None
+        return PearsonEstimate(value, None, None, None, refused or "the scores of all segmenters are equal"), None
     found = corrected_difference(first, second, y)
     return PearsonEstimate(value, number(found.value), found.low, found.high, None), found.share_above
 
@@ -160,7 +160,7 @@ def _refusal(*sides: Scores) -> str | None:
     """Why there is no interval of a correlation."""
     models = len(sides[0].value)
     if models < FEWEST_CORRELATED:
-        return f"too few models: {models}, at least {FEWEST_CORRELATED} are needed"
+        return f"too few segmenters: {models}, at least {FEWEST_CORRELATED} are needed"
     images = min((side.units for side in sides if side.drawn is not None and side.units is not None), default=None)
     if images is not None and images < FEWEST_IMAGES:
         return f"too few images: {images}, at least {FEWEST_IMAGES} are needed"

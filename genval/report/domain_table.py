@@ -54,10 +54,10 @@ class DomainTable:
             text += f"All sets are evaluated in {describe_classes({'class_groups': self.merged})}.\n\n"
         text += markdown_table(self.header, self.rows)
         if self.agreement:
-            text += "\n\nSynthetic against reference (true) across models: Pearson's r, its 95 % interval, "
+            text += "\n\nSynthetic against reference (true) across segmenters: Pearson's r, its 95 % interval, "
             text += "mean difference: synthetic - reference.\n\n"
             rows = [[domain, *values.values()] for domain, values in self.agreement.items()]
-            text += markdown_table(["domain", "models", "r", "from", "to", "difference"], rows, digits=2)
+            text += markdown_table(["domain", "segmenters", "r", "from", "to", "difference"], rows, digits=2)
         return text
 
 

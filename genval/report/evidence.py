@@ -206,7 +206,7 @@ def _mark(image: tuple[SceneResults, dict[str, Any]]) -> tuple[str, str | None, 
 
 def _sentence(models: Sequence[str], every: Sequence[str], place: Place, what: str) -> str:
     short = short_names(every)
-    who = "any model" if len(models) == len(every) else ", ".join(short[model] for model in models)
+    who = "any segmenter" if len(models) == len(every) else ", ".join(short[model] for model in models)
     return f"{what} of {who} on {place.dataset} ({place.cond})"
 
 

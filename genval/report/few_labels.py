@@ -61,11 +61,11 @@ def combine(labelled: Scores, generated: Scores, images: int) -> CombinedScores:
     y, x = labelled.value, generated.value
     if len(y) < FEWEST_MODELS or images < FEWEST_IMAGES or labelled.drawn is None:
         raise GenValError(
-            f"A combined estimate needs {FEWEST_MODELS} models and {FEWEST_IMAGES} labelled images, found {len(y)} "
+            f"A combined estimate needs {FEWEST_MODELS} segmenters and {FEWEST_IMAGES} labelled images, found {len(y)} "
             f"and {images}."
         )
     if not (np.isfinite(y).all() and np.isfinite(x).all()):
-        raise GenValError("A combined estimate needs the scores of every model on both sets.")
+        raise GenValError("A combined estimate needs the scores of every segmenter on both sets.")
     noise = noise_covariance(labelled.drawn, images)
     line = np.stack([np.ones_like(x), x - x.mean()], 1)
     if np.ptp(x) == 0:

@@ -3,7 +3,7 @@
 They are rivals of generation: whoever has unlabelled images of a condition can use them. Each is computed from what
 relis/eval.py saved, without inference.
 
-- Vote: the agreement of a model with the majority vote of the other models, as the mean IoU. Agreement between models
+- Vote: the agreement of a segmenter with the majority vote of the others, as the mean IoU. Agreement between models
   as an estimate: Jiang et al., "Assessing generalization of SGD via disagreement" (ICLR 2022), and Baek et al.,
   "Agreement-on-the-line" (NeurIPS 2022).
 - Average confidence (AC): Hendrycks and Gimpel, "A baseline for detecting misclassified and out-of-distribution

@@ -92,7 +92,7 @@ def compare_ood_detection(
         if by_score:
             values[name] = by_score
         else:
-            what = f"at least {FEWEST_COMPARED} models on both {GENERATED} and {name}"
+            what = f"at least {FEWEST_COMPARED} segmenters on both {GENERATED} and {name}"
             missing.append(Missing(what, f"{_command(settings, models)} && {_command(settings, models, name)}"))
     return values, {name: _means(detection) for name, detection in sets.items()}
 

@@ -18,7 +18,10 @@ from genval.runtime.files import write_bytes, write_csv
 from genval.runtime.tables import markdown_table, percent
 
 SECONDARY = "*"
-_NOTE = f"{SECONDARY} Reported for the published system with 40 models; a secondary source, not the paper's own table."
+_NOTE = (
+    f"{SECONDARY} Reported for the published system with 40 segmenters; from a secondary source, not from the paper's "
+    "own table."
+)
 _SIDE_NAMES = {TRUE: "reference"}
 _LATEX = {
     "&": r"\&",
@@ -141,7 +144,7 @@ def _robustness(report: Report) -> Table:
             theirs, difference = comparison.against(baseline)
             row += [theirs and theirs.pearson.corrected, difference and difference.pearson.ends]
         rows.append([*row, *(by_domain.get(domain) for by_domain in published.values())])
-    title = "Correlation of synthetic and reference mIoU across models, by domain, with 95 % intervals"
+    title = "Correlation of synthetic and reference mIoU across segmenters, by domain, with 95 % intervals"
     return Table("correlation_by_domain", title, header, rows, note=_NOTE)
 
 
@@ -169,12 +172,12 @@ def _classes(report: Report) -> Table:
             synthetic = by_class[name].synthetic if name in by_class else None
             row += [synthetic and synthetic.pearson.corrected, synthetic and synthetic.pearson.ends]
         rows.append(row)
-    title = "Correlation of synthetic and reference IoU across models, by class, with 95 % intervals"
+    title = "Correlation of synthetic and reference IoU across segmenters, by class, with 95 % intervals"
     return Table("correlation_by_class", title, header, rows)
 
 
 def _calibration(report: Report) -> Table:
-    header = ["domain", "temperatures of", "models", "improved %", "95 %", "mean ECE % before", "after"]
+    header = ["domain", "temperatures of", "segmenters", "improved %", "95 %", "mean ECE % before", "after"]
     header += ["after, difference: synthetic - clear, 95 %", "r of ECE after", "its 95 %", f"published %{SECONDARY}"]
     rows: list[list[Any]] = []
     for domain, calibration in report.calibration.items():
@@ -193,18 +196,18 @@ def _calibration(report: Report) -> Table:
             else:
                 row += [None, None, None, None]
             rows.append(row)
-    title = "Models whose ECE on the reference set drops with temperature scaling, by domain and source"
+    title = "Segmenters whose ECE on the reference set drops with temperature scaling, by domain and source"
     return Table("calibration_improvement", title, header, rows, note=_NOTE)
 
 
 def _ood_means(report: Report) -> Table:
-    header = ["set", "score", "models", *(f"{metric} %" for metric in METRICS)]
+    header = ["set", "score", "segmenters", *(f"{metric} %" for metric in METRICS)]
     rows = [
         [name, score, means.models, *(getattr(means, metric) for metric in METRICS)]
         for name, by_score in report.ood_means.items()
         for score, means in by_score.items()
     ]
-    title = "OOD detection by score, mean over models; AUPR with the object or the background as the positive class"
+    title = "OOD detection by score, mean over segmenters; AUPR with the object or the background as the positive class"
     return Table("ood_by_score", title, header, rows, digits=1)
 
 
@@ -225,7 +228,9 @@ def _ood_correlation(report: Report) -> Table:
                     theirs = comparison.correlation.get(other)
                     row.append(theirs and theirs.pearson.corrected)
                 rows.append([*row, report.published.ood_pearson])
-    title = f"Correlation of OOD metrics on the {GENERATED} and the reference set across models, with 95 % intervals"
+    title = (
+        f"Correlation of OOD metrics on the {GENERATED} and the reference set across segmenters, with 95 % intervals"
+    )
     return Table("ood_correlation", title, header, rows, note=_NOTE)
 
 
@@ -264,7 +269,7 @@ def _families(report: Report) -> Table:
             if len(known):
                 generated, reference = known.mean(0).tolist()
                 rows.append([domain, family, len(known), generated, reference, generated - reference])
-    return Table("miou_by_family", "mIoU in percent by family of models, mean over models", header, rows, digits=1)
+    return Table("miou_by_family", "mIoU in percent by family, mean over segmenters", header, rows, digits=1)
 
 
 def _realism(report: Report) -> Table:
@@ -279,7 +284,7 @@ def _severity(domain: str, curve: SeverityCurve, report: Report) -> Table:
 
 
 def _models(report: Report) -> Table:
-    header = ["family", "model"]
+    header = ["family", "segmenter"]
     by_family = sorted(report.models, key=lambda model: FAMILIES.index(report.families[model]))
     by_model: dict[str, list[Any]] = {model: [report.families[model], report.short_names[model]] for model in by_family}
     for domain, comparison in report.robustness.items():
@@ -291,6 +296,6 @@ def _models(report: Report) -> Table:
             for model, row in by_model.items():
                 score = found.get(model)
                 row.append(score and score.value)
-    title = "mIoU in percent; the columns of a domain, the clear one too, are over that domain's classes"
+    title = "mIoU in percent. All columns of a domain, including clear, are over the classes of this domain"
     rows = [row for row in by_model.values() if any(cell is not None for cell in row[2:])]
     return Table("miou_by_model", title, header, rows, digits=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from genval.report.schema import Published, PublishedDetector
 
 PUBLISHED = Published(
-    source="secondary: as reported for the published system, not read from the paper's own tables",
+    source="values reported for the published system, from a secondary source, not from the paper's own tables",
     models=40,
     pearson={
         "SD 1.5": {"night": 0.85, "rain": 0.86, "snow": 0.85, "fog": 0.77, "india": 0.71},

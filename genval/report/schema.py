@@ -505,8 +505,8 @@ def require_no_loss(path: Path, report: Report) -> None:
     if lost:
         parts = "; ".join(f"{part.what}. Run: {part.command}" for part in report.missing[:3])
         raise GenValError(
-            f"{path} compares {', '.join(lost)}, for which results are missing now: it is kept. Missing: {parts}. "
-            "To compare without them, leave them out of --domains."
+            f"{path} compares {', '.join(lost)}, for which results are missing now. The file is kept. Missing: "
+            f"{parts}. To compare without them, leave them out of --domains."
         )
 
 

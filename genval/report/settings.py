@@ -24,7 +24,7 @@ class CorrelationSettings:
     domains: tuple[str, ...] = flag(DOMAINS, "domains", type=comma_list)
     generators: tuple[str, ...] = flag(
         (path_dicts.DEFAULT_GENERATOR,),
-        "generators, NAME or NAME=EVAL_DIR with the results on its sets; the first leads the verdict",
+        "generators: NAME, or NAME=EVAL_DIR with the results on its sets; the verdict is about the first",
         type=comma_list,
     )
     label_free: tuple[str, ...] = flag(
@@ -41,8 +41,8 @@ class CorrelationSettings:
     )
     min_miou: float | None = flag(
         None,
-        "mIoU in percent below which a model has failed, for sets of several strengths (default: 0.9 times its mIoU at "
-        "the lowest strength)",
+        "mIoU in percent below which a segmenter has failed, for sets of several strengths (default: 0.9 times its "
+        "mIoU at the lowest strength)",
     )
     scaling_method: str = flag("vanilla_ece", "file name of the temperatures")
     bootstrap_draws: int = flag(1000, "bootstrap draws", type=positive_int, title="method")

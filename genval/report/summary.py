@@ -25,8 +25,9 @@ from genval.runtime.tables import markdown_table, percent
 
 _HEADER = ["part", "domain", "score", "metric", "quantity", "models", "coefficient", "value"]
 EXPLANATIONS = (
-    "observed r: Pearson's r of the scores as they were measured; the noise of few images weakens it.",
-    "corrected r: the same without the noise, as infinitely many images would give it; the 95 % interval is its own.",
+    "observed r: Pearson's r of the scores as they were measured. With few images, noise makes it smaller.",
+    "corrected r: Pearson's r without this noise, as infinitely many images would give it. The 95 % interval is that "
+    "of the corrected r.",
 )
 _WAYS = ("over_models", "over_images", "over_both")
 
@@ -99,7 +100,7 @@ def markdown_summary(report: Report) -> str:
         found = [entry for entry in entries(report) if entry.part == part]
         if found:
             parts += [
-                f"## {title}: Pearson's r with the reference score across models",
+                f"## {title}: Pearson's r with the reference score across segmenters",
                 _correlations(found, report.rivals),
             ]
             if part == "robustness" and report.label_free:
@@ -108,7 +109,7 @@ def markdown_summary(report: Report) -> str:
                 parts += ["### mIoU from the labelled reference images and the generated ones", _few_labels(report)]
             # A table of every score and metric would be pages long; the JSON file has them.
             main = [entry for entry in found if entry.comparison.metric in ("miou", "ece", "auroc")]
-            parts += [f"### {title}: choosing a model", _rankings(main, report)]
+            parts += [f"### {title}: choosing a segmenter", _rankings(main, report)]
     scaling = {domain: of.scaling for domain, of in report.calibration.items() if of.scaling}
     if scaling:
         parts += ["## Temperature scaling on the reference set", _scaling(scaling)]
@@ -132,7 +133,7 @@ def _ends(estimate: PearsonEstimate | None) -> str | None:
 
 
 def _correlations(found: Sequence[Entry], predictors: Sequence[Predictor]) -> str:
-    header = ["domain", "models", "observed r", "corrected r", "95 %", "Spearman", "Kendall"]
+    header = ["domain", "segmenters", "observed r", "corrected r", "95 %", "Spearman", "Kendall"]
     baselines = [baseline.key for baseline in predictors]
     for baseline in baselines:
         header += [f"corrected r of {baseline}", f"difference: {SYNTHETIC} - {baseline}", f"beats {baseline}"]
@@ -163,7 +164,7 @@ def _label_free(report: Report) -> str:
 
 
 def _few_labels(report: Report) -> str:
-    header = ["domain", "labelled images", "generated set is worth", "model", "labelled alone", "combined", "95 %"]
+    header = ["domain", "labelled images", "generated set is worth", "segmenter", "labelled alone", "combined", "95 %"]
     rows: list[list[Any]] = []
     for domain, comparison in report.robustness.items():
         few = comparison.few_labels
@@ -178,7 +179,7 @@ def _few_labels(report: Report) -> str:
 
 def _rankings(found: Sequence[Entry], report: Report) -> str:
     short = report.short_names
-    header = ["domain", "chosen by", "model", "is the best", "top 5 in common %", "regret", "from", "to"]
+    header = ["domain", "chosen by", "segmenter", "is the best", "top 5 in common %", "regret", "from", "to"]
     rows: list[list[Any]] = []
     for entry in found:
         for predictor in report.predictors:
@@ -190,7 +191,7 @@ def _rankings(found: Sequence[Entry], report: Report) -> str:
 
 
 def _scaling(by_domain: Mapping[str, Scaling]) -> str:
-    header = ["domain", "temperatures of", "models", "better %", "from", "to", "mean ECE % before", "after"]
+    header = ["domain", "temperatures of", "segmenters", "better %", "from", "to", "mean ECE % before", "after"]
     rows: list[list[Any]] = []
     for domain, scaling in by_domain.items():
         for source, improved in scaling.improved.items():
@@ -231,7 +232,7 @@ def _realism(report: Report) -> str:
 
 def severity_rows(curve: SeverityCurve, short: Mapping[str, str]) -> tuple[list[str], list[list[Any]]]:
     """Return header and rows: mIoU of each model by strength, and the strength where it falls below the limit."""
-    header = ["model", *(f"at {strength:g}" for strength in curve.strengths), "falls below the limit at", "95 %"]
+    header = ["segmenter", *(f"at {strength:g}" for strength in curve.strengths), "falls below the limit at", "95 %"]
     rows = []
     for model, values in curve.miou.items():
         falls = curve.falls_at[model]
@@ -244,7 +245,7 @@ def limit_text(curve: SeverityCurve) -> str:
     """Return the limit in words."""
     if curve.min_miou is not None:
         return f"{curve.min_miou:g} % mIoU"
-    return f"{100 * KEPT_SHARE:.0f} % of the model's mIoU at strength {curve.strengths[0]:g}"
+    return f"{100 * KEPT_SHARE:.0f} % of the segmenter's mIoU at strength {curve.strengths[0]:g}"
 
 
 def _strength(value: float | None) -> str:

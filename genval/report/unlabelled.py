@@ -28,7 +28,7 @@ from genval.runtime.errors import GenValError
 
 VOTE, CONFIDENCE, DOC, ATC_CLEAR, ATC_GENERATED = "vote", "confidence", "doc", "atc_clear", "atc_generated"
 NAMES = {
-    VOTE: "vote of the other models",
+    VOTE: "vote of the other segmenters",
     CONFIDENCE: "average confidence",
     DOC: "difference of confidences",
     ATC_CLEAR: "ATC, thresholds of clear images",

@@ -43,7 +43,8 @@ _GENERATOR_SENTENCES = {
 # The trust by whether generated images beat clear weather; None where that was not measured.
 TRUSTED = {"yes": "better", "undecided": "yes", "no": "worse", None: "alone"}
 NOTHING = (
-    "There is no answer yet: it needs three segmenters with results on the clear, a generated and its reference set."
+    "There is no answer yet: it needs three segmenters with results on clear images, on a generated set and on its "
+    "reference set."
 )
 
 
@@ -93,7 +94,7 @@ def verdict(findings: Findings, answers: Answers) -> list[str]:
     not_compared = [f"{_join(absent)} could not be compared: results are missing."] if absent else []
     if not findings.robustness:
         return [f"{question} {NOTHING}" for question in QUESTIONS]
-    failed = [f"Not to be trusted: {check.said}." for check in findings.checks if check.passed is False]
+    failed = [f"Do not trust {check.said}." for check in findings.checks if check.passed is False]
     sentences = ([*failed, *_trust(findings, answers), *not_compared], _segmenters(findings, answers), _images(answers))
     return [f"{question} {' '.join(said)}" for question, said in zip(QUESTIONS, sentences, strict=True)]
 
@@ -157,14 +158,16 @@ def _segmenters(findings: Findings, answers: Answers) -> list[str]:
     short, said = findings.short_names, []
     unknown = [domain for domain, trust in answers.trust.items() if trust in _NOT_SHOWN]
     if unknown:
-        said.append(f"Generated images do not tell for {_join(unknown)}.")
+        said.append(f"Generated images give no answer for {_join(unknown)}.")
     for domain, model in answers.model.items():
         name, best = short[model.chosen], short[model.best]
         said.append(f"For {domain}, generated images choose {name}.")
         if model.regret == 0:
             said.append(f"{name} is also the best one on the reference images.")
         else:
-            said.append(f"On the reference images it is {model.regret:.1f} points of mIoU below {best}, the best one.")
+            said.append(
+                f"Its mIoU on the reference images is {model.regret:.1f} points below that of {best}, the best one."
+            )
         if model.regret_high is not None:
             said[-1] = f"{said[-1][:-1]} (95 % interval: a loss of up to {model.regret_high:.1f} points)."
     return said

@@ -33,7 +33,7 @@ def build_steps(protocol: Protocol) -> list[Step]:
         steps.append(Step(f"evaluate on {name}", "evaluate", (), None, nothing, missing=(one,)))
     if without_weights:
         missing = tuple(without_weights.values())
-        name = f"evaluate {len(missing)} more model{'' if len(missing) == 1 else 's'}"
+        name = f"evaluate {len(missing)} more segmenter{'' if len(missing) == 1 else 's'}"
         steps.append(Step(name, "evaluate", (), None, nothing, missing=missing))
     objects = object_steps(protocol, missing_data)
     steps += objects

@@ -44,11 +44,14 @@ def print_plan(
             print(f"  {'':{width}}    $ python {shlex.join(command)}")
     kinds = [state.kind for state in states.values()]
     unknown = sum(estimate.seconds is None for estimate in estimates.values())
-    is_known = unknown < len(to_do) or not to_do
-    time = f"about {duration(total_seconds(estimates, to_do, jobs))}" if is_known else duration(None)
-    more = f" without the {unknown} steps that have no rate" if 0 < unknown < len(to_do) else ""
     parts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
-    print(f"{len(steps)} steps: {', '.join(parts)}; {time}{more} on {record.device}, {jobs} at a time")
+    time = ""
+    if to_do:
+        known = unknown < len(to_do)
+        time = f"; about {duration(total_seconds(estimates, to_do, jobs))}" if known else f"; {duration(None)}"
+        time += f", not counting {unknown} steps of unknown time" if known and unknown else ""
+        time += f" ({record.device}; {jobs} at a time)"
+    print(f"{len(steps)} steps: {', '.join(parts)}{time}")
 
 
 def left(step: Step, state: StepState) -> int:

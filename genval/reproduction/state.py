@@ -108,7 +108,7 @@ def check_any_runs(steps: Sequence[Step], states: Mapping[str, StepState], chose
     if all(states[step.name].kind == BLOCKED for step in steps if step.stage in chosen):
         raise GenValError(
             "None of these steps can run. The plan says what each is blocked by: get what is missing, or give other "
-            "--stages or --models."
+            "--stages or --segmenters."
         )
 
 

@@ -110,7 +110,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Keep the docstring's lines, and show a flag's default where it is worth reading."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, (), argparse.SUPPRESS) or not action.help:
+        if action.default in (None, False, (), "", argparse.SUPPRESS) or not action.help:
             return action.help
         if action.default is dataclasses.MISSING:
             return f"{action.help} (required)"

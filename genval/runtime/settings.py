@@ -98,7 +98,7 @@ def skip_bad_flag() -> Any:
 def trust_code_flag() -> Any:
     """`--trust_code`: run Python code of a segmenter from anywhere."""
     return flag(
-        False, "run .py configs and modules from outside the project, the installed packages and TRUSTED_FOLDERS"
+        False, "also run .py configs and modules that are not in the project, an installed package or TRUSTED_FOLDERS"
     )
 
 

@@ -142,12 +142,14 @@ class Segmenter(nn.Module, abc.ABC):
         """
         if size == "processor":
             if self.processor is None:
-                raise GenValError(f"{self.name} has no image processor, hf: models do. Give --input_size HxW.")
+                raise GenValError(
+                    f"{self.name} has no image processor; only hf: models have one. Give --input_size HxW."
+                )
             self.processor.fitted_size(1024, 2048)  # refuses what it cannot do
             self.definition = f"{self.definition}{self.processor}"
         fixed = getattr(self, "size", None)
         if fixed not in (None, size):
-            raise GenValError(f"{self.name} takes images of {fixed[0]}x{fixed[1]} alone: give no other --input_size.")
+            raise GenValError(f"{self.name} only takes images of {fixed[0]}x{fixed[1]}. Leave --input_size out.")
         self.input_size = size
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:

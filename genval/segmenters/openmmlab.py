@@ -131,7 +131,7 @@ def _read(config: str | Path, overrides: Mapping[str, Any] | None, trust_code: b
     except (Exception, SystemExit) as error:  # a config is a Python file: anything may go wrong in it
         raise GenValError(f"Cannot read the config {path}: {type(error).__name__}: {error}.") from error
     if not isinstance(content.get("model"), Mapping):
-        raise GenValError(f"The config {path} has no `model = dict(...)`.")
+        raise GenValError(f"The config {path} has no `model = dict(...)`. Give a config of an mmsegmentation model.")
     modules = content.get("custom_imports", {}).get("imports", [])
     for module in [modules] if isinstance(modules, str) else modules:
         try:

@@ -143,7 +143,7 @@ def check_values(name: str, logits: Tensor) -> None:
         return
     remedy = "Metrics of confidence need logits: export the network without its last activation (docs/own-models.md)"
     if low == high:
-        raise GenValError(f"{name} gives the value {low:g} for every class and pixel: these are no logits.")
+        raise GenValError(f"{name} gives the value {low:g} for every class and pixel: these are not logits.")
     highest = values == high
     if bool((highest.sum(1) == 1).all()) and bool((highest | (values == low)).all()):
         raise GenValError(f"{name} gives one-hot predictions ({low:g} and {high:g}), not logits. {remedy}.")

@@ -141,7 +141,7 @@ def _find_class(location: str, config: Any) -> tuple[Any, bool]:
             saved = config.architectures or [found.__name__]
             # Some models for poses or depth have the same keys.
             if not {found.__name__, *_ALSO_SEGMENTS} & set(saved):
-                raise GenValError(f"{location} holds a {saved[0]}, which is no {found.__name__}. {_EXPECTED}")
+                raise GenValError(f"{location} holds a {saved[0]}: expected a {found.__name__}. {_EXPECTED}")
             return found, mapping is with_queries
     known = ", ".join(sorted(kind.model_type for mapping in (per_pixel, with_queries) for kind in mapping))
     raise GenValError(

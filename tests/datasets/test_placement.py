@@ -86,7 +86,7 @@ def test_a_frame_without_ground_takes_the_published_rule_and_says_so():
     ],
 )
 def test_a_frame_smaller_than_a_box_is_an_error(shape, config):
-    with pytest.raises(GenValError, match=rf"frame\.png is {shape[1]}x{shape[0]}: too small"):
+    with pytest.raises(GenValError, match=rf"frame\.png is {shape[1]}x{shape[0]}: expected room for a crop"):
         place(np.zeros(shape, np.uint8), config, np.random.default_rng(0), "frame.png")
 
 

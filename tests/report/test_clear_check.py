@@ -40,7 +40,7 @@ def test_the_real_frames_are_those_of_the_generated_images(tmp_path: Path) -> No
     assert check.pearson.value == pytest.approx(expected)
     assert check.pearson.ends and check.pearson.ends[0] <= check.r <= check.pearson.ends[1]
     assert check.passed and (check.images, check.frames) == (12, 11)
-    assert "controlnet: r of mIoU" in check.sentence() and "8 models" in check.sentence()
+    assert "controlnet: r of mIoU" in check.sentence() and "8 segmenters" in check.sentence()
 
 
 def test_another_ranking_does_not_pass(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_models_with_both_results_are_compared(tmp_path: Path) -> None:
     write_results(tmp_path / "own", {"alpha": 0.9, "beta": 0.5, "gamma": 0.6})
     check = clear_check(tmp_path / "real", list(RIGHT), "own", generated_eval_dir=tmp_path / "own", draws=200)
     assert list(check.real) == ["alpha", "beta", "gamma"]
-    assert check.pearson.low is None and "no interval: too few models: 3" in check.sentence()
+    assert check.pearson.low is None and "no interval: too few segmenters: 3" in check.sentence()
 
 
 def test_missing_results_are_named_with_their_commands(tmp_path: Path) -> None:

@@ -59,5 +59,5 @@ def test_noise_of_few_images_has_full_rank():
 def test_too_few_labels_are_refused():
     scores = Scores(np.arange(12.0), np.zeros((10, 12)))
     for labelled, images in ((scores, 3), (Scores(np.arange(3.0), np.zeros((10, 3))), 8)):
-        with pytest.raises(GenValError, match="needs 4 models and 4 labelled images"):
+        with pytest.raises(GenValError, match="needs 4 segmenters and 4 labelled images"):
             combine(labelled, labelled, images)

@@ -330,7 +330,7 @@ def test_the_images_leave_room_for_the_scores_of_every_model():
 
 def test_means_before_and_after_scaling_are_of_the_same_models(page):
     text = page.read_text(encoding="utf-8")
-    assert "→ 10.0 (clear weather’s temperature: 9.4 → 10.0)" in text
+    assert "→ 10.0 (with the temperature of clear weather: 9.4 → 10.0)" in text
 
 
 def test_a_card_shows_the_result_of_the_hardest_images(page):
@@ -375,7 +375,7 @@ def test_no_model_is_named_without_a_correlation(sources):
     correlation = example_correlation(MODELS, ("fog",))
     correlation["answers"] = {"trust": {"fog": "no"}, "model": {}, "images": {}}
     html = render_page(dataclasses.replace(collect(sources, None, LIMITS), report=Report.from_json(correlation)))
-    assert "Generated images do not tell: no correlation is shown." in html and "Regret 1.2" not in html
+    assert "Generated images give no answer: no correlation is shown." in html and "Regret 1.2" not in html
 
 
 class Tags(HTMLParser):
@@ -569,7 +569,7 @@ def test_filters_order_and_charts_follow_their_controls(open_page):
     browser.choose("scatter-side", "clear")
     assert "clear weather against reference" in browser.run(label)
     browser.choose("scatter-metric", "ece")
-    assert "ECE of 2 models" in browser.run(label)
+    assert "ECE of 2 segmenters" in browser.run(label)
     browser.choose("scatter-model", "hf:some/folder/poor")
     assert "poor" in "".join(texts(browser, "#scatter .annotation-text"))
     browser.choose("size-metric", "tau")

@@ -96,7 +96,7 @@ def test_few_models_have_values_and_no_interval(sides, number):
     result = compared(MODELS[:number], few)
     pearson = result["correlation"]["synthetic"]["pearson"]
     assert pearson["value"] > 0.9 and pearson["corrected"] is None and pearson["low"] is None
-    assert pearson["refused"] == f"too few models: {number}, at least 8 are needed"
+    assert pearson["refused"] == f"too few segmenters: {number}, at least 8 are needed"
     assert result["difference"]["clear"]["pearson"]["refused"] == pearson["refused"]
     assert result["beats"]["clear"] == "undecided"
     kendall = result["correlation"]["synthetic"]["kendall"]
@@ -114,7 +114,7 @@ def test_few_images_and_undefined_scores_have_no_interval(sides):
     assert refused == "a score is not defined, or not in a tenth of the resamples"
     constant = {**sides, "synthetic": Scores(np.ones(9), None)}
     estimate = compared(MODELS, constant)["correlation"]["synthetic"]["pearson"]
-    assert estimate["value"] is None and estimate["refused"] == "the scores of all models are equal"
+    assert estimate["value"] is None and estimate["refused"] == "the scores of all segmenters are equal"
 
 
 def test_an_interval_over_images_alone_is_not_shown_as_that_of_r(sides):

@@ -121,8 +121,8 @@ def test_three_sentences_group_what_is_the_same():
         "mIoU, and better than clear weather does. Generated images predict better than classic corruptions for fog. "
         "It is undecided whether generated images or classic corruptions predict better for rain.",
         "Which segmenter should be used? For fog, generated images choose a. a is also the best one on the "
-        "reference images. For rain, generated images choose a. On the reference images it is 1.2 points of mIoU "
-        "below b, the best one.",
+        "reference images. For rain, generated images choose a. Its mIoU on the reference images is 1.2 "
+        "points below that of b, the best one.",
         "How many generated images are enough? 16 images are enough to choose a segmenter for fog and rain. 128 "
         "images are enough to rank the segmenters for fog. 512 images are not enough to rank the segmenters for "
         "rain.",
@@ -153,11 +153,11 @@ def test_no_segmenter_is_named_without_a_correlation():
     answers = answer(findings)
     said = verdict(findings, answers)
     assert list(answers.model) == ["rain"]
-    assert "Generated images do not tell for fog and night." in said[1] and said[1].count("choose a") == 1
+    assert "Generated images give no answer for fog and night." in said[1] and said[1].count("choose a") == 1
     assert "fog" not in said[2] and "rain" in said[2]
     none = findings_of({"fog": comparison(-0.6, [-0.9, 0.1], "undecided")})
     assert verdict(none, answer(none))[1:] == [
-        "Which segmenter should be used? Generated images do not tell for fog.",
+        "Which segmenter should be used? Generated images give no answer for fog.",
         "How many generated images are enough? There is no answer without a correlation.",
     ]
 
@@ -169,10 +169,10 @@ def test_a_domain_without_results_is_named():
 
 
 def test_a_generator_that_fails_on_clear_images_is_not_trusted():
-    checks = [GeneratorCheck("a", True, "a passed", None), GeneratorCheck("b", False, "b failed", None)]
+    checks = [GeneratorCheck("a", True, "a passed", None), GeneratorCheck("b", False, "b: it failed", None)]
     findings = findings_of({"rain": comparison(0.9, [0.6, 0.95], "yes")}, checks=checks)
     said = verdict(findings, answer(findings))[0]
-    assert "trusted? Not to be trusted: b failed. Yes for rain" in said and "a passed" not in said
+    assert "trusted? Do not trust b: it failed. Yes for rain" in said and "a passed" not in said
 
 
 def test_without_a_comparison_nothing_is_said():

@@ -133,7 +133,7 @@ def test_what_is_missing_is_said_with_where_to_get_it(tmp_path, monkeypatch):
     protocol_module._count_once.cache_clear()
     monkeypatch.setattr(Protocol, "datasets_dir", property(lambda self: str(tmp_path / "nothing")))
     steps = {step.name: step for step in build_steps(published(models=("SegFormer-B0", "SETR-PUP", "SwinLarge")))}
-    setr, swin = steps["evaluate 2 more models"].missing
+    setr, swin = steps["evaluate 2 more segmenters"].missing
     assert "SETR-PUP" in setr.what and "model_zoo.md" in setr.remedy
     assert "SwinLarge" in swin.what and "train swin/" in swin.remedy
     assert "acdc.vision.ee.ethz.ch" in steps["evaluate on ACDC"].missing[0].remedy

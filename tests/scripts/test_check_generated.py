@@ -220,7 +220,7 @@ def test_a_clear_set_checks_its_generator(check, folder, tmp_path):
         write_set(tmp_path / "eval", name, "Cityscapes", "clean", ["a", "b", "c", "d", "e"], 0.9)
         write_set(tmp_path / "eval", name, "Cityscapes_img2img_clear", "clear", ["clear_0_a", "clear_1_e"], 0.8)
     out = check(*flags, where=())[1]
-    assert "img2img: r of mIoU on generated and reference clear images of the same 2 streets" in out
+    assert "img2img: r of mIoU on generated and original clear images of the same 2 streets is" in out
 
 
 def test_an_unknown_domain_needs_a_phrase_for_clip(check, folder):

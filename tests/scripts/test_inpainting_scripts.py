@@ -180,7 +180,7 @@ def test_models_and_folders_that_do_not_suit_are_one_line(
 ) -> None:
     refused(inpaint("--model", base_folder), "is not an inpainting model", "9 input channels")
     refused(inpaint("--size", 20), "multiples of 8, found 20x20")
-    refused(inpaint("--context", 1.7), "too small for a crop of 27 pixels", "--max_box")
+    refused(inpaint("--context", 1.7), "room for a crop of 27 pixels", "--max_box")
     assert not list((tmp_path / "inpainted").rglob("*.png"))
     (tmp_path / "inpainted/lion").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / "inpainted/lion/0.png"), np.zeros((32, 64, 3), np.uint8))

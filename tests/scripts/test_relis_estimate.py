@@ -27,7 +27,7 @@ def test_estimates_need_no_masks(relis):
     assert code == 0, err
     found = json.loads((relis.root / "estimates/estimates.json").read_text())["fog"]
     assert found["images"] == len(list(folder.rglob("*.png"))) and set(found["values"]) == {"vote", "confidence"}
-    assert "missing: no results of any model on Cityscapes (clean)" in out
+    assert "missing: no results of any segmenter on Cityscapes (clean)" in out
 
     saved = relis.root / "estimates/{}/fog/unlabelled/unlabelled"
     names = sorted(path.name for path in (relis.root / "estimates/good/fog").rglob("predictions/*.png"))

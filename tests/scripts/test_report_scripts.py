@@ -50,9 +50,9 @@ def test_scores_are_those_of_the_results(report):
     assert comparison["bias"]["value"] < 0  # generated fog is harder
     assert set(comparison["per_class"]) == set(CLASSES)
     assert out.strip().splitlines()[-3:] == values["verdict"]
-    assert correlation["synthetic"]["pearson"]["refused"] == "too few models: 4, at least 8 are needed"
+    assert correlation["synthetic"]["pearson"]["refused"] == "too few segmenters: 4, at least 8 are needed"
     assert values["answers"] == {"trust": {"fog": "few"}, "model": {}, "images": values["answers"]["images"]}
-    assert "too few models: 4" in values["verdict"][0] and "gamma" not in values["verdict"][1]
+    assert "too few segmenters: 4" in values["verdict"][0] and "gamma" not in values["verdict"][1]
 
 
 def test_eight_models_have_intervals_and_a_verdict(report):
@@ -80,7 +80,7 @@ def test_a_comparison_is_not_replaced_by_one_without_a_domain_that_was_asked_for
     flags = ("--eval_dir", report.results, "--scaling_dir", report.root / "scaling", "--ood_dir", report.root / "ood")
     flags += ("--output_dir", report.root / "report", "--draws", 50)
     call = report("correlate", *flags, "--domains", "fog,india")
-    report.refused("compares fog", "it is kept", "--trg_dataset ACDC", code_out_err=call)
+    report.refused("compares fog", "The file is kept", "--trg_dataset ACDC", code_out_err=call)
     assert json.loads((report.root / "report/correlation.json").read_text()) == before
     _, values = report.correlate(domains="india")  # fog was not asked for
     assert values["robustness"] == {}
@@ -131,13 +131,13 @@ def test_what_is_missing_is_listed_with_its_command_and_the_rest_is_computed(rep
     out, values = report.correlate(domains="fog,night,india")
     assert list(values["robustness"]) == ["fog"]
     missing = {part["what"]: part["command"] for part in values["missing"]}
-    night = missing["no results of any model on Cityscapes_night (night)"]
+    night = missing["no results of any segmenter on Cityscapes_night (night)"]
     assert night.startswith("python ControlNet/style_transfer.py --domain night && python relis/eval.py")
     assert "--segmenters alpha,beta,delta,gamma --trg_dataset Cityscapes_night --cond night" in night
-    assert "no results of any model on ACDC (night)" in missing
-    assert "no results of any model on IDD (india)" in missing
+    assert "no results of any segmenter on ACDC (night)" in missing
+    assert "no results of any segmenter on IDD (india)" in missing
     assert not any("corrupt_india" in what for what in missing)
-    assert "relis/corrupt.py --domains fog &&" in missing["no results of any model on Cityscapes_corrupt_fog (fog)"]
+    assert "relis/corrupt.py --domains fog &&" in missing["no results of any segmenter on Cityscapes_corrupt_fog (fog)"]
     assert night in out
 
 
@@ -599,7 +599,7 @@ def test_the_missing_results_of_a_generator_come_with_their_command(report):
     _, values = report.correlate("--generators", "controlnet,img2img")
     assert "img2img" not in values["robustness"]["fog"]["correlation"]
     missing = {part["what"]: part["command"] for part in values["missing"]}
-    command = missing["no results of any model on Cityscapes_img2img_fog (fog)"]
+    command = missing["no results of any segmenter on Cityscapes_img2img_fog (fog)"]
     assert command.startswith("python ControlNet/style_transfer.py --domain fog --generator img2img && python relis/")
 
 
@@ -634,14 +634,14 @@ def test_generators_are_checked_on_clear_images(report):
         write_set(report.results, model, "Cityscapes_img2img_clear", "clear", names, 0.5 + 0.1 * (rank % 3))
     _, values = report.correlate("--generators", "controlnet,img2img")
     assert [check["passed"] for check in values["checks"]] == [True, False]
-    assert "Not to be trusted: img2img: r of mIoU" in values["verdict"][0]
+    assert "Do not trust img2img: r of mIoU" in values["verdict"][0]
 
 
 def test_label_free_estimates_stand_beside_the_baselines(report):
     write_more_results(report.results)
     out, values = report.correlate("--label_free", "all")
     comparison = values["robustness"]["fog"]
-    missing = [part for part in values["missing"] if "vote of the other models" in part["what"]]
+    missing = [part for part in values["missing"] if "vote of the other segmenters" in part["what"]]
     assert len(missing) == 1 and missing[0]["command"].endswith("--save predictions")
     assert comparison["correlation"]["confidence"]["models"] == 8
     needs = {one["key"]: one["needs"] for one in values["predictors"]}

@@ -142,7 +142,7 @@ def add_outputs(folder, kinds):
 def test_a_fixed_size_allows_no_other_input_size(tmp_path, images):
     name = save_onnx(tmp_path / "net.onnx", size=(48, 80))
     assert load_segmenter(name, "cpu", input_size=(48, 80))(images).shape == (2, 19, 96, 160)
-    with pytest.raises(GenValError, match="takes images of 48x80 alone"):
+    with pytest.raises(GenValError, match="only takes images of 48x80"):
         load_segmenter(name, "cpu", input_size=(96, 160))
 
 

@@ -141,8 +141,8 @@ def test_classes_are_ordered_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "architecture", "message"),
     [
-        ("sapiens2", "Sapiens2ForPoseEstimation", "holds a Sapiens2ForPoseEstimation, which is no Sapiens2ForSemantic"),
-        ("detr", "DetrForObjectDetection", "holds a DetrForObjectDetection, which is no DetrForSegmentation"),
+        ("sapiens2", "Sapiens2ForPoseEstimation", "holds a Sapiens2ForPoseEstimation: expected a Sapiens2ForSemantic"),
+        ("detr", "DetrForObjectDetection", "holds a DetrForObjectDetection: expected a DetrForSegmentation"),
     ],
 )
 def test_a_model_of_another_task_with_the_same_keys_is_refused(tmp_path, kind, architecture, message):

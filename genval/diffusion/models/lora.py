@@ -33,7 +33,7 @@ def find_lora(name: str | Path | None) -> Path:
     if name is None:
         raise GenValError(
             "--sampler lcm needs a base that was made for it: give --lora, for example a download of "
-            "latent-consistency/lcm-lora-sdv1-5, with --ddim_steps 4 to 8 and --guidance_scale 1 to 2."
+            "latent-consistency/lcm-lora-sdv1-5, with --steps 4 to 8 and --guidance_scale 1 to 2."
         )
     path = resolve(name)
     path = path / WEIGHTS if path.is_dir() else path

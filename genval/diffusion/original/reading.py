@@ -197,8 +197,8 @@ class OriginalFile:
             raise GenValError(
                 f"{self.path} does not hold a whole {' and '.join(parts)} of the original format: missing keys: "
                 f"{listed(sorted(set(missing)))}; unexpected keys: {listed(sorted(unexpected))}; other shapes: "
-                f"{listed(shapes)}. Fetch or make it again; sizes that shapes do not tell can be given in configs in "
-                f"the folder {self.path.with_suffix('')}."
+                f"{listed(shapes)}. Fetch or make it again; settings that do not follow from the shapes can be "
+                f"given in configs in the folder {self.path.with_suffix('')}."
             )
 
     def _fill(self, model: Any, sources: dict[str, Source], device: torch.device | str, dtype: torch.dtype) -> Any:

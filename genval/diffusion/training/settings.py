@@ -72,7 +72,7 @@ class TrainingSettings:
     height: int | None = flag(None, "height, instead of --resolution", type=positive_int)
     width: int | None = flag(None, "width, instead of --resolution", type=positive_int)
     no_flip: bool = flag(False, "do not mirror half of the images")
-    image_resize: str = flag("area", "nearest is the published one", choices=IMAGE_RESIZES)
+    image_resize: str = flag("area", "resize method of the images; nearest is the published one", choices=IMAGE_RESIZES)
     num_workers: int = flag(min(16, os.cpu_count() or 1), "threads that read files", type=positive_int)
     cache_latents: bool = flag(False, "encode all images once and keep them on the device")
     precompute: str | None = flag(None, "encode all images once into this folder, also for other runs")
@@ -83,7 +83,7 @@ class TrainingSettings:
     accumulate: int = flag(16, "batches per optimiser step", type=positive_int)
     max_epochs: int = flag(150, "passes over the images", type=positive_int)
     max_steps: int | None = flag(None, "optimiser steps, instead of --max_epochs", type=positive_int)
-    max_minutes: float | None = flag(None, "stop this run after so many minutes; --resume last continues it")
+    max_minutes: float | None = flag(None, "stop this run after this many minutes; continue it with --resume last")
     lr: float = flag(1e-5, "learning rate")
     weight_decay: float = flag(0.01, "weight decay of AdamW")
     lr_schedule: str = flag("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
@@ -92,9 +92,9 @@ class TrainingSettings:
     caption_dropout: float = flag(0.1, "fraction of captions replaced by an empty one, for guidance")
     ema: float = flag(0.0, "decay of averaged weights (0 disables averaging)")
     optimizer: str = flag("adamw", "adamw8bit needs bitsandbytes", choices=OPTIMIZERS)
-    gradient_checkpointing: bool = flag(False, "use less memory; a third slower")
+    gradient_checkpointing: bool = flag(False, "use less memory; the training is a third slower")
     compile: Literal["on", "off"] = flag(
-        "off", "compile the training step: 1.5 times as fast after minutes of compiling (GPU)", bare="on"
+        "off", "compile the training step for minutes; it is then 1.5 times as fast (GPU)", bare="on"
     )
     attention: str = flag("auto", "attention kernels that are tried first", choices=ATTENTIONS)
     float32_matmul: Literal["highest", "high"] = flag("high", "high allows TF32")
@@ -199,7 +199,7 @@ class LoraTrainingSettings(TrainingSettings):
     )
     prompt: str | None = flag(None, "a text used verbatim, even if it resembles a known domain", exclusive="domain")
     prompt_file: str | None = flag(
-        None, "a file with one phrasing of the domain per line, such as 'in dense fog'; each image takes one"
+        None, "a file with one phrasing of the domain per line, such as 'in dense fog'; one is chosen for each image"
     )
     caption: str = flag("a street", "one caption for every image", exclusive="captions")
     captions: str | None = flag(None, ".json of clip_int.py or .jsonl, one caption per image", exclusive="captions")
@@ -235,9 +235,11 @@ class BaseTrainingSettings:
     autoencoder: str | None = flag(
         None, "diffusers folder of an AutoencoderKL or AutoencoderTiny, or folder of TAESD's files (default: train one)"
     )
-    autoencoder_steps: int = flag(3000, "training steps of the autoencoder, where none is given", type=positive_int)
+    autoencoder_steps: int = flag(
+        3000, "training steps of the autoencoder, if --autoencoder is not given", type=positive_int
+    )
     start_from: str | None = flag(
-        None, "start from the weights of this base; its size, autoencoder and text encoder are taken"
+        None, "start from the weights of this base, with its size, autoencoder and text encoder"
     )
 
     data_dir: str = flag("datasets/cityscapes", "folder of the labelled images", title="data")
@@ -247,7 +249,9 @@ class BaseTrainingSettings:
     unlabelled: tuple[str, ...] = flag(
         (), "folders of unlabelled images: CONDITION=FOLDER or CONDITION=FOLDER@PLACE, comma-separated", type=comma_list
     )
-    template: str = flag("a street[ in {place}][, {condition}]", "captions; [parts] without a value are left out")
+    template: str = flag(
+        "a street[ in {place}][, {condition}]", "form of the captions; a [part] without a value is left out"
+    )
     condition_weights: tuple[str, ...] = flag((), "draw a condition more often, such as night=2,fog=3", type=comma_list)
     height: int = flag(256, "height of the images in pixels", type=positive_int)
     width: int = flag(512, "width of the images in pixels", type=positive_int)
@@ -256,7 +260,7 @@ class BaseTrainingSettings:
 
     batch_size: int = flag(128, "images per step", type=positive_int, title="optimisation")
     max_steps: int = flag(20_000, "training steps", type=positive_int)
-    max_minutes: float | None = flag(None, "stop this run after so many minutes; the next run resumes it")
+    max_minutes: float | None = flag(None, "stop this run after this many minutes; the next run resumes it")
     lr: float = flag(4e-4, "learning rate")
     lr_schedule: str = flag(
         "constant", "learning rate after the warm-up; cosine falls to 0 at --max_steps", choices=("constant", "cosine")

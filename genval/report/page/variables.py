@@ -53,9 +53,7 @@ def page_variables(content: PageContent) -> dict[str, Any]:
     return {
         "verdict": [_verdict_line(line) for line in content.verdict],
         "summary": _summary(report),
-        "warnings": [
-            f"Not to be trusted: {one.said}." for one in (report.checks if report else []) if one.passed is False
-        ],
+        "warnings": [f"Do not trust {one.said}." for one in (report.checks if report else []) if one.passed is False],
         "stand_ins": content.preset == "mini",
         "facts": _facts(content),
         "sections": _sections(content),
@@ -196,7 +194,7 @@ def _facts(content: PageContent) -> list[tuple[int, str]]:
     models = content.report.models if content.report else gallery["models"]
     compared = content.report.robustness if content.report else {}
     counts = [
-        (len(models), "model", "models"),
+        (len(models), "segmenter", "segmenters"),
         (len(compared or gallery["domains"]), "condition", "conditions"),
         (sum(entry["images"] for entry in gallery["domains"]), "generated image", "generated images"),
         (

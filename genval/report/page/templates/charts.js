@@ -123,7 +123,7 @@ function drawScatter(place, comparisons, side, text, highlighted) {
       yaxis: axis(`${text} of reference images, %`, { range, scaleanchor: "x", constrain: "domain" }),
       annotations: chosen ? [{ x: chosen[side].value, y: chosen.true.value, text: `<b>${plain(DATA.labels[chosen.model])}</b>`, showarrow: false, yshift: 17, font: { color: colour("bright") } }] : [],
     });
-    element.setAttribute("aria-label", `${title(name)}: ${text} of ${rows.length} models, ${DATA.sideNames[side]} against reference, ${note}`);
+    element.setAttribute("aria-label", `${title(name)}: ${text} of ${rows.length} segmenters, ${DATA.sideNames[side]} against reference, ${note}`);
   }
 }
 
@@ -196,7 +196,7 @@ function drawSeverity() {
     yaxis: axis("mIoU, %", { rangemode: "tozero" }),
     shapes: curve.min_miou == null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: curve.min_miou, y1: curve.min_miou, line: { color: colour("soft"), width: 1, dash: "4px,4px" } }],
   });
-  byId("severity-chart").setAttribute("aria-label", `mIoU of ${models.length} models against the strength of ${valueOf("severity-domain")}`);
+  byId("severity-chart").setAttribute("aria-label", `mIoU of ${models.length} segmenters against the strength of ${valueOf("severity-domain")}`);
 }
 
 // Symbols of the temperatures of the hardest images: in the chart, and as a character in its key.
@@ -235,7 +235,7 @@ function drawDumbbell() {
     margin: { l: 8, r: 16, t: 4, b: 44 },
     xaxis: axis("ECE on reference images, %", { rangemode: "tozero" }), yaxis: axis("", { gridcolor: "rgba(0,0,0,0)", type: "category" }),
   });
-  element.setAttribute("aria-label", `ECE of ${rows.length} models before and after temperature scaling`);
+  element.setAttribute("aria-label", `ECE of ${rows.length} segmenters before and after temperature scaling`);
 }
 
 /** What a folder of results is called in a sentence: `Cityscapes_{domain}` is a generated set. */
