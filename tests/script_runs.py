@@ -46,7 +46,7 @@ class Script:
         if can_fork() and is_file and all(name.startswith(_READ_LATER) for name in environment or {}):
             with open(os.devnull) as nothing:
                 streams = (nothing.fileno(), out.fileno(), err.fileno())
-                self.process = _server().start(command, environment=variables, cwd=cwd, streams=streams)
+                self.process = fork_server().start(command, environment=variables, cwd=cwd, streams=streams)
         else:
             command = [sys.executable, *command]
             self.process = subprocess.Popen(
@@ -91,7 +91,8 @@ def run_script(
 
 
 @functools.cache
-def _server() -> ForkServer:
+def fork_server() -> ForkServer:
+    """Return the process whose forks the scripts are."""
     server = ForkServer(_ENVIRONMENT, LIBRARIES)
     atexit.register(server.close)
     return server

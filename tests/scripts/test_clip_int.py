@@ -118,7 +118,7 @@ def test_two_processes_write_what_one_does(
     run_here(one)
     alone = outputs(datasets.parent / "captions")
     shutil.rmtree(datasets.parent / "captions")
-    done = run_script(*two)
+    done = run_script("tests/forking.py", *two)
     assert done.returncode == 0, done.stderr
     assert outputs(datasets.parent / "captions") == alone
 

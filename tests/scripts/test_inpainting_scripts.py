@@ -113,7 +113,7 @@ def test_two_processes_inpaint_what_one_inpaints(inpaint: Any, succeed: Any, tmp
     succeed(command)
     expected = contents(tmp_path / "inpainted")
     shutil.rmtree(tmp_path / "inpainted")
-    done = run_script(*command, "--devices", 2)
+    done = run_script("tests/forking.py", *command, "--devices", 2)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "inpainted") == expected and len(expected) == 3 * 9 + 1
 
