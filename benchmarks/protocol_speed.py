@@ -34,7 +34,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,6 +43,7 @@ import path_dicts
 from genval.runtime import cli
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag
+from genval.runtime.fork_server import process_context
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.settings import Compile, comma_list, positive_int
 
@@ -264,7 +264,7 @@ def choose_models(settings: ProtocolSpeedSettings, world: Path) -> list[str]:
     """Return the segmenters to evaluate, by size, and write their weights; none where no stage runs segmenters."""
     if not any("{models}" in STAGES[name].command for name in settings.stages):
         return []
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=process_context()) as pool:
         sizes = list(pool.map(write_weights, settings.segmenters, [world / "zoo"] * len(settings.segmenters)))
     by_size = [model for _, model in sorted(zip(sizes, settings.segmenters, strict=True))]
     return spread(by_size, settings.num_models or len(by_size))

@@ -24,13 +24,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
 
 from genval.runtime import cli
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag
+from genval.runtime.fork_server import process_context
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.settings import comma_list, positive_int
 
@@ -192,7 +192,7 @@ def make_part(part: str, world: Path, size: str) -> None:
     mark = world / f"{part}.made"
     if mark.exists():
         return
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=process_context()) as pool:
         pool.submit(MAKERS[part], world, size).result()
     mark.touch()
 

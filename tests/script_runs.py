@@ -21,9 +21,10 @@ from genval.reproduction.guard import signal_group
 from genval.runtime.fork_server import LIBRARIES, ForkedScript, ForkServer, can_fork
 from genval.runtime.paths import REPO_ROOT
 
+# Without what libraries set in this process when they are imported.
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-# No library reads these while it is imported.
-_READ_LATER = ("DELAY", "GENVAL_", "PYTEST_", "PYTHONPATH")
+# Beginnings of the names of variables that no library reads while it is imported.
+_READ_LATER = ("DELAY", "MASTER_", "PYTHONPATH", "SLURM_")
 
 
 class Script:
@@ -32,20 +33,20 @@ class Script:
     Args:
         arguments: the script and its arguments.
         cwd: working folder.
-        environment: variables that differ from those of this process.
+        environment: variables besides those with which the tests were started.
     """
 
     def __init__(self, *arguments: object, cwd: Path = REPO_ROOT, environment: Mapping[str, str] | None = None) -> None:
         command = [str(argument) for argument in arguments]
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(environment or {})}
+        variables = {**_ENVIRONMENT, **(environment or {})}
         self._files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
         out, err = self._files
         self.process: ForkedScript | subprocess.Popen[bytes]
         is_file = command[0].endswith(".py")  # not -c or -m
-        if can_fork() and is_file and _read_at_import(variables) == _read_at_import(_ENVIRONMENT):
+        if can_fork() and is_file and all(name.startswith(_READ_LATER) for name in environment or {}):
             with open(os.devnull) as nothing:
                 streams = (nothing.fileno(), out.fileno(), err.fileno())
-                self.process = _server().start(command, environment=variables, cwd=cwd, streams=streams)
+                self.process = fork_server().start(command, environment=variables, cwd=cwd, streams=streams)
         else:
             command = [sys.executable, *command]
             self.process = subprocess.Popen(
@@ -90,11 +91,8 @@ def run_script(
 
 
 @functools.cache
-def _server() -> ForkServer:
+def fork_server() -> ForkServer:
+    """Return the process whose forks the scripts are."""
     server = ForkServer(_ENVIRONMENT, LIBRARIES)
     atexit.register(server.close)
     return server
-
-
-def _read_at_import(variables: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in variables.items() if not name.startswith(_READ_LATER)}

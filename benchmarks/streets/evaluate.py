@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import multiprocessing
 import subprocess
 import sys
 import time
@@ -44,6 +43,7 @@ from genval.datasets.layouts import find_root, generated_set
 from genval.runtime.commands import Command
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag
+from genval.runtime.fork_server import process_context
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.settings import comma_list, positive_int
 
@@ -107,8 +107,7 @@ def main(settings: EvaluateSettings) -> None:
     ordered = sorted(models, key=lambda model: -models[model][0])
     tasks = [(model, models[model], sets, settings) for sets in rounds for model in ordered]
     failed = 0
-    # A process that has used a GPU cannot be forked.
-    with ProcessPoolExecutor(settings.jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(settings.jobs, process_context()) as pool:
         for model, future in [(task[0], pool.submit(measure_sets, *task)) for task in tasks]:
             try:
                 print(future.result(), flush=True)

@@ -15,6 +15,7 @@ import gc
 import importlib
 import io
 import json
+import multiprocessing.context
 import multiprocessing.process
 import os
 import select
@@ -54,6 +55,11 @@ def can_fork() -> bool:
     """
     gpus = [path for pattern in ("nvidia[0-9]*", "kfd", "dxg") for path in Path("/dev").glob(pattern)]
     return sys.platform == "linux" and not gpus
+
+
+def process_context() -> multiprocessing.context.BaseContext:
+    """How a process that has computed nothing starts others: as forks of itself, or new ones, which can use a GPU."""
+    return multiprocessing.get_context("fork" if can_fork() else "spawn")
 
 
 class ForkServer:
@@ -205,7 +211,7 @@ def _main() -> None:
     gc.freeze()  # the collector of a fork leaves these objects, and so their memory stays shared
     request, descriptors = _serve(requests)  # returns in new processes only
     _enter(request, descriptors, variables)
-    _run(request["command"])
+    run_command(request["command"])
 
 
 def _serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -281,7 +287,7 @@ def _python_path() -> list[str]:
     return [os.path.abspath(folder) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
 
 
-def _run(command: list[str]) -> NoReturn:
+def run_command(command: list[str]) -> NoReturn:
     """Run a script as the main program of this process, and end the process as the interpreter does."""
     code: object = None
     interrupted = False

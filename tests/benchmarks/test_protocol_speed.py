@@ -29,8 +29,8 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_stages_are_measured_once(tmp_path: Path) -> None:
     def run() -> str:
         done = run_script(
-            SCRIPT, "--stages", ",".join(stages), "--size", "tiny", "--segmenters", MODEL, "--images", 4,
-            "--batch_size", 1, "--precision", "32-true", "--accelerator", "cpu", "--folder", tmp_path,
+            "tests/forking.py", SCRIPT, "--stages", ",".join(stages), "--size", "tiny", "--segmenters", MODEL,
+            "--images", 4, "--batch_size", 1, "--precision", "32-true", "--accelerator", "cpu", "--folder", tmp_path,
             "--output", output,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

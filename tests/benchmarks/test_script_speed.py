@@ -12,7 +12,9 @@ COMMAND = ("benchmarks/script_speed.py", "--size", "tiny", "--num_images", 2, "-
 @pytest.mark.slow
 def test_a_row_times_a_script(tmp_path: Path) -> None:
     output = tmp_path / "speed.json"
-    done = run_script(*COMMAND, "--rows", "transfer_folder", "--folder", tmp_path, "--output", output)
+    done = run_script(
+        "tests/forking.py", *COMMAND, "--rows", "transfer_folder", "--folder", tmp_path, "--output", output
+    )
     assert done.returncode == 0, done.stderr
     (row,) = read_json(output)["rows"]
     assert row["images"] == 2 and 0 < row["first batch, s"] < row["total, s"]

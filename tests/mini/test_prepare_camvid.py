@@ -1,10 +1,8 @@
 """CamVid in Cityscapes' layout: what the recipe and the stages read, with real images where they are at hand."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from script_runs import run_script
 
 from genval.datasets.reading import read_mask
 from genval.runtime import files
@@ -14,8 +12,7 @@ REAL = REPO_ROOT.parent / "shared" / "realdata" / "camvid"
 
 
 def prepare(camvid, out):
-    command = [sys.executable, "mini/prepare_camvid.py", "--camvid", str(camvid), "--out", str(out)]
-    return subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    return run_script("mini/prepare_camvid.py", "--camvid", camvid, "--out", out)
 
 
 @pytest.fixture

@@ -9,28 +9,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from script_runs import run_script
 
 pytestmark = pytest.mark.slow  # whole networks and files, in other libraries for the most part
 
 SCRIPT = Path(__file__).resolve().parents[2] / "mini" / "render.py"
 
 
-def run_script(out: Path, *flags: str, workers: int = 1) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        SCRIPT,
-        "--out",
-        out,
-        "--num_train",
-        "3",
-        "--num_val",
-        "2",
-        "--height",
-        "64",
-        "--width",
-        "128",
-    ]
-    return subprocess.run([*map(str, command), "--workers", str(workers), *flags], capture_output=True, text=True)
+def render(out: Path, *flags: object, workers: int = 1) -> subprocess.CompletedProcess[str]:
+    size = ("--height", 64, "--width", 128)
+    return run_script(SCRIPT, "--out", out, "--num_train", 3, "--num_val", 2, *size, "--workers", workers, *flags)
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -41,7 +29,7 @@ def digests(out: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
     out = tmp_path_factory.mktemp("mini")
-    result = run_script(out, workers=2)  # and one in the tests, which gives the same bytes
+    result = render(out, workers=2)  # and one in the tests, which gives the same bytes
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1].startswith("Rendered 30 images, kept 0")
     return out
@@ -107,7 +95,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(rendered):
     for path in lost:
         path.unlink()
     (rendered / "captions" / "captions_idd.json").unlink()
-    result = run_script(rendered)
+    result = render(rendered)
     assert result.returncode == 0, result.stderr
     assert "kept" in result.stdout
     assert digests(rendered) == before
@@ -115,7 +103,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(rendered):
 
 def test_overwrite_gives_the_same_bytes(rendered):
     before = digests(rendered)
-    result = run_script(rendered, "--overwrite", "--domains", "clear,india")
+    result = render(rendered, "--overwrite", "--domains", "clear,india")
     assert result.returncode == 0, result.stderr
     assert digests(rendered) == before
 
@@ -123,23 +111,23 @@ def test_overwrite_gives_the_same_bytes(rendered):
 def test_a_smaller_run_keeps_the_captions_of_a_larger_one(rendered):
     before = {p: p.read_bytes() for p in (rendered / "captions").glob("*.json")}
     lists = {p: p.read_bytes() for p in (rendered / "training").glob("*.jsonl")}
-    result = run_script(rendered, "--num_train", "1", "--num_val", "1")
+    result = render(rendered, "--num_train", "1", "--num_val", "1")
     assert result.returncode == 0, result.stderr
     assert "Rendered 0 images, kept 12" in result.stdout
     assert {p: p.read_bytes() for p in before} == before
-    run_script(rendered)
+    render(rendered)
     assert {p: p.read_bytes() for p in lists} == lists
 
 
 def test_another_size_in_the_same_folder_is_refused(rendered, tmp_path):
     before = digests(rendered)
-    result = run_script(rendered, "--height", "32", "--width", "64", "--num_train", "1")
+    result = render(rendered, "--height", "32", "--width", "64", "--num_train", "1")
     assert result.returncode == 2
     assert "(64, 128)" in result.stderr and "--overwrite" in result.stderr and result.stderr.count("\n") == 1
     assert digests(rendered) == before
     small = ("--domains", "fog", "--num_train", "0", "--num_val", "1")
-    assert run_script(tmp_path, *small).returncode == 0
-    assert run_script(tmp_path, *small, "--height", "32", "--width", "64", "--overwrite").returncode == 0
+    assert render(tmp_path, *small).returncode == 0
+    assert render(tmp_path, *small, "--height", "32", "--width", "64", "--overwrite").returncode == 0
     (image,) = tmp_path.rglob("*_rgb_anon.png")
     assert cv2.imread(str(image)).shape == (32, 64, 3)
 
@@ -156,16 +144,15 @@ def test_help_needs_no_renderer():
 
 @pytest.mark.parametrize("flags", [("--domains", "hail"), ("--width", "100")])
 def test_wrong_flags_are_one_line(tmp_path, flags):
-    result = run_script(tmp_path, *flags)
+    result = render(tmp_path, *flags)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
 
 
 def test_a_smaller_run_does_not_shorten_the_lists_of_a_larger_one(tmp_path):
     for count in ("3", "1"):
-        command = [sys.executable, SCRIPT, "--out", tmp_path, "--num_train", count, "--num_val", count]
-        command += ["--height", "64", "--width", "128", "--domains", "clear", "--workers", "1"]
-        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        done = render(tmp_path, "--num_train", count, "--num_val", count, "--domains", "clear")
+        assert done.returncode == 0, done.stderr
     for split in ("train", "val"):
         records = [json.loads(line) for line in (tmp_path / f"training/{split}.jsonl").read_text().splitlines()]
         assert len(records) == 3

@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 from browser import Browser, find_chromium
 from page_world import example_correlation, write_world
 from PIL import Image
+from script_runs import run_script
 
 from genval.datasets import find_items
 from genval.metrics.calibration import BINS, binned_ece
@@ -458,19 +458,13 @@ def test_the_script_writes_the_page_and_prints_the_verdict(sources, tmp_path):
         "--results_dir": folder,
         "--max_gallery": 2,
     }
-    command = [
-        sys.executable,
-        "report/make_report.py",
-        "--preset",
-        "mini",
-        *(str(x) for pair in flags.items() for x in pair),
-    ]
-    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+    command = ["report/make_report.py", "--preset", "mini", *(word for pair in flags.items() for word in pair)]
+    done = run_script(*command)
     assert done.returncode == 0, done.stderr
     assert "Can the synthetic verdict be trusted? Yes for night" in done.stdout
     assert "missing: images with objects" in done.stdout
     assert done.stdout.rstrip().splitlines()[-1].startswith(f"wrote {folder}/index.html")
-    failed = subprocess.run([*command, "--domains", "hail"], cwd=REPO_ROOT, capture_output=True, text=True)
+    failed = run_script(*command, "--domains", "hail")
     assert failed.returncode == 2 and failed.stderr.startswith("error: No generated images of hail")
 
 

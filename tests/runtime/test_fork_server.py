@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from script_runs import Script
 
-from genval.runtime.fork_server import ForkServer
+from genval.runtime.fork_server import ForkedScript, ForkServer, can_fork
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fork server needs Linux")
 
@@ -170,3 +171,11 @@ def test_a_server_that_has_ended_starts_nothing(tmp_path):
     with pytest.raises(OSError):
         server.start(command, **options)
     server.close()
+
+
+@pytest.mark.skipif(not can_fork(), reason="scripts are started as forks only where there is no GPU")
+def test_tests_start_forks_whatever_a_library_sets_in_their_process(monkeypatch):
+    monkeypatch.setenv("KMP_INIT_AT_FORK", "set by a library that this process has imported")
+    script = Script("relis/eval.py", "--list_models")
+    out, err = script.communicate()
+    assert isinstance(script.process, ForkedScript) and script.returncode == 0 and out, err

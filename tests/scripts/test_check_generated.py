@@ -266,7 +266,7 @@ def test_eval_applies_the_gate(check, folder, tmp_path):
 
 def start(folder, *flags, delay=0.0):
     command = [
-        REPO_ROOT / "ControlNet/check_generated.py", "--folder", folder, "--accelerator", "cpu",
+        "tests/forking.py", "ControlNet/check_generated.py", "--folder", folder, "--accelerator", "cpu",
         "--segmenter", "relis_world:slow_segmenter", "--batch_size", "1", *flags,
     ]  # fmt: skip
     paths = f"{REPO_ROOT}{os.pathsep}{REPO_ROOT / 'tests/scripts'}"

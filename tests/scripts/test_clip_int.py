@@ -4,7 +4,6 @@ import json
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from captions_world import CaptionModels
 from diffusion_world import ROOT, Refusal, write_cityscapes
-from script_runs import run_script
+from script_runs import Script, run_script
 
 from benchmarks.components.captioners import write_tiny
 
@@ -94,14 +93,14 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     caption_models: CaptionModels, datasets: Path, run_here: Callable[[Sequence[object]], str]
 ) -> None:
     slow = command(caption_models, datasets, "--mode", "best", "--max_flavors", 2, "--candidates", 12)
-    process = subprocess.Popen([sys.executable, *map(str, slow)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = Script(*slow)
     folder = datasets.parent / "captions"
     manifest, end = folder / "cityscapes/manifest.jsonl", time.monotonic() + 120
     while not manifest.exists():
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not (folder / "captions_cityscapes.json").exists() and len(manifest.read_text().splitlines()) < 9
     run_here(slow)
     halves = outputs(folder)
@@ -119,7 +118,7 @@ def test_two_processes_write_what_one_does(
     run_here(one)
     alone = outputs(datasets.parent / "captions")
     shutil.rmtree(datasets.parent / "captions")
-    done = run_script(*two)
+    done = run_script("tests/forking.py", *two)
     assert done.returncode == 0, done.stderr
     assert outputs(datasets.parent / "captions") == alone
 

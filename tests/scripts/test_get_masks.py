@@ -18,7 +18,7 @@ def masks(grounding_models, object_images):
     def run(*flags, expect=0):
         folders = ["--images_dir", object_images / "refined", "--positions_dir", object_images / "with_positions"]
         folders += ["--output_dir", object_images / "masks", *grounding_models.flags, "--batch_size", 2]
-        done = run_script(SCRIPT, *folders, *flags)
+        done = run_script("tests/forking.py", SCRIPT, *folders, *flags)
         assert done.returncode == expect, done.stderr
         return done
 

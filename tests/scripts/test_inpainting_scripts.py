@@ -4,7 +4,6 @@ import json
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from diffusion_world import ROOT, Refusal
-from script_runs import run_script
+from script_runs import Script, run_script
 
 from genval.datasets.ood_objects import object_folder
 from genval.datasets.reading import read_image
@@ -114,7 +113,7 @@ def test_two_processes_inpaint_what_one_inpaints(inpaint: Any, succeed: Any, tmp
     succeed(command)
     expected = contents(tmp_path / "inpainted")
     shutil.rmtree(tmp_path / "inpainted")
-    done = run_script(*command, "--devices", 2)
+    done = run_script("tests/forking.py", *command, "--devices", 2)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "inpainted") == expected and len(expected) == 3 * 9 + 1
 
@@ -122,13 +121,13 @@ def test_two_processes_inpaint_what_one_inpaints(inpaint: Any, succeed: Any, tmp
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(inpaint: Any, succeed: Any, tmp_path: Path) -> None:
     command = inpaint("--objects", "lion,zebra", "--num_images", 24, "--steps", 6)
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = Script(*command)
     end = time.monotonic() + 120
     while not (tmp_path / "inpainted/lion/5.png").exists():
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     succeed(command)
     halves = contents(tmp_path / "inpainted")
     shutil.rmtree(tmp_path / "inpainted")

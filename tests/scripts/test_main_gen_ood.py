@@ -513,7 +513,8 @@ def command(root, results, *flags):
 
 def start(root, results, *flags, delay=0.0):
     paths = os.pathsep.join(str(REPO_ROOT / folder) for folder in (".", "tests", "tests/scripts"))
-    return Script(*command(root, results, *flags), environment={"PYTHONPATH": paths, "DELAY": str(delay)})
+    environment = {"PYTHONPATH": paths, "DELAY": str(delay)}
+    return Script("tests/forking.py", *command(root, results, *flags), environment=environment)
 
 
 @pytest.mark.slow

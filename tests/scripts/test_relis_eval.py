@@ -270,7 +270,7 @@ def test_a_results_folder_that_cannot_be_made_is_refused(relis):
 def start(root, results, *flags, delay=0.0):
     """Start relis/eval.py in a subprocess."""
     command = [
-        REPO_ROOT / "relis/eval.py", "--trg_dataset", "Cityscapes,Cityscapes_fog",
+        "tests/forking.py", "relis/eval.py", "--trg_dataset", "Cityscapes,Cityscapes_fog",
         "--model_arch", "relis_world:slow_segmenter", "--datasets_dir", root / "datasets",
         "--generated_dir", root / "images", "--root_exp_dir", results, "--accelerator", "cpu", "--batch_size", "2",
         *flags,

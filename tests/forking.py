@@ -1,0 +1,74 @@
+"""Run a script whose own starts of scripts are forks of it: new interpreters would import the libraries again.
+
+    python tests/forking.py SCRIPT FLAG...
+
+Lightning starts the script once per device, and benchmarks start scripts with `subprocess.run`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from typing import IO, Any
+
+from lightning_fabric.strategies.launchers import subprocess_script
+
+from genval.runtime.fork_server import run_command
+
+_run = subprocess.run
+
+
+class Fork:
+    """A script as a fork of this process, with the part of the interface of `subprocess.Popen` that is needed here."""
+
+    def __init__(
+        self,
+        command: list[str],
+        env: dict[str, str],
+        cwd: str | os.PathLike[str] | None = None,
+        stdout: IO[bytes] | None = None,
+        stderr: IO[bytes] | int | None = None,
+    ) -> None:
+        self.returncode: int | None = None
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            if stdout is not None:
+                os.dup2(stdout.fileno(), 1)
+            if stderr is not None:
+                os.dup2(1 if isinstance(stderr, int) else stderr.fileno(), 2)
+            os.chdir(cwd or ".")
+            os.environ.clear()
+            os.environ.update(env)
+            run_command(command[1:])
+
+    def poll(self, how: int = os.WNOHANG) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, how)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def run(command: list[str], check: bool = False, **options: Any) -> subprocess.CompletedProcess[Any]:
+    """`subprocess.run`, except that a script is a fork."""
+    if command[0] != sys.executable:
+        return _run(command, check=check, **options)
+    code = Fork(command, **({"env": dict(os.environ)} | options)).poll(0)
+    assert code is not None
+    done: subprocess.CompletedProcess[Any] = subprocess.CompletedProcess(command, code)
+    if check:
+        done.check_returncode()
+    return done
+
+
+if __name__ == "__main__":
+    subprocess.run = run  # type: ignore[assignment]
+    subprocess_script.subprocess = types.SimpleNamespace(Popen=Fork)  # type: ignore[attr-defined]
+    sys.path.pop(0)  # this file's folder
+    run_command(sys.argv[1:])
