@@ -137,14 +137,14 @@ def test_another_batch_size_changes_rounding_alone(
 def test_memory_that_is_full_makes_batches_smaller(
     inpainted: Path, model: StableDiffusion, city_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = inpainting_stages.inpaint
+    real = inpainting_stages.start_inpainting
 
     def small(denoiser: Any, batch: Any, *others: Any) -> Any:
         if len(batch) > 2:
             raise torch.OutOfMemoryError
         return real(denoiser, batch, *others)
 
-    monkeypatch.setattr(inpainting_stages, "inpaint", small)
+    monkeypatch.setattr(inpainting_stages, "start_inpainting", small)
     run = object_stage(tmp_path, model, city_folder)
     assert make(run, plan_objects(["lion"], 3, TEMPLATE, 0), 3) == 3
     assert run.micro_batches.rows == 2

@@ -368,7 +368,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(world: World, tmp_path: Path, k
 
 def test_finished_runs_compute_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world.make(tmp_path)
-    monkeypatch.setattr(transfer_module, "generate", None)
+    monkeypatch.setattr(transfer_module, "start_generation", None)
     assert world.make(tmp_path) == 0
 
 
@@ -427,19 +427,19 @@ def test_out_of_memory_halves_the_batch(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = []
-    original = transfer_module.generate
+    original = transfer_module.start_generation
 
-    def limited(base: Any, controlnet: Any, masks: np.ndarray, *args: Any) -> Any:
-        sizes.append(len(masks))
-        if len(masks) > 2:
+    def limited(denoiser: Any, batch: Any, *args: Any) -> Any:
+        sizes.append(len(batch))
+        if len(batch) > 2:
             raise torch.OutOfMemoryError("full")
-        return original(base, controlnet, masks, *args)
+        return original(denoiser, batch, *args)
 
-    monkeypatch.setattr(transfer_module, "generate", limited)
+    monkeypatch.setattr(transfer_module, "start_generation", limited)
     assert world.make(tmp_path / "small", 5) == 7
     assert sizes == [5, 2, 2, 1, 2]
     assert "Out of memory with 5 images at a time: continuing with 2." in capsys.readouterr().out
-    monkeypatch.setattr(transfer_module, "generate", original)
+    monkeypatch.setattr(transfer_module, "start_generation", original)
     world.make(tmp_path / "large", 5)
     small, large = contents(tmp_path / "small"), contents(tmp_path / "large")
     assert small.keys() == large.keys()
@@ -449,6 +449,6 @@ def test_one_image_too_large_for_the_memory(world: World, tmp_path: Path, monkey
     def full(*args: Any) -> Any:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(transfer_module, "generate", full)
+    monkeypatch.setattr(transfer_module, "start_generation", full)
     with pytest.raises(GenValError, match="--precision bf16-true"):
         world.make(tmp_path, 2)

@@ -211,7 +211,7 @@ def test_unknown_classes_by_name(idd):
     assert values["unknown_pixels"] == sum(int((read_mask(path) == 17).sum()) for path in masks)
     idd.refused("'cow'", "autorickshaw", code_out_err=local_ood(idd, "--unknown", "cow"))
     idd.refused("found 0 and ", code_out_err=local_ood(idd, "--unknown", "bridge"))
-    idd.refused("IDD alone", code_out_err=local_ood(idd, "--trg_dataset", "ACDC"))
+    idd.refused("Only IDD", code_out_err=local_ood(idd, "--trg_dataset", "ACDC"))
     mask = masks[0]
     write_png(mask, np.full((24, 40), 8, np.uint8))
     idd.refused("changed after these results", mask.name, code_out_err=local_ood(idd))
