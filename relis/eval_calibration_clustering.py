@@ -12,6 +12,8 @@ distance (k-means) or posterior (gmm). With --hardest 0.5 the temperatures of {c
 
 from __future__ import annotations
 
+import functools
+import itertools
 import sys
 
 try:
@@ -22,17 +24,16 @@ except ModuleNotFoundError as error:
 
 
 def main(settings: TemperatureTestSettings) -> None:
-    from genval.evaluation.calibration import evaluate_temperatures, protocol_sets
+    from genval.evaluation.calibration import MEMORY, score_temperatures
     from genval.results.scenes import model_list
+    from genval.runtime.background import in_processes
     from genval.runtime.tables import markdown_table
 
     fractions = settings.method.hardest
-    rows = [
-        (fraction, row)
-        for model in model_list(settings.segmenters, settings.preset)
-        for calibrating, tested in protocol_sets(settings.sets, settings.trg_dataset, settings.cond, settings.scene)
-        for fraction, row in zip(fractions, evaluate_temperatures(settings, model, calibrating, tested), strict=True)
-    ]
+    models = model_list(settings.segmenters, settings.preset)
+    rows = list(
+        itertools.chain(*in_processes(functools.partial(score_temperatures, settings), models, settings.jobs, MEMORY))
+    )
     header = ["model", "tested on", "calibrated on", "ECE % before", "after", "± over seeds"]
     header += ["adaptive before", "after", "KS before", "after"]
     print(markdown_table(header, [row for _, row in rows], digits=2))

@@ -14,7 +14,13 @@ import torch
 
 from genval.datasets import IGNORE, label_space_of
 from genval.evaluation.diagrams import reliability_bins, write_reliability_diagram
-from genval.evaluation.settings import ALL, CalibrationMethod, CalibrationSets, TemperatureTestSettings
+from genval.evaluation.settings import (
+    ALL,
+    CalibrationMethod,
+    CalibrationSets,
+    TemperatureSettings,
+    TemperatureTestSettings,
+)
 from genval.metrics.calibration import top1_metrics
 from genval.metrics.clusters import ClusterModel, fit_clusters
 from genval.metrics.statistics import measure
@@ -31,6 +37,8 @@ from genval.runtime.seeds import item_seed
 
 CLUSTER_FILE = "cluster_model.npz"
 TEMPERATURE_FILE = "best_temperatures.json"
+MEMORY = 4 << 30
+"""Bytes for the logits of one set: 500 images with 20,000 pixels have 0.8 GB, of which there are a few copies."""
 
 
 @dataclass(frozen=True)
@@ -387,6 +395,52 @@ def load_calibration(folder: Path) -> tuple[Calibration, dict[str, Any]]:
 
 
 ERRORS = ("ece", "adaptive_ece", "ks")
+
+
+def find_temperatures(settings: TemperatureSettings, model: str) -> list[list[Any]]:
+    """Find the temperatures of a segmenter on each set: write the files of each fraction and seed.
+
+    Returns:
+        One row of the table per set, fraction and seed: segmenter, set, number of images, seed, lowest, mean and
+        highest temperature.
+
+    Raises:
+        GenValError: logits or features are missing.
+    """
+    rows: list[list[Any]] = []
+    for image_set, _ in protocol_sets(settings.sets):
+        scenes = image_set.find(settings.eval_dir, model, settings.preset)
+        made, images = provenance(scenes), list(read_images(scenes))
+        for fraction in settings.method.hardest:
+            chosen = replace(image_set, hardest=fraction)
+            for seed in settings.sets.seeds:
+                calibration, metadata = calibrate(
+                    images, settings.method, subsamples=settings.sets.subsamples, seed=seed, hardest=fraction
+                )
+                metadata |= {"model": model, "set": chosen.name, "metric": settings.method.calib_metric, "seed": seed}
+                metadata |= {**made.model_record, "images_mark": mark_of(scenes)}
+                folder = calibration_folder(settings.sets, settings.method, model, chosen, seed)
+                save_calibration(folder, calibration, metadata)
+                temperatures = calibration.temperatures
+                if "at_grid_end" in metadata:
+                    print(
+                        f"{model} on {chosen.name}, seed {seed}: a temperature is at an end of the searched range, "
+                        f"{GRID[0]:g} to {GRID[-1]:.2f}. A better one may lie beyond."
+                    )
+                ends = [float(temperatures.min()), float(temperatures.mean()), float(temperatures.max())]
+                rows.append([model, chosen.name, metadata["images"], seed, *ends])
+    return rows
+
+
+def score_temperatures(settings: TemperatureTestSettings, model: str) -> list[tuple[float, list[Any]]]:
+    """Test the temperatures of a segmenter on each set; return fractions of the images and rows of the table."""
+    return [
+        (fraction, row)
+        for calibrating, tested in protocol_sets(settings.sets, settings.trg_dataset, settings.cond, settings.scene)
+        for fraction, row in zip(
+            settings.method.hardest, evaluate_temperatures(settings, model, calibrating, tested), strict=True
+        )
+    ]
 
 
 def evaluate_temperatures(

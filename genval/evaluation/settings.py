@@ -564,6 +564,9 @@ class TemperatureSettings:
     eval_dir: str = flag("results/eval", "results of relis/eval.py")
     sets: CalibrationSets = group(CalibrationSets, "calibration")
     method: CalibrationMethod = group(CalibrationMethod, "method")
+    jobs: int | None = flag(
+        None, "segmenters at a time, each in a process (default: as many as cores and memory allow)", type=positive_int
+    )
     preset: str | None = None
 
 
@@ -583,6 +586,9 @@ class TemperatureTestSettings(SavedSetSettings):
         False, "for each image, use a weighted mean of the clusters' temperatures instead of the nearest cluster's"
     )
     output_dir: str = flag("results/temperature_scaling", "folder of the metrics")
+    jobs: int | None = flag(
+        None, "segmenters at a time, each in a process (default: as many as cores and memory allow)", type=positive_int
+    )
 
     def __post_init__(self) -> None:
         _require_tested_set(self)

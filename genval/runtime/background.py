@@ -1,11 +1,20 @@
-"""Work that overlaps with a computation on a device."""
+"""Work at the same time: beside a computation on a device, or in several processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from genval.runtime.devices import available_memory
+from genval.runtime.errors import GenValError
+
 T = TypeVar("T")
+Result = TypeVar("Result")
 
 
 def one_behind(begun: Iterable[T]) -> Iterator[T]:
@@ -27,3 +36,37 @@ def one_behind(begun: Iterable[T]) -> Iterator[T]:
         yield from last
         raise
     yield from last
+
+
+def in_processes(
+    function: Callable[[T], Result], values: Sequence[T], jobs: int | None, memory: int
+) -> Iterator[Result]:
+    """Give the function of each value in order, computed in several processes.
+
+    On Linux the processes are forks of this one, which must not have used a GPU or computed anything in PyTorch.
+
+    Args:
+        function: of a module, so that another process can find it.
+        values: its arguments.
+        jobs: processes; None for one per core, as far as the memory suffices.
+        memory: bytes that one process may need.
+
+    Raises:
+        GenValError: a process was killed; or what the function raises.
+    """
+    jobs = jobs or max(1, min(os.cpu_count() or 1, available_memory() // memory))
+    if min(jobs, len(values)) == 1:
+        yield from map(function, values)
+        return
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    try:
+        with ProcessPoolExecutor(min(jobs, len(values)), context, _use_one_thread) as pool:
+            yield from pool.map(function, values)
+    except BrokenProcessPool as error:
+        raise GenValError("A process was killed, such as by full memory. Give fewer --jobs.") from error
+
+
+def _use_one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

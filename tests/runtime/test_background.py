@@ -1,10 +1,12 @@
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from genval.runtime.background import one_behind
+from genval.runtime.background import in_processes, one_behind
+from genval.runtime.errors import GenValError
 from genval.runtime.files import remove_leftovers, replace_file
 
 
@@ -68,3 +70,29 @@ def test_leftovers_of_an_earlier_process_with_the_same_number_are_removed(tmp_pa
         remove_leftovers(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [own.name]
     assert [path.name for path in tmp_path.iterdir()] == ["own.png"]
+
+
+def _square(number: int) -> tuple[int, int]:
+    if number < 0:
+        raise GenValError(f"{number} is negative")
+    if number == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number**2, os.getpid()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_results_of_processes_come_in_order(jobs: int) -> None:
+    results = list(in_processes(_square, [3, 1, 2], jobs, memory=1))
+    assert [square for square, _ in results] == [9, 1, 4]
+    assert (os.getpid() in {process for _, process in results}) == (jobs == 1)
+    with pytest.raises(GenValError, match="-1 is negative"):
+        list(in_processes(_square, [1, -1], jobs, memory=1))
+
+
+def test_a_killed_process_is_an_error() -> None:
+    with pytest.raises(GenValError, match="Give fewer --jobs"):
+        list(in_processes(_square, [1, 13], 2, memory=1))
+
+
+def test_a_process_with_too_little_memory_for_two_computes_alone() -> None:
+    assert {process for _, process in in_processes(_square, [1, 2], None, memory=1 << 60)} == {os.getpid()}
