@@ -7,10 +7,12 @@ import errno
 import re
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import parse_settings, settings_parser
+from genval.runtime.paths import REPO_ROOT
 
 Settings = TypeVar("Settings")
 
@@ -30,6 +32,7 @@ def run(
         shows: flags that print a text and end the script, by name: what gives the text, and the help.
     """
     try:
+        _check_copy(getattr(main, "__globals__", {}).get("__file__", __file__))
         main(parse_settings(settings, None, description, shows))
         atexit.register(_end, main)
     except GenValError as error:
@@ -52,6 +55,23 @@ def run(
             raise
         _exit(
             "error: the device's memory is full. Give a smaller --batch_size or image size, or another --precision.", 2
+        )
+
+
+def _check_copy(script: str) -> None:
+    """Check that a script is of the same copy of the project as this package.
+
+    An environment holds one copy. The scripts of another one would run its code, and write into its folders.
+
+    Raises:
+        GenValError: it is of another copy.
+    """
+    copies = (folder for folder in Path(script).resolve().parents if (folder / "genval/__init__.py").is_file())
+    copy = next(copies, REPO_ROOT)
+    if copy != REPO_ROOT:
+        raise GenValError(
+            f"This script is in {copy}, but the environment of {sys.executable} holds the copy of GenVal in "
+            f"{REPO_ROOT}. Run make install in {copy} and use its .venv, or set PYTHONPATH={copy}."
         )
 
 

@@ -1,6 +1,7 @@
 """What a user sees when a script ends well, badly, or without its packages."""
 
 import errno
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -141,3 +142,17 @@ def test_item_seeds_are_fixed_and_differ():
     chosen = {seeds.item_seed(run, f"fog_{n}") for run in range(4) for n in range(100)}
     assert len(chosen) == 400
     assert max(chosen) < 2**63
+
+
+def test_a_script_of_another_copy_of_the_project_is_refused(tmp_path):
+    """An environment in which one copy is installed, used in another one."""
+    for name in ("genval/__init__.py", "relis/eval.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text((paths.REPO_ROOT / name).read_text())
+    command = [sys.executable, str(tmp_path / "relis/eval.py"), "--list_models"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(paths.REPO_ROOT)}
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert f"This script is in {tmp_path}" in done.stderr and f"PYTHONPATH={tmp_path}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
