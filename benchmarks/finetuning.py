@@ -20,12 +20,10 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import multiprocessing.connection
 import os
 import runpy
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -127,6 +125,7 @@ class FinetuningStudySettings:
 
 def main(settings: FinetuningStudySettings) -> None:
     from genval.results.scenes import model_list
+    from genval.runtime.background import end_with_parent
     from genval.runtime.files import write_json
 
     if not settings.render and settings.datasets_dir is None:
@@ -154,18 +153,6 @@ def main(settings: FinetuningStudySettings) -> None:
         report(settings, {name: study[name] for name in names if name in study})
     if failed:
         raise GenValError(" ".join(failed))
-
-
-def end_with_parent() -> None:
-    """End this process when its parent ends: a study that is killed and resumed would otherwise run twice."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def required(path: str, *flags: object, log: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -55,18 +58,32 @@ def in_processes(
         GenValError: a process was killed; or what the function raises.
     """
     jobs = jobs or max(1, min(os.cpu_count() or 1, available_memory() // memory))
-    if min(jobs, len(values)) == 1:
+    if min(jobs, len(values)) <= 1:
         yield from map(function, values)
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     try:
-        with ProcessPoolExecutor(min(jobs, len(values)), context, _use_one_thread) as pool:
+        with ProcessPoolExecutor(min(jobs, len(values)), context, _begin_worker) as pool:
             yield from pool.map(function, values)
     except BrokenProcessPool as error:
         raise GenValError("A process was killed, such as by full memory. Give fewer --jobs.") from error
 
 
-def _use_one_thread() -> None:
+def _begin_worker() -> None:
     import torch
 
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback: the parent says what to do
     torch.set_num_threads(1)
+
+
+def end_with_parent() -> None:
+    """End this process of a pool when its parent ends, also when the parent is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +97,33 @@ def test_a_killed_process_is_an_error() -> None:
 
 def test_a_process_with_too_little_memory_for_two_computes_alone() -> None:
     assert {process for _, process in in_processes(_square, [1, 2], None, memory=1 << 60)} == {os.getpid()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_parent_and_print_nothing(number: int, tmp_path: Path) -> None:
+    """Ctrl-C reaches the whole group, a kill the parent alone."""
+    (tmp_path / "waiting.py").write_text(
+        "import os, sys, time\n"
+        "def wait(number):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    from genval.runtime.background import in_processes\n"
+        "    try:\n"
+        "        list(in_processes(wait, [1, 2], 2, memory=1))\n"
+        "    except KeyboardInterrupt:\n"
+        "        sys.exit(130)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "waiting.py"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for _ in range(2):
+        process.stdout.readline()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.kill()
+    said = process.communicate(timeout=30)[1]  # waits for the workers too, which hold the pipes for a minute
+    assert (process.returncode, said) == (130 if number == signal.SIGINT else -number, "")
