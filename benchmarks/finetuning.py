@@ -221,6 +221,7 @@ def render(settings: FinetuningStudySettings) -> None:
 
     render_set("train", world, "--num_train", settings.num_train, "--num_val", settings.num_val, "--domains", "clear")
     domains = settings.weather if WEATHER in settings.variants else ()
+    needs_objects = "generated" in settings.variants and settings.generated is None
     with ThreadPoolExecutor() as pool:
         running = [
             pool.submit(
@@ -231,7 +232,7 @@ def render(settings: FinetuningStudySettings) -> None:
                 render_set, "validation", world / "validation", "--num_train", 0,
                 "--num_val", settings.num_val + VALIDATED, "--domains", "objects", "--objects", trained,
             ),
-            pool.submit(generate_objects),
+            *([pool.submit(generate_objects)] if needs_objects else []),
             *(pool.submit(generate_weather, domain) for domain in domains),
         ]  # fmt: skip
         for one in running:
