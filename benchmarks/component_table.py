@@ -201,6 +201,7 @@ def make_full(slot: str, name: str, precision: str, device: torch.device) -> tup
         entries, source = segmenters.FULL[name]
         with on_device(device, precision):
             network = segmenters.find_class(name)(segmenters.make_config(name, entries))
+        network.to(device)  # `torch.Tensor(...)` of some classes is made on the CPU whatever the device is
         if hasattr(network, "attn_mask_probs"):
             network.attn_mask_probs.zero_()  # as at the end of training
         size = {"shortest_edge": 1024} if name.startswith("eomt") else None

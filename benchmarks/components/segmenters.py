@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,8 @@ def make_config(model_type: str, entries: dict[str, Any], num_labels: int = 19) 
     """A config of a model type with some entries and placeholders as labels."""
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(model_type, num_labels=num_labels, **entries)
+    # Some configs take entries out of the dictionaries that they are given.
+    return AutoConfig.for_model(model_type, num_labels=num_labels, **copy.deepcopy(entries))
 
 
 def write_tiny(model_type: str, folder: Path, num_labels: int = 19) -> Any:
