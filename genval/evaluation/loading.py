@@ -36,7 +36,7 @@ def load(settings: SegmenterSettings, name: str, device: torch.device, precision
         precision,
         class_map=settings.class_map,
         compiled=settings.compile == "on",
-        channels_last=settings.channels_last == "on" or (settings.channels_last == "auto" and device.type == "cuda"),
+        channels_last=settings.channels_last == "on",
         trust_code=settings.trust_code,
         input_size=settings.input_size,
     )

@@ -127,9 +127,7 @@ class SegmenterSettings:
     )
     batch_size: int = flag(1, "images per forward pass", type=positive_int)
     compile: Compile = flag("off", "compile the segmenter: takes minutes, then faster on a GPU (auto: off)", bare="on")
-    channels_last: Literal["auto", "on", "off"] = flag(
-        "auto", "memory layout that suits convolutions on a GPU (auto: on a GPU)", bare="on"
-    )
+    channels_last: Literal["on", "off"] = flag("on", "memory layout that suits convolutions", bare="on")
     trust_code: bool = trust_code_flag()
     num_workers: int = num_workers_flag()
 

@@ -164,7 +164,7 @@ class Segmenter(nn.Module, abc.ABC):
         self.run = torch.compile(self.run, backend=backend, dynamic=False)  # type: ignore[method-assign]
 
     def use_channels_last(self) -> None:
-        """Use the channels-last memory format, which is faster for convolutions on recent GPUs."""
+        """Use the channels-last memory format, which is faster for convolutions."""
         self.memory_format = torch.channels_last
         self.network.to(memory_format=torch.channels_last)
 
