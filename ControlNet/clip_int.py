@@ -2,10 +2,11 @@
 
 Reads:  the images of a data set (--dataset) or of a pattern (--images); or existing captions (--from_captions).
 Writes: captions/captions_{dataset}.json, {dataset: {path: caption}}; with --jsonl the lines that ControlNet/train.py
-        reads; captions/{dataset}/manifest.jsonl, one line per image with the unfiltered text; settings.json, with what
-        the filter removed. Run the same command again to resume.
+        reads, by default in captions_{dataset}.jsonl; captions/{dataset}/manifest.jsonl, one line per image with the
+        unfiltered text; settings.json, with what the filter removed. Run the same command again to resume.
 
-    python ControlNet/clip_int.py --dataset cityscapes --jsonl
+    python ControlNet/clip_int.py --dataset cityscapes
+    python ControlNet/clip_int.py --dataset cityscapes --split train --jsonl ControlNet/training/train.jsonl
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Reads:  --base and --controlnet, Cityscapes val (--data_dir) and captions of its images (--captions).
 Writes: images/style_transfer/{domain}/{leftImg8bit,gtFine,original}/val/{city}/: the generated image, its mask and the
-        real crop; manifest.jsonl, one line per image; settings.json. Run the same command again to resume.
+        original; manifest.jsonl, one line per image; settings.json. Run the same command again to resume.
 
     python ControlNet/style_transfer.py --domain fog --num_samples 512
     python ControlNet/style_transfer.py --domain fog,night,rain,snow,india    # one process loads the models once

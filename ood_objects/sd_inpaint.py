@@ -1,4 +1,4 @@
-"""Inpaint objects that have no class into real streets: Stable Diffusion inpaints each in a square of a frame.
+"""Inpaint objects that have no class into streets: Stable Diffusion inpaints each in a square of a frame.
 
 Reads:  --inpainting_model, Cityscapes val (--data_dir) and a list of objects (--objects_file, or --objects)
 Writes: images/ood_objects/with_positions/{object}/: {i}.png, the frame with the object; {i}_gt.png, its labelIds;

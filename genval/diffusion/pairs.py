@@ -56,8 +56,9 @@ def find_jsonl(name: str, *folders: str | Path) -> Path:
         if place.is_file():
             return place
     raise GenValError(
-        f"No captions: expected {' or '.join(map(str, dict.fromkeys(places)))}. Put the published training/*.jsonl "
-        "there, or a file of lines with " + ", ".join(_KEYS) + "."
+        f"No captions: expected {' or '.join(map(str, dict.fromkeys(places)))}, with lines of {', '.join(_KEYS)}. Put "
+        "the published training/*.jsonl there, or run: python ControlNet/clip_int.py --dataset cityscapes --split "
+        "train --jsonl ControlNet/training/train.jsonl (and the same for val)."
     )
 
 

@@ -71,6 +71,21 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
     return fabric
 
 
+def one_device(accelerator: str) -> torch.device:
+    """Return the device that `--accelerator` means in a script without `--devices`.
+
+    Raises:
+        GenValError: the name is unknown, or this machine has no GPU.
+    """
+    import torch
+
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        raise GenValError(f"--accelerator: expected auto, cpu or gpu, found {accelerator}.")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise GenValError(f"--accelerator {accelerator}: there is no CUDA device. Use --accelerator cpu, or auto.")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def _is_no_advice(record: logging.LogRecord) -> bool:
     """Not Lightning's advice to compute in a lower precision, which is given at each start: here a flag decides."""
     return "that has Tensor Cores" not in record.getMessage()

@@ -122,8 +122,14 @@ def run_training(run: TrainingRun) -> str | None:
 
 
 def _fit(run: TrainingRun) -> None:
-    # weights_only: a checkpoint holds only tensors and plain numbers, so pickled objects are refused.
-    run.trainer.fit(run.module, run.data, ckpt_path=run.checkpoint, weights_only=True)
+    try:
+        # weights_only: a checkpoint holds only tensors and plain numbers, so pickled objects are refused.
+        run.trainer.fit(run.module, run.data, ckpt_path=run.checkpoint, weights_only=True)
+    except SystemExit:
+        # After Ctrl-C, Lightning ends the process without saying how to go on.
+        if run.trainer.interrupted and run.trainer.is_global_zero:
+            print(f"interrupted: add --resume auto --run {run.folder.name} to resume.", file=sys.stderr)
+        raise
 
 
 def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Path, Path | None]:

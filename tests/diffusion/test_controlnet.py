@@ -115,7 +115,11 @@ def test_base_with_a_missing_file_or_key_is_refused(base_folder: Path, tmp_path:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("owner/none", "hf download owner/none"), ("checkpoints/none", "No model at"), ("/nowhere/at/all", "No model at")],
+    [
+        ("owner/none", "hf download owner/none"),
+        ("checkpoints/none", "ControlNet/tool_add_control.py makes"),
+        ("/nowhere/at/all", "No model at"),
+    ],
 )
 def test_missing_model_says_what_to_do(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

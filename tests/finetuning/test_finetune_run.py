@@ -38,6 +38,19 @@ def test_a_resumed_run_gives_the_same_weights(settings, tmp_path, score):
     assert all(torch.equal(before[key], found[key]) for key in found if "running" in key)
 
 
+def test_an_interrupted_run_says_how_to_resume(settings, monkeypatch, capsys):
+    run = prepare_finetuning(settings(run="stopped"))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.module, "training_step", interrupt)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # Lightning ignores further signals of the process
+    with pytest.raises(SystemExit):
+        run_training(run)
+    assert "interrupted: add --resume auto --run stopped to resume." in capsys.readouterr().err
+
+
 def test_the_output_is_a_segmenter_with_a_recipe(settings, tmp_path, world, capsys):
     planned = run_training(prepare_finetuning(settings(dry_run=True)))
     assert planned.startswith("Would train 4 steps of 4 x 1 x 1 from torchvision:")

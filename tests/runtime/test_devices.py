@@ -10,8 +10,21 @@ import pytest
 import torch
 
 from genval.runtime import devices
+from genval.runtime.errors import GenValError
 from genval.runtime.files import write_bytes
 from genval.runtime.settings import DeviceSettings
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_one_device_has_the_names_of_lightning(monkeypatch, is_there):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
+    assert devices.one_device("cpu").type == "cpu"
+    assert devices.one_device("auto").type == ("cuda" if is_there else "cpu")
+    if is_there:
+        assert devices.one_device("gpu").type == "cuda"
+    else:
+        with pytest.raises(GenValError, match="no CUDA device"):
+            devices.one_device("gpu")
 
 
 def test_lightning_does_not_advise_another_precision(monkeypatch):

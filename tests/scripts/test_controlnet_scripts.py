@@ -272,7 +272,7 @@ def test_bad_input_of_train(
     image = next((city / "leftImg8bit/train/aachen").iterdir())
     image.unlink()
     refused(command, image.name, "does not exist")
-    refused([*command, "--jsonl", "none.jsonl"], "No captions")
+    refused([*command, "--jsonl", "none.jsonl"], "No captions", "clip_int.py --dataset cityscapes --split train")
     refused([*command, "--lr", 0], "--lr")
     assert not (tmp_path / "trained").exists()
 

@@ -430,7 +430,8 @@ def _download(name: str, files: Sequence[str]) -> Path:
     advice = (
         f"With a connection: hf download {_download_flags(name)}, then give that folder."
         if hub_like
-        else "Train or fetch it first: the stages in README.md and docs/mini.md say what makes it."
+        else "Link it, or make it: ControlNet/tool_add_control.py makes an untrained ControlNet, ControlNet/train.py a "
+        "trained one, and ControlNet/train_base.py a base."
     )
     raise GenValError(f"No model at {resolve(name)}, and {reason}. {advice}")
 

@@ -44,6 +44,7 @@ from genval.diffusion.training.own_images import (
     write_pairs,
 )
 from genval.diffusion.training.settings import BaseTrainingSettings
+from genval.runtime.devices import one_device
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_json, write_png
 from genval.runtime.locks import lock_folders
@@ -146,7 +147,7 @@ def prepare_base(settings: BaseTrainingSettings) -> BaseRun:
         snapshot_steps=settings.checkpoint_every,
         seed=settings.seed,
     )
-    return BaseRun(settings, folder, output, _device(settings.accelerator), items, images, template, recipe)
+    return BaseRun(settings, folder, output, one_device(settings.accelerator), items, images, template, recipe)
 
 
 def train_base(run: BaseRun) -> dict[str, Any]:
@@ -378,11 +379,3 @@ def _condition_factors(settings: BaseTrainingSettings, images: Sequence[OwnImage
             )
         factors[condition_text(name.strip())] = factor
     return factors
-
-
-def _device(accelerator: str) -> torch.device:
-    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
-        raise GenValError(f"--accelerator: expected auto, cpu or gpu, found {accelerator}.")
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise GenValError(f"--accelerator {accelerator}: there is no CUDA device. Use --accelerator cpu, or auto.")
-    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
