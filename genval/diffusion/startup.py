@@ -42,7 +42,8 @@ def launch(settings: DeviceSettings) -> Fabric:
         device_start.start()
     # The imports come second, so that the other processes start as early as possible.
     fabric = launch_fabric(settings)
-    with hidden(*_UNUSED), few_imports(), postponed(*_LARGE):
+    # Where a version of these libraries cannot be imported in this way, the code that uses a model imports it.
+    with contextlib.suppress(ImportError, RuntimeError), hidden(*_UNUSED), few_imports(), postponed(*_LARGE):
         from diffusers import (  # noqa: F401
             AutoencoderKL,
             AutoencoderTiny,

@@ -32,8 +32,6 @@ def few_imports() -> Iterator[None]:
     import torch
 
     with (
-        # Where a version of these libraries cannot be imported in this way, the code that uses a model imports it.
-        contextlib.suppress(ImportError, RuntimeError),
         without_garbage_collection(),
         # Without distributed tensors, whose import takes seconds, and which transformers uses only for models that are
         # split over several devices.
@@ -62,8 +60,9 @@ def launch(settings: DeviceFlags) -> Fabric:
         GenValError: as `launch_fabric`.
     """
     fabric = launch_fabric(settings)
-    with few_imports():
-        import transformers.generation
+    # Where a version of transformers cannot be imported in this way, the code that uses a model imports it.
+    with contextlib.suppress(ImportError, RuntimeError), few_imports():
         import transformers.masking_utils
         import transformers.modeling_utils  # noqa: F401
+        from transformers.generation import GenerationMixin  # noqa: F401
     return fabric

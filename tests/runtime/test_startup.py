@@ -3,6 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
+from genval.runtime import startup
+from genval.runtime.settings import DeviceSettings
+
 CODE = """
 import importlib.metadata, sys
 from genval.runtime.settings import DeviceSettings
@@ -32,3 +37,11 @@ def test_models_need_no_compiler_and_libraries_work_as_usual():
     run = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == ["[]", "[1, 0]", "False", "2.0", "True", "[0.0, 1.0, 1.0]", "True"]
+
+
+def test_the_processes_start_where_transformers_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("huggingface-hub<2.0 is required")
+
+    monkeypatch.setattr(startup, "postponed", fail)
+    assert startup.launch(DeviceSettings(accelerator="cpu", devices="1")).world_size == 1
