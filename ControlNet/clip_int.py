@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 def main(settings: CaptionSettings) -> None:
     from genval.captions.captioning import caption_images, filter_captions, find_images
+    from genval.runtime.devices import launch_fabric
+    from genval.runtime.startup import launch
 
     if settings.from_captions:
         done = filter_captions(settings)
@@ -37,7 +39,8 @@ def main(settings: CaptionSettings) -> None:
         mode = settings.interrogator.mode
         print(f"Would caption {len(sources)} images, such as {sources[0].key}, in mode {mode}")
         return
-    captioned = caption_images(settings)
+    # A model that the user names may need what `launch` leaves out.
+    captioned = caption_images(settings, launch_fabric if settings.captioner else launch)
     if captioned is None:  # another process reports
         return
     print_report(captioned)

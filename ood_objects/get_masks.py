@@ -31,8 +31,9 @@ def main(settings: MaskSettings) -> None:
         return
 
     from genval.grounding.masks import mask_objects
+    from genval.runtime.startup import launch
 
-    done = mask_objects(settings)
+    done = mask_objects(settings, start=launch)
     if done is None:  # another process reports
         return
     if settings.curate:

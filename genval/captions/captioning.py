@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genval.artifacts.fingerprint import current_mark
 from genval.artifacts.manifest import Manifest
@@ -23,6 +23,10 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, read_jsonl, write_json, write_jsonl
 from genval.runtime.flags import flatten
 from genval.runtime.paths import inside, resolve
+from genval.runtime.settings import DeviceSettings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class CaptionStage(ManifestStage[Source, Prepared, Description]):
@@ -103,8 +107,14 @@ def find_images(settings: CaptionSettings, skipped: list[BadFile] | None = None)
     return find_sources(settings.dataset, settings.split, settings.datasets_dir, skipped)[: settings.run.limit]
 
 
-def caption_images(settings: CaptionSettings) -> Captioned | None:
+def caption_images(
+    settings: CaptionSettings, start: Callable[[DeviceSettings], Fabric] = launch_fabric
+) -> Captioned | None:
     """Caption the images of a set, filter the captions and write them.
+
+    Args:
+        settings: of the stage.
+        start: starts the processes once the inputs are checked.
 
     Returns:
         A summary on the first process; None on the others.
@@ -115,7 +125,7 @@ def caption_images(settings: CaptionSettings) -> Captioned | None:
     bad: list[BadFile] | None = [] if settings.skip_bad else None
     sources = find_images(settings, bad)
     caption_filter = make_filter(settings)
-    fabric = launch_fabric(settings.device)
+    fabric = start(settings.device)
     interrogator = load_interrogator(
         settings.interrogator,
         settings.blip,

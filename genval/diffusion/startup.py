@@ -6,15 +6,14 @@ Only scripts call this, not the library: a package that is hidden from diffusers
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.metadata
 import os
 import threading
 from typing import TYPE_CHECKING
 
 from genval.runtime.devices import launch_fabric
-from genval.runtime.imports import hidden, placeholders, postponed, replaced
+from genval.runtime.imports import hidden, postponed
 from genval.runtime.settings import DeviceSettings
+from genval.runtime.startup import few_imports
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -25,17 +24,9 @@ _LARGE = (
     "diffusers.models.controlnets",
     "diffusers.models.transformers",
     "diffusers.models.unets",
-    "transformers.models",
 )
-# What libraries use of torch's compiler without compiling. `disable` returns another function, so its mark gets lost.
-# diffusers disables only caches between steps and models that move to the CPU and back, which are not used here, and
-# torch disables functions that compute shapes, in which nothing is compiled anyway.
-_COMPILER_MARKS = ("allow_in_graph", "assume_constant_result", "disable")
-
 # Packages that diffusers and transformers import where they are installed: half of their time of import.
 _UNUSED = ("peft", "scipy", "sklearn", "torchvision")
-# A kind of attention that no model uses unless it is asked for. Its import takes a second, for symbolic arithmetic.
-_FLEX_ATTENTION = "torch.nn.attention.flex_attention"
 
 
 def launch(settings: DeviceSettings) -> Fabric:
@@ -51,21 +42,8 @@ def launch(settings: DeviceSettings) -> Fabric:
         device_start.start()
     # The imports come second, so that the other processes start as early as possible.
     fabric = launch_fabric(settings)
-    with (
-        # Where a version of these libraries cannot be imported in this way, the code that uses a model imports it.
-        contextlib.suppress(ImportError, RuntimeError),
-        hidden(*_UNUSED),
-        # Without distributed tensors, whose import takes seconds, and which transformers uses only for models that are
-        # split over several devices.
-        replaced(torch.distributed, "is_available", lambda: False),
-        placeholders(_FLEX_ATTENTION),
-        # Both libraries read the metadata of all installed packages.
-        replaced(
-            importlib.metadata, "packages_distributions", functools.cache(importlib.metadata.packages_distributions)
-        ),
-        postponed("torch._dynamo", decorators=_COMPILER_MARKS),
-        postponed(*_LARGE),
-    ):
+    # Where a version of these libraries cannot be imported in this way, the code that uses a model imports it.
+    with contextlib.suppress(ImportError, RuntimeError), hidden(*_UNUSED), few_imports(), postponed(*_LARGE):
         from diffusers import (  # noqa: F401
             AutoencoderKL,
             AutoencoderTiny,

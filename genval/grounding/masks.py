@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,10 @@ from genval.runtime.devices import launch_fabric
 from genval.runtime.files import write_bytes, write_png
 from genval.runtime.flags import flatten
 from genval.runtime.paths import resolve
+from genval.runtime.settings import DeviceSettings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _DECIMALS = 6
 
@@ -275,12 +279,17 @@ def find_images(settings: MaskSettings) -> list[ObjectImage]:
     return find_object_images(*folders, settings.objects)[: settings.run.limit]
 
 
-def mask_objects(settings: MaskSettings, images: Sequence[ObjectImage] | None = None) -> Masked | None:
+def mask_objects(
+    settings: MaskSettings,
+    images: Sequence[ObjectImage] | None = None,
+    start: Callable[[DeviceSettings], Fabric] = launch_fabric,
+) -> Masked | None:
     """Detect and segment inpainted objects; resume where an earlier run stopped.
 
     Args:
         settings: of the stage.
         images: of `find_images`, if they were already found.
+        start: starts the processes once the inputs are checked.
 
     Returns:
         A summary on the first process; None on the others.
@@ -289,7 +298,7 @@ def mask_objects(settings: MaskSettings, images: Sequence[ObjectImage] | None = 
         GenValError: an input is missing or bad.
     """
     images = find_images(settings) if images is None else images
-    fabric = launch_fabric(settings.device)
+    fabric = start(settings.device)
     precision = settings.device.precision
     detector: ObjectDetector
     if settings.text_masks:

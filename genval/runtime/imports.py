@@ -95,7 +95,9 @@ class _Postponed(types.ModuleType):
     """A package whose own code runs when it is used: a name or a module that is not imported yet is asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__path__" or not name.startswith("__"):  # a module is found by its package's __path__
+        # A module is found by its package's __path__. A module that is no package has none.
+        is_package = self.__spec__ is not None and self.__spec__.submodule_search_locations is not None
+        if (name == "__path__" and is_package) or name == "__version__" or not name.startswith("__"):
             self._run()
         module = sys.modules.get(self.__name__, self)
         if module is not self:  # the code of some packages puts another module in their place
@@ -103,6 +105,9 @@ class _Postponed(types.ModuleType):
         return super().__getattribute__(name)
 
     def _run(self) -> None:
+        parent = sys.modules.get(self.__name__.rpartition(".")[0])
+        if isinstance(parent, _Postponed):
+            parent._run()
         marked: dict[str, list[Any]] | None = self.__dict__.pop("_marked", None)
         if marked is None:
             return
@@ -118,7 +123,9 @@ class _Postponed(types.ModuleType):
 
 
 @contextlib.contextmanager
-def postponed(*packages: str, decorators: Sequence[str] = ()) -> Iterator[None]:
+def postponed(
+    *packages: str, decorators: Sequence[str] = (), functions: Sequence[str] = (), whole: bool = True
+) -> Iterator[None]:
     """Import modules of these packages without running the packages' `__init__.py`.
 
     For packages whose `__init__.py` imports many modules, of which few are needed. It runs in the block when a name of
@@ -126,20 +133,23 @@ def postponed(*packages: str, decorators: Sequence[str] = ()) -> Iterator[None]:
     package can be used as usual. Packages that are imported already or not installed stay as they are.
 
     Args:
-        packages: their full names. The packages that they are in are imported.
+        packages: their full names, or those of modules. The packages that they are in are imported.
         decorators: functions of the packages that mark a function or class and return it. They can be used without
             running a package, which sets the marks when it runs.
+        functions: other functions of the packages, which can be imported without running a package. The first call
+            runs it.
+        whole: whether a further module needs its package to have run. If not, only names run it after the block too.
     """
-    added = [package for name in packages if (package := _find(name, decorators))]
+    added = [package for name in packages if (package := _find(name, decorators, functions))]
     try:
         yield
     finally:
         for package in added:
-            if "_marked" in package.__dict__:
+            if whole and "_marked" in package.__dict__:
                 package.__dict__.pop("__path__", None)
 
 
-def _find(name: str, decorators: Sequence[str]) -> _Postponed | None:
+def _find(name: str, decorators: Sequence[str], functions: Sequence[str]) -> _Postponed | None:
     """Put a package that has not run in `sys.modules`; None if it is imported already or not installed."""
     if name in sys.modules:
         return None
@@ -152,8 +162,9 @@ def _find(name: str, decorators: Sequence[str]) -> _Postponed | None:
     module = importlib.util.module_from_spec(spec)
     module.__class__ = _Postponed
     assert isinstance(module, _Postponed)
-    marked: dict[str, list[Any]] = {decorator: [] for decorator in decorators}
-    module.__dict__.update({decorator: _decorator(functions) for decorator, functions in marked.items()})
+    marked: dict[str, list[Any]] = {stand_in: [] for stand_in in (*decorators, *functions)}
+    module.__dict__.update({decorator: _decorator(marked[decorator]) for decorator in decorators})
+    module.__dict__.update({function: _late(module, function) for function in functions})
     module.__dict__["_marked"] = marked
     sys.modules[name] = module
     parent, _, child = name.rpartition(".")
@@ -172,3 +183,13 @@ def _decorator(functions: list[Any]) -> Callable[..., Any]:
         return function
 
     return decorate
+
+
+def _late(module: _Postponed, name: str) -> Callable[..., Any]:
+    """A function that runs a package when it is called, and then the package's function of this name."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        module._run()
+        return getattr(module, name)(*args, **kwargs)
+
+    return call

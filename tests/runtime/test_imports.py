@@ -89,6 +89,35 @@ def test_a_decorator_of_a_postponed_package_marks_when_it_runs(package):
     assert models.marked == [one, two, len]
 
 
+def test_a_function_of_a_postponed_module_runs_it_and_its_package_when_called(package, tmp_path):
+    module = f"{package}.functions"
+    source = "from . import marked\ndef double(number):\n    return 2 * number + len(marked)\n"
+    (tmp_path / "large_library" / "models" / "functions.py").write_text(source)
+    with postponed(package), postponed(module, functions=["double"]):
+        from large_library.models.functions import double
+
+        assert not has_run(package)
+    assert double(3) == 6 and has_run(package)
+    assert sys.modules[module].double is not double and sys.modules[module].double(3) == 6
+
+
+def test_a_list_of_modules_runs_only_for_its_names(package):
+    with postponed(package, whole=False):
+        pass
+    importlib.import_module(f"{package}.part")
+    assert not has_run(package)
+    from large_library.models import here
+
+    assert here == "late" and has_run(package)
+
+
+def test_the_version_of_a_postponed_package(package, tmp_path):
+    (tmp_path / "large_library" / "models" / "__init__.py").write_text("__version__ = '1.2'\n")
+    with postponed(package):
+        pass
+    assert sys.modules[package].__version__ == "1.2"
+
+
 def test_a_package_that_puts_another_module_in_its_place(package, tmp_path):
     replacement = "import sys, types\nsys.modules[__name__] = types.SimpleNamespace(only='here')\n"
     (tmp_path / "large_library" / "models" / "__init__.py").write_text(replacement)

@@ -72,6 +72,14 @@ def test_a_data_set_is_captioned_and_trained_on(caption_models: CaptionModels, d
 
 
 @pytest.mark.slow
+def test_no_compiler_is_imported(caption_models: CaptionModels, datasets: Path) -> None:
+    done = run_script("-X", "importtime", *command(caption_models, datasets, "--limit", 1))
+    assert done.returncode == 0 and "transformers.modeling_utils" in done.stderr, done.stderr
+    for module in ("torch._dynamo.convert_frame", "torch.distributed.tensor", "scipy.optimize._optimize"):
+        assert module not in done.stderr
+
+
+@pytest.mark.slow
 def test_a_model_with_a_prompt_replaces_blip(
     caption_models: CaptionModels, datasets: Path, run_here: Callable[[Sequence[object]], str], refused: Refusal
 ) -> None:

@@ -66,6 +66,16 @@ def test_masks_lie_in_the_boxes_and_lines_say_how_good_they_are(masks, object_im
 
 
 @pytest.mark.slow
+def test_no_compiler_is_imported(grounding_models, object_images):
+    folders = ["--images_dir", object_images / "refined", "--positions_dir", object_images / "with_positions"]
+    folders += ["--output_dir", object_images / "masks", *grounding_models.flags, "--limit", 1]
+    done = run_script("-X", "importtime", SCRIPT, *folders)
+    assert done.returncode == 0 and "transformers.modeling_utils" in done.stderr, done.stderr
+    for module in ("torch._dynamo.convert_frame", "torch.distributed.tensor", "scipy.optimize._optimize"):
+        assert module not in done.stderr
+
+
+@pytest.mark.slow
 def test_two_processes_share_the_batches(masks, object_images):
     masks()
     expected = outputs(object_images)
