@@ -23,7 +23,7 @@ from genval.finetuning.module import FinetuneModule
 from genval.finetuning.outliers import NOISE, find_outliers
 from genval.finetuning.saving import check_saved, check_trainable, save_segmenter
 from genval.finetuning.settings import LOSS_SCORES, FinetuneSettings
-from genval.finetuning.validation import RECORD, WEIGHTS, Validation, ValidationSet
+from genval.finetuning.validation import WEIGHTS, Validation, ValidationSet
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flatten
 from genval.runtime.paths import resolve
@@ -184,8 +184,8 @@ def _save(
     network, step = module.trained, module.trainer.global_step
     rows: list[Any] = []
     for validation in validations:
-        rows, kept = list(validation.rows), validation.kept
-        if kept is None:
+        rows = list(validation.rows)
+        if validation.kept is None:
             raise GenValError(
                 f"No validation kept clear mIoU within {settings.max_miou_drop} points of {100 * rows[0]['miou']:.1f}; "
                 f"it was {100 * rows[-1]['miou']:.1f} at step {rows[-1]['step']}. Nothing is written. "
@@ -195,11 +195,6 @@ def _save(
         content = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
         network.load_state_dict(content["state_dict"])
         step = content["step"]
-        if step != kept["step"]:
-            raise GenValError(
-                f"{folder / WEIGHTS} has the weights of step {step}, but {folder / RECORD} chooses step "
-                f"{kept['step']}. Start again."
-            )
     entries = {
         "trained_on": module.trained_on,
         "steps": step,

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from genval.datasets import find_items
 from genval.finetuning.run import prepare_finetuning
 from genval.finetuning.validation import Validated, Validation
 from genval.runtime.errors import GenValError
-from genval.runtime.files import write_jsonl
+from genval.runtime.files import write_jsonl, write_png
 from genval.segmenters import load_segmenter
 from genval.segmenters.recipe import refuse_trained_images
 from genval.training.runs import latest_checkpoint, run_training
@@ -135,6 +136,30 @@ def test_a_finished_or_stopped_run_writes_the_same_again(settings, tmp_path, mon
         rows = json.loads((tmp_path / f"logs/{run}/validation.json").read_text())
         assert [row["step"] for row in rows] == steps
         assert all(torch.equal(before[key], value) for key, value in weights(tmp_path / run).items())
+
+
+@pytest.mark.parametrize("max_steps", [2, 4])
+def test_a_stopped_run_continues_with_a_larger_drop(settings, world, tmp_path, monkeypatch, max_steps):
+    """The weights at which it stopped can be chosen now; those of a run that allows less cannot."""
+
+    def falls(self, module, step):
+        return Validated(step=step, miou=0.5 - step / 10, auroc=None, fpr95=None, aupr_object=0.9 if step == 2 else 0.1)
+
+    monkeypatch.setattr(Validation, "_measure", falls)
+    flags = dict(outliers="noise", val_every=1, checkpoint_every=1, max_steps=max_steps)
+    write_png(tmp_path / "masks/0.png", np.eye(64, 128, dtype=np.uint8))
+    flags["val_ood"] = (f"pair:{world}/objects/refined/lion,{tmp_path}/masks",)
+    shutil.copy(tmp_path / "masks/0.png", tmp_path / "masks/1.png")
+    with pytest.raises(GenValError, match=r"it was 40\.0 at step 1"):
+        run_training(prepare_finetuning(settings(**flags, max_miou_drop=5)))
+    with pytest.raises(GenValError, match=r"it was 40\.0 at step 1"):
+        run_training(prepare_finetuning(settings(**flags, max_miou_drop=5, resume="auto")))
+    run_training(prepare_finetuning(settings(**flags, max_miou_drop=15, resume="auto")))  # stops at step 2
+    assert json.loads((tmp_path / "output/recipe.json").read_text())["steps"] == 1
+    run_training(prepare_finetuning(settings(**flags, max_miou_drop=100, resume="auto")))
+    assert json.loads((tmp_path / "output/recipe.json").read_text())["steps"] == 2
+    with pytest.raises(GenValError, match="No validation kept clear mIoU within 15 points"):
+        run_training(prepare_finetuning(settings(**flags, max_miou_drop=15, resume="auto")))
 
 
 def test_a_resumed_run_remembers_what_it_was_trained_on(settings, tmp_path):
