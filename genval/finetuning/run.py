@@ -16,7 +16,7 @@ from genval.artifacts.manifest import Manifest
 from genval.datasets import BadFile, Item, find_items
 from genval.datasets.items import ALL
 from genval.datasets.layouts import generated_set
-from genval.datasets.ood_sets import OodItem, find_ood_items
+from genval.datasets.ood_sets import OodItem, find_ood_items, read_ood_pair
 from genval.datasets.reading import DecodedCache, check_ids, memory_for_images, readable
 from genval.finetuning.data import FinetuneBatches, FinetuneData, FinetuneSampler, FinetuneSet
 from genval.finetuning.module import FinetuneModule
@@ -173,6 +173,10 @@ def find_validation(
             f"--val_ood: {len(used)} of {len(objects)} images are also trained on, such as {used[0].image}. "
             "Give another set."
         )
+    if bad is not None:
+        streets, objects = readable(streets, bad), readable(objects, bad, read=read_ood_pair)
+        if not streets or (settings.val_ood and not objects):
+            raise GenValError(f"None of the images of a validation set can be read, such as {bad[-1].file}.")
     cache = DecodedCache(_memory(settings))
     return ValidationSet(_spread(streets, settings.val_images), objects, settings.score, cache, settings.num_workers)
 

@@ -191,6 +191,21 @@ def test_objects_in_validation_frames_leave_nothing_to_validate_on(settings, tmp
         prepare_finetuning(settings(val_every=2, outliers=str(tmp_path / "objects")))
 
 
+def test_bad_validation_images_are_skipped(settings, tmp_path, capsys):
+    for name in ("0.png", "1.png"):
+        write_png(tmp_path / "images" / name, np.ones((64, 64, 3), np.uint8))
+        write_png(tmp_path / "masks" / name, np.ones((64, 64), np.uint8))
+    damaged = tmp_path / "images/1.png"
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    flags = dict(outliers="noise", val_every=1, val_ood=(f"pair:{tmp_path}/images,{tmp_path}/masks",), skip_bad=True)
+    prepare_finetuning(settings(**flags))
+    assert f"skipped {damaged}" in capsys.readouterr().out
+    for folder in ("images", "masks"):
+        (tmp_path / folder / "0.png").unlink()
+    with pytest.raises(GenValError, match=r"None of the images of a validation set can be read, such as .*1\.png"):
+        prepare_finetuning(settings(**flags))
+
+
 def test_settings_that_do_not_fit_are_refused(settings, world):
     with pytest.raises(GenValError, match=r"--loss uniform does not improve --score energy: .* --loss energy"):
         settings(loss="uniform", score="energy")
