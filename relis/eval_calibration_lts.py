@@ -22,18 +22,13 @@ except ModuleNotFoundError as error:
 
 
 def main(settings: LocalTestSettings) -> None:
-    import torch
-
     from genval.evaluation.calibration import protocol_sets
     from genval.evaluation.local_temperature import evaluate_networks
     from genval.results.scenes import model_list
-    from genval.runtime.errors import GenValError
+    from genval.runtime.devices import find_device
     from genval.runtime.tables import markdown_table
 
-    try:
-        device = torch.zeros(0, device=settings.accelerator).device
-    except (RuntimeError, AssertionError) as error:
-        raise GenValError(f"--accelerator {settings.accelerator} is not available: {error}. Give cpu.") from error
+    device = find_device(settings.accelerator)
     rows = [
         evaluate_networks(settings, model, calibrating, tested, device)
         for model in model_list(settings.segmenters, settings.preset)

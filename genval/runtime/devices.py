@@ -88,6 +88,27 @@ def _is_one_process(settings: DeviceFlags) -> bool:
     return not launched and (settings.accelerator == "cpu" or torch.cuda.device_count() <= 1)
 
 
+def find_device(accelerator: str) -> torch.device:
+    """Return the one device of a script that uses no more.
+
+    Args:
+        accelerator: auto (the GPU if there is one, else the CPU), gpu, or a device of torch such as cpu or cuda:1.
+
+    Raises:
+        GenValError: this machine does not have the device.
+    """
+    import torch
+
+    gpu = "cuda" if accelerator == "gpu" or torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(gpu if accelerator in ("auto", "gpu") else accelerator)
+        torch.zeros(1, device=device).item()  # torch.device accepts the names of devices that are not there
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise GenValError(f"--accelerator {accelerator} is not available: {reason}. Use cpu, or auto.") from error
+    return device
+
+
 def choose_precision(precision: str, device: torch.device) -> str:
     """What "auto" stands for: bfloat16 on a GPU that computes with it, float32 elsewhere."""
     import torch

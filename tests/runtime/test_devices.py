@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from genval.runtime import devices
+from genval.runtime.errors import GenValError
 from genval.runtime.files import write_bytes
 from genval.runtime.settings import DeviceSettings
 
@@ -29,6 +30,18 @@ def test_lightning_does_not_advise_another_precision(monkeypatch):
     cuda._check_cuda_matmul_precision(torch.device("cuda"))
     rank_zero.rank_zero_info("another message")
     assert messages == ["another message"] and torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    assert devices.find_device("cpu").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.find_device("auto").type == "cpu"
+    for name in ("cuda:99", "no_device", "meta"):
+        with pytest.raises(GenValError, match=f"^--accelerator {name} is not available: .* Use cpu, or auto"):
+            devices.find_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.tensor(0.0))
+    assert devices.find_device("auto").type == devices.find_device("gpu").type == "cuda"
 
 
 def test_memory_that_is_left_in_a_container(tmp_path, monkeypatch):
