@@ -261,6 +261,7 @@ def study_segmenter(settings: FinetuningStudySettings, name: str) -> dict[str, A
         `variants`, the specifications (None where no weights are kept); `ood` and `miou`, what `compare` gives for each
         set; `seconds`, by what they were spent on.
     """
+    from genval.kernels.layout import SCORES
     from genval.results.scenes import folder_name
     from genval.runtime.files import read_json
 
@@ -287,7 +288,7 @@ def study_segmenter(settings: FinetuningStudySettings, name: str) -> dict[str, A
     tests = {
         "ood_detection/main_gen_ood.py": [
             "--trg_dataset", ",".join(settings.test_ood), "--output_dir", settings.folder / "ood",
-            "--bootstrap_draws", 100,
+            "--bootstrap_draws", 100, *([] if settings.score in SCORES else ["--scores", settings.score]),
         ],
         "relis/eval.py": [
             "--trg_dataset", ",".join(settings.test_sets), "--save", "none", "--eval_dir", settings.folder / "eval",

@@ -25,10 +25,10 @@ def main(settings: LocalTestSettings) -> None:
     from genval.evaluation.calibration import protocol_sets
     from genval.evaluation.local_temperature import evaluate_networks
     from genval.results.scenes import model_list
-    from genval.runtime.devices import one_device
+    from genval.runtime.devices import find_device
     from genval.runtime.tables import markdown_table
 
-    device = one_device(settings.accelerator)
+    device = find_device(settings.accelerator)
     rows = [
         evaluate_networks(settings, model, calibrating, tested, device)
         for model in model_list(settings.segmenters, settings.preset)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _R = TypeVar("_R")
 _Item = TypeVar("_Item", bound=Item)
-_File = TypeVar("_File", Item, Path)
+_File = TypeVar("_File", bound="Item | Path")
 _Arrays = TypeVar("_Arrays", bound="tuple[np.ndarray, ...]")
 
 # Pillow opens these alone: EPS would start Ghostscript, and GIF has 256 colours.
@@ -239,9 +239,18 @@ def check_masks(masks: Sequence[Path], space: LabelSpace) -> None:
         raise GenValError(f"{masks[0]} and {len(masks) - 1} others: {fault}.")
 
 
-def readable(items: Sequence[Item], skipped: list[BadFile], workers: int = 4) -> list[Item]:
-    """Return the items whose two files can be decoded and have one size; the others are added to `skipped`."""
-    faults = _faults(items, read_pair, workers)
+def readable(
+    items: Sequence[_Item], skipped: list[BadFile], workers: int = 4, read: Callable[[_Item], object] = read_pair
+) -> list[_Item]:
+    """Return the items whose files can be decoded and have one size; the others are added to `skipped`.
+
+    Args:
+        items: images with masks.
+        skipped: gets the others.
+        workers: number of threads.
+        read: reads an item, and raises an error if a file is bad.
+    """
+    faults = _faults(items, read, workers)
     skipped += [BadFile(item.id, item.cond, item.scene, str(item.image), reason) for item, reason in faults.items()]
     return [item for item in items if item not in faults]
 

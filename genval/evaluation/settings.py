@@ -621,7 +621,7 @@ class LocalTestSettings(SavedSetSettings):
 
     SCRIPT: ClassVar[str] = "relis/eval_calibration_lts"
     sets: CalibrationSets = group(CalibrationSets, "calibration")
-    accelerator: str = flag("cpu", "auto, cpu or gpu", title="device")
+    accelerator: str = flag("cpu", "device of the networks: auto, cpu, gpu or cuda:1", title="device")
     output_dir: str = flag("results/local_scaling", "folder of the metrics")
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ that paste need a labelled street for it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from genval.datasets.labels import CITYSCAPES, IGNORE
 from genval.datasets.ood_objects import ObjectImage, read_box
 from genval.datasets.ood_sets import GENERATED, GeneratedFolders, OodItem, find_ood_items, read_ood_pair
 from genval.datasets.placement import GROUND_IDS, PlacementConfig, place
-from genval.datasets.reading import DecodedCache, read_mask
+from genval.datasets.reading import DecodedCache, read_mask, readable
 from genval.kernels.layout import OBJECT
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
@@ -90,9 +90,11 @@ class GeneratedObjects(OutlierSource):
     ) -> None:
         root = resolve(folder)
         folders = GeneratedFolders(*(str(root / name) for name in ("refined", "masks", "with_positions")))
-        self.items = find_ood_items(GENERATED, generated=folders, objects=objects, skipped=skipped).items
+        found = find_ood_items(GENERATED, generated=folders, objects=objects, skipped=skipped).items
         self.positions, self.cache = root / "with_positions", cache
-        self.name, self.count = f"generated objects in {folder}", len(self.items)
+        self.name = f"generated objects in {folder}"
+        self.items = _usable(found, lambda item: self.cache.read(item, self._read), skipped, self.name)
+        self.count = len(self.items)
         self.frames = sorted({item.source for item in self.items if item.source})
         self.files = [path for item in self.items for path in (*item.files, self._labels(item)) if path.exists()]
 
@@ -132,7 +134,8 @@ class ImagePairs(OutlierSource):
 
     def __init__(self, source: str, skipped: list[BadFile] | None, cache: DecodedCache) -> None:
         self.name, self.cache = source, cache
-        self.items = find_ood_items(source, skipped=skipped).items
+        found = find_ood_items(source, skipped=skipped).items
+        self.items = _usable(found, lambda item: self.cache.read(item, self._read), skipped, source)
         self.count = len(self.items)
         self.files = [path for item in self.items for path in item.files]
         # A pasted set has the names of its frames.
@@ -165,10 +168,14 @@ class PastedObjects(ImagePairs):
         assert street is not None
         cut = super().load(index, None, rng)
         rows, columns = (np.flatnonzero(cut.outliers.any(axis)) for axis in (1, 0))
-        if not len(rows):
-            raise GenValError(f"{self.items[index].mask} has no pixel of an object (1). Remove it, or use --skip_bad.")
         shown = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         return paste(street, cut.image[shown], cut.outliers[shown], rng)
+
+    def _read(self, item: OodItem) -> Labelled:
+        cut = super()._read(item)
+        if not cut.outliers.any():
+            raise GenValError(f"{item.mask} has no pixel of an object (1). Remove it, or use --skip_bad.")
+        return cut
 
 
 class NoisePatches(OutlierSource):
@@ -186,6 +193,18 @@ class NoisePatches(OutlierSource):
         axes = (side // 2, max(side // 6, int(rng.integers(side // 6, side // 2))))
         cv2.ellipse(shape, (side // 2, side // 2), axes, float(rng.uniform(0, 180)), 0, 360, 1, -1)
         return paste(street, image, shape == 1, rng)
+
+
+def _usable(
+    items: Sequence[OodItem], read: Callable[[OodItem], Labelled], skipped: list[BadFile] | None, name: str
+) -> Sequence[OodItem]:
+    """Without the items that cannot be read, if bad files are skipped: one in the middle of a training would end it."""
+    if skipped is None:
+        return items
+    kept = readable(items, skipped, read=read)
+    if not kept:
+        raise GenValError(f"--outliers: none of {len(items)} images of {name} can be used: {skipped[-1].reason}")
+    return kept
 
 
 def paste(street: Labelled, image: np.ndarray, shape: np.ndarray, rng: np.random.Generator) -> Labelled:

@@ -16,14 +16,14 @@ from genval.artifacts.manifest import Manifest
 from genval.datasets import BadFile, Item, find_items
 from genval.datasets.items import ALL
 from genval.datasets.layouts import generated_set
-from genval.datasets.ood_sets import OodItem, find_ood_items
+from genval.datasets.ood_sets import OodItem, find_ood_items, read_ood_pair
 from genval.datasets.reading import DecodedCache, check_ids, memory_for_images, readable
 from genval.finetuning.data import FinetuneBatches, FinetuneData, FinetuneSampler, FinetuneSet
 from genval.finetuning.module import FinetuneModule
 from genval.finetuning.outliers import NOISE, find_outliers
 from genval.finetuning.saving import check_saved, check_trainable, save_segmenter
 from genval.finetuning.settings import LOSS_SCORES, FinetuneSettings
-from genval.finetuning.validation import RECORD, WEIGHTS, Validation, ValidationSet
+from genval.finetuning.validation import WEIGHTS, Validation, ValidationSet
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flatten
 from genval.runtime.paths import resolve
@@ -173,6 +173,10 @@ def find_validation(
             f"--val_ood: {len(used)} of {len(objects)} images are also trained on, such as {used[0].image}. "
             "Give another set."
         )
+    if bad is not None:
+        streets, objects = readable(streets, bad), readable(objects, bad, read=read_ood_pair)
+        if not streets or (settings.val_ood and not objects):
+            raise GenValError(f"None of the images of a validation set can be read, such as {bad[-1].file}.")
     cache = DecodedCache(_memory(settings))
     return ValidationSet(_spread(streets, settings.val_images), objects, settings.score, cache, settings.num_workers)
 
@@ -184,8 +188,8 @@ def _save(
     network, step = module.trained, module.trainer.global_step
     rows: list[Any] = []
     for validation in validations:
-        rows, kept = list(validation.rows), validation.kept
-        if kept is None:
+        rows = list(validation.rows)
+        if validation.kept is None:
             raise GenValError(
                 f"No validation kept clear mIoU within {settings.max_miou_drop} points of {100 * rows[0]['miou']:.1f}; "
                 f"it was {100 * rows[-1]['miou']:.1f} at step {rows[-1]['step']}. Nothing is written. "
@@ -195,11 +199,6 @@ def _save(
         content = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
         network.load_state_dict(content["state_dict"])
         step = content["step"]
-        if step != kept["step"]:
-            raise GenValError(
-                f"{folder / WEIGHTS} has the weights of step {step}, but {folder / RECORD} chooses step "
-                f"{kept['step']}. Start again."
-            )
     entries = {
         "trained_on": module.trained_on,
         "steps": step,

@@ -132,21 +132,18 @@ class Validation(Callback):
         folder: of the run; gets `validation.json` and `kept.pt`.
         data: what is validated on.
         every: optimiser steps.
-        max_drop: of mIoU, a fraction.
+        max_drop: of mIoU, a fraction. A resumed run may have another one.
+
+    Attributes:
+        rows: all validations.
+        kept: the validation of the weights in `kept.pt`, or None if no weights are within the drop.
     """
 
     def __init__(self, folder: Path, data: ValidationSet, every: int, max_drop: float) -> None:
         self.folder, self.data, self.every, self.max_drop = folder, data, every, max_drop
         self.rows: list[Validated] = []
+        self.kept: Validated | None = None
         self._last = -1
-
-    @property
-    def kept(self) -> Validated | None:
-        """The validation of the weights that are kept, if any."""
-        within = [row for row in self.rows[1:] if self._is_within(row)]
-        if self.data.objects:
-            return max(within, key=lambda row: (row["aupr_object"] or 0.0, row["step"]), default=None)
-        return within[-1] if within else None
 
     @property
     def stopped(self) -> bool:
@@ -185,26 +182,44 @@ class Validation(Callback):
             self.rows = [row for row in rows if row["step"] <= step]
             if not self.rows:
                 raise GenValError(f"{path} is missing or empty: the mIoU before the training is unknown. Start again.")
-            # A checkpoint is written before the validation of its step, in which the run may have been killed.
-            if trainer.is_global_zero and self._is_due(trainer) and self.rows[-1]["step"] < step:
-                self._validate(trainer, module)
+            if trainer.is_global_zero:
+                self._resume(trainer, module)
         elif trainer.is_global_zero:
             self.rows = [self._measure(module, 0)]
             self._write()
+
+    def _resume(self, trainer: Trainer, module: LightningModule) -> None:
+        """Find which weights are kept, and do what is left of the validation at this step."""
+        path, last, step = self.folder / WEIGHTS, self.rows[-1], trainer.global_step
+        if path.exists():
+            of_kept = torch.load(path, map_location="cpu", weights_only=True)["step"]
+            within = [row for row in self.rows[1:] if row["step"] == of_kept and self._is_within(row)]
+            self.kept = within[0] if within else None
+        # A checkpoint is written before the validation of its step, in which the run may have been killed.
+        if last["step"] < step and self._is_due(trainer):
+            self._validate(trainer, module)
+        elif last["step"] == step and self.kept is not last:
+            self._keep_if_best(last, module)  # the drop that is allowed may be larger than before
 
     def _is_due(self, trainer: Trainer) -> bool:
         return trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps
 
     def _validate(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, FinetuneModule)
-        step = trainer.global_step
-        self.rows.append(row := self._measure(module, step))
-        if self.kept is row:
-            with replace_file(self.folder / WEIGHTS) as temporary:
-                torch.save({"step": step, "state_dict": module.trained.state_dict()}, temporary)
+        row = self._measure(module, trainer.global_step)
+        self.rows.append(row)
+        self._keep_if_best(row, module)
         self._write()
         for logger in trainer.loggers:
-            logger.log_metrics(dict(logged(row)), step)
+            logger.log_metrics(dict(logged(row)), row["step"])
+
+    def _keep_if_best(self, row: Validated, module: LightningModule) -> None:
+        assert isinstance(module, FinetuneModule)
+        if self._is_within(row) and (
+            self.kept is None or not self.data.objects or (row["aupr_object"] or 0) >= (self.kept["aupr_object"] or 0)
+        ):
+            with replace_file(self.folder / WEIGHTS) as temporary:
+                torch.save({"step": row["step"], "state_dict": module.trained.state_dict()}, temporary)
+            self.kept = row
 
     def _is_within(self, row: Validated) -> bool:
         return row["miou"] >= self.rows[0]["miou"] - self.max_drop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,5 +48,5 @@ class MaskSettings:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise GenValError(f"--{name}: expected a number from 0 to 1, found {value}.")
-        if self.margin < 0:
+        if not 0 <= self.margin < math.inf:
             raise GenValError(f"--margin: expected a fraction of the box's side, 0 or more; found {self.margin}.")

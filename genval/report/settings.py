@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import path_dicts
+from genval.runtime.errors import GenValError
 from genval.runtime.flags import flag
 from genval.runtime.settings import comma_list, positive_int, seed_number
 
@@ -55,6 +56,12 @@ class CorrelationSettings:
     generated_dir: str = flag(path_dicts.GENERATED_ROOT, "folder of the generated sets, for their distances")
     output_dir: str = flag("results/report", "folder of the report")
     preset: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("min_miou", 0, 100), ("settled_tau", -1, 1), ("settled_regret", 0, 100)):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise GenValError(f"--{name}: expected a number from {low} to {high}, found {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,21 +71,6 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
     return fabric
 
 
-def one_device(accelerator: str) -> torch.device:
-    """Return the device that `--accelerator` means in a script without `--devices`.
-
-    Raises:
-        GenValError: the name is unknown, or this machine has no GPU.
-    """
-    import torch
-
-    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
-        raise GenValError(f"--accelerator: expected auto, cpu or gpu, found {accelerator}.")
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise GenValError(f"--accelerator {accelerator}: there is no CUDA device. Use --accelerator cpu, or auto.")
-    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def _is_no_advice(record: logging.LogRecord) -> bool:
     """Not Lightning's advice to compute in a lower precision, which is given at each start: here a flag decides."""
     return "that has Tensor Cores" not in record.getMessage()
@@ -101,6 +86,27 @@ def _is_one_process(settings: DeviceFlags) -> bool:
         return True
     launched = {"WORLD_SIZE", "SLURM_NTASKS"} & os.environ.keys()
     return not launched and (settings.accelerator == "cpu" or torch.cuda.device_count() <= 1)
+
+
+def find_device(accelerator: str) -> torch.device:
+    """Return the one device of a script that uses no more.
+
+    Args:
+        accelerator: auto (the GPU if there is one, else the CPU), gpu, or a device of torch such as cpu or cuda:1.
+
+    Raises:
+        GenValError: this machine does not have the device.
+    """
+    import torch
+
+    gpu = "cuda" if accelerator == "gpu" or torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(gpu if accelerator in ("auto", "gpu") else accelerator)
+        torch.zeros(1, device=device).item()  # torch.device accepts the names of devices that are not there
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise GenValError(f"--accelerator {accelerator} is not available: {reason}. Use cpu, or auto.") from error
+    return device
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -175,7 +176,8 @@ def parse_settings(
     The defaults of `--preset` (`path_dicts.PRESETS[preset][SCRIPT]`) take the place of the dataclass's own.
 
     Raises:
-        GenValError: the preset has an unknown flag, or the dataclass refuses a value.
+        GenValError: the preset has an unknown flag, or the dataclass refuses a value, or a number is not
+            finite.
     """
     parser = settings_parser(cls, description, shows)
     preset_parser = _Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
@@ -199,7 +201,8 @@ def make_settings(cls: type[Settings], preset: str | None = None, **flags: Any) 
         flags: by name or alias.
 
     Raises:
-        GenValError: the preset is unknown or has an unknown flag, or the dataclass refuses a value.
+        GenValError: the preset is unknown or has an unknown flag, or the dataclass refuses a value, or a number is not
+            finite.
         TypeError: a flag is unknown or a required one is missing.
     """
     if preset is not None and preset not in path_dicts.PRESETS:
@@ -317,6 +320,9 @@ def _build(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
         elif field.name in values:
             value = values[field.name]
             arguments[field.name] = tuple(value) if isinstance(value, list) else value
+            for number in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise GenValError(f"--{field.name}: expected a finite number, found {number}.")
     return cls(**arguments)
 
 

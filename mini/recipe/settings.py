@@ -23,7 +23,7 @@ class TrainSettings:
     data_dir: str = flag("datasets/mini_train", "folder of the training set")
     output: str = flag("checkpoints/mini", "folder of the checkpoints")
     stages: tuple[str, ...] = flag(STAGES, "stages to run", type=comma_list)
-    accelerator: str = flag("cuda", "torch device: cuda, cuda:1 or cpu")
+    accelerator: str = flag("auto", "auto, cpu, gpu or cuda:1")
     num_workers: int = flag(os.cpu_count() or 1, "threads that decode images", type=positive_int)
     height: int = flag(128, "height of the generated images", type=positive_int, title="size and length")
     width: int = flag(256, "width of the generated images", type=positive_int)

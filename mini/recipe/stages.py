@@ -5,6 +5,7 @@ Libraries are imported in the stages that need them, so that `--help` is quick.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -12,11 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genval.runtime.devices import find_device
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 from mini.recipe.settings import STAGES, TrainSettings
 
 if TYPE_CHECKING:
+    import torch
+
     from mini.recipe.data import CaptionedImages
     from mini.recipe.object_crops import ObjectImages
 
@@ -25,11 +29,12 @@ def train_stages(settings: TrainSettings) -> None:
     """Run the stages of the settings, in order.
 
     Raises:
-        GenValError: a stage is unknown, or fails.
+        GenValError: a stage is unknown, or fails, or the device is not there.
     """
     unknown = sorted(set(settings.stages) - set(STAGES))
     if unknown:
         raise GenValError(f"Unknown stage {unknown[0]!r}: expected some of {', '.join(STAGES)}.")
+    settings = dataclasses.replace(settings, accelerator=str(find_device(settings.accelerator)))
     stages: dict[str, Callable[[TrainSettings], dict[str, Any]]] = {
         "autoencoder": autoencoder_stage,
         "diffusion": diffusion_stage,
@@ -68,6 +73,7 @@ def diffusion_stage(settings: TrainSettings) -> dict[str, Any]:
 
     if finished(settings, "stable-diffusion/model_index.json"):
         return {}
+    require_stage(settings, "autoencoder/config.json", "autoencoder")
     data = captioned_images(settings.data, settings.height, settings.width, settings.limit, settings.num_workers)
     recipe = DiffusionRecipe(steps=settings.diffusion_steps, seed=settings.seed, **sizes(settings))
     images = torch.from_numpy(data.images).to(settings.accelerator)
@@ -144,7 +150,6 @@ def captioner_stage(settings: TrainSettings) -> dict[str, Any]:
     from mini.recipe.captioner import CaptionerRecipe, load_class_cells, measure_captioner, train_captioner
     from mini.recipe.contrastive import ContrastiveRecipe, measure_contrastive, train_contrastive
     from mini.recipe.data import ListedImage
-    from mini.recipe.views import held_out
 
     common = {"seconds": settings.captioner_seconds, "seed": settings.seed, **sizes(settings)}
     captioner = CaptionerRecipe(steps=settings.captioner_steps, **common)
@@ -162,7 +167,7 @@ def captioner_stage(settings: TrainSettings) -> dict[str, Any]:
         return torch.from_numpy(data.images)[~apart]
 
     records = read_jsonl(settings.data / "training/diffusion.jsonl", ListedImage)[: settings.limit]
-    apart = held_out(len(records))
+    apart = measured_part(len(records))
     measured, trained = ([records[i] for i in chosen.nonzero()[:, 0]] for chosen in (apart, ~apart))
     texts = [line["text"] for line in trained]
     frames, references = (
@@ -191,6 +196,7 @@ def inpainting_stage(settings: TrainSettings) -> dict[str, Any]:
 
     if finished(settings, "inpainting/model_index.json"):
         return {}
+    require_stage(settings, "stable-diffusion/model_index.json", "diffusion")
     recipe = InpaintingRecipe(
         steps=settings.inpainting_steps, seconds=settings.inpainting_seconds, seed=settings.seed, **sizes(settings)
     )
@@ -247,14 +253,27 @@ def object_images(
     import torch
 
     from mini.recipe.object_crops import load_object_images, through_autoencoder
-    from mini.recipe.views import held_out
 
     images = load_object_images(data_dir, limit, workers)
-    apart = held_out(len(images))
+    apart = measured_part(len(images))
     trained, measured = images.part(~apart), images.part(apart)
     if (output / "stable-diffusion/vae").is_dir():
         through_autoencoder(trained, output / "stable-diffusion/vae", torch.device(device))
     return trained, measured
+
+
+def measured_part(count: int) -> torch.Tensor:
+    """Return which of `count` images the trained models are measured on, bool (count,).
+
+    Raises:
+        GenValError: there are too few images to hold one out.
+    """
+    from mini.recipe.views import held_out
+
+    apart = held_out(count)
+    if not apart.any():
+        raise GenValError(f"Found {count} images, but at least 11 are needed to hold one out. Render or use more.")
+    return apart
 
 
 @functools.cache
@@ -271,6 +290,16 @@ def finished(settings: TrainSettings, name: str) -> bool:
     if done:
         print(f"{settings.folder / name} exists: skipped (--overwrite trains again)")
     return done
+
+
+def require_stage(settings: TrainSettings, name: str, stage: str) -> None:
+    """Check that the output of an earlier stage exists.
+
+    Raises:
+        GenValError: it does not.
+    """
+    if not (settings.folder / name).exists():
+        raise GenValError(f"{settings.folder / name} is missing. Run its stage first: --stages {stage}.")
 
 
 def sizes(settings: TrainSettings) -> dict[str, int]:

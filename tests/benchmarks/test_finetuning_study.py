@@ -66,6 +66,31 @@ def test_a_failure_is_not_taken_for_an_earlier_end_without_weights(study, tmp_pa
         study.study_segmenter(settings, "mini-fast-scnn")
 
 
+@pytest.mark.parametrize("score, further", [("rba", ["rba"]), ("energy", [])])
+def test_the_test_measures_the_score_that_is_trained(study, tmp_path, monkeypatch, score, further):
+    from genval.evaluation.settings import OodDetectionSettings
+    from genval.runtime.errors import GenValError
+    from genval.runtime.files import write_json
+    from genval.runtime.flags import parse_settings
+
+    seen = []
+
+    def run(path, *flags, log):
+        if path == "relis/finetune.py":
+            write_json(tmp_path / "segmenters/mini-fast-scnn/noise/recipe.json", {"segmenter": "mini-semfpn-r18"})
+            return True
+        seen.append(parse_settings(OodDetectionSettings, [*map(str, flags)]))
+        return False
+
+    monkeypatch.setattr(study, "run_here", run)
+    settings = study.FinetuningStudySettings(output_dir=str(tmp_path), render=True, variants=("noise",), score=score)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/mini-fast-scnn-noise.log").write_bytes(b"")
+    with pytest.raises(GenValError, match=r"main_gen_ood\.py failed"):
+        study.study_segmenter(settings, "mini-fast-scnn")
+    assert list(seen[0].scores) == further
+
+
 @pytest.mark.slow
 def test_a_resumed_run_is_exact_on_a_cpu(tmp_path):
     command = [

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from genval.datasets import find_items
 from genval.finetuning.run import prepare_finetuning
 from genval.finetuning.validation import Validated, Validation
 from genval.runtime.errors import GenValError
-from genval.runtime.files import write_jsonl
+from genval.runtime.files import write_jsonl, write_png
 from genval.segmenters import load_segmenter
 from genval.segmenters.recipe import refuse_trained_images
 from genval.training.runs import latest_checkpoint, run_training
@@ -150,6 +151,30 @@ def test_a_finished_or_stopped_run_writes_the_same_again(settings, tmp_path, mon
         assert all(torch.equal(before[key], value) for key, value in weights(tmp_path / run).items())
 
 
+@pytest.mark.parametrize("max_steps", [2, 4])
+def test_a_stopped_run_continues_with_a_larger_drop(settings, world, tmp_path, monkeypatch, max_steps):
+    """The weights at which it stopped can be chosen now; those of a run that allows less cannot."""
+
+    def falls(self, module, step):
+        return Validated(step=step, miou=0.5 - step / 10, auroc=None, fpr95=None, aupr_object=0.9 if step == 2 else 0.1)
+
+    monkeypatch.setattr(Validation, "_measure", falls)
+    flags = dict(outliers="noise", val_every=1, checkpoint_every=1, max_steps=max_steps)
+    write_png(tmp_path / "masks/0.png", np.eye(64, 128, dtype=np.uint8))
+    flags["val_ood"] = (f"pair:{world}/objects/refined/lion,{tmp_path}/masks",)
+    shutil.copy(tmp_path / "masks/0.png", tmp_path / "masks/1.png")
+    with pytest.raises(GenValError, match=r"it was 40\.0 at step 1"):
+        run_training(prepare_finetuning(settings(**flags, max_miou_drop=5)))
+    with pytest.raises(GenValError, match=r"it was 40\.0 at step 1"):
+        run_training(prepare_finetuning(settings(**flags, max_miou_drop=5, resume="auto")))
+    run_training(prepare_finetuning(settings(**flags, max_miou_drop=15, resume="auto")))  # stops at step 2
+    assert json.loads((tmp_path / "output/recipe.json").read_text())["steps"] == 1
+    run_training(prepare_finetuning(settings(**flags, max_miou_drop=100, resume="auto")))
+    assert json.loads((tmp_path / "output/recipe.json").read_text())["steps"] == 2
+    with pytest.raises(GenValError, match="No validation kept clear mIoU within 15 points"):
+        run_training(prepare_finetuning(settings(**flags, max_miou_drop=15, resume="auto")))
+
+
 def test_a_resumed_run_remembers_what_it_was_trained_on(settings, tmp_path):
     run_training(prepare_finetuning(settings(outliers="noise", max_steps=2)))
     run_training(prepare_finetuning(settings(outliers="noise", limit=1, resume="auto")))
@@ -177,6 +202,21 @@ def test_objects_in_validation_frames_leave_nothing_to_validate_on(settings, tmp
     write_objects(tmp_path / "objects", "munster")
     with pytest.raises(GenValError, match=r"All 2 validation images .* --from_train"):
         prepare_finetuning(settings(val_every=2, outliers=str(tmp_path / "objects")))
+
+
+def test_bad_validation_images_are_skipped(settings, tmp_path, capsys):
+    for name in ("0.png", "1.png"):
+        write_png(tmp_path / "images" / name, np.ones((64, 64, 3), np.uint8))
+        write_png(tmp_path / "masks" / name, np.ones((64, 64), np.uint8))
+    damaged = tmp_path / "images/1.png"
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    flags = dict(outliers="noise", val_every=1, val_ood=(f"pair:{tmp_path}/images,{tmp_path}/masks",), skip_bad=True)
+    prepare_finetuning(settings(**flags))
+    assert f"skipped {damaged}" in capsys.readouterr().out
+    for folder in ("images", "masks"):
+        (tmp_path / folder / "0.png").unlink()
+    with pytest.raises(GenValError, match=r"None of the images of a validation set can be read, such as .*1\.png"):
+        prepare_finetuning(settings(**flags))
 
 
 def test_settings_that_do_not_fit_are_refused(settings, world):

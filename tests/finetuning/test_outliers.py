@@ -1,5 +1,7 @@
 """Sources of outliers: where the outlier is, and what is known around it."""
 
+import shutil
+
 import numpy as np
 import pytest
 from finetuning_world import SIZE, street
@@ -49,6 +51,31 @@ def test_paste_keeps_the_aspect_ratio():
     found = paste(a_street(), np.full((40, 10, 3), 9, np.uint8), shape, np.random.default_rng(0))
     height, width = (np.ptp(np.flatnonzero(found.outliers.any(axis))) + 1 for axis in (1, 0))
     assert height / width == pytest.approx(4, rel=0.3)
+
+
+def test_bad_files_are_skipped_before_the_training(world, tmp_path):
+    """One in the middle of a training would end it."""
+    cut = np.zeros(SIZE, np.uint8)
+    for name in ("cut", "damaged", "empty"):
+        write_png(tmp_path / f"images/{name}.png", np.full((*SIZE, 3), 200, np.uint8))
+        write_png(tmp_path / f"masks/{name}.png", cut + (name != "empty"))
+    damaged = tmp_path / "images/damaged.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    shutil.copytree(world / "objects", tmp_path / "objects")
+    (tmp_path / "objects/masks/lion/0_mask.png").write_bytes(damaged.read_bytes())
+    for name, kept, bad in (
+        (f"paste:{tmp_path}/images,{tmp_path}/masks", ["cut"], ["damaged", "empty"]),
+        (f"pair:{tmp_path}/images,{tmp_path}/masks", ["cut", "empty"], ["damaged"]),
+        (str(tmp_path / "objects"), ["lion/1"], ["lion/0"]),
+    ):
+        skipped = []
+        source = find_outliers(name, None, skipped)
+        assert source.count == len(kept) and [item.id for item in source.items] == kept
+        assert [one.id for one in skipped] == bad
+    for name in ("cut", "empty"):
+        (tmp_path / f"images/{name}.png").write_bytes(b"")
+    with pytest.raises(GenValError, match=r"none of 3 images of pair:.* can be used"):
+        find_outliers(f"pair:{tmp_path}/images,{tmp_path}/masks", None, [])
 
 
 def test_an_unknown_source_is_refused_with_the_forms(tmp_path):

@@ -32,8 +32,9 @@ def test_quality_of_a_mask():
 
 @pytest.mark.parametrize("name", ["box_threshold", "text_threshold", "nms_threshold", "margin"])
 def test_thresholds_are_fractions(name):
-    with pytest.raises(GenValError, match=f"--{name}: expected"):
-        MaskSettings(**{name: -0.1})
+    for value in (-0.1, float("nan")):
+        with pytest.raises(GenValError, match=f"--{name}: expected"):
+            MaskSettings(**{name: value})
 
 
 class Encoder:

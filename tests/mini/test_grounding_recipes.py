@@ -340,7 +340,7 @@ def test_trained_models_are_loaded_by_the_script_that_uses_them(tmp_path):
         return done.stdout
 
     command = ["mini/train.py", "--data_dir", data, "--output", output, "--stages", "detector,outliner"]
-    command += ["--device", "cpu", "--batch_size", 4, "--detector_steps", 6, "--outliner_steps", 6]
+    command += ["--device", "auto", "--batch_size", 4, "--detector_steps", 6, "--outliner_steps", 6]
     call(*command)
     metrics = json.loads((output / "training.json").read_text())
     assert metrics["detector"]["steps"] == metrics["outliner"]["steps"] == 6

@@ -11,6 +11,8 @@ from genval.diffusion.training.loop import Snapshot
 from genval.runtime import files
 from genval.runtime.errors import GenValError
 from mini.recipe.data import load_captioned_images
+from mini.recipe.settings import TrainSettings
+from mini.recipe.stages import measured_part, train_stages
 
 CPU = torch.device("cpu")
 TEXTS = ["a narrow street with two cars, in fog", "a wide road with people, at night"] * 4
@@ -127,3 +129,15 @@ def test_images_and_masks_are_read_at_one_size(tmp_path):
     for absent in ("list.jsonl", "none.jsonl"):
         with pytest.raises(GenValError, match=r"lists no image.*mini/render\.py"):
             load_captioned_images(tmp_path, absent, 4, 8)
+
+
+@pytest.mark.parametrize("stage, before", [("diffusion", "autoencoder"), ("inpainting", "diffusion")])
+def test_a_stage_names_the_one_before_it(tmp_path, stage, before):
+    with pytest.raises(GenValError, match=rf"is missing\. Run its stage first: --stages {before}"):
+        train_stages(TrainSettings(output=str(tmp_path), stages=(stage,), accelerator="cpu"))
+
+
+def test_too_few_images_to_hold_one_out_are_refused():
+    assert measured_part(11).sum() == 1
+    with pytest.raises(GenValError, match="Found 10 images, but at least 11 are needed"):
+        measured_part(10)

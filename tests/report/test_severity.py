@@ -11,8 +11,11 @@ from genval.metrics import segmentation
 from genval.report import severity
 from genval.report.predictors import Generator
 from genval.report.schema import SeverityCurve
+from genval.report.settings import CorrelationSettings
 from genval.report.severity import falls_below, find_strengths, severity_curve
 from genval.runtime.commands import Missing
+from genval.runtime.errors import GenValError
+from genval.runtime.flags import parse_settings
 
 CONTROLNET = Generator("controlnet", None)
 RIGHT = {
@@ -90,3 +93,9 @@ def test_a_limit_is_reached_between_two_strengths() -> None:
     at = np.array([0.0, 0.5, 1.0])
     rising = np.array([[30.0, 60.0, 60.0], [50.0, 50.0, 20.0]])
     assert falls_below(rising, np.array([40.0, 50.0]), at).tolist() == [0.0, 0.5]
+
+
+@pytest.mark.parametrize("name, value", [("min_miou", "nan"), ("settled_tau", "5"), ("settled_regret", "nan")])
+def test_limits_that_are_no_numbers_of_their_scale_are_refused(name, value):
+    with pytest.raises(GenValError, match=rf"--{name}: expected a number from -?\d+ to \d+, found {value}"):
+        parse_settings(CorrelationSettings, [f"--{name}", value])

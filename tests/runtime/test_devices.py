@@ -15,18 +15,6 @@ from genval.runtime.files import write_bytes
 from genval.runtime.settings import DeviceSettings
 
 
-@pytest.mark.parametrize("is_there", [True, False])
-def test_one_device_has_the_names_of_lightning(monkeypatch, is_there):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
-    assert devices.one_device("cpu").type == "cpu"
-    assert devices.one_device("auto").type == ("cuda" if is_there else "cpu")
-    if is_there:
-        assert devices.one_device("gpu").type == "cuda"
-    else:
-        with pytest.raises(GenValError, match="no CUDA device"):
-            devices.one_device("gpu")
-
-
 def test_lightning_does_not_advise_another_precision(monkeypatch):
     devices.launch_fabric(DeviceSettings(accelerator="cpu", devices="1"))
     from lightning_fabric.accelerators import cuda
@@ -42,6 +30,18 @@ def test_lightning_does_not_advise_another_precision(monkeypatch):
     cuda._check_cuda_matmul_precision(torch.device("cuda"))
     rank_zero.rank_zero_info("another message")
     assert messages == ["another message"] and torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    assert devices.find_device("cpu").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.find_device("auto").type == "cpu"
+    for name in ("cuda:99", "no_device", "meta"):
+        with pytest.raises(GenValError, match=f"^--accelerator {name} is not available: .* Use cpu, or auto"):
+            devices.find_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.tensor(0.0))
+    assert devices.find_device("auto").type == devices.find_device("gpu").type == "cuda"
 
 
 def test_memory_that_is_left_in_a_container(tmp_path, monkeypatch):

@@ -100,6 +100,12 @@ def test_a_value_that_the_settings_refuse_is_a_users_error():
         parse("--segmenters", "a", "--scale", "-1")
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_number_that_is_not_finite_is_refused(value):
+    with pytest.raises(GenValError, match=f"--scale: expected a finite number, found {value}"):
+        parse("--segmenters", "a", f"--scale={value}")
+
+
 @pytest.fixture
 def preset(monkeypatch):
     monkeypatch.setitem(path_dicts.PRESETS, "mini", {"stage/script": {"ddim_steps": 10, "segmenters": "small,large"}})

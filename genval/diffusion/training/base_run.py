@@ -44,7 +44,7 @@ from genval.diffusion.training.own_images import (
     write_pairs,
 )
 from genval.diffusion.training.settings import BaseTrainingSettings
-from genval.runtime.devices import one_device
+from genval.runtime.devices import find_device
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_json, write_png
 from genval.runtime.locks import lock_folders
@@ -147,7 +147,7 @@ def prepare_base(settings: BaseTrainingSettings) -> BaseRun:
         snapshot_steps=settings.checkpoint_every,
         seed=settings.seed,
     )
-    return BaseRun(settings, folder, output, one_device(settings.accelerator), items, images, template, recipe)
+    return BaseRun(settings, folder, output, find_device(settings.accelerator), items, images, template, recipe)
 
 
 def train_base(run: BaseRun) -> dict[str, Any]:
