@@ -176,8 +176,8 @@ def parse_settings(
     The defaults of `--preset` (`path_dicts.PRESETS[preset][SCRIPT]`) take the place of the dataclass's own.
 
     Raises:
-        GenValError: the preset has an unknown flag, or the dataclass refuses a value, or a number is not
-            finite.
+        GenValError: the preset has an unknown flag, or the dataclass refuses a value, or a number is
+            not finite.
     """
     parser = settings_parser(cls, description, shows)
     preset_parser = _Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
@@ -201,8 +201,8 @@ def make_settings(cls: type[Settings], preset: str | None = None, **flags: Any) 
         flags: by name or alias.
 
     Raises:
-        GenValError: the preset is unknown or has an unknown flag, or the dataclass refuses a value, or a number is not
-            finite.
+        GenValError: the preset is unknown or has an unknown flag, or the dataclass refuses a value, or a number is
+            not finite.
         TypeError: a flag is unknown or a required one is missing.
     """
     if preset is not None and preset not in path_dicts.PRESETS:

@@ -65,7 +65,7 @@ def test_bad_lines(tmp_path: Path, line: str, message: str) -> None:
 def test_missing_captions_file_says_where_it_should_be(tmp_path: Path) -> None:
     with pytest.raises(GenValError, match=r"ControlNet/training/none\.jsonl"):
         find_jsonl("training/none.jsonl", tmp_path)
-    with pytest.raises(GenValError, match=r"expected /no/where\.jsonl\. "):  # each place once
+    with pytest.raises(GenValError, match=r"expected /no/where\.jsonl, with lines"):  # each place once
         find_jsonl("/no/where.jsonl", tmp_path)
 
 

@@ -95,7 +95,7 @@ def test_a_limit_is_reached_between_two_strengths() -> None:
     assert falls_below(rising, np.array([40.0, 50.0]), at).tolist() == [0.0, 0.5]
 
 
-@pytest.mark.parametrize("name, value", [("min_miou", "nan"), ("settled_tau", "5"), ("settled_regret", "nan")])
+@pytest.mark.parametrize("name, value", [("min_miou", "101"), ("settled_tau", "5"), ("settled_regret", "-1")])
 def test_limits_that_are_no_numbers_of_their_scale_are_refused(name, value):
     with pytest.raises(GenValError, match=rf"--{name}: expected a number from -?\d+ to \d+, found {value}"):
         parse_settings(CorrelationSettings, [f"--{name}", value])
