@@ -469,7 +469,6 @@ def matrix_peak(device: torch.device) -> float:
 
     # Some CPUs compute float32 faster than bfloat16.
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-
     side, repeats = (8192, 30) if device.type == "cuda" else (512, 3)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3):
