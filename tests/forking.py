@@ -2,12 +2,13 @@
 
     python tests/forking.py SCRIPT FLAG...
 
-Lightning starts the script once per device, and benchmarks start scripts with `subprocess.run`.
+The script is started once per device, and benchmarks start scripts with `subprocess.run`.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -15,6 +16,7 @@ from typing import IO, Any
 
 from lightning_fabric.strategies.launchers import subprocess_script
 
+from genval.runtime import devices
 from genval.runtime.fork_server import run_command
 
 _run = subprocess.run
@@ -50,6 +52,9 @@ class Fork:
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
 
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
@@ -69,6 +74,7 @@ def run(command: list[str], check: bool = False, **options: Any) -> subprocess.C
 
 if __name__ == "__main__":
     subprocess.run = run  # type: ignore[assignment]
-    subprocess_script.subprocess = types.SimpleNamespace(Popen=Fork)  # type: ignore[attr-defined]
+    for module in (subprocess_script, devices):
+        module.subprocess = types.SimpleNamespace(Popen=Fork)  # type: ignore[attr-defined]
     sys.path.pop(0)  # this file's folder
     run_command(sys.argv[1:])

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
 
 # How the variables begin that MPI launchers set for each process: Open MPI, MPICH and Intel MPI, PMIx, MVAPICH2, Cray.
 _OF_MPI = ("OMPI_", "PMI_", "MPI_", "PMIX_", "MV2_", "PALS_")
+# And those of all launchers: torchrun and Lightning, SLURM, LSF and MPI.
+_OF_LAUNCHERS = ("LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_", "SLURM_", "LSB_", *_OF_MPI)
+# Seconds that this process gets to report an error of its own after another process has failed.
+_PATIENCE = 5
 
 
 class DeviceFlags(Protocol):
@@ -46,12 +54,11 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
     Raises:
         GenValError: this machine does not have these devices.
     """
+    others = _start_others(settings)
     # Fabric imports torchmetrics to compare its version, for a feature that is not used here. torchmetrics imports
     # transformers and torchvision: half of the start-up time of an evaluation. It imports torch's compiler, which takes
-    # a second, to recognise compiled modules in Fabric.setup, which is not used either. One of several processes would
-    # not end without it.
-    unused = ["torch._dynamo"] if _is_one_process(settings) else []
-    with hidden("torchmetrics"), placeholders(*unused):
+    # a second, to recognise compiled modules in Fabric.setup, which is not used either.
+    with hidden("torchmetrics"), placeholders("torch._dynamo"):
         from lightning_fabric import Fabric
     from lightning_utilities.core import rank_zero
 
@@ -62,6 +69,8 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
         with hidden(*unused):
             fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)
     except (RuntimeError, ValueError, TypeError) as error:  # Lightning's MisconfigurationException is a RuntimeError
+        for process in others:
+            process.kill()
         reason = " ".join(str(error).split())
         raise GenValError(
             f"--accelerator {settings.accelerator} --devices {settings.devices} are not available: {reason} "
@@ -71,21 +80,43 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
     return fabric
 
 
+def _start_others(settings: DeviceFlags) -> list[subprocess.Popen[bytes]]:
+    """Start the other processes of `--devices N` on this machine, while this one imports Fabric.
+
+    Fabric would start them after its import. With the variables that are set here, it takes them as started. It still
+    starts those of `--devices auto`, and refuses numbers that are none.
+    """
+    devices = str(settings.devices)
+    launched = any(name.startswith(_OF_LAUNCHERS) for name in os.environ)
+    if launched or settings.num_nodes != 1 or not devices.isdecimal() or int(devices) < 2:
+        return []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": devices}
+    command = [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
+    others = [subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}) for rank in range(1, int(devices))]
+    os.environ["LOCAL_RANK"] = "0"
+    threading.Thread(target=_watch, args=(others,), daemon=True).start()
+    return others
+
+
+def _watch(others: list[subprocess.Popen[bytes]]) -> None:
+    """End all processes after one has failed: those that exchange data with it would wait for half an hour."""
+    while not all(process.poll() == 0 for process in others):
+        time.sleep(1)
+        codes = [process.poll() for process in others]
+        if any(codes):
+            time.sleep(_PATIENCE)
+            print(f"\nerror: Another process ended with code {next(filter(None, codes))}.", file=sys.stderr, flush=True)
+            for process in others:
+                process.kill()
+            os._exit(1)
+
+
 def _is_no_advice(record: logging.LogRecord) -> bool:
     """Not Lightning's advice to compute in a lower precision, which is given at each start: here a flag decides."""
     return "that has Tensor Cores" not in record.getMessage()
-
-
-def _is_one_process(settings: DeviceFlags) -> bool:
-    """Whether these flags certainly mean one process."""
-    import torch
-
-    if settings.num_nodes != 1 or str(settings.devices) not in ("1", "auto"):
-        return False
-    if str(settings.devices) == "1":
-        return True
-    launched = {"WORLD_SIZE", "SLURM_NTASKS"} & os.environ.keys()
-    return not launched and (settings.accelerator == "cpu" or torch.cuda.device_count() <= 1)
 
 
 def find_device(accelerator: str) -> torch.device:

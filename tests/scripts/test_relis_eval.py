@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -328,6 +329,18 @@ def test_a_bad_file_in_one_of_two_processes_ends_both_with_one_line(tmp_path):
     assert err.count("error:") == 1 and "munster_000000_000019_leftImg8bit.png cannot be decoded" in err
     assert "Traceback" not in err
     assert not list((tmp_path / "results").rglob("metrics.json"))
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_first_one(tmp_path):
+    process = start(make_world(tmp_path), tmp_path / "results", "--devices", "2", delay=300)
+    children, others = Path(f"/proc/{process.pid}/task/{process.pid}/children"), ""
+    while not others and process.poll() is None:
+        others = children.read_text()
+        time.sleep(0.01)
+    os.kill(int(others.split()[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "error: Another process ended with code -9." in err, err
 
 
 def test_nothing_saved_but_statistics_and_a_sample_of_the_confidences(relis):
