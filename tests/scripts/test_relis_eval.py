@@ -178,6 +178,7 @@ def test_other_weights_under_the_same_name_are_evaluated_again(relis, monkeypatc
 def test_limit_and_dry_run(relis):
     code, out, _ = relis.eval("Cityscapes", "good", "--dry_run")
     assert code == 0 and "Cityscapes: 5 images, 0 bad files, for each of 1 segmenters" in out
+    relis.refused("Unknown segmenter 'none'", code_out_err=relis.eval("Cityscapes", "good,none", "--dry_run"))
     assert not relis.results.exists()
     relis.eval("Cityscapes", "good", "--limit", "2")
     assert len(list(relis.results.rglob("*.png"))) == 2
