@@ -47,7 +47,8 @@ def measure_model(settings: CalibrationErrorSettings, model: str) -> list[Any]:
     from genval.runtime.tables import percent
 
     images = ImageSet(str(settings.trg_dataset), settings.cond, settings.scene)
-    scenes = images.find(settings.eval_dir, model, settings.preset)
+    saved = {"save": "logits"} if settings.source == "logits" else {}
+    scenes = images.find(settings.eval_dir, model, settings.preset, **saved)
     if settings.source == "logits":
         summary, exact = evaluate_calibration(scenes)
     else:

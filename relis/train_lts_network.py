@@ -41,7 +41,7 @@ def main(settings: LocalTrainingSettings) -> None:
     rows: list[list[Any]] = []
     with same_outcome(fabric):
         for model, image_set, seed in jobs[fabric.global_rank :: fabric.world_size]:
-            scenes = image_set.find(settings.eval_dir, model, settings.preset)
+            scenes = image_set.find(settings.eval_dir, model, settings.preset, save="logits", logit_pixels=-1)
             images = list_saved(scenes, settings.sets.subsamples, seed)
             folder = local_folder(settings.sets, model, image_set, seed)
             training = LocalTraining(settings.epochs, settings.crop_size, settings.batch_size, settings.lr, seed)
