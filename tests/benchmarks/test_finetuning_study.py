@@ -1,6 +1,7 @@
 """The study of fine-tuning: paired differences, cut-outs, and the benchmark of speed and of resuming."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -152,8 +153,11 @@ def test_a_resumed_run_is_exact_on_a_cpu(tmp_path):
     command += ["--num_workers", "1", "--output_dir", str(tmp_path)]
     done = run_script(*command)
     assert done.returncode == 0, done.stderr
-    row = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
+    lines = done.stdout.splitlines()
+    row = [cell.strip() for cell in lines[-1].strip("|").split("|")]
     assert row[0] == "mini-fast-scnn" and row[4:] == ["2", "0", "0"]
+    (measured,) = [json.loads(line) for line in lines if line.startswith("{")]
+    assert measured["segmenter"] == "mini-fast-scnn" and measured["resumed differs by"] == "0"
 
 
 def test_a_script_runs_in_the_process_of_its_segmenter_with_its_output_in_the_log(tmp_path):
