@@ -30,7 +30,7 @@ def main(settings: UnknownClassSettings) -> None:
 
     unknown = find_unknown_ids(str(settings.trg_dataset), settings.unknown)
     rows = [measure_model(settings, model, unknown) for model in model_list(settings.segmenters, settings.preset)]
-    header = ["model", "images", "with unknown", "unknown pixels %", "AUROC %", "from", "to", "AUPR %", "FPR95 %"]
+    header = ["segmenter", "images", "with unknown", "unknown pixels %", "AUROC %", "from", "to", "AUPR %", "FPR95 %"]
     print(markdown_table([*header, "AUROC % per image", "AUPR %", "FPR95 %"], rows, digits=2))
     print(f"unknown: {', '.join(unknown)}; wrote {settings.output_dir}")
 

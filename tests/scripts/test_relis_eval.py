@@ -52,7 +52,7 @@ def test_what_is_written_and_that_it_is_right(relis):
     assert (metrics["images"], metrics["skipped"], metrics["pixels"]) == (3, [], int(total.sum()))
     assert [row["id"] for row in csv.DictReader((folder / "per_image.csv").open())] == names
     assert json.loads((folder / "settings.json").read_text())["settings"]["segmenters"] == "good,poor"
-    assert "| poor  | Cityscapes |" in out and out.strip().splitlines()[-1].startswith("wrote ")
+    assert "| poor      | Cityscapes |" in out and out.strip().splitlines()[-1].startswith("wrote ")
 
 
 def test_conditions_and_scenes_are_paired_and_acdc_is_merged(relis):
