@@ -297,6 +297,12 @@ def test_changed_flags_of_a_resumed_run_are_named(tmp_path: Path) -> None:
     assert changed_flags(tmp_path, second) == []
 
 
+def test_lightning_gives_no_tips(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    make_trainer(tmp_path, TrainingConfig(**SMALL), 4, accelerator="cpu", devices=1)
+    assert "GPU available" in caplog.text and "Tip" not in caplog.text
+
+
 def test_a_run_is_not_resumed_with_other_training_data(base_folder: Path, city_folder: Path, tmp_path: Path) -> None:
     train(base_folder, city_folder, tmp_path, max_steps=1)
     checkpoint = latest_checkpoint(tmp_path)
