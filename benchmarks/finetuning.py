@@ -134,6 +134,8 @@ def main(settings: FinetuningStudySettings) -> None:
         raise GenValError("--variants: the first is the one that the control is compared with, such as generated.")
     if settings.render:
         render(settings)
+    if settings.val_ood is None:
+        check_validation_streets(settings)
     names, study, failed = model_list(settings.segmenters), {}, []
     # A process runs all scripts of a segmenter: starting one takes as long as a short fine-tuning.
     with ProcessPoolExecutor(settings.jobs, multiprocessing.get_context("spawn"), end_with_parent) as pool:
@@ -146,6 +148,10 @@ def main(settings: FinetuningStudySettings) -> None:
                 continue
             except BrokenProcessPool:  # also of the segmenters that wait
                 failed.append(f"{started[future]}: a process was killed, such as by full memory. Give fewer --jobs.")
+                continue
+            except Exception as error:  # a defect with one segmenter must not end the study of the others
+                traceback.print_exception(error)
+                failed.append(f"{started[future]}: {type(error).__name__}: {error}.")
                 continue
             write_json(settings.folder / "study.json", {name: study[name] for name in names if name in study})
             print(f"{started[future]}: done, {sum(study[started[future]]['seconds'].values()):.0f} s", flush=True)
@@ -189,6 +195,8 @@ def render(settings: FinetuningStudySettings) -> None:
     """Make the streets, the objects of both halves, and the cut-outs of the pasted ones."""
     from mini.world.objects import object_names
 
+    if (settings.world / "validation/pairs").exists():  # before more streets are rendered
+        check_validation_streets(settings)
     world, names, logs = settings.world, object_names(), settings.folder / "logs"
     trained, tested = ",".join(names[::2]), ",".join(names[1::2])
     objects, device = world / "objects", ["--preset", "mini", "--accelerator", settings.accelerator]
@@ -367,6 +375,22 @@ def validation_pairs(settings: FinetuningStudySettings) -> str:
             if not target.exists():
                 shutil.copy(source, target)
     return f"pair:{pairs}/images,{pairs}/masks"
+
+
+def check_validation_streets(settings: FinetuningStudySettings) -> None:
+    """Check that the rendered streets are those of `--num_val`: with another number, validation and test overlap.
+
+    Raises:
+        GenValError: there are more or fewer.
+    """
+    folder = settings.world / "validation/dataset_AnomalyTrack/images"
+    found, expected = len(list(folder.glob("*.png"))), settings.num_val + VALIDATED
+    if found != expected:
+        hint = f"--num_val {found - VALIDATED}" if found > VALIDATED else "--render"
+        raise GenValError(
+            f"{folder} has {found} streets, expected {expected} (--num_val {settings.num_val}, and {VALIDATED} of the "
+            f"validation). Give {hint}, another --output_dir, or --val_ood."
+        )
 
 
 def report(settings: FinetuningStudySettings, study: dict[str, dict[str, Any]]) -> None:

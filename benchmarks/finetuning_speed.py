@@ -4,7 +4,8 @@ A run is made twice, and once from the checkpoint in its middle. On a CPU all lo
 additions and the choice of kernels make two identical runs differ; a resumed run should not differ by more.
 
 Reads:  nothing
-Writes: --output_dir: streets, checkpoints and runs; prints a table in Markdown
+Writes: --output_dir: streets, checkpoints and runs; prints each row as JSON when it is measured, then a table in
+        Markdown
 
     python benchmarks/finetuning_speed.py --segmenters SegFormer-B5,DLV3+ResNet101 --accelerator gpu
 """
@@ -12,6 +13,7 @@ Writes: --output_dir: streets, checkpoints and runs; prints a table in Markdown
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -53,6 +55,8 @@ def main(settings: FinetuningSpeedSettings) -> None:
     folder = resolve(settings.output_dir)
     shutil.rmtree(folder / "logs", ignore_errors=True)
     write_streets(folder / "data", settings.image_size)
+    header = ["segmenter", "million weights", "images/s", "peak GB", "resumed steps"]
+    header += ["loss: two runs differ by", "resumed differs by"]
     rows = []
     for name in settings.segmenters:
         segmenter = random_weights(name, folder)
@@ -69,8 +73,8 @@ def main(settings: FinetuningSpeedSettings) -> None:
         differences = [abs(resumed["losses_by_step"][step] - whole["losses_by_step"][step]) for step in later]
         row = [name, whole["parameters"], whole["images_per_second"], whole["gigabytes"], len(differences)]
         rows.append([*row, f"{twice:.3g}", f"{max(differences):.3g}"])
-    header = ["segmenter", "million weights", "images/s", "peak GB", "resumed steps"]
-    print(markdown_table([*header, "loss: two runs differ by", "resumed differs by"], rows, digits=2))
+        print(json.dumps(dict(zip(header, rows[-1], strict=True))), flush=True)
+    print(markdown_table(header, rows, digits=2))
 
 
 def write_streets(folder: Path, size: tuple[int, int], number: int = 16) -> None:

@@ -223,13 +223,13 @@ def coverage_table(settings: IntervalCoverageSettings, pool: ProcessPoolExecutor
             if r == 0.95:
                 above, below = np.mean(low > r), np.mean(high < r)
         rows.append([*row, f"{wrong_yes:.3f}", f"{above:.3f}, {below:.3f}", f"{max(refused):.3f}"])
-    header = ["models", "images", "noise of one image", "of the set", *(f"r = {r:g}" for r in TRUTHS)]
+    header = ["segmenters", "images", "noise of one image", "of the set", *(f"r = {r:g}" for r in TRUTHS)]
     header += ['"yes" at r = 0.5', "r = 0.95 below, above the interval", "refused"]
     four = np.mean([study["refused"] for study in studies[cells[4, 64, 1.0, 0.85]]])
     said = [f"From 16 images on, coverage is {min(inside[True]):.3f} to {max(inside[True]):.3f}."]
     if inside[False]:
         said.append(f"With 8 images it is {min(inside[False]):.3f} to {max(inside[False]):.3f}.")
-    said.append(f"With 4 models the share of refusals is {four:.3f}.")
+    said.append(f"With 4 segmenters the share of refusals is {four:.3f}.")
     return (
         "## Coverage of the 95 % interval of r (median width)\n\n"
         + markdown_table(header, rows, digits=1)
@@ -256,7 +256,7 @@ def level_table(settings: IntervalCoverageSettings, pool: ProcessPoolExecutor) -
         + [f"{share(studies[cell], 'beats', answer):.3f}" for answer in ("yes", "no")]
         for cell in cells
     ]
-    header = ["models", "images", "r of both", "r between them", "noise of the second", '"better"', '"worse"']
+    header = ["segmenters", "images", "r of both", "r between them", "noise of the second", '"better"', '"worse"']
     worst = max(float(row[column]) for row in rows for column in (5, 6))
     return (
         "## Two predictors of equal r: how often one is said to be better\n\n"
@@ -283,7 +283,7 @@ def verdict_table(settings: IntervalCoverageSettings, pool: ProcessPoolExecutor)
         + [f"{share(studies[cell], 'beats', 'yes'):.3f}"]
         for cell in cells
     ]
-    header = ["models", "noise of one image", "r", "r of clear", *answers, "beats clear"]
+    header = ["segmenters", "noise of one image", "r", "r of clear", *answers, "beats clear"]
     return "## Answers of the verdict\n\n" + markdown_table(header, rows)
 
 
@@ -309,7 +309,7 @@ def power_table(settings: IntervalCoverageSettings, pool: ProcessPoolExecutor) -
         ]
         for cell in cells
     ]
-    header = ["models", "images", "r", "r of clear", 'found to be "better"', "interval of r above 0.5"]
+    header = ["segmenters", "images", "r", "r of clear", 'found to be "better"', "interval of r above 0.5"]
     return "## Power\n\n" + markdown_table(header, rows)
 
 
@@ -334,7 +334,7 @@ def few_labels_table(settings: IntervalCoverageSettings, pool: ProcessPoolExecut
         )
         row = [cell.models, cell.images, cell.noise[0], f"{cell.r[0]:g}", f"{covered.mean():.3f}"]
         rows.append([*row, f"{np.median(width):.2f}", f"{np.sqrt(error.mean() / alone.mean()):.2f}"])
-    header = ["models", "labelled images", "noise of one image", "r of generated", "coverage", "median width"]
+    header = ["segmenters", "labelled images", "noise of one image", "r of generated", "coverage", "median width"]
     header += ["error, share of that of the labelled images alone"]
     text = (
         "Widths are in units of the models' spread. Errors are root mean squared. The noise that all models share is "

@@ -240,7 +240,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
              fed := row["fed_images_per_s"], evaluated := row["evaluated_images_per_s"], 100 * (fed / evaluated - 1),
              row["peak_gib"], "yes" if row["finite"] else "no"]
         )  # fmt: skip
-    header = ["model", "test mode", "size", "precision", "batch", "with", "mmseg images/s", "images/s", "ratio",
+    header = ["segmenter", "test mode", "size", "precision", "batch", "with", "mmseg images/s", "images/s", "ratio",
               "alike %", "fed images/s", "evaluated images/s", "added time %", "GiB", "finite"]  # fmt: skip
     return markdown_table(header, table, digits=3) + "\n"
 

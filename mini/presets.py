@@ -57,6 +57,17 @@ PRESET: dict[str, dict[str, Any]] = {
         "steps": 10,
         "guidance_scale": 3.0,
     },
+    "ControlNet/train_lora": {
+        "base": "checkpoints/mini/stable-diffusion",
+        "output": "checkpoints/mini/lora",
+        "save_dtype": "fp16",
+        "height": 128,
+        "width": 256,
+        "cache_latents": True,
+        "sampler": "dpm++",
+        "steps": 10,
+        "guidance_scale": 3.0,
+    },
     "ControlNet/train_translation": {
         "unlabelled": (
             "fog=datasets/mini/acdc/rgb_anon/fog/train,night=datasets/mini/acdc/rgb_anon/night/train,"

@@ -33,7 +33,7 @@ def main(settings: OodDetectionSettings) -> None:
 
     detected = detect_all(settings)
     if detected:
-        header = ["set", "model", "score", "images", "AUROC %", "from", "to", "FPR95 %", "AUPR object %"]
+        header = ["set", "segmenter", "score", "images", "AUROC %", "from", "to", "FPR95 %", "AUPR object %"]
         rows = [table_row(row) for one in detected for row in one.rows]
         print(markdown_table([*header, "AUROC % per image"], rows, digits=2))
         for one in detected:

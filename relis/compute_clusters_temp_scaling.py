@@ -33,9 +33,9 @@ def main(settings: TemperatureSettings) -> None:
 
     models = model_list(settings.segmenters, settings.preset)
     rows = itertools.chain(*in_processes(functools.partial(find_temperatures, settings), models, settings.jobs, MEMORY))
-    header = ["model", "calibrated on", "images", "seed", "lowest temperature", "mean", "highest"]
+    header = ["segmenter", "calibrated on", "images", "seed", "lowest temperature", "mean", "highest"]
     print(markdown_table(header, rows, digits=3))
-    print(f"wrote {settings.sets.calibration_dir}/{{model}}/{{set}}/{{method}}/seed{{S}}/best_temperatures.json")
+    print(f"wrote {settings.sets.calibration_dir}/{{segmenter}}/{{set}}/{{method}}/seed{{S}}/best_temperatures.json")
 
 
 if __name__ == "__main__":

@@ -36,10 +36,10 @@ def main(settings: FinalMetricsSettings) -> None:
         for model in model_list(settings.segmenters, settings.preset)
         for dataset in settings.trg_dataset
     ]
-    header = ["model", "data set", "images", "mIoU %", "from", "to", "pixel accuracy %", "mean class accuracy %"]
+    header = ["segmenter", "data set", "images", "mIoU %", "from", "to", "pixel accuracy %", "mean class accuracy %"]
     header += ["ECE %", "AUROC of errors %"]
     print(markdown_table(header, rows, digits=2))
-    print(f"wrote {settings.output_dir}/{{model}}/{{data set}}/{settings.file_name}.json and .csv tables")
+    print(f"wrote {settings.output_dir}/{{segmenter}}/{{data set}}/{settings.file_name}.json and .csv tables")
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ def main(settings: EvalScriptSettings) -> None:
 
     evaluated = evaluate_all(settings)
     if evaluated:
-        header = ["model", "data set", "condition", "images", "skipped", "mIoU %", "pixel accuracy %"]
+        header = ["segmenter", "data set", "condition", "images", "skipped", "mIoU %", "pixel accuracy %"]
         rows = [row for one in evaluated for row in table_rows(one)]
         print(markdown_table([*header, "ECE %", "AUROC of errors %"], rows, digits=2))
-        print(f"wrote {settings.eval_dir}/{{model}}/{{data set}}/{{condition}}/{{scene}}/metrics.json")
+        print(f"wrote {settings.eval_dir}/{{segmenter}}/{{data set}}/{{condition}}/{{scene}}/metrics.json")
 
 
 def table_rows(evaluated: Evaluated) -> list[list[Any]]:

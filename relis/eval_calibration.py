@@ -28,11 +28,10 @@ def main(settings: CalibrationErrorSettings) -> None:
     from genval.runtime.tables import markdown_table
 
     rows = [measure_model(settings, model) for model in model_list(settings.segmenters, settings.preset)]
-    header = ["model", "images", "accuracy %", "confidence %", "ECE %", "from", "to", "adaptive ECE %", "KS %", "NLL"]
-    print(markdown_table([*header, "Brier"], rows, digits=2))
-    print(
-        f"wrote {settings.output_dir}/{{model}}/{settings.trg_dataset}_{{conditions}}.json, .csv and _reliability.png"
-    )
+    header = ["segmenter", "images", "accuracy %", "confidence %", "ECE %", "from", "to", "adaptive ECE %", "KS %"]
+    print(markdown_table([*header, "NLL", "Brier"], rows, digits=2))
+    name = f"{settings.trg_dataset}_{{conditions}}"
+    print(f"wrote {settings.output_dir}/{{segmenter}}/{name}.json, .csv and _reliability.png")
 
 
 def measure_model(settings: CalibrationErrorSettings, model: str) -> list[Any]:
@@ -47,7 +46,8 @@ def measure_model(settings: CalibrationErrorSettings, model: str) -> list[Any]:
     from genval.runtime.tables import percent
 
     images = ImageSet(str(settings.trg_dataset), settings.cond, settings.scene)
-    scenes = images.find(settings.eval_dir, model, settings.preset)
+    saved = {"save": "logits"} if settings.source == "logits" else {}
+    scenes = images.find(settings.eval_dir, model, settings.preset, **saved)
     if settings.source == "logits":
         summary, exact = evaluate_calibration(scenes)
     else:

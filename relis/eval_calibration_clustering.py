@@ -34,7 +34,7 @@ def main(settings: TemperatureTestSettings) -> None:
     rows = list(
         itertools.chain(*in_processes(functools.partial(score_temperatures, settings), models, settings.jobs, MEMORY))
     )
-    header = ["model", "tested on", "calibrated on", "ECE % before", "after", "± over seeds"]
+    header = ["segmenter", "tested on", "calibrated on", "ECE % before", "after", "± over seeds"]
     header += ["adaptive before", "after", "KS before", "after"]
     print(markdown_table(header, [row for _, row in rows], digits=2))
     for fraction in fractions:

@@ -34,7 +34,7 @@ def main(settings: LocalTestSettings) -> None:
         for model in model_list(settings.segmenters, settings.preset)
         for calibrating, tested in protocol_sets(settings.sets, settings.trg_dataset, settings.cond, settings.scene)
     ]
-    header = ["model", "tested on", "calibrated on", "ECE % unscaled", "single (ECE)", "single (NLL)", "local"]
+    header = ["segmenter", "tested on", "calibrated on", "ECE % unscaled", "single (ECE)", "single (NLL)", "local"]
     print(markdown_table([*header, "± seeds", "NLL unscaled", "single (NLL)", "local"], rows, digits=4))
     better = sum(row[-1] < row[-2] for row in rows)
     print(f"local temperatures have the lower NLL in {better} of {len(rows)}; wrote {settings.output_dir}")

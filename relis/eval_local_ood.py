@@ -30,7 +30,7 @@ def main(settings: UnknownClassSettings) -> None:
 
     unknown = find_unknown_ids(str(settings.trg_dataset), settings.unknown)
     rows = [measure_model(settings, model, unknown) for model in model_list(settings.segmenters, settings.preset)]
-    header = ["model", "images", "with unknown", "unknown pixels %", "AUROC %", "from", "to", "AUPR %", "FPR95 %"]
+    header = ["segmenter", "images", "with unknown", "unknown pixels %", "AUROC %", "from", "to", "AUPR %", "FPR95 %"]
     print(markdown_table([*header, "AUROC % per image", "AUPR %", "FPR95 %"], rows, digits=2))
     print(f"unknown: {', '.join(unknown)}; wrote {settings.output_dir}")
 
@@ -47,7 +47,8 @@ def measure_model(settings: UnknownClassSettings, model: str, unknown: dict[str,
     from genval.runtime.paths import resolve
 
     images = ImageSet(str(settings.trg_dataset), settings.cond, settings.scene)
-    found = measure_unknown(images.find(settings.eval_dir, model, settings.preset), list(unknown.values()))
+    scenes = images.find(settings.eval_dir, model, settings.preset, save="logits")
+    found = measure_unknown(scenes, list(unknown.values()))
     per_image = np.array([[metrics[name] for name in METRICS] for metrics in found.per_image.values()])
     with_unknown = ~np.isnan(per_image[:, 0])
     mean = dict(zip(METRICS, per_image[with_unknown].mean(0), strict=True)) if with_unknown.any() else {}

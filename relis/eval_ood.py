@@ -31,10 +31,10 @@ def main(settings: ImageOodSettings) -> None:
     from genval.runtime.tables import markdown_table
 
     rows = [measure_model(settings, model) for model in model_list(settings.segmenters, settings.preset)]
-    header = ["model", "images", "known", "AUROC % by confidence", "FPR95 %", "AUROC % by entropy", "FPR95 %"]
+    header = ["segmenter", "images", "known", "AUROC % by confidence", "FPR95 %", "AUROC % by entropy", "FPR95 %"]
     print(markdown_table(header, rows, digits=2))
     name = f"{settings.trg_dataset}_{{conditions}}_against_{settings.in_dataset}_{{conditions}}.json"
-    print(f"wrote {settings.output_dir}/{{model}}/{name}")
+    print(f"wrote {settings.output_dir}/{{segmenter}}/{name}")
 
 
 def measure_model(settings: ImageOodSettings, model: str) -> list[Any]:

@@ -27,9 +27,9 @@ def main(settings: MisclassificationSettings) -> None:
     from genval.runtime.tables import markdown_table
 
     rows = [measure_model(settings, model) for model in model_list(settings.segmenters, settings.preset)]
-    header = ["model", "images", "PRR %", "from", "to", "AUROC %", "AUPR right %", "AUPR wrong %", "FPR95 %"]
+    header = ["segmenter", "images", "PRR %", "from", "to", "AUROC %", "AUPR right %", "AUPR wrong %", "FPR95 %"]
     print(markdown_table(header, rows, digits=2))
-    print(f"wrote {settings.output_dir}/{{model}}/{settings.trg_dataset}_{{conditions}}.json")
+    print(f"wrote {settings.output_dir}/{{segmenter}}/{settings.trg_dataset}_{{conditions}}.json")
 
 
 def measure_model(settings: MisclassificationSettings, model: str) -> list[Any]:

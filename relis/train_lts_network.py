@@ -41,7 +41,7 @@ def main(settings: LocalTrainingSettings) -> None:
     rows: list[list[Any]] = []
     with same_outcome(fabric):
         for model, image_set, seed in jobs[fabric.global_rank :: fabric.world_size]:
-            scenes = image_set.find(settings.eval_dir, model, settings.preset)
+            scenes = image_set.find(settings.eval_dir, model, settings.preset, save="logits", logit_pixels=-1)
             images = list_saved(scenes, settings.sets.subsamples, seed)
             folder = local_folder(settings.sets, model, image_set, seed)
             training = LocalTraining(settings.epochs, settings.crop_size, settings.batch_size, settings.lr, seed)
@@ -53,9 +53,9 @@ def main(settings: LocalTrainingSettings) -> None:
     parts = [fabric.broadcast(rows, rank) for rank in range(fabric.world_size)]
     rows = [parts[job % fabric.world_size][job // fabric.world_size] for job in range(len(jobs))]
     if fabric.is_global_zero:
-        header = ["model", "calibrated on", "images", "seed", "single temperature", "NLL unscaled", "single", "local"]
-        print(markdown_table(header, rows, digits=4))
-        folder_name = f"{settings.sets.calibration_dir}/{{model}}/{{set}}/local/seed{{S}}"
+        header = ["segmenter", "calibrated on", "images", "seed", "single temperature", "NLL unscaled", "single"]
+        print(markdown_table([*header, "local"], rows, digits=4))
+        folder_name = f"{settings.sets.calibration_dir}/{{segmenter}}/{{set}}/local/seed{{S}}"
         print(f"wrote {folder_name}/local_temperature.safetensors")
 
 

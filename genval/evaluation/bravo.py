@@ -20,7 +20,7 @@ from genval.artifacts.fingerprint import current_mark
 from genval.artifacts.stage import ManifestStage, run_stage
 from genval.datasets.items import IMAGE_EXTENSIONS
 from genval.datasets.reading import read_image, read_mask
-from genval.evaluation.loading import check_models, load
+from genval.evaluation.loading import check_models, check_names, load
 from genval.evaluation.settings import BravoSettings
 from genval.metrics.bravo import BravoCounts, bravo_index, ood_metrics, quantise, semantic_metrics
 from genval.metrics.segmentation import plain
@@ -172,6 +172,7 @@ def export_all(settings: BravoSettings) -> list[dict[str, Any]]:
     items = found[: settings.run.limit]
     limit = settings.run.limit if len(items) < len(found) else None
     if settings.run.dry_run:
+        check_names(names)
         print(f"{len(items)} images for each of {len(names)} segmenters")
         return []
     fabric = launch_fabric(settings.device)

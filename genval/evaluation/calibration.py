@@ -61,13 +61,13 @@ class ImageSet:
         parts += [f"hardest{100 * self.hardest:g}"] if self.hardest < 1 else []
         return "_".join([folder_name(self.dataset), *parts])
 
-    def find(self, eval_dir: str | Path, model: str, preset: str | None = None) -> list[SceneResults]:
+    def find(self, eval_dir: str | Path, model: str, preset: str | None = None, **flags: Any) -> list[SceneResults]:
         """Return the scenes of the set from the folder of evaluation results; each has a finished evaluation.
 
         Raises:
-            GenValError: a scene was not evaluated; the message gives the command, with `preset`.
+            GenValError: a scene was not evaluated; the message gives the command, with `preset` and `flags`.
         """
-        return list_scenes(resolve(eval_dir), model, self.dataset, pair(self.conds, self.scenes), preset)
+        return list_scenes(resolve(eval_dir), model, self.dataset, pair(self.conds, self.scenes), preset, **flags)
 
     def require_same(
         self, mark: Any, place: Any, eval_dir: str | Path, model: str, preset: str | None, remedy: str
@@ -409,7 +409,7 @@ def find_temperatures(settings: TemperatureSettings, model: str) -> list[list[An
     """
     rows: list[list[Any]] = []
     for image_set, _ in protocol_sets(settings.sets):
-        scenes = image_set.find(settings.eval_dir, model, settings.preset)
+        scenes = image_set.find(settings.eval_dir, model, settings.preset, save="logits")
         made, images = provenance(scenes), list(read_images(scenes))
         for fraction in settings.method.hardest:
             chosen = replace(image_set, hardest=fraction)
@@ -455,7 +455,7 @@ def evaluate_temperatures(
     Raises:
         GenValError: temperatures, logits or features are missing.
     """
-    scenes = tested.find(settings.eval_dir, model, settings.preset)
+    scenes = tested.find(settings.eval_dir, model, settings.preset, save="logits")
     made = provenance(scenes)
     unscaled = evaluate_calibration(scenes)
     sets = [replace(calibrating, hardest=fraction) for fraction in settings.method.hardest]

@@ -42,6 +42,18 @@ def load(settings: SegmenterSettings, name: str, device: torch.device, precision
     )
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Check that segmenters are known and their checkpoints exist, without loading them.
+
+    Raises:
+        GenValError: a name is unknown, or a checkpoint is missing.
+    """
+    from genval.segmenters import specify  # takes seconds to import
+
+    for name in names:
+        specify(name)
+
+
 def check_models(
     settings: SegmenterSettings,
     names: Sequence[str],

@@ -320,7 +320,7 @@ def evaluate_networks(
     loaded = [
         load_network(local_folder(settings.sets, model, calibrating, seed), device) for seed in settings.sets.seeds
     ]
-    scenes = tested.find(settings.eval_dir, model, settings.preset)
+    scenes = tested.find(settings.eval_dir, model, settings.preset, save="logits", logit_pixels=-1)
     made, images = provenance(scenes), list_saved(scenes)
     for _, metadata in loaded:
         remedy = "Run: python relis/train_lts_network.py with the same flags."

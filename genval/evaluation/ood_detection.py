@@ -37,7 +37,7 @@ from genval.datasets.ood_sets import (
 )
 from genval.evaluation.evaluation_set import without_duplicates
 from genval.evaluation.inference import launch_ood_batch
-from genval.evaluation.loading import check_models, load
+from genval.evaluation.loading import check_models, check_names, load
 from genval.evaluation.more_scores import (
     FEATURE_SCORES,
     MoreScores,
@@ -125,6 +125,7 @@ def detect_all(settings: OodDetectionSettings) -> list[Detected]:
     unpaired: dict[str, list[BadFile]] = {dataset: [] for dataset in settings.trg_dataset}
     sets = {dataset: find_objects(settings, dataset, bad) for dataset, bad in unpaired.items()}
     if settings.run.dry_run:
+        check_names(names)
         for dataset, found in sets.items():
             reasons = "".join(f"; skipped: {number} {reason}" for reason, number in found.left_out.items())
             print(f"{dataset}: {len(found.items)} images for each of {len(names)} segmenters{reasons}")

@@ -24,7 +24,7 @@ from genval.datasets.layouts import GATED_SUFFIX, find_layout
 from genval.datasets.reading import DecodedCache, memory_for_images
 from genval.evaluation.evaluation_set import EvaluationSet, find_images, results_name
 from genval.evaluation.inference import Measured, launch_batch, sample_pixels, start_device
-from genval.evaluation.loading import check_models, load_ahead
+from genval.evaluation.loading import check_models, check_names, load_ahead
 from genval.evaluation.settings import EvaluationSettings
 from genval.metrics.reliability import reliability_metrics
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
@@ -105,6 +105,8 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
         settings = _with_precision(settings, getattr(segmenter, "precision", settings.device.precision))
     jobs = {results_name(settings, dataset): find_images(settings, dataset) for dataset in settings.trg_dataset}
     if settings.run.dry_run:
+        if segmenter is None:
+            check_names(names)
         for dataset, found in jobs.items():
             number = f"{len(found.items)} images, {len(found.bad)} bad files"
             print(f"{dataset}: {number}, for each of {len(names)} segmenters")

@@ -14,7 +14,7 @@ from genval.artifacts.fingerprint import current_mark
 from genval.artifacts.stage import ManifestStage, run_stage
 from genval.datasets.reading import read_image
 from genval.datasets.unlabelled import find_unlabelled
-from genval.evaluation.loading import check_models, load
+from genval.evaluation.loading import check_models, check_names, load
 from genval.evaluation.settings import EstimateSettings
 from genval.metrics.statistics import COUNTS_VERSION, PixelStatistics, measure
 from genval.results.scenes import SceneResults, model_list, write_counts
@@ -83,9 +83,10 @@ def predict_unlabelled(settings: EstimateSettings) -> dict[str, list[UnlabelledI
     """
     sets = parse_folders(settings.images)
     sets = {name: images[: settings.run.limit] for name, images in sets.items()}
-    if settings.run.dry_run:
-        return sets
     names = model_list(settings.model.segmenters, settings.preset)
+    if settings.run.dry_run:
+        check_names(names)
+        return sets
     fabric = launch_fabric(settings.device)
     files = ((one.image, lambda path=one.image: read_image(path)) for images in sets.values() for one in images)
     checked = check_models(settings.model, names[1:], fabric, settings.device.precision, files)

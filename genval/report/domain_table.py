@@ -33,7 +33,7 @@ class DomainTable:
 
     @property
     def header(self) -> list[str]:
-        """The header of `rows`."""
+        """The header of `rows` in table.csv."""
         return ["model", *self.columns]
 
     @property
@@ -52,7 +52,7 @@ class DomainTable:
         text = f"mIoU in percent over {len(self.classes)} classes ({', '.join(self.classes)}).\n\n"
         if self.merged is not None:
             text += f"All sets are evaluated in {describe_classes({'class_groups': self.merged})}.\n\n"
-        text += markdown_table(self.header, self.rows)
+        text += markdown_table(["segmenter", *self.columns], self.rows)
         if self.agreement:
             text += "\n\nSynthetic against reference (true) across segmenters: Pearson's r, its 95 % interval, "
             text += "mean difference: synthetic - reference.\n\n"

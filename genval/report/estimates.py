@@ -55,7 +55,7 @@ class Estimates:
         """Return the table."""
         models = self.models()
         short = short_names(models)
-        header = ["model", *(cell for estimate in self.values for cell in (_HEADER[estimate], "95 %"))]
+        header = ["segmenter", *(cell for estimate in self.values for cell in (_HEADER[estimate], "95 %"))]
         rows = []
         for model in models:
             row: list[Any] = [short[model]]

@@ -33,9 +33,10 @@ def list_scenes(
     pairs: Iterable[tuple[str, str]],
     preset: str | None = None,
     limited: bool = False,
+    **flags: Any,
 ) -> list[SceneResults]:
     """Return the scenes of `find_scenes`, without what made them."""
-    return find_scenes(root, model, dataset, pairs, preset, limited)[0]
+    return find_scenes(root, model, dataset, pairs, preset, limited, **flags)[0]
 
 
 def find_scenes(
@@ -45,6 +46,7 @@ def find_scenes(
     pairs: Iterable[tuple[str, str]],
     preset: str | None = None,
     limited: bool = False,
+    **flags: Any,
 ) -> tuple[list[SceneResults], Provenance]:
     """Return the scenes on disk that match, each with a finished evaluation, after checking that they can be pooled.
 
@@ -55,6 +57,7 @@ def find_scenes(
         pairs: (condition, scene), of which both may be "all"; see `pair`.
         preset: of the command that an error recommends.
         limited: accept results of a part of the images, from --limit.
+        flags: other flags of the command that an error about missing results recommends.
 
     Returns:
         At least one, sorted by condition and scene, without duplicates; and what made their results.
@@ -77,13 +80,14 @@ def find_scenes(
             existing = ", ".join(f"{c}/{s}" for c in _folders(above) for s in _folders(above / c)) or "nothing"
             raise NoResultsError(
                 f"No results of {model} on {dataset} for condition {cond}, scene {scene} in {root}: found {existing}."
-                f"{hint} Run: {missing.command(preset)}"
+                f"{hint} Run: {missing.command(preset).with_flags(**flags)}"
             )
         found |= matches
     scenes = [SceneResults(root, model, dataset, cond, scene) for cond, scene in sorted(found)]
     for results in scenes:
         if not (results.metrics.exists() and (results.folder / "manifest.jsonl").exists()):
-            raise NoResultsError(f"No finished results in {results.folder}. Run: {results.command(preset)}")
+            command = results.command(preset).with_flags(**flags)
+            raise NoResultsError(f"No finished results in {results.folder}. Run: {command}")
     made = provenance(scenes, preset)
     if made.limit is not None and not limited:
         raise GenValError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +16,9 @@ from genval.runtime.flags import parse_settings, settings_parser
 from genval.runtime.paths import REPO_ROOT
 
 Settings = TypeVar("Settings")
+
+# The exit code of a program whose output nobody reads any more, such as after `| head`: that of SIGPIPE in a shell.
+_SIGPIPE = 141
 
 
 def run(
@@ -35,6 +39,10 @@ def run(
         _check_copy(getattr(main, "__globals__", {}).get("__file__", __file__))
         main(parse_settings(settings, None, description, shows))
         atexit.register(_end, main)
+    except BrokenPipeError:
+        if not _drop_unread_output("\n"):  # the pipe to another process is broken
+            raise
+        sys.exit(_SIGPIPE)
     except GenValError as error:
         _exit(f"error: {_followable(str(error), settings)}", 2)
     except KeyboardInterrupt:
@@ -56,6 +64,8 @@ def run(
         _exit(
             "error: the device's memory is full. Give a smaller --batch_size or image size, or another --precision.", 2
         )
+    finally:
+        _drop_unread_output()
 
 
 def _check_copy(script: str) -> None:
@@ -86,6 +96,20 @@ def _end(main: Callable[..., None]) -> None:
     if getattr(main, "__globals__", None) is vars(sys.modules["__main__"]):
         atexit.unregister(_end)  # end_process calls the other functions
         end_process(0)
+
+
+def _drop_unread_output(more: str = "") -> bool:
+    """Write the output that is still buffered, and `more`; discard it if the program that reads it has ended.
+
+    Returns:
+        Whether it was discarded.
+    """
+    try:
+        print(end=more, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _exit(message: str, code: int) -> None:

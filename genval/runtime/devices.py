@@ -62,7 +62,7 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
         from lightning_fabric import Fabric
     from lightning_utilities.core import rank_zero
 
-    rank_zero.log.addFilter(_is_no_advice)
+    rank_zero.log.addFilter(is_no_advice)
     # Fabric starts MPI to ask for the number of processes, which takes half a second. Without a launcher it is one.
     unused = [] if any(name.startswith(_OF_MPI) for name in os.environ) else ["mpi4py"]
     try:
@@ -114,9 +114,10 @@ def _watch(others: list[subprocess.Popen[bytes]]) -> None:
             os._exit(1)
 
 
-def _is_no_advice(record: logging.LogRecord) -> bool:
-    """Not Lightning's advice to compute in a lower precision, which is given at each start: here a flag decides."""
-    return "that has Tensor Cores" not in record.getMessage()
+def is_no_advice(record: logging.LogRecord) -> bool:
+    """Not Lightning's advice at each start: to compute in a lower precision, for which there is a flag, or its tips."""
+    message = record.getMessage()
+    return "that has Tensor Cores" not in message and "Tip: " not in message
 
 
 def find_device(accelerator: str) -> torch.device:

@@ -9,11 +9,11 @@ from typing import Any
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits: int = 1) -> str:
     """Format a Markdown table with aligned columns; floats have `digits` decimals, None and NaN are dashes.
 
-    >>> print(markdown_table(["model", "mIoU"], [["a", 61.25], ["b", None]]))
-    | model | mIoU |
-    | ----- | ---: |
-    | a     | 61.2 |
-    | b     |    - |
+    >>> print(markdown_table(["segmenter", "mIoU"], [["a", 61.25], ["b", None]]))
+    | segmenter | mIoU |
+    | --------- | ---: |
+    | a         | 61.2 |
+    | b         |    - |
     """
     cells = [[_cell(value, digits) for value in row] for row in rows]
     # A column is numeric, and aligned right, if no value in it is a string.

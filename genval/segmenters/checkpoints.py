@@ -16,6 +16,10 @@ from genval.runtime.messages import listed
 from genval.runtime.paths import find_below, resolve
 from genval.segmenters.class_names import find_names
 
+EXPECTED_FILES = (
+    "Expected config.json, model.safetensors and preprocessor_config.json in a folder, or a name on the hub."
+)
+"""The files of a transformers model, for errors."""
 # Functions that fill a tensor with random numbers. Some of torch.nn.init can be replaced, others call those of Tensor.
 _RANDOM = {
     *(Tensor.uniform_, Tensor.normal_),
@@ -28,6 +32,18 @@ def find_checkpoint(checkpoint: str | Path, checkpoint_root: str | Path) -> Path
     """The file as given (relative: from the repository's root), else below `checkpoint_root`, else None."""
     path = resolve(checkpoint)
     return path if path.exists() else find_below(checkpoint_root, checkpoint)
+
+
+def find_folder(source: str, checkpoint_root: str | Path) -> Path | None:
+    """The folder of a transformers model as given, else below `checkpoint_root`; None for a name on the hub.
+
+    Raises:
+        GenValError: the name can only be a folder's, and there is none.
+    """
+    folder = resolve(source) if resolve(source).is_dir() else find_below(checkpoint_root, source)
+    if folder is None and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise GenValError(f"There is no folder {resolve(source)}. {EXPECTED_FILES}")
+    return folder
 
 
 class StateDict(dict[str, Tensor]):

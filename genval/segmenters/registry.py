@@ -19,7 +19,7 @@ from genval.runtime.messages import print_once
 from genval.runtime.paths import find_below, resolve
 from genval.runtime.precision import check_precision
 from genval.segmenters.base import Segmenter
-from genval.segmenters.checkpoints import find_checkpoint
+from genval.segmenters.checkpoints import find_checkpoint, find_folder
 from genval.segmenters.class_map import ClassMap, find_class_map
 from genval.segmenters.identity import source_hash
 from genval.segmenters.outputs import find_logits, named_failures
@@ -148,7 +148,7 @@ def specify(name: str, checkpoint_root: str | Path = path_dicts.CHECKPOINT_ROOT)
     if not all(parts) or len(parts) not in (form.count(",") + 1, form.split("[")[0].count(",") + 1):
         raise GenValError(f"Expected {prefix}:{form}, found {prefix}:{rest}.")
     if prefix == "hf":
-        return Specification(prefix, (rest,), find_checkpoint(rest, checkpoint_root))
+        return Specification(prefix, (rest,), find_folder(rest, checkpoint_root))
     file = _existing(parts[-1], checkpoint_root) if len(parts) > 1 or form == "FILE" else None
     return Specification(prefix, parts, file)
 

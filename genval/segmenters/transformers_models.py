@@ -20,16 +20,15 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.hub import pretrained, split_revision
 from genval.runtime.messages import listed
-from genval.runtime.paths import find_below, resolve
+from genval.runtime.paths import resolve
 from genval.segmenters.base import Segmenter
+from genval.segmenters.checkpoints import EXPECTED_FILES, find_folder
 from genval.segmenters.class_map import ClassMap, check_outputs, map_by_name
 from genval.segmenters.class_names import as_names
 from genval.segmenters.dense_models import TransformersSegmenter
 from genval.segmenters.processor import Processor, read_processor
 from genval.segmenters.query_models import QuerySegmenter
 from genval.segmenters.windows import WINDOWED, WindowedQueries, WindowedTransformer
-
-_EXPECTED = "Expected config.json, model.safetensors and preprocessor_config.json in a folder, or a name on the hub."
 
 # A model with several heads, one of which is for semantic segmentation.
 _ALSO_SEGMENTS = ("Tipsv2DptForDensePrediction",)
@@ -89,7 +88,9 @@ def load_transformers(
             reason = f"there is no such folder, the hub cannot be reached, and {_cached(place)}."
         if "trust_remote_code" in reason or "custom code" in reason:
             reason = "it needs code of its own, which is never run."
-        raise GenValError(f"Cannot load a semantic segmentation model from {location}: {reason} {_EXPECTED}") from error
+        raise GenValError(
+            f"Cannot load a semantic segmentation model from {location}: {reason} {EXPECTED_FILES}"
+        ) from error
     lists = {kind.removesuffix("_keys"): sorted(keys, key=str) for kind, keys in report.items() if keys}
     problems = [f"{kind}: {listed(keys)}" for kind, keys in lists.items()]
     if problems:
@@ -141,7 +142,7 @@ def _find_class(location: str, config: Any) -> tuple[Any, bool]:
             saved = config.architectures or [found.__name__]
             # Some models for poses or depth have the same keys.
             if not {found.__name__, *_ALSO_SEGMENTS} & set(saved):
-                raise GenValError(f"{location} holds a {saved[0]}: expected a {found.__name__}. {_EXPECTED}")
+                raise GenValError(f"{location} holds a {saved[0]}: expected a {found.__name__}. {EXPECTED_FILES}")
             return found, mapping is with_queries
     known = ", ".join(sorted(kind.model_type for mapping in (per_pixel, with_queries) for kind in mapping))
     raise GenValError(
@@ -156,11 +157,9 @@ def _locate(source: str, checkpoint_root: str | Path) -> tuple[str, bool]:
     Raises:
         GenValError: it can only be a folder, and is none; or the hub does not have it.
     """
-    folder = resolve(source) if resolve(source).is_dir() else find_below(checkpoint_root, source)
+    folder = find_folder(source, checkpoint_root)
     if folder is not None:
         return str(folder), True
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise GenValError(f"There is no folder {resolve(source)}. {_EXPECTED}")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -172,7 +171,7 @@ def _locate(source: str, checkpoint_root: str | Path) -> tuple[str, bool]:
         raise GenValError(f"The hub's {source} is gated: accept its terms, then: hf auth login") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise GenValError(
-            f"There is no folder {resolve(source)}, and the Hugging Face hub has no model {source!r}. {_EXPECTED}"
+            f"There is no folder {resolve(source)}, and the Hugging Face hub has no model {source!r}. {EXPECTED_FILES}"
         ) from error
     except Exception:  # no network, or none to the hub: a copy in the cache will do
         return source, True

@@ -14,8 +14,10 @@ import torch
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_module
 
 from genval.artifacts.settings import write_settings
+from genval.runtime.devices import is_no_advice
 from genval.runtime.errors import GenValError
 from genval.runtime.files import check_writable, read_json
 from genval.runtime.flags import flatten
@@ -307,6 +309,7 @@ def make_trainer(
     # CSVLogger takes the next free version, so a resumed run does not overwrite earlier losses.
     losses = CSVLogger(folder, name="lightning_logs")
     checkpoints = StepCheckpoints(folder / _CHECKPOINTS, checkpoint_every, max_minutes)
+    rank_zero_module.log.addFilter(is_no_advice)
     try:
         trainer = Trainer(
             accelerator=accelerator,

@@ -96,9 +96,6 @@ def controlnet_stage(settings: TrainSettings) -> dict[str, Any]:
     hint = ["--hint_encoding", settings.hint_encoding]
     hint += ["--hint_init", "hinges"] if settings.hint_encoding == "label_id" else []
     call("ControlNet/tool_add_control.py", base, start, *hint, "--overwrite")
-    device = ["--accelerator", "cpu"]
-    if settings.accelerator != "cpu":
-        device = ["--accelerator", "gpu", "--devices", "1", "--precision", "bf16-mixed"]
     batch = ["--batch_size", settings.batch_size] if settings.batch_size else []
     logs = ["--logs_dir", settings.folder / "logs"]
     logs += ["--overwrite"] if settings.overwrite else ["--run", "controlnet", "--resume", "auto"]
@@ -107,9 +104,22 @@ def controlnet_stage(settings: TrainSettings) -> dict[str, Any]:
         "--base", base, "--controlnet", start, "--output", settings.folder / "controlnet",
         "--height", settings.height, "--width", settings.width,
         "--max_steps", settings.controlnet_steps, "--seed", settings.seed, "--num_workers", settings.num_workers,
-        *device, *batch, *logs,
+        *device_flags(settings.accelerator), *batch, *logs,
     )  # fmt: skip
     return {"steps": settings.controlnet_steps}
+
+
+def device_flags(accelerator: str) -> list[str]:
+    """The flags of ControlNet/train.py that mean a device of torch.
+
+    >>> device_flags("cuda:1")
+    ['--accelerator', 'gpu', '--devices', '1,', '--precision', 'bf16-mixed']
+    """
+    kind, _, index = accelerator.partition(":")
+    if kind == "cpu":
+        return ["--accelerator", "cpu"]
+    # With a comma it is the index of a device, without one the number of devices.
+    return ["--accelerator", "gpu", "--devices", f"{index}," if index else "1", "--precision", "bf16-mixed"]
 
 
 def segmenters_stage(settings: TrainSettings) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The study of fine-tuning: paired differences, cut-outs, and the benchmark of speed and of resuming."""
 
 import importlib.util
+import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -66,6 +68,53 @@ def test_a_failure_is_not_taken_for_an_earlier_end_without_weights(study, tmp_pa
         study.study_segmenter(settings, "mini-fast-scnn")
 
 
+def test_streets_of_another_number_are_refused(study, tmp_path):
+    from genval.runtime.errors import GenValError
+    from genval.runtime.files import write_bytes
+
+    def settings(num_val):
+        return study.FinetuningStudySettings(output_dir=str(tmp_path), render=True, num_val=num_val)
+
+    with pytest.raises(GenValError, match=r"has 0 streets, expected 42 .* Give --render"):
+        study.check_validation_streets(settings(2))
+    for number in range(2 + study.VALIDATED):
+        write_bytes(tmp_path / f"world/validation/dataset_AnomalyTrack/images/{number}.png", b"")
+    study.check_validation_streets(settings(2))
+    (tmp_path / "world/validation/pairs").mkdir()
+    for num_val in (1, 3):
+        with pytest.raises(GenValError, match=rf"has 42 streets, expected {num_val + 40} .* Give --num_val 2, another"):
+            study.render(settings(num_val))
+
+
+class Threads(ThreadPoolExecutor):
+    """Stands in for the pool of processes, so that functions can be replaced."""
+
+    def __init__(self, workers, *_):
+        super().__init__(workers)
+
+
+def test_a_defect_with_one_segmenter_does_not_end_the_study(study, tmp_path, monkeypatch, capsys):
+    from genval.runtime.errors import GenValError
+    from genval.runtime.files import read_json
+
+    def fails(settings, name):
+        if name == "mini-fast-scnn":
+            raise ValueError("It is wrong")
+        return {"seconds": {"all": 1.0}}
+
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Threads)
+    monkeypatch.setattr(study, "study_segmenter", fails)
+    monkeypatch.setattr(study, "report", lambda settings, done: print("reported", *done))
+    settings = study.FinetuningStudySettings(
+        output_dir=str(tmp_path), datasets_dir="none", val_ood="none", segmenters="mini-fast-scnn,mini-pspnet-r18"
+    )
+    with pytest.raises(GenValError, match=r"^mini-fast-scnn: ValueError: It is wrong\.$"):
+        study.main(settings)
+    said = capsys.readouterr()
+    assert "reported mini-pspnet-r18" in said.out and "in fails" in said.err
+    assert list(read_json(tmp_path / "study.json")) == ["mini-pspnet-r18"]
+
+
 @pytest.mark.parametrize("score, further", [("rba", ["rba"]), ("energy", [])])
 def test_the_test_measures_the_score_that_is_trained(study, tmp_path, monkeypatch, score, further):
     from genval.evaluation.settings import OodDetectionSettings
@@ -104,8 +153,11 @@ def test_a_resumed_run_is_exact_on_a_cpu(tmp_path):
     command += ["--num_workers", "1", "--output_dir", str(tmp_path)]
     done = run_script(*command)
     assert done.returncode == 0, done.stderr
-    row = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
+    lines = done.stdout.splitlines()
+    row = [cell.strip() for cell in lines[-1].strip("|").split("|")]
     assert row[0] == "mini-fast-scnn" and row[4:] == ["2", "0", "0"]
+    (measured,) = [json.loads(line) for line in lines if line.startswith("{")]
+    assert measured["segmenter"] == "mini-fast-scnn" and measured["resumed differs by"] == "0"
 
 
 def test_a_script_runs_in_the_process_of_its_segmenter_with_its_output_in_the_log(tmp_path):

@@ -9,4 +9,4 @@ def test_the_benchmark_writes_its_tables(tmp_path):
     done = run_script(*command)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "table.md").read_text()
-    assert text.count("\n## ") == 4 and "With 4 models the share of refusals is 1.000." in text
+    assert text.count("\n## ") == 4 and "With 4 segmenters the share of refusals is 1.000." in text

@@ -183,6 +183,18 @@ def test_prompts_of_the_images(city_folder: Path, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.slow
+def test_the_preset_of_the_mini_world(city_folder: Path, tmp_path: Path) -> None:
+    command = ["ControlNet/train_lora.py", "--preset", "mini", "--images", city_folder / "leftImg8bit/train"]
+    command += ["--domain", "fog", "--output", tmp_path / "lora", "--logs_dir", tmp_path / "logs", "--max_steps", 2]
+    done = run_script(*command, "--batch_size", 2, "--images_every", 0, "--accelerator", "cpu")
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "logs/0/settings.json").read_text())["settings"]
+    assert written["base"] == "checkpoints/mini/stable-diffusion"
+    assert (written["height"], written["width"]) == (128, 256)
+    assert "Trained 2 steps on 6 images" in done.stdout
+
+
+@pytest.mark.slow
 def test_from_images_to_a_lora_and_its_bad_input(
     base_folder: Path, controlnet_folder: Path, city_folder: Path, tmp_path: Path, refused: Refusal
 ) -> None:

@@ -1,4 +1,6 @@
+import dataclasses
 import functools
+import shutil
 import sys
 import types
 from collections import Counter
@@ -13,7 +15,7 @@ from genval.artifacts.settings import write_settings
 from genval.diffusion.models.controlnet import add_control, load_controlnet
 from genval.diffusion.models.hints import CITYSCAPES_IDS, HintEncoding, encode_hint, make_encoding
 from genval.diffusion.models.pipelines import TextStates, load_base
-from genval.diffusion.pairs import read_pairs
+from genval.diffusion.pairs import Pair, read_pairs
 from genval.diffusion.training.data import ControlNetData, EncodedFolder, encode_pairs
 from genval.diffusion.training.module import ControlNetModule
 from genval.diffusion.training.pair_sampler import PairSampler
@@ -52,10 +54,11 @@ def train(
     cached: bool = False,
     encoded: bool = False,
     encoding: HintEncoding = CITYSCAPES_IDS,
+    pairs: list[Pair] | None = None,
     **changes: Any,
 ) -> ControlNetModule:
     config = TrainingConfig(**{**SMALL, **changes})
-    pairs = read_pairs(city / "training/train.jsonl", city)
+    pairs = pairs or read_pairs(city / "training/train.jsonl", city)
     base = copy_of_base(base_folder)
     store = EncodedFolder(folder / "encoded", base, pairs, config) if encoded else None
     controlnet = add_control(base, encoding)
@@ -292,6 +295,35 @@ def test_changed_flags_of_a_resumed_run_are_named(tmp_path: Path) -> None:
     assert changed_flags(tmp_path, second) == named
     (tmp_path / "settings.json").write_text("null")
     assert changed_flags(tmp_path, second) == []
+
+
+def test_lightning_gives_no_tips(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    make_trainer(tmp_path, TrainingConfig(**SMALL), 4, accelerator="cpu", devices=1)
+    assert "GPU available" in caplog.text and "Tip" not in caplog.text
+
+
+def test_a_run_is_not_resumed_with_other_training_data(base_folder: Path, city_folder: Path, tmp_path: Path) -> None:
+    train(base_folder, city_folder, tmp_path, max_steps=1)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    pairs = read_pairs(city_folder / "training/train.jsonl", city_folder)
+
+    def resume(*changed: Pair) -> None:
+        train(base_folder, city_folder, tmp_path, checkpoint, pairs=list(changed), max_steps=2)
+
+    with pytest.raises(GenValError, match=rf"{len(pairs)} images, found {len(pairs) - 1}\. Restore the data"):
+        resume(*pairs[1:])
+    for changed in ([dataclasses.replace(pairs[0], caption="another street"), *pairs[1:]], pairs[::-1]):
+        with pytest.raises(GenValError, match="found other files, captions or another order"):
+            resume(*changed)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(city_folder, moved)
+    resume(*read_pairs(moved / "training/train.jsonl", moved))
+    content = torch.load(checkpoint, weights_only=True)
+    del content["ControlNetData"]  # a checkpoint of an earlier version
+    torch.save(content, checkpoint)
+    resume(*pairs[1:])
 
 
 def test_a_resumed_run_uses_its_own_learning_rate(base_folder: Path, city_folder: Path, tmp_path: Path) -> None:

@@ -135,6 +135,37 @@ def test_a_run_killed_in_a_validation_repeats_it(settings, tmp_path, monkeypatch
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
+@pytest.mark.parametrize("checkpoint_every, val_every, killed_at", [(3, 2, 4), (2, 3, 6), (3, 1, 5), (4, 1, 3)])
+def test_a_run_killed_between_checkpoints_is_resumed_exactly(
+    settings, world, tmp_path, monkeypatch, checkpoint_every, val_every, killed_at
+):
+    """Weights that were kept after the last checkpoint are not chosen before their step is trained again."""
+    aupr = {1: 0.5, 2: 0.3, 3: 0.2, 4: 0.6, 5: 0.1, 6: 0.1}
+
+    def measure(self, module, step):
+        if step == killed_at and self.folder.name == "run" and not killed:
+            killed.append(step)
+            raise Killed
+        return Validated(step=step, miou=0.5, auroc=None, fpr95=None, aupr_object=aupr.get(step, 0.1))
+
+    killed = []
+    monkeypatch.setattr(Validation, "_measure", measure)
+    for name in ("0", "1"):
+        write_png(tmp_path / f"masks/{name}.png", np.eye(64, 128, dtype=np.uint8))
+    flags = dict(checkpoint_every=checkpoint_every, val_every=val_every, max_steps=6, outliers="noise")
+    flags["val_ood"] = (f"pair:{world}/objects/refined/lion,{tmp_path}/masks",)
+    run_training(prepare_finetuning(settings(**flags, output=str(tmp_path / "whole"), run="whole")))
+    with pytest.raises(Killed):
+        run_training(prepare_finetuning(settings(**flags)))
+    run_training(prepare_finetuning(settings(**flags, resume="auto")))
+    whole, resumed = (tmp_path / f"logs/{name}/validation.json" for name in ("whole", "run"))
+    assert whole.read_text() == resumed.read_text()
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "output")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    steps = [json.loads((tmp_path / f"{name}/recipe.json").read_text())["steps"] for name in ("whole", "output")]
+    assert steps == [max(range(val_every, 7, val_every), key=aupr.get)] * 2
+
+
 def test_a_finished_or_stopped_run_writes_the_same_again(settings, tmp_path, monkeypatch):
     def falls(self, module, step):
         return Validated(step=step, miou=0.5 - step / 10, auroc=None, fpr95=None, aupr_object=None)

@@ -10,6 +10,7 @@ from genval.diffusion.training.base_model import DiffusionRecipe, build_tokenize
 from genval.diffusion.training.loop import Snapshot
 from genval.runtime import files
 from genval.runtime.errors import GenValError
+from mini.recipe import stages
 from mini.recipe.data import load_captioned_images
 from mini.recipe.settings import TrainSettings
 from mini.recipe.stages import measured_part, train_stages
@@ -135,6 +136,17 @@ def test_images_and_masks_are_read_at_one_size(tmp_path):
 def test_a_stage_names_the_one_before_it(tmp_path, stage, before):
     with pytest.raises(GenValError, match=rf"is missing\. Run its stage first: --stages {before}"):
         train_stages(TrainSettings(output=str(tmp_path), stages=(stage,), accelerator="cpu"))
+
+
+def test_the_controlnet_is_trained_on_the_device_of_the_other_stages(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(stages, "call", lambda *flags: calls.append([*map(str, flags)]))
+    for accelerator, devices in [("cuda", "1"), ("cuda:0", "0,"), ("cuda:1", "1,")]:
+        stages.controlnet_stage(TrainSettings(output=str(tmp_path), accelerator=accelerator))
+        flags = calls[-1]
+        assert flags[flags.index("--accelerator") + 1] == "gpu" and flags[flags.index("--devices") + 1] == devices
+    stages.controlnet_stage(TrainSettings(output=str(tmp_path), accelerator="cpu"))
+    assert "--devices" not in calls[-1] and calls[-1][calls[-1].index("--accelerator") + 1] == "cpu"
 
 
 def test_too_few_images_to_hold_one_out_are_refused():

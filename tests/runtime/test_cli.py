@@ -111,6 +111,44 @@ cli.run(main, Settings)
 """
 
 
+LISTING = """
+from dataclasses import dataclass
+from genval.runtime import cli
+from genval.runtime.errors import GenValError
+
+@dataclass(frozen=True)
+class Settings:
+    SCRIPT = "stage/script"
+
+def main(settings):
+    print("line " * LENGTH)
+    FAIL
+
+cli.run(main, Settings, "text " * LENGTH)
+"""
+
+
+@pytest.mark.parametrize("length", [1, 100_000])
+@pytest.mark.parametrize("flags, fail", [([], "pass"), (["--help"], "pass"), ([], "raise GenValError('It is bad.')")])
+def test_a_script_whose_output_is_not_read_ends_quietly(tmp_path, length, flags, fail):
+    (tmp_path / "script.py").write_text(LISTING.replace("LENGTH", str(length)).replace("FAIL", fail))
+    read, write = os.pipe()
+    os.close(read)
+    command, buffered = [sys.executable, tmp_path / "script.py", *flags], {**os.environ, "PYTHONUNBUFFERED": ""}
+    run = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=buffered)
+    os.close(write)
+    # Long output is written, and fails, before the script's own error.
+    if "raise" in fail and length == 1:
+        assert (run.returncode, run.stderr) == (2, b"error: It is bad.\n")
+    else:
+        assert (run.returncode, run.stderr) == (0 if flags or length == 1 else 141, b"")
+
+
+def test_a_broken_pipe_to_another_process_is_no_quiet_end():
+    with pytest.raises(BrokenPipeError):
+        cli.run(failing(BrokenPipeError(errno.EPIPE, "Broken pipe")), Settings)
+
+
 def test_a_script_ends_without_freeing_its_objects(tmp_path):
     (tmp_path / "script.py").write_text(ENDING)
     run = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)

@@ -103,16 +103,19 @@ def fake_segmenters():
     module = types.ModuleType("genval.segmenters")
     module.__path__ = [str(REPO_ROOT / "genval/segmenters")]  # submodules are the real ones
 
+    def specify(name):
+        if name not in FAKE_MODELS:
+            raise GenValError(f"Unknown segmenter {name!r}. Known: {', '.join(FAKE_MODELS)}.")
+
     def load_segmenter(name, device, precision="32-true", **options):
         if name == "nan":
             segmenter = FakeSegmenter(name, 0.0)
             segmenter.forward = lambda images, size=None: torch.full((len(images), 19, *size), float("nan"))
             return segmenter
-        if name not in FAKE_MODELS:
-            raise GenValError(f"Unknown segmenter {name!r}. Known: {', '.join(FAKE_MODELS)}.")
+        specify(name)
         return FakeSegmenter(name, FAKE_MODELS[name]).to(device)
 
-    module.load_segmenter = load_segmenter
+    module.load_segmenter, module.specify = load_segmenter, specify
     return module
 
 

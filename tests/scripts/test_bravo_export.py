@@ -31,6 +31,8 @@ def test_export_resume_and_metrics(tmp_path):
         write_png(tmp_path / "labels" / labels.format(ends[1]), (rng.random(SIZE) < 0.3).astype(np.uint8))
     flags = ["--segmenters", "mini-fast-scnn", "--bravo_dir", tmp_path / "bravo", "--output_dir", tmp_path / "out"]
     flags += ["--accelerator", "cpu", "--devices", 1]
+    code, out, err = run(*flags, "--dry_run", "--segmenters", "mini-fast-scnn,SETR-PUP")
+    assert code == 2 and "No checkpoint for SETR-PUP" in err
     code, out, err = run(*flags, "--labels_dir", tmp_path / "labels")
     assert code == 0, err
     folder = tmp_path / "out/mini-fast-scnn"

@@ -16,6 +16,7 @@ from relis_world import fake_segmenters
 from script_runs import Script
 
 from genval.metrics.statistics import COUNTS_VERSION
+from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
 from genval.runtime.paths import REPO_ROOT
 
@@ -85,7 +86,11 @@ class Ood:
                 segmenter.forward = lambda images, size=None: torch.full((len(images), 19, *SIZE), float("nan"))
             return segmenter
 
-        module.load_segmenter = load_segmenter
+        def specify(name):
+            if name == "missing":
+                raise GenValError(f"No checkpoint for {name}.")
+
+        module.load_segmenter, module.specify = load_segmenter, specify
         monkeypatch.setitem(sys.modules, "genval.segmenters", module)
 
     def flags(self, results="results"):
@@ -497,6 +502,8 @@ def test_hidden_files_and_loops_change_nothing_in_ood_detection(ood):
 def test_a_dry_run_and_a_limit(ood):
     code, out, _ = ood("--dry_run", model="steep,flat")
     assert code == 0 and "generated: 8 images for each of 2 segmenters" in out
+    code, _, err = ood("--dry_run", model="steep,missing")
+    assert code == 2 and "No checkpoint for missing." in err
     assert not (ood.root / "results").exists() and not ood.asked
     ood("--limit", "5")
     assert ood.json()["pooled"]["images"] == 5 and ood.json()["pooled"]["limit"] == 5

@@ -239,7 +239,7 @@ def test_missing_inputs_are_named(relis):
     relis.eval()
     flags = ("--protocol", "cityscapes")
     result = scale(relis, "compute_clusters_temp_scaling", *flags)
-    relis.refused("scene lindau", "found clean/frankfurt, clean/munster", code_out_err=result)
+    relis.refused("scene lindau", "found clean/frankfurt, clean/munster", "--save logits", code_out_err=result)
     result = scale(relis, "compute_clusters_temp_scaling", "--calib_scene", "munster")
     relis.refused("No logits in", "python relis/extract_logits.py", "--scene munster", code_out_err=result)
     relis.refused("No set to test on", code_out_err=scale(relis, "eval_calibration_clustering"))

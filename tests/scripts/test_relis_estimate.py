@@ -69,3 +69,5 @@ def test_folders_that_cannot_be_read_are_refused(relis):
     relis.refused("--images: expected folders with different names", code_out_err=call)
     code, out, _ = estimate(relis, folder, "--dry_run")
     assert code == 0 and "fog: 8 images for each of 3 segmenters" in out
+    call = estimate(relis, folder, "--dry_run", "--segmenters", "good,none")
+    relis.refused("Unknown segmenter 'none'", code_out_err=call)

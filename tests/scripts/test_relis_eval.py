@@ -53,7 +53,7 @@ def test_what_is_written_and_that_it_is_right(relis):
     assert (metrics["images"], metrics["skipped"], metrics["pixels"]) == (3, [], int(total.sum()))
     assert [row["id"] for row in csv.DictReader((folder / "per_image.csv").open())] == names
     assert json.loads((folder / "settings.json").read_text())["settings"]["segmenters"] == "good,poor"
-    assert "| poor  | Cityscapes |" in out and out.strip().splitlines()[-1].startswith("wrote ")
+    assert "| poor      | Cityscapes |" in out and out.strip().splitlines()[-1].startswith("wrote ")
 
 
 def test_conditions_and_scenes_are_paired_and_acdc_is_merged(relis):
@@ -179,6 +179,7 @@ def test_other_weights_under_the_same_name_are_evaluated_again(relis, monkeypatc
 def test_limit_and_dry_run(relis):
     code, out, _ = relis.eval("Cityscapes", "good", "--dry_run")
     assert code == 0 and "Cityscapes: 5 images, 0 bad files, for each of 1 segmenters" in out
+    relis.refused("Unknown segmenter 'none'", code_out_err=relis.eval("Cityscapes", "good,none", "--dry_run"))
     assert not relis.results.exists()
     relis.eval("Cityscapes", "good", "--limit", "2")
     assert len(list(relis.results.rglob("*.png"))) == 2

@@ -125,7 +125,7 @@ def compare(relis, *flags):
 
 def test_the_table_of_synthetic_against_true(evaluated):
     code, out, _ = compare(evaluated)
-    assert code == 0 and "| model | clear | synthetic fog | true fog | synthetic night | true night |" in out
+    assert code == 0 and "| segmenter | clear | synthetic fog | true fog | synthetic night | true night |" in out
     folder = evaluated.root / "table"
     assert (folder / "table.md").read_text().strip() in out
     values = json.loads((folder / "table.json").read_text())

@@ -174,7 +174,7 @@ def local_ood(relis, *flags):
 
 
 def test_unknown_classes_by_their_confidence(idd):
-    idd.refused("No results of good", "relis/eval.py", code_out_err=local_ood(idd))
+    idd.refused("No results of good", "relis/eval.py", "--save logits", code_out_err=local_ood(idd))
     assert idd.eval("IDD", "good", "--save", "logits", "--logit_pixels", "700")[0] == 0
     code, _, err = local_ood(idd)
     assert code == 0, err

@@ -8,7 +8,7 @@ import torch
 import path_dicts
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
-from genval.segmenters import describe_segmenters, list_segmenters, load_segmenter
+from genval.segmenters import describe_segmenters, list_segmenters, load_segmenter, specify
 
 CONFIG = "mini/segmenters/pspnet-r18.py"
 
@@ -164,6 +164,9 @@ def test_names_the_hub_does_not_have_or_cannot_be_asked_for(monkeypatch, capfd):
 
     with pytest.raises(GenValError, match=r"There is no folder .*nowhere\. Expected config\.json"):
         load_segmenter("hf:./nowhere", CPU)
+    with pytest.raises(GenValError, match=r"There is no folder .*checkpoints/mini/none\. Expected config\.json"):
+        specify("hf:checkpoints/mini/none")  # as --dry_run does
+    assert specify("hf:no/such-model").file is None
     monkeypatch.setattr(HfApi, "model_info", unknown)
     with pytest.raises(GenValError, match=r"no folder .*no/such-model, and the Hugging Face hub has no model"):
         load_segmenter("hf:no/such-model", CPU)

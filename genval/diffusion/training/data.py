@@ -324,6 +324,28 @@ class ControlNetData(LightningDataModule):
         self.encoded = encoded
         self.labels = labels
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the training set: its number of pairs, and a hash of their list.
+
+        The hash is over the names of the files, and the captions. The folders of a data set may be elsewhere.
+        """
+        listed = [[pair.image.name, pair.mask and pair.mask.name, pair.caption] for pair in self.pairs]
+        return {"pairs": len(listed), "hash": hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another training set. Lightning does not call this for a checkpoint without a record.
+
+        Raises:
+            GenValError: the images, masks or captions, or their order, are not those of the checkpoint.
+        """
+        now = self.state_dict()
+        if state_dict != now:
+            same = "other files, captions or another order" if now["pairs"] == state_dict["pairs"] else now["pairs"]
+            raise GenValError(
+                f"--resume: expected the training data of the run so far, {state_dict['pairs']} images, found {same}. "
+                "Restore the data and captions, or start again (--run NAME without --resume)."
+            )
+
     def train_dataloader(self) -> ImageBatches | IndexBatches | LatentBatches:
         """Return endless batches: a run is one epoch for Lightning, so accumulation never stops at an epoch's end."""
         trainer = self.trainer
