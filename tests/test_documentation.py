@@ -148,11 +148,12 @@ def test_the_python_lines_of_the_readme_run(tmp_path):
 
     run("mini/render.py", "--num_train", "0", "--num_val", "4", "--domains", "clear,fog")
     few = lines[0].replace("num_samples=16", "num_samples=4")
-    run("-c", few.partition("comparison")[0])
+    (copy / "first_lines.py").write_text(few.partition("comparison")[0])
+    run("first_lines.py")
     segmenters = "mini-segformer-hf,mini-fast-scnn,mini-pspnet-r18"
     for dataset, cond in (("Cityscapes", "all"), ("Cityscapes_fog", "all"), ("ACDC", "fog")):
         run("relis/eval.py", "--preset", "mini", "--segmenters", segmenters, "--trg_dataset", dataset, "--cond", cond)
-    printed = run("-c", few)
+    printed = run("-c", few)  # all lines, in a new interpreter
     assert "Can the synthetic verdict be trusted?" in printed and "fog (observed r " in printed
 
 

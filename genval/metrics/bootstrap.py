@@ -11,8 +11,9 @@ import numpy as np
 
 LEVELS_PER_COARSE_LEVEL = 32
 """Draws count pixels on levels this many times as wide: the error is far below the width of an interval."""
-DRAWS_PER_BATCH = 40
-"""Draws at a time: the counts of these (500 KB) fit a CPU's cache. 250 at a time take twice as long."""
+DRAWS_PER_BATCH = 20
+"""Draws at a time: their counts (up to 300 KB) fit a CPU's cache, and are small enough that the C library keeps their
+memory for the next draws."""
 UNDEFINED = (math.nan, math.nan)
 """The interval of a metric that is not defined."""
 

@@ -99,17 +99,17 @@ def adaptive_ece(curve: np.ndarray, pixels: np.ndarray, bins: int = BINS, drop_l
     if not pixels.size:
         return np.full(pixels.shape[:-1], np.nan)
     flat_pixels, flat_curve = pixels.reshape(-1, pixels.shape[-1]), curve.reshape(-1, pixels.shape[-1])
-    totals = flat_pixels.sum(-1)
-    all_cuts = np.linspace(0, totals, bins + 1, axis=-1)
+    # Each set's ranks and gaps before the first confidence and after each one. One without pixels repeats both.
+    ranks, gaps = (np.zeros((len(flat_pixels), flat_pixels.shape[1] + 1)) for _ in range(2))
+    np.cumsum(flat_pixels, -1, out=ranks[:, 1:])
+    gaps[:, 1:] = flat_curve
+    totals = ranks[:, -1]
+    cuts = np.linspace(0, totals, bins + 1, axis=-1)
     if drop_lowest:
-        all_cuts = np.minimum(np.floor(all_cuts) + 1, totals[:, None])
-    errors = []
-    for counts, gaps, cuts in zip(flat_pixels, flat_curve, all_cuts, strict=True):
-        kept = counts > 0
-        ranks = np.concatenate([[0.0], np.cumsum(counts[kept])])
-        at_cuts = np.interp(cuts, ranks, np.concatenate([[0.0], gaps[kept]]))
-        errors.append(np.abs(np.diff(at_cuts)).sum() if len(ranks) > 1 else np.nan)
-    return np.array(errors).reshape(pixels.shape[:-1])
+        cuts = np.minimum(np.floor(cuts) + 1, totals[:, None])
+    at_cuts = np.stack([np.interp(*each) for each in zip(cuts, ranks, gaps, strict=True)])
+    errors = np.abs(np.diff(at_cuts)).sum(-1)
+    return np.where(totals > 0, errors, np.nan).reshape(pixels.shape[:-1])
 
 
 def top1_metrics(confidence: np.ndarray, right: np.ndarray, drop_lowest: bool = False) -> dict[str, float]:

@@ -127,10 +127,13 @@ def _register_safe_yaml() -> None:
     import yaml
     from mmengine.fileio import BaseFileHandler, register_handler
 
+    # For `_base_ = "mmseg::..."` mmengine reads all lists of models, which takes seconds without libyaml.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
     @register_handler(["yaml", "yml"])
     class SafeYaml(BaseFileHandler):
         def load_from_fileobj(self, file: Any, **_: Any) -> Any:
-            return yaml.safe_load(file)
+            return yaml.load(file, loader)
 
         def dump_to_fileobj(self, obj: Any, file: Any, **_: Any) -> None:
             yaml.safe_dump(obj, file)

@@ -113,3 +113,16 @@ def test_the_published_cuts_drop_the_least_confident_pixel_only():
 def test_sets_without_levels_have_no_error():
     values = adaptive_ece(np.zeros((2, 0)), np.zeros((2, 0)))
     assert values.shape == (2,) and np.isnan(values).all()
+
+
+def test_several_sets_have_the_errors_of_each_alone():
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 4, (6, 40)) * generator.integers(0, 2, (6, 40))
+    pixels[2] = 0
+    right = generator.binomial(pixels, 0.6)
+    curves = gap_curve(right, pixels, pixels * np.linspace(0.1, 0.9, 40))
+    together = adaptive_ece(curves, pixels)
+    for count, curve, value in zip(pixels, curves, together, strict=True):
+        filled = count > 0  # confidences without a pixel change nothing
+        np.testing.assert_allclose(value, adaptive_ece(curve[filled], count[filled]), rtol=1e-12)
+    assert np.isnan(together).tolist() == [False, False, True, False, False, False]
