@@ -375,7 +375,7 @@ def test_no_model_is_named_without_a_correlation(sources):
     correlation = example_correlation(MODELS, ("fog",))
     correlation["answers"] = {"trust": {"fog": "no"}, "model": {}, "images": {}}
     html = render_page(dataclasses.replace(collect(sources, None, LIMITS), report=Report.from_json(correlation)))
-    assert "Generated images give no answer: no correlation is shown." in html and "Regret 1.2" not in html
+    assert "Generated images give no answer: no positive correlation is shown." in html and "Regret 1.2" not in html
 
 
 class Tags(HTMLParser):
