@@ -17,6 +17,7 @@ from genval.datasets.unlabelled import find_unlabelled
 from genval.evaluation.loading import check_models, load
 from genval.evaluation.settings import EstimateSettings
 from genval.metrics.statistics import COUNTS_VERSION, PixelStatistics, measure
+from genval.results.provenance import require_different_models
 from genval.results.scenes import SceneResults, model_list, write_counts
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
@@ -89,11 +90,14 @@ def predict_unlabelled(settings: EstimateSettings) -> dict[str, list[UnlabelledI
     fabric = launch_fabric(settings.device)
     files = ((one.image, lambda path=one.image: read_image(path)) for images in sets.values() for one in images)
     checked = check_models(settings.model, names[1:], fabric, settings.device.precision, files)
+    identities: dict[str, str] = {}
     for model in names:
         with same_outcome(fabric):
             loaded = checked.pop(model, None)
             if loaded is None:
                 loaded = load(settings.model, model, fabric.device, settings.device.precision)
+            identities[model] = model_identity(loaded)
+            require_different_models(identities)  # each segmenter is compared with the vote of the others
         for name, images in sets.items():
             with same_outcome(fabric):
                 refuse_trained_images(loaded, images)

@@ -98,6 +98,26 @@ def require_model(made: Mapping[str, Any], place: Any, record: Mapping[str, Any]
             )
 
 
+def require_different_models(identities: Mapping[str, str]) -> None:
+    """Refuse to compare segmenters of which two are one model: it would count twice.
+
+    Args:
+        identities: the `genval.segmenters.identity.model_identity` of each segmenter, by name. Models without an
+            identity are not compared.
+
+    Raises:
+        GenValError: two names have one identity; the message names both.
+    """
+    first: dict[str, str] = {}
+    for model, identity in identities.items():
+        other = first.setdefault(identity, model)
+        if other != model and not identity.startswith(UNIDENTIFIED):
+            raise GenValError(
+                f"{other} and {model} are the same model (identity {identity}), which would count twice. Give "
+                "--segmenters with one of them."
+            )
+
+
 def require_classes(made: Mapping[str, Any], place: Any, record: Mapping[str, Any], other: Any) -> None:
     """Refuse to compare results in other classes: the 19 with merged ones, or ones that were merged differently.
 

@@ -448,7 +448,7 @@ def pair(conds: Sequence[str], scenes: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def model_list(text: str, preset: str | None = None) -> list[str]:
-    """The models of `--segmenters`, by commas; "all" is every name of the preset's zoo.
+    """The models of `--segmenters`, by commas, each one once; "all" is every name of the preset's zoo.
 
     The commas inside `mmseg:CONFIG,CHECKPOINT` and `smp:ARCHITECTURE,ENCODER,CHECKPOINT` belong to the model, and so
     does a checkpoint after `torchvision:NAME`.
@@ -468,7 +468,7 @@ def model_list(text: str, preset: str | None = None) -> list[str]:
             models.append(part)
     if not all(models):
         raise GenValError(f"--segmenters expects names separated by commas, found {text!r}.")
-    return models
+    return list(dict.fromkeys(models))
 
 
 def folder_name(model: str) -> str:

@@ -33,6 +33,7 @@ def test_model_lists():
     assert len(model_list("all")) == 42
     with pytest.raises(GenValError, match="names separated by commas"):
         model_list("a,,b")
+    assert model_list("a, b,a") == ["a", "b"]
 
 
 @pytest.fixture

@@ -54,6 +54,12 @@ def test_clear_results_add_the_difference_of_confidences_and_a_second_run_comput
     assert json.loads((relis.root / "estimates/estimates.json").read_text()) == before
 
 
+def test_one_model_under_two_names_does_not_vote_twice(relis, monkeypatch):
+    monkeypatch.setitem(FAKE_MODELS, "again", FAKE_MODELS["good"])
+    call = estimate(relis, relis.root / "datasets/acdc/rgb_anon/fog")
+    relis.refused("good and again are the same model", "--segmenters", code_out_err=call)
+
+
 def test_clear_results_of_another_precision_are_refused(relis):
     assert relis.eval("Cityscapes", ",".join(FAKE_MODELS), "--precision", "bf16-true")[0] == 0
     call = estimate(relis, relis.root / "datasets/acdc/rgb_anon/fog")

@@ -152,6 +152,14 @@ def test_models_without_or_with_other_images_are_named_and_skipped(report):
     assert "results on other images of beta on Cityscapes_fog (fog)" in missing
 
 
+def test_one_model_under_two_names_is_refused(report):
+    for path in (report.results / "beta").rglob("*"):
+        if path.suffix in (".json", ".jsonl"):
+            path.write_text(path.read_text().replace("identity of beta", "identity of alpha"))
+    call = report("correlate", "--eval_dir", report.results, "--domains", "fog", "--output_dir", report.root / "report")
+    report.refused("alpha and beta are the same model", "--segmenters", code_out_err=call)
+
+
 def test_a_set_generated_again_is_another_set(report):
     """The names are the same; the marks of the files are not."""
     for model in MODELS:
