@@ -13,6 +13,7 @@ uses. Other label spaces are JSON files: see `find_label_space`.
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from genval.artifacts.fingerprint import current_mark
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
 from genval.runtime.paths import resolve
@@ -128,6 +130,9 @@ class LabelSpace:
     classes: tuple[int, ...]  # the trainIds that can occur, ascending
     groups: ClassGroups | None = None  # the merged classes; None for the 19
     origin: LabelSpace | None = None  # the label space of the 19 that was merged; it judges which ids are right
+    mark: str | None = (
+        None  # 16 hex digits over the table of a file's ids, which may be edited; None for a built-in one
+    )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -357,7 +362,6 @@ GROUPS_MARK = "@"
 """Between the name of a label space or data set and that of the label space whose merged classes it is evaluated in."""
 
 
-@functools.cache
 def find_label_space(name: str) -> LabelSpace:
     """A label space by its name, or from a JSON file of ids: `{"0": "road", "7": 13, "34": null, "other": null}`.
 
@@ -371,6 +375,13 @@ def find_label_space(name: str) -> LabelSpace:
     Raises:
         GenValError: no such label space or file, the content of the file is invalid, or MERGED merges no classes.
     """
+    files = [resolve(part) for part in dict.fromkeys([name, *name.split(GROUPS_MARK)])]
+    # A file that was edited is read again.
+    return _find_label_space(name, tuple(current_mark(file) for file in files if file.is_file()))
+
+
+@functools.cache
+def _find_label_space(name: str, _: tuple[str | None, ...]) -> LabelSpace:
     if name.lower() in LABEL_SPACES or name.lower() in MERGED_SPACES:
         return (LABEL_SPACES | MERGED_SPACES)[name.lower()]
     path = resolve(name)
@@ -389,12 +400,16 @@ def find_label_space(name: str) -> LabelSpace:
         raise GenValError(f'{path}: "other" can only be null (not counted): name the ids of a class one by one.')
     title = f"the ids of {path.name}"
     if any(isinstance(value, list) for value in content.values()):
-        return _merged_space(title, _classes_by_id(content, path), known)
+        return _with_mark(_merged_space(title, _classes_by_id(content, path), known))
     train_ids = {_id(key, path): _train_id(value, key, path) for key, value in content.items()}
     space = _space(title, train_ids, known)
     if not space.classes:
         raise GenValError(f"{path} names none of the 19 classes: {', '.join(CLASSES)}.")
-    return space
+    return _with_mark(space)
+
+
+def _with_mark(space: LabelSpace) -> LabelSpace:
+    return replace(space, mark=hashlib.blake2b(space.table.tobytes(), digest_size=8).hexdigest())
 
 
 def _merge(space: LabelSpace, name: str, merged: LabelSpace) -> LabelSpace:
@@ -407,7 +422,7 @@ def _merge(space: LabelSpace, name: str, merged: LabelSpace) -> LabelSpace:
         )
     table = merged.groups.table[space.table]
     classes = tuple(sorted(set(table.tolist()) - {IGNORE}))
-    return LabelSpace(space.name, table, space.known, classes, merged.groups, space)
+    return LabelSpace(space.name, table, space.known, classes, merged.groups, space, space.mark)
 
 
 def _classes_by_id(content: Mapping[str, Any], path: Path) -> dict[int, list[int]]:

@@ -342,6 +342,7 @@ def image_record(
     precision: str,
     sample: Mapping[str, int] | None = None,
     groups: ClassGroups | None = None,
+    labels_mark: str | None = None,
 ) -> dict[str, Any]:
     """Return the record of an image's results. Results with a different record are computed again.
 
@@ -355,6 +356,7 @@ def image_record(
         precision: arithmetic of the forward pass.
         sample: number and seed of the pixels whose confidences are measured; None is all pixels.
         groups: the merged classes that were evaluated; None is the 19 classes.
+        labels_mark: the mark of the mask's label space, where that is a file.
     """
     return {
         "id": item_id,
@@ -368,6 +370,7 @@ def image_record(
         "confidences_of": dict(sample) if sample else "all pixels",
         "counts_version": COUNTS_VERSION,
         **({"class_groups": groups.to_json()} if groups else {}),
+        **({"labels_mark": labels_mark} if labels_mark is not None else {}),
     }
 
 
