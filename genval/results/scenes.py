@@ -392,12 +392,13 @@ def save_image(
     """
     if not overwrite and results.is_done(record, prediction is not None):
         return
+    # It states the record of the image's other files: removed first and written last.
+    results.statistics(record["id"]).unlink(missing_ok=True)
     if prediction is None:  # an existing file has another record
         results.prediction(record["id"]).unlink(missing_ok=True)
     else:
         write_png(results.prediction(record["id"]), prediction)
     write_counts(results.counts(record["id"]), statistics)
-    # Written last: it states the record of the image's other files.
     write_statistics(results.statistics(record["id"]), record, statistics.confusion)
 
 
