@@ -14,6 +14,7 @@ from genval.artifacts.fingerprint import current_mark
 from genval.artifacts.stage import ManifestStage, run_stage
 from genval.datasets.reading import read_image
 from genval.datasets.unlabelled import find_unlabelled
+from genval.evaluation.evaluation_set import find_duplicates
 from genval.evaluation.loading import check_models, load
 from genval.evaluation.settings import EstimateSettings
 from genval.metrics.statistics import COUNTS_VERSION, PixelStatistics, measure
@@ -52,7 +53,8 @@ def parse_folders(entries: Sequence[str]) -> dict[str, list[UnlabelledImage]]:
     """Read `--images`: each entry is a folder, or NAME=FOLDER; return the images by the set's name.
 
     Raises:
-        GenValError: a folder is missing or empty, or two sets or two images have the same name.
+        GenValError: a folder is missing or empty, two sets or two images have the same name, or an image is in a
+            set twice.
     """
     sets: dict[str, list[UnlabelledImage]] = {}
     for entry in entries:
@@ -68,6 +70,10 @@ def parse_folders(entries: Sequence[str]) -> dict[str, list[UnlabelledImage]]:
                 raise GenValError(f"{path} and {found[item_id]} have the same name. Rename one of them.")
             found[item_id] = path
         sets[name] = [UnlabelledImage(item_id, path) for item_id, path in found.items()]
+        for image, first in find_duplicates(sets[name]).items():
+            raise GenValError(
+                f"{image.image}: the same image as {first.image}: it would count twice. Remove one of them."
+            )
     if not sets:
         raise GenValError("--images: expected a folder of images of the condition.")
     return sets
