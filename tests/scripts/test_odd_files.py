@@ -1,6 +1,7 @@
 """Files that cannot be opened, or that decode into something else, as the scripts meet them."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -192,6 +193,23 @@ def test_check_dataset_reports_every_kind(tmp_path):
     for name, (_, reason) in KINDS.items():
         assert reason in found.pop(name.replace(" ", "_")), name
     assert found == {}
+
+
+def test_a_name_that_is_not_utf_8_is_refused_or_skipped(tmp_path):
+    dataset = own_set(tmp_path, count=2)
+    for folder in "ig":
+        first = sorted((tmp_path / folder).iterdir())[0]
+        first.rename(first.with_name(os.fsdecode(b"M\xfcnchen") + first.suffix))
+    for script in ("relis/check_dataset.py", "relis/eval.py"):
+        flags = ["--trg_dataset", dataset, "--output_dir", tmp_path / "out"]
+        if "eval" in script:
+            flags[2:] = ["--segmenters", "mini-fast-scnn", "--eval_dir", tmp_path / "out", "--accelerator", "cpu"]
+        done = run(script, *flags)
+        assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+        assert "not UTF-8 (rename it)" in done.stdout + done.stderr
+    done = run(script, *flags, "--skip_bad")
+    assert done.returncode == 0, done.stderr
+    assert "M\\udcfcnchen.png: has a name that is not UTF-8" in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["trainids", "dummy"])
