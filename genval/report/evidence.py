@@ -129,7 +129,7 @@ def read_evidence(
     if not usual:
         return None
     counts, bins = _read(models, kept, place)
-    without = [model for model in kept if bins is None or np.isnan(bins[0, list(models).index(model), 0, 0])]
+    without = [model for model in kept if bins is None or np.isnan(bins[:, list(models).index(model), 0, 0]).any()]
     report(without, "no counts of confidences")
     images = tuple(name for name, *_ in usual)
     sources = tuple(f"{place.dataset}/{image}" for image in images)

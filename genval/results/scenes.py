@@ -427,6 +427,8 @@ def read_statistics(path: Path, record: Mapping[str, Any] | None = None) -> np.n
     Raises:
         GenValError: the file is missing or damaged, or it was made from something else than the record states.
     """
+    if not path.exists():
+        raise GenValError(f"{path} does not exist, and manifest.jsonl of its scene lists it. Run relis/eval.py again.")
     content = _read_counts(path)
     if any(content.get(key) != value for key, value in (record or {}).items() if key != "prediction"):
         raise GenValError(
