@@ -466,7 +466,7 @@ def find_unknown_ids(dataset: str, names: Sequence[str]) -> dict[str, int]:
 
 
 def _id(key: str, path: Path) -> int:
-    if not (key.isdecimal() and int(key) < 256):
+    if key not in map(str, range(256)):
         raise GenValError(f'{path}: expected ids 0..255 (or "other") as keys, found {key!r}.')
     return int(key)
 

@@ -112,6 +112,7 @@ def test_names_of_classes_are_in_any_case(tmp_path, name):
         ({"0": 19}, "id 0 is 19"),
         ({"0": True}, "0: expected an integer, found true or false"),
         ({"256": 0}, "expected ids 0..255"),
+        ({"7": 0, "07": 13}, "expected ids 0..255.*found .07."),
         ({"road": 0}, "expected ids 0..255"),
         ({"0": "road", "other": 3}, '"other" can only be null'),
         ({"0": None}, "names none of the 19 classes"),
