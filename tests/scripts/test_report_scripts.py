@@ -161,6 +161,19 @@ def test_one_model_under_two_names_is_refused(report):
     report.refused("alpha and beta are the same model", "--segmenters", code_out_err=call)
 
 
+@pytest.mark.parametrize("folder", ["beta", "beta/ACDC"])
+def test_counts_of_different_versions_are_refused(report, folder):
+    for path in (report.results / folder).rglob("*"):
+        if path.suffix in (".json", ".jsonl"):
+            path.write_text(
+                path.read_text()
+                .replace('"counts_version": 1', '"counts_version": 2')
+                .replace('"counts_version":1', '"counts_version":2')
+            )
+    call = report("correlate", "--eval_dir", report.results, "--domains", "fog", "--output_dir", report.root / "report")
+    report.refused("of beta on", "different versions of the code, 1 and 2", "--segmenters alpha", code_out_err=call)
+
+
 def test_a_set_generated_again_is_another_set(report):
     """The names are the same; the marks of the files are not."""
     for model in MODELS:
