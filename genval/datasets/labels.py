@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from genval.artifacts.fingerprint import current_mark
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json
+from genval.runtime.files import read_bytes, read_json
 from genval.runtime.paths import resolve
 
 IGNORE = 255
@@ -377,11 +376,11 @@ def find_label_space(name: str) -> LabelSpace:
     """
     files = [resolve(part) for part in dict.fromkeys([name, *name.split(GROUPS_MARK)])]
     # A file that was edited is read again.
-    return _find_label_space(name, tuple(current_mark(file) for file in files if file.is_file()))
+    return _find_label_space(name, tuple(read_bytes(file) for file in files if file.is_file()))
 
 
 @functools.cache
-def _find_label_space(name: str, _: tuple[str | None, ...]) -> LabelSpace:
+def _find_label_space(name: str, _: tuple[bytes, ...]) -> LabelSpace:
     if name.lower() in LABEL_SPACES or name.lower() in MERGED_SPACES:
         return (LABEL_SPACES | MERGED_SPACES)[name.lower()]
     path = resolve(name)

@@ -89,7 +89,7 @@ def test_a_corrupted_set_leaves_out_bad_files(relis, kind, part):
 def test_loops_end_in_pairs_of_folders_and_in_road_anomaly(tmp_path):
     for number in range(2):
         write_png(tmp_path / f"i/{number}.png", np.zeros((4, 4, 3), np.uint8))
-        write_png(tmp_path / f"g/{number}.png", np.zeros((4, 4), np.uint8))
+        write_png(tmp_path / f"g/{number}.png", np.ones((4, 4), np.uint8))
         write_png(tmp_path / f"frames/{number}.png", np.zeros((4, 4, 3), np.uint8))
         write_png(tmp_path / f"frames/{number}.labels/labels_semantic.png", np.zeros((4, 4), np.uint8))
     for folder in ("i", "g", "frames"):
@@ -110,7 +110,7 @@ def test_loops_end_in_pairs_of_folders_and_in_road_anomaly(tmp_path):
 
 def test_two_links_that_lead_to_each_other_end(tmp_path):
     for name, other in (("i", "g"), ("g", "i")):
-        write_png(tmp_path / name / "0.png", np.zeros((4, 4), np.uint8))
+        write_png(tmp_path / name / "0.png", np.ones((4, 4), np.uint8))
         (tmp_path / name / "other").symlink_to(tmp_path / other)
     items = find_ood_items(f"pair:{tmp_path}/i,{tmp_path}/g").items
     assert {item.id for item in items} == {"0", "other/0"}
