@@ -63,7 +63,6 @@ def parse_counts(path: Path) -> None:
 def parse_class_map(path: Path) -> None:
     from genval.datasets.labels import find_label_space
 
-    find_label_space.cache_clear()  # every input has the same name
     find_label_space(str(path))
 
 

@@ -40,6 +40,8 @@ def main(settings: PageSettings) -> None:
     path = write_page(sources.report / "index.html", content)
     for missing in content.missing:
         print(f"missing: {missing.what}. Run: {missing.remedy}")
+    for warning in content.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     for line in content.verdict:
         print(line)
     print(f"wrote {path}: {path.stat().st_size / 1e6:.1f} MB")

@@ -128,16 +128,21 @@ def openable(items: Sequence[_AnyItem], skipped: list[BadFile] | None) -> list[_
     """
     kept = []
     for item in items:
-        faults = [(file, reason) for file in item.files if (reason := why_unopened(file))]
+        faults = [(_printable(file), reason) for file in item.files if (reason := why_unopened(file))]
         if faults and skipped is None:
             raise GenValError(f"{faults[0][0]} {faults[0][1]}. Fetch or make the file again, or use --skip_bad.")
         if skipped is not None:
-            skipped += [BadFile(item.id, item.cond, item.scene, str(file), reason) for file, reason in faults]
+            skipped += [BadFile(_printable(item.id), item.cond, item.scene, file, reason) for file, reason in faults]
         if not faults:
             kept.append(item)
     if items and not kept:
         raise GenValError(f"None of {len(items)} images can be opened with its mask, such as {items[0].image}.")
     return kept
+
+
+def _printable(name: str | Path) -> str:
+    """A name with escapes for its bytes that are no UTF-8."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 def find_original(item: Item) -> Path | None:

@@ -13,6 +13,7 @@ uses. Other label spaces are JSON files: see `find_label_space`.
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from genval.runtime.errors import GenValError
-from genval.runtime.files import read_json
+from genval.runtime.files import read_bytes, read_json
 from genval.runtime.paths import resolve
 
 IGNORE = 255
@@ -128,6 +129,9 @@ class LabelSpace:
     classes: tuple[int, ...]  # the trainIds that can occur, ascending
     groups: ClassGroups | None = None  # the merged classes; None for the 19
     origin: LabelSpace | None = None  # the label space of the 19 that was merged; it judges which ids are right
+    mark: str | None = (
+        None  # 16 hex digits over the table of a file's ids, which may be edited; None for a built-in one
+    )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -357,7 +361,6 @@ GROUPS_MARK = "@"
 """Between the name of a label space or data set and that of the label space whose merged classes it is evaluated in."""
 
 
-@functools.cache
 def find_label_space(name: str) -> LabelSpace:
     """A label space by its name, or from a JSON file of ids: `{"0": "road", "7": 13, "34": null, "other": null}`.
 
@@ -371,6 +374,13 @@ def find_label_space(name: str) -> LabelSpace:
     Raises:
         GenValError: no such label space or file, the content of the file is invalid, or MERGED merges no classes.
     """
+    files = [resolve(part) for part in dict.fromkeys([name, *name.split(GROUPS_MARK)])]
+    # A file that was edited is read again.
+    return _find_label_space(name, tuple(read_bytes(file) for file in files if file.is_file()))
+
+
+@functools.cache
+def _find_label_space(name: str, _: tuple[bytes, ...]) -> LabelSpace:
     if name.lower() in LABEL_SPACES or name.lower() in MERGED_SPACES:
         return (LABEL_SPACES | MERGED_SPACES)[name.lower()]
     path = resolve(name)
@@ -389,12 +399,16 @@ def find_label_space(name: str) -> LabelSpace:
         raise GenValError(f'{path}: "other" can only be null (not counted): name the ids of a class one by one.')
     title = f"the ids of {path.name}"
     if any(isinstance(value, list) for value in content.values()):
-        return _merged_space(title, _classes_by_id(content, path), known)
+        return _with_mark(_merged_space(title, _classes_by_id(content, path), known))
     train_ids = {_id(key, path): _train_id(value, key, path) for key, value in content.items()}
     space = _space(title, train_ids, known)
     if not space.classes:
         raise GenValError(f"{path} names none of the 19 classes: {', '.join(CLASSES)}.")
-    return space
+    return _with_mark(space)
+
+
+def _with_mark(space: LabelSpace) -> LabelSpace:
+    return replace(space, mark=hashlib.blake2b(space.table.tobytes(), digest_size=8).hexdigest())
 
 
 def _merge(space: LabelSpace, name: str, merged: LabelSpace) -> LabelSpace:
@@ -407,7 +421,7 @@ def _merge(space: LabelSpace, name: str, merged: LabelSpace) -> LabelSpace:
         )
     table = merged.groups.table[space.table]
     classes = tuple(sorted(set(table.tolist()) - {IGNORE}))
-    return LabelSpace(space.name, table, space.known, classes, merged.groups, space)
+    return LabelSpace(space.name, table, space.known, classes, merged.groups, space, space.mark)
 
 
 def _classes_by_id(content: Mapping[str, Any], path: Path) -> dict[int, list[int]]:
@@ -451,7 +465,7 @@ def find_unknown_ids(dataset: str, names: Sequence[str]) -> dict[str, int]:
 
 
 def _id(key: str, path: Path) -> int:
-    if not (key.isdecimal() and int(key) < 256):
+    if key not in map(str, range(256)):
         raise GenValError(f'{path}: expected ids 0..255 (or "other") as keys, found {key!r}.')
     return int(key)
 

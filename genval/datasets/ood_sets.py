@@ -196,7 +196,8 @@ def find_ood_items(
         skipped: unpaired files and those that cannot be opened are added to this list instead of raising an error.
 
     Raises:
-        GenValError: the set is unknown or missing; a file is unpaired or cannot be opened, or two files have one id.
+        GenValError: the set is unknown or missing; a file is unpaired or cannot be opened, or two files have one id; or
+            no mask of pairs has an object.
     """
     ids = tuple(sorted(set(void)))
     if has_generated_objects(dataset):
@@ -212,7 +213,9 @@ def find_ood_items(
             if not place.is_dir():
                 raise GenValError(f"{dataset}: there is no folder {place}. Correct the path.")
         images_found, masks_found = _match(places[0], rf"(.+){_IMAGE}"), _match(places[1], r"(.+)\.png")
-        return _pair(dataset, images_found, masks_found, _TRACK, ids, skipped, f"{places[0]} and {places[1]}")
+        found = _pair(dataset, images_found, masks_found, _TRACK, ids, skipped, f"{places[0]} and {places[1]}")
+        _require_object(found.items)
+        return found
     if dataset not in OOD_LAYOUTS:
         known = [GENERATED, *OOD_LAYOUTS]
         raise GenValError(
@@ -373,6 +376,24 @@ def _pair(
         for number, key in enumerate(keys)
     ]
     return OodSet(tuple(openable(items, skipped)), {})
+
+
+def _require_object(items: Sequence[OodItem]) -> None:
+    """Refuse a set without an object. Masks are read until one has an object, which is usually the first."""
+    found: set[int] = set()
+    for item in items:
+        try:
+            if (read_kinds(item) == 1).any():
+                return
+            found.update(np.unique(read_mask(item.mask)).tolist())
+        except GenValError:  # left to the reader of the items
+            continue
+    if found:
+        raise GenValError(
+            f"No mask of {items[0].cond} has a pixel of an object: expected the values 0 (background), 1 (object) and "
+            f"255 (void), found only {', '.join(map(str, sorted(found)))}, such as in {items[0].mask}. Give objects "
+            "the value 1."
+        )
 
 
 def _match(root: Path, pattern: str) -> dict[str, Path]:

@@ -248,7 +248,8 @@ def measure_bravo(
         }
         for name in totals
     ]
-    return [*rows, {"model": model, "subset": "all", **index}]
+    measured = "all" if len(totals) == len(SUBSETS) else f"{len(totals)} of {len(SUBSETS)} subsets"
+    return [*rows, {"model": model, "subset": measured, **index}]
 
 
 def _measure(folder: Path, item: BravoImage, labels: Path) -> BravoCounts:

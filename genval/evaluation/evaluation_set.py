@@ -5,7 +5,8 @@ from __future__ import annotations
 import filecmp
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from genval.artifacts.fingerprint import current_mark, file_mark
 from genval.datasets import BadFile, Item, find_items
@@ -19,6 +20,16 @@ from genval.results.scenes import GATED_SUFFIX, pair
 from genval.runtime.errors import GenValError
 
 AnyItem = TypeVar("AnyItem", Item, OodItem)
+
+
+class HasImage(Protocol):
+    """What has the file of an image."""
+
+    @property
+    def image(self) -> Path: ...
+
+
+AnyImage = TypeVar("AnyImage", bound=HasImage)
 
 
 @dataclass(frozen=True)
@@ -93,10 +104,10 @@ def without_duplicates(items: Sequence[AnyItem], skipped: list[BadFile] | None) 
     return [item for item in items if item not in duplicates]
 
 
-def find_duplicates(items: Sequence[AnyItem]) -> dict[AnyItem, AnyItem]:
+def find_duplicates(items: Sequence[AnyImage]) -> dict[AnyImage, AnyImage]:
     """Return the items whose image is equal, byte for byte, to that of an earlier item, with that item."""
-    first: dict[str | None, AnyItem] = {}
-    found: dict[AnyItem, AnyItem] = {}
+    first: dict[str | None, AnyImage] = {}
+    found: dict[AnyImage, AnyImage] = {}
     for item in items:
         other = first.setdefault(current_mark(item.image), item)
         if other is not item and filecmp.cmp(item.image, other.image, shallow=False):

@@ -215,9 +215,12 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         }
         sample = None if settings.sample == -1 else {"number": settings.sample, "seed": settings.seed}
         precision = settings.device.precision
-        self.groups = label_space_of(dataset).groups
+        space = label_space_of(dataset)
+        self.groups = space.groups
         self.records = {
-            item: image_record(item.id, item.image, item.mask, model, identity, precision, sample, self.groups)
+            item: image_record(
+                item.id, item.image, item.mask, model, identity, precision, sample, space.groups, space.mark
+            )
             for item in items
         }
         if (revision := getattr(segmenter, "revision", None)) is not None:

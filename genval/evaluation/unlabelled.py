@@ -14,9 +14,11 @@ from genval.artifacts.fingerprint import current_mark
 from genval.artifacts.stage import ManifestStage, run_stage
 from genval.datasets.reading import read_image
 from genval.datasets.unlabelled import find_unlabelled
+from genval.evaluation.evaluation_set import find_duplicates
 from genval.evaluation.loading import check_models, check_names, load
 from genval.evaluation.settings import EstimateSettings
 from genval.metrics.statistics import COUNTS_VERSION, PixelStatistics, measure
+from genval.results.provenance import require_different_models
 from genval.results.scenes import SceneResults, model_list, write_counts
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
@@ -51,7 +53,8 @@ def parse_folders(entries: Sequence[str]) -> dict[str, list[UnlabelledImage]]:
     """Read `--images`: each entry is a folder, or NAME=FOLDER; return the images by the set's name.
 
     Raises:
-        GenValError: a folder is missing or empty, or two sets or two images have the same name.
+        GenValError: a folder is missing or empty, two sets or two images have the same name, or an image is in a
+            set twice.
     """
     sets: dict[str, list[UnlabelledImage]] = {}
     for entry in entries:
@@ -67,6 +70,10 @@ def parse_folders(entries: Sequence[str]) -> dict[str, list[UnlabelledImage]]:
                 raise GenValError(f"{path} and {found[item_id]} have the same name. Rename one of them.")
             found[item_id] = path
         sets[name] = [UnlabelledImage(item_id, path) for item_id, path in found.items()]
+        for image, first in find_duplicates(sets[name]).items():
+            raise GenValError(
+                f"{image.image}: the same image as {first.image}: it would count twice. Remove one of them."
+            )
     if not sets:
         raise GenValError("--images: expected a folder of images of the condition.")
     return sets
@@ -90,11 +97,14 @@ def predict_unlabelled(settings: EstimateSettings) -> dict[str, list[UnlabelledI
     fabric = launch_fabric(settings.device)
     files = ((one.image, lambda path=one.image: read_image(path)) for images in sets.values() for one in images)
     checked = check_models(settings.model, names[1:], fabric, settings.device.precision, files)
+    identities: dict[str, str] = {}
     for model in names:
         with same_outcome(fabric):
             loaded = checked.pop(model, None)
             if loaded is None:
                 loaded = load(settings.model, model, fabric.device, settings.device.precision)
+            identities[model] = model_identity(loaded)
+            require_different_models(identities)  # each segmenter is compared with the vote of the others
         for name, images in sets.items():
             with same_outcome(fabric):
                 refuse_trained_images(loaded, images)

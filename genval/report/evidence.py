@@ -129,7 +129,7 @@ def read_evidence(
     if not usual:
         return None
     counts, bins = _read(models, kept, place)
-    without = [model for model in kept if bins is None or np.isnan(bins[0, list(models).index(model), 0, 0])]
+    without = [model for model in kept if bins is None or np.isnan(bins[:, list(models).index(model), 0, 0]).any()]
     report(without, "no counts of confidences")
     images = tuple(name for name, *_ in usual)
     sources = tuple(f"{place.dataset}/{image}" for image in images)
@@ -153,16 +153,17 @@ def with_street_sources(evidence: Evidence, domain: str | None = None) -> Eviden
 
 
 def require_same_models(sides: Iterable[Evidence], root: Path, preset: str | None) -> dict[str, Provenance]:
-    """Refuse to compare sets on which one segmenter name stands for different models.
+    """Refuse to compare sets on which one segmenter name stands for different models, or counts of different versions.
 
     Returns:
         What made the results, by segmenter.
 
     Raises:
-        GenValError: the identity or the precision of a model, or the classes differ between two sets; the message names
-            both.
+        GenValError: the identity or the precision of a model, or the classes differ between two sets, or versions of
+            the code that counted differ between two results; the message names both.
     """
     first: dict[str, tuple[Provenance, Place]] = {}
+    versions: dict[int, tuple[str, Place]] = {}
     for evidence in sides:
         for model, made in evidence.made.items():
             known, place = first.setdefault(model, (made, evidence.place))
@@ -170,6 +171,14 @@ def require_same_models(sides: Iterable[Evidence], root: Path, preset: str | Non
             remedy = f"Run: {evaluation(root, [model], evidence.place, preset)}"
             require_model(known.model_record, names[0], made.model_record, names[1], remedy)
             require_classes(known.model_record, names[0], made.model_record, names[1])
+            versions.setdefault(made.counts_version, (model, evidence.place))
+    if len(versions) > 1:
+        (old, (model, place)), *_, (new, (other, other_place)) = sorted(versions.items())
+        raise GenValError(
+            f"Results of {model} on {place.dataset} ({place.cond}) and of {other} on {other_place.dataset} "
+            f"({other_place.cond}) were counted by different versions of the code, {old} and {new}. Run: "
+            f"{evaluation(root, [model], place, preset)}"
+        )
     return {model: made for model, (made, _) in first.items()}
 
 

@@ -19,7 +19,7 @@ from genval.report.schema import CLEAR, SYNTHETIC, TRUE, ComparedSet, Comparison
 from genval.report.scores import Scores
 from genval.report.settings import CorrelationSettings
 from genval.results.ood_blocks import OodResults
-from genval.results.provenance import Provenance, require_model
+from genval.results.provenance import Provenance, require_different_models, require_model
 from genval.runtime.commands import Command, Missing
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
@@ -79,6 +79,7 @@ def compare_ood_detection(
     records: dict[str, dict[str, Any]] = {model: dict(one.model_record) for model, one in made.items()}
     places = sorted(place.name for place in root.glob("*") if place.is_dir())
     sets = {name: read_detection(settings, root, name, models, missing, records) for name in places}
+    require_different_models({model: one["identity"] for model, one in records.items() if one["identity"]})
     sets = {name: detection for name, detection in sets.items() if detection.rows}
     references = [name for name in sets if not has_generated_objects(name)]
     others = [sets[name] for name in sets if has_generated_objects(name) and name != GENERATED]

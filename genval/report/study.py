@@ -54,7 +54,7 @@ from genval.report.severity import severity_curve
 from genval.report.unlabelled import Thresholds, label_free_scores, parse_label_free
 from genval.report.verdict import answer, verdict
 from genval.results.finding import NoResultsError, list_models
-from genval.results.provenance import Provenance, describe_classes
+from genval.results.provenance import Provenance, describe_classes, require_different_models
 from genval.results.scenes import model_list
 from genval.runtime.commands import Command, Missing
 from genval.runtime.errors import GenValError
@@ -112,6 +112,7 @@ def correlate(settings: CorrelationSettings) -> Report:
             clear_sets[clear.dataset] = read_evidence(root, models, clear, settings.preset, missing)
         sides = _read_sides(settings, generators, models, name, reference, clear_sets[clear.dataset], missing)
         made |= require_same_models(sides.values(), root, settings.preset)
+        require_different_models({model: one.identity for model, one in made.items()})
         scaling = measure_scaling(settings, generators[0], name, models, missing, made, marks)
         domain = _prepare(settings, name, sides)
         ece = None

@@ -25,7 +25,7 @@ _TRUST_SENTENCES = {
     "worse": "Yes for {}: generated images predict the reference mIoU, but clear weather predicts it better.",
     "alone": "Yes for {}: generated images predict the reference mIoU. There are no results in clear weather.",
     "weak": "Only roughly for {}: the correlation is positive, but it may be weak.",
-    "no": "Not for {}: no correlation is shown.",
+    "no": "Not for {}: no positive correlation is shown.",
     "few": "There is no answer for {}.",
 }
 # Answers without evidence that the choice of generated images means anything: no segmenter is named.
@@ -176,7 +176,7 @@ def _segmenters(findings: Findings, answers: Answers) -> list[str]:
 def _images(answers: Answers) -> list[str]:
     shown = {domain: curve for domain, curve in answers.images.items() if answers.trust[domain] not in _NOT_SHOWN}
     if not shown:
-        return ["There is no answer without a correlation."]
+        return ["There is no answer without a positive correlation."]
     choice = {domain: (curve.settles_choice, curve.total) for domain, curve in shown.items()}
     ranking = {domain: (curve.settles_ranking, curve.total) for domain, curve in shown.items()}
     return [*_enough("choose a segmenter", choice), *_enough("rank the segmenters", ranking)]

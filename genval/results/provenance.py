@@ -12,7 +12,7 @@ from typing import Any
 
 from genval.artifacts.fingerprint import UNIDENTIFIED, current_mark
 from genval.datasets.gate import GATE
-from genval.datasets.layouts import root_of
+from genval.datasets.layouts import label_space_of, root_of
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
 
@@ -26,6 +26,7 @@ _TERMS = {
     "split": "--split",
     "gate": "gate.json",
     "class_groups": "merged classes",
+    "labels_mark": "meaning of the masks' ids",
 }
 
 
@@ -42,6 +43,7 @@ class Provenance:
         split: of the data set.
         gate: the mark of the gate.json that dropped images; None without --gate.
         class_groups: the merged classes, as JSON; None for the 19 classes.
+        labels_mark: the mark of the masks' label space, see `genval.datasets.labels.LabelSpace`; None if built in.
     """
 
     identity: str
@@ -52,6 +54,7 @@ class Provenance:
     split: str | None = None
     gate: str | None = None
     class_groups: str | None = None
+    labels_mark: str | None = None
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any], metrics: Mapping[str, Any]) -> Provenance | None:
@@ -66,6 +69,7 @@ class Provenance:
                 metrics.get("split"),
                 metrics.get("gate_mark"),
                 json.dumps(record["class_groups"]) if "class_groups" in record else None,
+                record.get("labels_mark"),
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -95,6 +99,26 @@ def require_model(made: Mapping[str, Any], place: Any, record: Mapping[str, Any]
             raise GenValError(
                 f"{place} and {other} are not of the same model: {_TERMS[key]} {made.get(key)} and "
                 f"{record.get(key, 'not recorded')}. {remedy}"
+            )
+
+
+def require_different_models(identities: Mapping[str, str]) -> None:
+    """Refuse to compare segmenters of which two are one model: it would count twice.
+
+    Args:
+        identities: the `genval.segmenters.identity.model_identity` of each segmenter, by name. Models without an
+            identity are not compared.
+
+    Raises:
+        GenValError: two names have one identity; the message names both.
+    """
+    first: dict[str, str] = {}
+    for model, identity in identities.items():
+        other = first.setdefault(identity, model)
+        if other != model and not identity.startswith(UNIDENTIFIED):
+            raise GenValError(
+                f"{other} and {model} are the same model (identity {identity}), which would count twice. Give "
+                "--segmenters with one of them."
             )
 
 
@@ -148,7 +172,7 @@ def common_provenance(places: Sequence[SceneRecords], remedy: Callable[[Path], s
     Raises:
         GenValError: a folder lists no image, fewer or more than its metrics.json, or one twice; an image is in two
             folders; results differ in what made them or in the folder of their data set; images are missing from the
-            data set or have changed; or the gate of the set has changed.
+            data set or have changed; or the gate or the file of LABELS of the set has changed.
     """
     found: dict[Provenance, Path] = {}
     images: dict[tuple[str | None, str], str] = {}
@@ -176,14 +200,24 @@ def common_provenance(places: Sequence[SceneRecords], remedy: Callable[[Path], s
         )
     _check_files(places, remedy)
     made = next(iter(found))
+    for place in places if made.labels_mark is not None else ():
+        if label_space_of(place.dataset).mark != made.labels_mark:
+            raise GenValError(
+                f"{place.folder}: the file of LABELS of {place.dataset} changed after these results were computed. "
+                f"{remedy(place.folder)}"
+            )
     if made.gate is not None:
         _check_gate(places, made.gate, remedy)
     return made
 
 
 def images_mark(records: Iterable[Mapping[str, Any]]) -> str:
-    """Return 16 hex digits over the ids and the marks of images and masks, in any order."""
-    marks = sorted([str(record.get(key)) for key in ("id", "image_mark", "mask_mark")] for record in records)
+    """Return 16 hex digits over the ids and the marks of images, masks and the file of LABELS, in any order."""
+    marks = sorted(
+        [str(record.get(key)) for key in ("id", "image_mark", "mask_mark")]
+        + ([record["labels_mark"]] if "labels_mark" in record else [])
+        for record in records
+    )
     return hashlib.blake2b(json.dumps(marks).encode(), digest_size=8).hexdigest()
 
 

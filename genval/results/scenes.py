@@ -342,6 +342,7 @@ def image_record(
     precision: str,
     sample: Mapping[str, int] | None = None,
     groups: ClassGroups | None = None,
+    labels_mark: str | None = None,
 ) -> dict[str, Any]:
     """Return the record of an image's results. Results with a different record are computed again.
 
@@ -355,6 +356,7 @@ def image_record(
         precision: arithmetic of the forward pass.
         sample: number and seed of the pixels whose confidences are measured; None is all pixels.
         groups: the merged classes that were evaluated; None is the 19 classes.
+        labels_mark: the mark of the mask's label space, where that is a file.
     """
     return {
         "id": item_id,
@@ -368,6 +370,7 @@ def image_record(
         "confidences_of": dict(sample) if sample else "all pixels",
         "counts_version": COUNTS_VERSION,
         **({"class_groups": groups.to_json()} if groups else {}),
+        **({"labels_mark": labels_mark} if labels_mark is not None else {}),
     }
 
 
@@ -389,12 +392,13 @@ def save_image(
     """
     if not overwrite and results.is_done(record, prediction is not None):
         return
+    # It states the record of the image's other files: removed first and written last.
+    results.statistics(record["id"]).unlink(missing_ok=True)
     if prediction is None:  # an existing file has another record
         results.prediction(record["id"]).unlink(missing_ok=True)
     else:
         write_png(results.prediction(record["id"]), prediction)
     write_counts(results.counts(record["id"]), statistics)
-    # Written last: it states the record of the image's other files.
     write_statistics(results.statistics(record["id"]), record, statistics.confusion)
 
 
@@ -423,6 +427,8 @@ def read_statistics(path: Path, record: Mapping[str, Any] | None = None) -> np.n
     Raises:
         GenValError: the file is missing or damaged, or it was made from something else than the record states.
     """
+    if not path.exists():
+        raise GenValError(f"{path} does not exist, and manifest.jsonl of its scene lists it. Run relis/eval.py again.")
     content = _read_counts(path)
     if any(content.get(key) != value for key, value in (record or {}).items() if key != "prediction"):
         raise GenValError(
@@ -448,7 +454,7 @@ def pair(conds: Sequence[str], scenes: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def model_list(text: str, preset: str | None = None) -> list[str]:
-    """The models of `--segmenters`, by commas; "all" is every name of the preset's zoo.
+    """The models of `--segmenters`, by commas, each one once; "all" is every name of the preset's zoo.
 
     The commas inside `mmseg:CONFIG,CHECKPOINT` and `smp:ARCHITECTURE,ENCODER,CHECKPOINT` belong to the model, and so
     does a checkpoint after `torchvision:NAME`.
@@ -468,7 +474,7 @@ def model_list(text: str, preset: str | None = None) -> list[str]:
             models.append(part)
     if not all(models):
         raise GenValError(f"--segmenters expects names separated by commas, found {text!r}.")
-    return models
+    return list(dict.fromkeys(models))
 
 
 def folder_name(model: str) -> str:

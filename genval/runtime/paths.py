@@ -102,6 +102,10 @@ def _paths_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
 
 def why_unopened(path: Path) -> str | None:
     """Why a file cannot be opened, as what follows its name in a sentence; None where it can."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # results could not name it
+        return "has a name that is not UTF-8 (rename it)"
     if path.is_file():
         return None if os.access(path, os.R_OK) else "may not be read"
     if path.is_dir():

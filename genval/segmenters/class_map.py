@@ -192,7 +192,7 @@ CLASS_MAPS: dict[str, LabelSpace] = {
 
 
 def _output(key: str, path: Path) -> int:
-    if not (key.isascii() and key.isdecimal() and len(key) <= 3 and int(key) < _MOST):
+    if key not in map(str, range(_MOST)):
         raise GenValError(f'{path}: expected outputs 0..255 (or "other") as keys, found {key!r}.')
     return int(key)
 

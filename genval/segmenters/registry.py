@@ -304,6 +304,8 @@ def _load_factory(
             f"{name}: {error}. Expected module:function with a module that Python finds (add its folder to "
             f"PYTHONPATH). {_unknown(name)}"
         ) from error
+    except GenValError:
+        raise
     except (Exception, SystemExit) as error:  # a user's module, likewise below
         raise GenValError(f"{name}: importing {module} failed: {type(error).__name__}: {error}") from error
     with named_failures(f"{name} failed on its device {device}"):

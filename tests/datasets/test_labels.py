@@ -91,6 +91,15 @@ def test_a_label_map_of_ones_own(tmp_path):
     assert space.to_train_ids(np.array([[0, 9]], np.uint8)).tolist() == [[6, 255]]
 
 
+def test_a_label_map_that_was_edited_is_read_again_and_has_another_mark(tmp_path):
+    first = labels.find_label_space(write(tmp_path / "map.json", {"0": "road", "7": "car"}))
+    second = labels.find_label_space(write(tmp_path / "map.json", {"7": "road", "0": "car"}))
+    assert (first.table[7], second.table[7]) == (13, 0)
+    assert None is not first.mark != second.mark is not None
+    assert labels.find_label_space(write(tmp_path / "other.json", {"7": 0, "0": 13})).mark == second.mark
+    assert labels.CITYSCAPES.mark is labels.find_label_space("idd-level1").mark is None
+
+
 @pytest.mark.parametrize("name", ["Traffic Light", "TRAFFIC LIGHT", "traffic_light", "trafficLight"])
 def test_names_of_classes_are_in_any_case(tmp_path, name):
     assert labels.find_label_space(write(tmp_path / "map.json", {"4": name})).table[4] == 6
@@ -103,6 +112,7 @@ def test_names_of_classes_are_in_any_case(tmp_path, name):
         ({"0": 19}, "id 0 is 19"),
         ({"0": True}, "0: expected an integer, found true or false"),
         ({"256": 0}, "expected ids 0..255"),
+        ({"7": 0, "07": 13}, "expected ids 0..255.*found .07."),
         ({"road": 0}, "expected ids 0..255"),
         ({"0": "road", "other": 3}, '"other" can only be null'),
         ({"0": None}, "names none of the 19 classes"),

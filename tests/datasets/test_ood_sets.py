@@ -137,6 +137,18 @@ def test_two_folders_are_paired_by_name(tmp_path):
         find_ood_items(f"pair:{tmp_path / 'a'},/no/where")
 
 
+def test_pairs_without_any_object_are_refused(tmp_path):
+    """Masks of 0 and 255, the usual values of binary images, would be background and void alone."""
+    for name in "ab":
+        write(tmp_path / f"images/{name}.png", None)
+        write(tmp_path / f"masks/{name}.png", 255 if name == "b" else 0)
+    dataset = f"pair:{tmp_path / 'images'},{tmp_path / 'masks'}"
+    with pytest.raises(GenValError, match=r"No mask of pair:.* expected .* 1 \(object\) .* found only 0, 255"):
+        find_ood_items(dataset)
+    write(tmp_path / "masks/b.png", 1)
+    assert len(find_ood_items(dataset).items) == 2
+
+
 def test_the_generated_set_leaves_out_what_was_not_found_or_not_chosen(tmp_path):
     folders = make_generated(tmp_path)
     (tmp_path / "masks/lion/1_mask.png").unlink()

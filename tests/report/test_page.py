@@ -160,6 +160,17 @@ def test_a_command_leaves_out_what_its_preset_gives():
     assert "--control_scale 1.5" in command_of(settings | {"preset": None})
 
 
+def test_results_that_are_newer_than_the_comparison_are_warned_of(sources):
+    content = collect(sources, None, LIMITS)
+    now = content.provenance["weights"][f"segmenter {MODELS[0]}"]
+    assert len(now) == 1
+    for made, warned in ((now[0], False), ("an earlier model in 32-true", True)):
+        made_by = {MODELS[0]: made, "a segmenter whose results are not here": "x in 32-true"}
+        newer = dataclasses.replace(content, report=dataclasses.replace(content.report, made_by=made_by))
+        assert bool(newer.warnings) == warned
+        assert ("was evaluated again after this comparison" in render_page(newer)) == warned
+
+
 def test_runs_with_other_weights_or_versions_are_warned_of(tmp_path):
     for domain, weights, version in (("fog", "aa", "1"), ("night", "bb", "2")):
         settings = {"script": "ControlNet/style_transfer", "domain": domain, "controlnet_hash": weights}
@@ -375,7 +386,7 @@ def test_no_model_is_named_without_a_correlation(sources):
     correlation = example_correlation(MODELS, ("fog",))
     correlation["answers"] = {"trust": {"fog": "no"}, "model": {}, "images": {}}
     html = render_page(dataclasses.replace(collect(sources, None, LIMITS), report=Report.from_json(correlation)))
-    assert "Generated images give no answer: no correlation is shown." in html and "Regret 1.2" not in html
+    assert "Generated images give no answer: no positive correlation is shown." in html and "Regret 1.2" not in html
 
 
 class Tags(HTMLParser):

@@ -158,8 +158,14 @@ def test_no_segmenter_is_named_without_a_correlation():
     none = findings_of({"fog": comparison(-0.6, [-0.9, 0.1], "undecided")})
     assert verdict(none, answer(none))[1:] == [
         "Which segmenter should be used? Generated images give no answer for fog.",
-        "How many generated images are enough? There is no answer without a correlation.",
+        "How many generated images are enough? There is no answer without a positive correlation.",
     ]
+
+
+def test_a_negative_correlation_is_not_denied():
+    findings = findings_of({"fog": comparison(-0.9, [-0.97, -0.6], "undecided")})
+    trust, *_ = verdict(findings, answer(findings))
+    assert "-0.97 to -0.60" in trust and "no positive correlation is shown" in trust
 
 
 def test_a_domain_without_results_is_named():

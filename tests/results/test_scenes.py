@@ -33,6 +33,7 @@ def test_model_lists():
     assert len(model_list("all")) == 42
     with pytest.raises(GenValError, match="names separated by commas"):
         model_list("a,,b")
+    assert model_list("a, b,a") == ["a", "b"]
 
 
 @pytest.fixture
@@ -68,6 +69,20 @@ def test_an_image_is_done_if_its_files_exist_and_have_the_same_record(scene):
     assert not scene.is_done(record(scene)) and scene.is_done(record(scene), prediction=False)
     scene.counts("x").unlink()
     assert not scene.is_done(record(scene), prediction=False)
+
+
+def test_files_of_a_model_whose_writing_was_interrupted_are_not_those_of_the_model_before(scene, monkeypatch):
+    labels = np.zeros((2, 2), np.uint8)
+    first, second = record(scene), record(scene, weights="other")
+    save_image(scene, first, labels, statistics(labels, labels))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results_module, "write_statistics", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_image(scene, second, labels + 1, statistics(labels, labels + 1))
+    assert not scene.is_done(first) and not scene.is_done(second)
 
 
 def test_finished_scenes_are_listed_and_others_refused_with_the_command(scene):

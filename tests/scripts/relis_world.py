@@ -61,7 +61,7 @@ def make_world(root):
                 write_png(root / f"datasets/acdc/rgb_anon/{cond}/{split}/{recording}/{name}_rgb_anon.png", image)
                 write_png(root / f"datasets/acdc/gt/{cond}/{split}/{recording}/{name}_gt_labelIds.png", label_ids)
                 reference = f"rgb_anon/{cond}/{split}_ref/{recording}/{name}_ref_rgb_anon.png"
-                write_png(root / "datasets/acdc" / reference, image)
+                write_png(root / "datasets/acdc" / reference, 255 - image)
     return root
 
 

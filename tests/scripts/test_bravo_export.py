@@ -44,6 +44,7 @@ def test_export_resume_and_metrics(tmp_path):
     content = json.loads((folder / "bravo.json").read_text())
     assert set(content["semantic"]) == {"ACDCfog", "synobjs"} and set(content["ood"]) == {"synobjs"}
     assert 0 < content["bravo_index"] < 1 and "bravo_index" in out
+    assert "| 2 of 9 subsets |" in out  # the index of the benchmark is of all of them
     # A part of the images never replaces all of them.
     code, out, err = run(*flags, "--labels_dir", tmp_path / "labels", "--limit", 1)
     assert code == 2 and "holds the metrics of all images: --limit would replace them" in err

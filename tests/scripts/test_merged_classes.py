@@ -158,9 +158,6 @@ def test_results_of_a_changed_file_of_merged_classes_are_computed_again(merged):
     (path,) = merged.results.glob("soft/Cityscapes_*/clean/munster/metrics.json")
     assert len(json.loads(path.read_text())["iou_per_class"]) == 18
     file.write_text(json.dumps({"0": ["road", "sidewalk", "terrain"]}))
-    from genval.datasets.labels import find_label_space
-
-    find_label_space.cache_clear()  # a file is read once by a process
     assert merged.eval(name, "soft")[0] == 0
     assert len(json.loads(path.read_text())["iou_per_class"]) == 17
 

@@ -1,6 +1,7 @@
 """Files that cannot be opened, or that decode into something else, as the scripts meet them."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -88,7 +89,7 @@ def test_a_corrupted_set_leaves_out_bad_files(relis, kind, part):
 def test_loops_end_in_pairs_of_folders_and_in_road_anomaly(tmp_path):
     for number in range(2):
         write_png(tmp_path / f"i/{number}.png", np.zeros((4, 4, 3), np.uint8))
-        write_png(tmp_path / f"g/{number}.png", np.zeros((4, 4), np.uint8))
+        write_png(tmp_path / f"g/{number}.png", np.ones((4, 4), np.uint8))
         write_png(tmp_path / f"frames/{number}.png", np.zeros((4, 4, 3), np.uint8))
         write_png(tmp_path / f"frames/{number}.labels/labels_semantic.png", np.zeros((4, 4), np.uint8))
     for folder in ("i", "g", "frames"):
@@ -109,7 +110,7 @@ def test_loops_end_in_pairs_of_folders_and_in_road_anomaly(tmp_path):
 
 def test_two_links_that_lead_to_each_other_end(tmp_path):
     for name, other in (("i", "g"), ("g", "i")):
-        write_png(tmp_path / name / "0.png", np.zeros((4, 4), np.uint8))
+        write_png(tmp_path / name / "0.png", np.ones((4, 4), np.uint8))
         (tmp_path / name / "other").symlink_to(tmp_path / other)
     items = find_ood_items(f"pair:{tmp_path}/i,{tmp_path}/g").items
     assert {item.id for item in items} == {"0", "other/0"}
@@ -192,6 +193,23 @@ def test_check_dataset_reports_every_kind(tmp_path):
     for name, (_, reason) in KINDS.items():
         assert reason in found.pop(name.replace(" ", "_")), name
     assert found == {}
+
+
+def test_a_name_that_is_not_utf_8_is_refused_or_skipped(tmp_path):
+    dataset = own_set(tmp_path, count=2)
+    for folder in "ig":
+        first = sorted((tmp_path / folder).iterdir())[0]
+        first.rename(first.with_name(os.fsdecode(b"M\xfcnchen") + first.suffix))
+    for script in ("relis/check_dataset.py", "relis/eval.py"):
+        flags = ["--trg_dataset", dataset, "--output_dir", tmp_path / "out"]
+        if "eval" in script:
+            flags[2:] = ["--segmenters", "mini-fast-scnn", "--eval_dir", tmp_path / "out", "--accelerator", "cpu"]
+        done = run(script, *flags)
+        assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+        assert "not UTF-8 (rename it)" in done.stdout + done.stderr
+    done = run(script, *flags, "--skip_bad")
+    assert done.returncode == 0, done.stderr
+    assert "M\\udcfcnchen.png: has a name that is not UTF-8" in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["trainids", "dummy"])

@@ -74,6 +74,28 @@ def test_precisions_are_not_pooled(world):
     world.refused("precision 32-true and bf16-true", code_out_err=final(world))
 
 
+def test_results_of_a_label_map_that_was_edited_are_refused_by_readers_and_evaluated_again(world):
+    root, labels = world.root / "datasets/cityscapes", world.root / "labels.json"
+    dataset = (
+        f"folder:{root}/leftImg8bit/val/{{scene}}/*_leftImg8bit,{root}/gtFine/val/{{scene}}/*_gtFine_labelIds,{labels}"
+    )
+
+    def miou():
+        world.eval(dataset, "good")
+        code, _, err = final(world, dataset=dataset)
+        assert code == 0, err
+        return next(json.loads(path.read_text())["miou"] for path in (world.root / "final").rglob("*.json"))
+
+    ids = {str(label_id): None for label_id in range(256)} | {"7": "road", "26": "car"}
+    labels.write_text(json.dumps(ids))
+    first = miou()
+    labels.write_text(json.dumps(ids | {"7": "car", "26": "road"}))
+    world.refused("the file of LABELS", "changed", code_out_err=final(world, dataset=dataset))
+    assert miou() != first
+    labels.write_text(json.dumps(ids))
+    assert miou() == first
+
+
 def test_results_of_a_version_without_identities_are_refused_by_readers_and_evaluated_again(world):
     world.eval("Cityscapes", "good")
     for scene in ("frankfurt", "munster"):

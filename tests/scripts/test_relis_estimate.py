@@ -54,6 +54,20 @@ def test_clear_results_add_the_difference_of_confidences_and_a_second_run_comput
     assert json.loads((relis.root / "estimates/estimates.json").read_text()) == before
 
 
+def test_one_model_under_two_names_does_not_vote_twice(relis, monkeypatch):
+    monkeypatch.setitem(FAKE_MODELS, "again", FAKE_MODELS["good"])
+    call = estimate(relis, relis.root / "datasets/acdc/rgb_anon/fog")
+    relis.refused("good and again are the same model", "--segmenters", code_out_err=call)
+
+
+def test_an_image_that_is_in_a_folder_twice_is_refused(relis):
+    folder = relis.root / "unlabelled"
+    shutil.copytree(relis.root / "datasets/acdc/rgb_anon/fog", folder)
+    first = sorted(folder.rglob("*.png"))[0]
+    shutil.copy(first, copy := first.with_name("z_copy.png"))
+    relis.refused(f"{copy}: the same image as {first}", "count twice", code_out_err=estimate(relis, folder))
+
+
 def test_clear_results_of_another_precision_are_refused(relis):
     assert relis.eval("Cityscapes", ",".join(FAKE_MODELS), "--precision", "bf16-true")[0] == 0
     call = estimate(relis, relis.root / "datasets/acdc/rgb_anon/fog")

@@ -96,9 +96,10 @@ def test_calibration_is_compared_from_the_counted_confidences(report):
     assert values["calibration"]["fog"]["scaling"] is None
 
 
-def test_results_without_confidences_are_compared_in_miou_alone(report):
-    write_set(report.results, "alpha", "ACDC", "fog", TRUE_FOG, 0.5, scene="GOPR0475", confidence=None)
-    for item in TRUE_FOG:
+@pytest.mark.parametrize("lost", [TRUE_FOG, TRUE_FOG[2:3]])
+def test_results_without_confidences_are_compared_in_miou_alone(report, lost):
+    write_set(report.results, "alpha", "ACDC", "fog", TRUE_FOG, 0.5, scene="GOPR0475")
+    for item in lost:
         SceneResults(report.results, "alpha", "ACDC", "fog", "GOPR0475").counts(item).unlink()
     _, values = report.correlate()
     assert values["robustness"]["fog"]["correlation"]["synthetic"]["models"] == 4
@@ -150,6 +151,27 @@ def test_models_without_or_with_other_images_are_named_and_skipped(report):
     missing = [part["what"] for part in values["missing"]]
     assert "no results of alpha on Cityscapes_fog (fog)" in missing
     assert "results on other images of beta on Cityscapes_fog (fog)" in missing
+
+
+def test_one_model_under_two_names_is_refused(report):
+    for path in (report.results / "beta").rglob("*"):
+        if path.suffix in (".json", ".jsonl"):
+            path.write_text(path.read_text().replace("identity of beta", "identity of alpha"))
+    call = report("correlate", "--eval_dir", report.results, "--domains", "fog", "--output_dir", report.root / "report")
+    report.refused("alpha and beta are the same model", "--segmenters", code_out_err=call)
+
+
+@pytest.mark.parametrize("folder", ["beta", "beta/ACDC"])
+def test_counts_of_different_versions_are_refused(report, folder):
+    for path in (report.results / folder).rglob("*"):
+        if path.suffix in (".json", ".jsonl"):
+            path.write_text(
+                path.read_text()
+                .replace('"counts_version": 1', '"counts_version": 2')
+                .replace('"counts_version":1', '"counts_version":2')
+            )
+    call = report("correlate", "--eval_dir", report.results, "--domains", "fog", "--output_dir", report.root / "report")
+    report.refused("of beta on", "different versions of the code, 1 and 2", "--segmenters alpha", code_out_err=call)
 
 
 def test_a_set_generated_again_is_another_set(report):

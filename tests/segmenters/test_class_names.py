@@ -158,6 +158,7 @@ def test_files_of_names_in_any_case(tmp_path):
         ({"a": "road"}, "expected outputs 0..255"),
         ({"256": "road"}, "expected outputs 0..255"),
         ({"²": "road"}, "expected outputs 0..255"),
+        ({"1": "road", "01": "car"}, "expected outputs 0..255"),
         ({"0": None}, "names none of the 19"),
         ({}, "names none of the 19"),
         ({"0": "road", "other": "car"}, '"other" can only be null'),

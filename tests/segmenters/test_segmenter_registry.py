@@ -239,7 +239,7 @@ def test_a_module_from_elsewhere_needs_trust(tmp_path, monkeypatch):
         (tmp_path / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef make(device):\n    return None\n")
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("outside:make", "outside.inner:make"):
-        with pytest.raises(GenValError, match=r"outside/__init__\.py is Python code.*--trust_code"):
+        with pytest.raises(GenValError, match=rf"^{name}: \S*outside/__init__\.py is Python code.*--trust_code"):
             load_segmenter(name, CPU)
     assert not (tmp_path / "ran").exists()
     monkeypatch.setattr(path_dicts, "TRUSTED_FOLDERS", (str(tmp_path),))

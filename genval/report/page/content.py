@@ -11,7 +11,7 @@ from genval.datasets.layouts import strength_of
 from genval.report.page.finetuned import collect_finetuned
 from genval.report.page.gallery import GalleryLimits, collect_gallery
 from genval.report.page.objects import collect_objects
-from genval.report.page.provenance import collect_provenance, command_of
+from genval.report.page.provenance import collect_provenance, command_of, segmenter_key
 from genval.report.page.reliability import collect_diagrams
 from genval.report.schema import Report, read_report, select_generators
 from genval.runtime.commands import Command, Missing
@@ -49,6 +49,21 @@ class PageContent:
     def verdict(self) -> list[str]:
         """The sentences of the verdict."""
         return list(self.report.verdict) if self.report else []
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences on why the comparison cannot be trusted."""
+        if self.report is None:
+            return []
+        found = [f"Do not trust {check.said}." for check in self.report.checks if check.passed is False]
+        for model, made in self.report.made_by.items():
+            now = self.provenance["weights"].get(segmenter_key(model), [made])
+            if now != [made]:
+                found.append(
+                    f"{model} was evaluated again after this comparison, which is of {made}; the results are of "
+                    f"{' and of '.join(now)} now. Run report/correlate.py again."
+                )
+        return found
 
 
 class _MissingParts:

@@ -57,7 +57,7 @@ def collect_provenance(generated_dir: Path, results: Path, others: Iterable[Path
     for path in sorted(results.glob("*/*/*/*/manifest.jsonl")):
         for record in read_jsonl(path, ImageLine):
             found = f"{record.get('identity', 'not recorded')} in {record.get('precision', 'unknown')}"
-            weights.setdefault(f"segmenter {record.get('model', path.parts[-5])}", set()).add(found)
+            weights.setdefault(segmenter_key(record.get("model", path.parts[-5])), set()).add(found)
     warnings = [
         f"{package} was at versions {', '.join(sorted(found))} in different runs."
         for package, found in versions.items()
@@ -74,6 +74,11 @@ def collect_provenance(generated_dir: Path, results: Path, others: Iterable[Path
         "weights": {name: sorted(found) for name, found in sorted(weights.items())},
         "warnings": warnings,
     }
+
+
+def segmenter_key(model: str) -> str:
+    """Return the name of a segmenter among the `weights` of `collect_provenance`."""
+    return f"segmenter {model}"
 
 
 def command_of(settings: Mapping[str, Any]) -> str:

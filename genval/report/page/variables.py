@@ -53,7 +53,7 @@ def page_variables(content: PageContent) -> dict[str, Any]:
     return {
         "verdict": [_verdict_line(line) for line in content.verdict],
         "summary": _summary(report),
-        "warnings": [f"Do not trust {one.said}." for one in (report.checks if report else []) if one.passed is False],
+        "warnings": content.warnings,
         "stand_ins": content.preset == "mini",
         "facts": _facts(content),
         "sections": _sections(content),
