@@ -124,7 +124,8 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all errors of a script are, instead of its whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}. See: python {self.prog} --help\n")
+        end = "" if message.endswith("?") else "."
+        self.exit(2, f"error: {message}{end} See: python {self.prog} --help\n")
 
 
 class Show(argparse.Action):

@@ -88,7 +88,7 @@ def test_aliases_are_accepted_and_hidden():
         (("--segmenters", "a", "--compile", "maybe"), "invalid choice"),
         (("--segmenters", "a", "--preset", "maxi"), "invalid choice"),
         (("--segmenters", "a", "--caption", "x", "--no_captions"), "not allowed with"),
-        (("--segmenters", "a", "--step", "1"), "unrecognized arguments: --step 1; did you mean --steps?"),
+        (("--segmenters", "a", "--step", "1"), "unrecognized arguments: --step 1; did you mean --steps? See: "),
     ],
 )  # fmt: skip
 def test_a_wrong_flag_is_one_line_and_exit_code_2(flags, said, capsys):
