@@ -70,7 +70,10 @@ def compare_domains(settings: DomainTableSettings) -> DomainTable:
     root = resolve(settings.eval_dir)
     models = list_models(root) if settings.segmenters == "all" else model_list(settings.segmenters, settings.preset)
     if not models:
-        raise GenValError(f"No results in {root}. Run: python relis/eval.py --trg_dataset Cityscapes --segmenters NAME")
+        preset = f"--preset {settings.preset} " if settings.preset else ""
+        raise GenValError(
+            f"No results in {root}. Run: python relis/eval.py {preset}--trg_dataset Cityscapes --segmenters NAME"
+        )
     columns = list_columns(settings.domains, settings.reference_dataset, settings.gate)
     scenes = {
         column: [list_scenes(root, model, dataset, [(cond, "all")], settings.preset) for model in models]

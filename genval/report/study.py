@@ -89,9 +89,10 @@ def correlate(settings: CorrelationSettings) -> Report:
     root = resolve(settings.eval_dir)
     models = list_models(root) if settings.segmenters == "all" else model_list(settings.segmenters, settings.preset)
     if not models:
+        preset = f"--preset {settings.preset} " if settings.preset else ""
         raise GenValError(
-            f"No results in {root}. "
-            "Run: python relis/eval.py --trg_dataset Cityscapes,Cityscapes_fog,ACDC --segmenters all"
+            f"No results in {root}. Run: python relis/eval.py {preset}"
+            "--trg_dataset Cityscapes,Cityscapes_fog,ACDC --segmenters all"
         )
     generators = parse_generators(settings.generators, settings.domains, settings.preset)
     label_free = parse_label_free(settings.label_free)

@@ -160,6 +160,7 @@ def test_models_evaluated_on_different_images_are_not_compared(evaluated):
 
 def test_no_results_at_all_are_refused(relis):
     relis.refused("No results in", "relis/eval.py", code_out_err=compare(relis))
+    relis.refused("relis/eval.py --preset mini --trg_dataset", code_out_err=compare(relis, "--preset", "mini"))
 
 
 def sheet(relis, *flags):

@@ -496,6 +496,8 @@ def test_tables_have_the_metrics_and_mark_the_published_ones(report):
 
 
 def test_damaged_and_absent_files_are_refused_by_name(report):
+    empty = report("correlate", "--preset", "mini", "--eval_dir", report.root / "none")
+    report.refused("No results in", "relis/eval.py --preset mini --trg_dataset", code_out_err=empty)
     report.refused(
         "No results", "relis/eval.py", code_out_err=report("correlate", "--root_exp_dir", report.root / "no")
     )
