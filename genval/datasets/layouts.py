@@ -64,6 +64,9 @@ class Layout:
         return tuple(self.images.format(split=split) for split in self.splits) if first == "{split}" else (first,)
 
 
+# Where --preset mini has the rendered streets and the generated images.
+_MINI = path_dicts.PRESETS["mini"]["relis/eval"]
+
 LAYOUTS: dict[str, Layout] = {
     "Cityscapes": Layout(
         images="leftImg8bit/{split}/{scene}",
@@ -417,7 +420,7 @@ def find_root(
     entries = expected.parent.iterdir() if expected.parent.is_dir() else ()
     siblings = sorted(entry.name for entry in entries if entry != expected)
     found_text = f"found there: {', '.join(siblings[:8])}" if siblings else f"{expected.parent} is missing or empty"
-    remedy = f"Link it: ln -s PATH {expected}, or give {flag} PATH"
+    remedy = how_to_get(expected, flag)
     if dataset not in LAYOUTS:
         script = "ControlNet/style_transfer.py --domain" if is_generated(dataset) else "relis/corrupt.py --domain"
         generator = generator_of(dataset)
@@ -425,9 +428,22 @@ def find_root(
             script = f"relis/corrupt.py --method {generator} --reference PATH --domain"
         elif generator != path_dicts.DEFAULT_GENERATOR:
             script = f"ControlNet/style_transfer.py --generator {generator} --domain"
-        remedy = f"Run: python {script} {domain_of(dataset)}, or give --generated_dir"
+        preset = " --preset mini" if expected.is_relative_to(resolve(_MINI["generated_dir"]).parent) else ""
+        remedy = f"Run: python {script} {domain_of(dataset)}{preset}, or give --generated_dir"
     hint = suggestion(expected.name, siblings)
     raise GenValError(f"No {dataset} in {expected}: expected {expected}/{layout.images}; {found_text}.{hint} {remedy}.")
+
+
+def how_to_get(folder: Path, flag: str) -> str:
+    """Return how a missing set gets to its folder: the mini world is rendered, and other sets are linked.
+
+    Args:
+        folder: where it is expected.
+        flag: the script's flag for another folder.
+    """
+    if folder.is_relative_to(resolve(_MINI["datasets_dir"])):
+        return f"Run make demo, which renders it, or give {flag} PATH"
+    return f"Link it: ln -s PATH {folder}, or give {flag} PATH"
 
 
 def root_of(image: Path, dataset: str) -> Path:

@@ -23,7 +23,7 @@ from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.manifest import Manifest
 from genval.datasets.items import IMAGE_EXTENSIONS, BadFile, Item, openable
 from genval.datasets.labels import CITYSCAPES, IGNORE
-from genval.datasets.layouts import DERIVED, suggestion
+from genval.datasets.layouts import DERIVED, how_to_get, suggestion
 from genval.datasets.ood_objects import absence_path, find_object_images, mask_path, natural, read_curated
 from genval.datasets.reading import read_image, read_mask
 from genval.runtime.errors import GenValError
@@ -230,8 +230,7 @@ def find_ood_items(
             return _pair(dataset, images_found, masks_found, layout.kinds, ids, skipped, str(place))
     expected = ", or ".join(f"{images} and {masks}" for images, masks in layout.forms)
     raise GenValError(
-        f"No images with masks of {dataset} in {places[0]}: expected {expected}. "
-        f"Link it: ln -s PATH {places[0]}, or give --trg_root PATH."
+        f"No images with masks of {dataset} in {places[0]}: expected {expected}. {how_to_get(places[0], '--trg_root')}."
     )
 
 

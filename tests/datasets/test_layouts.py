@@ -292,3 +292,15 @@ def test_real_layouts():
     for item in find_items(acdc):
         image, train_ids = read_pair(item)
         assert image.shape[:2] == train_ids.shape and (train_ids != 255).mean() > 0.5
+
+
+def test_a_missing_set_of_the_mini_world_is_to_be_rendered_or_generated(tmp_path, monkeypatch):
+    monkeypatch.setattr("genval.runtime.paths.REPO_ROOT", tmp_path)
+    with pytest.raises(GenValError, match="Run make demo, which renders it, or give --trg_root PATH"):
+        find_root("Cityscapes", datasets_dir="datasets/mini")
+    with pytest.raises(GenValError, match=r"style_transfer.py --domain fog --preset mini, or give --generated_dir"):
+        find_root("Cityscapes_fog", datasets_dir="datasets/mini", generated_dir="images/mini/style_transfer")
+    with pytest.raises(GenValError, match=r"style_transfer.py --domain fog, or give --generated_dir"):
+        find_root("Cityscapes_fog")
+    with pytest.raises(GenValError, match="Link it: ln -s PATH"):
+        find_root("Cityscapes")
