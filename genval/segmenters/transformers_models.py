@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
-from genval.runtime.hub import pretrained, split_revision
+from genval.runtime.hub import pretrained, refuse_changed_weights, split_revision
 from genval.runtime.messages import listed
 from genval.runtime.paths import resolve
 from genval.segmenters.base import Segmenter
@@ -155,17 +155,7 @@ def _find_class(location: str, config: Any) -> tuple[Any, bool]:
 
 def _check_form(location: str, config: Any, class_map: ClassMap | None) -> None:
     """Refuse what transformers would load as something else without a word."""
-    if Path(location, "adapter_config.json").is_file():  # it would be added to the weights, even if they contain it
-        raise GenValError(
-            f"{location} holds an adapter of peft (adapter_config.json). Merge it with its model (merge_and_unload), "
-            "and save the result in a folder of its own."
-        )
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:  # a method that the library does not know is ignored
-        method = dict(quantization).get("quant_method") if isinstance(quantization, Mapping) else quantization
-        raise GenValError(
-            f"{location} is quantised (quantization_config: {method}). Give the model before quantisation."
-        )
+    refuse_changed_weights(location, config)
     if class_map is None and set(config.id2label) != set(range(config.num_labels)):
         raise GenValError(
             f"{location}: id2label of config.json must name the outputs 0 to {config.num_labels - 1}, found "
