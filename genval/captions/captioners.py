@@ -11,7 +11,7 @@ import torch
 from genval.captions.blip import load_blip
 from genval.captions.chat import load_chat
 from genval.runtime.errors import GenValError
-from genval.runtime.hub import pretrained
+from genval.runtime.hub import pretrained, refuse_changed_weights
 from genval.runtime.paths import find_below, resolve
 
 
@@ -48,17 +48,18 @@ def load_captioner(name: str, prompt_file: str | None = None, precision: str = "
         precision: one of Lightning's.
 
     Raises:
-        GenValError: the files are missing or damaged, or the model is of another kind.
+        GenValError: the files are missing or damaged, the model is of another kind, quantised, or has an adapter.
     """
     from transformers import AutoConfig
 
     folder = resolve(name) if resolve(name).is_dir() else find_below("checkpoints", name)
     location, options = pretrained(str(folder) if folder else name)
     try:
-        kind = AutoConfig.from_pretrained(location, **options).model_type
+        config = AutoConfig.from_pretrained(location, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise GenValError(f"Cannot load the captioner {name}: {' '.join(str(error).split())[:500]}") from error
-    return CAPTIONERS.get(kind, load_chat)(location, prompt_file, precision)
+    refuse_changed_weights(location, config)
+    return CAPTIONERS.get(config.model_type, load_chat)(location, prompt_file, precision)
 
 
 def _load_blip(name: str, prompt_file: str | None, precision: str) -> Captioner:

@@ -188,7 +188,11 @@ def _load_transformers(place: str, name: str, precision: str) -> Detector:
     architecture = "GroundingDino" if kind == "grounding-dino" else "MMGroundingDino"
     model = load_pretrained(getattr(transformers, f"{architecture}ForObjectDetection"), place, name, (kind,))
     settings = read_preprocessing(place)
-    size = settings.get("size", {})
+    size = {key: value for key, value in settings.get("size", {}).items() if value}
+    if size and set(size) != {"shortest_edge", "longest_edge"}:
+        raise GenValError(
+            f"{place}: preprocessor_config.json has the size {size}: expected shortest_edge and longest_edge."
+        )
     return Detector(
         model,
         load_tokenizer(place, name),

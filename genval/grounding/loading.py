@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from genval.runtime.errors import GenValError
-from genval.runtime.hub import pretrained
+from genval.runtime.hub import pretrained, refuse_changed_weights
 from genval.runtime.messages import first_words, silence_loading
 from genval.runtime.paths import find_below, resolve
 
@@ -100,11 +100,13 @@ def read_type(place: str, name: str, kinds: Collection[str]) -> str:
 
     location, options = pretrained(place)
     try:
-        found = str(AutoConfig.from_pretrained(location, **options).model_type)
+        config = AutoConfig.from_pretrained(location, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(name, error) from error
+    found = str(config.model_type)
     if found not in kinds:
         raise GenValError(f"{name} is a model of type {found!r}: expected {' or '.join(map(repr, kinds))}.")
+    refuse_changed_weights(location, config)
     return found
 
 
@@ -144,11 +146,28 @@ def _unreadable(name: str, error: Exception) -> GenValError:
 
 
 def read_preprocessing(place: str) -> dict[str, Any]:
-    """Return the content of `preprocessor_config.json`, or an empty dictionary if there is none."""
+    """Return the content of `preprocessor_config.json`, or an empty dictionary if there is none.
+
+    Raises:
+        GenValError: images are not resized, or pixels 0..255 are not divided by 255 and normalised.
+    """
     from transformers.image_processing_utils import BaseImageProcessor
 
     try:
         location, options = pretrained(place)
-        return dict(BaseImageProcessor.get_image_processor_dict(location, **options)[0])
+        values = dict(BaseImageProcessor.get_image_processor_dict(location, **options)[0])
     except OSError:
         return {}
+    other = {key: False for key in ("do_resize", "do_rescale", "do_normalize") if values.get(key) is False}
+    factor = values.get("rescale_factor", 1 / 255)
+    if abs(255 * factor - 1) > 1e-3:
+        other["rescale_factor"] = factor
+    if not isinstance(values.get("size", {}), dict):
+        other["size"] = values["size"]
+    if other:
+        raise GenValError(
+            f"{place}: preprocessor_config.json has {other}: expected images that are resized to a size such as "
+            '{"height": 1008, "width": 1008}, multiplied by 1/255 and normalised. Write image_mean and image_std for '
+            "pixels 0..1."
+        )
+    return values

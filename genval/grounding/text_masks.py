@@ -136,10 +136,13 @@ def load_text_masker(name: str, precision: str = "32-true") -> TextMasker:
     model_class = transformers.Sam3LiteTextModel if kind == "sam3_lite_text" else transformers.Sam3Model
     model = load_pretrained(model_class, place, name, _KINDS)
     settings = read_preprocessing(place)
+    size = settings.get("size", {"height": _SIDE, "width": _SIDE})
+    if size.get("height") is None or size["height"] != size.get("width"):
+        raise GenValError(f"{place}: preprocessor_config.json has the size {size}: expected a square.")
     return TextMasker(
         model,
         load_tokenizer(place, name),
-        settings.get("size", {}).get("height", _SIDE),
+        size["height"],
         settings.get("image_mean", _MEAN),
         settings.get("image_std", _STD),
         precision,

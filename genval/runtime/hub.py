@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from genval.runtime.errors import GenValError
+
 
 def split_revision(name: str) -> tuple[str, str | None]:
     """A hub name and its revision: a commit, a branch or a tag. A folder has none, whatever its name is.
@@ -29,6 +31,30 @@ def pretrained(place: str) -> tuple[str, dict[str, Any]]:
     forbid_remote_code()
     name, revision = split_revision(place)
     return name, {"trust_remote_code": False, **({"revision": revision} if revision else {})}
+
+
+def refuse_changed_weights(location: str, config: Any) -> None:
+    """Refuse adapters and quantised models, which transformers would load as other weights without an error.
+
+    Args:
+        location: of `pretrained`.
+        config: of transformers.
+
+    Raises:
+        GenValError: the folder has an adapter of peft, which would be added even to weights that contain it; or the
+            config has a quantisation, which is ignored if its method is unknown, and lost in a change of precision.
+    """
+    if Path(location, "adapter_config.json").is_file():
+        raise GenValError(
+            f"{location} holds an adapter of peft (adapter_config.json). Merge it with its model (merge_and_unload), "
+            "and save the result in a folder of its own."
+        )
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise GenValError(
+            f"{location} is quantised (quantization_config: {method}). Give the model before quantisation."
+        )
 
 
 def forbid_remote_code() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json
-from genval.runtime.hub import pretrained, split_revision
+from genval.runtime.hub import pretrained, refuse_changed_weights, split_revision
 from genval.runtime.messages import listed
 from genval.runtime.paths import resolve
 from genval.segmenters.base import Segmenter
@@ -60,7 +60,8 @@ def load_transformers(
 
     Raises:
         GenValError: the files are missing or damaged, hold no semantic segmentation model, the weights do not match
-            the config key by key, or the model does not have 19 labels in the order of the trainIds and no class map.
+            the config key by key, are quantised or those of an adapter, or the model does not have 19 labels in the
+            order of the trainIds and no class map.
     """
     import transformers
 
@@ -72,6 +73,7 @@ def load_transformers(
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(location, **options)
             factory, _ = _find_class(location, config)
+            _check_form(location, config, class_map)
             processor = read_processor(location, config.model_type, options)
             class_map = map_by_name(location, as_names(config.id2label), class_map)
             check_outputs(location, config.num_labels, class_map)
@@ -151,6 +153,17 @@ def _find_class(location: str, config: Any) -> tuple[Any, bool]:
     )
 
 
+def _check_form(location: str, config: Any, class_map: ClassMap | None) -> None:
+    """Refuse what transformers would load as something else without a word."""
+    refuse_changed_weights(location, config)
+    if class_map is None and set(config.id2label) != set(range(config.num_labels)):
+        raise GenValError(
+            f"{location}: id2label of config.json must name the outputs 0 to {config.num_labels - 1}, found "
+            f"{listed(sorted(config.id2label))}. Give the meaning of each output with --class_map (trainids: the 19 in "
+            "the order of Cityscapes)."
+        )
+
+
 def _locate(source: str, checkpoint_root: str | Path) -> tuple[str, bool]:
     """The folder or the hub's name, and whether to ask nobody for it.
 
@@ -223,14 +236,23 @@ def _check_numbers(location: str, local: bool, network: nn.Module) -> None:
         )
         return found
 
-    index = find("model.safetensors.index.json")
-    parts = set(read_json(Path(index))["weight_map"].values()) if index else {"model.safetensors"}
+    def parts_of(name: str) -> list[str]:
+        index = find(f"{name}.index.json")
+        names = set(read_json(Path(index))["weight_map"].values()) if index else {name}
+        return list(filter(None, map(find, sorted(names))))
+
     real = {key for key, value in network.state_dict().items() if value.is_floating_point()}
-    for path in filter(None, map(find, sorted(parts))):
+    parts = parts_of("model.safetensors")
+    for path in parts:
         with safe_open(path, "pt") as stream:
             kinds = {key: stream.get_slice(key).get_dtype() for key in stream.keys() if key in real}  # noqa: SIM118
-        wrong = [f"{key} ({kind})" for key, kind in kinds.items() if not kind.startswith(("F", "BF"))]
-        if wrong:
-            raise GenValError(
-                f"The weights in {path} are no real numbers: {listed(sorted(wrong))}. Save them as float32."
-            )
+        _refuse(path, [f"{key} ({kind})" for key, kind in kinds.items() if not kind.startswith(("F", "BF"))])
+    for path in [] if parts else parts_of("pytorch_model.bin"):
+        tensors = torch.load(path, map_location="meta", weights_only=True)
+        kinds = {key: value.dtype for key, value in tensors.items() if key in real}
+        _refuse(path, [f"{key} ({kind})" for key, kind in kinds.items() if not kind.is_floating_point])
+
+
+def _refuse(path: str, wrong: list[str]) -> None:
+    if wrong:
+        raise GenValError(f"The weights in {path} are no real numbers: {listed(sorted(wrong))}. Save them as float32.")

@@ -125,3 +125,14 @@ def test_weights_that_are_missing_are_refused(folder_of, tmp_path):
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(GenValError, match=r"do not fit its config\.json.*lm_head"):
         load_captioner(str(folder))
+
+
+def test_quantised_models_and_adapters_are_refused(tmp_path):
+    write_tiny("Qwen3VLForConditionalGeneration", tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "unknown"}}))
+    with pytest.raises(GenValError, match=r"is quantised \(quantization_config: unknown\)"):
+        load_captioner(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(GenValError, match="adapter of peft"):
+        load_captioner(str(tmp_path))

@@ -174,3 +174,35 @@ def test_others_are_refused_by_name(tmp_path, load, kind, message):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(GenValError, match=message):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "load", "changes"),
+    [
+        ("MMGroundingDinoForObjectDetection", load_detector, {"do_normalize": False}),
+        ("MMGroundingDinoForObjectDetection", load_detector, {"rescale_factor": 1 / 127.5}),
+        ("MMGroundingDinoForObjectDetection", load_detector, {"size": {"height": 64, "width": 64}}),
+        ("MMGroundingDinoForObjectDetection", load_detector, {"size": 800}),
+        ("Sam3Model", load_text_masker, {"do_rescale": False}),
+        ("Sam3Model", load_text_masker, {"do_resize": False}),
+        ("Sam3Model", load_text_masker, {"size": {"height": 56, "width": 112}}),
+    ],
+)
+def test_another_preprocessing_is_refused(tmp_path, name, load, changes):
+    write_tiny(name, tmp_path)
+    load(str(tmp_path))
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(GenValError, match=rf"preprocessor_config\.json has .*{next(iter(changes))}"):
+        load(str(tmp_path))
+
+
+def test_quantised_models_and_adapters_are_refused(tmp_path):
+    write_tiny("Sam2Model", tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "unknown"}}))
+    with pytest.raises(GenValError, match="is quantised"):
+        load_outliner(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(GenValError, match="adapter of peft"):
+        load_outliner(str(tmp_path))

@@ -172,3 +172,79 @@ def test_vision_transformers_take_any_size(tmp_path, kind):
     padded = segmenter.mean.to(torch.uint8).expand(1, 3, *size).clone()
     padded[..., :90, :120] = images
     torch.testing.assert_close(segmenter(images), segmenter(padded)[..., :90, :120], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries"),
+    [
+        ("DPTImageProcessor", {"ensure_multiple_of": 14}),
+        ("DPTImageProcessor", {"keep_aspect_ratio": True, "ensure_multiple_of": 32}),
+        ("DPTImageProcessor", {"do_pad": True, "size_divisor": 48}),
+        ("MaskFormerImageProcessor", {"size": {"shortest_edge": 100, "longest_edge": 333}}),
+        ("Mask2FormerImageProcessor", {"size": {"height": 90, "width": 130}, "size_divisor": 64}),
+        ("Mask2FormerImageProcessor", {"size": {"shortest_edge": 100, "longest_edge": 333}, "size_divisor": 0}),
+        ("DetrImageProcessor", {"size": {"shortest_edge": 100, "longest_edge": 150}}),
+    ],
+)
+def test_the_resize_is_that_of_the_processor(tmp_path, kind, entries):
+    import transformers
+
+    from genval.segmenters.processor import read_processor
+
+    processor = getattr(transformers, kind)(**entries)
+    processor.save_pretrained(tmp_path)
+    found = read_processor(str(tmp_path), "segformer", {})
+    for size in [(96, 160), (160, 96), (720, 1280), (333, 777)]:
+        # DPT's processor pads after the resize.
+        resized = processor(torch.zeros(3, *size, dtype=torch.uint8), return_tensors="pt", do_pad=False)
+        assert found.fitted_size(*size) == tuple(resized["pixel_values"].shape[-2:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"image_processor_type": "EfficientNetImageProcessor", "rescale_offset": True}, '"rescale_offset": true'),
+        ({"image_processor_type": "EfficientNetImageProcessor", "include_top": True}, '"include_top": true'),
+        ({"image_mean": 0.5, "image_std": 0.5}, "expected three numbers each"),
+        ({"image_mean": [0.5], "image_std": [0.5]}, "expected three numbers each"),
+    ],
+)
+def test_processors_with_other_steps_are_refused(hf_folder, changes, error):
+    edit(hf_folder / "preprocessor_config.json", **{"rescale_offset": False, "include_top": False} | changes)
+    with pytest.raises(GenValError, match=error):
+        load_segmenter(f"hf:{hf_folder}", CPU)
+
+
+def test_names_that_do_not_start_at_0_are_refused(hf_folder):
+    labels = json.loads((hf_folder / "config.json").read_text())["id2label"]
+    shifted = {str(int(key) + 1): name for key, name in labels.items()}
+    edit(hf_folder / "config.json", id2label=shifted, label2id={})
+    with pytest.raises(GenValError, match=r"id2label .* outputs 0 to 18, found 1, 2"):
+        load_segmenter(f"hf:{hf_folder}", CPU)
+    load_segmenter(f"hf:{hf_folder}", CPU, class_map="trainids")
+
+
+def test_adapters_and_quantised_models_are_refused(hf_folder):
+    edit(hf_folder / "config.json", quantization_config={"quant_method": "unknown"})
+    with pytest.raises(GenValError, match=r"is quantised \(quantization_config: unknown\)"):
+        load_segmenter(f"hf:{hf_folder}", CPU)
+    (hf_folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(GenValError, match="adapter of peft"):
+        load_segmenter(f"hf:{hf_folder}", CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16])
+def test_pickled_weights_are_real_numbers_too(hf_folder, images, dtype):
+    from safetensors.torch import load_file
+
+    expected = load_segmenter(f"hf:{hf_folder}", CPU)(images)
+    path = hf_folder / "model.safetensors"
+    state = load_file(path)
+    path.unlink()
+    state["decode_head.classifier.weight"] = state["decode_head.classifier.weight"].to(dtype)
+    torch.save(state, hf_folder / "pytorch_model.bin")
+    if dtype == torch.int8:
+        with pytest.raises(GenValError, match=r"no real numbers: decode_head\.classifier\.weight"):
+            load_segmenter(f"hf:{hf_folder}", CPU)
+    else:
+        torch.testing.assert_close(load_segmenter(f"hf:{hf_folder}", CPU)(images), expected, rtol=0, atol=1e-3)
