@@ -2,8 +2,9 @@
 
 PyTorch launches a kernel for each operation, and each kernel reads and writes a whole tensor. The kernels here compute
 several operations at once, in channels-last tensors on an NVIDIA GPU: group normalisation of a sum with SiLU; a
-residual sum with the bias of the last convolution; the gated GELU. They compile in seconds. Sums are added in a fixed
-order, so that results do not depend on the order of the programs.
+residual sum with the bias of the last convolution, or with the layer normalisation that follows; the gated GELU; a skip
+connection that is added to and concatenated. They compile in seconds. Sums are added in a fixed order, so that results
+do not depend on the order of the programs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ _ROWS, _CHANNELS = 32, 64
 _PARTS = 16
 # Channels of the largest group of Stable Diffusion, rounded up to a power of two.
 _GROUP = 128
+# Numbers of channels of its transformers, for each of which a kernel is compiled.
+_WIDTHS = (320, 640, 1280)
+# Numbers that a program normalises at once: rows of tokens, with their channels rounded up to a power of two.
+_ELEMENTS = 4096
 
 
 @triton.jit
@@ -109,6 +114,46 @@ def _gated_gelu(x, y, count, width, SIZE: tl.constexpr):  # type: ignore[no-unty
     tl.store(y + place, (value * gate).to(y.dtype.element_ty), mask=mask)
 
 
+@triton.jit(do_not_specialize=["count"])
+def _add_and_normalise(x, hidden, weight, bias, total, y, count, channels, eps, ROWS: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, SIZE)
+    inside = (c < channels)[None]
+    mask = (row < count)[:, None] & inside
+    place = row.to(tl.int64)[:, None] * channels + c[None]
+    value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    value += tl.load(hidden + place, mask=mask, other=0.0).to(tl.float32)
+    rounded = value.to(total.dtype.element_ty)
+    tl.store(total + place, rounded, mask=mask)
+    value = rounded.to(tl.float32)
+    centred = tl.where(inside, value - (tl.sum(value, 1) / channels)[:, None], 0.0)
+    scale = 1 / tl.sqrt(tl.sum(centred * centred, 1) / channels + eps)
+    gain = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
+    shift = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)
+    value = centred * scale[:, None] * gain[None] + shift[None]
+    tl.store(y + place, value.to(y.dtype.element_ty), mask=mask)
+
+
+# With `added`, the skip connection is the sum of both.
+@triton.jit(do_not_specialize=["pixels", "images"])
+def _join(  # type: ignore[no-untyped-def]
+    x, skip, added, y, pixels, images, first, second, ADDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    image = tl.program_id(2).to(tl.int64)
+    inside = (row < pixels)[:, None]
+    of_skip = inside & (c >= first)[None] & (c < first + second)[None]
+    from_x = ((image * pixels + row) * first)[:, None] + c[None]
+    from_skip = (((image % images) * pixels + row) * second)[:, None] + (c - first)[None]
+    value = tl.load(skip + from_skip, mask=of_skip, other=0.0).to(tl.float32)
+    if ADDED:
+        value += tl.load(added + from_skip, mask=of_skip, other=0.0).to(tl.float32)
+    value += tl.load(x + from_x, mask=inside & (c < first)[None], other=0.0).to(tl.float32)
+    place = ((image * pixels + row) * (first + second))[:, None] + c[None]
+    tl.store(y + place, value.to(y.dtype.element_ty), mask=inside & (c < first + second)[None])
+
+
 def normalise(norm: Any, x: torch.Tensor, added: torch.Tensor | None = None, silu: bool = True) -> torch.Tensor:
     """Group normalisation of x + added, then SiLU.
 
@@ -170,6 +215,50 @@ def gated_gelu(x: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def add_and_normalise(x: torch.Tensor, hidden: torch.Tensor, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x + hidden and its layer normalisation.
+
+    Args:
+        x: (..., C).
+        hidden: of the same shape.
+        norm: the LayerNorm, of C.
+    """
+    x, hidden = x.contiguous(), hidden.contiguous()
+    total, y = torch.empty_like(x), torch.empty_like(x)
+    channels = x.shape[-1]
+    count, size = x.numel() // channels, triton.next_power_of_2(channels)
+    rows = max(1, _ELEMENTS // size)
+    _add_and_normalise[(triton.cdiv(count, rows),)](
+        x, hidden, norm.weight, norm.bias, total, y, count, channels, norm.eps, ROWS=rows, SIZE=size
+    )
+    return total, y
+
+
+def join(x: torch.Tensor, skip: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+    """Concatenate the channels of x and of skip + added.
+
+    Args:
+        x: (N, C, H, W).
+        skip: (M, C', H, W), which is repeated to N rows.
+        added: of the shape of `skip`; None for zeros.
+
+    Returns:
+        (N, C + C', H, W), channels-last.
+    """
+    x, skip = (one.contiguous(memory_format=torch.channels_last) for one in (x, skip))
+    is_sum = added is not None
+    added = skip if added is None else added.contiguous(memory_format=torch.channels_last)
+    images, first, height, width = x.shape
+    second, pixels = skip.shape[1], height * width
+    shape = (images, first + second, height, width)
+    y = torch.empty(shape, device=x.device, dtype=x.dtype, memory_format=torch.channels_last)
+    grid = (triton.cdiv(pixels, _ROWS), triton.cdiv(first + second, _CHANNELS), images)
+    _join[grid](
+        x, skip, added, y, pixels, len(skip), first, second, ADDED=is_sum, ROWS=_ROWS, CHANNELS=_CHANNELS
+    )  # fmt: skip
+    return y
+
+
 def compile_kernels(device: torch.device, dtype: torch.dtype) -> None:
     """Compile all kernels for the networks of Stable Diffusion, so that the first batch does not wait for it."""
     norm = torch.nn.GroupNorm(2, 64, device=device, dtype=dtype).requires_grad_(False)
@@ -178,3 +267,10 @@ def compile_kernels(device: torch.device, dtype: torch.dtype) -> None:
     normalise(norm, x, silu=False)
     add_residual(x, x, norm.bias)
     gated_gelu(x.flatten(2))
+    for added in (x, None):
+        join(x, x, added)
+    for channels in _WIDTHS:
+        tokens = torch.ones((1, 16, channels), device=device, dtype=dtype)
+        add_and_normalise(
+            tokens, tokens, torch.nn.LayerNorm(channels, device=device, dtype=dtype).requires_grad_(False)
+        )

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from genval.runtime.errors import GenValError
 from genval.runtime.imports import hidden, placeholders
@@ -60,14 +60,21 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
     # a second, to recognise compiled modules in Fabric.setup, which is not used either.
     with hidden("torchmetrics"), placeholders("torch._dynamo"):
         from lightning_fabric import Fabric
+        from lightning_fabric.strategies import DDPStrategy
     from lightning_utilities.core import rank_zero
 
     rank_zero.log.addFilter(is_no_advice)
     # Fabric starts MPI to ask for the number of processes, which takes half a second. Without a launcher it is one.
     unused = [] if any(name.startswith(_OF_MPI) for name in os.environ) else ["mpi4py"]
+    chosen: dict[str, Any] = {
+        "accelerator": settings.accelerator, "devices": settings.devices, "num_nodes": settings.num_nodes
+    }  # fmt: skip
     try:
         with hidden(*unused):
-            fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)
+            fabric = Fabric(**chosen)
+            if isinstance(fabric.strategy, DDPStrategy) and settings.num_nodes == 1:
+                # The processes only tell each other small objects of the host. NCCL takes seconds to start.
+                fabric = Fabric(**chosen, strategy=DDPStrategy(process_group_backend="gloo"))
     except (RuntimeError, ValueError, TypeError) as error:  # Lightning's MisconfigurationException is a RuntimeError
         for process in others:
             process.kill()

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from diffusion_world import HEIGHT, WIDTH
 from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, load_base
 from genval.diffusion.sampling import denoiser as denoiser_module
-from genval.diffusion.sampling.denoiser import Blocks, Denoiser, check_network, group_norm
+from genval.diffusion.sampling.denoiser import Denoiser, check_network, group_norm
 from genval.diffusion.sampling.generation import GenerationBatch, generate, start_generation
 from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError
@@ -66,14 +67,21 @@ def random_controlnet(unet: Any) -> Any:
     return controlnet.eval()
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_agrees_with_the_modules_own_forward(guidance: float) -> None:
-    unet = attention_first_unet()
+def test_agrees_with_the_modules_own_forward(guidance: float, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused kernels run in Triton's interpreter without a GPU."""
+    if fused:
+        pytest.importorskip("triton", reason="Triton is not available for this system")
+    device = torch.device("cuda" if fused and torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(denoiser_module, "can_fuse", lambda device: fused)
+    torch.manual_seed(1)
+    unet = attention_first_unet().to(device)
     controlnet = random_controlnet(unet)
-    base: Any = SimpleNamespace(unet=unet, device=torch.device("cpu"), dtype=torch.float32, downscale=2)
+    base: Any = SimpleNamespace(unet=unet, device=device, dtype=torch.float32, downscale=2)
     rows = 2 * ROWS if guidance > 1 else ROWS
-    latents, text = torch.randn(ROWS, 4, 8, 16), torch.randn(rows, 7, 32)
-    hints, timesteps = torch.rand(ROWS, 1, 16, 32), torch.tensor([900, 300])
+    latents, text = torch.randn(ROWS, 4, 8, 16, device=device), torch.randn(rows, 7, 32, device=device)
+    hints, timesteps = torch.rand(ROWS, 1, 16, 32, device=device), torch.tensor([900, 300], device=device)
     ours = Denoiser(base, controlnet, 0.7, guidance)
     conditions = ours.condition(TextStates(text), hints, timesteps, None)
     for step, timestep in enumerate(timesteps):
@@ -149,7 +157,7 @@ def test_generated_kernels_agree_and_are_made_for_one_shape(
         shapes.add((x.shape, x.stride(), len(texts[0])))
         return blocks.transformer(module, x, texts, qkv)
 
-    compiled._blocks = Blocks(resnet, transformer)
+    compiled._blocks = dataclasses.replace(blocks, resnet=resnet, transformer=transformer)
     assert np.abs(images(3, compiled).astype(int) - plain).max() <= 1
     assert np.abs(images(1, compiled).astype(int) - plain[:1]).max() <= 1
     assert rows == {2, 4}  # the last batch, of one, was filled up

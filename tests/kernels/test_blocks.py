@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="Triton is not available for this system")
 
-from genval.kernels.blocks import add_residual, compile_kernels, gated_gelu, normalise
+from genval.kernels.blocks import add_and_normalise, add_residual, compile_kernels, gated_gelu, join, normalise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -60,6 +60,29 @@ def test_the_gated_gelu_takes_its_gate_from_the_second_half():
     x = draw(2, 3, 14)
     values, gates = x.chunk(2, dim=-1)
     torch.testing.assert_close(gated_gelu(x), values * F.gelu(gates))
+
+
+@pytest.mark.parametrize("channels", [24, 320])
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_a_sum_is_normalised_over_its_channels(channels, mean):
+    x, hidden = mean + draw(2, 7, channels), draw(2, 7, channels, seed=1)
+    norm = torch.nn.LayerNorm(channels, eps=1e-5).to(DEVICE)
+    norm.weight.data, norm.bias.data = draw(channels, seed=2), draw(channels, seed=3)
+    total, normalised = add_and_normalise(x, hidden, norm)
+    torch.testing.assert_close(total, x + hidden)
+    exact = F.layer_norm((x + hidden).double(), (channels,), norm.weight.double(), norm.bias.double(), norm.eps)
+    torch.testing.assert_close(normalised.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+@pytest.mark.parametrize("is_sum", [False, True])
+def test_a_skip_connection_is_repeated_and_joined(rows, is_sum):
+    x, skip = draw(rows, 70, 5, 7), draw(2, 13, 5, 7, seed=1)
+    added = draw(2, 13, 5, 7, seed=2) if is_sum else None
+    summed = skip + added if is_sum else skip
+    joined = join(x, skip, added)
+    assert joined.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(joined, torch.cat([x, torch.cat([summed] * (rows // 2))], dim=1))
 
 
 def test_compiling_the_kernels_runs_each_of_them():

@@ -63,10 +63,13 @@ _SHAPES = 128
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """What runs the blocks of a network: the functions `resnet` and `transformer`, or faster ones in their place."""
+    """What runs the parts of a network: the functions of this module, or faster ones in their place."""
 
     resnet: Callable[..., torch.Tensor]
     transformer: Callable[..., torch.Tensor]
+    join: Callable[..., torch.Tensor]
+    residual: Callable[..., torch.Tensor]
+    last: Callable[..., torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,17 +136,19 @@ class Denoiser:
         self.compiled = compiled
         self._networks = [base.unet] if controlnet is None else [base.unet, controlnet]
         self._qkv = {network: _fused_qkv(network) for network in self._networks}
-        self._blocks = Blocks(resnet, transformer)
+        self._blocks = plain = Blocks(resnet, transformer, join, residual, last)
         self._memory = torch.contiguous_format
         self._graph: _Graph | None = None
         self._side = torch.cuda.Stream(base.device) if graphed and base.device.type == "cuda" else None
         if compiled:
-            self._blocks = Blocks(compile_shapes(resnet), compile_shapes(transformer))
+            self._blocks = dataclasses.replace(
+                plain, resnet=compile_shapes(resnet), transformer=compile_shapes(transformer)
+            )
         elif can_fuse(base.device):
             from genval.diffusion.sampling import fused
 
-            self._blocks = Blocks(fused.resnet, fused.transformer)
-        if self._blocks.resnet is not resnet:
+            self._blocks = Blocks(fused.resnet, fused.transformer, fused.join, fused.residual, fused.last)
+        if self._blocks is not plain:
             self._memory = torch.channels_last
             for network in self._networks:
                 # Generated kernels are shared only by weights that agree in layout and in whether they need gradients.
@@ -345,7 +350,7 @@ def control(
     """Return the residuals of the ControlNet, one per output of `encode`, multiplied by `strength`."""
     outputs = encode(controlnet, noisy, hint, time, texts, qkv, blocks)
     convolutions = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
-    return [convolution(output) * strength for convolution, output in zip(convolutions, outputs, strict=True)]
+    return [blocks.residual(layer, output, strength) for layer, output in zip(convolutions, outputs, strict=True)]
 
 
 def decode(
@@ -358,17 +363,19 @@ def decode(
     blocks: Blocks,
 ) -> torch.Tensor:
     """Run the decoder of a UNet on the outputs of `encode` and `control`; return the prediction, (rows, C, h, w)."""
-    joined = [skip + residual for skip, residual in zip(skips, residuals, strict=True)] if residuals else [*skips]
-    x = joined.pop()
+    # Each skip connection and what is added to it.
+    joined = [*zip(skips, residuals or itertools.repeat(None, len(skips)), strict=True)]
+    middle, added = joined.pop()
+    x = middle if added is None else middle + added
     layers = _Layers(unet.up_blocks, None, time, texts, qkv, blocks)
     for block in unet.up_blocks:
         for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-            x = layers.resnet(resnet, torch.cat([x, _repeat(joined.pop(), x.shape[0])], dim=1))
+            x = layers.resnet(resnet, blocks.join(x, *joined.pop()))
             if attention is not None:
                 x = layers.transformer(attention, x)
         for upsampler in block.upsamplers or ():
             x = upsampler.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-    return unet.conv_out(F.silu(group_norm(unet.conv_norm_out, x)))
+    return blocks.last(unet, x)
 
 
 class _Layers:
@@ -400,6 +407,23 @@ class _Layers:
         return self.blocks.transformer(module, x, texts, list(itertools.islice(self.qkv, depth)))
 
 
+def join(x: torch.Tensor, skip: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+    """Concatenate x, (rows, C, h, w), and the sum of two tensors whose rows are repeated, or the first of them."""
+    return torch.cat([x, _repeat(skip if added is None else skip + added, len(x))], dim=1)
+
+
+def residual(layer: Any, output: torch.Tensor, strength: float) -> torch.Tensor:
+    """Return a residual of a ControlNet: an output of its encoder, after a 1x1 convolution, times `strength`."""
+    result: torch.Tensor = layer(output) * strength
+    return result
+
+
+def last(unet: Any, x: torch.Tensor) -> torch.Tensor:
+    """Turn the output of a UNet's last block into its prediction."""
+    result: torch.Tensor = unet.conv_out(F.silu(group_norm(unet.conv_norm_out, x)))
+    return result
+
+
 def resnet(block: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
     """Run a residual block.
 
@@ -426,6 +450,7 @@ def transformer(
     qkv: list[torch.Tensor],
     normalise: Callable[..., torch.Tensor] | None = None,
     feed_forward: Callable[..., torch.Tensor] | None = None,
+    add_and_normalise: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> torch.Tensor:
     """Run a transformer over the pixels of x.
 
@@ -436,6 +461,7 @@ def transformer(
         qkv: the fused weights of its self-attentions.
         normalise: takes the GroupNorm and its input (default: `group_norm`).
         feed_forward: takes the feed-forward network and its input (default: call the network).
+        add_and_normalise: takes two summands and a LayerNorm; returns their sum and what the LayerNorm makes of it.
 
     Returns:
         (rows of the texts, C, h, w).
@@ -444,15 +470,20 @@ def transformer(
     # The projections are 1x1 convolutions in Stable Diffusion 1 and linear in XL: one matrix product in both.
     tokens = (normalise or group_norm)(module.norm, x).permute(0, 2, 3, 1).flatten(1, 2)
     tokens = F.linear(tokens, module.proj_in.weight.flatten(1), module.proj_in.bias)
+    add = add_and_normalise or _add_and_normalise
     for block, weights, keys, values in zip(module.transformer_blocks, qkv, texts[::2], texts[1::2], strict=True):
-        tokens = tokens + _self_attention(block.attn1, block.norm1(tokens), weights)
-        tokens, x = _repeat(tokens, len(keys)), _repeat(x, len(keys))
-        queries = _heads(block.attn2.to_q(block.norm2(tokens)), block.attn2.heads)
-        tokens = tokens + _attend(block.attn2, queries, keys, values)
-        hidden = block.norm3(tokens)
-        tokens = tokens + (block.ff(hidden) if feed_forward is None else feed_forward(block.ff, hidden))
+        tokens, normal = add(tokens, _self_attention(block.attn1, block.norm1(tokens), weights), block.norm2)
+        tokens, normal, x = (_repeat(one, len(keys)) for one in (tokens, normal, x))
+        queries = _heads(block.attn2.to_q(normal), block.attn2.heads)
+        tokens, normal = add(tokens, _attend(block.attn2, queries, keys, values), block.norm3)
+        tokens = tokens + (block.ff(normal) if feed_forward is None else feed_forward(block.ff, normal))
     tokens = F.linear(tokens, module.proj_out.weight.flatten(1), module.proj_out.bias)
     return x + tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+def _add_and_normalise(x: torch.Tensor, hidden: torch.Tensor, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    total = x + hidden
+    return total, norm(total)
 
 
 def _self_attention(attention: Any, tokens: torch.Tensor, qkv: torch.Tensor) -> torch.Tensor:

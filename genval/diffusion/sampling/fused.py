@@ -1,7 +1,7 @@
 """The blocks of a UNet, a ControlNet and a VAE's decoder on an NVIDIA GPU, with the kernels of `genval.kernels.blocks`.
 
-They replace the functions `resnet` and `transformer` of `genval.diffusion.sampling.denoiser` and take channels-last
-networks and tensors. Convolutions, matrix products and attention are PyTorch's.
+They replace the functions of the same names of `genval.diffusion.sampling.denoiser`, and take channels-last networks
+and tensors. Convolutions, matrix products and attention are PyTorch's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from genval.diffusion.sampling import denoiser
-from genval.kernels.blocks import add_residual, gated_gelu, normalise
+from genval.kernels.blocks import add_and_normalise, add_residual, gated_gelu, join, normalise
+
+__all__ = ["fuse_decoder", "join", "last", "residual", "resnet", "transformer"]
 
 
 def resnet(block: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
@@ -21,21 +23,38 @@ def resnet(block: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
     hidden = F.conv2d(normalise(block.norm1, x), block.conv1.weight, None, padding=1)
     hidden = F.conv2d(normalise(block.norm2, hidden, time + block.conv1.bias), block.conv2.weight, None, padding=1)
     if block.conv_shortcut is not None:
-        weight, bias = block.conv_shortcut.weight.flatten(1), block.conv_shortcut.bias
-        x = F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+        x = _project(block.conv_shortcut, x)
     y = add_residual(x, hidden, block.conv2.bias)
     return y if block.output_scale_factor == 1 else y / block.output_scale_factor
 
 
 def transformer(module: Any, x: torch.Tensor, texts: list[torch.Tensor], qkv: list[torch.Tensor]) -> torch.Tensor:
     """Run a transformer over the pixels of x, as `genval.diffusion.sampling.denoiser.transformer`."""
-    return denoiser.transformer(module, x, texts, qkv, partial(normalise, silu=False), _feed_forward)
+    norm = partial(normalise, silu=False)
+    return denoiser.transformer(module, x, texts, qkv, norm, _feed_forward, add_and_normalise)
 
 
 def _feed_forward(network: Any, tokens: torch.Tensor) -> torch.Tensor:
     first, _, last = network.net
     hidden: torch.Tensor = last(gated_gelu(first.proj(tokens)))
     return hidden
+
+
+def residual(layer: Any, output: torch.Tensor, strength: float) -> torch.Tensor:
+    """Return a residual of a ControlNet, as `genval.diffusion.sampling.denoiser.residual`."""
+    projected = _project(layer, output)
+    return projected if strength == 1 else projected * strength
+
+
+def last(unet: Any, x: torch.Tensor) -> torch.Tensor:
+    """Turn the output of a UNet's last block into its prediction."""
+    result: torch.Tensor = unet.conv_out(normalise(unet.conv_norm_out, x))
+    return result
+
+
+def _project(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """A 1x1 convolution as a matrix product, which adds the bias without another pass over the result."""
+    return F.linear(x.permute(0, 2, 3, 1), layer.weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
 
 
 def fuse_decoder(vae: Any) -> None:
