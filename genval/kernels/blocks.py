@@ -3,8 +3,9 @@
 PyTorch launches a kernel for each operation, and each kernel reads and writes a whole tensor. The kernels here compute
 several operations at once, in channels-last tensors on an NVIDIA GPU: group normalisation of a sum with SiLU; a
 residual sum with the bias of the last convolution, or with the layer normalisation that follows; the gated GELU; a skip
-connection that is added to and concatenated. They compile in seconds. Sums are added in a fixed order, so that results
-do not depend on the order of the programs.
+connection that is added to and concatenated. Others replace kernels of PyTorch that reach a fraction of the memory's
+bandwidth. They compile in seconds. Sums are added in a fixed order, so that results do not depend on the order of the
+programs.
 """
 
 from __future__ import annotations
@@ -36,19 +37,20 @@ def _sums(x, added, sums, pixels, channels, added_stride, ROWS: tl.constexpr, CH
     extra = tl.load(added + image * added_stride + c, mask=inside, other=0.0).to(tl.float32)
     image_start = image.to(tl.int64) * pixels
     first = tl.load(x + image_start * channels + c, mask=inside, other=0.0).to(tl.float32) + extra
-    total = tl.zeros((CHANNELS,), tl.float32)
-    squares = tl.zeros((CHANNELS,), tl.float32)
+    # Sums over the rows of a tile need an exchange between threads, so there is one at the end.
+    total = tl.zeros((ROWS, CHANNELS), tl.float32)
+    squares = tl.zeros((ROWS, CHANNELS), tl.float32)
     for start in range(part * ROWS, pixels, parts * ROWS):
         row = start + tl.arange(0, ROWS)
         mask = (row < pixels)[:, None] & inside[None]
         place = (image_start + row)[:, None] * channels + c[None]
         value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
         value = tl.where(mask, value + extra[None] - first[None], 0.0)
-        total += tl.sum(value, 0)
-        squares += tl.sum(value * value, 0)
+        total += value
+        squares += value * value
     place = (image * parts + part) * 2 * channels + c
-    tl.store(sums + place, total, mask=inside)
-    tl.store(sums + place + channels, squares, mask=inside)
+    tl.store(sums + place, tl.sum(total, 0), mask=inside)
+    tl.store(sums + place + channels, tl.sum(squares, 0), mask=inside)
 
 
 # One kernel serves all sizes: a kernel per size of the groups would take seconds to compile.
@@ -93,39 +95,75 @@ def _apply(x, scales, bias, y, pixels, channels, SILU: tl.constexpr, ROWS: tl.co
     tl.store(y + place, value.to(y.dtype.element_ty), mask=mask)
 
 
+# Without `ADDED`, x is not read.
 @triton.jit(do_not_specialize=["count"])
-def _residual(x, hidden, bias, y, count, channels, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    mask = place < count
-    value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-    value += tl.load(hidden + place, mask=mask, other=0.0).to(tl.float32)
-    value += tl.load(bias + place % channels, mask=mask, other=0.0).to(tl.float32)
+def _residual(  # type: ignore[no-untyped-def]
+    x, hidden, bias, y, count, channels, ADDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    mask = (row < count)[:, None] & (c < channels)[None]
+    place = row.to(tl.int64)[:, None] * channels + c[None]
+    value = tl.load(hidden + place, mask=mask, other=0.0).to(tl.float32)
+    if ADDED:
+        value += tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    value += tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None]
     tl.store(y + place, value.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["count"])
-def _gated_gelu(x, y, count, width, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    mask = place < count
-    source = place // width * 2 * width + place % width
+def _gated_gelu(x, y, count, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = (row < count)[:, None] & (column < width)[None]
+    place = row.to(tl.int64)[:, None] * width + column[None]
+    source = row.to(tl.int64)[:, None] * (2 * width) + column[None]
     value = tl.load(x + source, mask=mask, other=0.0).to(tl.float32)
     gate = tl.load(x + source + width, mask=mask, other=0.0).to(tl.float32)
     gate = 0.5 * gate * (1 + tl.erf(gate * 0.7071067811865476))
     tl.store(y + place, (value * gate).to(y.dtype.element_ty), mask=mask)
 
 
+@triton.jit(do_not_specialize=["pixels", "width"])
+def _upsample(x, y, pixels, width, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    mask = (row < pixels)[:, None] & (c < channels)[None]
+    start = tl.program_id(2).to(tl.int64) * pixels * channels
+    value = tl.load(x + start + row[:, None] * channels + c[None], mask=mask, other=0.0)
+    corner = 4 * (row // width) * width + 2 * (row % width)
+    place = 4 * start + corner.to(tl.int64)[:, None] * channels + c[None]
+    for down in tl.static_range(2):
+        for right in tl.static_range(2):
+            tl.store(y + place + (2 * down * width + right) * channels, value, mask=mask)
+
+
+# Without `ADDED`, hidden is not read and total is not written.
 @triton.jit(do_not_specialize=["count"])
-def _add_and_normalise(x, hidden, weight, bias, total, y, count, channels, eps, ROWS: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _add_and_normalise(  # type: ignore[no-untyped-def]
+    x,
+    hidden,
+    weight,
+    bias,
+    total,
+    y,
+    count,
+    channels,
+    eps,
+    ADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    SIZE: tl.constexpr,
+):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, SIZE)
     inside = (c < channels)[None]
     mask = (row < count)[:, None] & inside
     place = row.to(tl.int64)[:, None] * channels + c[None]
     value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-    value += tl.load(hidden + place, mask=mask, other=0.0).to(tl.float32)
-    rounded = value.to(total.dtype.element_ty)
-    tl.store(total + place, rounded, mask=mask)
-    value = rounded.to(tl.float32)
+    if ADDED:
+        rounded = (value + tl.load(hidden + place, mask=mask, other=0.0).to(tl.float32)).to(total.dtype.element_ty)
+        tl.store(total + place, rounded, mask=mask)
+        value = rounded.to(tl.float32)
     centred = tl.where(inside, value - (tl.sum(value, 1) / channels)[:, None], 0.0)
     scale = 1 / tl.sqrt(tl.sum(centred * centred, 1) / channels + eps)
     gain = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
@@ -202,34 +240,62 @@ def normalise(norm: Any, x: torch.Tensor, added: torch.Tensor | None = None, sil
 def add_residual(x: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Return x + hidden + bias; x and hidden are (N, C, H, W), channels-last, and bias (C,)."""
     x, hidden = (one.contiguous(memory_format=torch.channels_last) for one in (x, hidden))
-    y = torch.empty_like(x)
-    _residual[(triton.cdiv(x.numel(), 1024),)](x, hidden, bias, y, x.numel(), x.shape[1], SIZE=1024)
+    return _add(x, hidden, bias, torch.empty_like(x))
+
+
+def add_bias_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Add a bias, (C,), to x in place; x is (N, C, H, W), channels-last. Return x."""
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    return _add(None, x, bias, x)
+
+
+def _add(x: torch.Tensor | None, hidden: torch.Tensor, bias: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    channels = hidden.shape[1]
+    count = hidden.numel() // channels
+    grid = (triton.cdiv(count, _ROWS), triton.cdiv(channels, _CHANNELS))
+    is_sum = x is not None
+    x = hidden if x is None else x
+    _residual[grid](x, hidden, bias, y, count, channels, ADDED=is_sum, ROWS=_ROWS, CHANNELS=_CHANNELS)
     return y
 
 
 def gated_gelu(x: torch.Tensor) -> torch.Tensor:
     """Return the first half of x, (..., 2C), times the GELU of its second half."""
-    width = x.shape[-1] // 2
+    x, width = x.contiguous(), x.shape[-1] // 2
     y = x.new_empty((*x.shape[:-1], width))
-    _gated_gelu[(triton.cdiv(y.numel(), 1024),)](x.contiguous(), y, y.numel(), width, SIZE=1024)
+    count = y.numel() // width
+    grid = (triton.cdiv(count, _ROWS), triton.cdiv(width, _CHANNELS))
+    _gated_gelu[grid](x, y, count, width, ROWS=_ROWS, COLUMNS=_CHANNELS)
     return y
 
 
-def add_and_normalise(x: torch.Tensor, hidden: torch.Tensor, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def upsample(x: torch.Tensor) -> torch.Tensor:
+    """Repeat each pixel of x, (N, C, H, W), twice in both directions; return (N, C, 2H, 2W), channels-last."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    images, channels, height, width = x.shape
+    shape = (images, channels, 2 * height, 2 * width)
+    y = torch.empty(shape, device=x.device, dtype=x.dtype, memory_format=torch.channels_last)
+    grid = (triton.cdiv(height * width, _ROWS), triton.cdiv(channels, _CHANNELS), images)
+    _upsample[grid](x, y, height * width, width, channels, ROWS=_ROWS, CHANNELS=_CHANNELS)
+    return y
+
+
+def add_and_normalise(x: torch.Tensor, hidden: torch.Tensor | None, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x + hidden and its layer normalisation.
 
     Args:
         x: (..., C).
-        hidden: of the same shape.
+        hidden: of the same shape; None for zeros.
         norm: the LayerNorm, of C.
     """
-    x, hidden = x.contiguous(), hidden.contiguous()
-    total, y = torch.empty_like(x), torch.empty_like(x)
+    x = x.contiguous()
+    y, is_sum = torch.empty_like(x), hidden is not None
+    hidden, total = (x, x) if hidden is None else (hidden.contiguous(), torch.empty_like(x))
     channels = x.shape[-1]
     count, size = x.numel() // channels, triton.next_power_of_2(channels)
     rows = max(1, _ELEMENTS // size)
     _add_and_normalise[(triton.cdiv(count, rows),)](
-        x, hidden, norm.weight, norm.bias, total, y, count, channels, norm.eps, ROWS=rows, SIZE=size
+        x, hidden, norm.weight, norm.bias, total, y, count, channels, norm.eps, ADDED=is_sum, ROWS=rows, SIZE=size
     )
     return total, y
 
@@ -265,7 +331,8 @@ def compile_kernels(device: torch.device, dtype: torch.dtype) -> None:
     x = torch.ones((2, 64, 8, 8), device=device, dtype=dtype)
     normalise(norm, x, x[:, :, 0, 0], silu=True)
     normalise(norm, x, silu=False)
-    add_residual(x, x, norm.bias)
+    add_bias_(add_residual(x, x, norm.bias), norm.bias)
+    upsample(x)
     gated_gelu(x.flatten(2))
     for added in (x, None):
         join(x, x, added)

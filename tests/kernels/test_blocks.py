@@ -6,7 +6,16 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="Triton is not available for this system")
 
-from genval.kernels.blocks import add_and_normalise, add_residual, compile_kernels, gated_gelu, join, normalise
+from genval.kernels.blocks import (
+    add_and_normalise,
+    add_bias_,
+    add_residual,
+    compile_kernels,
+    gated_gelu,
+    join,
+    normalise,
+    upsample,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -62,6 +71,21 @@ def test_the_gated_gelu_takes_its_gate_from_the_second_half():
     torch.testing.assert_close(gated_gelu(x), values * F.gelu(gates))
 
 
+def test_a_bias_is_added_in_place():
+    x, bias = draw(2, 5, 7, 3).to(memory_format=torch.channels_last), draw(5, seed=2)
+    expected = x + bias[:, None, None]
+    assert add_bias_(x, bias) is x
+    torch.testing.assert_close(x, expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 70, 5, 3), (1, 3, 6, 9)])
+def test_each_pixel_is_repeated_in_both_directions(shape):
+    x = draw(*shape)
+    result = upsample(x)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(result, F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
 @pytest.mark.parametrize("channels", [24, 320])
 @pytest.mark.parametrize("mean", [0.0, 100.0])
 def test_a_sum_is_normalised_over_its_channels(channels, mean):
@@ -72,6 +96,8 @@ def test_a_sum_is_normalised_over_its_channels(channels, mean):
     torch.testing.assert_close(total, x + hidden)
     exact = F.layer_norm((x + hidden).double(), (channels,), norm.weight.double(), norm.bias.double(), norm.eps)
     torch.testing.assert_close(normalised.double(), exact, rtol=1e-4, atol=1e-4)
+    alone, again = add_and_normalise(total, None, norm)
+    assert alone is total and torch.equal(again, normalised)
 
 
 @pytest.mark.parametrize("rows", [2, 4])

@@ -67,6 +67,8 @@ class Blocks:
 
     resnet: Callable[..., torch.Tensor]
     transformer: Callable[..., torch.Tensor]
+    convolve: Callable[..., torch.Tensor]
+    upsample: Callable[..., torch.Tensor]
     join: Callable[..., torch.Tensor]
     residual: Callable[..., torch.Tensor]
     last: Callable[..., torch.Tensor]
@@ -136,7 +138,7 @@ class Denoiser:
         self.compiled = compiled
         self._networks = [base.unet] if controlnet is None else [base.unet, controlnet]
         self._qkv = {network: _fused_qkv(network) for network in self._networks}
-        self._blocks = plain = Blocks(resnet, transformer, join, residual, last)
+        self._blocks = plain = Blocks(resnet, transformer, convolve, upsample, join, residual, last)
         self._memory = torch.contiguous_format
         self._graph: _Graph | None = None
         self._side = torch.cuda.Stream(base.device) if graphed and base.device.type == "cuda" else None
@@ -147,7 +149,7 @@ class Denoiser:
         elif can_fuse(base.device):
             from genval.diffusion.sampling import fused
 
-            self._blocks = Blocks(fused.resnet, fused.transformer, fused.join, fused.residual, fused.last)
+            self._blocks = fused.BLOCKS
         if self._blocks is not plain:
             self._memory = torch.channels_last
             for network in self._networks:
@@ -314,7 +316,7 @@ def encode(
         The skip connections, then the output of the middle block. Before the first cross-attention they have as many
         rows as `noisy`, after it as many as `texts`.
     """
-    x = network.conv_in(noisy)
+    x = blocks.convolve(network.conv_in, noisy)
     if hint is not None:
         x = x + hint
     if time.shape[0] > 1:  # the time embedding contains the prompt, so no layer can be shared
@@ -328,7 +330,7 @@ def encode(
                 x = layers.transformer(attention, x)
             skips.append(x)
         for downsampler in block.downsamplers or ():
-            x = downsampler(x)
+            x = blocks.convolve(downsampler.conv, x)
             skips.append(x)
     middle = network.mid_block
     x = layers.resnet(middle.resnets[0], x)
@@ -374,7 +376,7 @@ def decode(
             if attention is not None:
                 x = layers.transformer(attention, x)
         for upsampler in block.upsamplers or ():
-            x = upsampler.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+            x = blocks.convolve(upsampler.conv, blocks.upsample(x))
     return blocks.last(unet, x)
 
 
@@ -405,6 +407,17 @@ class _Layers:
         depth = len(module.transformer_blocks)
         texts = list(itertools.islice(self.texts, 2 * depth))
         return self.blocks.transformer(module, x, texts, list(itertools.islice(self.qkv, depth)))
+
+
+def convolve(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """Run a convolution."""
+    result: torch.Tensor = layer(x)
+    return result
+
+
+def upsample(x: torch.Tensor) -> torch.Tensor:
+    """Repeat each pixel of (rows, C, h, w) twice in both directions."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def join(x: torch.Tensor, skip: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
@@ -461,7 +474,8 @@ def transformer(
         qkv: the fused weights of its self-attentions.
         normalise: takes the GroupNorm and its input (default: `group_norm`).
         feed_forward: takes the feed-forward network and its input (default: call the network).
-        add_and_normalise: takes two summands and a LayerNorm; returns their sum and what the LayerNorm makes of it.
+        add_and_normalise: takes two summands, of which the second may be None, and a LayerNorm; returns the sum and
+            what the LayerNorm makes of it.
 
     Returns:
         (rows of the texts, C, h, w).
@@ -472,7 +486,8 @@ def transformer(
     tokens = F.linear(tokens, module.proj_in.weight.flatten(1), module.proj_in.bias)
     add = add_and_normalise or _add_and_normalise
     for block, weights, keys, values in zip(module.transformer_blocks, qkv, texts[::2], texts[1::2], strict=True):
-        tokens, normal = add(tokens, _self_attention(block.attn1, block.norm1(tokens), weights), block.norm2)
+        tokens, normal = add(tokens, None, block.norm1)
+        tokens, normal = add(tokens, _self_attention(block.attn1, normal, weights), block.norm2)
         tokens, normal, x = (_repeat(one, len(keys)) for one in (tokens, normal, x))
         queries = _heads(block.attn2.to_q(normal), block.attn2.heads)
         tokens, normal = add(tokens, _attend(block.attn2, queries, keys, values), block.norm3)
@@ -481,8 +496,8 @@ def transformer(
     return x + tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
-def _add_and_normalise(x: torch.Tensor, hidden: torch.Tensor, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    total = x + hidden
+def _add_and_normalise(x: torch.Tensor, hidden: torch.Tensor | None, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    total = x if hidden is None else x + hidden
     return total, norm(total)
 
 
