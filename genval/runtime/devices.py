@@ -24,9 +24,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# How the variables begin that MPI launchers set for each process: Open MPI, MPICH and Intel MPI, PMIx, MVAPICH2, Cray.
-_OF_MPI = ("OMPI_", "PMI_", "MPI_", "PMIX_", "MV2_", "PALS_")
-# And those of all launchers: torchrun and Lightning, SLURM, LSF and MPI.
+# Variables that MPI launchers set for each process: Open MPI, MPICH and Intel MPI, PMIx, MVAPICH2, Cray. Images of
+# containers set other variables of MPI, such as OMPI_MCA_*.
+_OF_MPI = (
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "PMI_RANK",
+    "MPI_LOCALNRANKS",
+    "PMIX_RANK",
+    "MV2_COMM_WORLD_SIZE",
+    "PALS_RANKID",
+)
+# How the variables of all launchers begin: torchrun and Lightning, SLURM, LSF and MPI.
 _OF_LAUNCHERS = ("LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_", "SLURM_", "LSB_", *_OF_MPI)
 # Seconds that this process gets to report an error of its own after another process has failed.
 _PATIENCE = 5
@@ -65,7 +74,7 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
 
     rank_zero.log.addFilter(is_no_advice)
     # Fabric starts MPI to ask for the number of processes, which takes half a second. Without a launcher it is one.
-    unused = [] if any(name.startswith(_OF_MPI) for name in os.environ) else ["mpi4py"]
+    unused = ["mpi4py"] if os.environ.keys().isdisjoint(_OF_MPI) else []
     chosen: dict[str, Any] = {
         "accelerator": settings.accelerator, "devices": settings.devices, "num_nodes": settings.num_nodes
     }  # fmt: skip

@@ -58,7 +58,10 @@ def test_memory_that_is_left_in_a_container(tmp_path, monkeypatch):
     assert devices.available_memory() == 40000 - 10000
 
 
-@pytest.mark.parametrize("variables, imported", [({}, False), ({"OMPI_COMM_WORLD_SIZE": "1"}, True)])
+@pytest.mark.parametrize(
+    "variables, imported",
+    [({}, False), ({"OMPI_COMM_WORLD_SIZE": "1"}, True), ({"OMPI_MCA_btl": "self", "MPI_HOME": "/usr"}, False)],
+)
 def test_mpi_is_started_only_under_its_launcher(tmp_path, variables, imported):
     # A package as Lightning asks for it: installed, and with one process.
     write_bytes(tmp_path / "mpi4py/__init__.py", b"")
@@ -74,8 +77,7 @@ def test_mpi_is_started_only_under_its_launcher(tmp_path, variables, imported):
         "import mpi4py.MPI\n"  # other code can still use it
         "print(json.dumps([started, fabric.world_size]))"
     )
-    launchers = devices._OF_MPI
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
+    plain = {name: value for name, value in os.environ.items() if name not in devices._OF_MPI}
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     environment = plain | variables | {"PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
