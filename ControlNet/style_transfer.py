@@ -36,8 +36,7 @@ def main(settings: StyleTransferSettings) -> None:
     for bad in plans[0].skipped:
         print(f"skipped {bad.file}: {bad.reason}")
     # Published pipelines need packages that `launch` hides.
-    start = launch_fabric if uses_published(settings) else launch
-    for done in generate_domains(plans, start(settings.device)):
+    for done in generate_domains(plans, launch_fabric if uses_published(settings) else launch):
         notes = [f"{done.written} new"]
         notes += [f"{done.retried} generated again with another seed"] if done.retried else []
         notes += [f"{len(done.skipped)} bad files skipped"] if done.skipped else []

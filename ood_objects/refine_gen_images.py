@@ -30,7 +30,7 @@ def main(settings: RefinementSettings) -> None:
             f"{items[0].prompt}"
         )
         return
-    done = refine_objects(settings, items, launch(settings.device))
+    done = refine_objects(settings, items, launch)
     if done is None:  # another process reports
         return
     notes = [f"{done.written} new"]

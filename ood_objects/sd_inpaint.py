@@ -32,7 +32,7 @@ def main(settings: ObjectSettings) -> None:
             f"{plan.items[0].prompt}"
         )
         return
-    done = inpaint_objects(settings, plan, launch(settings.device))
+    done = inpaint_objects(settings, plan, launch)
     if done is None:  # another process reports
         return
     for bad in done.skipped:

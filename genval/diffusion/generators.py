@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,9 +38,10 @@ from genval.diffusion.style_transfer import (
     prepare_transfers,
 )
 from genval.diffusion.translation.stage import find_translator_weights, load_translation, prepare_translation
-from genval.runtime.devices import launch_fabric
+from genval.runtime.devices import computed_ahead, launch_fabric
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import resolve
+from genval.runtime.settings import DeviceSettings
 
 if TYPE_CHECKING:
     import torch
@@ -158,14 +160,16 @@ def plan_domains(settings: StyleTransferSettings) -> list[TransferPlan]:
     return plans
 
 
-def generate_domains(plans: Sequence[TransferPlan], fabric: Fabric | None = None) -> Iterator[GeneratedSet]:
+def generate_domains(
+    plans: Sequence[TransferPlan], launch: Callable[[DeviceSettings], Fabric] = launch_fabric
+) -> Iterator[GeneratedSet]:
     """Generate the images of domains on labelled frames; resume where an earlier run stopped.
 
     The models are loaded once, and compiled at most once.
 
     Args:
         plans: of `plan_domains`.
-        fabric: the processes, if they were already started.
+        launch: starts the processes.
 
     Yields:
         A summary of each domain when it is done, on the first process; nothing on the others. The order is that of the
@@ -176,13 +180,13 @@ def generate_domains(plans: Sequence[TransferPlan], fabric: Fabric | None = None
     """
     settings = plans[0].settings
     generator = GENERATORS[settings.generator]
-    fabric = fabric or launch_fabric(settings.device)
     # Compiling changes the decoder of all later images, so sets that were begun without it are resumed first.
     ordered = sorted(plans, key=lambda plan: _BEGUN[recorded_choice(plan.folder, settings.run.overwrite)])
-    with ThreadPoolExecutor(1) as pool:  # hashing takes seconds, in which this process loads the models
-        future = pool.submit(_hash_weights, plans[0].weights) if fabric.is_global_zero else None
+    # Hashing takes seconds, in which this process imports libraries and loads the models.
+    with computed_ahead(functools.partial(_hash_weights, plans[0].weights)) as hashes_of_all:
+        fabric = launch(settings.device)
         models = generator.load(settings, fabric)
-    hashes: Any = fabric.broadcast(None if future is None else future.result())
+        hashes = hashes_of_all(fabric)
     previous: FrameStage | None = None
     for plan in ordered:
         stage, transfers = generator.prepare(plan, models, hashes, fabric.device)

@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from genval.runtime.errors import GenValError
 from genval.runtime.imports import hidden, placeholders
@@ -37,8 +38,12 @@ _OF_MPI = (
 )
 # How the variables of all launchers begin: torchrun and Lightning, SLURM, LSF and MPI.
 _OF_LAUNCHERS = ("LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_", "SLURM_", "LSB_", *_OF_MPI)
+# The variables in which launchers number processes or machines, from 0 for the first.
+_NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 # Seconds that this process gets to report an error of its own after another process has failed.
 _PATIENCE = 5
+
+_Result = TypeVar("_Result")
 
 
 class DeviceFlags(Protocol):
@@ -94,6 +99,28 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
         ) from error
     fabric.launch()
     return fabric
+
+
+@contextlib.contextmanager
+def computed_ahead(compute: Callable[[], _Result]) -> Iterator[Callable[[Fabric], _Result]]:
+    """Compute what all processes need in a thread of the first process, from before `launch_fabric` on.
+
+    Yields:
+        A function that every process calls with its fabric. It waits for the result and sends it to all processes.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        # A launcher that sets none of these variables lets every process compute.
+        is_first = all(os.environ.get(name, "0") == "0" for name in _NUMBERS)
+        future = pool.submit(compute) if is_first else None
+
+        def result(fabric: Fabric) -> _Result:
+            own = None
+            if fabric.is_global_zero:
+                own = compute() if future is None else future.result()
+            shared: Any = fabric.broadcast(own)
+            return shared
+
+        yield result
 
 
 def _start_others(settings: DeviceFlags) -> list[subprocess.Popen[bytes]]:

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -82,3 +83,29 @@ def test_mpi_is_started_only_under_its_launcher(tmp_path, variables, imported):
     environment = plain | variables | {"PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == [imported, 1]
+
+
+class _OneProcess:
+    is_global_zero = True
+
+    def broadcast(self, value):
+        return value
+
+
+@pytest.mark.parametrize("launcher", [{}, {"SLURM_PROCID": "0"}, {"RANK": "1"}, {"LOCAL_RANK": "1", "NODE_RANK": "0"}])
+def test_the_first_process_computes_ahead(launcher, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    begun = threading.Event()
+
+    def compute():
+        begun.set()
+        return threading.current_thread().name
+
+    with devices.computed_ahead(compute) as result:
+        is_first = "1" not in launcher.values()
+        assert begun.wait(10 if is_first else 0.1) == is_first
+        # A process whose variables are wrong computes when the result is needed.
+        assert (result(_OneProcess()) == threading.main_thread().name) != is_first

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +37,13 @@ from genval.diffusion.sampling.generation import Generated
 from genval.diffusion.sampling.stage import GenerationStage, default_batch_size
 from genval.diffusion.settings import InpaintingConfig, InpaintingStageSettings, ObjectSettings, RefinementSettings
 from genval.diffusion.style_transfer import frames_hash, source_marks
-from genval.runtime.devices import choose_precision, launch_fabric
+from genval.runtime.devices import choose_precision, computed_ahead, launch_fabric
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_bytes, write_bytes, write_json, write_png
 from genval.runtime.flags import flatten
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
+from genval.runtime.settings import DeviceSettings
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -393,14 +394,16 @@ def plan_object_stage(settings: ObjectSettings) -> ObjectPlan:
 
 
 def inpaint_objects(
-    settings: ObjectSettings, plan: ObjectPlan | None = None, fabric: Fabric | None = None
+    settings: ObjectSettings,
+    plan: ObjectPlan | None = None,
+    launch: Callable[[DeviceSettings], Fabric] = launch_fabric,
 ) -> InpaintedSet | None:
     """Inpaint objects into frames; resume where an earlier run stopped.
 
     Args:
         settings: of the stage.
         plan: of `plan_object_stage`, if it was already made.
-        fabric: the processes, if they were already started.
+        launch: starts the processes.
 
     Returns:
         A summary on the first process; None on the others.
@@ -422,7 +425,7 @@ def inpaint_objects(
     def stage(folder: Path, whole: Mapping[str, Any], model: StableDiffusion, options: dict[str, Any]) -> ObjectStage:
         return ObjectStage(folder, whole, model, settings.sampling, plan.frames, placement, settings.side, **options)
 
-    done = _run(settings, plan.items, record, (settings.side, settings.side), stage, fabric)
+    done = _run(settings, plan.items, record, (settings.side, settings.side), stage, launch)
     return done and dataclasses.replace(done, skipped=plan.skipped)
 
 
@@ -439,14 +442,16 @@ def plan_refinement_stage(settings: RefinementSettings) -> list[ObjectItem]:
 
 
 def refine_objects(
-    settings: RefinementSettings, items: Sequence[ObjectItem] | None = None, fabric: Fabric | None = None
+    settings: RefinementSettings,
+    items: Sequence[ObjectItem] | None = None,
+    launch: Callable[[DeviceSettings], Fabric] = launch_fabric,
 ) -> InpaintedSet | None:
     """Refine inpainted objects; resume where an earlier run stopped.
 
     Args:
         settings: of the stage.
         items: of `plan_refinement_stage`, if they were already planned.
-        fabric: the processes, if they were already started.
+        launch: starts the processes.
 
     Returns:
         A summary on the first process; None on the others.
@@ -481,7 +486,7 @@ def refine_objects(
             **options,
         )
 
-    return _run(settings, items, record, size, stage, fabric)
+    return _run(settings, items, record, size, stage, launch)
 
 
 def _run(
@@ -490,7 +495,7 @@ def _run(
     own_record: Mapping[str, Any],
     size: tuple[int, int],
     make_stage: Callable[[Path, Mapping[str, Any], StableDiffusion, dict[str, Any]], InpaintingStage],
-    fabric: Fabric | None,
+    launch: Callable[[DeviceSettings], Fabric],
 ) -> InpaintedSet | None:
     """Load the model, make the stage, and run it.
 
@@ -498,15 +503,15 @@ def _run(
         own_record: the settings that define the images of this stage, in addition to those of all stages.
         size: height and width that the model inpaints.
         make_stage: makes the stage from its folder, the whole record, the model and the options of `InpaintingStage`.
-        fabric: the processes, if they were already started.
+        launch: starts the processes.
     """
-    fabric = fabric or launch_fabric(settings.device)
-    precision = choose_precision(settings.device.precision, fabric.device)
     path = find_base(settings.inpainting_model_name)
-    with ThreadPoolExecutor(1) as pool:  # hashing takes seconds, in which this process loads the model
-        future = pool.submit(checkpoint_hash, path) if fabric.is_global_zero else None
+    # Hashing takes seconds, in which this process imports libraries and loads the model.
+    with computed_ahead(functools.partial(checkpoint_hash, path)) as hash_of_all:
+        fabric = launch(settings.device)
+        precision = choose_precision(settings.device.precision, fabric.device)
         model = load_inpainting(path, fabric.device, locked_dtype(precision))
-    model_hash = fabric.broadcast(None if future is None else future.result())
+        model_hash = hash_of_all(fabric)
     batch_size = settings.batch_size or default_batch_size(fabric.device, *size)
     config = settings.sampling
     # Every line of the manifest holds these, and resuming with different ones is refused. The keys are those of the

@@ -40,6 +40,9 @@ _FILES = (
 _XL_FILES = ("text_encoder_2/config.json", "text_encoder_2/model.safetensors", "tokenizer_2/tokenizer_config.json")
 # Our own entry in model_index.json: the folder of the parts that are missing in the model's folder, as a relative path.
 SHARED_PARTS = "shared_parts"
+# Bytes of a file that are read and hashed at once. Other threads can import libraries meanwhile, and each new block
+# waits until they let this thread run.
+_BLOCK = 1 << 26
 # Seconds without a change after which a file's times tell every further change.
 _SETTLED = 2.0
 
@@ -541,7 +544,7 @@ def _hash_of_states(files: tuple[tuple[str, Path, tuple[int, ...]], ...]) -> str
     for name, file, _ in files:
         digest.update(name.encode())
         with open(file, "rb", buffering=0) as stream:
-            block = memoryview(bytearray(1 << 22))
+            block = memoryview(bytearray(_BLOCK))
             while size := stream.readinto(block):
                 digest.update(block[:size])
     text = digest.hexdigest()[:12]

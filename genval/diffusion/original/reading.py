@@ -83,6 +83,7 @@ class OriginalFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         tensors, self._carried = _read(self.path)
+        self._tensors: dict[str, torch.Tensor] | None = tensors
         self.shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         self._schedule = tensors["alphas_cumprod"].float().clone() if "alphas_cumprod" in tensors else None
 
@@ -116,7 +117,8 @@ class OriginalFile:
         }
         # StableDiffusionXL.to decides about the dtype of its VAE, which is loaded in float32.
         dtypes = {name: torch.float32 if self.is_xl and name == "vae" else dtype for name in parts}
-        loaded = {name: self._fill(*part, device, dtypes[name]) for name, part in parts.items()}
+        tensors = self._take_tensors()
+        loaded = {name: _fill(*part, tensors, device, dtypes[name]) for name, part in parts.items()}
         zeros = {"zero_empty_prompts": self._carried.get("zero_empty_prompts", True)} if self.is_xl else {}
         return {**loaded, **tokenizers, **zeros, "scheduler_config": scheduler}
 
@@ -130,7 +132,7 @@ class OriginalFile:
             raise self._not_a("ControlNet", f"{keys.CONTROL}*")
         part = self._prepare("controlnet")
         self._check({"controlnet": part})
-        return self._fill(*part, device, dtype)
+        return _fill(*part, self._take_tensors(), device, dtype)
 
     def _configs(self, name: str) -> list[dict[str, Any]]:
         """Return the config of a part in the file, then the one in the folder next to it; empty where missing."""
@@ -201,11 +203,10 @@ class OriginalFile:
                 f"given in configs in the folder {self.path.with_suffix('')}."
             )
 
-    def _fill(self, model: Any, sources: dict[str, Source], device: torch.device | str, dtype: torch.dtype) -> Any:
-        # The file is opened for each part, because the pages of a mapped file stay in memory until it is closed.
-        tensors, _ = _read(self.path)
-        read = {name: functools.partial(source.read, tensors[source.key]) for name, source in sources.items()}
-        return assign_weights(model, read, device, dtype)
+    def _take_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the mapped tensors and forget them: pages of a mapped file stay in memory until it is closed."""
+        tensors, self._tensors = self._tensors, None
+        return _read(self.path)[0] if tensors is None else tensors
 
     def _scheduler(self) -> dict[str, Any]:
         from diffusers import DDIMScheduler
@@ -359,6 +360,17 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     carried = content.get(CARRIED, {})
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     return tensors, check_shape(carried if isinstance(carried, dict) else {}, _Carried, path)
+
+
+def _fill(
+    model: Any,
+    sources: Mapping[str, Source],
+    tensors: Mapping[str, torch.Tensor],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Any:
+    read = {name: functools.partial(source.read, tensors[source.key]) for name, source in sources.items()}
+    return assign_weights(model, read, device, dtype)
 
 
 def _head(path: Path) -> str:
