@@ -32,11 +32,20 @@ class Fork:
         cwd: str | os.PathLike[str] | None = None,
         stdout: IO[bytes] | None = None,
         stderr: IO[bytes] | int | None = None,
+        stdin: int | None = None,
     ) -> None:
         self.returncode: int | None = None
+        ours = os.pipe() if stdin == subprocess.PIPE else None
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
+            for other in devices._others:  # a new interpreter would not have their pipes
+                assert other.stdin is not None
+                other.stdin.close()
+            devices._others.clear()
+            if ours is not None:
+                os.dup2(ours[0], 0)
+                os.close(ours[1])
             if stdout is not None:
                 os.dup2(stdout.fileno(), 1)
             if stderr is not None:
@@ -45,6 +54,9 @@ class Fork:
             os.environ.clear()
             os.environ.update(env)
             run_command(command[1:])
+        if ours is not None:
+            os.close(ours[0])
+            self.stdin = os.fdopen(ours[1], "wb")
 
     def poll(self, how: int = os.WNOHANG) -> int | None:
         if self.returncode is None:
@@ -75,6 +87,6 @@ def run(command: list[str], check: bool = False, **options: Any) -> subprocess.C
 if __name__ == "__main__":
     subprocess.run = run  # type: ignore[assignment]
     for module in (subprocess_script, devices):
-        module.subprocess = types.SimpleNamespace(Popen=Fork)  # type: ignore[attr-defined]
+        module.subprocess = types.SimpleNamespace(Popen=Fork, PIPE=subprocess.PIPE)  # type: ignore[attr-defined]
     sys.path.pop(0)  # this file's folder
     run_command(sys.argv[1:])

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from genval.runtime.devices import start_others, wait_for_first
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import parse_settings, settings_parser
 from genval.runtime.paths import REPO_ROOT
+from genval.runtime.settings import DeviceSettings
 
 Settings = TypeVar("Settings")
 
@@ -37,7 +39,12 @@ def run(
     """
     try:
         _check_copy(getattr(main, "__globals__", {}).get("__file__", __file__))
-        main(parse_settings(settings, None, description, shows))
+        given = parse_settings(settings, None, description, shows)
+        wait_for_first()
+        # Settings with a group of this name are those of stages that call `launch_fabric`.
+        if isinstance(device := getattr(given, "device", None), DeviceSettings):
+            start_others(device)
+        main(given)
         atexit.register(_end, main)
     except BrokenPipeError:
         if not _drop_unread_output("\n"):  # the pipe to another process is broken

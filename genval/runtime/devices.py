@@ -43,6 +43,10 @@ _NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 # Seconds that this process gets to report an error of its own after another process has failed.
 _PATIENCE = 5
 
+# The variable of a process that waits for the first one, and the processes that wait.
+_WAITS = "GENVAL_WAITS_FOR_FIRST"
+_others: list[subprocess.Popen[bytes]] = []
+
 _Result = TypeVar("_Result")
 
 
@@ -68,7 +72,9 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
     Raises:
         GenValError: this machine does not have these devices.
     """
-    others = _start_others(settings)
+    if not _others:  # not started by the script's frame
+        start_others(settings)
+    others = _let_others_go()
     # Fabric imports torchmetrics to compare its version, for a feature that is not used here. torchmetrics imports
     # transformers and torchvision: half of the start-up time of an evaluation. It imports torch's compiler, which takes
     # a second, to recognise compiled modules in Fabric.setup, which is not used either.
@@ -123,24 +129,47 @@ def computed_ahead(compute: Callable[[], _Result]) -> Iterator[Callable[[Fabric]
         yield result
 
 
-def _start_others(settings: DeviceFlags) -> list[subprocess.Popen[bytes]]:
-    """Start the other processes of `--devices N` on this machine, while this one imports Fabric.
+def start_others(settings: DeviceFlags) -> None:
+    """Start the other processes of `--devices N` on this machine, which import torch and wait for `launch_fabric`.
 
     Fabric would start them after its import. With the variables that are set here, it takes them as started. It still
-    starts those of `--devices auto`, and refuses numbers that are none.
+    starts those of `--devices auto`, and refuses numbers that are none. If this process ends without `launch_fabric`,
+    because its inputs are bad for example, the others end silently.
     """
     devices = str(settings.devices)
     launched = any(name.startswith(_OF_LAUNCHERS) for name in os.environ)
     if launched or settings.num_nodes != 1 or not devices.isdecimal() or int(devices) < 2:
-        return []
+        return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": devices}
     command = [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
-    others = [subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}) for rank in range(1, int(devices))]
+    for rank in range(1, int(devices)):
+        environment = {**os.environ, "LOCAL_RANK": str(rank), _WAITS: "1"}
+        _others.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE))
     os.environ["LOCAL_RANK"] = "0"
-    threading.Thread(target=_watch, args=(others,), daemon=True).start()
+
+
+def wait_for_first() -> None:
+    """In a process that `start_others` started: import torch, wait for the first process, and end if that has ended."""
+    if os.environ.pop(_WAITS, None):
+        import torch  # noqa: F401
+
+        if not sys.stdin.read(1):
+            os._exit(0)
+
+
+def _let_others_go() -> list[subprocess.Popen[bytes]]:
+    """Let the waiting processes continue, and watch them from now on."""
+    others, _others[:] = _others[:], []
+    for process in others:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has failed, which `_watch` reports
+            process.stdin.write(b"\n")
+            process.stdin.close()
+    if others:
+        threading.Thread(target=_watch, args=(others,), daemon=True).start()
     return others
 
 

@@ -333,6 +333,15 @@ def test_a_bad_file_in_one_of_two_processes_ends_both_with_one_line(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("flags, code, lines", [(["--dry_run"], 0, (2, 0)), (["--data_dir", "nowhere"], 2, (0, 1))])
+def test_waiting_processes_end_silently_with_a_first_one_that_does_not_need_them(tmp_path, flags, code, lines):
+    process = start(make_world(tmp_path), tmp_path / "results", "--devices", "2", *flags)
+    out, err = process.communicate(timeout=180)  # returns when no process has the streams any more
+    assert process.returncode == code
+    assert (out.count("5 images, 0 bad files"), err.count("error:")) == lines and "Traceback" not in err
+
+
+@pytest.mark.slow
 def test_a_lost_process_ends_the_first_one(tmp_path):
     process = start(make_world(tmp_path), tmp_path / "results", "--devices", "2", delay=300)
     children, others = Path(f"/proc/{process.pid}/task/{process.pid}/children"), ""

@@ -64,13 +64,14 @@ BLOCKS = denoiser.Blocks(resnet, transformer, convolve, upsample, join, residual
 
 
 def fuse_decoder(vae: Any) -> None:
-    """Run the residual blocks and the enlargements of a VAE's decoder with these kernels from now on."""
+    """Run the blocks between the attention and the last convolution of a VAE's decoder with these kernels from now on."""
     vae.to(memory_format=torch.channels_last)
     for block in vae.decoder.modules():
         if type(block).__name__ == "ResnetBlock2D" and isinstance(block.nonlinearity, torch.nn.SiLU):
             block.forward = partial(_decoder_resnet, block)
         elif type(block).__name__ == "Upsample2D":
             block.forward = partial(_enlarge, block)
+    vae.decoder.conv_norm_out.forward = partial(normalise, vae.decoder.conv_norm_out, silu=False)
 
 
 def _decoder_resnet(block: Any, x: torch.Tensor, temb: None = None) -> torch.Tensor:
