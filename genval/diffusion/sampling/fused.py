@@ -64,7 +64,7 @@ BLOCKS = denoiser.Blocks(resnet, transformer, convolve, upsample, join, residual
 
 
 def fuse_decoder(vae: Any) -> None:
-    """Run the blocks between the attention and the last convolution of a VAE's decoder with these kernels from now on."""
+    """Run the blocks of a VAE's decoder up to its last convolution with these kernels from now on."""
     vae.to(memory_format=torch.channels_last)
     for block in vae.decoder.modules():
         if type(block).__name__ == "ResnetBlock2D" and isinstance(block.nonlinearity, torch.nn.SiLU):

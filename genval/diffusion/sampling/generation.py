@@ -219,8 +219,8 @@ def prepare_decoder(base: StableDiffusion, compiled: bool) -> None:
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         base.vae.to(memory_format=torch.channels_last)
         for block in base.vae.decoder.modules():
+            block.__dict__.pop("forward", None)  # of an earlier denoiser's fused kernels
             if type(block).__name__ == "ResnetBlock2D":
-                block.__dict__.pop("forward", None)  # of an earlier denoiser's fused kernels
                 compile_shapes(block)
     elif can_fuse(base.device):
         from genval.diffusion.sampling.fused import fuse_decoder
