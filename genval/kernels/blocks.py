@@ -243,9 +243,9 @@ def add_residual(x: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor) -> t
     return _add(x, hidden, bias, torch.empty_like(x))
 
 
-def add_bias_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Add a bias, (C,), to x in place; x is (N, C, H, W), channels-last. Return x."""
-    assert x.is_contiguous(memory_format=torch.channels_last)
+def add_bias(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Return x + bias, channels-last; x is (N, C, H, W) and is overwritten if it is channels-last, and bias is (C,)."""
+    x = x.contiguous(memory_format=torch.channels_last)
     return _add(None, x, bias, x)
 
 
@@ -331,7 +331,7 @@ def compile_kernels(device: torch.device, dtype: torch.dtype) -> None:
     x = torch.ones((2, 64, 8, 8), device=device, dtype=dtype)
     normalise(norm, x, x[:, :, 0, 0], silu=True)
     normalise(norm, x, silu=False)
-    add_bias_(add_residual(x, x, norm.bias), norm.bias)
+    add_bias(add_residual(x, x, norm.bias), norm.bias)
     upsample(x)
     gated_gelu(x.flatten(2))
     for added in (x, None):

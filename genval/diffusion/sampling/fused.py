@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from genval.diffusion.sampling import denoiser
-from genval.kernels.blocks import add_and_normalise, add_bias_, add_residual, gated_gelu, join, normalise, upsample
+from genval.kernels.blocks import add_and_normalise, add_bias, add_residual, gated_gelu, join, normalise, upsample
 
 
 def resnet(block: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def _feed_forward(network: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 def convolve(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """Run a convolution, whose bias PyTorch would add at half of the speed."""
-    return add_bias_(F.conv2d(x, layer.weight, None, layer.stride, layer.padding), layer.bias)
+    return add_bias(F.conv2d(x, layer.weight, None, layer.stride, layer.padding), layer.bias)
 
 
 def residual(layer: Any, output: torch.Tensor, strength: float) -> torch.Tensor:
