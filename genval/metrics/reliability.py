@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -145,27 +144,32 @@ class _DrawnSums:
         self.count = 0
         self._draws, self._seed, self._number = draws, seed, number
         self._weights = draw_weights(number, draws, seed) if number is not None and number > _BLOCK else None
-        self._rows: list[Any] = []  # by array: those of the images that are not in `_sums`
-        self._sums: dict[int, np.ndarray] = {}  # by place of the array, (draws, values)
+        # By the place of an array in those of an image: a row for each image; or the rows of a block, and their sums.
+        self._rows: dict[int, list[np.ndarray]] = {}
+        self._blocks: dict[int, np.ndarray] = {}
+        self._sums: dict[int, np.ndarray] = {}
 
     def add(self, arrays: Sequence[np.ndarray]) -> None:
         """Add the arrays of an image."""
-        self._rows = self._rows or [[] for _ in arrays]
         self.count += 1
-        is_end = self._weights is not None and (self.count % _BLOCK == 0 or self.count == self._number)
         for place, array in enumerate(arrays):
-            self._rows[place].append(array.ravel().astype(np.float64))
-            if is_end and np.issubdtype(array.dtype, np.integer):
-                self._add_block(place)
+            if self._weights is not None and np.issubdtype(array.dtype, np.integer):
+                self._add_counts(place, array.ravel(), self._weights)
+            else:
+                self._rows.setdefault(place, []).append(array.ravel().astype(np.float64))
 
-    def _add_block(self, place: int) -> None:
-        assert self._weights is not None
-        values, self._rows[place] = np.stack(self._rows[place]), []
-        weights = self._weights[:, self.count - len(values) : self.count]
-        sums = self._sums.setdefault(place, np.zeros((self._draws, values.shape[1])))
+    def _add_counts(self, place: int, counts: np.ndarray, weights: np.ndarray) -> None:
+        if place not in self._sums:
+            self._blocks[place] = np.empty((_BLOCK, len(counts)))
+            self._sums[place] = np.zeros((self._draws, len(counts)))
+        index = (self.count - 1) % _BLOCK
+        self._blocks[place][index] = counts
+        if index + 1 < _BLOCK and self.count != self._number:
+            return
+        block = self._blocks[place][: index + 1]
         for start in range(0, self._draws, DRAWS_PER_BATCH):
             part = slice(start, start + DRAWS_PER_BATCH)
-            sums[part] += weights[part].astype(np.float64) @ values
+            self._sums[place][part] += weights[part, self.count - len(block) : self.count].astype(np.float64) @ block
 
     def select(self, place: int, columns: np.ndarray) -> None:
         """Keep only some values of an array, after the last image."""
@@ -178,13 +182,12 @@ class _DrawnSums:
         """Yield the sums of each array, (D, values), of `DRAWS_PER_BATCH` draws at a time."""
         assert self._number in (None, self.count)
         weights = draw_weights(self.count, self._draws, self._seed) if self._weights is None else self._weights
-        stacked = [np.stack(rows) if rows else None for rows in self._rows]
+        stacked = {place: np.stack(rows) for place, rows in self._rows.items()}
         for start in range(0, self._draws, DRAWS_PER_BATCH):
             part = slice(start, start + DRAWS_PER_BATCH)
             drawn = weights[part].astype(np.float64)
-            yield [
-                self._sums[place][part] if values is None else drawn @ values for place, values in enumerate(stacked)
-            ]
+            places = sorted([*stacked, *self._sums])
+            yield [drawn @ stacked[place] if place in stacked else self._sums[place][part] for place in places]
 
 
 def _metrics(
