@@ -116,7 +116,6 @@ def parse_row(text: str) -> tuple[bool, str, int]:
 def random_models(tiny: bool) -> tuple[Any, Any, Any]:
     """Return GroundingDINO, SAM and BERT's tokenizer, on the CPU."""
     from transformers import (
-        BertTokenizer,
         GroundingDinoConfig,
         GroundingDinoForObjectDetection,
         SamConfig,
@@ -134,9 +133,15 @@ def random_models(tiny: bool) -> tuple[Any, Any, Any]:
             "encoder_layers": 1,
             "decoder_layers": 2,
         }
-    vocabulary = {SPECIAL.get(number, f"[unused{number}]"): number for number in range(VOCABULARY)}
     detector = GroundingDinoForObjectDetection(GroundingDinoConfig(**small))
-    return detector, SamModel(SamConfig(vision_config=TINY_VIT if tiny else VIT_H)), BertTokenizer(vocab=vocabulary)
+    return detector, SamModel(SamConfig(vision_config=TINY_VIT if tiny else VIT_H)), random_tokenizer()
+
+
+def random_tokenizer() -> Any:
+    """Return BERT's tokenizer with its special tokens, and other words than the published ones."""
+    from transformers import BertTokenizer
+
+    return BertTokenizer(vocab={SPECIAL.get(number, f"[unused{number}]"): number for number in range(VOCABULARY)})
 
 
 def place_models(

@@ -7,8 +7,9 @@ Writes: --folder, with the models (14 GB), the frames, the logs and what the scr
     python benchmarks/script_speed.py --rows transfer_folder,transfer_checkpoint --num_images 512
 
 A row is one command of `ROWS`, run as a subprocess. `first batch` is the time from the start of the process until the
-first batch is computed; `loop` is the rate from then to the end, with writing and compilation. A cold row starts with
-an empty cache of kernels and hashes; every other row starts with the cache that the rows before it left.
+first batch is computed; `loop` is the rate from then to the end, with writing and compilation, or, for training, the
+rate of the optimiser steps after the first one. A cold row starts with an empty cache of kernels and hashes; every
+other row starts with the cache that the rows before it left. --devices 2 measures the same work on two GPUs.
 benchmarks/protocol_speed.py has the whole protocol of the paper, with the models of the same folder.
 """
 
@@ -38,6 +39,10 @@ DOMAINS = "fog,night,rain,snow,india"
 # Sizes of the models, of the frames and of the generated images.
 SIDES = {"sd15": (1024, 2048, 512), "tiny": (128, 256, 64)}
 FRAMES = 64
+# Images with an object, of which --num_images are masked or captioned.
+OBJECT_IMAGES = 1024
+# Images per forward pass and per optimiser step of training.
+TRAINING = {"sd15": (8, 128), "tiny": (2, 4)}
 # Folder of the world with the scripts' kernels and hashes.
 CACHE = "cache"
 
@@ -48,7 +53,8 @@ class Row:
 
     Attributes:
         parts: of the world that it reads; keys of `MAKERS`.
-        command: the script and its flags, in which {world}, {output}, {count} and {side} are filled in.
+        command: the script and its flags, in which {world}, {output}, {count}, {side} and, for training, {batch},
+            {accumulate} and {steps} are filled in.
         share: images that it writes, as a multiple of --num_images.
         cold: whether it starts with empty caches.
         after: a row whose output it reads, which is run before it.
@@ -86,6 +92,24 @@ ROWS: dict[str, Row] = {
         ("frames", "inpainting"),
         "ood_objects/refine_gen_images.py --images_dir {world}/output/inpaint " + _INPAINT,
         after="inpaint",
+    ),
+    # Random networks detect as many objects as the thresholds allow.
+    "masks": Row(
+        ("objects", "masking", "captioning"),
+        "ood_objects/get_masks.py --images_dir {world}/objects --positions_dir {world}/objects --limit {count} "
+        "--detector {world}/detector --sam {world}/sam --clip {world}/clip --output_dir {output} "
+        "--box_threshold 0 --text_threshold 0",
+    ),
+    "captions": Row(
+        ("objects", "captioning"),
+        "ControlNet/clip_int.py --images {world}/objects/lion/*.png --limit {count} --blip {world}/blip "
+        "--clip {world}/clip --output_dir {output}",
+    ),
+    "train": Row(
+        ("frames", "base"),
+        "ControlNet/train.py --base {world}/base --controlnet {world}/controlnet --data_dir {world}/cityscapes "
+        "--jsonl train.jsonl --resolution {side} --batch_size {batch} --accumulate {accumulate} --max_steps {steps} "
+        "--images_every 0 --log_every 1 --output {output}/controlnet --logs_dir {output}/logs",
     ),
 }
 
@@ -140,7 +164,16 @@ def measure(name: str, world: Path, settings: ScriptSpeedSettings) -> dict[str, 
     shutil.rmtree(output, ignore_errors=True)
     if row.cold:
         shutil.rmtree(world / CACHE, ignore_errors=True)
-    values = {"world": world, "output": output, "count": settings.num_images, "side": SIDES[settings.size][2]}
+    values: dict[str, Any] = {
+        "world": world,
+        "output": output,
+        "count": settings.num_images,
+        "side": SIDES[settings.size][2],
+    }
+    batch, per_step = TRAINING[settings.size]
+    # An optimiser step has the same number of images with any number of processes.
+    values |= {"batch": batch, "accumulate": per_step // (batch * settings.devices)}
+    values |= {"steps": max(2, settings.num_images // per_step)}
     command = [part.format(**values) for part in row.command.split()]
     total = run_script([*command, "--devices", settings.devices, *settings.flags.split()], log, world)
     said = log.read_text(encoding="utf-8")
@@ -148,15 +181,26 @@ def measure(name: str, world: Path, settings: ScriptSpeedSettings) -> dict[str, 
     found = re.search(r"first batch ([\d.]+) s after the start", said)
     first = float(found[1]) if found else None
     images = row.share * settings.num_images
+    loop = None if first is None else images / (total - first)
+    if name == "train":
+        images, loop = values["steps"] * per_step, per_step / seconds_per_step(output / "logs")
     return {
         "row": name,
         "images": images,
         "total, s": round(total, 1),
         "first batch, s": first,
-        "loop, images/s": None if first is None else round(images / (total - first), 2),
+        "loop, images/s": None if loop is None else round(loop, 2),
         "whole, images/s": round(images / total, 2),
         "compiled": "Compiling" in said,
     }
+
+
+def seconds_per_step(logs: Path) -> float:
+    """Return the mean time of a training's optimiser steps, from the end of the first to the end of the last."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next(logs.rglob("events.*")).parent)).Reload().Scalars("loss")
+    return (events[-1].wall_time - events[0].wall_time) / (events[-1].step - events[0].step)
 
 
 def run_script(command: Sequence[object], log: Path, world: Path) -> float:
@@ -198,10 +242,10 @@ def make_part(part: str, world: Path, size: str) -> None:
 
 
 def make_frames(world: Path, size: str) -> None:
-    """Frames with coarse labels and noisy images, which take as long to read as photographs."""
+    """Frames with coarse labels, noisy images, which take as long to read as photographs, and captions."""
     import numpy as np
 
-    from genval.runtime.files import write_png
+    from genval.runtime.files import write_jsonl, write_png
 
     height, width, _ = SIDES[size]
     rng = np.random.default_rng(0)
@@ -212,6 +256,28 @@ def make_frames(world: Path, size: str) -> None:
         image = (labels[..., None] * 6 + rng.integers(0, 40, (height, width, 3))).astype(np.uint8)
         write_png(world / f"cityscapes/leftImg8bit/val/city/{name}_leftImg8bit.png", image, noisy=True)
         write_png(world / f"cityscapes/gtFine/val/city/{name}_gtFine_labelIds.png", labels)
+    places = [f"val/city/city_{number:06d}_000000" for number in range(FRAMES)]
+    lines = [
+        {"image": f"leftImg8bit/{place}_leftImg8bit.png", "conditioning_image": f"gtFine/{place}_gtFine_labelIds.png"}
+        for place in places
+    ]
+    write_jsonl(world / "cityscapes/train.jsonl", [{**line, "text": "a street"} for line in lines])
+
+
+def make_objects(world: Path, size: str) -> None:
+    """Images with the box of an object: links to the frames."""
+    from genval.runtime.files import write_json
+
+    make_part("frames", world, size)
+    height, width, side = SIDES[size]
+    folder = world / "objects/lion"
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = sorted((world / "cityscapes/leftImg8bit").rglob("*.png"))
+    for number in range(OBJECT_IMAGES):
+        (folder / f"{number}.png").unlink(missing_ok=True)
+        (folder / f"{number}.png").hardlink_to(frames[number % FRAMES])
+        box = {"pos_mask": [(height - side) // 2, (width - side) // 2], "size_mask": side}
+        write_json(folder / f"{number}_pos.json", {f"{number}.png": box})
 
 
 def make_base(world: Path, size: str) -> None:
@@ -266,6 +332,39 @@ def make_masking(world: Path, size: str) -> None:
         write_json(world / "detector/preprocessor_config.json", {"size": {"shortest_edge": 64, "longest_edge": 96}})
 
 
+def make_captioning(world: Path, size: str) -> None:
+    """BLIP (large) and CLIP (ViT-L-14), in transformers' and open_clip's layout."""
+    import torch
+    from masking_speed import random_tokenizer
+    from open_clip import CLIP, get_model_config
+    from safetensors.torch import save_model
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+    from genval.runtime.files import write_json
+
+    torch.manual_seed(3)
+    tokenizer = random_tokenizer()
+    text: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": 101, "sep_token_id": 102, "eos_token_id": 102}
+    vision: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+    vision |= {"num_attention_heads": 16, "image_size": 384}
+    clip = get_model_config("ViT-L-14")
+    if size == "tiny":
+        small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        text, vision = {**text, **small}, {**small, "image_size": 32}
+        clip = {
+            "embed_dim": 16,
+            "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+            "text_cfg": {**clip["text_cfg"], "width": 16, "heads": 2, "layers": 1},
+        }
+    config = BlipConfig(text_config=text, vision_config=vision)
+    BlipForConditionalGeneration(config).save_pretrained(world / "blip")
+    image = {"height": vision["image_size"], "width": vision["image_size"]}
+    BlipProcessor(BlipImageProcessor(size=image), tokenizer).save_pretrained(world / "blip")
+    (world / "clip").mkdir(exist_ok=True)
+    save_model(CLIP(**clip), str(world / "clip/open_clip_model.safetensors"))
+    write_json(world / "clip/open_clip_config.json", {"model_cfg": clip, "preprocess_cfg": {}})
+
+
 def _build(size: str) -> tuple[Any, Any]:
     import torch
     from generation_speed import build
@@ -279,10 +378,12 @@ def _build(size: str) -> tuple[Any, Any]:
 
 MAKERS: dict[str, Callable[[Path, str], None]] = {
     "frames": make_frames,
+    "objects": make_objects,
     "base": make_base,
     "checkpoint": make_checkpoint,
     "inpainting": make_inpainting,
     "masking": make_masking,
+    "captioning": make_captioning,
 }
 
 

@@ -45,7 +45,7 @@ def measure_model(settings: MisclassificationSettings, model: str) -> list[Any]:
     images = ImageSet(str(settings.trg_dataset), settings.cond, settings.scene)
     scenes = images.find(settings.eval_dir, model, settings.preset)
     saved = [(results, record) for results in scenes for record in results.records()]
-    total, ends = pool(results.read_image(record) for results, record in saved)
+    total, ends = pool((results.read_image(record) for results, record in saved), number=len(saved))
     metrics = {name: plain(value) for name, value in reliability_metrics(total).items() if name in METRICS}
     intervals = {name: [plain(end) for end in ends[name]] for name in METRICS}
     bounds = {name: plain(value) for name, value in reliability_bounds(total).items() if name in METRICS}

@@ -50,7 +50,8 @@ def pool(settings: FinalMetricsSettings, model: str, dataset: str, scenes: Seque
                 matrices.append(statistics.confusion)
                 yield record["id"], statistics
 
-    summary = summarise(each_image(), space.names, classes, space.class_sets, fixed)
+    number = sum(len(results.ids()) for results in scenes)
+    summary = summarise(each_image(), space.names, classes, space.class_sets, fixed, number)
     overall = summary.metrics | {"miou_standard_error": plain(miou_standard_error(matrices, classes))}
     header, rows = summary.table
 

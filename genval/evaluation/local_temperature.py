@@ -293,7 +293,7 @@ def measure_scaled(
                 yield image.id, measure(scaled[0], whole.labels[0], IGNORE)[1]
 
     space = label_space_of(images[0].scene.dataset)
-    return summarise(each(), space.names, space.classes, space.class_sets)
+    return summarise(each(), space.names, space.classes, space.class_sets, number=len(images))
 
 
 def local_folder(sets: CalibrationSets, model: str, image_set: ImageSet, seed: int) -> Path:

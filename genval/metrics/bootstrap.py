@@ -19,8 +19,15 @@ UNDEFINED = (math.nan, math.nan)
 
 
 def draw_weights(items: int, draws: int, seed: int) -> np.ndarray:
-    """Return how often each item occurs in each draw with replacement, int64 (draws, items); rows sum to `items`."""
-    return np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), draws)
+    """Return how often each item occurs in each draw with replacement, (draws, items); rows sum to `items`.
+
+    The dtype is the smallest unsigned one that holds `items`: the array has a row of all items for each draw.
+    """
+    generator, weights = np.random.default_rng(seed), np.empty((draws, items), np.min_scalar_type(items))
+    for start in range(0, draws, DRAWS_PER_BATCH):
+        batch = weights[start : start + DRAWS_PER_BATCH]
+        batch[:] = generator.multinomial(items, np.full(items, 1 / items), len(batch))
+    return weights
 
 
 def filled_levels(counts: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from genval.metrics.bootstrap import (
 from genval.metrics.division import safe_divide
 from genval.metrics.statistics import PixelStatistics, level_confidence
 from genval.runtime.errors import GenValError
+
+# Images whose counts are added to the draws at once.
+_BLOCK = 256
 
 
 def reliability_metrics(statistics: PixelStatistics, names: Collection[str] | None = None) -> dict[str, float]:
@@ -70,6 +73,7 @@ def pool(
     draws: int = 1000,
     seed: int = 0,
     coverage: float = 0.95,
+    number: int | None = None,
 ) -> tuple[PixelStatistics, dict[str, tuple[float, float]]]:
     """Add up the statistics of images, and compute percentile bootstrap intervals of the metrics over their choice.
 
@@ -82,6 +86,7 @@ def pool(
         draws: number of resampled sets.
         seed: of the draws; sets of the same number of images have the same draws, whatever the model.
         coverage: of the interval.
+        number: of the images, if it is known. Then the counts of the images are not kept in memory.
 
     Returns:
         The sum; and by the name of each metric the lower and upper end, NaN with fewer than two images or if the metric
@@ -91,37 +96,98 @@ def pool(
         GenValError: there is no image.
     """
     total: PixelStatistics | None = None
-    rows: list[list[np.ndarray]] = []
+    drawn = _DrawnSums(draws, seed, number)
     shapes: list[tuple[int, ...]] = []
     for image in images:
         total = image if total is None else total + image
         arrays = [_coarsen(array) if array is image.levels else array for array in image.arrays()]
         shapes = [array.shape for array in arrays]
-        rows.append([array.ravel().astype(np.float64) for array in arrays])
+        drawn.add(arrays)
     if total is None:
         raise GenValError("There is no image to add up.")
     names = [*reliability_metrics(total), *(further or {})]
-    if len(rows) < 2:
+    if drawn.count < 2:
         return total, dict.fromkeys(names, UNDEFINED)
-    weights = draw_weights(len(rows), draws, seed).astype(np.float64)
-    stacked = [np.stack(values) for values in zip(*rows, strict=True)]
     # Levels without a pixel change no metric, and are more than half of them on a small set.
     place = [array is total.levels for array in total.arrays()].index(True)
-    levels = stacked[place].reshape(len(rows), *shapes[place])
-    filled = filled_levels(levels)
-    stacked[place] = levels[..., filled].reshape(len(rows), -1)
+    filled = filled_levels(_coarsen(total.levels))
+    drawn.select(place, np.concatenate([filled, shapes[place][1] + filled]))
     shapes[place] = (2, len(filled))
     confidence = _coarse_confidence()[filled]
     batches: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for start in range(0, draws, DRAWS_PER_BATCH):
-        drawn = weights[start : start + DRAWS_PER_BATCH]
-        sums = [(drawn @ values).reshape(-1, *shape) for values, shape in zip(stacked, shapes, strict=True)]
+    for batch in drawn.batches():
+        sums = [values.reshape(-1, *shape) for values, shape in zip(batch, shapes, strict=True)]
         values = _metrics(*sums, confidence=confidence)
         values |= {name: function(sums[0]) for name, function in (further or {}).items()}
         for name, value in values.items():
             batches[name].append(value)
     ends = {name: percentile_interval(np.concatenate(values), coverage) for name, values in batches.items()}
     return total, ends
+
+
+class _DrawnSums:
+    """The sums of the arrays of images in each draw.
+
+    If the number of images is known, the counts of a block of images are added to the sums of all draws, which is exact
+    in any order. Sums of floats depend on the order: those of each image, which are few, are kept.
+
+    Args:
+        draws: number of draws.
+        seed: of the draws.
+        number: of the images; None where it is not known before they are added.
+
+    Attributes:
+        count: number of images that were added.
+    """
+
+    def __init__(self, draws: int, seed: int, number: int | None) -> None:
+        self.count = 0
+        self._draws, self._seed, self._number = draws, seed, number
+        self._weights = draw_weights(number, draws, seed) if number is not None and number > _BLOCK else None
+        # By the place of an array in those of an image: a row for each image; or the rows of a block, and their sums.
+        self._rows: dict[int, list[np.ndarray]] = {}
+        self._blocks: dict[int, np.ndarray] = {}
+        self._sums: dict[int, np.ndarray] = {}
+
+    def add(self, arrays: Sequence[np.ndarray]) -> None:
+        """Add the arrays of an image."""
+        self.count += 1
+        for place, array in enumerate(arrays):
+            if self._weights is not None and np.issubdtype(array.dtype, np.integer):
+                self._add_counts(place, array.ravel(), self._weights)
+            else:
+                self._rows.setdefault(place, []).append(array.ravel().astype(np.float64))
+
+    def _add_counts(self, place: int, counts: np.ndarray, weights: np.ndarray) -> None:
+        if place not in self._sums:
+            self._blocks[place] = np.empty((_BLOCK, len(counts)))
+            self._sums[place] = np.zeros((self._draws, len(counts)))
+        index = (self.count - 1) % _BLOCK
+        self._blocks[place][index] = counts
+        if index + 1 < _BLOCK and self.count != self._number:
+            return
+        block = self._blocks[place][: index + 1]
+        for start in range(0, self._draws, DRAWS_PER_BATCH):
+            part = slice(start, start + DRAWS_PER_BATCH)
+            self._sums[place][part] += weights[part, self.count - len(block) : self.count].astype(np.float64) @ block
+
+    def select(self, place: int, columns: np.ndarray) -> None:
+        """Keep only some values of an array, after the last image."""
+        if place in self._sums:
+            self._sums[place] = self._sums[place].take(columns, 1)  # rows in order, as a product has them
+        else:
+            self._rows[place] = [row[columns] for row in self._rows[place]]
+
+    def batches(self) -> Iterator[list[np.ndarray]]:
+        """Yield the sums of each array, (D, values), of `DRAWS_PER_BATCH` draws at a time."""
+        assert self._number in (None, self.count)
+        weights = draw_weights(self.count, self._draws, self._seed) if self._weights is None else self._weights
+        stacked = {place: np.stack(rows) for place, rows in self._rows.items()}
+        for start in range(0, self._draws, DRAWS_PER_BATCH):
+            part = slice(start, start + DRAWS_PER_BATCH)
+            drawn = weights[part].astype(np.float64)
+            places = sorted([*stacked, *self._sums])
+            yield [drawn @ stacked[place] if place in stacked else self._sums[place][part] for place in places]
 
 
 def _metrics(

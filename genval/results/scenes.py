@@ -247,7 +247,11 @@ def finish_scene(
             written.
     """
     summary = summarise(
-        ((record["id"], results.read_image(record)) for record in records), names, label_space, class_sets
+        ((record["id"], results.read_image(record)) for record in records),
+        names,
+        label_space,
+        class_sets,
+        number=len(records),
     )
     write_jsonl(
         results.folder / "manifest.jsonl",
@@ -296,6 +300,7 @@ def summarise(
     label_space: Sequence[int],
     class_sets: Mapping[str, Sequence[int]],
     fixed: bool = False,
+    number: int | None = None,
 ) -> Summary:
     """Compute every metric of a set of images, with its interval.
 
@@ -305,6 +310,7 @@ def summarise(
         label_space: the classes of `miou`.
         class_sets: as for `segmentation_metrics`.
         fixed: `miou` is over exactly these classes, and not defined if one is absent.
+        number: as for `pool`.
     """
     ids: list[str] = []
     rows: list[list[Any]] = []
@@ -317,7 +323,7 @@ def summarise(
             rows[-1] += [plain(metrics[name]) for name in _IMAGE_METRICS]
             yield statistics
 
-    total, ends = pool(each(), metric_functions(names, label_space, class_sets, fixed))
+    total, ends = pool(each(), metric_functions(names, label_space, class_sets, fixed), number=number)
     values = segmentation_metrics(total.confusion, names, label_space, class_sets)
     if fixed:
         values["miou"] = plain(mean_iou(total.confusion, label_space, complete=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from genval.runtime.errors import GenValError
-from genval.runtime.progress import progress_bar
+from genval.runtime.progress import progress_bar, seconds_since_start
 
 
 class StepProgress(Callback):
@@ -23,6 +24,8 @@ class StepProgress(Callback):
         self.bar = progress_bar(
             trainer.max_steps, "Training", unit="step", initial=trainer.global_step, rank=trainer.global_rank
         )
+        if trainer.is_global_zero:
+            self.bar.write(f"Training: first batch {seconds_since_start():.1f} s after the start", file=sys.stderr)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from reference_metrics import realistic, same, slow_ece
 
+from genval.metrics import reliability
 from genval.metrics.bootstrap import draw_weights
 from genval.metrics.calibration import top1_metrics
 from genval.metrics.ranking import aupr, auroc, counts_by_score, fpr_at_tpr, prediction_rejection_ratio
@@ -75,6 +76,15 @@ def test_intervals_are_percentiles_of_the_metrics_of_each_draw():
         tolerance = 0.005 if name in by_levels else 0.5 if name == "prr_percent" else 1e-9
         same(ends[name], np.percentile([one[name] for one in drawn], [10, 90]), tolerance)
     same(reliability_metrics(total)["mean_confidence"], total.bin_confidence.sum() / 1000)
+
+
+@pytest.mark.parametrize("number", [4, 8, 11])
+def test_intervals_are_the_same_if_counts_are_not_kept(number, monkeypatch):
+    images = [measure(*(realistic(seed, 200)))[1] for seed in range(number)]
+    further = {"diagonal": lambda matrices: np.trace(matrices, axis1=1, axis2=2)}
+    kept = pool(iter(images), further, 50)[1]
+    monkeypatch.setattr(reliability, "_BLOCK", 4)
+    assert pool(iter(images), further, 50, number=number)[1] == kept
 
 
 def test_the_threshold_of_one_level_is_interpolated_and_its_bound_is_that_of_its_level():
