@@ -243,13 +243,13 @@ def check(settings: ProtocolSpeedSettings) -> None:
 
 
 def render(settings: ProtocolSpeedSettings, world: Path) -> None:
-    """Render the clear streets and those with objects that are missing."""
+    """Render the clear streets and, where they are needed, those with objects that are missing."""
     size, _, detected = SIZES[settings.size]
     height, width, _ = SIDES[size]
-    for domain, folder, number in (
-        ("clear", streets(settings, world), settings.images),
-        ("objects", world / "objects", detected * settings.devices),
-    ):
+    sets = [("clear", streets(settings, world), settings.images)]
+    if "detect" in settings.stages:
+        sets.append(("objects", world / "objects", detected * settings.devices))
+    for domain, folder, number in sets:
         words = ["mini/render.py", "--domains", domain, "--output_dir", folder, "--num_train", 0, "--num_val", number]
         log = world / "logs" / f"render_{domain}.log"
         run_script([*words, "--height", height, "--width", width], log, world)
