@@ -8,14 +8,17 @@ Writes: {output}/zoo_speed.json, after every row, and {output}/zoo_speed.md
 The reference is `EncoderDecoder.predict` in float32 on one image, one window at a time, as mmsegmentation's runner
 calls it; both ways start from uint8 images on the device and end with the logits at the image's size. "Fed" images
 start in the host's memory, batch behind batch; "evaluated" ones end there too, as predictions and the statistics of all
-metrics: what relis/eval.py does between reading and writing files. Rows that are in the JSON already, of the same
-settings and device, are kept.
+metrics: what relis/eval.py does between reading and writing files. "OOD" images end there as the counts of pixels by
+score: what ood_detection/main_gen_ood.py does between reading and writing files. "Added time" is relative to "fed".
+Rows that are in the JSON already, of the same settings and device, are kept.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
 
 import path_dicts
 from genval.runtime import cli
@@ -116,7 +119,7 @@ def measure(model: str, wanted: list[dict[str, Any]], device: torch.device, seco
         if settings["compile"]:
             segmenter.compile_network()
         ours = timed(lambda segmenter=segmenter: segmenter(images), device, seconds)
-        forward, evaluated = evaluate(segmenter, images, ours["logits"], device, seconds)
+        forward, evaluated, detected = evaluate(segmenter, images, ours["logits"], device, seconds)
         alike = reference and (ours["logits"][:1].argmax(1) == reference["logits"].argmax(1)).float().mean().item()
         rows.append(
             {
@@ -126,6 +129,7 @@ def measure(model: str, wanted: list[dict[str, Any]], device: torch.device, seco
                 "images_per_s": ours["passes_per_s"] * len(images),
                 "fed_images_per_s": forward,
                 "evaluated_images_per_s": evaluated,
+                "ood_images_per_s": detected,
                 "first_pass_s": ours["first_pass_s"],
                 "peak_gib": ours["peak_gib"],
                 "pixels_alike": alike,
@@ -175,11 +179,15 @@ def timed(run: Callable[[], Tensor], device: torch.device, seconds: float) -> di
 
 def evaluate(
     segmenter: Any, images: Tensor, logits: Tensor, device: torch.device, seconds: float
-) -> tuple[float, float]:
-    """Images per second from the host's memory to logits on the device, and to statistics in the host's memory."""
+) -> tuple[float, float, float]:
+    """Measure images per second from the host's memory to logits on the device, and to results in the host's memory.
+
+    Returns:
+        The rates to logits, to the statistics of an evaluation, and to the counts of OOD detection.
+    """
     import torch
 
-    from genval.evaluation.inference import launch_batch
+    from genval.evaluation.inference import launch_batch, launch_ood_batch
     from genval.segmenters.prediction import infer
 
     batch, names = images.permute(0, 2, 3, 1).cpu().numpy(), [str(index) for index in range(len(images))]
@@ -187,6 +195,7 @@ def evaluate(
     labels = logits[:, :, ::32, ::32].argmax(1).repeat_interleave(32, 1).repeat_interleave(32, 2)
     labels[:, : labels.shape[1] // 10] = 255
     train_ids = labels.byte().cpu().numpy()
+    kinds = (train_ids == 0).astype(np.uint8)  # the first class stands for the object
 
     def forward() -> Callable[[], Any]:
         with torch.inference_mode():
@@ -196,7 +205,12 @@ def evaluate(
     def everything() -> Callable[[], Any]:
         return launch_batch(segmenter, batch, train_ids, names, device)
 
-    return batches_per_s(forward, seconds) * len(images), batches_per_s(everything, seconds) * len(images)
+    def detection() -> Callable[[], Any]:
+        return launch_ood_batch(segmenter, batch, kinds, names, device)
+
+    passes = (forward, everything, detection)
+    forward_rate, evaluated_rate, ood_rate = (batches_per_s(launch, seconds) * len(images) for launch in passes)
+    return forward_rate, evaluated_rate, ood_rate
 
 
 def batches_per_s(launch: Callable[[], Callable[[], Any]], seconds: float) -> float:
@@ -238,10 +252,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             [row["model"], row["mode"], row["size"], row["precision"], row["batch_size"], " ".join(extras),
              reference, row["images_per_s"], reference and row["images_per_s"] / reference, alike and 100 * alike,
              fed := row["fed_images_per_s"], evaluated := row["evaluated_images_per_s"], 100 * (fed / evaluated - 1),
+             detected := row["ood_images_per_s"], 100 * (fed / detected - 1),
              row["peak_gib"], "yes" if row["finite"] else "no"]
         )  # fmt: skip
     header = ["segmenter", "test mode", "size", "precision", "batch", "with", "mmseg images/s", "images/s", "ratio",
-              "alike %", "fed images/s", "evaluated images/s", "added time %", "GiB", "finite"]  # fmt: skip
+              "alike %", "fed images/s", "evaluated images/s", "added time %",
+              "OOD images/s", "added time %", "GiB", "finite"]  # fmt: skip
     return markdown_table(header, table, digits=3) + "\n"
 
 

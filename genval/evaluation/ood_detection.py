@@ -35,9 +35,10 @@ from genval.datasets.ood_sets import (
     read_kinds,
     read_ood_pair,
 )
+from genval.datasets.reading import DecodedCache, memory_for_images
 from genval.evaluation.evaluation_set import without_duplicates
 from genval.evaluation.inference import launch_ood_batch
-from genval.evaluation.loading import check_models, check_names, load
+from genval.evaluation.loading import check_models, check_names, load_ahead
 from genval.evaluation.more_scores import (
     FEATURE_SCORES,
     MoreScores,
@@ -88,7 +89,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, remove_leftovers, write_json, write_png
 from genval.runtime.paths import resolve
 from genval.segmenters.identity import model_identity
-from genval.segmenters.prediction import infer
+from genval.segmenters.prediction import infer, stack_batch
 from genval.segmenters.recipe import refuse_trained_images
 
 if TYPE_CHECKING:
@@ -134,13 +135,12 @@ def detect_all(settings: OodDetectionSettings) -> list[Detected]:
     # The first is run at once.
     images = ((item.image, functools.partial(_read_image, item)) for found in sets.values() for item in found.items)
     checked = check_models(settings.model, names[1:], fabric, settings.device.precision, images)
+    models = load_ahead(settings.model, names, checked, fabric, settings.device.precision)
+    # The next segmenters read the same images.
+    pairs = DecodedCache(memory_for_images(fabric.world_size // settings.device.num_nodes) if len(names) > 1 else 0)
+    read = functools.partial(pairs.read, decode=read_ood_pair)
     done: list[Detected] = []
-    for name in names:
-        with same_outcome(fabric):
-            if name in checked:
-                segmenter = checked.pop(name)
-            else:
-                segmenter = load(settings.model, name, fabric.device, settings.device.precision)
+    for name, segmenter in zip(names, models, strict=True):
         standard = known_max_logits(settings, fabric, segmenter, name)
         more = known_scores(settings, fabric, segmenter, name)
         for dataset, found in sets.items():
@@ -149,7 +149,7 @@ def detect_all(settings: OodDetectionSettings) -> list[Detected]:
                 found = OodSet(tuple(openable(found.items, bad)), found.left_out)
             with same_outcome(fabric):
                 refuse_trained_images(segmenter, found.items)
-            stage = OodStage(settings, segmenter, fabric.device, name, dataset, found, bad, standard, more)
+            stage = OodStage(settings, segmenter, fabric.device, name, dataset, found, bad, standard, more, read)
             run_stage(
                 stage,
                 found.items,
@@ -273,6 +273,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         unpaired: bad files, from `find_objects`.
         standard: mean and standard deviation from `known_max_logits`.
         more: further scores, from `known_scores`.
+        read: reads an item, as `read_ood_pair`.
 
     Attributes:
         detected: the results, in the first process, when the stage is finished.
@@ -292,8 +293,9 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         unpaired: Sequence[BadFile] = (),
         standard: tuple[np.ndarray, np.ndarray] | None = None,
         more: MoreScores | None = None,
+        read: Callable[[OodItem], _Pair] = read_ood_pair,
     ) -> None:
-        self.settings, self.segmenter, self.device = settings, segmenter, device
+        self.settings, self.segmenter, self.device, self.read = settings, segmenter, device, read
         self.found, self.unpaired = found, list(unpaired)
         self.title = f"{model} on {dataset}"
         self.identity = model_identity(segmenter)
@@ -389,13 +391,13 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
             path.unlink(missing_ok=True)
 
     def load(self, item: OodItem) -> _Pair:
-        return read_ood_pair(item)
+        return self.read(item)
 
     def split(self, batch: list[tuple[OodItem, _Pair]]) -> Iterable[list[tuple[OodItem, _Pair]]]:
         return [list(group) for _, group in itertools.groupby(batch, key=lambda pair: pair[1][1].shape)]
 
     def compute(self, items: Sequence[OodItem], loaded: Sequence[_Pair]) -> Callable[[], list[_Measured]]:
-        images, kinds = (np.stack(arrays) for arrays in zip(*loaded, strict=True))
+        images, kinds = (stack_batch(arrays, self.device) for arrays in zip(*loaded, strict=True))
         keep = bool(self.settings.components) or self.settings.exact
         names = [str(item.image) for item in items]
         return launch_ood_batch(self.segmenter, images, kinds, names, self.device, self.standard, keep, self.more)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from genval.evaluation import segmentation
 from genval.evaluation.segmentation import evaluate_all
 from genval.evaluation.settings import EvalScriptSettings
 from genval.runtime.errors import GenValError
@@ -86,6 +87,28 @@ def test_every_segmenter_is_checked_before_the_first_is_run(tmp_path, monkeypatc
     import checked_factories
 
     assert checked_factories.sizes == [(1, 3, 16, 24), *[(1, 3, 8, 12)] * 3]
+
+
+def test_segmenters_share_decoded_images(pixels, monkeypatch):
+    """One image is decoded once more, for the check of the second segmenter."""
+    read, ids = segmentation.read_pair, []
+
+    def counted(item):
+        ids.append(item.id)
+        return read(item)
+
+    monkeypatch.setattr(segmentation, "read_pair", counted)
+    function = "def {}(device):\n    return lambda images: images[:, :1] + 3.0 * torch.arange(19)[:, None, None]\n"
+    functions = function.format("one") + function.format("two")
+    (pixels / "shared_factories.py").write_text("import torch\n" + functions)
+    monkeypatch.syspath_prepend(pixels)
+    settings = make_settings(
+        EvalScriptSettings, segmenters="shared_factories:one,shared_factories:two", trg_dataset="Cityscapes",
+        datasets_dir=str(pixels / "datasets"), eval_dir=str(pixels / "results"), accelerator="cpu", devices="1",
+        trust_code=True,
+    )  # fmt: skip
+    assert [one.images for one in evaluate_all(settings)] == [{"clean": 7}] * 2
+    assert len(set(ids)) == 7 and len(ids) == 8
 
 
 def test_batches_hold_one_size_and_one_scene_in_order(pixels):

@@ -133,6 +133,22 @@ def read(root, name, number):
     return read_image(root / f"refined/{name}/{number}.png"), read_mask(root / f"masks/{name}/{number}_mask.png") == 255
 
 
+def test_segmenters_share_decoded_images(ood):
+    """One image is decoded once more, for the check of the second segmenter."""
+    from genval.evaluation import ood_detection
+
+    read, ids = ood_detection.read_ood_pair, []
+
+    def counted(item):
+        ids.append(f"{item.cond} {item.id}")
+        return read(item)
+
+    ood.monkeypatch.setattr(ood_detection, "read_ood_pair", counted)
+    code, _, err = ood(model="steep,flat")
+    assert code == 0, err
+    assert len(set(ids)) == 8 and len(ids) == 9
+
+
 def test_metrics_equal_those_of_the_published_procedure(ood):
     from sklearn.metrics import auc, precision_recall_curve, roc_curve
 

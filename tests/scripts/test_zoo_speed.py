@@ -25,6 +25,7 @@ def test_rows_are_measured_once(tmp_path):
         ("BiSeNetV2-FCN", "32-true"), ("MobileNetV3", "32-true"), ("BiSeNetV2-FCN", "bf16-true"),
     ]  # fmt: skip
     assert rows[0]["pixels_alike"] > 0.999 and rows[0]["reference_images_per_s"] > 0
+    assert all(row["ood_images_per_s"] > 0 for row in rows)
     # mmsegmentation fails on images below LRASPP's pooling window; here they are padded.
     assert rows[1]["reference_images_per_s"] is None and rows[1]["finite"]
     assert (tmp_path / "zoo_speed.md").read_text().count("\n") == 5
