@@ -3,7 +3,7 @@
 Reads:  the configs that ship with mmsegmentation
 Writes: {output}/zoo_speed.json, after every row, and {output}/zoo_speed.md
 
-    python benchmarks/zoo_speed.py --models SegFormer-B0,SegFormer-B5,DLV3+ResNet101 --precisions 32-true,bf16-true
+    python benchmarks/zoo_speed.py --segmenters SegFormer-B0,SegFormer-B5,DLV3+ResNet101 --precisions 32-true,bf16-true
 
 The reference is `EncoderDecoder.predict` in float32 on one image, one window at a time, as mmsegmentation's runner
 calls it; both ways start from uint8 images on the device and end with the logits at the image's size. "Fed" images

@@ -175,9 +175,11 @@ def _kind(value: Tensor) -> str:
 
 
 def _is_finite(value: Tensor) -> bool:
-    # 8-bit floats have no isfinite.
-    is_dense_float = value.is_floating_point() and value.layout == torch.strided and not value.is_meta
-    return not is_dense_float or bool((value.float() if value.element_size() == 1 else value).isfinite().all())
+    if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+        return True
+    value = value.float() if value.element_size() == 1 else value  # 8-bit floats have no isfinite
+    # A finite sum, which is the faster test, has only finite summands.
+    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
 def _listing(problem: str, keys: Iterable[str]) -> list[str]:

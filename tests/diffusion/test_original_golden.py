@@ -15,7 +15,7 @@ import torch
 from genval.diffusion.models.controlnet import default_base, load_controlnet
 from genval.diffusion.models.hints import encode_hint
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, load_base
-from genval.diffusion.original.reading import OriginalFile
+from genval.diffusion.original import reading
 from genval.diffusion.original.writing import original_state
 from genval.diffusion.sampling import generation as sampling
 from genval.diffusion.sampling.generation import GenerationBatch, sample_latents
@@ -159,7 +159,7 @@ def write_empty(path: Path, keys: Mapping[str, Any]) -> Path:
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but the reading of weights: models stay without memory."""
-    monkeypatch.setattr(OriginalFile, "_fill", lambda self, model, *_: model.to("meta"))
+    monkeypatch.setattr(reading, "_fill", lambda model, *_: model.to("meta"))
 
 
 @pytest.mark.parametrize(
