@@ -1,23 +1,27 @@
-"""Speed and memory of ControlNet and LoRA training on one device, compared with a plain diffusers loop in the same run.
+"""Speed and memory of ControlNet and LoRA training, compared with a plain diffusers loop in the same run.
 
 A row is `[SIZE:][OPTION-...]BATCH`. Ours (`8`, `compile-32`, `sdxl:checkpointing-4`) run as ControlNet/train.py does:
 its module, its Trainer, latents and text states cached. Options: compile, cudnn (attention), checkpointing, 8bit, ema,
 lora (as ControlNet/train_lora.py, with its default rank and layers; `lora-convs-8` also trains all convolutions).
 `proxy-8` is a plain diffusers loop in bfloat16 that encodes images and captions at every step; the published code's
 speed is 1/3.5 of it (measured once on the same device). Weights are random, of full size, and made on the device.
-Warm-up (compiling, choosing convolution algorithms, one optimiser step) is reported separately.
+Warm-up (compiling, choosing convolution algorithms, one optimiser step) is reported separately. With --devices N, the
+processes share the 128 images of an optimiser step. The first row's warm-up then includes the start of the others, and
+a row that fails ends the run. Memory is that of the first device.
 
 Reads:  nothing
 Writes: OUTPUT (JSON) after each row, if given; prints a Markdown table
 
     python benchmarks/training_speed.py --output results/benchmarks/training_speed.json
     python benchmarks/training_speed.py --rows proxy-lora-8,lora-8,lora-compile-8,lora-compile-32
+    python benchmarks/training_speed.py --rows compile-32 --devices 2
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import string
 import tempfile
 import time
@@ -151,8 +155,7 @@ class TrainingSpeedSettings:
     steps: int = flag(3, "optimiser steps that are timed, of 128 images", type=positive_int)
     output: str | None = flag(None, "JSON file for the results")
     accelerator: str = flag("auto", "auto, cpu or gpu")
-    devices: str = flag("auto", "number of devices")
-    num_nodes: int = flag(1, "number of machines", type=positive_int)
+    devices: int = flag(1, "processes that share the work", type=positive_int)
     precision: str | None = flag(None, "default: bf16-mixed on a GPU that supports it, else 32-true")
     preset: str | None = None
 
@@ -165,10 +168,16 @@ def main(settings: TrainingSpeedSettings) -> None:
     from genval.training.runs import training_precision
 
     rows = [parse_row(text, settings.size) for text in settings.rows]
+    if settings.devices > 1 and any("proxy" in row.options for row in rows):
+        raise GenValError("--rows: proxy rows train on one device. Measure them without --devices.")
     precision = training_precision(settings.precision, settings.accelerator)
     settings = dataclasses.replace(settings, precision=precision)
     on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    # Lightning starts the other processes in the first row. They run the script from the start.
+    process = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", process) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("high")
     peak = matrix_peak(device)
     records: list[dict[str, Any]] = []
@@ -176,6 +185,7 @@ def main(settings: TrainingSpeedSettings) -> None:
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "torch": torch.__version__,
         "precision": settings.precision,
+        "devices": settings.devices,
         "peak_tflops": peak / 1e12,
         "rows": records,
     }
@@ -186,13 +196,17 @@ def main(settings: TrainingSpeedSettings) -> None:
             records.append(
                 {**dataclasses.asdict(row), "tflop_an_image": flops / 1e12, **time_row(row, base, settings, device)}
             )
-            records[-1]["share_of_peak"] = records[-1].get("images_per_second", 0) * flops / peak
+            records[-1]["share_of_peak"] = records[-1].get("images_per_second", 0) * flops / (peak * settings.devices)
             add_ratios(records)
+            if process > 0:
+                continue
             print(records[-1], flush=True)
             if settings.output:
                 write_json(resolve(settings.output), result)
         del base
         empty_memory()
+    if process > 0:
+        return
     print(f"{result['device']}, {settings.precision}, large matrix products at {peak / 1e12:.0f} TFLOP/s")
     columns = {title: key for title, key in COLUMNS.items() if any(key in record for record in records)}
     print(
@@ -220,6 +234,8 @@ def time_row(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, d
         timing = (time_proxy if "proxy" in row.options else time_ours)(row, base, settings, device)
         return dataclasses.asdict(timing)
     except Exception as error:  # whatever a library or a device can raise; memory that is full, above all
+        if settings.devices > 1:
+            raise  # the other processes would wait for this one
         return {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:200]}
     finally:
         restore(base)
@@ -282,7 +298,7 @@ def time_ours(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, 
     from genval.training.runs import make_trainer
 
     size, pairs = SIZES[row.size], 256
-    module = make_module(row, base, device)
+    module = make_module(row, base, device, settings.devices)
     config = module.config
     side = size.side // base.downscale
     module.cache = LatentCache(
@@ -291,7 +307,7 @@ def time_ours(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, 
         random_text(base, size, pairs + 1, device),
         torch.arange(pairs, device=device),
     )
-    stopwatch = make_stopwatch(device, config, settings.steps)
+    stopwatch = make_stopwatch(device, config, settings)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
             Path(folder),
@@ -300,7 +316,7 @@ def time_ours(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, 
             [stopwatch],
             checkpoint_every=10**9,
             accelerator=settings.accelerator,
-            devices=1,
+            devices=settings.devices,
             precision=settings.precision,
         )
         data = ControlNetData([Pair(Path(), Path(), "")] * pairs, config, cached=True)
@@ -309,13 +325,13 @@ def time_ours(row: Row, base: StableDiffusion, settings: TrainingSpeedSettings, 
     return stopwatch.timing
 
 
-def make_module(row: Row, base: StableDiffusion, device: torch.device) -> DenoisingModule:
+def make_module(row: Row, base: StableDiffusion, device: torch.device, devices: int = 1) -> DenoisingModule:
     """Return what a row trains."""
     from genval.diffusion.models.controlnet import add_control
     from genval.diffusion.models.lora import add_lora
     from genval.diffusion.training.module import ControlNetModule, LoraModule
 
-    config = training_config(row, SIZES[row.size])
+    config = training_config(row, SIZES[row.size], devices)
     with device:
         if "lora" not in row.options:
             return ControlNetModule(base, add_control(base), config)
@@ -331,14 +347,14 @@ def lora_shape(row: Row) -> tuple[int, tuple[str, ...]]:
     return LoraTrainingSettings.rank, (*LoraTrainingSettings.target_modules, *convolutions)
 
 
-def training_config(row: Row, size: Size) -> TrainingConfig:
+def training_config(row: Row, size: Size, devices: int) -> TrainingConfig:
     from genval.diffusion.training.settings import TrainingConfig
 
     return TrainingConfig(
         height=size.side,
         width=size.side,
         batch_size=row.batch,
-        accumulate=max(1, size.pairs // row.batch),
+        accumulate=max(1, size.pairs // (row.batch * devices)),
         max_steps=10**6,
         gradient_clip=1.0,
         ema=0.999 if "ema" in row.options else 0.0,
@@ -349,8 +365,8 @@ def training_config(row: Row, size: Size) -> TrainingConfig:
     )
 
 
-def make_stopwatch(device: torch.device, config: TrainingConfig, steps: int) -> Any:
-    """A Lightning callback that times `steps` optimiser steps after the first one, then stops the training."""
+def make_stopwatch(device: torch.device, config: TrainingConfig, settings: TrainingSpeedSettings) -> Any:
+    """A Lightning callback that times `settings.steps` optimiser steps after the first one, then stops the training."""
     from pytorch_lightning import Callback
 
     class Stopwatch(Callback):
@@ -364,9 +380,9 @@ def make_stopwatch(device: torch.device, config: TrainingConfig, steps: int) -> 
             done = batch_idx + 1
             if done == config.accumulate:
                 self.warm = now(device)
-            elif done == config.accumulate * (steps + 1):
+            elif done == config.accumulate * (settings.steps + 1):
                 seconds = now(device) - self.warm
-                images = config.accumulate * steps * config.batch_size
+                images = config.accumulate * settings.steps * config.batch_size * settings.devices
                 self.timing = Timing(images / seconds, peak_memory(device), self.warm - self.started)
                 trainer.should_stop = True
 

@@ -21,6 +21,29 @@ def test_rows_are_timed_and_one_that_fails_stops_no_other(tmp_path: Path) -> Non
     assert len(table) == 5 and table[-1].startswith("| ema-checkpointing-2")
 
 
+@pytest.mark.slow
+def test_two_processes_share_the_images_of_a_step(tmp_path: Path) -> None:
+    output = tmp_path / "speed.json"
+    done = run_script(*COMMAND, "--rows", "2,lora-1", "--steps", 1, "--devices", 2, "--output", output)
+    assert done.returncode == 0, done.stderr
+    # Lightning logs the size of the group of processes. Only the first process prints the table.
+    assert "2 processes" in done.stderr
+    result = json.loads(output.read_text())
+    assert result["devices"] == 2
+    assert [row["images_per_second"] > 0 for row in result["rows"]] == [True, True]
+    assert len([line for line in done.stdout.splitlines() if line.startswith("|")]) == 4
+
+
+@pytest.mark.slow
+def test_a_row_that_fails_ends_both_processes(tmp_path: Path) -> None:
+    done = run_script(*COMMAND, "--rows", "8bit-2", "--steps", 1, "--devices", 2)
+    assert done.returncode != 0 and "bitsandbytes" in done.stderr
+
+
+def test_a_proxy_on_two_devices_is_refused(refused: Refusal) -> None:
+    refused([*COMMAND, "--rows", "proxy-2", "--devices", 2], "--rows", "proxy")
+
+
 @pytest.mark.parametrize("row", ["fast-8", "8-compile", "huge:8", "compile-0"])
 def test_unknown_rows_are_refused(row: str, refused: Refusal) -> None:
     refused([*COMMAND, "--rows", row], "--rows", row)
