@@ -401,7 +401,9 @@ def zoo_script(script: str, world: Path) -> Path:
 def gpu_use(devices: int) -> Iterator[list[tuple[float, float]]]:
     """Give a list that is filled with times and the share of time in which a kernel ran, of each of the first GPUs."""
     used: list[tuple[float, float]] = []
-    numbers = ",".join(map(str, range(devices)))
+    # nvidia-smi does not read the variable.
+    named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(devices)))
+    numbers = ",".join(named.split(",")[:devices])
     query = ["--query-gpu=timestamp,utilization.gpu", "--format=csv,noheader,nounits", "-lms", "250"]
     try:
         process = subprocess.Popen(

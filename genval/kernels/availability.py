@@ -35,7 +35,7 @@ def _runs_triton(device: torch.device) -> bool:
     except Exception as error:  # many kinds, from a missing compiler to a driver that is too old
         warnings.warn(
             f"Triton does not work here ({type(error).__name__}: {error}). Metrics take ten times as long, and "
-            "generation takes 1.3 times as long. Triton needs a C compiler and Python's headers: "
+            "generation takes 1.4 times as long. Triton needs a C compiler and Python's headers: "
             "apt install gcc python3-dev",
             stacklevel=2,
         )
