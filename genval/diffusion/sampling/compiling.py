@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def choose_compiling(mode: str, device: torch.device, recorded: bool | None = None) -> bool:
     """Decide whether to compile the denoiser for a run, and print a message if so.
 
-    "auto" does not compile: the kernels of `genval.diffusion.sampling.fused` are faster, and need seconds where compiling
-    needs minutes. The results of generated and hand-written kernels differ in the last bits. With "auto", a
+    "auto" does not compile: the kernels of `genval.diffusion.sampling.fused` are faster, and need seconds where
+    compiling needs minutes. The results of generated and hand-written kernels differ in the last bits. With "auto", a
     resumed run therefore repeats the recorded choice, and its images have the same bytes.
 
     Args:
