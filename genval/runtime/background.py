@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,9 +18,6 @@ from genval.runtime.errors import GenValError
 
 T = TypeVar("T")
 Result = TypeVar("Result")
-
-# Seconds after which an interrupt has reached this process. Ctrl-C is for all processes, and may end a worker first.
-_INTERRUPT = 0.5
 
 
 def one_behind(begun: Iterable[T]) -> Iterator[T]:
@@ -70,7 +66,6 @@ def in_processes(
         with ProcessPoolExecutor(min(jobs, len(values)), context, _begin_worker) as pool:
             yield from pool.map(function, values)
     except BrokenProcessPool as error:
-        time.sleep(_INTERRUPT)
         raise GenValError("A process was killed, such as by full memory. Give fewer --jobs.") from error
 
 

@@ -103,11 +103,13 @@ def test_a_process_with_too_little_memory_for_two_computes_alone() -> None:
 def test_workers_end_with_their_parent_and_print_nothing(number: int, tmp_path: Path) -> None:
     """Ctrl-C reaches the whole group, a kill the parent alone."""
     (tmp_path / "waiting.py").write_text(
-        "import os, sys, time\n"
+        "import os, signal, sys, time\n"
         "def wait(number):\n"
         "    print(os.getpid(), flush=True)\n"
         "    time.sleep(60)\n"
         "if __name__ == '__main__':\n"
+        # Programs that a shell runs in the background ignore Ctrl-C, and so do the programs that they start.
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    from genval.runtime.background import in_processes\n"
         "    try:\n"
         "        list(in_processes(wait, [1, 2], 2, memory=1))\n"
