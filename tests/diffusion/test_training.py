@@ -378,6 +378,39 @@ def test_ways_to_compute_give_the_same_gradients(
 
 
 @pytest.mark.slow
+def test_the_step_of_several_processes_is_compiled_as_a_whole(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = []
+
+    def record(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiler = functools.partial(torch.compile, backend=record)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic, options: compiler(function, dynamic=dynamic))
+    # The ControlNet of this test has fewer gradients than one part of the usual size.
+    monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 1024)
+    text = TextStates(torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0)))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        found = []
+        for compiled in (False, True):
+            base = copy_of_base(base_folder)
+            module = ControlNetModule(base, add_control(base), TrainingConfig(**{**SMALL, "compile": compiled}))
+            # As Lightning does: the training step runs inside of DDP's forward pass.
+            monkeypatch.setattr(module, "forward", module.denoising_loss)
+            parallel = torch.nn.parallel.DistributedDataParallel(module, bucket_cap_mb=0.02)
+            monkeypatch.setattr(module, "denoising_loss", lambda *inputs, run=parallel: run(*inputs))
+            found.append(gradients(module, text))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(graphs) == 1
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], msg=name)
+
+
+@pytest.mark.slow
 def test_an_xl_base_is_trained(city_folder: Path, tmp_path: Path) -> None:
     folder = write_xl_base(tmp_path / "xl")
     module = train(folder, city_folder, tmp_path / "run", encoded=True, max_steps=2)

@@ -74,6 +74,9 @@ class DenoisingModule(OptimisedModule):
         self._predict: Callable[..., torch.Tensor] = self._denoise
         if config.compile:
             # All training batches have one shape. The image log has other shapes and does not use the compiled step.
+            # With several devices, PyTorch would compile a part for each 25 MiB of gradients, to exchange them early,
+            # and would not look for these parts in its cache of forward and backward graphs.
+            torch._dynamo.config.optimize_ddp = False
             options = INDUCTOR_OPTIONS if torch.cuda.is_available() else None
             self._predict = torch.compile(self._denoise, dynamic=False, options=options)
 
