@@ -45,3 +45,15 @@ def test_a_decoder_with_fused_blocks_agrees(activation: str) -> None:
     for _ in range(2):  # a second denoiser of the process prepares it again
         fused.fuse_decoder(vae)
     torch.testing.assert_close(vae.decode(latents).sample, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_tiny_autoencoder_which_has_no_such_blocks_decodes_as_before() -> None:
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    vae: Any = AutoencoderTiny(decoder_block_out_channels=(8,) * 4, num_decoder_blocks=(1,) * 4)
+    latents = torch.randn(1, 4, 4, 6)
+    expected = vae.decode(latents).sample
+    fused.fuse_decoder(vae)
+    torch.testing.assert_close(vae.decode(latents).sample, expected)

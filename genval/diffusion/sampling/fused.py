@@ -71,7 +71,8 @@ def fuse_decoder(vae: Any) -> None:
             block.forward = partial(_decoder_resnet, block)
         elif type(block).__name__ == "Upsample2D":
             block.forward = partial(_enlarge, block)
-    vae.decoder.conv_norm_out.forward = partial(normalise, vae.decoder.conv_norm_out, silu=False)
+    if hasattr(vae.decoder, "conv_norm_out"):  # an AutoencoderTiny has no normalisation
+        vae.decoder.conv_norm_out.forward = partial(normalise, vae.decoder.conv_norm_out, silu=False)
 
 
 def _decoder_resnet(block: Any, x: torch.Tensor, temb: None = None) -> torch.Tensor:
