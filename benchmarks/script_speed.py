@@ -8,8 +8,9 @@ Writes: --folder, with the models (14 GB), the frames, the logs and what the scr
 
 A row is one command of `ROWS`, run as a subprocess. `first batch` is the time from the start of the process until the
 first batch is computed; `loop` is the rate from then to the end, with writing and compilation, or, for training, the
-rate of the optimiser steps after the first one. A cold row starts with an empty cache of kernels and hashes; every
-other row starts with the cache that the rows before it left. --devices 2 measures the same work on two GPUs.
+rate of the optimiser steps between the first and the last one. A cold row starts with an empty cache of kernels and
+hashes; every other row starts with the cache that the rows before it left. --devices 2 measures the same work on two
+GPUs.
 benchmarks/protocol_speed.py has the whole protocol of the paper, with the models of the same folder.
 """
 
@@ -93,12 +94,12 @@ ROWS: dict[str, Row] = {
         "ood_objects/refine_gen_images.py --images_dir {world}/output/inpaint " + _INPAINT,
         after="inpaint",
     ),
-    # Random networks detect as many objects as the thresholds allow.
+    # Random networks detect as many objects as the thresholds allow: one.
     "masks": Row(
         ("objects", "masking", "captioning"),
         "ood_objects/get_masks.py --images_dir {world}/objects --positions_dir {world}/objects --limit {count} "
         "--detector {world}/detector --sam {world}/sam --clip {world}/clip --output_dir {output} "
-        "--box_threshold 0 --text_threshold 0",
+        "--box_threshold 0 --text_threshold 0 --nms_threshold 0",
     ),
     "captions": Row(
         ("objects", "captioning"),
@@ -196,11 +197,15 @@ def measure(name: str, world: Path, settings: ScriptSpeedSettings) -> dict[str, 
 
 
 def seconds_per_step(logs: Path) -> float:
-    """Return the mean time of a training's optimiser steps, from the end of the first to the end of the last."""
+    """Return the mean time of a training's optimiser steps, from the end of the first to that of the last but one.
+
+    The last step also writes a checkpoint. A training of two steps has no others.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(next(logs.rglob("events.*")).parent)).Reload().Scalars("loss")
-    return (events[-1].wall_time - events[0].wall_time) / (events[-1].step - events[0].step)
+    first, last = events[0], events[-2] if len(events) > 2 else events[-1]
+    return (last.wall_time - first.wall_time) / (last.step - first.step)
 
 
 def run_script(command: Sequence[object], log: Path, world: Path) -> float:

@@ -32,7 +32,7 @@ def test_fused_blocks_agree(rows: int, images: int) -> None:
 
 @pytest.mark.parametrize("activation", ["silu", "gelu"])  # blocks with other activations are left
 @torch.no_grad()
-def test_a_decoder_with_fused_blocks_agrees(activation: str) -> None:
+def test_a_vae_with_fused_blocks_agrees(activation: str) -> None:
     from diffusers import AutoencoderKL
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,20 +40,22 @@ def test_a_decoder_with_fused_blocks_agrees(activation: str) -> None:
     types: Any = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     shape: Any = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
     vae: Any = AutoencoderKL(**types, **shape, act_fn=activation).to(device)
-    latents = torch.randn(2, 4, 4, 6, device=device)
-    expected = vae.decode(latents).sample
+    latents, pixels = torch.randn(2, 4, 4, 6, device=device), torch.randn(2, 3, 8, 12, device=device)
+    decoded, encoded = vae.decode(latents).sample, vae.encode(pixels).latent_dist.mean
     for _ in range(2):  # a second denoiser of the process prepares it again
-        fused.fuse_decoder(vae)
-    torch.testing.assert_close(vae.decode(latents).sample, expected, atol=1e-4, rtol=1e-4)
+        fused.fuse_vae(vae)
+    torch.testing.assert_close(vae.decode(latents).sample, decoded, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(vae.encode(pixels).latent_dist.mean, encoded, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_a_tiny_autoencoder_which_has_no_such_blocks_decodes_as_before() -> None:
+def test_a_tiny_autoencoder_which_has_no_such_blocks_works_as_before() -> None:
     from diffusers import AutoencoderTiny
 
     torch.manual_seed(0)
     vae: Any = AutoencoderTiny(decoder_block_out_channels=(8,) * 4, num_decoder_blocks=(1,) * 4)
-    latents = torch.randn(1, 4, 4, 6)
-    expected = vae.decode(latents).sample
-    fused.fuse_decoder(vae)
-    torch.testing.assert_close(vae.decode(latents).sample, expected)
+    latents, pixels = torch.randn(1, 4, 4, 6), torch.randn(1, 3, 16, 16)
+    decoded, encoded = vae.decode(latents).sample, vae.encode(pixels).latents
+    fused.fuse_vae(vae)
+    torch.testing.assert_close(vae.decode(latents).sample, decoded)
+    torch.testing.assert_close(vae.encode(pixels).latents, encoded)

@@ -29,7 +29,7 @@ from genval.diffusion.sampling.generation import (
     check_pixels,
     item_noise,
     make_scheduler,
-    prepare_decoder,
+    prepare_vae,
     sample_with_retries,
     set_steps,
 )
@@ -143,7 +143,7 @@ def make_inpainter(
     Raises:
         GenValError: a network does not have Stable Diffusion's architecture.
     """
-    prepare_decoder(model, compiled)
+    prepare_vae(model, compiled)
     return Denoiser(model, None, 1.0, config.guidance_scale, compiled, graphed)
 
 

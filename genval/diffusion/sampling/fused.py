@@ -1,4 +1,4 @@
-"""The blocks of a UNet, a ControlNet and a VAE's decoder on an NVIDIA GPU, with the kernels of `genval.kernels.blocks`.
+"""The blocks of a UNet, a ControlNet and a VAE on an NVIDIA GPU, with the kernels of `genval.kernels.blocks`.
 
 They replace the functions of the same names of `genval.diffusion.sampling.denoiser`, and take channels-last networks
 and tensors. Convolutions, matrix products and attention are PyTorch's.
@@ -63,19 +63,20 @@ def _project(layer: Any, x: torch.Tensor) -> torch.Tensor:
 BLOCKS = denoiser.Blocks(resnet, transformer, convolve, upsample, join, residual, last)
 
 
-def fuse_decoder(vae: Any) -> None:
-    """Run the blocks of a VAE's decoder up to its last convolution with these kernels from now on."""
+def fuse_vae(vae: Any) -> None:
+    """Run the blocks and the last normalisations of a VAE with these kernels from now on. They have no gradients."""
     vae.to(memory_format=torch.channels_last)
-    for block in vae.decoder.modules():
+    for block in vae.modules():
         if type(block).__name__ == "ResnetBlock2D" and isinstance(block.nonlinearity, torch.nn.SiLU):
-            block.forward = partial(_decoder_resnet, block)
+            block.forward = partial(_vae_resnet, block)
         elif type(block).__name__ == "Upsample2D":
             block.forward = partial(_enlarge, block)
-    if hasattr(vae.decoder, "conv_norm_out"):  # an AutoencoderTiny has no normalisation
-        vae.decoder.conv_norm_out.forward = partial(normalise, vae.decoder.conv_norm_out, silu=False)
+    for part in (vae.encoder, vae.decoder):
+        if hasattr(part, "conv_norm_out"):  # an AutoencoderTiny has no normalisation
+            part.conv_norm_out.forward = partial(normalise, part.conv_norm_out, silu=False)
 
 
-def _decoder_resnet(block: Any, x: torch.Tensor, temb: None = None) -> torch.Tensor:
+def _vae_resnet(block: Any, x: torch.Tensor, temb: None = None) -> torch.Tensor:
     return resnet(block, x, block.conv1.bias.new_zeros((1, block.out_channels)))
 
 

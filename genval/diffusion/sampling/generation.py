@@ -198,19 +198,19 @@ def sample_with_retries(
 def make_denoiser(
     base: StableDiffusion, controlnet: Any, config: SamplingConfig, compiled: bool = False, graphed: bool = False
 ) -> Denoiser:
-    """Return the denoiser of a run, and prepare the VAE's decoder: tiled for large images, and with fast kernels.
+    """Return the denoiser of a run, and prepare the VAE: tiled for large images, and with fast kernels.
 
     Raises:
         GenValError: a network does not have Stable Diffusion's architecture.
     """
     if config.large != "direct":
         base.vae.enable_tiling()
-    prepare_decoder(base, compiled and config.large == "direct")
+    prepare_vae(base, compiled and config.large == "direct")
     return Denoiser(base, controlnet, config.control_scale, config.guidance_scale, compiled, graphed)
 
 
-def prepare_decoder(base: StableDiffusion, compiled: bool) -> None:
-    """Run the residual blocks of the VAE's decoder with fused or, if `compiled`, with generated kernels.
+def prepare_vae(base: StableDiffusion, compiled: bool) -> None:
+    """Run the residual blocks of the VAE with fused or, if `compiled`, those of its decoder with generated kernels.
 
     Blocks of one shape share generated kernels. If neither kind of kernel can be used, nothing is changed.
     """
@@ -218,14 +218,15 @@ def prepare_decoder(base: StableDiffusion, compiled: bool) -> None:
         # The cached functions that diffusers calls here return library versions, which do not change.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         base.vae.to(memory_format=torch.channels_last)
-        for block in base.vae.decoder.modules():
+        for block in base.vae.modules():
             block.__dict__.pop("forward", None)  # of an earlier denoiser's fused kernels
+        for block in base.vae.decoder.modules():
             if type(block).__name__ == "ResnetBlock2D":
                 compile_shapes(block)
     elif can_fuse(base.device):
-        from genval.diffusion.sampling.fused import fuse_decoder
+        from genval.diffusion.sampling.fused import fuse_vae
 
-        fuse_decoder(base.vae)
+        fuse_vae(base.vae)
 
 
 def check_size(base: StableDiffusion, config: SamplingConfig, height: int, width: int) -> None:

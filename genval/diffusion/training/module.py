@@ -19,6 +19,7 @@ from genval.diffusion.models.lora import merged_unet, save_lora
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, locked_dtype, move
 from genval.diffusion.pairs import Pair
 from genval.diffusion.sampling.denoiser import INDUCTOR_OPTIONS
+from genval.diffusion.sampling.generation import prepare_vae
 from genval.diffusion.training.data import EncodedFolder, LatentCache, encode_pairs
 from genval.diffusion.training.settings import TrainingConfig
 from genval.runtime.errors import GenValError
@@ -139,6 +140,7 @@ class DenoisingModule(OptimisedModule):
                     self.base, self._pairs, self.config, self._workers, self.global_rank, self.labels
                 )
         self._freeze(locked_dtype(str(self.trainer.precision)))
+        prepare_vae(self.base, compiled=False)
 
     def _freeze(self, dtype: torch.dtype) -> None:
         """Move the frozen weights to the device and their dtype."""
@@ -151,8 +153,10 @@ class DenoisingModule(OptimisedModule):
         elif "latents" in batch:
             latents, masks, text = batch["latents"], batch["mask"], TextStates(batch["states"], batch.get("pooled"))
         else:
-            latents, masks = self.base.encode_images(batch["image"]), batch["mask"]
-            text = self.base.encode_text(batch["caption"])
+            # The frozen weights have the dtype of the computation. Autocast would normalise in float32.
+            with torch.autocast(self.device.type, enabled=False):
+                latents, masks = self.base.encode_images(batch["image"]), batch["mask"]
+                text = self.base.encode_text(batch["caption"])
         generator = torch.Generator(self.device).manual_seed(batch["seed"])
         loss = self.denoising_loss(latents.float(), self._hints(masks), text.to(self.base.dtype), generator)
         self.log("loss", loss.detach(), prog_bar=True)
