@@ -70,7 +70,7 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
     `fabric.global_rank`.
 
     Raises:
-        GenValError: this machine does not have these devices.
+        GenValError: this machine does not have these devices, or SLURM has started another number of processes.
     """
     if not _others:  # not started by the script's frame
         start_others(settings)
@@ -103,7 +103,10 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
             f"--accelerator {settings.accelerator} --devices {settings.devices} are not available: {reason} "
             "Use --accelerator cpu --devices 1, or auto."
         ) from error
-    fabric.launch()
+    try:
+        fabric.launch()
+    except ValueError as error:  # SLURM has started another number of processes
+        raise GenValError(f"--devices {settings.devices} --num_nodes {settings.num_nodes}: {error}") from error
     return fabric
 
 

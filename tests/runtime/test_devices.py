@@ -85,6 +85,14 @@ def test_mpi_is_started_only_under_its_launcher(tmp_path, variables, imported):
     assert json.loads(done.stdout.splitlines()[-1]) == [imported, 1]
 
 
+def test_another_number_of_processes_than_that_of_slurm_is_refused(monkeypatch):
+    job = {"JOB_NAME": "genval", "NTASKS": "1", "NTASKS_PER_NODE": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(GenValError, match=r"^--devices 2 --num_nodes 1: .*ntasks-per-node=1. does not match"):
+        devices.launch_fabric(DeviceSettings(accelerator="cpu", devices="2"))
+
+
 class _OneProcess:
     is_global_zero = True
 
