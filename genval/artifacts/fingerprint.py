@@ -6,9 +6,10 @@ import functools
 import hashlib
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genval.runtime.errors import GenValError
 
@@ -31,10 +32,32 @@ def weights_hash(module: nn.Module) -> str:
 
     Two checkpoints under one name differ in it, the same weights on another device or from another file do not.
     """
+    return _hash_tensors(module.state_dict())
+
+
+class Hashed:
+    """A model whose weights are hashed in a thread: gigabytes take seconds, in which the model is moved to its device.
+
+    Args:
+        module: the model with its weights as they were loaded. They must not be changed in place.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._hash = pool.submit(_hash_tensors, module.state_dict())
+        pool.shutdown(wait=False)
+
+    @property
+    def hash(self) -> str:
+        """`weights_hash` of the weights as they were loaded."""
+        return self._hash.result()
+
+
+def _hash_tensors(tensors: Mapping[str, Any]) -> str:
     import torch
 
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         if not isinstance(tensor, torch.Tensor):
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())

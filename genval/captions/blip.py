@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genval.artifacts.fingerprint import weights_hash
+from genval.artifacts.fingerprint import Hashed
 from genval.runtime.errors import GenValError
 from genval.runtime.hub import pretrained
 from genval.runtime.paths import find_below, resolve
 from genval.runtime.precision import autocast, weights_dtype
 
 
-class Blip:
+class Blip(Hashed):
     """A BLIP captioner with its image processor and tokenizer.
 
     Args:
@@ -27,20 +27,20 @@ class Blip:
         model: transformers' BlipForConditionalGeneration.
         processor: transformers' BlipProcessor.
         precision: one of Lightning's.
-
-    Attributes:
-        hash: of the weights, as they were loaded.
-        record: what defines the captions, as JSON values.
     """
 
     def __init__(self, name: str, model: Any, processor: Any, precision: str = "32-true") -> None:
         self.name = name
-        self.hash = weights_hash(model)
-        self.record = {"blip_hash": self.hash}
+        super().__init__(model)
         self.precision = precision
         self.device = torch.device("cpu")
         self._model = model.eval().requires_grad_(False).to(weights_dtype(precision))
         self._processor = processor
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What defines the captions, as JSON values."""
+        return {"blip_hash": self.hash}
 
     def to(self, device: torch.device | str) -> Blip:
         """Move the model to a device; return itself."""

@@ -24,7 +24,9 @@ class Captioner(Protocol):
     """
 
     precision: str
-    record: dict[str, Any]
+
+    @property
+    def record(self) -> dict[str, Any]: ...
 
     def to(self, device: torch.device | str) -> Captioner:
         """Move the model to a device; return itself."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genval.artifacts.fingerprint import weights_hash
+from genval.artifacts.fingerprint import Hashed
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_text
 from genval.runtime.hub import pretrained
@@ -23,7 +23,7 @@ PROMPT = "Describe this street scene in one sentence: the road, the buildings, t
 _TASKS = {"florence2": "<DETAILED_CAPTION>"}
 
 
-class ChatCaptioner:
+class ChatCaptioner(Hashed):
     """An image-to-text model with its processor and a prompt, which decodes greedily.
 
     A model with a chat template gets the image and the prompt as the user's turn; another one gets the prompt as its
@@ -35,17 +35,13 @@ class ChatCaptioner:
         processor: of the model.
         prompt: what is asked about each image; None is `PROMPT`, or the task of a model that knows a fixed list.
         precision: one of Lightning's.
-
-    Attributes:
-        hash: of the weights, as they were loaded.
-        record: what defines the captions, as JSON values.
     """
 
     def __init__(
         self, name: str, model: Any, processor: Any, prompt: str | None = None, precision: str = "32-true"
     ) -> None:
         self.name = name
-        self.hash = weights_hash(model)
+        super().__init__(model)
         self.precision = precision
         self.device = torch.device("cpu")
         self._model = model.eval().requires_grad_(False).to(weights_dtype(precision))
@@ -55,12 +51,16 @@ class ChatCaptioner:
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
         prompt = prompt or _TASKS.get(model.config.model_type, PROMPT)
-        self.record = {"captioner_hash": self.hash, "prompt": prompt}
-        self._text = prompt
+        self._prompt = self._text = prompt
         self._chats = bool(getattr(processor, "chat_template", None))
         if self._chats:
             turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
             self._text = processor.apply_chat_template([turn], add_generation_prompt=True)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What defines the captions, as JSON values."""
+        return {"captioner_hash": self.hash, "prompt": self._prompt}
 
     def to(self, device: torch.device | str) -> ChatCaptioner:
         """Move the model to a device; return itself."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genval.artifacts.fingerprint import weights_hash
+from genval.artifacts.fingerprint import Hashed
+from genval.runtime.cache import keep_cached, read_cached
 from genval.runtime.errors import GenValError
 from genval.runtime.hub import forbid_remote_code, split_revision
 from genval.runtime.paths import find_below, resolve
@@ -21,7 +26,7 @@ _HUB = "hf-hub:"
 _LOCAL = "local-dir:"
 
 
-class Clip:
+class Clip(Hashed):
     """A CLIP model with its preprocessing and tokenizer.
 
     Args:
@@ -31,8 +36,6 @@ class Clip:
         tokenizer: converts a list of texts to token ids, int64 (N, tokens); long texts are truncated.
         precision: one of Lightning's.
 
-    Attributes:
-        hash: of the weights, as they were loaded.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class Clip:
         precision: str = "32-true",
     ) -> None:
         self.name = name
-        self.hash = weights_hash(model)
+        super().__init__(model)
         self.precision = precision
         self.device = torch.device("cpu")
         self._model: Any = model.eval().requires_grad_(False).to(weights_dtype(precision))
@@ -92,6 +95,19 @@ class Clip:
             with autocast(self.device, self.precision):
                 vectors.append(self._model.encode_text(tokens))
         return self._normalised(vectors)
+
+    def encode_list(self, texts: Sequence[str]) -> Tensor:
+        """Return the embeddings of a long list of texts, as `encode_texts` does, and keep them in the user's cache."""
+        decides = [self.hash, self.precision, self.device.type, torch.__version__, *texts]
+        key = f"texts/{hashlib.sha256(json.dumps(decides).encode()).hexdigest()}.npy"
+        if (kept := read_cached(key)) is not None:
+            with contextlib.suppress(ValueError, EOFError):  # damaged
+                return torch.from_numpy(np.load(io.BytesIO(kept)))
+        vectors = self.encode_texts(texts)
+        data = io.BytesIO()
+        np.save(data, vectors.numpy())
+        keep_cached(key, data.getvalue())
+        return vectors
 
     def fits(self, text: str) -> bool:
         """Return whether the model reads the whole text: another word after it changes the tokens."""

@@ -91,7 +91,7 @@ class Interrogator:
             if config.mode != "caption":
                 raise GenValError(f"Mode {config.mode} needs a CLIP model. Give --clip, or --mode caption.")
             return
-        self._vectors = {field.name: self._clip.encode_texts(getattr(phrases, field.name)) for field in fields(phrases)}
+        self._vectors = {field.name: self._clip.encode_list(getattr(phrases, field.name)) for field in fields(phrases)}
 
     @property
     def record(self) -> dict[str, Any]:

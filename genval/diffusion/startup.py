@@ -68,9 +68,11 @@ def _start_device() -> None:
     from genval.kernels.availability import can_fuse
 
     number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    if number >= torch.cuda.device_count():
+        return
     device = torch.device("cuda", number)
-    with contextlib.suppress(RuntimeError):
-        if number < torch.cuda.device_count() and can_fuse(device):
+    with contextlib.suppress(RuntimeError), torch.cuda.device(device):  # of this thread, on which Triton runs kernels
+        if can_fuse(device):
             from genval.kernels.blocks import compile_kernels
 
             compile_kernels(device, torch.bfloat16)

@@ -229,7 +229,8 @@ def start_device(device: torch.device) -> None:
     def start() -> None:
         import torch
 
-        with contextlib.suppress(RuntimeError):  # the segmenter meets the same error
+        # The segmenter meets the same error. Triton runs kernels on the thread's device.
+        with contextlib.suppress(RuntimeError), torch.cuda.device(device):
             ones = torch.ones(1, 1, 8, 8, device=device)
             torch.nn.functional.conv2d(ones @ ones, ones)
             if can_fuse(device):

@@ -35,7 +35,8 @@ class ObjectDetector(Protocol):
         hash: of the weights, as they were loaded.
     """
 
-    hash: str
+    @property
+    def hash(self) -> str: ...
 
     def to(self, device: torch.device | str) -> ObjectDetector:
         """Move the model to a device; return itself."""

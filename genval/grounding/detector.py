@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genval.artifacts.fingerprint import weights_hash
+from genval.artifacts.fingerprint import Hashed
 from genval.grounding.detections import Detection, ObjectDetector
 from genval.grounding.loading import (
     find_file,
@@ -38,7 +38,7 @@ _STD = (0.229, 0.224, 0.225)
 _HookInputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class Detector:
+class Detector(Hashed):
     """GroundingDINO with its tokenizer and preprocessing.
 
     Weights stay in float32 under every precision, because the sampling points of the deformable attention need it.
@@ -51,8 +51,6 @@ class Detector:
         mean, std: of the normalisation, for values 0..1.
         precision: one of Lightning's.
 
-    Attributes:
-        hash: of the weights, as they were loaded.
     """
 
     def __init__(
@@ -65,7 +63,7 @@ class Detector:
         std: Sequence[float] = _STD,
         precision: str = "32-true",
     ) -> None:
-        self.hash = weights_hash(model)
+        super().__init__(model)
         self.device = torch.device("cpu")
         self._model = fix_text_positions(model).eval().requires_grad_(False)
         self._tokenizer = tokenizer

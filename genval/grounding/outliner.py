@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genval.artifacts.fingerprint import weights_hash
+from genval.artifacts.fingerprint import Hashed
 from genval.grounding.loading import find_file, find_place, is_original, load_pretrained, read_preprocessing, read_type
 from genval.grounding.original import load_sam
 from genval.runtime.errors import GenValError
@@ -44,7 +44,7 @@ _TRACKER_KEYS = {
 _PADS = ("sam", "sam_hq")
 
 
-class Outliner:
+class Outliner(Hashed):
     """Segment Anything with its preprocessing.
 
     Args:
@@ -53,7 +53,6 @@ class Outliner:
         mean, std: of the normalisation, for values 0..1.
 
     Attributes:
-        hash: of the weights, as they were loaded.
         side: of the model's square input, in pixels.
     """
 
@@ -64,7 +63,7 @@ class Outliner:
         mean: Sequence[float] = _MEAN,
         std: Sequence[float] = _STD,
     ) -> None:
-        self.hash = weights_hash(model)
+        super().__init__(model)
         self.precision = precision
         self.device = torch.device("cpu")
         self.stretches = model.config.model_type not in _PADS

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genval.artifacts.fingerprint import weights_hash
+from genval.artifacts.fingerprint import Hashed
 from genval.grounding.detections import Detection, select_boxes, split_names
 from genval.grounding.loading import load_pretrained, load_processor
 from genval.runtime.errors import GenValError
@@ -18,7 +18,7 @@ from genval.runtime.precision import autocast, weights_dtype
 _PROMPT = "a photo of a {}"
 
 
-class Owlv2Detector:
+class Owlv2Detector(Hashed):
     """OWLv2 with its processor. A name is searched for as "a photo of a NAME".
 
     Args:
@@ -26,12 +26,10 @@ class Owlv2Detector:
         processor: transformers' Owlv2Processor.
         precision: one of Lightning's.
 
-    Attributes:
-        hash: of the weights, as they were loaded.
     """
 
     def __init__(self, model: Any, processor: Any, precision: str = "32-true") -> None:
-        self.hash = weights_hash(model)
+        super().__init__(model)
         self.precision = precision
         self.device = torch.device("cpu")
         self._model = model.eval().requires_grad_(False).to(weights_dtype(precision))

@@ -33,11 +33,15 @@ class Similarity:
     """
 
     def __init__(self, encoder: Encoder, scene_names: Sequence[str] = CLASSES) -> None:
-        self.hash = encoder.hash
         self._encoder = encoder
         self._scene_names = list(scene_names)
         self._scene = encoder.encode_texts([_PROMPT.format(name) for name in self._scene_names])
         self._objects: dict[str, Tensor] = {}
+
+    @property
+    def hash(self) -> str:
+        """Of the encoder's weights."""
+        return self._encoder.hash
 
     def __call__(self, images: Sequence[np.ndarray], name: str) -> list[dict[str, Any]]:
         """Compare RGB uint8 (H, W, 3) images with the object `name` and the scene.

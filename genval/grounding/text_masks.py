@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genval.artifacts.fingerprint import weights_hash
+from genval.artifacts.fingerprint import Hashed
 from genval.grounding.detections import Detection, select_boxes, split_names
 from genval.grounding.loading import find_place, load_pretrained, load_tokenizer, read_preprocessing, read_type
 from genval.runtime.errors import GenValError
@@ -23,7 +23,7 @@ _MEAN = _STD = (0.5, 0.5, 0.5)
 _TOKENS = 32
 
 
-class TextMasker:
+class TextMasker(Hashed):
     """SAM 3 with its tokenizer and preprocessing. Its detections have masks.
 
     Args:
@@ -33,8 +33,6 @@ class TextMasker:
         mean, std: of the normalisation, for values 0..1.
         precision: one of Lightning's.
 
-    Attributes:
-        hash: of the weights, as they were loaded.
     """
 
     def __init__(
@@ -46,7 +44,7 @@ class TextMasker:
         std: Sequence[float] = _STD,
         precision: str = "32-true",
     ) -> None:
-        self.hash = weights_hash(model)
+        super().__init__(model)
         self.precision = precision
         self.device = torch.device("cpu")
         self._side = side

@@ -29,9 +29,10 @@ def _runs_triton(device: torch.device) -> bool:
     from genval.kernels.blocks import add_residual
 
     try:
-        ones = torch.ones(1, 16, 1, 1, device=device)
-        add_residual(ones, ones, ones.flatten())
-        torch.cuda.synchronize(device)
+        with torch.cuda.device(device):  # Triton runs kernels on the thread's device
+            ones = torch.ones(1, 16, 1, 1, device=device)
+            if not (add_residual(ones, ones, ones.flatten()) == 3).all():
+                raise RuntimeError("a kernel gives a wrong result")
     except Exception as error:  # many kinds, from a missing compiler to a driver that is too old
         warnings.warn(
             f"Triton does not work here ({type(error).__name__}: {error}). Metrics take ten times as long, and "

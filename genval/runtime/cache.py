@@ -18,15 +18,15 @@ def cache_folder() -> Path:
     return Path(home) / "genval"
 
 
-def read_cached(name: str) -> str | None:
-    """Return the text that was kept under a name, a relative path; None where there is none."""
+def read_cached(name: str) -> bytes | None:
+    """Return what was kept under a name, a relative path; None where there is nothing."""
     try:
-        return (cache_folder() / name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return (cache_folder() / name).read_bytes()
+    except OSError:
         return None
 
 
-def keep_cached(name: str, text: str) -> None:
-    """Keep a text under a name. A folder that cannot be written is no error."""
+def keep_cached(name: str, data: bytes) -> None:
+    """Keep data under a name. A folder that cannot be written is no error."""
     with contextlib.suppress(GenValError):
-        write_bytes(cache_folder() / name, text.encode())
+        write_bytes(cache_folder() / name, data)

@@ -210,6 +210,8 @@ def find_device(accelerator: str) -> torch.device:
     try:
         device = torch.device(gpu if accelerator in ("auto", "gpu") else accelerator)
         torch.zeros(1, device=device).item()  # torch.device accepts the names of devices that are not there
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # on which Triton runs kernels
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise GenValError(f"--accelerator {accelerator} is not available: {reason}. Use cpu, or auto.") from error

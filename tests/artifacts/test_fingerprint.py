@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from genval.artifacts.fingerprint import current_mark, file_mark, files_hash, weights_hash
+from genval.artifacts.fingerprint import Hashed, current_mark, file_mark, files_hash, weights_hash
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
 
@@ -35,6 +35,14 @@ def with_chunk(data, kind, content, place):
 
 def pixels(seed):
     return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def test_a_hash_in_a_thread_is_that_of_the_loaded_weights():
+    network = torch.nn.Linear(3, 2)
+    expected = weights_hash(network)
+    model = Hashed(network)
+    network.to(torch.bfloat16)
+    assert model.hash == expected != weights_hash(network)
 
 
 def test_the_mark_of_an_ordinary_png_is_that_of_its_end(tmp_path):

@@ -44,6 +44,8 @@ class WordClip:
         counts = [[float(text.replace(",", " ").split().count(word)) for word in WORDS] for text in texts]
         return torch.nn.functional.normalize(torch.tensor(counts) + 1e-6, dim=-1)
 
+    encode_list = encode_texts
+
     def encode_prepared(self, inputs, batch_size):
         return torch.stack(inputs)
 

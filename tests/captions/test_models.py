@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from genval.captions.blip import fuse_attention, load_blip
-from genval.captions.clip import load_clip
+from genval.captions.clip import Clip, load_clip
 from genval.runtime.errors import GenValError
 
 
@@ -22,6 +22,23 @@ def test_clip_gives_unit_vectors_that_depend_on_the_input_alone(caption_models, 
     assert torch.allclose(clip.encode_images(street_images, batch_size=2), images, atol=1e-6)
     assert clip.encode_texts([]).shape == (0, 16)
     assert load_clip(f"local-dir:{caption_models.clip}").hash == clip.hash
+
+
+def test_the_vectors_of_a_list_are_kept(caption_models, tmp_path, monkeypatch):
+    monkeypatch.setenv("GENVAL_CACHE", str(tmp_path))
+    clip, texts = load_clip(str(caption_models.clip)), ["in fog", "at night"]
+    expected = clip.encode_texts(texts)
+    encoded = []
+    encode = Clip.encode_texts
+    monkeypatch.setattr(Clip, "encode_texts", lambda self, given: encoded.append(given) or encode(self, given))
+    assert torch.equal(clip.encode_list(texts), expected) and torch.equal(clip.encode_list(texts), expected)
+    assert encoded == [texts]
+    for file in (tmp_path / "texts").iterdir():
+        file.write_bytes(file.read_bytes()[:-9])  # damaged
+    assert torch.equal(clip.encode_list(texts), expected) and len(encoded) == 2
+    assert clip.encode_list(["at night"]).shape == (1, 16) and len(encoded) == 3
+    precise = load_clip(str(caption_models.clip), "bf16-true")
+    assert not torch.equal(precise.encode_list(texts), expected) and len(encoded) == 4
 
 
 def test_clip_is_open_clip_s_own_model(caption_models, street_images):

@@ -538,8 +538,8 @@ def _weight_files(path: Path, parts: Sequence[str]) -> list[tuple[str, Path]]:
 def _hash_of_states(files: tuple[tuple[str, Path, tuple[int, ...]], ...]) -> str:
     key = f"hashes/{hashlib.sha256(repr(files).encode()).hexdigest()}"
     kept = read_cached(key)
-    if kept is not None and re.fullmatch("[0-9a-f]{12}", kept):
-        return kept
+    if kept is not None and re.fullmatch(b"[0-9a-f]{12}", kept):
+        return kept.decode()
     digest = hashlib.sha256()
     for name, file, _ in files:
         digest.update(name.encode())
@@ -551,7 +551,7 @@ def _hash_of_states(files: tuple[tuple[str, Path, tuple[int, ...]], ...]) -> str
     # A file that was changed just now may change again within the resolution of its times.
     settled = all(time.time() - file.stat().st_ctime > _SETTLED and _state(file) == state for _, file, state in files)
     if settled:
-        keep_cached(key, text)
+        keep_cached(key, text.encode())
     return text
 
 
