@@ -16,11 +16,13 @@ import sys
 try:
     from genval.diffusion.training.settings import ControlNetTrainingSettings
     from genval.runtime import cli
+    from genval.runtime.devices import start_others
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 
 def main(settings: ControlNetTrainingSettings) -> None:
+    start_others(settings)
     from genval.diffusion.training.controlnet_run import prepare_training
     from genval.training.runs import run_training
 

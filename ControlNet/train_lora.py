@@ -15,11 +15,13 @@ import sys
 try:
     from genval.diffusion.training.settings import LoraTrainingSettings
     from genval.runtime import cli
+    from genval.runtime.devices import start_others
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 
 def main(settings: LoraTrainingSettings) -> None:
+    start_others(settings)
     from genval.diffusion.training.lora_run import prepare_lora_training
     from genval.training.runs import run_training
 

@@ -18,11 +18,13 @@ import sys
 try:
     from genval.finetuning.settings import FinetuneSettings
     from genval.runtime import cli
+    from genval.runtime.devices import start_others
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed in this environment. Run: make install")
 
 
 def main(settings: FinetuneSettings) -> None:
+    start_others(settings)
     from genval.finetuning.run import prepare_finetuning
     from genval.training.runs import run_training
 

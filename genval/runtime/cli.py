@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from genval.runtime.devices import start_others, wait_for_first
+from genval.runtime.devices import is_before_first, start_others, wait_for_first
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import parse_settings, settings_parser
 from genval.runtime.paths import REPO_ROOT
@@ -40,9 +40,9 @@ def run(
     try:
         _check_copy(getattr(main, "__globals__", {}).get("__file__", __file__))
         given = parse_settings(settings, None, description, shows)
-        wait_for_first()
         # Settings with a group of this name are those of stages that call `launch_fabric`.
         if isinstance(device := getattr(given, "device", None), DeviceSettings):
+            wait_for_first()
             start_others(device)
         main(given)
         atexit.register(_end, main)
@@ -51,6 +51,8 @@ def run(
             raise
         sys.exit(_SIGPIPE)
     except GenValError as error:
+        if is_before_first():
+            sys.exit(2)
         _exit(f"error: {_followable(str(error), settings)}", 2)
     except KeyboardInterrupt:
         _exit("interrupted: run the same command again to resume.", 130)

@@ -74,7 +74,7 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
     """
     if not _others:  # not started by the script's frame
         start_others(settings)
-    others = _let_others_go()
+    others = let_others_go()
     # Fabric imports torchmetrics to compare its version, for a feature that is not used here. torchmetrics imports
     # transformers and torchvision: half of the start-up time of an evaluation. It imports torch's compiler, which takes
     # a second, to recognise compiled modules in Fabric.setup, which is not used either.
@@ -133,11 +133,11 @@ def computed_ahead(compute: Callable[[], _Result]) -> Iterator[Callable[[Fabric]
 
 
 def start_others(settings: DeviceFlags) -> None:
-    """Start the other processes of `--devices N` on this machine, which import torch and wait for `launch_fabric`.
+    """Start the other processes of `--devices N` on this machine, which prepare and wait for `let_others_go`.
 
-    Fabric would start them after its import. With the variables that are set here, it takes them as started. It still
-    starts those of `--devices auto`, and refuses numbers that are none. If this process ends without `launch_fabric`,
-    because its inputs are bad for example, the others end silently.
+    Lightning would start them after its import, and after a training's models are loaded. With the variables that are
+    set here, it takes them as started. It still starts those of `--devices auto`, and refuses numbers that are none. If
+    this process ends before it lets them go, because its inputs are bad for example, the others end silently.
     """
     devices = str(settings.devices)
     launched = any(name.startswith(_OF_LAUNCHERS) for name in os.environ)
@@ -154,17 +154,23 @@ def start_others(settings: DeviceFlags) -> None:
     os.environ["LOCAL_RANK"] = "0"
 
 
+def is_before_first() -> bool:
+    """Whether the first process has started this one and has not let it go yet. It reports their common errors."""
+    return _WAITS in os.environ
+
+
 def wait_for_first() -> None:
     """In a process that `start_others` started: import torch, wait for the first process, and end if that has ended."""
-    if os.environ.pop(_WAITS, None):
+    if is_before_first():
         import torch  # noqa: F401
 
         if not sys.stdin.read(1):
             os._exit(0)
+        del os.environ[_WAITS]
 
 
-def _let_others_go() -> list[subprocess.Popen[bytes]]:
-    """Let the waiting processes continue, and watch them from now on."""
+def let_others_go() -> list[subprocess.Popen[bytes]]:
+    """Let the waiting processes continue, watch them from now on, and return them."""
     others, _others[:] = _others[:], []
     for process in others:
         assert process.stdin is not None

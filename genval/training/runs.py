@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_module
 
 from genval.artifacts.settings import write_settings
-from genval.runtime.devices import is_no_advice
+from genval.runtime.devices import is_no_advice, let_others_go, wait_for_first
 from genval.runtime.errors import GenValError
 from genval.runtime.files import check_writable, read_json
 from genval.runtime.flags import flatten
@@ -90,12 +90,15 @@ class TrainingRun:
 def run_training(run: TrainingRun) -> str | None:
     """Train and write the network; with `--dry_run` do nothing.
 
+    Processes of `start_others` wait here until the first one has checked its inputs.
+
     Returns:
         What was done, on the first process; None on the others.
 
     Raises:
         GenValError: another run writes the same folder, the output cannot be written, or the weights are not finite.
     """
+    wait_for_first()
     settings, trainer = run.settings, run.trainer
     if settings.dry_run:
         config = settings.config
@@ -112,6 +115,7 @@ def run_training(run: TrainingRun) -> str | None:
         if run.checkpoint and (changed := changed_flags(run.folder, settings)):
             print(f"Resuming {run.folder} with other flags than before: {', '.join(changed)}")
         write_settings(run.folder, settings)
+        let_others_go()
         _fit(run)
         written = run.save()
     names = " and ".join([str(written[0]), *(file.name for file in written[1:])])
