@@ -293,6 +293,22 @@ def test_train_says_what_it_would_do(
     assert not any((tmp_path / name).exists() for name in ("logs", "trained", "e"))
 
 
+@pytest.mark.slow
+def test_two_processes_train_one_network(
+    base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path
+) -> None:
+    flags = ["--devices", 2, "--max_steps", 2, "--images_every", 0, "--precision", "32-true"]
+    train = train_command(base_folder, controlnet_folder, city, tmp_path, *flags)
+    result = run_script(*train, "--dry_run")
+    assert result.returncode == 0 and result.stdout.count("Would train 2 steps of 2 x 2 x 2 from") == 1, result.stderr
+    assert not (tmp_path / "logs").exists()
+    result = run_script(*train)
+    assert result.returncode == 0 and result.stdout.count("Trained 2 steps") == 1, result.stderr
+    assert (tmp_path / "trained/config.json").exists() and len(list((tmp_path / "logs").iterdir())) == 1
+    result = run_script(*train)  # the output exists
+    assert result.returncode == 2 and result.stderr.count("error:") == 1 and "Traceback" not in result.stderr
+
+
 def test_the_published_preset_is_what_was_published() -> None:
     settings = parse_settings(ControlNetTrainingSettings, ["--preset", "published"])
     config = settings.config
