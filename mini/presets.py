@@ -85,6 +85,7 @@ PRESET: dict[str, dict[str, Any]] = {
     },
     "ControlNet/style_transfer": {
         "translator": "checkpoints/mini/translation",
+        "num_samples": 16,
         "base": "checkpoints/mini/stable-diffusion",
         "controlnet": "checkpoints/mini/controlnet",
         "data_dir": "datasets/mini",

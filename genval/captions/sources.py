@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,9 +81,14 @@ def match_sources(pattern: str, skipped: list[BadFile] | None = None) -> list[So
             skipped.append(BadFile(path.stem, "", "", str(path), reason))
             images.remove(path)
     if not images:
+        root = _root(resolve(pattern))
+        missing = next((path for path in (*reversed(root.parents), root) if not path.exists()), None)
+        reason = f"it matches {len(found)} files. Put the pattern in quotes"
+        if missing is not None:
+            reason = f"{missing} does not exist. Make it, or give another pattern"
         raise GenValError(
-            f"--images {pattern} matches no image ({', '.join(IMAGE_EXTENSIONS)}): it matches {len(found)} files. "
-            "Put the pattern in quotes; relative ones start at the repository's root."
+            f"--images {pattern} matches no image ({', '.join(IMAGE_EXTENSIONS)}): {reason}; relative ones start at "
+            "the repository's root."
         )
     return [Source(_below(image, REPO_ROOT), image) for image in images]
 
@@ -91,9 +97,13 @@ def _match(pattern: Path) -> list[Path]:
     parts = pattern.parts
     if "**" not in parts:
         return [Path(path) for path in glob.glob(str(pattern))]
-    first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
-    root = Path(*parts[:first])
-    return [path for path in paths_below(root) if _fits(path.relative_to(root).parts, parts[first:])]
+    root = _root(pattern)
+    return [path for path in paths_below(root) if _fits(path.relative_to(root).parts, parts[len(root.parts) :])]
+
+
+def _root(pattern: Path) -> Path:
+    """The part of a pattern before the first one with a wildcard."""
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
 def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:

@@ -142,11 +142,11 @@ def _shown(domain: str, comparison: Comparison, predictors: Sequence[Predictor])
     own = comparison.correlation[SYNTHETIC]
     assert own is not None
     r = own.pearson
-    parts = [f"observed r {_two(r.value)}"]
     if r.ends is None:
-        parts.append(r.refused or "no interval")
+        parts = [f"observed r {_two(r.value)}", r.refused or "no interval"]
     else:
-        parts.append(f"corrected for noise {_two(r.corrected)}, 95 % interval {_two(r.low)} to {_two(r.high)}")
+        interval = f"95 % interval {_two(r.low)} to {_two(r.high)}"
+        parts = [f"r corrected for noise {_two(r.corrected)}, {interval}, observed {_two(r.value)}"]
     for predictor in (one for one in predictors[1:] if not one.is_label_free):
         baseline = comparison.correlation.get(predictor.key)
         if baseline:

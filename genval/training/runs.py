@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -132,10 +133,12 @@ def _fit(run: TrainingRun) -> None:
         # weights_only: a checkpoint holds only tensors and plain numbers, so pickled objects are refused.
         run.trainer.fit(run.module, run.data, ckpt_path=run.checkpoint, weights_only=True)
     except SystemExit:
-        # After Ctrl-C, Lightning ends the process without saying how to go on.
-        if run.trainer.interrupted and run.trainer.is_global_zero:
+        if not run.trainer.interrupted:
+            raise
+        # After Ctrl-C, Lightning ends the process with exit code 1 and does not say how to go on.
+        if run.trainer.is_global_zero:
             print(f"interrupted: add --resume auto --run {run.folder.name} to resume.", file=sys.stderr)
-        raise
+        sys.exit(130)
 
 
 def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Path, Path | None]:
@@ -314,6 +317,9 @@ def make_trainer(
     losses = CSVLogger(folder, name="lightning_logs")
     checkpoints = StepCheckpoints(folder / _CHECKPOINTS, checkpoint_every, max_minutes)
     rank_zero_module.log.addFilter(is_no_advice)
+    # Lightning's own code; and weights of one input channel, whose two layouts are the same bytes.
+    for message in (".*isinstance.treespec, LeafSpec", "Grad strides do not match bucket view strides"):
+        warnings.filterwarnings("ignore", message=message)
     try:
         trainer = Trainer(
             accelerator=accelerator,

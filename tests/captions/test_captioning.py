@@ -131,3 +131,5 @@ def test_patterns(sources, tmp_path):
     assert found[0].key == str(sources[0].image) and found[0].mask is None
     with pytest.raises(GenValError, match=r"matches no image .* it matches 1 files"):
         match_sources(str(tmp_path / "**" / "*.txt"))
+    with pytest.raises(GenValError, match=rf"matches no image .*: {tmp_path}/fog does not exist"):
+        match_sources(str(tmp_path / "fog" / "train" / "*"))

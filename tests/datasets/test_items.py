@@ -92,7 +92,7 @@ def test_two_files_for_one_id_are_refused(root):
         ({"cond": "fog"}, r"no condition 'fog'.*Cityscapes_fog.*--cond one of: clean, all"),
         ({"scene": "frankfrut"}, r"no scene 'frankfrut'\. Did you mean frankfurt\?.*frankfurt, lindau, munster"),
         ({"split": "test"}, r"No files of Cityscapes: expected .*leftImg8bit/test/\{scene\}/\*_leftImg8bit"),
-        ({"dataset": "ACDC"}, r"No ACDC in .*acdc.*found there: cityscapes.*ln -s PATH"),
+        ({"dataset": "ACDC"}, r"No ACDC in .*acdc.*holds cityscapes.*ln -s PATH"),
         ({"dataset": "Cityscapes_fgo"}, r"No Cityscapes_fgo in .*style_transfer.py --domain fgo"),
     ],
 )

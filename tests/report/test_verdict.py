@@ -82,7 +82,7 @@ def test_trust_follows_the_intervals():
     trust = {"fog": "better", "night": "yes", "dusk": "worse", "dust": "alone", "rain": "weak", "snow": "no"}
     assert answer(findings).trust == trust | {"india": "few"}
     said = verdict(findings, answer(findings))[0]
-    shown = "observed r 0.90; corrected for noise 0.90, 95 % interval 0.60 to 0.95; clear weather 0.10"
+    shown = "r corrected for noise 0.90, 95 % interval 0.60 to 0.95, observed 0.90; clear weather 0.10"
     assert f"Yes for dusk ({shown}): generated images predict the" in said
     assert "There is no answer for india (observed r 0.90; why; clear weather 0.10)." in said
     assert "reference mIoU, but clear weather predicts it better." in said
@@ -115,11 +115,11 @@ def test_three_sentences_group_what_is_the_same():
         },
     )
     assert verdict(findings, answer(findings)) == [
-        "Can the synthetic verdict be trusted? Yes for fog (observed r 0.90; corrected for noise 0.90, 95 % interval "
-        "0.60 to 0.95; clear weather 0.10; corruptions 0.90) and rain (observed r 0.80; corrected for noise 0.80, "
-        "95 % interval 0.55 to 0.90; clear weather 0.10; corruptions 0.80): generated images predict the reference "
-        "mIoU, and better than clear weather does. Generated images predict better than classic corruptions for fog. "
-        "It is undecided whether generated images or classic corruptions predict better for rain.",
+        "Can the synthetic verdict be trusted? Yes for fog (r corrected for noise 0.90, 95 % interval 0.60 to "
+        "0.95, observed 0.90; clear weather 0.10; corruptions 0.90) and rain (r corrected for noise 0.80, 95 % "
+        "interval 0.55 to 0.90, observed 0.80; clear weather 0.10; corruptions 0.80): generated images predict the "
+        "reference mIoU, and better than clear weather does. Generated images predict better than classic corruptions "
+        "for fog. It is undecided whether generated images or classic corruptions predict better for rain.",
         "Which segmenter should be used? For fog, generated images choose a. a is also the best one on the "
         "reference images. For rain, generated images choose a. Its mIoU on the reference images is 1.2 "
         "points below that of b, the best one.",
@@ -136,7 +136,7 @@ def test_other_generators_are_compared_with_the_first():
     night.correlation["img2img"], night.beats["img2img"] = fog.correlation["synthetic"], "undecided"
     findings = findings_of({"fog": fog, "night": night}, generators=("controlnet", "img2img"))
     said = verdict(findings, answer(findings))[0]
-    assert "95 % interval 0.60 to 0.95; img2img 0.10; clear weather 0.10)" in said
+    assert "95 % interval 0.60 to 0.95, observed 0.90; img2img 0.10; clear weather 0.10)" in said
     assert "Images of controlnet predict better than those of img2img for fog." in said
     assert "It is undecided whether images of controlnet or of img2img predict better for night." in said
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from script_runs import Script, run_script
 
 from genval.diffusion.training.settings import ControlNetTrainingSettings
+from genval.reproduction.guard import signal_group
 from genval.runtime.flags import parse_settings
 
 SIZE = ["--height", HEIGHT, "--width", WIDTH, "--accelerator", "cpu"]
@@ -133,6 +134,18 @@ def test_a_killed_training_resumes_to_the_same_weights(base_folder: Path, city: 
     result = run_script(*halves)
     assert result.returncode == 0, result.stderr
     assert contents(tmp_path / "whole/trained") == contents(tmp_path / "halves/trained")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_training_with_advice(base_folder: Path, city: Path, tmp_path: Path) -> None:
+    run_script("ControlNet/tool_add_control.py", base_folder, tmp_path / "start")
+    flags = ["--max_steps", 5000, "--checkpoint_every", 2, "--images_every", 0, "--devices", 2]
+    process = Script(*train_command(base_folder, tmp_path / "start", city, tmp_path, *flags))
+    wait_for(process, lambda: list((tmp_path / "logs/0").rglob("step=*.ckpt")))
+    signal_group(process.pid, signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert err.count("interrupted: add --resume auto --run 0 to resume.") == 1
 
 
 def wait_for(process: Script, condition: object, seconds: float = 120) -> None:
