@@ -51,8 +51,6 @@ def run(
             raise
         sys.exit(_SIGPIPE)
     except GenValError as error:
-        if is_before_first():
-            sys.exit(2)
         _exit(f"error: {_followable(str(error), settings)}", 2)
     except KeyboardInterrupt:
         _exit("interrupted: run the same command again to resume.", 130)
@@ -122,7 +120,8 @@ def _drop_unread_output(more: str = "") -> bool:
 
 
 def _exit(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+    if not is_before_first():  # which reports what ends all processes
+        print(message, file=sys.stderr)
     sys.exit(code)
 
 

@@ -52,6 +52,14 @@ def test_a_users_error_is_one_line_and_exit_code_2(capsys):
     assert code == 2 and said == "error: No masks in here. Run: there.\n"
 
 
+@pytest.mark.parametrize("error", [GenValError("No masks."), KeyboardInterrupt(), OSError(errno.ENOSPC, "full", "a")])
+def test_a_process_that_the_first_one_started_leaves_common_errors_to_it(error, capsys, monkeypatch):
+    code, said = ended(failing(error), capsys)
+    assert said
+    monkeypatch.setenv("GENVAL_WAITS_FOR_FIRST", "1")
+    assert ended(failing(error), capsys) == (code, "")
+
+
 def test_skipping_is_proposed_only_where_the_script_can_skip(capsys):
     bad = failing(GenValError("a.png cannot be decoded. Fetch or make the file again, or use --skip_bad."))
     assert ended(bad, capsys)[1] == "error: a.png cannot be decoded. Fetch or make the file again.\n"
