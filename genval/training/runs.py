@@ -116,7 +116,9 @@ def run_training(run: TrainingRun) -> str | None:
         if run.checkpoint and (changed := changed_flags(run.folder, settings)):
             print(f"Resuming {run.folder} with other flags than before: {', '.join(changed)}")
         write_settings(run.folder, settings)
-        let_others_go()
+        if others := let_others_go():
+            # Lightning forwards SIGTERM to the processes of its launcher, and ends them after Ctrl-C.
+            trainer.strategy.launcher.procs = others  # type: ignore[union-attr]
         _fit(run)
         written = run.save()
     names = " and ".join([str(written[0]), *(file.name for file in written[1:])])

@@ -322,6 +322,19 @@ def test_two_processes_train_one_network(
     assert result.returncode == 2 and result.stderr.count("error:") == 1 and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
+def test_both_processes_end_when_the_first_is_told_to(
+    base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path
+) -> None:
+    flags = ["--devices", 2, "--max_steps", 100000, "--images_every", 0, "--checkpoint_every", 5]
+    process = Script(*train_command(base_folder, controlnet_folder, city, tmp_path, *flags))
+    wait_for(process, lambda: any((tmp_path / "logs").rglob("step=*.ckpt")))
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(60)[1]
+    assert "[rank: 1] Received SIGTERM" in errors and "add --resume auto" in errors, errors
+    assert not signal_group(process.pid, 0)
+
+
 def test_the_published_preset_is_what_was_published() -> None:
     settings = parse_settings(ControlNetTrainingSettings, ["--preset", "published"])
     config = settings.config
