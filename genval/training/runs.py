@@ -116,9 +116,10 @@ def run_training(run: TrainingRun) -> str | None:
         if run.checkpoint and (changed := changed_flags(run.folder, settings)):
             print(f"Resuming {run.folder} with other flags than before: {', '.join(changed)}")
         write_settings(run.folder, settings)
-        if others := let_others_go():
+        others, launcher = let_others_go(), trainer.strategy.launcher
+        if others and launcher is not None:
             # Lightning forwards SIGTERM to the processes of its launcher, and ends them after Ctrl-C.
-            trainer.strategy.launcher.procs = others  # type: ignore[union-attr]
+            launcher.procs = others  # type: ignore[attr-defined]
         _fit(run)
         written = run.save()
     names = " and ".join([str(written[0]), *(file.name for file in written[1:])])
