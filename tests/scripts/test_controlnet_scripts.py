@@ -140,7 +140,10 @@ def test_a_killed_training_resumes_to_the_same_weights(base_folder: Path, city: 
 def test_ctrl_c_ends_a_training_with_advice(base_folder: Path, city: Path, tmp_path: Path) -> None:
     run_script("ControlNet/tool_add_control.py", base_folder, tmp_path / "start")
     flags = ["--max_steps", 5000, "--checkpoint_every", 2, "--images_every", 0, "--devices", 2]
-    process = Script(*train_command(base_folder, tmp_path / "start", city, tmp_path, *flags))
+    command = train_command(base_folder, tmp_path / "start", city, tmp_path, *flags)
+    # Programs that a shell runs in the background ignore Ctrl-C, and so do those that they start.
+    start = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); del sys.argv[0]; "
+    process = Script("-c", f"{start} runpy.run_path(sys.argv[0], run_name='__main__')", *command)
     wait_for(process, lambda: list((tmp_path / "logs/0").rglob("step=*.ckpt")))
     signal_group(process.pid, signal.SIGINT)
     _, err = process.communicate()
