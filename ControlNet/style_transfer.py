@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
 
 
 def main(settings: StyleTransferSettings) -> None:
+    from genval.artifacts.manifest import Manifest
     from genval.diffusion.generators import generate_domains, plan_domains, uses_published
     from genval.diffusion.startup import launch
     from genval.runtime.devices import launch_fabric
@@ -28,9 +29,11 @@ def main(settings: StyleTransferSettings) -> None:
     plans = plan_domains(settings)
     if settings.run.dry_run:
         for plan in plans:
+            manifest = Manifest(plan.folder)
+            finished = 0 if settings.run.overwrite else sum(one.id in manifest for one in plan.transfers)
             print(
-                f"Would generate {len(plan.transfers)} images from {len(plan.frames)} frames in {plan.folder}, such "
-                f"as: {plan.transfers[0].prompt}"
+                f"Would generate {len(plan.transfers) - finished} images from {len(plan.frames)} frames in "
+                f"{plan.folder}, such as: {plan.transfers[0].prompt} ({finished} are finished)"
             )
         return
     for bad in plans[0].skipped:

@@ -212,6 +212,9 @@ def test_dry_run_limit_and_free_text(
     done = run_script(*command, "--limit", 2, "--from_train")
     assert done.returncode == 0 and "first batch" in done.stderr
     assert len(list((tmp_path / "out/dense-fog/gtFine/train/aachen").iterdir())) == 2
+    for more, numbers in ([], (4, 2)), (["--overwrite"], (6, 0)):
+        dry = run_script(*command, "--from_train", "--dry_run", *more).stdout
+        assert f"Would generate {numbers[0]} images from" in dry and f"({numbers[1]} are finished)" in dry
     refused([*command, "--from_train", "--seed", 1], "seed 0 (now 1)", "--overwrite")
     assert run_script(*command, "--limit", 1, "--from_train", "--seed", 1, "--overwrite").returncode == 0
     assert len(list((tmp_path / "out/dense-fog/gtFine/train/aachen").iterdir())) == 1
