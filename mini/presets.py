@@ -85,11 +85,11 @@ PRESET: dict[str, dict[str, Any]] = {
     },
     "ControlNet/style_transfer": {
         "translator": "checkpoints/mini/translation",
-        "num_samples": 16,
         "base": "checkpoints/mini/stable-diffusion",
         "controlnet": "checkpoints/mini/controlnet",
         "data_dir": "datasets/mini",
         "output_dir": "images/mini/style_transfer",
+        "num_samples": 16,
         "height": 128,
         "width": 256,
         "sampler": "dpm++",

@@ -35,7 +35,6 @@ class Clip(Hashed):
         transform: converts a PIL image to the model's input, float32 (3, h, w).
         tokenizer: converts a list of texts to token ids, int64 (N, tokens); long texts are truncated.
         precision: one of Lightning's.
-
     """
 
     def __init__(

@@ -50,7 +50,6 @@ class Detector(Hashed):
         longest: maximum size of its longer side, in pixels.
         mean, std: of the normalisation, for values 0..1.
         precision: one of Lightning's.
-
     """
 
     def __init__(

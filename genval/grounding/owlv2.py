@@ -25,7 +25,6 @@ class Owlv2Detector(Hashed):
         model: transformers' Owlv2ForObjectDetection.
         processor: transformers' Owlv2Processor.
         precision: one of Lightning's.
-
     """
 
     def __init__(self, model: Any, processor: Any, precision: str = "32-true") -> None:

@@ -32,7 +32,6 @@ class TextMasker(Hashed):
         side: of the model's square input, in pixels; images are stretched to it.
         mean, std: of the normalisation, for values 0..1.
         precision: one of Lightning's.
-
     """
 
     def __init__(

@@ -72,7 +72,9 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
     Raises:
         GenValError: this machine does not have these devices, or SLURM has started another number of processes.
     """
-    if not _others:  # not started by the script's frame
+    # The script's frame has not waited or started them where the settings have no group of devices.
+    wait_for_first()
+    if not _others:
         start_others(settings)
     others = let_others_go()
     # Fabric imports torchmetrics to compare its version, for a feature that is not used here. torchmetrics imports

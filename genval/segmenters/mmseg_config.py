@@ -133,7 +133,7 @@ def _register_safe_yaml() -> None:
     @register_handler(["yaml", "yml"])
     class SafeYaml(BaseFileHandler):
         def load_from_fileobj(self, file: Any, **_: Any) -> Any:
-            return yaml.load(file, loader)
+            return yaml.load(file, loader)  # either loader is a safe one, which makes no objects
 
         def dump_to_fileobj(self, obj: Any, file: Any, **_: Any) -> None:
             yaml.safe_dump(obj, file)

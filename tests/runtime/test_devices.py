@@ -1,5 +1,6 @@
 """What the machine offers."""
 
+import io
 import json
 import logging
 import os
@@ -83,6 +84,14 @@ def test_mpi_is_started_only_under_its_launcher(tmp_path, variables, imported):
     environment = plain | variables | {"PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == [imported, 1]
+
+
+def test_a_process_waits_for_the_first_one_at_the_latest_when_it_is_launched(monkeypatch):
+    monkeypatch.setenv("GENVAL_WAITS_FOR_FIRST", "1")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert devices.is_before_first()
+    devices.launch_fabric(DeviceSettings(accelerator="cpu", devices="1"))
+    assert not devices.is_before_first() and not sys.stdin.read()
 
 
 def test_another_number_of_processes_than_that_of_slurm_is_refused(monkeypatch):
