@@ -164,7 +164,7 @@ def configure(settings: GenerationSpeedSettings) -> None:
     """Apply the options that are tried in this run."""
     import torch._inductor.config
 
-    from genval.diffusion.sampling import denoiser
+    from genval.diffusion.sampling import blocks, denoiser
 
     for setting in settings.inductor:
         name, _, value = setting.partition("=")
@@ -180,7 +180,7 @@ def configure(settings: GenerationSpeedSettings) -> None:
         }
         denoiser._ATTENTION[:] = [getattr(SDPBackend, names[name]) for name in settings.attention]
     if settings.native_norm:
-        denoiser.group_norm = lambda norm, x: norm(x)  # type: ignore[assignment]
+        blocks.group_norm = lambda norm, x: norm(x)  # type: ignore[assignment]
 
 
 def compile_networks() -> None:

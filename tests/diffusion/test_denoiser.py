@@ -14,7 +14,8 @@ from diffusion_world import HEIGHT, WIDTH
 from genval.diffusion.models.controlnet import load_controlnet
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates, load_base
 from genval.diffusion.sampling import denoiser as denoiser_module
-from genval.diffusion.sampling.denoiser import Denoiser, check_network, group_norm
+from genval.diffusion.sampling.blocks import group_norm
+from genval.diffusion.sampling.denoiser import Denoiser, check_network
 from genval.diffusion.sampling.generation import GenerationBatch, generate, start_generation
 from genval.diffusion.settings import SamplingConfig
 from genval.runtime.errors import GenValError

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from genval.diffusion.sampling import denoiser, fused
+from genval.diffusion.sampling import blocks, fused
 
 
 @pytest.mark.parametrize(("rows", "images"), [(1, 2), (2, 2)])
@@ -20,13 +20,13 @@ def test_fused_blocks_agree(rows: int, images: int) -> None:
         for parameter in block.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
         time = torch.randn(rows, out, device=device)
-        expected = denoiser.resnet(block, x, time)
+        expected = blocks.resnet(block, x, time)
         torch.testing.assert_close(fused.resnet(block, x, time), expected, atol=1e-4, rtol=1e-4)
     module: Any = Transformer2DModel(2, 12, in_channels=24, norm_num_groups=4, cross_attention_dim=16).to(device)
     texts = [torch.randn(2 * images, 2, 7, 12, device=device) for _ in range(2)]
     attention = module.transformer_blocks[0].attn1
     qkv = [torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])]
-    expected = denoiser.transformer(module, x, texts, qkv)
+    expected = blocks.transformer(module, x, texts, qkv)
     torch.testing.assert_close(fused.transformer(module, x, texts, qkv), expected, atol=1e-4, rtol=1e-4)
 
 

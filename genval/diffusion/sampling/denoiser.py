@@ -1,7 +1,7 @@
 """One denoising step: a UNet with or without a ControlNet, under classifier-free guidance.
 
-The modules and their weights are diffusers'. The forward pass is written here; tests compare it with diffusers'. It is
-faster for four reasons:
+The modules and their weights are diffusers'. The forward pass is written here and in
+`genval.diffusion.sampling.blocks`; tests compare it with diffusers'. It is faster for four reasons:
 
 - values that are the same at every step are computed once: the embedded hint, the keys and values of the text, and the
   projected time embeddings of all steps;
@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genval.diffusion.models.pipelines import StableDiffusion, TextStates
+from genval.diffusion.sampling.blocks import PLAIN, Blocks, heads, repeat
 from genval.kernels.availability import can_fuse
 from genval.runtime.devices import to_device
 from genval.runtime.errors import GenValError
@@ -59,19 +60,6 @@ _EXPECTED = {
 _GRAPHED_PIXELS = 8 * 512 * 512
 INDUCTOR_OPTIONS: dict[str, Any] = {"conv_1x1_as_mm": True}
 _SHAPES = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """What runs the parts of a network: the functions of this module, or faster ones in their place."""
-
-    resnet: Callable[..., torch.Tensor]
-    transformer: Callable[..., torch.Tensor]
-    convolve: Callable[..., torch.Tensor]
-    upsample: Callable[..., torch.Tensor]
-    join: Callable[..., torch.Tensor]
-    residual: Callable[..., torch.Tensor]
-    last: Callable[..., torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,19 +126,19 @@ class Denoiser:
         self.compiled = compiled
         self._networks = [base.unet] if controlnet is None else [base.unet, controlnet]
         self._qkv = {network: _fused_qkv(network) for network in self._networks}
-        self._blocks = plain = Blocks(resnet, transformer, convolve, upsample, join, residual, last)
+        self._blocks = PLAIN
         self._memory = torch.contiguous_format
         self._graph: _Graph | None = None
         self._side = torch.cuda.Stream(base.device) if graphed and base.device.type == "cuda" else None
         if compiled:
             self._blocks = dataclasses.replace(
-                plain, resnet=compile_shapes(resnet), transformer=compile_shapes(transformer)
+                PLAIN, resnet=compile_shapes(PLAIN.resnet), transformer=compile_shapes(PLAIN.transformer)
             )
         elif can_fuse(base.device):
             from genval.diffusion.sampling import fused
 
             self._blocks = fused.BLOCKS
-        if self._blocks is not plain:
+        if self._blocks is not PLAIN:
             self._memory = torch.channels_last
             for network in self._networks:
                 # Generated kernels are shared only by weights that agree in layout and in whether they need gradients.
@@ -320,7 +308,7 @@ def encode(
     if hint is not None:
         x = x + hint
     if time.shape[0] > 1:  # the time embedding contains the prompt, so no layer can be shared
-        x = _repeat(x, time.shape[0])
+        x = repeat(x, time.shape[0])
     layers = _Layers(network.down_blocks, network.mid_block, time, texts, qkv, blocks)
     skips = [x]
     for block in network.down_blocks:
@@ -409,103 +397,6 @@ class _Layers:
         return self.blocks.transformer(module, x, texts, list(itertools.islice(self.qkv, depth)))
 
 
-def convolve(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """Run a convolution."""
-    result: torch.Tensor = layer(x)
-    return result
-
-
-def upsample(x: torch.Tensor) -> torch.Tensor:
-    """Repeat each pixel of (rows, C, h, w) twice in both directions."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
-def join(x: torch.Tensor, skip: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
-    """Concatenate x, (rows, C, h, w), and the sum of two tensors whose rows are repeated, or the first of them."""
-    return torch.cat([x, _repeat(skip if added is None else skip + added, len(x))], dim=1)
-
-
-def residual(layer: Any, output: torch.Tensor, strength: float) -> torch.Tensor:
-    """Return a residual of a ControlNet: an output of its encoder, after a 1x1 convolution, times `strength`."""
-    result: torch.Tensor = layer(output) * strength
-    return result
-
-
-def last(unet: Any, x: torch.Tensor) -> torch.Tensor:
-    """Turn the output of a UNet's last block into its prediction."""
-    result: torch.Tensor = unet.conv_out(F.silu(group_norm(unet.conv_norm_out, x)))
-    return result
-
-
-def resnet(block: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-    """Run a residual block.
-
-    Args:
-        block: diffusers' ResnetBlock2D.
-        x: (rows, C, h, w).
-        time: (R, C'), the block's projected time embedding; R is 1 or the number of rows.
-
-    Returns:
-        (rows, C', h, w).
-    """
-    hidden = block.conv1(F.silu(group_norm(block.norm1, x)))
-    hidden = hidden + time[:, :, None, None]
-    hidden = block.conv2(F.silu(group_norm(block.norm2, hidden)))
-    if block.conv_shortcut is not None:
-        x = block.conv_shortcut(x)
-    return (x + hidden) / block.output_scale_factor
-
-
-def transformer(
-    module: Any,
-    x: torch.Tensor,
-    texts: list[torch.Tensor],
-    qkv: list[torch.Tensor],
-    normalise: Callable[..., torch.Tensor] | None = None,
-    feed_forward: Callable[..., torch.Tensor] | None = None,
-    add_and_normalise: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None,
-) -> torch.Tensor:
-    """Run a transformer over the pixels of x.
-
-    Args:
-        module: diffusers' Transformer2DModel.
-        x: (rows, C, h, w).
-        texts: keys and values of its cross-attentions. They may have twice as many rows as `x`, which is then repeated.
-        qkv: the fused weights of its self-attentions.
-        normalise: takes the GroupNorm and its input (default: `group_norm`).
-        feed_forward: takes the feed-forward network and its input (default: call the network).
-        add_and_normalise: takes two summands, of which the second may be None, and a LayerNorm; returns the sum and
-            what the LayerNorm makes of it.
-
-    Returns:
-        (rows of the texts, C, h, w).
-    """
-    height, width = x.shape[2:]
-    # The projections are 1x1 convolutions in Stable Diffusion 1 and linear in XL: one matrix product in both.
-    tokens = (normalise or group_norm)(module.norm, x).permute(0, 2, 3, 1).flatten(1, 2)
-    tokens = F.linear(tokens, module.proj_in.weight.flatten(1), module.proj_in.bias)
-    add = add_and_normalise or _add_and_normalise
-    for block, weights, keys, values in zip(module.transformer_blocks, qkv, texts[::2], texts[1::2], strict=True):
-        tokens, normal = add(tokens, None, block.norm1)
-        tokens, normal = add(tokens, _self_attention(block.attn1, normal, weights), block.norm2)
-        tokens, normal, x = (_repeat(one, len(keys)) for one in (tokens, normal, x))
-        queries = _heads(block.attn2.to_q(normal), block.attn2.heads)
-        tokens, normal = add(tokens, _attend(block.attn2, queries, keys, values), block.norm3)
-        tokens = tokens + (block.ff(normal) if feed_forward is None else feed_forward(block.ff, normal))
-    tokens = F.linear(tokens, module.proj_out.weight.flatten(1), module.proj_out.bias)
-    return x + tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-
-
-def _add_and_normalise(x: torch.Tensor, hidden: torch.Tensor | None, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    total = x if hidden is None else x + hidden
-    return total, norm(total)
-
-
-def _self_attention(attention: Any, tokens: torch.Tensor, qkv: torch.Tensor) -> torch.Tensor:
-    queries, keys, values = (_heads(part, attention.heads) for part in F.linear(tokens, qkv).chunk(3, dim=-1))
-    return _attend(attention, queries, keys, values)
-
-
 def compile_shapes(part: Any) -> Any:
     """Compile a function or the forward pass of a module for each combination of shapes that it is called with.
 
@@ -521,25 +412,6 @@ def compile_shapes(part: Any) -> Any:
     if torch.cuda.is_available():
         options["options"] = INDUCTOR_OPTIONS
     return part.compile(**options) if isinstance(part, torch.nn.Module) else torch.compile(part, **options)
-
-
-def group_norm(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
-    """Group normalisation of (B, C, h, w).
-
-    In compiled code it is computed from the mean and variance of each channel, because these sums are fast on
-    channels-last tensors. The variance of a group is the mean of its channels' variances plus the variance of their
-    means.
-    """
-    if not torch.compiler.is_compiling():
-        return norm(x)
-    groups = norm.num_groups
-    variances, means = torch.var_mean(x.float(), dim=(2, 3), correction=0)
-    by_group = means.unflatten(1, (groups, -1))
-    mean = by_group.mean(2, keepdim=True)
-    variance = variances.unflatten(1, (groups, -1)).mean(2, keepdim=True) + (by_group - mean).square().mean(2, True)
-    scale = torch.rsqrt(variance + norm.eps) * norm.weight.float().unflatten(0, (groups, -1))
-    shift = norm.bias.float().unflatten(0, (groups, -1)) - mean * scale
-    return (x.float() * scale.flatten(1)[:, :, None, None] + shift.flatten(1)[:, :, None, None]).to(x.dtype)
 
 
 def check_network(network: Any, source: str) -> None:
@@ -605,7 +477,7 @@ def _fused_qkv(network: Any) -> list[torch.Tensor]:
 
 def _text_keys_and_values(network: Any, states: torch.Tensor) -> list[torch.Tensor]:
     return [
-        _heads(projection(states), attention.heads).contiguous()
+        heads(projection(states), attention.heads).contiguous()
         for attention in cross_attentions(network)
         for projection in (attention.to_k, attention.to_v)
     ]
@@ -621,21 +493,6 @@ def _times(network: Any, timesteps: torch.Tensor, added: dict[str, torch.Tensor]
         embedded = embedded + network.add_embedding(texts_and_sizes.to(dtype))
     embedded = F.silu(embedded)
     return torch.cat([resnet.time_emb_proj(embedded) for resnet in _resnets(_blocks(network))], dim=-1)
-
-
-def _heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
-    """Reshape (rows, tokens, C) to (rows, heads, tokens, C / heads)."""
-    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _attend(attention: Any, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    attended = F.scaled_dot_product_attention(queries, keys, values)
-    return attention.to_out[0](attended.transpose(1, 2).flatten(2))
-
-
-def _repeat(x: torch.Tensor, rows: int) -> torch.Tensor:
-    """Repeat `x` until it has that many rows."""
-    return x if len(x) == rows else torch.cat([x] * (rows // len(x)))
 
 
 def _split(values: list[torch.Tensor], first: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

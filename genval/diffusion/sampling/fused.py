@@ -1,6 +1,6 @@
 """The blocks of a UNet, a ControlNet and a VAE on an NVIDIA GPU, with the kernels of `genval.kernels.blocks`.
 
-They replace the functions of the same names of `genval.diffusion.sampling.denoiser`, and take channels-last networks
+They replace the functions of the same names of `genval.diffusion.sampling.blocks`, and take channels-last networks
 and tensors. Convolutions, matrix products and attention are PyTorch's.
 """
 
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from genval.diffusion.sampling import denoiser
+from genval.diffusion.sampling import blocks
 from genval.kernels.blocks import add_and_normalise, add_bias, add_residual, gated_gelu, join, normalise, upsample
 
 
 def resnet(block: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-    """Run a residual block, as `genval.diffusion.sampling.denoiser.resnet`."""
+    """Run a residual block, as `genval.diffusion.sampling.blocks.resnet`."""
     hidden = F.conv2d(normalise(block.norm1, x), block.conv1.weight, None, padding=1)
     hidden = F.conv2d(normalise(block.norm2, hidden, time + block.conv1.bias), block.conv2.weight, None, padding=1)
     if block.conv_shortcut is not None:
@@ -27,9 +27,9 @@ def resnet(block: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
 
 
 def transformer(module: Any, x: torch.Tensor, texts: list[torch.Tensor], qkv: list[torch.Tensor]) -> torch.Tensor:
-    """Run a transformer over the pixels of x, as `genval.diffusion.sampling.denoiser.transformer`."""
+    """Run a transformer over the pixels of x, as `genval.diffusion.sampling.blocks.transformer`."""
     norm = partial(normalise, silu=False)
-    return denoiser.transformer(module, x, texts, qkv, norm, _feed_forward, add_and_normalise)
+    return blocks.transformer(module, x, texts, qkv, norm, _feed_forward, add_and_normalise)
 
 
 def _feed_forward(network: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ def convolve(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def residual(layer: Any, output: torch.Tensor, strength: float) -> torch.Tensor:
-    """Return a residual of a ControlNet, as `genval.diffusion.sampling.denoiser.residual`."""
+    """Return a residual of a ControlNet, as `genval.diffusion.sampling.blocks.residual`."""
     projected = _project(layer, output)
     return projected if strength == 1 else projected * strength
 
@@ -60,7 +60,7 @@ def _project(layer: Any, x: torch.Tensor) -> torch.Tensor:
     return F.linear(x.permute(0, 2, 3, 1), layer.weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
 
 
-BLOCKS = denoiser.Blocks(resnet, transformer, convolve, upsample, join, residual, last)
+BLOCKS = blocks.Blocks(resnet, transformer, convolve, upsample, join, residual, last)
 
 
 def fuse_vae(vae: Any) -> None:
