@@ -28,64 +28,91 @@ _ELEMENTS = 4096
 
 
 @triton.jit
-def _sums(x, added, sums, pixels, channels, added_stride, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Sum the distances of x + added from its first pixel, and their squares, over a part of an image's pixels."""
-    part, image = tl.program_id(0), tl.program_id(2)
+def _rows_of(part, parts, pixels, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the number of rows of a part, to which every `parts`-th tile belongs."""
+    rest = pixels % (parts * ROWS) - part * ROWS
+    return pixels // (parts * ROWS) * ROWS + tl.minimum(tl.maximum(rest, 0), ROWS)
+
+
+@triton.jit
+def _tile(x, image_start, start, pixels, channels, c, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = start + tl.arange(0, ROWS)
+    mask = (row < pixels)[:, None] & (c < channels)[None]
+    place = (image_start + row)[:, None] * channels + c[None]
+    return tl.load(x + place, mask=mask, other=0.0).to(tl.float32), mask
+
+
+@triton.jit
+def _moments(x, moments, pixels, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Compute each channel's mean and sum of squared distances from it over a part of an image's pixels.
+
+    Distances are first taken from the mean of the part's first tile. Whatever the values are, it is at most
+    sqrt(n / ROWS * v) away from the mean of the part's n rows, whose variance is v. The sum of these squares is thus at
+    most 1 + n / ROWS times the result, so that their difference is precise. With a single value instead of a tile's
+    mean, the factor could be 1 + n.
+    """
+    part, image = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     parts = tl.num_programs(0)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = c < channels
-    extra = tl.load(added + image * added_stride + c, mask=inside, other=0.0).to(tl.float32)
-    image_start = image.to(tl.int64) * pixels
-    first = tl.load(x + image_start * channels + c, mask=inside, other=0.0).to(tl.float32) + extra
-    # Sums over the rows of a tile need an exchange between threads, so there is one at the end.
-    total = tl.zeros((ROWS, CHANNELS), tl.float32)
-    squares = tl.zeros((ROWS, CHANNELS), tl.float32)
-    for start in range(part * ROWS, pixels, parts * ROWS):
-        row = start + tl.arange(0, ROWS)
-        mask = (row < pixels)[:, None] & inside[None]
-        place = (image_start + row)[:, None] * channels + c[None]
-        value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-        value = tl.where(mask, value + extra[None] - first[None], 0.0)
+    image_start = image * pixels
+    value, mask = _tile(x, image_start, part * ROWS, pixels, channels, c, ROWS)
+    shift = tl.sum(value, 0) / tl.minimum(pixels - part * ROWS, ROWS)
+    # Sums over the rows of a tile need an exchange between threads, so there is one here and one at the end.
+    total = tl.where(mask, value - shift[None], 0.0)
+    squares = total * total
+    for start in range((part + parts) * ROWS, pixels, parts * ROWS):
+        value, mask = _tile(x, image_start, start, pixels, channels, c, ROWS)
+        value = tl.where(mask, value - shift[None], 0.0)
         total += value
         squares += value * value
+    rows = _rows_of(part, parts, pixels, ROWS)
+    distance = tl.sum(total, 0) / rows
+    within = tl.maximum(tl.sum(squares, 0) - rows * distance * distance, 0.0)
     place = (image * parts + part) * 2 * channels + c
-    tl.store(sums + place, tl.sum(total, 0), mask=inside)
-    tl.store(sums + place + channels, tl.sum(squares, 0), mask=inside)
+    tl.store(moments + place, shift + distance, mask=c < channels)
+    tl.store(moments + place + channels, within, mask=c < channels)
 
 
 # One kernel serves all sizes: a kernel per size of the groups would take seconds to compile.
 @triton.jit(do_not_specialize=["pixels", "parts", "size"])
-def _scales(x, sums, added, weight, scales, pixels, channels, parts, size, eps, added_stride, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Turn the sums of a group into the centre and the factor of each of its channels of x."""
-    group, image = tl.program_id(0), tl.program_id(1)
+def _scales(  # type: ignore[no-untyped-def]
+    moments, added, weight, scales, pixels, channels, parts, size, eps, added_stride, ROWS: tl.constexpr,
+    SIZE: tl.constexpr,
+):  # fmt: skip
+    """Turn the moments of a group's parts into the centre and the factor of each of its channels of x."""
+    group, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     inside = tl.arange(0, SIZE) < size
     c = group * size + tl.arange(0, SIZE)
+    extra = tl.load(added + image * added_stride + c, mask=inside, other=0.0).to(tl.float32)
+    moments += image * parts * 2 * channels + c
+    first = tl.load(moments, mask=inside, other=0.0)
     total = tl.zeros((SIZE,), tl.float32)
     squares = tl.zeros((SIZE,), tl.float32)
     for part in range(parts):
-        place = (image * parts + part) * 2 * channels + c
-        total += tl.load(sums + place, mask=inside, other=0.0)
-        squares += tl.load(sums + place + channels, mask=inside, other=0.0)
-    extra = tl.load(added + image * added_stride + c, mask=inside, other=0.0).to(tl.float32)
-    first = tl.load(x + image.to(tl.int64) * pixels * channels + c, mask=inside, other=0.0).to(tl.float32) + extra
+        rows = _rows_of(part, parts, pixels, ROWS)
+        from_first = tl.load(moments + part * 2 * channels, mask=inside, other=0.0) - first
+        total += rows * from_first
+        squares += tl.load(moments + part * 2 * channels + channels, mask=inside, other=0.0)
+        squares += rows * from_first * from_first
     distance = total / pixels
-    mean = tl.sum(first + distance, 0) / size
-    from_mean = tl.where(inside, first + distance - mean, 0.0)
+    mean = first + distance + extra
+    centre = tl.sum(mean, 0) / size
+    from_centre = tl.where(inside, mean - centre, 0.0)
     within = tl.maximum(squares / pixels - distance * distance, 0.0)
-    variance = tl.sum(within + from_mean * from_mean, 0) / size
+    variance = tl.sum(within + from_centre * from_centre, 0) / size
     scale = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32) / tl.sqrt(variance + eps)
-    tl.store(scales + image * 2 * channels + c, mean - extra, mask=inside)
+    tl.store(scales + image * 2 * channels + c, centre - extra, mask=inside)
     tl.store(scales + image * 2 * channels + channels + c, scale, mask=inside)
 
 
 @triton.jit
 def _apply(x, scales, bias, y, pixels, channels, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    image = tl.program_id(2)
+    image = tl.program_id(2).to(tl.int64)
     inside = c < channels
     mask = (row < pixels)[:, None] & inside[None]
-    place = (image.to(tl.int64) * pixels + row)[:, None] * channels + c[None]
+    place = (image * pixels + row)[:, None] * channels + c[None]
     centre = tl.load(scales + image * 2 * channels + c, mask=inside, other=0.0)
     scale = tl.load(scales + image * 2 * channels + channels + c, mask=inside, other=0.0)
     shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
@@ -100,10 +127,10 @@ def _apply(x, scales, bias, y, pixels, channels, SILU: tl.constexpr, ROWS: tl.co
 def _residual(  # type: ignore[no-untyped-def]
     x, hidden, bias, y, count, channels, ADDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     mask = (row < count)[:, None] & (c < channels)[None]
-    place = row.to(tl.int64)[:, None] * channels + c[None]
+    place = row[:, None] * channels + c[None]
     value = tl.load(hidden + place, mask=mask, other=0.0).to(tl.float32)
     if ADDED:
         value += tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
@@ -113,11 +140,11 @@ def _residual(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["count"])
 def _gated_gelu(x, y, count, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = (row < count)[:, None] & (column < width)[None]
-    place = row.to(tl.int64)[:, None] * width + column[None]
-    source = row.to(tl.int64)[:, None] * (2 * width) + column[None]
+    place = row[:, None] * width + column[None]
+    source = row[:, None] * (2 * width) + column[None]
     value = tl.load(x + source, mask=mask, other=0.0).to(tl.float32)
     gate = tl.load(x + source + width, mask=mask, other=0.0).to(tl.float32)
     gate = 0.5 * gate * (1 + tl.erf(gate * 0.7071067811865476))
@@ -126,13 +153,13 @@ def _gated_gelu(x, y, count, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr): 
 
 @triton.jit(do_not_specialize=["pixels", "width"])
 def _upsample(x, y, pixels, width, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     mask = (row < pixels)[:, None] & (c < channels)[None]
-    start = tl.program_id(2).to(tl.int64) * pixels * channels
-    value = tl.load(x + start + row[:, None] * channels + c[None], mask=mask, other=0.0)
-    corner = 4 * (row // width) * width + 2 * (row % width)
-    place = 4 * start + corner.to(tl.int64)[:, None] * channels + c[None]
+    start, width = tl.program_id(2).to(tl.int64) * pixels, width.to(tl.int64)
+    value = tl.load(x + (start + row)[:, None] * channels + c[None], mask=mask, other=0.0)
+    corner = 4 * start + 2 * (row // width * width + row)
+    place = corner[:, None] * channels + c[None]
     for down in tl.static_range(2):
         for right in tl.static_range(2):
             tl.store(y + place + (2 * down * width + right) * channels, value, mask=mask)
@@ -154,11 +181,11 @@ def _add_and_normalise(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     SIZE: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, SIZE)
     inside = (c < channels)[None]
     mask = (row < count)[:, None] & inside
-    place = row.to(tl.int64)[:, None] * channels + c[None]
+    place = row[:, None] * channels + c[None]
     value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
     if ADDED:
         rounded = (value + tl.load(hidden + place, mask=mask, other=0.0).to(tl.float32)).to(total.dtype.element_ty)
@@ -177,7 +204,7 @@ def _add_and_normalise(  # type: ignore[no-untyped-def]
 def _join(  # type: ignore[no-untyped-def]
     x, skip, added, y, pixels, images, first, second, ADDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     image = tl.program_id(2).to(tl.int64)
     inside = (row < pixels)[:, None]
@@ -195,8 +222,9 @@ def _join(  # type: ignore[no-untyped-def]
 def normalise(norm: Any, x: torch.Tensor, added: torch.Tensor | None = None, silu: bool = True) -> torch.Tensor:
     """Group normalisation of x + added, then SiLU.
 
-    The variance is computed in float32 from the distances of each channel's values from its first one, so that it is
-    exact for means that are far from 0.
+    The variance is computed in float32 from distances from means of a few pixels, so that means far from 0 and outliers
+    at any pixel do not make it imprecise. With n = HW / 512, its relative error is at most about 2e-7 (n + 8) (n + 1).
+    This bound is reached only if all rounding errors have the same sign.
 
     Args:
         norm: the GroupNorm.
@@ -213,25 +241,15 @@ def normalise(norm: Any, x: torch.Tensor, added: torch.Tensor | None = None, sil
     stride = channels if len(added) > 1 else 0
     pixels, size = height * width, channels // norm.num_groups
     parts = min(_PARTS, triton.cdiv(pixels, _ROWS))
-    sums = torch.empty((images, parts, 2, channels), device=x.device, dtype=torch.float32)
+    moments = torch.empty((images, parts, 2, channels), device=x.device, dtype=torch.float32)
     scales = torch.empty((images, 2, channels), device=x.device, dtype=torch.float32)
     y = torch.empty_like(x)
     blocks = triton.cdiv(channels, _CHANNELS)
-    _sums[(parts, blocks, images)](x, added, sums, pixels, channels, stride, ROWS=_ROWS, CHANNELS=_CHANNELS)
+    _moments[(parts, blocks, images)](x, moments, pixels, channels, ROWS=_ROWS, CHANNELS=_CHANNELS)
     _scales[(norm.num_groups, images)](
-        x,
-        sums,
-        added,
-        norm.weight,
-        scales,
-        pixels,
-        channels,
-        parts,
-        size,
-        norm.eps,
-        stride,
+        moments, added, norm.weight, scales, pixels, channels, parts, size, norm.eps, stride, ROWS=_ROWS,
         SIZE=max(_GROUP, triton.next_power_of_2(size)),
-    )
+    )  # fmt: skip
     grid = (triton.cdiv(pixels, _ROWS), blocks, images)
     _apply[grid](x, scales, norm.bias, y, pixels, channels, SILU=silu, ROWS=_ROWS, CHANNELS=_CHANNELS)
     return y

@@ -67,7 +67,10 @@ def launch(
     flat, flat_kinds = logits.reshape(images, classes, -1).contiguous(), kinds.reshape(images, -1).contiguous()
     pixels, device = flat_kinds.shape[1], logits.device
     if max(classes, len(SCORES) + 1) * pixels >= 1 << 31:
-        raise GenValError(f"Expected an image of at most 2^31 logits, found {classes} classes of {pixels} pixels.")
+        raise GenValError(
+            f"Expected fewer than 2^31 logits or scores per image, found {classes} classes of {pixels} pixels. "
+            "Use smaller images."
+        )
     names = SCORES if standard is None else (*SCORES, STANDARDISED)
     programs = triton.cdiv(pixels, PIXELS)
     levels = torch.zeros((images, len(names), 2, SCORE_LEVELS), dtype=torch.int32, device=device)

@@ -82,7 +82,10 @@ def launch(logits: Tensor, labels: Tensor, ignore: int = 255) -> Callable[[], Ba
     flat, flat_labels = logits.reshape(images, classes, -1).contiguous(), labels.reshape(images, -1).contiguous()
     pixels = flat_labels.shape[1]
     if classes * pixels >= 1 << 31:
-        raise GenValError(f"Expected an image of at most 2^31 logits, found {classes} classes of {pixels} pixels.")
+        raise GenValError(
+            f"Expected fewer than 2^31 logits per image, found {classes} classes of {pixels} pixels. "
+            "Use smaller images."
+        )
     programs = triton.cdiv(pixels, PIXELS)
     device = logits.device
     predictions = torch.empty((images, pixels), dtype=torch.uint8, device=device)

@@ -129,3 +129,10 @@ def test_masks_of_other_values_and_images_without_pixels():
         run(logits, kinds + 6)
     ((counts,), _) = run(torch.zeros(1, 19, 0), torch.zeros(1, 0, dtype=torch.uint8))
     assert not counts.levels.any() and not counts.pixels.any()
+
+
+@pytest.mark.parametrize("classes, pixels", [(19, 1 << 27), (2, 1 << 29)])
+def test_an_image_that_needs_64_bit_offsets_is_refused(classes, pixels):
+    logits, kinds = (torch.empty(*shape, pixels, device="meta") for shape in ((1, classes), (1,)))
+    with pytest.raises(GenValError, match=rf"fewer than 2\^31 logits or scores per image, found {classes} classes"):
+        measure_ood_batch(logits, kinds)

@@ -84,6 +84,12 @@ def test_shapes_that_do_not_match_are_refused():
             run(z, y)
 
 
+def test_an_image_that_needs_64_bit_offsets_is_refused():
+    logits, labels = (torch.empty(*shape, 1 << 27, device="meta") for shape in ((1, 19), (1,)))
+    with pytest.raises(GenValError, match=r"fewer than 2\^31 logits per image, found 19 classes of 134217728 pixels"):
+        measure_batch(logits, labels)
+
+
 def test_certain_pixels_ties_and_classes_that_are_ruled_out():
     logits, labels = draw(19, 1, 50)
     logits[:, 3, :20] = torch.linspace(50, 1000, 20)  # confidence 1 to the last bit, but not odds of 0
