@@ -193,6 +193,10 @@ class ManifestStage(Stage[Item, Loaded, Output]):
         )
 
     def prepare(self, missing: Sequence[Item]) -> None:
+        if not missing:
+            return  # settings.json stays that of the run that wrote the files
+        # A file is replaced before its line: if this run is killed in between, no line may accept the file.
+        self.manifest.remove({self.key(item) for item in missing if self.files(item) and not self.is_done(item)})
         if self.settings is not None:
             write_settings(self.folder, self.settings)
 
