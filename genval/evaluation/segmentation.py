@@ -330,10 +330,10 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         for (kind, wanted), (results, members) in itertools.product(self.tensors.items(), self.members.items()):
             path = results.packed(kind)
             saved = read_about(path)
-            if saved is None or any(saved.get(key) != value for key, value in self.model_record.items()):
+            if saved is None or _covers(wanted, saved):
                 continue
-            is_kept = self.packed[kind, results] and all(map(self.is_done, members))
-            if not is_kept and not _covers(wanted, saved):
+            of_same_model = all(saved.get(key) == value for key, value in self.model_record.items())
+            if of_same_model and not (self.packed[kind, results] and all(map(self.is_done, members))):
                 differing = [f"{key} {saved.get(key)} (now {v})" for key, v in wanted.items() if saved.get(key) != v]
                 raise GenValError(
                     f"{path} was saved with {', '.join(differing)}. Give the flags of the run that saved it, "
