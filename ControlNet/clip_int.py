@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main(settings: CaptionSettings) -> None:
-    from genval.captions.captioning import caption_images, filter_captions, find_images
+    from genval.captions.captioning import caption_images, check_models, filter_captions, find_images
     from genval.runtime.devices import launch_fabric
     from genval.runtime.startup import launch
 
@@ -36,6 +36,7 @@ def main(settings: CaptionSettings) -> None:
         return
     if settings.run.dry_run:
         sources = find_images(settings, [] if settings.skip_bad else None)
+        check_models(settings)
         mode = settings.interrogator.mode
         print(f"Would caption {len(sources)} images, such as {sources[0].key}, in mode {mode}")
         return

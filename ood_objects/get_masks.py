@@ -21,18 +21,14 @@ except ModuleNotFoundError as error:
 
 
 def main(settings: MaskSettings) -> None:
-    if settings.run.dry_run:
-        from genval.datasets.ood_objects import find_object_images
-        from genval.runtime.paths import resolve
-
-        folders = resolve(settings.images_dir), resolve(settings.positions_dir)
-        images = find_object_images(*folders, settings.objects)[: settings.run.limit]
-        print(f"Would mask {len(images)} objects: {', '.join(dict.fromkeys(image.object for image in images))}")
-        return
-
-    from genval.grounding.masks import mask_objects
+    from genval.grounding.masks import check_models, find_images, mask_objects
     from genval.runtime.startup import launch
 
+    if settings.run.dry_run:
+        images = find_images(settings)
+        check_models(settings)
+        print(f"Would mask {len(images)} objects: {', '.join(dict.fromkeys(image.object for image in images))}")
+        return
     done = mask_objects(settings, start=launch)
     if done is None:  # another process reports
         return

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from genval.runtime.errors import GenValError
-from genval.runtime.files import check_shape, parse_json, split_jsonl, write_jsonl
+from genval.runtime.files import check_shape, jsonl_bytes, parse_json, split_jsonl, write_bytes, write_jsonl
 
 
 class _Record(TypedDict):
@@ -21,8 +21,8 @@ class Manifest:
     """An append-only record of finished items, keyed by each record's `"id"`.
 
     A process appends to its own part (`manifest.jsonl` on rank 0, `manifest.rank{r}.jsonl` elsewhere) as items finish,
-    flushing to disk, so that a killed run loses no finished item; `finish` merges the parts and puts the lines in a
-    given order. Before a run, `merge` takes in what a killed one left. Records hold no times or host names: the same
+    flushing to disk, so that a killed run loses no finished item; `finish` merges the parts and sorts the lines of a
+    run. Before a run, `merge` takes in what a killed one left. Records hold no times or host names: the same
     settings give the same bytes.
 
     Args:
@@ -75,12 +75,28 @@ class Manifest:
         if any(part != self.path for part in manifest_parts(self.folder, self.name)):
             self.finish([])
 
+    def remove(self, item_ids: Collection[str]) -> None:
+        """Remove the records of items whose files are about to be replaced.
+
+        For the first process, after `merge`.
+        """
+        if self.records.keys() & item_ids:
+            self.records = {item_id: record for item_id, record in self.records.items() if item_id not in item_ids}
+            write_jsonl(self.path, self.records.values())
+
     def finish(self, order: Sequence[str]) -> None:
-        """Merge every process's part into one file, with `order`'s ids first and in that order."""
+        """Merge every process's part into one file, in which the lines of `order`'s ids are in that order.
+
+        Other lines keep their places, so that a run over a part of the items leaves the file of a finished run as it
+        is.
+        """
         merged = type(self)(self.folder, name=self.name)
-        ranks = {item_id: position for position, item_id in enumerate(order)}
-        records = sorted(merged.records.values(), key=lambda r: (ranks.get(r["id"], len(ranks)), r["id"]))
-        write_jsonl(merged.path, records)
+        found = merged.records
+        ordered = iter([item_id for item_id in order if item_id in found])
+        named = set(order)
+        lines = jsonl_bytes(found[next(ordered) if item_id in named else item_id] for item_id in found)
+        if not merged.path.exists() or merged.path.read_bytes() != lines:
+            write_bytes(merged.path, lines)
         for part in manifest_parts(self.folder, self.name):
             if part != merged.path:
                 part.unlink()

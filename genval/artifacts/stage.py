@@ -26,7 +26,7 @@ from genval.artifacts.manifest import Manifest
 from genval.artifacts.settings import write_settings
 from genval.runtime.background import one_behind
 from genval.runtime.devices import same_outcome
-from genval.runtime.errors import GenValError
+from genval.runtime.errors import GenValError, without_skip_bad
 from genval.runtime.files import remove_leftovers
 from genval.runtime.locks import lock_folders
 from genval.runtime.progress import progress_bar, seconds_since_start
@@ -193,6 +193,10 @@ class ManifestStage(Stage[Item, Loaded, Output]):
         )
 
     def prepare(self, missing: Sequence[Item]) -> None:
+        if not missing:
+            return  # settings.json stays that of the run that wrote the files
+        # A file is replaced before its line: if this run is killed in between, no line may accept the file.
+        self.manifest.remove({self.key(item) for item in missing if self.files(item) and not self.is_done(item)})
         if self.settings is not None:
             write_settings(self.folder, self.settings)
 
@@ -343,7 +347,7 @@ def _load(
                     except GenValError as error:
                         if skipped is None:
                             raise
-                        skipped.append(Skipped(item, str(error)))
+                        skipped.append(Skipped(item, without_skip_bad(str(error))))
                 parts = list(stage.split(loaded)) if loaded else [[]]
                 yield from ((end if part is parts[-1] else None, part) for part in parts)
         finally:

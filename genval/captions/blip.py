@@ -71,6 +71,22 @@ class Blip(Hashed):
         return captions
 
 
+def find_blip(name: str) -> str:
+    """Return the path of the folder of a BLIP captioner, or its name if that may be a hub name.
+
+    Raises:
+        GenValError: the name is that of a folder, and there is none.
+    """
+    folder = resolve(name) if resolve(name).is_dir() else find_below("checkpoints", name)
+    # A hub name is OWNER/NAME; any other path is that of a folder.
+    if folder is None and (name.startswith(("/", ".", "~", "checkpoints/")) or name.count("/") > 1):
+        raise GenValError(
+            f"No BLIP captioner at {resolve(name)}: expected a folder as BlipForConditionalGeneration is saved. "
+            "(The mini world's is made by python mini/train.py --stages captioner.)"
+        )
+    return str(folder) if folder else name
+
+
 def load_blip(name: str, precision: str = "32-true") -> Blip:
     """Load a BLIP captioner.
 
@@ -88,14 +104,7 @@ def load_blip(name: str, precision: str = "32-true") -> Blip:
 
     logging.disable_progress_bar()  # a stage shows only its own progress bar
     weights_dtype(precision)
-    folder = resolve(name) if resolve(name).is_dir() else find_below("checkpoints", name)
-    # A hub name is OWNER/NAME; any other path is that of a folder.
-    if folder is None and (name.startswith(("/", ".", "~", "checkpoints/")) or name.count("/") > 1):
-        raise GenValError(
-            f"No BLIP captioner at {resolve(name)}: expected a folder as BlipForConditionalGeneration is saved. "
-            "(The mini world's is made by python mini/train.py --stages captioner.)"
-        )
-    location, options = pretrained(str(folder) if folder else name)
+    location, options = pretrained(find_blip(name))
     try:
         processor = BlipProcessor.from_pretrained(location, **options)
         loaded: Any = BlipForConditionalGeneration.from_pretrained(

@@ -52,6 +52,16 @@ def load_captioner(name: str, prompt_file: str | None = None, precision: str = "
     Raises:
         GenValError: the files are missing or damaged, the model is of another kind, quantised, or has an adapter.
     """
+    location, config = find_captioner(name)
+    return CAPTIONERS.get(config.model_type, load_chat)(location, prompt_file, precision)
+
+
+def find_captioner(name: str) -> tuple[str, Any]:
+    """Return a captioner's folder or hub name, and its config of transformers.
+
+    Raises:
+        GenValError: there is none, or it is quantised or has an adapter.
+    """
     from transformers import AutoConfig
 
     folder = resolve(name) if resolve(name).is_dir() else find_below("checkpoints", name)
@@ -61,7 +71,7 @@ def load_captioner(name: str, prompt_file: str | None = None, precision: str = "
     except (OSError, ValueError, RuntimeError) as error:
         raise GenValError(f"Cannot load the captioner {name}: {' '.join(str(error).split())[:500]}") from error
     refuse_changed_weights(location, config)
-    return CAPTIONERS.get(config.model_type, load_chat)(location, prompt_file, precision)
+    return location, config
 
 
 def _load_blip(name: str, prompt_file: str | None, precision: str) -> Captioner:

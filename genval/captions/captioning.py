@@ -11,6 +11,9 @@ from genval.artifacts.fingerprint import current_mark
 from genval.artifacts.manifest import Manifest
 from genval.artifacts.settings import write_settings
 from genval.artifacts.stage import ManifestStage, run_stage
+from genval.captions.blip import find_blip
+from genval.captions.captioners import find_captioner
+from genval.captions.clip import find_clip
 from genval.captions.filter import DEFAULT_FILTER, CaptionFilter, read_phrases
 from genval.captions.interrogator import Description, Interrogator, Prepared, load_interrogator
 from genval.captions.settings import CaptionSettings
@@ -105,6 +108,17 @@ def find_images(settings: CaptionSettings, skipped: list[BadFile] | None = None)
         return match_sources(settings.images, skipped)[: settings.run.limit]
     assert settings.dataset is not None
     return find_sources(settings.dataset, settings.split, settings.datasets_dir, skipped)[: settings.run.limit]
+
+
+def check_models(settings: CaptionSettings) -> None:
+    """Check that the models exist, without loading them.
+
+    Raises:
+        GenValError: one is missing.
+    """
+    find_captioner(settings.captioner or find_blip(settings.blip))
+    if settings.interrogator.mode != "caption":
+        find_clip(settings.clip)
 
 
 def caption_images(

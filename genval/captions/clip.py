@@ -145,7 +145,7 @@ def load_clip(name: str, precision: str = "32-true") -> Clip:
     forbid_remote_code()
     weights_dtype(precision)
     try:
-        source, weights, options = _source(name)
+        source, weights, options = find_clip(name)
         model, transform = open_clip.create_model_from_pretrained(source, weights, **options)
         tokenizer = open_clip.get_tokenizer(source)
     except GenValError:
@@ -158,8 +158,12 @@ def load_clip(name: str, precision: str = "32-true") -> Clip:
     return Clip(name, model, transform, tokenizer, precision)
 
 
-def _source(name: str) -> tuple[str, str | None, dict[str, Any]]:
-    """Return open_clip's name of the model, the tag of its weights, and further options."""
+def find_clip(name: str) -> tuple[str, str | None, dict[str, Any]]:
+    """Return open_clip's name of the model, the tag of its weights, and further options.
+
+    Raises:
+        GenValError: there is no such folder or name.
+    """
     from open_clip import list_models, list_pretrained_tags_by_model
     from open_clip.pretrained import get_pretrained_cfg
 

@@ -13,7 +13,7 @@ import numpy as np
 from genval.datasets.items import BadFile, Item
 from genval.datasets.labels import IGNORE, find_label_space
 from genval.datasets.reading import read_image, read_mask
-from genval.runtime.errors import GenValError
+from genval.runtime.errors import GenValError, without_skip_bad
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ def inspect(item: Item) -> Finding:
         height, width = read_image(item.image).shape[:2]
         size = (width, height)
     except GenValError as error:
-        note(item.image, str(error))
+        note(item.image, without_skip_bad(str(error)))
     try:
         mask = read_mask(item.mask, space.train_id_table)
         mask_size = (mask.shape[1], mask.shape[0])
         pixels = np.bincount(mask.ravel(), minlength=256)
     except GenValError as error:
-        note(item.mask, str(error))
+        note(item.mask, without_skip_bad(str(error)))
     if size and mask_size and size != mask_size:
         note(item.mask, f"{_size(mask_size)} pixels, the image has {_size(size)}")
     if fault := space.fault(pixels):

@@ -22,7 +22,7 @@ from genval.datasets.items import BadFile, Item
 from genval.datasets.labels import CITYSCAPES, IGNORE, TRAIN_IDS, LabelSpace, find_label_space
 from genval.datasets.palettes import holds_ids
 from genval.runtime.devices import available_memory
-from genval.runtime.errors import GenValError
+from genval.runtime.errors import GenValError, without_skip_bad
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -276,7 +276,7 @@ def _faults(files: Sequence[_File], read: Callable[[_File], object], workers: in
         try:
             read(file)
         except GenValError as error:
-            return str(error)
+            return without_skip_bad(str(error))
         return ""
 
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:

@@ -14,7 +14,7 @@ from genval.datasets.labels import LABEL_SPACES
 from genval.datasets.reading import check_masks, read_image, read_mask
 from genval.diffusion.framing import check_pair, crop_box, fit_image, fit_mask
 from genval.diffusion.models.hints import CITYSCAPES_IDS, LabelSet
-from genval.runtime.errors import GenValError
+from genval.runtime.errors import GenValError, without_skip_bad
 from genval.runtime.files import read_jsonl
 from genval.runtime.paths import REPO_ROOT, resolve
 from genval.runtime.progress import progress_bar
@@ -140,7 +140,7 @@ def readable_pairs(pairs: Sequence[Pair], labels: LabelSet, workers: int) -> lis
         try:
             load_framed(pair, 8, 8, 0.5, labels)
         except GenValError as error:
-            return str(error)
+            return without_skip_bad(str(error))
         return None
 
     good = []

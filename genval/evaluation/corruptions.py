@@ -88,10 +88,6 @@ class DerivedSetStage(ManifestStage[Item, _Loaded, np.ndarray]):
                 "folder, or give another --output_dir."
             )
 
-    def prepare(self, missing: Sequence[Item]) -> None:
-        if missing:
-            super().prepare(missing)
-
     def load(self, item: Item) -> _Loaded:
         """Return the image and the bytes of its mask's file."""
         return read_pair(item)[0], read_bytes(item.mask)

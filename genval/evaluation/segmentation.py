@@ -41,7 +41,7 @@ from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, remove_leftovers
 from genval.runtime.paths import resolve
-from genval.segmenters.features import ImageFeatures
+from genval.segmenters.features import ImageFeatures, find_layer
 from genval.segmenters.identity import model_identity
 from genval.segmenters.prediction import filled, stack_batch
 from genval.segmenters.recipe import refuse_trained_images
@@ -159,6 +159,7 @@ def _with_precision(settings: EvaluationSettings, precision: Any) -> EvaluationS
 
 
 _Pair = tuple[np.ndarray, np.ndarray]
+_TENSORS = {"logits", "features"}  # kinds of tensors that --save names
 
 
 @dataclass(frozen=True)
@@ -232,10 +233,10 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             "logits": {"pixels": settings.logit_pixels, "seed": settings.seed, "dtype": dtype},
             "features": {"layer": settings.layer or "backbone", "dtype": dtype},
         }
-        model_record: dict[str, Any] = {"identity": identity, "precision": precision}
+        self.model_record: dict[str, Any] = {"identity": identity, "precision": precision}
         if self.groups:
-            model_record["class_groups"] = self.groups.to_json()
-        self.tensors = {kind: values | model_record for kind, values in metadata.items() if kind in settings.save}
+            self.model_record["class_groups"] = self.groups.to_json()
+        self.tensors = {kind: values | self.model_record for kind, values in metadata.items() if kind in settings.save}
         self.keep_prediction = "predictions" in settings.save
         self.packed: dict[tuple[str, SceneResults], set[str]] = {}
         self.finished: dict[SceneResults, PixelStatistics] = {}
@@ -257,6 +258,8 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         return [results.folder for results in self.scenes.values()]
 
     def begin(self, items: Sequence[Item], overwrite: bool) -> None:
+        if "features" in self.tensors:
+            find_layer(self.segmenter, self.settings.layer)
         for results in self.scenes.values():
             remove_leftovers(results.folder)
         self.finished = {} if overwrite else self._find_finished()
@@ -314,13 +317,28 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     def open(self, rank: int) -> None:
         if rank > 0:  # the first process has begun
             self.finished = self._find_finished()
-        # A packed file is used only if its metadata is the same.
-        self.packed = {
-            (kind, results): set(packed_ids(path)) if read_about(path) == metadata else set()
-            for kind, metadata in self.tensors.items()
-            for results in self.scenes.values()
-            for path in [results.packed(kind)]
-        }
+        overwrite = self.settings.run.overwrite
+        for (kind, wanted), results in itertools.product(self.tensors.items(), self.scenes.values()):
+            path = results.packed(kind)
+            covered = not overwrite and _covers(read_about(path), wanted)
+            self.packed[kind, results] = set(packed_ids(path)) if covered else set()
+        if rank == 0 and not overwrite:
+            self._keep_saved()
+
+    def _keep_saved(self) -> None:
+        """Refuse to replace saved logits or features of the same model by others that hold less."""
+        for (kind, wanted), (results, members) in itertools.product(self.tensors.items(), self.members.items()):
+            path = results.packed(kind)
+            saved = read_about(path)
+            if saved is None or _covers(wanted, saved):
+                continue
+            of_same_model = all(saved.get(key) == value for key, value in self.model_record.items())
+            if of_same_model and not (self.packed[kind, results] and all(map(self.is_done, members))):
+                differing = [f"{key} {saved.get(key)} (now {v})" for key, v in wanted.items() if saved.get(key) != v]
+                raise GenValError(
+                    f"{path} was saved with {', '.join(differing)}. Give the flags of the run that saved it, "
+                    "--overwrite to replace it, or another --eval_dir."
+                )
 
     def is_done(self, item: Item) -> bool:
         results = self.results_of(item)
@@ -336,11 +354,23 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             results.metrics.unlink(missing_ok=True)
             self.finished.pop(results, None)
         # Logits and features of another model or image, which this run does not write again, are outdated.
-        changed = [item for item in missing if not self.results_of(item).is_done(self.records[item], prediction=False)]
-        for kind in {"logits", "features"} - self.tensors.keys():
-            for item in changed:
-                self.results_of(item).packed(kind).unlink(missing_ok=True)
-                self.results_of(item).part(kind, item.id).unlink(missing_ok=True)
+        changed = [
+            item
+            for item in missing
+            if not self.results_of(item).is_done(self.records[item], prediction=False, any_sample=True)
+        ]
+        for kind in sorted(_TENSORS - self.tensors.keys()):
+            places = [
+                (self.results_of(item).packed(kind), self.results_of(item).part(kind, item.id)) for item in changed
+            ]
+            outdated = [path for path in dict.fromkeys(itertools.chain(*places)) if path.exists()]
+            for path in outdated:
+                path.unlink()
+            if outdated:
+                print(
+                    f"{self.title}: removed {kind} of another model, precision or image: {len(outdated)} files, such "
+                    f"as {outdated[0]}. relis/extract_{kind}.py saves them again."
+                )
 
     def load(self, item: Item) -> _Pair:
         return self.read(item)
@@ -434,9 +464,9 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         self, results: SceneResults, items: Sequence[Item], skipped: Sequence[BadFile]
     ) -> PixelStatistics:
         space, records = label_space_of(self.dataset), [self.records[item] for item in items]
-        for kind, metadata in self.tensors.items():
-            if self.limit is None or not _is_whole(results):
-                pack(results.packed(kind), {item.id: results.part(kind, item.id) for item in items}, metadata)
+        if self.limit is None or not _is_whole(results):
+            for kind in self.tensors:
+                self._pack(kind, results, items)
         if results in self.finished:
             return self.finished[results]
         if self.limit is not None and _is_whole(results):
@@ -452,6 +482,15 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             _listed(results, skipped),
             lambda total, metrics: write_total(results, records, total, key, metrics),
         ).total
+
+    def _pack(self, kind: str, results: SceneResults, items: Sequence[Item]) -> None:
+        wanted, path = self.tensors[kind], results.packed(kind)
+        parts = {item.id: results.part(kind, item.id) for item in items}
+        for part in parts.values():
+            if part.exists() and (is_damaged(part) or read_about(part) != wanted):
+                part.unlink()  # of an interrupted run with other flags
+        covering = read_about(path) if self.packed[kind, results] else None
+        pack(path, parts, covering or wanted)
 
     def _head(self, results: SceneResults, skipped: Sequence[BadFile]) -> dict[str, Any]:
         """Return what the summary of a scene states about the run."""
@@ -480,6 +519,22 @@ def _listed(results: SceneResults, skipped: Sequence[BadFile]) -> list[dict[str,
     """Return the skipped files of a scene as its summary lists them."""
     key = results.cond, results.scene
     return [{"file": bad.file, "reason": bad.reason} for bad in skipped if (bad.cond, bad.scene) == key]
+
+
+def _covers(saved: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    """Whether saved logits or features hold at least what is wanted: of the same model as many pixels, as precisely.
+
+    Args:
+        saved, wanted: the metadata of their files.
+    """
+    if saved is None:
+        return False
+    free = ("pixels", "seed", "dtype")
+    same = all(saved.get(key) == wanted.get(key) for key in (saved.keys() | wanted.keys()) - set(free))
+    precise = saved.get("dtype") in ("float32", wanted.get("dtype"))
+    pixels, number = saved.get("pixels"), wanted.get("pixels")
+    more = pixels == number or (number not in (None, -1) and pixels is not None and number < pixels)
+    return same and precise and (pixels == -1 or (more and saved.get("seed") == wanted.get("seed")))
 
 
 def _is_whole(results: SceneResults) -> bool:

@@ -45,6 +45,22 @@ def find_place(name: str) -> str:
     return str(below.parent) if below else name
 
 
+def check_model(name: str, kinds: Collection[str]) -> None:
+    """Check that a model exists, by its file or its config, without loading it.
+
+    Args:
+        name: as for `find_file` or `find_place`.
+        kinds: model types that are accepted.
+
+    Raises:
+        GenValError: there is none, or it is of another type.
+    """
+    if is_original(name):
+        find_file(name)
+    else:
+        read_type(find_place(name), name, kinds)
+
+
 def load_pretrained(
     model_class: Any, place: str, name: str, kinds: Collection[str], key_mapping: dict[str, str] | None = None
 ) -> Any:

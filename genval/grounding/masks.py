@@ -12,17 +12,18 @@ import numpy as np
 
 from genval.artifacts.fingerprint import file_mark
 from genval.artifacts.stage import ManifestStage, StageReport, run_stage
-from genval.captions.clip import load_clip
+from genval.captions.clip import find_clip, load_clip
 from genval.datasets.boxes import Box
 from genval.datasets.ood_objects import ObjectImage, absence_path, find_object_images, mask_path, read_box
 from genval.datasets.reading import read_image
 from genval.grounding.curation import update_choices, write_sheets
 from genval.grounding.detections import Detection, ObjectDetector
-from genval.grounding.detector import load_detector
-from genval.grounding.outliner import Outliner, load_outliner
+from genval.grounding.detector import DETECTORS, load_detector
+from genval.grounding.loading import check_model
+from genval.grounding.outliner import OUTLINERS, Outliner, load_outliner
 from genval.grounding.settings import MaskSettings
 from genval.grounding.similarity import Similarity
-from genval.grounding.text_masks import load_text_masker
+from genval.grounding.text_masks import TEXT_MASKERS, load_text_masker
 from genval.runtime.devices import launch_fabric
 from genval.runtime.files import write_bytes, write_png
 from genval.runtime.flags import flatten
@@ -277,6 +278,21 @@ def find_images(settings: MaskSettings) -> list[ObjectImage]:
     """
     folders = resolve(settings.images_dir), resolve(settings.positions_dir)
     return find_object_images(*folders, settings.objects)[: settings.run.limit]
+
+
+def check_models(settings: MaskSettings) -> None:
+    """Check that the models exist, without loading them.
+
+    Raises:
+        GenValError: one is missing or of another type.
+    """
+    if settings.text_masks:
+        check_model(settings.sam, TEXT_MASKERS)
+    else:
+        check_model(settings.detector, DETECTORS)
+        check_model(settings.sam, OUTLINERS)
+    if settings.clip != "none":
+        find_clip(settings.clip)
 
 
 def mask_objects(

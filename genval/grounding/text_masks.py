@@ -17,7 +17,7 @@ from genval.runtime.errors import GenValError
 from genval.runtime.precision import autocast, weights_dtype
 
 # Published folders have the config of the model for videos, which contains that for images.
-_KINDS = ("sam3", "sam3_video", "sam3_lite_text")
+TEXT_MASKERS = ("sam3", "sam3_video", "sam3_lite_text")
 _SIDE = 1008
 _MEAN = _STD = (0.5, 0.5, 0.5)
 _TOKENS = 32
@@ -129,9 +129,9 @@ def load_text_masker(name: str, precision: str = "32-true") -> TextMasker:
     import transformers
 
     place = find_place(name)
-    kind = read_type(place, name, _KINDS)
+    kind = read_type(place, name, TEXT_MASKERS)
     model_class = transformers.Sam3LiteTextModel if kind == "sam3_lite_text" else transformers.Sam3Model
-    model = load_pretrained(model_class, place, name, _KINDS)
+    model = load_pretrained(model_class, place, name, TEXT_MASKERS)
     settings = read_preprocessing(place)
     size = settings.get("size", {"height": _SIDE, "width": _SIDE})
     if size.get("height") is None or size["height"] != size.get("width"):

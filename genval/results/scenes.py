@@ -113,17 +113,21 @@ class SceneResults:
         """Return the path of an image's logits or features, before they are packed."""
         return self.folder / kind / f"{item_id}.safetensors"
 
-    def is_done(self, record: Mapping[str, Any], prediction: bool = True) -> bool:
+    def is_done(self, record: Mapping[str, Any], prediction: bool = True, any_sample: bool = False) -> bool:
         """Return whether an image's files exist and have this record (see `image_record`).
 
-        `prediction` says whether the predicted classes are among the files.
+        Args:
+            record: of the image.
+            prediction: whether the predicted classes are among the files.
+            any_sample: whether the confidences may be those of other pixels.
         """
         statistics = self.statistics(record["id"])
         required = [statistics, self.counts(record["id"]), *([self.prediction(record["id"])] if prediction else [])]
         if not is_reusable(record) or not all(path.exists() for path in required):
             return False
         try:
-            return {**_read_counts(statistics), "confusion_matrix": None} == {**record, "confusion_matrix": None}
+            ignored = dict.fromkeys(("confusion_matrix", "confidences_of") if any_sample else ("confusion_matrix",))
+            return {**_read_counts(statistics), **ignored} == {**record, **ignored}
         except GenValError:  # a damaged file is computed again
             return False
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import path_dicts
 from genval.runtime.devices import is_before_first, start_others, wait_for_first
-from genval.runtime.errors import GenValError
+from genval.runtime.errors import GenValError, without_skip_bad
 from genval.runtime.flags import parse_settings, settings_parser
 from genval.runtime.paths import REPO_ROOT
 from genval.runtime.settings import DeviceSettings
@@ -37,6 +38,7 @@ def run(
         description: its docstring, for `--help`.
         shows: flags that print a text and end the script, by name: what gives the text, and the help.
     """
+    given: Settings | None = None
     try:
         _check_copy(getattr(main, "__globals__", {}).get("__file__", __file__))
         given = parse_settings(settings, None, description, shows)
@@ -51,7 +53,7 @@ def run(
             raise
         sys.exit(_SIGPIPE)
     except GenValError as error:
-        _exit(f"error: {_followable(str(error), settings)}", 2)
+        _exit(f"error: {_followable(str(error), settings, given)}", 2)
     except KeyboardInterrupt:
         _exit("interrupted: run the same command again to resume.", 130)
     except ModuleNotFoundError as error:
@@ -125,8 +127,17 @@ def _exit(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _followable(message: str, settings: type[Any]) -> str:
-    """Leave out the remedy --skip_bad if the script has no such flag: all scripts share the code that reads images."""
-    if "--skip_bad" not in message or "--skip_bad" in settings_parser(settings).format_usage():
+def _followable(message: str, settings: type[Any], given: Any) -> str:
+    """Fit the remedies of an error to a script and the settings it was given: all scripts share the code below them.
+
+    The remedy --skip_bad is left out if the script has no such flag, or was given it. Commands get the script's preset.
+    """
+    if "--skip_bad" in message and (
+        getattr(given, "skip_bad", False) or "--skip_bad" not in settings_parser(settings).format_usage()
+    ):
+        message = without_skip_bad(message)
+    preset = getattr(given, "preset", None)
+    if preset is None or "--preset" in message:
         return message
-    return re.sub(r",? or (use|give) --skip_bad( to skip it)?", "", message)
+    scripts = "|".join(map(re.escape, path_dicts.PRESETS[preset]))
+    return re.sub(rf"(\bpython (?:{scripts})\.py)\b", rf"\1 --preset {preset}", message)

@@ -66,6 +66,24 @@ def test_a_manifest_without_parts_keeps_its_bytes_and_none_is_made(tmp_path):
     assert (tmp_path / "manifest.jsonl").read_bytes() == before
 
 
+def test_finishing_a_part_of_the_items_leaves_the_file_of_all_untouched(tmp_path):
+    order = [f"fog_{n}" for n in range(12)]
+    Manifest(tmp_path).append([record(n) for n in range(12)])
+    Manifest(tmp_path).finish(order)
+    path = tmp_path / "manifest.jsonl"
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    for part in (order[:2], order[5:7], [], order):
+        Manifest(tmp_path).finish(part)
+        assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def test_removed_items_are_gone_from_the_file(tmp_path):
+    Manifest(tmp_path).append([record(n) for n in range(3)])
+    manifest = Manifest(tmp_path)
+    manifest.remove({"fog_1", "fog_9"})
+    assert list(manifest.records) == list(Manifest(tmp_path).records) == ["fog_0", "fog_2"]
+
+
 def test_a_copy_that_a_user_made_is_neither_read_nor_removed(tmp_path):
     names = ["manifest_backup.jsonl", "manifest.rank1_old.jsonl", "manifest.old.jsonl", "manifest2.jsonl"]
     for name in names:
@@ -117,8 +135,8 @@ def test_a_manifest_of_another_name_is_resumed_merged_and_finished_apart(tmp_pat
     Manifest(tmp_path, name="ledger").append([record(2)])
     Manifest(tmp_path, name="ledger").finish(["fog_2"])
     Manifest(tmp_path, name="ledger").merge()
-    # Records outside of the order follow, sorted.
-    assert list(Manifest(tmp_path, name="ledger").records) == ["fog_2", "fog_1", "fog_3"]
+    # Records outside of the order keep their places.
+    assert list(Manifest(tmp_path, name="ledger").records) == ["fog_1", "fog_3", "fog_2"]
     assert (tmp_path / "manifest.jsonl").read_bytes() == before and set(Manifest(tmp_path).records) == {"fog_9"}
 
 

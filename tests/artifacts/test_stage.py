@@ -120,6 +120,34 @@ def test_another_record_is_refused_or_computed_again(tmp_path: Path) -> None:
     assert Manifest(tmp_path).records["n1"]["power"] == 3
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_of_an_ended_run_with_other_settings_is_not_accepted(tmp_path: Path, overwrite: bool) -> None:
+    class Ended(Squares):
+        refuses = overwrite
+
+        def commit(self, lines: Any) -> None:
+            raise GenValError("killed between the file and its line")
+
+    run_stage(Squares(tmp_path), NUMBERS, batch_size=4)
+    before = contents(tmp_path)
+    with pytest.raises(GenValError, match="killed"):
+        run_stage(Ended(tmp_path, power=3), NUMBERS, batch_size=4, overwrite=overwrite)
+    assert contents(tmp_path) != before
+    assert run_stage(Squares(tmp_path), NUMBERS, batch_size=4).written == 10
+    assert contents(tmp_path) == before
+
+
+def test_a_run_over_a_part_of_a_finished_set_changes_no_file(tmp_path: Path) -> None:
+    numbers = [Number(f"n{i}", i) for i in range(12)]  # sorted by id, n10 would follow n1
+    run_stage(Squares(tmp_path), numbers, batch_size=4)
+    before, settings = contents(tmp_path), (tmp_path / "settings.json").read_bytes()
+    for part in (numbers[:2], numbers[6:8], numbers):
+        stage = Squares(tmp_path)
+        stage.settings = {"power": 2, "num_samples": len(part)}
+        assert run_stage(stage, part, batch_size=4).written == 0
+        assert contents(tmp_path) == before and (tmp_path / "settings.json").read_bytes() == settings
+
+
 def test_overwrite_computes_everything_again(tmp_path: Path) -> None:
     run_stage(Squares(tmp_path), NUMBERS)
     assert run_stage(Squares(tmp_path, power=3), NUMBERS, overwrite=True).written == 10

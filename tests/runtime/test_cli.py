@@ -33,6 +33,13 @@ class SkippingSettings(Settings):
     skip_bad: bool = flag(False, "skip bad files")
 
 
+@dataclass(frozen=True)
+class PresetSettings(Settings):
+    """Of a script with presets."""
+
+    preset: str | None = None
+
+
 def ended(main, capsys, settings=Settings):
     """Run a script that ends the process; returns its exit code and its error output."""
     with pytest.raises(SystemExit) as stop:
@@ -52,6 +59,16 @@ def test_a_users_error_is_one_line_and_exit_code_2(capsys):
     assert code == 2 and said == "error: No masks in here. Run: there.\n"
 
 
+def test_commands_of_an_error_have_the_preset_that_was_given(capsys, monkeypatch):
+    bad = failing(GenValError("No translator. Run: python ControlNet/train_translation.py, or python mini/render.py."))
+    assert "train_translation.py, or" in ended(bad, capsys, PresetSettings)[1]
+    monkeypatch.setattr(sys, "argv", ["script", "--preset", "mini"])
+    said = ended(bad, capsys, PresetSettings)[1]
+    assert said.endswith("Run: python ControlNet/train_translation.py --preset mini, or python mini/render.py.\n")
+    named = failing(GenValError("Run: python relis/eval.py --segmenters a --preset mini"))
+    assert ended(named, capsys, PresetSettings)[1] == "error: Run: python relis/eval.py --segmenters a --preset mini\n"
+
+
 @pytest.mark.parametrize("error", [GenValError("No masks."), KeyboardInterrupt(), OSError(errno.ENOSPC, "full", "a")])
 def test_a_process_that_the_first_one_started_leaves_common_errors_to_it(error, capsys, monkeypatch):
     code, said = ended(failing(error), capsys)
@@ -60,10 +77,13 @@ def test_a_process_that_the_first_one_started_leaves_common_errors_to_it(error, 
     assert ended(failing(error), capsys) == (code, "")
 
 
-def test_skipping_is_proposed_only_where_the_script_can_skip(capsys):
+def test_skipping_is_proposed_only_where_the_script_can_skip(capsys, monkeypatch):
     bad = failing(GenValError("a.png cannot be decoded. Fetch or make the file again, or use --skip_bad."))
     assert ended(bad, capsys)[1] == "error: a.png cannot be decoded. Fetch or make the file again.\n"
     assert ended(bad, capsys, SkippingSettings)[1].endswith("again, or use --skip_bad.\n")
+    monkeypatch.setattr(sys, "argv", ["script", "--skip_bad"])
+    assert ended(bad, capsys, SkippingSettings)[1].endswith("again.\n")
+    monkeypatch.setattr(sys, "argv", ["script"])
     twice = failing(GenValError("Remove one of them from the data set, or give --skip_bad to skip it."))
     assert ended(twice, capsys)[1] == "error: Remove one of them from the data set.\n"
 

@@ -261,7 +261,9 @@ def test_eval_applies_the_gate(check, folder, tmp_path):
     assert left == ["Cityscapes_fog"]
     (folder / "gate.json").unlink()
     code, _, err = check(*flags, "--gate", script="relis/eval")
-    assert code == 2 and "Run: python ControlNet/check_generated.py" in err
+    assert code == 2 and "Run: python ControlNet/check_generated.py --folder" in err
+    code, _, err = check(*flags, "--gate", "--preset", "mini", script="relis/eval")
+    assert code == 2 and "Run: python ControlNet/check_generated.py --preset mini --folder" in err
 
 
 def start(folder, *flags, delay=0.0):

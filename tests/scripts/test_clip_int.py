@@ -178,7 +178,13 @@ def test_bad_input(caption_models: CaptionModels, datasets: Path, refused: Refus
     assert not (datasets.parent / "captions").exists()
 
 
-def test_dry_run(caption_models: CaptionModels, datasets: Path, run_here: Callable[[Sequence[object]], str]) -> None:
-    said = run_here(command(caption_models, datasets, "--dry_run", "--split", "val", "--limit", 2))
+def test_dry_run(
+    caption_models: CaptionModels, datasets: Path, refused: Refusal, run_here: Callable[[Sequence[object]], str]
+) -> None:
+    dry = command(caption_models, datasets, "--dry_run", "--split", "val", "--limit", 2)
+    said = run_here(dry)
     assert "Would caption 2 images, such as leftImg8bit/val/lindau" in said
+    refused([*dry, "--blip", "checkpoints/none"], "No BLIP captioner at")
+    refused([*dry, "--captioner", datasets], "Cannot load the captioner")
+    refused([*dry, "--mode", "fast", "--clip", "checkpoints/none"], "No CLIP model")
     assert not (datasets.parent / "captions").exists()

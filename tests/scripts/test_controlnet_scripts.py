@@ -179,6 +179,25 @@ def test_a_killed_generation_resumes_to_the_same_bytes(
     assert len(whole) == 3 * 30 + 1 and halves == whole
 
 
+def test_an_error_recommends_a_command_with_the_preset(city: Path, tmp_path: Path, refused: Refusal) -> None:
+    command = ["ControlNet/style_transfer.py", "--preset", "mini", "--generator", "translate", "--domain", "fog"]
+    command += ["--data_dir", city, "--translator", tmp_path]
+    refused(command, "Run: python ControlNet/train_translation.py --preset mini, or give --translator")
+
+
+@pytest.mark.slow
+def test_a_smaller_number_of_images_changes_nothing_of_a_finished_set(
+    base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path
+) -> None:
+    command = transfer_command(base_folder, controlnet_folder, city, tmp_path / "images", "--domain", "fog")
+    assert run_script(*command, "--num_samples", 12).returncode == 0
+    before = contents(tmp_path / "images/fog")
+    for number in (2, 12):
+        result = run_script(*command, "--num_samples", number)
+        assert f"Wrote {number} images (0 new" in result.stdout, result.stderr
+        assert contents(tmp_path / "images/fog") == before
+
+
 @pytest.mark.slow
 def test_strengths_of_a_domain_have_the_same_frames_and_seeds(
     base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, refused: Refusal

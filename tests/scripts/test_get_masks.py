@@ -120,4 +120,7 @@ def test_other_models_and_sam_3_alone(masks, object_images, tmp_path):
 def test_mistakes_are_one_line(masks, object_images):
     assert "No images of zebra" in masks("--objects", "zebra", expect=2).stderr
     assert "Would mask 6 objects: lion, polar bear" in masks("--dry_run").stdout
+    for flag in ("--detector", "--sam"):
+        assert "none.pth does not exist" in masks("--dry_run", flag, "checkpoints/none.pth", expect=2).stderr
+    assert "No CLIP model" in masks("--dry_run", "--clip", "checkpoints/none", expect=2).stderr
     assert not (object_images / "masks").exists()

@@ -161,6 +161,7 @@ def test_mistakes_are_one_line(
     inpaint: Any, refine: Any, base_folder: Path, city_folder: Path, refused: Refusal, tmp_path: Path
 ) -> None:
     refused(inpaint("--model", "checkpoints/none.ckpt"), "No checkpoint at")
+    refused(inpaint("--model", "checkpoints/none", "--dry_run"), "No model at")
     refused(inpaint("--model", base_folder, "--dry_run", "--strength", 2), "--denoising_strength")
     refused(inpaint("--prompt_template", "an object"), "--prompt_template", "{object}")
     refused(inpaint("--objects_file", tmp_path / "none.txt", "--data_dir", tmp_path), "--data_dir")
@@ -171,6 +172,8 @@ def test_mistakes_are_one_line(
     cv2.imwrite(str(tmp_path / "inpainted/lion/0.png"), np.zeros((32, 64, 3), np.uint8))
     refused(refine(), "0_pos.json does not exist", "sd_inpaint.py")
     refused(refine("--objects", "zebra"), "No images of zebra", "found lion")
+    (tmp_path / "inpainted/lion/0_pos.json").write_text('{"row": 0, "col": 0, "size": 8}')
+    refused(refine("--model", "checkpoints/none", "--dry_run"), "No model at")
 
 
 @pytest.mark.slow

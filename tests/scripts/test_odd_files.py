@@ -58,6 +58,16 @@ def test_an_evaluation_skips_what_cannot_be_opened(relis, kind, part):
     assert metrics["images"] == 2 and len(metrics["skipped"]) == 1
 
 
+def test_the_reason_of_a_skipped_file_does_not_advise_to_skip_it(relis):
+    path = street(relis.root)
+    path.write_bytes(b"x")
+    relis.refused(path.name, "--skip_bad", code_out_err=relis.eval())
+    out = relis.eval("Cityscapes", "good", "--skip_bad")[1]
+    assert f"skipped {path}: {path} cannot be decoded" in out and "--skip_bad" not in out
+    metrics = json.loads((relis.results / "good/Cityscapes/clean/frankfurt/metrics.json").read_text())
+    assert "--skip_bad" not in metrics["skipped"][0]["reason"]
+
+
 def test_an_evaluation_skips_what_vanishes_while_the_segmenter_is_loaded(relis):
     path, module = street(relis.root), sys.modules["genval.segmenters"]
     load = module.load_segmenter

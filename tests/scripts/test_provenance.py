@@ -117,8 +117,8 @@ def test_logits_of_an_earlier_model_are_not_used(world, monkeypatch):
     path = world.results / SCENE / "munster/logits.safetensors"
     old = path.read_bytes()
     other_model(monkeypatch)
-    world.eval("Cityscapes", "good")  # without logits: those of the earlier model are gone
-    assert not path.exists()
+    _, out, _ = world.eval("Cityscapes", "good")  # without logits: those of the earlier model are gone
+    assert not path.exists() and "removed logits of another model" in out
     world.eval("Cityscapes", "good", *save)
     assert path.read_bytes() != old
     identity = read_jsonl(path.with_name("manifest.jsonl"))[0]["identity"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from relis_world import CITYSCAPES_NAMES, FakeSegmenter, fake_segmenters
 
-from genval.artifacts.tensors import PackedTensors, packed_ids
+from genval.artifacts.tensors import PackedTensors, packed_ids, write_part
 from genval.datasets.reading import read_image
 from genval.metrics.temperature import GRID, Pixels, ece_at
 
@@ -83,6 +83,39 @@ def test_logits_with_their_labels_and_positions(relis):
     assert extract(relis, "extract_logits", "--logit_pixels", "50", "--fp16")[0] == 0 and path.read_bytes() == before
     extract(relis, "extract_logits", "--logit_pixels", "-1")
     assert PackedTensors(path).read(name, "logits")[0].shape == (24 * 40, 19)
+
+
+def test_saved_logits_are_replaced_only_by_more_of_them(relis):
+    folder = relis.results / "good/Cityscapes/clean/frankfurt"
+    path = folder / "logits.safetensors"
+
+    def save(*flags):
+        return relis.eval("Cityscapes", "good", "--save", "predictions,logits", *flags)
+
+    assert save("--logit_pixels", "50")[0] == 0
+    before = path.read_bytes()
+    for flags in (("--logit_pixels", "20"), ("--logit_pixels", "50", "--fp16")):
+        assert save(*flags)[0] == 0 and path.read_bytes() == before
+    for flags, said in ((("--seed", "1"), "seed 0 (now 1)"), (("--fp16",), "dtype float32 (now float16)")):
+        relis.refused(path, said, "--overwrite", code_out_err=save("--logit_pixels", "60", *flags))
+    # The predictions have to be computed again, and with them logits of fewer pixels.
+    next((folder / "predictions").iterdir()).unlink()
+    relis.refused(path, "pixels 50 (now 20)", "--overwrite", code_out_err=save("--logit_pixels", "20"))
+    assert path.read_bytes() == before
+    assert relis.eval("Cityscapes", "good", "--sample", "100")[0] == 0 and path.read_bytes() == before
+    assert save("--logit_pixels", "60")[0] == 0 and PackedTensors(path).about["pixels"] == 60
+    assert save("--logit_pixels", "20", "--overwrite")[0] == 0 and PackedTensors(path).about["pixels"] == 20
+
+
+def test_logits_of_an_interrupted_run_with_other_flags_are_not_packed(relis):
+    assert relis.eval("Cityscapes", "good", "--save", "logits", "--logit_pixels", "50")[0] == 0
+    path = relis.results / "good/Cityscapes/clean/frankfurt/logits.safetensors"
+    before, tensors = path.read_bytes(), PackedTensors(path)
+    name = tensors.ids[0]
+    part = path.with_suffix("") / f"{name}.safetensors"
+    write_part(part, {"logits": np.zeros((60, 19), np.float32)}, tensors.about | {"pixels": 60})
+    assert relis.eval("Cityscapes", "good", "--save", "logits", "--logit_pixels", "50")[0] == 0
+    assert path.read_bytes() == before and not part.exists()
 
 
 def test_features_are_the_backbones_sums_over_space(relis):

@@ -379,7 +379,8 @@ def plan_object_stage(settings: ObjectSettings) -> ObjectPlan:
     """Find the frames and plan the items.
 
     Raises:
-        GenValError: a data set or the list of objects is missing, or the template does not contain the object.
+        GenValError: a data set, the list of objects or the model is missing, or the template does not contain the
+            object.
     """
     check_object_template(settings.prompt_template)
     bad: list[BadFile] | None = [] if settings.skip_bad else None
@@ -390,6 +391,7 @@ def plan_object_stage(settings: ObjectSettings) -> ObjectPlan:
     check_ids(frames)
     objects = settings.objects or read_objects(resolve(settings.objects_file))
     items = plan_objects(objects, settings.num_images, settings.prompt_template, settings.seed)
+    find_base(settings.inpainting_model_name)
     return ObjectPlan(items[: settings.run.limit], frames, tuple(bad or ()))
 
 
@@ -433,11 +435,12 @@ def plan_refinement_stage(settings: RefinementSettings) -> list[ObjectItem]:
     """Find the images to refine.
 
     Raises:
-        GenValError: an image or its box is missing, or the template does not contain the object.
+        GenValError: an image, its box or the model is missing, or the template does not contain the object.
     """
     check_object_template(settings.prompt_template)
     folder = resolve(settings.images_dir)
     images = find_object_images(folder, folder, settings.objects, maker="ood_objects/sd_inpaint.py")
+    find_base(settings.inpainting_model_name)
     return plan_refinements(images, settings.prompt_template, settings.seed)[: settings.run.limit]
 
 

@@ -23,7 +23,7 @@ from genval.diffusion.framing import crop_box, fit_image
 from genval.diffusion.models.pipelines import encode_latents
 from genval.diffusion.prompts import find_domain
 from genval.diffusion.training.autoencoder import to_model_range
-from genval.runtime.errors import GenValError
+from genval.runtime.errors import GenValError, without_skip_bad
 from genval.runtime.files import replace_file, write_jsonl
 from genval.runtime.paths import resolve
 from genval.runtime.progress import progress_bar
@@ -209,7 +209,7 @@ def encode_own_images(
         except GenValError as error:
             if not skip_bad:
                 raise
-            bad.append(str(error))
+            bad.append(without_skip_bad(str(error)))
             return None
 
     numbers = [list(range(i, min(i + _ENCODED_AT_ONCE, len(images)))) for i in range(0, len(images), _ENCODED_AT_ONCE)]

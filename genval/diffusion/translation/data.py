@@ -19,7 +19,7 @@ from genval.datasets.reading import read_image, read_mask
 from genval.datasets.unlabelled import find_unlabelled
 from genval.diffusion.framing import check_pair, crop_box, fit_image, fit_mask
 from genval.diffusion.translation.settings import TranslationConfig, TranslationTrainingSettings
-from genval.runtime.errors import GenValError
+from genval.runtime.errors import GenValError, without_skip_bad
 from genval.runtime.paths import resolve
 from genval.runtime.progress import progress_bar
 
@@ -75,7 +75,7 @@ def load_frames(
         except GenValError as error:
             if not skip_bad:
                 raise
-            return str(error)
+            return without_skip_bad(str(error))
 
     images, masks = [], []
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool, progress_bar(len(frames), name) as bar:
