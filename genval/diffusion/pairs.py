@@ -14,6 +14,7 @@ from genval.datasets.labels import LABEL_SPACES
 from genval.datasets.reading import check_masks, read_image, read_mask
 from genval.diffusion.framing import check_pair, crop_box, fit_image, fit_mask
 from genval.diffusion.models.hints import CITYSCAPES_IDS, LabelSet
+from genval.runtime.devices import is_first_process
 from genval.runtime.errors import GenValError, without_skip_bad
 from genval.runtime.files import read_jsonl
 from genval.runtime.paths import REPO_ROOT, resolve
@@ -130,7 +131,7 @@ def check_pair_ids(pairs: Sequence[Pair], labels: LabelSet) -> None:
 
 
 def readable_pairs(pairs: Sequence[Pair], labels: LabelSet, workers: int) -> list[Pair]:
-    """Return the pairs that can be read; print one line with the reason for each pair that is skipped.
+    """Return the pairs that can be read; the first process prints one line with the reason for each skipped pair.
 
     Raises:
         GenValError: no pair can be read.
@@ -143,13 +144,14 @@ def readable_pairs(pairs: Sequence[Pair], labels: LabelSet, workers: int) -> lis
             return without_skip_bad(str(error))
         return None
 
-    good = []
-    with ThreadPoolExecutor(workers) as pool, progress_bar(len(pairs), "Reading the pairs", unit="pair") as bar:
+    good, is_first = [], is_first_process()
+    bar = progress_bar(len(pairs), "Reading the pairs", unit="pair", rank=0 if is_first else 1)
+    with ThreadPoolExecutor(workers) as pool, bar:
         for pair, reason in zip(pairs, pool.map(problem, pairs), strict=True):
             bar.update()
             if reason is None:
                 good.append(pair)
-            else:
+            elif is_first:
                 bar.write(f"skipped {pair.image}: {reason}")
     if pairs and not good:
         raise GenValError(f"All {len(pairs)} pairs were skipped by --skip_bad, the last because: {reason}")

@@ -26,6 +26,7 @@ from genval.finetuning.settings import LOSS_SCORES, FinetuneSettings
 from genval.finetuning.validation import WEIGHTS, Validation, ValidationSet
 from genval.runtime.errors import GenValError
 from genval.runtime.flags import flatten
+from genval.runtime.messages import print_once
 from genval.runtime.paths import resolve
 from genval.segmenters import load_segmenter
 from genval.segmenters.identity import model_identity
@@ -49,7 +50,7 @@ def prepare_finetuning(settings: FinetuneSettings) -> TrainingRun:
     seen = trained_on(data)
     validation = find_validation(settings, skipped, seen)
     for one in skipped:
-        print(f"skipped {one.file}: {one.reason}")
+        print_once(f"skipped {one.file}: {one.reason}")
     segmenter = load_segmenter(settings.segmenter, "cpu", class_map=settings.class_map, trust_code=settings.trust_code)
     if precision.startswith("bf16") and segmenter.avoids_onednn and not torch.cuda.is_available():
         raise GenValError(
@@ -161,7 +162,7 @@ def find_validation(
             "another --val_split, or --val_every 0."
         )
     if len(streets) < len(found):
-        print(
+        print_once(
             f"{len(found) - len(streets)} of {len(found)} validation images are of frames that are trained on: skipped"
         )
     objects: list[OodItem] = []

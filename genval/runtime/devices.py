@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -85,7 +86,7 @@ def launch_fabric(settings: DeviceFlags) -> Fabric:
         from lightning_fabric.strategies import DDPStrategy
     from lightning_utilities.core import rank_zero
 
-    rank_zero.log.addFilter(is_no_advice)
+    rank_zero.log.addFilter(is_wanted)
     # Fabric starts MPI to ask for the number of processes, which takes half a second. Without a launcher it is one.
     unused = ["mpi4py"] if os.environ.keys().isdisjoint(_OF_MPI) else []
     chosen: dict[str, Any] = {
@@ -121,8 +122,7 @@ def computed_ahead(compute: Callable[[], _Result]) -> Iterator[Callable[[Fabric]
     """
     with ThreadPoolExecutor(1) as pool:
         # A launcher that sets none of these variables lets every process compute.
-        is_first = all(os.environ.get(name, "0") == "0" for name in _NUMBERS)
-        future = pool.submit(compute) if is_first else None
+        future = pool.submit(compute) if is_first_process() else None
 
         def result(fabric: Fabric) -> _Result:
             own = None
@@ -156,19 +156,45 @@ def start_others(settings: DeviceFlags) -> None:
     os.environ["LOCAL_RANK"] = "0"
 
 
+def is_first_process() -> bool:
+    """Whether this process is the first of a run by the variables of its launcher, before Lightning is imported."""
+    return all(os.environ.get(name, "0") == "0" for name in _NUMBERS)
+
+
 def is_before_first() -> bool:
     """Whether the first process has started this one and has not let it go yet. It reports their common errors."""
     return _WAITS in os.environ
 
 
 def wait_for_first() -> None:
-    """In a process that `start_others` started: import torch, wait for the first process, and end if that has ended."""
+    """In a process that `start_others` started: import torch, wait for the first process, and end if that has ended.
+
+    From now on, a process that the first one has started ends when that ends.
+    """
+    if not is_first_process():  # each process would say that it takes part
+        logging.getLogger("lightning_fabric.utilities.distributed").setLevel(logging.WARNING)
+    # Launchers set RANK. The first process, and Lightning in it, do not.
+    if os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ:
+        _end_with_first()
     if is_before_first():
         import torch  # noqa: F401
 
         if not sys.stdin.read(1):
             os._exit(0)
         del os.environ[_WAITS]
+
+
+@functools.cache
+def _end_with_first() -> None:
+    """End this process soon after the first one, for whose data it would wait in vain."""
+    first = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == first:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def let_others_go() -> list[subprocess.Popen[bytes]]:
@@ -191,16 +217,37 @@ def _watch(others: list[subprocess.Popen[bytes]]) -> None:
         codes = [process.poll() for process in others]
         if any(codes):
             time.sleep(_PATIENCE)
-            print(f"\nerror: Another process ended with code {next(filter(None, codes))}.", file=sys.stderr, flush=True)
+            code = next(filter(None, codes))
+            if code < 0:  # killed; otherwise it has reported its error
+                print(f"\nerror: Another process ended with code {code}.", file=sys.stderr, flush=True)
             for process in others:
                 process.kill()
-            os._exit(1)
+            os._exit(max(code, 1))
 
 
-def is_no_advice(record: logging.LogRecord) -> bool:
-    """Not Lightning's advice at each start: to compute in a lower precision, for which there is a flag, or its tips."""
+def let_another_report(is_for_user: bool) -> None:
+    """Wait before one of several processes reports an error, which may follow from that of another process.
+
+    When one process fails, the connections of the others break. It reports its error, and its end ends the others while
+    they wait here: by `_watch` and `_end_with_first`, or by the launcher.
+
+    Args:
+        is_for_user: whether the error has a message for the user, such as a bad file's. The first process reports it at
+            once; others, which may have the same error, a little later.
+    """
+    if not is_first_process():
+        time.sleep(_PATIENCE if is_for_user else 4 * _PATIENCE)
+    elif "MASTER_ADDR" in os.environ and not is_for_user:  # there are others
+        time.sleep(2 * _PATIENCE)
+
+
+def is_wanted(record: logging.LogRecord) -> bool:
+    """Not Lightning's advice at each start: to compute in a lower precision, for which there is a flag, or its tips.
+
+    Nor its line about an interruption, after which scripts say how to go on.
+    """
     message = record.getMessage()
-    return "that has Tensor Cores" not in message and "Tip: " not in message
+    return not any(text in message for text in ("that has Tensor Cores", "Tip: ", "Detected KeyboardInterrupt"))
 
 
 def find_device(accelerator: str) -> torch.device:

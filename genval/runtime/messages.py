@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from genval.runtime.devices import is_first_process
 
 
 def listed(items: Sequence[Any], limit: int = 8) -> str:
@@ -25,8 +26,8 @@ def first_words(error: BaseException, limit: int = 300) -> str:
 
 @functools.cache
 def print_once(text: str) -> None:
-    """Print a line, once per run: models may be loaded twice, and by several processes."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    """Print a line, once per run: models may be loaded twice, and all processes load models and find images."""
+    if is_first_process():
         print(text)
 
 

@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from genval.runtime.errors import GenValError
 from genval.runtime.progress import progress_bar, seconds_since_start
+from genval.training.interruption import Interruption
 
 
 class StepProgress(Callback):
@@ -46,7 +48,9 @@ class StepProgress(Callback):
 class StepCheckpoints(Callback):
     """Writes `step={n}.ckpt` every `every` optimiser steps and at the last step, and keeps the checkpoint before it.
 
-    After `minutes` it writes a checkpoint and stops the training.
+    After `minutes` it writes a checkpoint and stops the training. After Ctrl-C or SIGTERM, in any of the processes, it
+    writes one and raises KeyboardInterrupt with the signal's number. Both happen after an optimiser step, so that a
+    resumed run is exact.
 
     If a weight is not finite, the run ends with an error and the previous checkpoint is kept.
 
@@ -67,6 +71,9 @@ class StepCheckpoints(Callback):
         self._started = time.monotonic()
         self._last = trainer.global_step
         self._before = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+        # In place of Lightning's handler, which ends a training between any two batches. Lightning restores the others.
+        self._interruption = Interruption(speaks=trainer.is_global_zero)
+        self._interruption.listen()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -80,7 +87,11 @@ class StepCheckpoints(Callback):
             over = time.monotonic() - self._started >= 60 * self.minutes
             # The processes stop at the same step: when the first one does.
             trainer.should_stop = bool(trainer.strategy.broadcast(over))
-        if not (trainer.should_stop or step % self.every == 0 or step == trainer.max_steps):
+        signal = self._interruption.number
+        if trainer.world_size > 1:
+            number = torch.tensor(signal, device=trainer.strategy.root_device)
+            signal = int(trainer.strategy.reduce(number, reduce_op="max"))
+        if not (signal or trainer.should_stop or step % self.every == 0 or step == trainer.max_steps):
             return
         if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
             raise GenValError(
@@ -97,3 +108,5 @@ class StepCheckpoints(Callback):
                 if file not in (path, self._before):
                     file.unlink(missing_ok=True)
         self._before = path
+        if signal:
+            raise KeyboardInterrupt(signal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import signal
 import sys
 import warnings
 import zipfile
@@ -18,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_module
 
 from genval.artifacts.settings import write_settings
-from genval.runtime.devices import is_no_advice, let_others_go, wait_for_first
+from genval.runtime.devices import is_wanted, let_others_go, wait_for_first
 from genval.runtime.errors import GenValError
 from genval.runtime.files import check_writable, read_json
 from genval.runtime.flags import flatten
@@ -118,7 +119,7 @@ def run_training(run: TrainingRun) -> str | None:
         write_settings(run.folder, settings)
         others, launcher = let_others_go(), trainer.strategy.launcher
         if others and launcher is not None:
-            # Lightning forwards SIGTERM to the processes of its launcher, and ends them after Ctrl-C.
+            # After KeyboardInterrupt, Lightning ends the processes of its launcher.
             launcher.procs = others  # type: ignore[attr-defined]
         _fit(run)
         written = run.save()
@@ -132,16 +133,18 @@ def run_training(run: TrainingRun) -> str | None:
 
 
 def _fit(run: TrainingRun) -> None:
+    trainer = run.trainer
     try:
         # weights_only: a checkpoint holds only tensors and plain numbers, so pickled objects are refused.
-        run.trainer.fit(run.module, run.data, ckpt_path=run.checkpoint, weights_only=True)
-    except SystemExit:
-        if not run.trainer.interrupted:
+        trainer.fit(run.module, run.data, ckpt_path=run.checkpoint, weights_only=True)
+    except SystemExit as error:
+        # After KeyboardInterrupt, Lightning ends the process with exit code 1 and does not say how to go on.
+        interrupt = error.__context__
+        if not isinstance(interrupt, KeyboardInterrupt):
             raise
-        # After Ctrl-C, Lightning ends the process with exit code 1 and does not say how to go on.
-        if run.trainer.is_global_zero:
+        if trainer.is_global_zero:
             print(f"interrupted: add --resume auto --run {run.folder.name} to resume.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (interrupt.args or (signal.SIGINT,))[0])
 
 
 def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Path, Path | None]:
@@ -319,7 +322,7 @@ def make_trainer(
     # CSVLogger takes the next free version, so a resumed run does not overwrite earlier losses.
     losses = CSVLogger(folder, name="lightning_logs")
     checkpoints = StepCheckpoints(folder / _CHECKPOINTS, checkpoint_every, max_minutes)
-    rank_zero_module.log.addFilter(is_no_advice)
+    rank_zero_module.log.addFilter(is_wanted)
     # Lightning's own code; and weights of one input channel, whose two layouts are the same bytes.
     for message in (".*isinstance.treespec, LeafSpec", "Grad strides do not match bucket view strides"):
         warnings.filterwarnings("ignore", message=message)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from genval.diffusion.training.base_model import (
     save_base,
     velocity_weights,
 )
+from genval.diffusion.training.loop import Optimisation
 from genval.diffusion.training.own_images import (
     CaptionTemplate,
     OwnImage,
@@ -222,6 +225,30 @@ def test_a_stopped_training_continues_to_the_same_weights(tmp_path: Path) -> Non
         _train(tmp_path / "stopped", dataclasses.replace(TINY, batch_size=2))
     with pytest.raises(GenValError, match="steps"):  # a cosine depends on the number of steps
         _train(tmp_path / "stopped", dataclasses.replace(TINY, lr_schedule="cosine"))
+
+
+def test_a_training_that_is_told_to_end_continues_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(TINY, snapshot_steps=100)
+    whole = _train(tmp_path / "whole", recipe)
+    step, steps = Optimisation.step, []
+
+    def told_to_end(self: Optimisation, loss: torch.Tensor) -> None:
+        steps.append(loss)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimisation, "step", told_to_end)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            _train(tmp_path / "stopped", recipe)
+    assert raised.value.args == (signal.SIGTERM,) and len(steps) == 3
+    resumed = _train(tmp_path / "stopped", recipe)
+    assert resumed.fit.new_steps == 2
+    expected, found = whole.models.state_dict(), resumed.models.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_tiny_autoencoders_are_read_from_both_layouts(tmp_path: Path) -> None:

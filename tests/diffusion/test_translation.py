@@ -1,7 +1,9 @@
 """The translation network: its losses, its data, a training that resumes, and the sets that it generates."""
 
 import dataclasses
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,28 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     # The state is of step 3, between two lines of the log.
     columns = [0, 3, 4, 5]
     np.testing.assert_allclose(log_rows(tmp_path / "translation")[2:, columns], log_rows(trained)[2:, columns])
+
+
+def test_a_training_that_is_told_to_end_resumes_after_its_step(
+    trained: Path, city_folder: Path, folders: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(city_folder, folders, tmp_path / "translation", balance_classes=True)
+    step = training_module.TranslationTraining.train_step
+
+    def told_to_end(self: Any) -> torch.Tensor:
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_module.TranslationTraining, "train_step", told_to_end)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            train(settings)
+    assert raised.value.args == (signal.SIGTERM,)
+    state = torch.load(tmp_path / "translation/training.ckpt", weights_only=True)
+    assert state["step"] == 5  # not of --checkpoint_every
+    assert train(settings).step == 8
+    assert (tmp_path / "translation" / WEIGHTS).read_bytes() == (trained / WEIGHTS).read_bytes()
 
 
 def test_other_settings_are_refused_and_overwritten_on_demand(

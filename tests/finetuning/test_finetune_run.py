@@ -1,7 +1,9 @@
 """Whole runs on the CPU: resumed runs are exact, outputs load by prefix, and what was trained on is not tested."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -50,6 +52,31 @@ def test_an_interrupted_run_says_how_to_resume(settings, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_training(run)
     assert "interrupted: add --resume auto --run stopped to resume." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("batch", [2, 3], ids=["within_a_step", "at_its_end"])
+def test_a_run_that_is_told_to_end_is_resumed_exactly(settings, tmp_path, monkeypatch, batch):
+    flags = dict(accumulate=2, batch_size=2, checkpoint_every=100, val_every=2, max_miou_drop=100, ema=0.9)
+    run_training(prepare_finetuning(settings(**flags, output=str(tmp_path / "whole"), run="whole")))
+    run = prepare_finetuning(settings(**flags))
+    step = run.module.training_step
+
+    def told_to_end(inputs, batch_idx):
+        if batch_idx == batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(inputs, batch_idx)
+
+    monkeypatch.setattr(run.module, "training_step", told_to_end)
+    with pytest.raises(SystemExit) as ended:
+        run_training(run)
+    assert ended.value.code == 143
+    assert [path.name for path in (tmp_path / "logs/run").rglob("*.ckpt")] == ["step=2.ckpt"]
+    assert len(json.loads((tmp_path / "logs/run/validation.json").read_text())) == 1  # the one of step 2 is left
+    run_training(prepare_finetuning(settings(**flags, resume="auto")))
+    whole, resumed = (tmp_path / f"logs/{name}/validation.json" for name in ("whole", "run"))
+    assert whole.read_text() == resumed.read_text()
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "output")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
 def test_the_output_is_a_segmenter_with_a_recipe(settings, tmp_path, world, capsys):

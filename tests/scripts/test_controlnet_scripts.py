@@ -137,18 +137,46 @@ def test_a_killed_training_resumes_to_the_same_weights(base_folder: Path, city: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_training_that_is_told_to_end_resumes_to_the_same_weights(
+    base_folder: Path, city: Path, tmp_path: Path, devices: int
+) -> None:
+    start = tmp_path / "start"
+    run_script("ControlNet/tool_add_control.py", base_folder, start)
+    flags = ["--images_every", 0, "--max_steps", 30, "--run", "r", "--resume", "auto", "--devices", devices]
+    whole = train_command(base_folder, start, city, tmp_path / "whole", *flags, "--log_every", 1)
+    assert run_script(*whole).returncode == 0
+
+    halves = train_command(base_folder, start, city, tmp_path / "halves", *flags, "--log_every", 1)
+    process = Script(*halves)
+    logs = tmp_path / "halves/logs/r/lightning_logs/version_0"
+    wait_for(process, (logs / "metrics.csv").exists)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(60)
+    assert process.returncode == 143 and not signal_group(process.pid, 0), err
+    assert err.count("The training ends after this step") == 1 and "Traceback" not in err
+    assert err.splitlines()[-1] == "interrupted: add --resume auto --run r to resume."
+    (checkpoint,) = logs.glob("checkpoints/*.ckpt")  # --checkpoint_every is 500
+    assert 0 < int(checkpoint.stem.removeprefix("step=")) < 30
+    result = run_script(*halves)
+    assert result.returncode == 0, result.stderr
+    assert contents(tmp_path / "whole/trained") == contents(tmp_path / "halves/trained")
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_a_training_with_advice(base_folder: Path, city: Path, tmp_path: Path) -> None:
     run_script("ControlNet/tool_add_control.py", base_folder, tmp_path / "start")
-    flags = ["--max_steps", 5000, "--checkpoint_every", 2, "--images_every", 0, "--devices", 2]
+    flags = ["--max_steps", 5000, "--images_every", 0, "--devices", 2]
     command = train_command(base_folder, tmp_path / "start", city, tmp_path, *flags)
     # Programs that a shell runs in the background ignore Ctrl-C, and so do those that they start.
     start = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); del sys.argv[0]; "
     process = Script("-c", f"{start} runpy.run_path(sys.argv[0], run_name='__main__')", *command)
-    wait_for(process, lambda: list((tmp_path / "logs/0").rglob("step=*.ckpt")))
+    wait_for(process, lambda: list((tmp_path / "logs/0").rglob("metrics.csv")))
     signal_group(process.pid, signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130, err
-    assert err.count("interrupted: add --resume auto --run 0 to resume.") == 1
+    assert err.count("interrupted: add --resume auto --run 0 to resume.") == 1 and "Traceback" not in err
+    assert len(list((tmp_path / "logs/0").rglob("step=*.ckpt"))) == 1
 
 
 def wait_for(process: Script, condition: object, seconds: float = 120) -> None:
@@ -356,8 +384,35 @@ def test_both_processes_end_when_the_first_is_told_to(
     wait_for(process, lambda: any((tmp_path / "logs").rglob("step=*.ckpt")))
     process.send_signal(signal.SIGTERM)
     errors = process.communicate(60)[1]
-    assert "[rank: 1] Received SIGTERM" in errors and "add --resume auto" in errors, errors
-    assert not signal_group(process.pid, 0)
+    assert process.returncode == 143 and errors.count("add --resume auto") == 1, errors
+    assert not signal_group(process.pid, 0) and "Traceback" not in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])  # the second process reads the damaged image first, and the first one
+def test_a_damaged_image_in_one_of_two_processes_ends_both_with_one_line(
+    base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path, seed: int
+) -> None:
+    image = min((city / "leftImg8bit/train/aachen").iterdir())
+    image.write_bytes(image.read_bytes()[:60])
+    flags = ["--devices", 2, "--max_steps", 30, "--images_every", 0, "--batch_size", 1, "--accumulate", 1]
+    train = train_command(base_folder, controlnet_folder, city, tmp_path, *flags, "--seed", seed)
+    result = run_script(*train)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    assert result.stderr.count("error:") == 1 and f"\nerror: {image} cannot be decoded" in result.stderr
+
+
+@pytest.mark.slow
+def test_lines_of_two_processes_are_printed_once(
+    base_folder: Path, controlnet_folder: Path, city: Path, tmp_path: Path
+) -> None:
+    image = min((city / "leftImg8bit/train/aachen").iterdir())
+    image.write_bytes(image.read_bytes()[:60])
+    flags = ["--devices", 2, "--max_steps", 1, "--images_every", 0, "--skip_bad"]
+    result = run_script(*train_command(base_folder, controlnet_folder, city, tmp_path, *flags))
+    assert result.returncode == 0, result.stderr
+    said = result.stdout + result.stderr
+    assert said.count("skipped ") == said.count("Initializing distributed") == said.count("GPU available") == 1, said
 
 
 def test_the_published_preset_is_what_was_published() -> None:

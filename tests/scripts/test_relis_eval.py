@@ -16,6 +16,7 @@ from script_runs import Script
 
 from genval.datasets.reading import read_image, read_mask
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
+from genval.reproduction.guard import signal_group
 from genval.results.scenes import SceneResults
 from genval.runtime.files import write_png
 from genval.runtime.paths import REPO_ROOT
@@ -351,6 +352,17 @@ def test_a_lost_process_ends_the_first_one(tmp_path):
     os.kill(int(others.split()[0]), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "error: Another process ended with code -9." in err, err
+
+
+@pytest.mark.slow
+def test_the_other_process_ends_with_the_first_one(tmp_path):
+    process = start(make_world(tmp_path), tmp_path / "results", "--devices", "2", delay=300)
+    while not list((tmp_path / "results").rglob("settings.json")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM and not signal_group(process.pid, 0), err
+    assert "Traceback" not in err
 
 
 def test_nothing_saved_but_statistics_and_a_sample_of_the_confidences(relis):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from genval.runtime.errors import GenValError
 from genval.runtime.files import replace_file
+from genval.training.interruption import Interruption
 
 LOG_STEPS = 100
 Log = Callable[[str], None]
@@ -226,6 +228,8 @@ def fit(
 ) -> Fit:
     """Train until the number of steps or the time limit is reached.
 
+    With a snapshot, the state is also saved after the step in which Ctrl-C or SIGTERM comes.
+
     Args:
         name: of the model, for log lines.
         losses: step -> the loss of a batch, and its parts to report, one scalar per label.
@@ -239,32 +243,40 @@ def fit(
         record: called with the step and the smoothed parts of the loss where a line is logged.
         untimed_first_step: start the clock after the first step, which compiles the model.
         log: called with each line of text.
+
+    Raises:
+        KeyboardInterrupt: interrupted, with the number of the signal.
     """
     step = first = snapshot.load() if snapshot else 0
     smoothed: Tensor | None = None
     start = time.perf_counter()
-    while (done := progress(step, steps, start, seconds)) < 1:
-        optimisation.set_rates(done)
-        loss, parts = losses(step)
-        optimisation.step(loss)
-        if average is not None:
-            average.update(step)
-        if after_step is not None:
-            after_step(step + 1)
-        values = torch.stack([part.detach().float() for part in parts])
-        smoothed = torch.zeros_like(values) if smoothed is None else smoothed
-        smoothed = smoothed.lerp(values, max(0.02, 1 / (step - first + 1)))
-        if snapshot is not None and (step + 1) % snapshot.every == 0:
-            snapshot.save(step + 1)
-        if step % LOG_STEPS == 0 or step == steps - 1:
-            shown = dict(zip(labels, smoothed.tolist(), strict=True))
-            words = " ".join(f"{label} {value:.4f}" for label, value in shown.items())
-            log(f"{name} step {step} {words} {time.perf_counter() - start:.0f} s")
-            if record is not None:
-                record(step, shown)
-        if untimed_first_step and step == first:
-            start = time.perf_counter()
-        step += 1
+    interruption = Interruption()
+    with interruption if snapshot else contextlib.nullcontext():
+        while (done := progress(step, steps, start, seconds)) < 1:
+            optimisation.set_rates(done)
+            loss, parts = losses(step)
+            optimisation.step(loss)
+            if average is not None:
+                average.update(step)
+            if after_step is not None:
+                after_step(step + 1)
+            values = torch.stack([part.detach().float() for part in parts])
+            smoothed = torch.zeros_like(values) if smoothed is None else smoothed
+            smoothed = smoothed.lerp(values, max(0.02, 1 / (step - first + 1)))
+            signal = interruption.number
+            if snapshot is not None and (signal or (step + 1) % snapshot.every == 0):
+                snapshot.save(step + 1)
+            if signal:
+                raise KeyboardInterrupt(signal)
+            if step % LOG_STEPS == 0 or step == steps - 1:
+                shown = dict(zip(labels, smoothed.tolist(), strict=True))
+                words = " ".join(f"{label} {value:.4f}" for label, value in shown.items())
+                log(f"{name} step {step} {words} {time.perf_counter() - start:.0f} s")
+                if record is not None:
+                    record(step, shown)
+            if untimed_first_step and step == first:
+                start = time.perf_counter()
+            step += 1
     last = [0.0] * len(labels) if smoothed is None else smoothed.tolist()
     return Fit(dict(zip(labels, last, strict=True)), step, step - first, start)
 

@@ -21,6 +21,7 @@ from genval.diffusion.training.log import ImageLog
 from genval.diffusion.training.module import LoraModule
 from genval.diffusion.training.settings import LoraTrainingSettings
 from genval.runtime.errors import GenValError
+from genval.runtime.messages import print_once
 from genval.runtime.paths import resolve
 from genval.runtime.seeds import item_seed
 from genval.training.module import check_optimizer
@@ -91,5 +92,5 @@ def captioned_images(settings: LoraTrainingSettings, fits: Callable[[str], bool]
             "them there, skip these images (--skip_bad), or give --caption TEXT."
         )
     for file, reason in [*((one.file, one.reason) for one in bad or ()), *((file, "no caption") for file in without)]:
-        print(f"skipped {file}: {reason}")
+        print_once(f"skipped {file}: {reason}")
     return readable_pairs(pairs, CITYSCAPES_IDS.labels, settings.num_workers) if settings.skip_bad else pairs

@@ -37,6 +37,7 @@ from genval.runtime.locks import lock_folders
 from genval.runtime.paths import resolve
 from genval.runtime.precision import autocast
 from genval.runtime.progress import progress_bar
+from genval.training.interruption import Interruption
 
 _STATE = "training.ckpt"
 _RECORD = "training.json"
@@ -249,6 +250,7 @@ def train_translation(settings: TranslationTrainingSettings, plan: TranslationPl
 
     Raises:
         GenValError: an image is bad, the output cannot be written, or the weights are not finite.
+        KeyboardInterrupt: interrupted, with the number of the signal; the state is saved.
     """
     fabric = launch_fabric(settings)
     device = fabric.device
@@ -278,7 +280,8 @@ def _fit(training: TranslationTraining, settings: TranslationTrainingSettings, o
     last = started = time.perf_counter() - training.seconds
     last += training.seconds
     shown = _spread(training.data.clear, settings.num_images)
-    with progress_bar(settings.config.max_steps, "Training", unit="step", initial=training.step) as bar:
+    bar = progress_bar(settings.config.max_steps, "Training", unit="step", initial=training.step)
+    with bar, Interruption() as interruption:
         while training.progress() < 1:
             sums += training.train_step()
             bar.update()
@@ -295,8 +298,11 @@ def _fit(training: TranslationTraining, settings: TranslationTrainingSettings, o
                 sums, since, last = torch.zeros_like(sums), step, now
             if settings.images_every and (step % settings.images_every == 0 or done):
                 write_png(output / _SAMPLES / f"step_{step:06d}.png", training.translated(shown))
-            if step % settings.checkpoint_every == 0 or done:
+            signal = interruption.number
+            if signal or step % settings.checkpoint_every == 0 or done:
                 _save_state(training, output / _STATE)
+            if signal:
+                raise KeyboardInterrupt(signal)
 
 
 def _save_state(training: TranslationTraining, path: Path) -> None:
