@@ -67,7 +67,9 @@ def _lock(folder: Path, path: Path) -> Iterator[None]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = _acquire(folder, path)
-        except FileNotFoundError:  # another run that has just ended removed the empty folder
+        except (FileNotFoundError, FileExistsError):
+            # Another run that has just ended removed the empty folder. pathlib's mkdir raises FileExistsError if the
+            # folder is removed between its attempt to make it and its look at what is there.
             continue
         except OSError:  # the folder cannot be written: what the run writes into it gives the error
             pass

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,21 @@ def test_what_is_no_folder_is_left_to_the_run(tmp_path):
     (tmp_path / "file").write_text("kept")
     hold(tmp_path / "file", tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, FileExistsError])
+def test_a_folder_that_another_run_removes_meanwhile_is_locked_all_the_same(tmp_path, monkeypatch, error):
+    make, calls = Path.mkdir, []
+
+    def mkdir(path, *args, **kwargs):
+        calls.append(path)
+        if len(calls) == 1:
+            raise error(path)
+        make(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with lock_folders([tmp_path / "folder"]):
+        assert (tmp_path / "folder" / LOCK_FILE).exists()
 
 
 def test_only_one_of_many_runs_is_inside_at_a_time(tmp_path):
