@@ -323,8 +323,13 @@ def make_trainer(
     losses = CSVLogger(folder, name="lightning_logs")
     checkpoints = StepCheckpoints(folder / _CHECKPOINTS, checkpoint_every, max_minutes)
     rank_zero_module.log.addFilter(is_wanted)
-    # Lightning's own code; and weights of one input channel, whose two layouts are the same bytes.
-    for message in (".*isinstance.treespec, LeafSpec", "Grad strides do not match bucket view strides"):
+    # Lightning's own code, which also wraps the module in another CUDA stream than it trains in; and weights of one
+    # input channel, whose two layouts are the same bytes.
+    for message in (
+        ".*isinstance.treespec, LeafSpec",
+        "The AccumulateGrad node's stream does not match",
+        "Grad strides do not match bucket view strides",
+    ):
         warnings.filterwarnings("ignore", message=message)
     try:
         trainer = Trainer(
