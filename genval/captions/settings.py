@@ -66,7 +66,7 @@ class CaptionSettings:
     skip_bad: bool = skip_bad_flag()
     run: RunSettings = group(RunSettings, "run")
     device: DeviceSettings = group(DeviceSettings, "device", precision="32-true")
-    batch_size: int = flag(16, "images per forward pass", type=positive_int, title="speed")
+    batch_size: int = flag(32, "images per forward pass", type=positive_int, title="speed")
     num_workers: int = num_workers_flag()
     preset: str | None = None
 
