@@ -351,19 +351,24 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     def prepare(self, missing: Sequence[Item]) -> None:
         for results in {self.results_of(item) for item in missing}:
             write_settings(results.folder, self.settings)
-            results.metrics.unlink(missing_ok=True)
+            if self.limit is None or not _is_whole(results):
+                results.metrics.unlink(missing_ok=True)
             self.finished.pop(results, None)
         # Logits and features of another model or image, which this run does not write again, are outdated.
-        changed = [
+        changed = {
             item
             for item in missing
             if not self.results_of(item).is_done(self.records[item], prediction=False, any_sample=True)
-        ]
+        }
         for kind in sorted(_TENSORS - self.tensors.keys()):
-            places = [
-                (self.results_of(item).packed(kind), self.results_of(item).part(kind, item.id)) for item in changed
-            ]
-            outdated = [path for path in dict.fromkeys(itertools.chain(*places)) if path.exists()]
+            outdated: list[Path] = []
+            for results, members in self.members.items():
+                ids = {item.id: None for item in members if item in changed}
+                packed = results.packed(kind)
+                # Images that are new in the set leave what was saved of the others.
+                if ids and (is_damaged(packed) or not ids.keys().isdisjoint(packed_ids(packed))):
+                    outdated.append(packed)
+                outdated += [part for part in (results.part(kind, item_id) for item_id in ids) if part.exists()]
             for path in outdated:
                 path.unlink()
             if outdated:
@@ -464,12 +469,13 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         self, results: SceneResults, items: Sequence[Item], skipped: Sequence[BadFile]
     ) -> PixelStatistics:
         space, records = label_space_of(self.dataset), [self.records[item] for item in items]
-        if self.limit is None or not _is_whole(results):
-            for kind in self.tensors:
+        keeps = self.limit is not None and _is_whole(results)
+        for kind in self.tensors:
+            if not keeps or {item.id for item in items}.issuperset(packed_ids(results.packed(kind))):
                 self._pack(kind, results, items)
         if results in self.finished:
             return self.finished[results]
-        if self.limit is not None and _is_whole(results):
+        if keeps:
             return functools.reduce(operator.add, map(results.read_image, records))
         key = self._summary_key(results, records, skipped)
         return finish_scene(

@@ -107,6 +107,28 @@ def test_saved_logits_are_replaced_only_by_more_of_them(relis):
     assert save("--logit_pixels", "20", "--overwrite")[0] == 0 and PackedTensors(path).about["pixels"] == 20
 
 
+def test_saved_logits_outlast_a_run_over_more_images(relis):
+    path = relis.results / "good/Cityscapes/clean/frankfurt/logits.safetensors"
+    assert relis.eval("Cityscapes", "good", "--save", "predictions,logits", "--limit", "2")[0] == 0
+    before = path.read_bytes()
+    code, said, _ = relis.eval("Cityscapes", "good")
+    assert code == 0 and "removed" not in said and path.read_bytes() == before
+    relis.refused(path, "of 2 images", "extract_logits", code_out_err=scale(relis, "compute_clusters_temp_scaling"))
+    assert extract(relis, "extract_logits")[0] == 0 and len(packed_ids(path)) == 3
+
+
+def test_logits_of_a_part_leave_the_metrics_of_all_images(relis):
+    folder = relis.results / "good/Cityscapes/clean/frankfurt"
+    assert relis.eval("Cityscapes", "good")[0] == 0
+    before = (folder / "metrics.json").read_bytes()
+    for limit in (2, 1):
+        assert extract(relis, "extract_logits", "--limit", limit)[0] == 0
+        assert (folder / "metrics.json").read_bytes() == before
+        assert len(packed_ids(folder / "logits.safetensors")) == 2
+    assert extract(relis, "extract_logits")[0] == 0 and len(packed_ids(folder / "logits.safetensors")) == 3
+    assert (folder / "metrics.json").read_bytes() == before
+
+
 def test_logits_of_an_interrupted_run_with_other_flags_are_not_packed(relis):
     assert relis.eval("Cityscapes", "good", "--save", "logits", "--logit_pixels", "50")[0] == 0
     path = relis.results / "good/Cityscapes/clean/frankfurt/logits.safetensors"
