@@ -92,7 +92,7 @@ class Manifest:
         """
         merged = type(self)(self.folder, name=self.name)
         found = merged.records
-        ordered = iter([item_id for item_id in order if item_id in found])
+        ordered = iter([item_id for item_id in dict.fromkeys(order) if item_id in found])
         named = set(order)
         lines = jsonl_bytes(found[next(ordered) if item_id in named else item_id] for item_id in found)
         if not merged.path.exists() or merged.path.read_bytes() != lines:

@@ -77,6 +77,12 @@ def test_finishing_a_part_of_the_items_leaves_the_file_of_all_untouched(tmp_path
         assert (path.read_bytes(), path.stat().st_mtime_ns) == before
 
 
+def test_an_id_that_is_named_twice_displaces_no_other(tmp_path):
+    Manifest(tmp_path).append([record(n) for n in range(3)])
+    Manifest(tmp_path).finish(["fog_0", "fog_0", "fog_2", "fog_1"])
+    assert list(Manifest(tmp_path).records) == ["fog_0", "fog_2", "fog_1"]
+
+
 def test_removed_items_are_gone_from_the_file(tmp_path):
     Manifest(tmp_path).append([record(n) for n in range(3)])
     manifest = Manifest(tmp_path)
