@@ -27,7 +27,7 @@ from genval.diffusion.training.base_model import (
     save_base,
     velocity_weights,
 )
-from genval.diffusion.training.loop import Optimisation
+from genval.diffusion.training.loop import Log, Optimisation
 from genval.diffusion.training.own_images import (
     CaptionTemplate,
     OwnImage,
@@ -195,7 +195,9 @@ def test_the_mark_names_files_size_and_weights(tmp_path: Path) -> None:
     assert encoding_mark(images, 8, 16, vae) not in marks
 
 
-def _train(folder: Path, recipe: DiffusionRecipe, seconds: float | None = None) -> TrainedBase:
+def _train(
+    folder: Path, recipe: DiffusionRecipe, seconds: float | None = None, log: Log = lambda _: None
+) -> TrainedBase:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(6, 2, 4, 8, 8, generator=generator).half()
     places: Sequence[str] = ("Germany", "", "Sweden")
@@ -207,7 +209,7 @@ def _train(folder: Path, recipe: DiffusionRecipe, seconds: float | None = None) 
     weights = sampling_weights(images, {})
     return fit_base(
         parts, latents, captions, shares, recipe, folder / "training", CPU, weights=weights, seconds=seconds,
-        log=lambda _: None,
+        log=log,
     )  # fmt: skip
 
 
@@ -249,6 +251,17 @@ def test_a_training_that_is_told_to_end_continues_to_the_same_weights(
     assert resumed.fit.new_steps == 2
     expected, found = whole.models.state_dict(), resumed.models.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_signal_at_the_end_of_the_last_step_is_not_lost(tmp_path: Path) -> None:
+    def told_to_end(line: str) -> None:
+        if " step 4 " in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    recipe = dataclasses.replace(TINY, snapshot_steps=100)
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, recipe, log=told_to_end)
+    assert _train(tmp_path, recipe).fit.new_steps == 0
 
 
 def test_tiny_autoencoders_are_read_from_both_layouts(tmp_path: Path) -> None:

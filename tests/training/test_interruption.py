@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -42,3 +43,9 @@ def test_ctrl_c_stays_ignored_in_the_background():
         os.kill(os.getpid(), signal.SIGINT)
         assert not interruption.number
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_a_training_in_another_thread_leaves_the_signals_alone():
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(Interruption().listen).result()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

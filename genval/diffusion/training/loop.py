@@ -252,7 +252,7 @@ def fit(
     start = time.perf_counter()
     interruption = Interruption()
     with interruption if snapshot else contextlib.nullcontext():
-        while (done := progress(step, steps, start, seconds)) < 1:
+        while not interruption.number and (done := progress(step, steps, start, seconds)) < 1:
             optimisation.set_rates(done)
             loss, parts = losses(step)
             optimisation.step(loss)
@@ -263,11 +263,8 @@ def fit(
             values = torch.stack([part.detach().float() for part in parts])
             smoothed = torch.zeros_like(values) if smoothed is None else smoothed
             smoothed = smoothed.lerp(values, max(0.02, 1 / (step - first + 1)))
-            signal = interruption.number
-            if snapshot is not None and (signal or (step + 1) % snapshot.every == 0):
+            if snapshot is not None and (step + 1) % snapshot.every == 0:
                 snapshot.save(step + 1)
-            if signal:
-                raise KeyboardInterrupt(signal)
             if step % LOG_STEPS == 0 or step == steps - 1:
                 shown = dict(zip(labels, smoothed.tolist(), strict=True))
                 words = " ".join(f"{label} {value:.4f}" for label, value in shown.items())
@@ -277,6 +274,9 @@ def fit(
             if untimed_first_step and step == first:
                 start = time.perf_counter()
             step += 1
+        if snapshot is not None and interruption.number:
+            snapshot.save(step)
+            raise KeyboardInterrupt(interruption.number)
     last = [0.0] * len(labels) if smoothed is None else smoothed.tolist()
     return Fit(dict(zip(labels, last, strict=True)), step, step - first, start)
 
