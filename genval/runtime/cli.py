@@ -6,21 +6,14 @@ import atexit
 import errno
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import path_dicts
-from genval.runtime.devices import (
-    is_before_first,
-    is_first_process,
-    let_another_report,
-    start_others,
-    wait_for_first,
-)
-from genval.runtime.errors import GenValError, without_skip_bad
+from genval.runtime.devices import is_first_process, let_another_report, start_others, wait_for_first
+from genval.runtime.errors import GenValError, interrupted_code, without_skip_bad
 from genval.runtime.flags import parse_settings, settings_parser
 from genval.runtime.paths import REPO_ROOT
 from genval.runtime.settings import DeviceSettings
@@ -62,8 +55,7 @@ def run(
     except GenValError as error:
         _exit(f"error: {_followable(str(error), settings, given)}", 2)
     except KeyboardInterrupt as error:  # of a training, with the number of the signal
-        code = 128 + (error.args or (signal.SIGINT,))[0]
-        _exit("interrupted: run the same command again to resume.", code)
+        _exit("interrupted: run the same command again to resume.", interrupted_code(error))
     except ModuleNotFoundError as error:
         if (error.name or "genval").partition(".")[0] in ("genval", "mini"):
             raise
@@ -77,7 +69,8 @@ def run(
     except Exception as error:
         # Compared by name: importing torch here would make --help slow.
         if type(error).__name__ not in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):
-            let_another_report(is_for_user=False)
+            if not let_another_report(is_for_user=False):
+                sys.exit(1)
             raise
         _exit(
             "error: the device's memory is full. Give a smaller --batch_size or image size, or another --precision.", 2
@@ -131,8 +124,7 @@ def _drop_unread_output(more: str = "") -> bool:
 
 
 def _exit(message: str, code: int) -> None:
-    if not is_before_first():  # which reports what ends all processes
-        let_another_report(is_for_user=True)
+    if let_another_report(is_for_user=True):
         # The progress bar of the first process may be on the line.
         print("" if is_first_process() else "\n", message, sep="", file=sys.stderr)
     sys.exit(code)

@@ -162,7 +162,7 @@ def is_first_process() -> bool:
 
 
 def is_before_first() -> bool:
-    """Whether the first process has started this one and has not let it go yet. It reports their common errors."""
+    """Whether the first process has started this one and has not let it go yet."""
     return _WAITS in os.environ
 
 
@@ -225,7 +225,7 @@ def _watch(others: list[subprocess.Popen[bytes]]) -> None:
             os._exit(max(code, 1))
 
 
-def let_another_report(is_for_user: bool) -> None:
+def let_another_report(is_for_user: bool) -> bool:
     """Wait before one of several processes reports an error, which may follow from that of another process.
 
     When one process fails, the connections of the others break. It reports its error, and its end ends the others while
@@ -234,11 +234,18 @@ def let_another_report(is_for_user: bool) -> None:
     Args:
         is_for_user: whether the error has a message for the user, such as a bad file's. The first process reports it at
             once; others, which may have the same error, a little later.
+
+    Returns:
+        Whether this process reports its error. It does not if the first process ends before it lets this one go: that
+        has reported what ends all processes.
     """
+    if is_before_first() and not sys.stdin.read(1):
+        return False
     if not is_first_process():
         time.sleep(_PATIENCE if is_for_user else 4 * _PATIENCE)
     elif "MASTER_ADDR" in os.environ and not is_for_user:  # there are others
         time.sleep(2 * _PATIENCE)
+    return True
 
 
 def is_wanted(record: logging.LogRecord) -> bool:

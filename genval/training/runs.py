@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import signal
 import sys
 import warnings
 import zipfile
@@ -20,7 +19,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_module
 
 from genval.artifacts.settings import write_settings
 from genval.runtime.devices import is_wanted, let_others_go, wait_for_first
-from genval.runtime.errors import GenValError
+from genval.runtime.errors import GenValError, interrupted_code
 from genval.runtime.files import check_writable, read_json
 from genval.runtime.flags import flatten
 from genval.runtime.locks import lock_folders
@@ -144,7 +143,7 @@ def _fit(run: TrainingRun) -> None:
             raise
         if trainer.is_global_zero:
             print(f"interrupted: add --resume auto --run {run.folder.name} to resume.", file=sys.stderr)
-        sys.exit(128 + (interrupt.args or (signal.SIGINT,))[0])
+        sys.exit(interrupted_code(interrupt))
 
 
 def choose_run(logs_dir: Path, run: str | None, resume: str | None) -> tuple[Path, Path | None]:

@@ -1,7 +1,9 @@
 """What a user sees when a script ends well, badly, or without its packages."""
 
 import errno
+import io
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -74,7 +76,19 @@ def test_a_process_that_the_first_one_started_leaves_common_errors_to_it(error, 
     code, said = ended(failing(error), capsys)
     assert said
     monkeypatch.setenv("GENVAL_WAITS_FOR_FIRST", "1")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))  # the first process has ended
     assert ended(failing(error), capsys) == (code, "")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))  # it goes on, so that the error is this process's own
+    assert ended(failing(error), capsys) == (code, said)
+
+
+def test_an_unexpected_error_is_left_to_the_first_process(capsys, monkeypatch):
+    monkeypatch.setenv("GENVAL_WAITS_FOR_FIRST", "1")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert ended(failing(ValueError("both have it")), capsys) == (1, "")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    with pytest.raises(ValueError, match="both have it"):
+        cli.run(failing(ValueError("both have it")), Settings)
 
 
 def test_skipping_is_proposed_only_where_the_script_can_skip(capsys, monkeypatch):
@@ -91,6 +105,8 @@ def test_skipping_is_proposed_only_where_the_script_can_skip(capsys, monkeypatch
 def test_an_interruption_names_how_to_resume(capsys):
     code, said = ended(failing(KeyboardInterrupt()), capsys)
     assert code == 130 and said == "interrupted: run the same command again to resume.\n"
+    assert ended(failing(KeyboardInterrupt(signal.SIGTERM)), capsys) == (143, said)
+    assert ended(failing(KeyboardInterrupt("of a library")), capsys) == (130, said)
 
 
 def test_a_missing_package_is_one_line(capsys):
