@@ -13,7 +13,7 @@ class GenValError(Exception):
 
 def without_skip_bad(message: str) -> str:
     """Return an error's message without the remedy --skip_bad, for a run without this flag or one that has given it."""
-    return re.sub(r",? or (use|give) --skip_bad( to skip it)?", "", message)
+    return re.sub(r",? or (use|give) --skip_bad( to skip it)?|, skip [\w ]+ \(--skip_bad\)", "", message)
 
 
 def interrupted_code(interrupt: KeyboardInterrupt) -> int:

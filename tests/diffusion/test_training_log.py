@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -16,6 +17,7 @@ from genval.diffusion.settings import SamplingConfig
 from genval.diffusion.training.log import ImageLog, mask_agreement
 from genval.diffusion.training.module import ControlNetModule
 from genval.diffusion.training.settings import TrainingConfig
+from genval.runtime.files import write_png
 
 
 class ColourReader(torch.nn.Module):
@@ -88,3 +90,21 @@ def test_images_do_not_depend_on_the_batch_size(
         logged.append(cv2.imread(str(tmp_path / f"image_log/step_{batch_size:06d}.png")).astype(int))
     assert np.abs(logged[0] - logged[1]).max() <= 2
     assert not (tmp_path / "best").exists()
+
+
+def test_the_image_log_that_an_interrupted_run_has_not_written_is_written_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    monkeypatch.setattr(ImageLog, "write", lambda self, module, step: written.append(step))
+    trainer: Any = SimpleNamespace(global_step=4, is_global_zero=True, loggers=[])
+    module: Any = None
+    log = ImageLog(tmp_path, [], 2, SamplingConfig(steps=1))
+    log.on_train_start(trainer, module)
+    log.on_train_batch_end(trainer, module, None, None, 0)  # of an accumulated step
+    assert written == [4]
+    write_png(tmp_path / "image_log/step_000004.png", np.zeros((2, 2, 3), np.uint8))
+    again = ImageLog(tmp_path, [], 2, SamplingConfig(steps=1))
+    again.on_train_start(trainer, module)
+    again.on_train_batch_end(trainer, module, None, None, 0)
+    assert written == [4]

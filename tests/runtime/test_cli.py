@@ -100,6 +100,8 @@ def test_skipping_is_proposed_only_where_the_script_can_skip(capsys, monkeypatch
     monkeypatch.setattr(sys, "argv", ["script"])
     twice = failing(GenValError("Remove one of them from the data set, or give --skip_bad to skip it."))
     assert ended(twice, capsys)[1] == "error: Remove one of them from the data set.\n"
+    first = failing(GenValError("Add them there, skip these images (--skip_bad), or give --caption TEXT."))
+    assert ended(first, capsys)[1] == "error: Add them there, or give --caption TEXT.\n"
 
 
 def test_an_interruption_names_how_to_resume(capsys):

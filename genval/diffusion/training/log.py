@@ -53,9 +53,20 @@ class ImageLog(Callback):
         self.save_dtype = save_dtype
         self._last = -1
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._path(trainer.global_step).exists():
+            self._last = trainer.global_step
+        self._write_due(trainer, pl_module)  # an interrupted run ends before the image log of its last step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._write_due(trainer, pl_module)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / "image_log" / f"step_{step:06d}.png"
+
+    def _write_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
         if step > 0 and step % self.every == 0 and step != self._last and trainer.is_global_zero:
             self._last = step
@@ -76,7 +87,7 @@ class ImageLog(Callback):
             np.concatenate([*([labels.colours[one.mask]] if pair.mask else []), image, one.image], axis=1)
             for pair, one, image in zip(self.pairs, framed, generated, strict=True)
         ]
-        write_png(self.folder / "image_log" / f"step_{step:06d}.png", np.concatenate(rows))
+        write_png(self._path(step), np.concatenate(rows))
         if self.segmenter is None:
             return None
         target = labels.train_ids[np.stack([pair.mask for pair in framed])]
