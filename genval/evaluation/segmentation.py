@@ -239,6 +239,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         self.tensors = {kind: values | self.model_record for kind, values in metadata.items() if kind in settings.save}
         self.keep_prediction = "predictions" in settings.save
         self.packed: dict[tuple[str, SceneResults], set[str]] = {}
+        self.covering: dict[tuple[str, SceneResults], Mapping[str, Any]] = {}
         self.finished: dict[SceneResults, PixelStatistics] = {}
         self.members: dict[SceneResults, list[Item]] = {results: [] for results in self.scenes.values()}
         for item in items:
@@ -320,8 +321,10 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         overwrite = self.settings.run.overwrite
         for (kind, wanted), results in itertools.product(self.tensors.items(), self.scenes.values()):
             path = results.packed(kind)
-            covered = not overwrite and _covers(read_about(path), wanted)
+            saved = read_about(path)
+            covered = saved if saved and not overwrite and _covers(saved, wanted) else None
             self.packed[kind, results] = set(packed_ids(path)) if covered else set()
+            self.covering[kind, results] = covered or wanted
         if rank == 0 and not overwrite:
             self._keep_saved()
 
@@ -344,9 +347,17 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         results = self.results_of(item)
         is_saved = results in self.finished or results.is_done(self.records[item], self.keep_prediction)
         return is_saved and all(
-            item.id in self.packed[kind, results] or read_about(results.part(kind, item.id)) == metadata
-            for kind, metadata in self.tensors.items()
+            item.id in self.packed[kind, results] or self._is_wanted(kind, results, item.id) for kind in self.tensors
         )
+
+    def _is_wanted(self, kind: str, results: SceneResults, item_id: str) -> bool:
+        """Whether a part exists, has the flags of this run, and holds no less than the packed file that this run keeps.
+
+        Raises:
+            GenValError: the part is damaged.
+        """
+        saved = read_about(results.part(kind, item_id))
+        return saved == self.tensors[kind] and _covers(saved, self.covering[kind, results])
 
     def prepare(self, missing: Sequence[Item]) -> None:
         for results in {self.results_of(item) for item in missing}:
@@ -490,13 +501,11 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         ).total
 
     def _pack(self, kind: str, results: SceneResults, items: Sequence[Item]) -> None:
-        wanted, path = self.tensors[kind], results.packed(kind)
         parts = {item.id: results.part(kind, item.id) for item in items}
-        for part in parts.values():
-            if part.exists() and (is_damaged(part) or read_about(part) != wanted):
+        for item_id, part in parts.items():
+            if part.exists() and (is_damaged(part) or not self._is_wanted(kind, results, item_id)):
                 part.unlink()  # of an interrupted run with other flags
-        covering = read_about(path) if self.packed[kind, results] else None
-        pack(path, parts, covering or wanted)
+        pack(results.packed(kind), parts, self.covering[kind, results])
 
     def _head(self, results: SceneResults, skipped: Sequence[BadFile]) -> dict[str, Any]:
         """Return what the summary of a scene states about the run."""

@@ -107,6 +107,16 @@ def test_saved_logits_are_replaced_only_by_more_of_them(relis):
     assert save("--logit_pixels", "20", "--overwrite")[0] == 0 and PackedTensors(path).about["pixels"] == 20
 
 
+def test_logits_of_an_ended_run_with_overwrite_do_not_replace_more_of_them(relis):
+    assert relis.eval("Cityscapes", "good", "--save", "logits", "--logit_pixels", "50")[0] == 0
+    path = relis.results / "good/Cityscapes/clean/frankfurt/logits.safetensors"
+    before, tensors = path.read_bytes(), PackedTensors(path)
+    part = path.with_suffix("") / f"{tensors.ids[0]}.safetensors"
+    write_part(part, {"logits": np.zeros((20, 19), np.float32)}, tensors.about | {"pixels": 20})
+    assert relis.eval("Cityscapes", "good", "--save", "logits", "--logit_pixels", "20")[0] == 0
+    assert path.read_bytes() == before and not part.exists()
+
+
 def test_saved_logits_outlast_a_run_over_more_images(relis):
     path = relis.results / "good/Cityscapes/clean/frankfurt/logits.safetensors"
     assert relis.eval("Cityscapes", "good", "--save", "predictions,logits", "--limit", "2")[0] == 0
