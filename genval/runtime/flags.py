@@ -46,6 +46,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "known_images": ("standardise_images",),
 }
 
+# A shell may replace an unquoted pattern by thousands of files.
+_SHOWN = 5
+
 Settings = TypeVar("Settings")
 
 
@@ -186,7 +189,9 @@ def parse_settings(
     _apply_preset(parser, cls, preset_parser.parse_known_args(argv)[0].preset)
     values, unrecognised = parser.parse_known_args(argv)
     if unrecognised:
-        parser.error(f"unrecognized arguments: {' '.join(unrecognised)}{_suggestion(parser, unrecognised[0])}")
+        more = f" and {len(unrecognised) - _SHOWN} more" if len(unrecognised) > _SHOWN else ""
+        shown = f"{' '.join(unrecognised[:_SHOWN])}{more}"
+        parser.error(f"unrecognized arguments: {shown}{_suggestion(parser, unrecognised[0])}")
     missing = [f"--{name}" for name, value in vars(values).items() if value is dataclasses.MISSING]
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
@@ -338,6 +343,8 @@ def _preset_defaults(
 
 
 def _suggestion(parser: argparse.ArgumentParser, text: str) -> str:
+    if not text.startswith("-"):  # the shell has replaced a pattern by files, or divided a text
+        return "; put a value with * or spaces in quotes"
     known = [name for action in parser._actions for name in action.option_strings]
     close = difflib.get_close_matches(text.partition("=")[0], known, n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -89,6 +89,8 @@ def test_aliases_are_accepted_and_hidden():
         (("--segmenters", "a", "--preset", "maxi"), "invalid choice"),
         (("--segmenters", "a", "--caption", "x", "--no_captions"), "not allowed with"),
         (("--segmenters", "a", "--step", "1"), "unrecognized arguments: --step 1; did you mean --steps? See: "),
+        (("--segmenters", "a", "b.png", "c.png"), "b.png c.png; put a value with * or spaces in quotes. See: "),
+        (("--segmenters", *"abcdefgh"), "unrecognized arguments: b c d e f and 2 more; put a value"),
     ],
 )  # fmt: skip
 def test_a_wrong_flag_is_one_line_and_exit_code_2(flags, said, capsys):
