@@ -8,6 +8,7 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +30,16 @@ from genval.evaluation.settings import EvaluationSettings
 from genval.metrics.reliability import reliability_metrics
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
 from genval.metrics.statistics import PixelStatistics
+from genval.results.early_summary import EarlySummaries
 from genval.results.finished import read_total, summary_key, write_total
 from genval.results.scenes import (
     SceneResults,
+    Summary,
     finish_scene,
     image_record,
     model_list,
     save_image,
+    summarise,
 )
 from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
@@ -241,6 +245,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
         self.packed: dict[tuple[str, SceneResults], set[str]] = {}
         self.covering: dict[tuple[str, SceneResults], Mapping[str, Any]] = {}
         self.finished: dict[SceneResults, PixelStatistics] = {}
+        self.early: EarlySummaries | None = None
         self.members: dict[SceneResults, list[Item]] = {results: [] for results in self.scenes.values()}
         for item in items:
             self.members[self.results_of(item)].append(item)
@@ -371,6 +376,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             for item in missing
             if not self.results_of(item).is_done(self.records[item], prediction=False, any_sample=True)
         }
+        self._summarise_early(missing)
         for kind in sorted(_TENSORS - self.tensors.keys()):
             outdated: list[Path] = []
             for results, members in self.members.items():
@@ -387,6 +393,23 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
                     f"{self.title}: removed {kind} of another model, precision or image: {len(outdated)} files, such "
                     f"as {outdated[0]}. relis/extract_{kind}.py saves them again."
                 )
+
+    def _summarise_early(self, missing: Sequence[Item]) -> None:
+        space, overwrite = label_space_of(self.dataset), self.settings.run.overwrite
+        changed = {self.results_of(item): None for item in missing}
+        written = [
+            (results, item.id)
+            for item, results in ((item, self.results_of(item)) for item in missing)
+            if overwrite or not results.is_done(self.records[item], self.keep_prediction)
+        ]
+        self.early = EarlySummaries(
+            {results: [self.records[item] for item in self.members[results]] for results in changed},
+            written,
+            lambda images, number: summarise(images, space.names, space.classes, space.class_sets, number=number),
+        )
+
+    def compute_context(self) -> AbstractContextManager[object]:
+        return self.early or contextlib.nullcontext()
 
     def load(self, item: Item) -> _Pair:
         return self.read(item)
@@ -467,17 +490,20 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             SceneResults(root, self.model, self.dataset, *key).metrics.unlink(missing_ok=True)
         if not kept:
             raise GenValError(f"Every image of {self.dataset} was skipped (see above): no image is left to evaluate.")
+        summaries = self.early.take() if self.early is not None else {}
         totals: dict[str, PixelStatistics] = {}
         for (cond, _), results in scenes.items():
             members = [item for item in self.members[results] if item in is_kept]
-            total = self._finish_scene(results, members, skipped)
+            # The thread waits for all images of a scene.
+            early = summaries.get(results) if members == self.members[results] else None
+            total = self._finish_scene(results, members, skipped, early)
             totals[cond] = totals[cond] + total if cond in totals else total
         conds = sorted({item.cond for item in kept})
         images, bad_count = ({c: sum(e.cond == c for e in entries) for c in conds} for entries in (kept, skipped))
         return Evaluated(self.model, self.dataset, scenes, images, bad_count, totals)
 
     def _finish_scene(
-        self, results: SceneResults, items: Sequence[Item], skipped: Sequence[BadFile]
+        self, results: SceneResults, items: Sequence[Item], skipped: Sequence[BadFile], summary: Summary | None
     ) -> PixelStatistics:
         space, records = label_space_of(self.dataset), [self.records[item] for item in items]
         keeps = self.limit is not None and _is_whole(results)
@@ -498,6 +524,7 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             self._head(results, skipped),
             _listed(results, skipped),
             lambda total, metrics: write_total(results, records, total, key, metrics),
+            summary,
         ).total
 
     def _pack(self, kind: str, results: SceneResults, items: Sequence[Item]) -> None:

@@ -236,6 +236,7 @@ def finish_scene(
     metadata: Mapping[str, Any],
     skipped: Sequence[Mapping[str, str]] = (),
     before_metrics: Callable[[PixelStatistics, bytes], None] | None = None,
+    summary: Summary | None = None,
 ) -> Summary:
     """Write a scene's manifest, tables and metrics from the statistics of its images; return their summary.
 
@@ -249,8 +250,9 @@ def finish_scene(
         skipped: files that `--skip_bad` skipped.
         before_metrics: is called with the sum of the statistics and the content of `metrics.json` before it is
             written.
+        summary: of these images, if it is known already.
     """
-    summary = summarise(
+    summary = summary or summarise(
         ((record["id"], results.read_image(record)) for record in records),
         names,
         label_space,

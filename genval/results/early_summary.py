@@ -1,0 +1,79 @@
+"""Summaries of scenes that are computed in a thread while a GPU still computes the images."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from genval.metrics.statistics import PixelStatistics
+from genval.results.scenes import SceneResults, Summary
+
+
+class EarlySummaries:
+    """Summarises scenes in their order, as a context manager around the computation of their images.
+
+    The summary of many images takes a tenth of the time of their evaluation. Its thread reads an image's statistics
+    once they are written, by this process or another one. The results are those of a summary afterwards: images are
+    added in the same order.
+
+    Args:
+        scenes: the records of the images of each scene.
+        missing: the results and ids of images whose statistics this run writes; those of the others are there.
+        summarise: makes a summary from the id and the statistics of each image, and the number of images.
+    """
+
+    def __init__(
+        self,
+        scenes: Mapping[SceneResults, Sequence[Mapping[str, Any]]],
+        missing: Sequence[tuple[SceneResults, str]],
+        summarise: Callable[[Iterator[tuple[str, PixelStatistics]], int], Summary],
+    ) -> None:
+        self._scenes, self._summarise = scenes, summarise
+        self._outdated = {path: _mark(path) for path in (results.statistics(item_id) for results, item_id in missing)}
+        self._found: dict[SceneResults, Summary] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="summaries")
+
+    def __enter__(self) -> EarlySummaries:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._scenes = {}
+            self.take()
+
+    def take(self) -> dict[SceneResults, Summary]:
+        """Wait for the thread when all images are written; return the summaries of whole scenes."""
+        self._ended.set()
+        self._thread.join()
+        return self._found
+
+    def _run(self) -> None:
+        # What fails here fails again, with its message, where the summary is needed.
+        with contextlib.suppress(Exception):
+            for results, records in self._scenes.items():
+                self._found[results] = self._summarise(self._images(results, records), len(records))
+
+    def _images(
+        self, results: SceneResults, records: Sequence[Mapping[str, Any]]
+    ) -> Iterator[tuple[str, PixelStatistics]]:
+        for record in records:
+            path = results.statistics(record["id"])
+            while not self._ended.is_set() and path in self._outdated and _mark(path) in (None, self._outdated[path]):
+                self._ended.wait(0.05)
+            if results not in self._scenes:
+                raise InterruptedError  # the run has failed
+            yield record["id"], results.read_image(record)
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a file is replaced; None if there is none."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns
