@@ -45,7 +45,7 @@ class OodArithmeticSettings:
     accelerator: Literal["cpu", "gpu", "cuda"] = flag("cpu", "where the passes of this library run")
     segmenter: str | None = flag(None, "a name of path_dicts.ZOO: also time both procedures from the image on")
     precision: str = flag("bf16-true", "precision of this library's forward pass with --segmenter")
-    channels_last: bool = flag(False, "use the channels-last memory format in this library's forward pass")
+    channels_last: bool = flag(False, "use channels-last and fused passes of this library")
 
 
 def main(settings: OodArithmeticSettings) -> None:
@@ -122,6 +122,7 @@ def compare_end_to_end(settings: OodArithmeticSettings, segmenter: str, device: 
     kinds = make_scene(settings.height, settings.width)[1]
     if settings.channels_last:
         fast.use_channels_last()
+        fast.fuse()
     is_object, masks = kinds.numpy().ravel() == 1, kinds[None].numpy()
 
     def published() -> list[list[float]]:

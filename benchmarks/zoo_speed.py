@@ -10,7 +10,9 @@ calls it; both ways start from uint8 images on the device and end with the logit
 start in the host's memory, batch behind batch; "evaluated" ones end there too, as predictions and the statistics of all
 metrics: what relis/eval.py does between reading and writing files. "OOD" images end there as the counts of pixels by
 score: what ood_detection/main_gen_ood.py does between reading and writing files. "Added time" is relative to "fed".
-Rows that are in the JSON already, of the same settings and device, are kept.
+"Plain" is the network's own code without the fused passes that follow `--channels_last`. With `--passes_only`, neither
+the reference nor what surrounds a pass is measured. Rows that are in the JSON already, of the same settings and device,
+are kept.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class ZooSpeedSettings:
     batch_size: int = flag(1, "images per forward pass", type=positive_int)
     compile: Literal["on", "off"] = flag("off", "compile the segmenter", bare="on")
     channels_last: bool = flag(False, "use the channels-last memory format")
+    passes_only: bool = flag(False, "measure plain and fused passes only")
     seconds: float = flag(5.0, "seconds of each measurement, of at least three passes")
     accelerator: str = flag("cuda", "")
     output: str = flag("results/zoo_speed", "")
@@ -83,7 +86,7 @@ def main(settings: ZooSpeedSettings) -> None:
         wanted = [row for row in wanted if settings.overwrite or row not in present]
         if not wanted:
             continue
-        for row in measure(model, wanted, device, settings.seconds):
+        for row in measure(model, wanted, device, settings.seconds, settings.passes_only):
             rows = [old for old in rows if any(old[key] != row[key] for key in KEYS)] + [row]
             print(markdown(rows[-1:]).splitlines()[-1], flush=True)
             write_json(path, rows)
@@ -91,7 +94,9 @@ def main(settings: ZooSpeedSettings) -> None:
     print(f"wrote {path} and zoo_speed.md: {len(rows)} rows")
 
 
-def measure(model: str, wanted: list[dict[str, Any]], device: torch.device, seconds: float) -> list[dict[str, Any]]:
+def measure(
+    model: str, wanted: list[dict[str, Any]], device: torch.device, seconds: float, passes_only: bool
+) -> list[dict[str, Any]]:
     """Build a model with random weights, time mmsegmentation's inference, then ours in every wanted setting."""
     import copy
 
@@ -101,31 +106,41 @@ def measure(model: str, wanted: list[dict[str, Any]], device: torch.device, seco
 
     torch.manual_seed(0)
     entry = path_dicts.ZOO[model]
-    network: Any = build_network(entry["config"], entry.get("overrides")).to(device)
+    with device:  # drawing random weights on the CPU takes seconds
+        network: Any = build_network(entry["config"], entry.get("overrides")).to(device)
     images = smooth_images(wanted[0]["batch_size"], SIZES[wanted[0]["size"]]).to(device)
+    reference = None
     try:
-        reference = timed(lambda: mmseg_inference(network, images[:1]), device, seconds)
+        if not passes_only:
+            reference = timed(lambda: mmseg_inference(network, images[:1]), device, seconds)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         print(f"mmsegmentation itself fails at this size: {str(error).partition(chr(10))[0]}")
-        reference = None
     rows = []
     for settings in wanted:
         own = copy.deepcopy(network) if settings is not wanted[-1] else network
         segmenter = OpenMMLabSegmenter(model, own, settings["precision"])
         if settings["channels_last"]:
             segmenter.use_channels_last()
+        plain = None
         if settings["compile"]:
             segmenter.compile_network()
+        elif settings["channels_last"]:
+            plain = timed(lambda segmenter=segmenter: segmenter(images), device, seconds)
+            segmenter.fuse()
         ours = timed(lambda segmenter=segmenter: segmenter(images), device, seconds)
-        forward, evaluated, detected = evaluate(segmenter, images, ours["logits"], device, seconds)
+        rates: tuple[float | None, ...] = (None, None, None)
+        if not passes_only:
+            rates = evaluate(segmenter, images, ours["logits"], device, seconds)
+        forward, evaluated, detected = rates
         alike = reference and (ours["logits"][:1].argmax(1) == reference["logits"].argmax(1)).float().mean().item()
         rows.append(
             {
                 **settings,
                 "mode": segmenter.test_mode,
                 "reference_images_per_s": reference and reference["passes_per_s"],
+                "plain_images_per_s": plain and plain["passes_per_s"] * len(images),
                 "images_per_s": ours["passes_per_s"] * len(images),
                 "fed_images_per_s": forward,
                 "evaluated_images_per_s": evaluated,
@@ -247,17 +262,18 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     table = []
     for row in ordered:
         extras = [name for name in ("compile", "channels_last") if row[name]]
-        reference, alike = row["reference_images_per_s"], row["pixels_alike"]
+        reference, alike, plain = row["reference_images_per_s"], row["pixels_alike"], row["plain_images_per_s"]
+        fed, evaluated, detected = (row[f"{name}_images_per_s"] for name in ("fed", "evaluated", "ood"))
         table.append(
             [row["model"], row["mode"], row["size"], row["precision"], row["batch_size"], " ".join(extras),
-             reference, row["images_per_s"], reference and row["images_per_s"] / reference, alike and 100 * alike,
-             fed := row["fed_images_per_s"], evaluated := row["evaluated_images_per_s"], 100 * (fed / evaluated - 1),
-             detected := row["ood_images_per_s"], 100 * (fed / detected - 1),
+             reference, plain, row["images_per_s"], reference and row["images_per_s"] / reference,
+             plain and row["images_per_s"] / plain, alike and 100 * alike,
+             fed, evaluated, fed and 100 * (fed / evaluated - 1), detected, fed and 100 * (fed / detected - 1),
              row["peak_gib"], "yes" if row["finite"] else "no"]
         )  # fmt: skip
-    header = ["segmenter", "test mode", "size", "precision", "batch", "with", "mmseg images/s", "images/s", "ratio",
-              "alike %", "fed images/s", "evaluated images/s", "added time %",
-              "OOD images/s", "added time %", "GiB", "finite"]  # fmt: skip
+    header = ["segmenter", "test mode", "size", "precision", "batch", "with", "mmseg images/s", "plain images/s",
+              "images/s", "ratio to mmseg", "ratio to plain", "alike %", "fed images/s", "evaluated images/s",
+              "added time %", "OOD images/s", "added time %", "GiB", "finite"]  # fmt: skip
     return markdown_table(header, table, digits=3) + "\n"
 
 

@@ -37,6 +37,7 @@ def load(settings: SegmenterSettings, name: str, device: torch.device, precision
         class_map=settings.class_map,
         compiled=settings.compile == "on",
         channels_last=settings.channels_last == "on",
+        fused=settings.channels_last == "on",
         trust_code=settings.trust_code,
         input_size=settings.input_size,
     )

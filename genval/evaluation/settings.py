@@ -126,7 +126,7 @@ class SegmenterSettings:
         type=input_size,
     )
     batch_size: int = flag(1, "images per forward pass", type=positive_int)
-    compile: Compile = flag("off", "compile the segmenter: takes minutes, then faster on a GPU (auto: off)", bare="on")
+    compile: Compile = flag("off", "compile the segmenter, which takes minutes on a GPU (auto: off)", bare="on")
     channels_last: Literal["on", "off"] = flag("on", "memory layout that suits convolutions", bare="on")
     trust_code: bool = trust_code_flag()
     num_workers: int = num_workers_flag()

@@ -306,6 +306,17 @@ def add_and_normalise(x: torch.Tensor, hidden: torch.Tensor | None, norm: Any) -
         hidden: of the same shape; None for zeros.
         norm: the LayerNorm, of C.
     """
+    return _normalise_sum(x, hidden, norm.weight, norm.bias, norm.eps)
+
+
+def normalise_tokens(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return the layer normalisation of x, (..., C), with the factors `weight` and the terms `bias`, (C,)."""
+    return _normalise_sum(x, None, weight, bias, eps)[1]
+
+
+def _normalise_sum(
+    x: torch.Tensor, hidden: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     x = x.contiguous()
     y, is_sum = torch.empty_like(x), hidden is not None
     hidden, total = (x, x) if hidden is None else (hidden.contiguous(), torch.empty_like(x))
@@ -313,7 +324,7 @@ def add_and_normalise(x: torch.Tensor, hidden: torch.Tensor | None, norm: Any) -
     count, size = x.numel() // channels, triton.next_power_of_2(channels)
     rows = max(1, _ELEMENTS // size)
     _add_and_normalise[(triton.cdiv(count, rows),)](
-        x, hidden, norm.weight, norm.bias, total, y, count, channels, norm.eps, ADDED=is_sum, ROWS=rows, SIZE=size
+        x, hidden, weight, bias, total, y, count, channels, eps, ADDED=is_sum, ROWS=rows, SIZE=size
     )
     return total, y
 

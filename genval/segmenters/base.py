@@ -163,6 +163,12 @@ class Segmenter(nn.Module, abc.ABC):
         """Compile the network with torch.compile. This takes minutes at the first batch of each shape."""
         self.run = torch.compile(self.run, backend=backend, dynamic=False)  # type: ignore[method-assign]
 
+    def fuse(self) -> None:
+        """Compute the logits of inference with fewer and faster kernels, if the network's library has them.
+
+        Logits change by rounding. See `genval.segmenters.fused`.
+        """
+
     def use_channels_last(self) -> None:
         """Use the channels-last memory format, which is faster for convolutions."""
         self.memory_format = torch.channels_last

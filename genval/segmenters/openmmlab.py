@@ -236,6 +236,14 @@ class OpenMMLabSegmenter(Segmenter):
         logits: Tensor = self.network.encode_decode(pixels, [meta] * len(pixels))
         return logits
 
+    def fuse(self) -> None:
+        has_cudnn = torch.version.cuda is not None and torch.backends.cudnn.is_available()
+        if self.mean.is_cuda and self.precision.endswith("-true") and has_cudnn:
+            from genval.segmenters.fused import FusedPass
+
+            self.use_channels_last()
+            self.run = FusedPass(self.network, self.run)  # type: ignore[method-assign]
+
     def infer(self, pixels: Tensor) -> Tensor:
         if self.test_mode == "whole":
             return super().infer(pixels)

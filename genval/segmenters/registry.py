@@ -60,6 +60,7 @@ def load_segmenter(
     class_map: str | None = None,
     compiled: bool = False,
     channels_last: bool = False,
+    fused: bool = False,
     trust_code: bool = False,
     input_size: tuple[int, int] | Literal["processor"] | None = None,
 ) -> Segmenter:
@@ -80,6 +81,7 @@ def load_segmenter(
         class_map: what the network's outputs mean, if not the 19: see `class_map.find_class_map` and `ClassMap`.
         compiled: translate the network with torch.compile (see `Segmenter.compile_network`).
         channels_last: see `Segmenter.use_channels_last`.
+        fused: see `Segmenter.fuse`; only for inference, as the weights must not change later.
         trust_code: run a `.py` config or a module from outside the project, the installed packages and
             `path_dicts.TRUSTED_FOLDERS`.
         input_size: height and width to which images are resized for the network, or `processor`; see `Segmenter`.
@@ -106,6 +108,8 @@ def load_segmenter(
         segmenter.use_channels_last()
     if compiled:
         segmenter.compile_network()
+    elif fused:
+        segmenter.fuse()
     return segmenter
 
 

@@ -1,0 +1,459 @@
+"""The forward pass of an mmsegmentation network in fewer and faster kernels, for inference on a GPU.
+
+The weights stay the same, and logits differ from those of the plain pass by rounding:
+
+- A convolution, the batch normalisation that follows, a residual sum and ReLU are one kernel of cuDNN. The factors of
+  the normalisation are multiplied into a copy of the weights.
+- Attention runs as one kernel that does not write its weights. mmcv asks PyTorch for them and drops them.
+- The layers of SegFormer keep their tokens in one memory layout.
+- Bilinear resizing, dilated depthwise convolution and adaptive pooling have faster kernels than PyTorch's.
+- The kernels of a pass are recorded as a CUDA graph, which the CPU starts at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks import Conv2d
+from mmcv.cnn.bricks.transformer import MultiheadAttention
+from mmseg.models.backbones import VisionTransformer
+from mmseg.models.backbones.mit import EfficientMultiheadAttention, MixFFN
+from mmseg.models.backbones.resnet import BasicBlock, Bottleneck
+from mmseg.models.backbones.swin import WindowMSA
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from genval.kernels.availability import can_fuse
+
+# Larger outputs would need more kernels than they save time.
+_LARGEST_POOL = 16
+# Outside of these limits, PyTorch's kernels are faster: of bilinear resizing below, and of normalisation above.
+_FEW_CHANNELS, _MANY_CHANNELS = 32, 512
+_MOST_RECORDS = 4
+
+Forward = Callable[..., Any]
+
+
+class FusedPass:
+    """Runs a network's forward pass with the layers and functions of this module.
+
+    Passes that need gradients, or hooks of the network's modules, are plain.
+
+    Args:
+        network: an mmsegmentation network in evaluation mode, channels-last, whose weights have one dtype. Weights that
+            change later have no effect.
+        run: the plain forward pass, from pixels (B, 3, H, W) to logits.
+    """
+
+    def __init__(self, network: nn.Module, run: Callable[[Tensor], Tensor]) -> None:
+        self._run = run
+        self._modules = list(network.modules())
+        self._methods = list(_fused_methods(network))
+        self._functions = _Functions()
+        self._graph: _Graph | None = None
+        self._records = 0
+        self._last: Any = None
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or any(one._forward_hooks or one._forward_pre_hooks for one in self._modules):
+            return self._run(pixels)
+        key = (pixels.shape, pixels.stride(), pixels.dtype)
+        if key != self._last:
+            self._graph = None
+        if self._graph is not None:
+            return self._graph(pixels)
+        logits = self._pass(pixels)
+        # Recording takes the time of a few passes, which pays where many inputs of one size follow each other.
+        if key == self._last and self._records < _MOST_RECORDS and can_fuse(pixels.device):
+            self._graph = _Graph.record(self._pass, pixels, logits)
+            self._records += 1
+        self._last = key
+        return logits
+
+    def _pass(self, pixels: Tensor) -> Tensor:
+        with contextlib.ExitStack() as stack:
+            if can_fuse(pixels.device):
+                stack.enter_context(self._functions)
+            for layer, name, method in self._methods:
+                previous = layer.__dict__.get(name)
+                setattr(layer, name, method)
+                stack.callback(*((delattr, layer, name) if previous is None else (setattr, layer, name, previous)))
+            return self._run(pixels)
+
+
+class _Graph:
+    """A recorded pass for inputs of one shape."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
+        with torch.inference_mode(False):  # a tensor of inference mode could not be overwritten outside of it
+            self._input = torch.zeros_like(pixels)
+        stream = torch.cuda.Stream(pixels.device)
+        stream.wait_stream(torch.cuda.current_stream(pixels.device))
+        with torch.cuda.stream(stream):
+            run(self._input)
+        torch.cuda.current_stream(pixels.device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may load the next network meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._output = run(self._input)
+
+    @classmethod
+    def record(cls, run: Callable[[Tensor], Tensor], pixels: Tensor, logits: Tensor) -> _Graph | None:
+        """Record a pass.
+
+        Returns:
+            None if the network waits for the GPU, the graph does not give the same logits, or less than a quarter of
+            the memory would be free: others cannot use that of a graph.
+        """
+        try:
+            with torch.cuda.device(pixels.device):
+                graph = cls(run, pixels)
+            free, total = torch.cuda.mem_get_info(pixels.device)
+            if free >= total // 4 and torch.equal(graph(pixels), logits):
+                return graph
+        except (RuntimeError, torch.OutOfMemoryError):  # such a network or so little memory is no error
+            torch.cuda.synchronize(pixels.device)
+        return None
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        self._input.copy_(pixels)
+        self._graph.replay()
+        return self._output.clone()  # the next pass overwrites it
+
+
+class _Functions(TorchFunctionMode):
+    """Replaces functions of PyTorch by those below, for channels-last tensors on a GPU."""
+
+    def __torch_function__(
+        self, function: Forward, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        replacement = _REPLACEMENTS.get(function)
+        if replacement is not None and args and _fits(args[0]):
+            return replacement(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _fits(x: Any) -> bool:
+    """Whether kernels take x: on a GPU, with the channels of a pixel or token next to each other."""
+    if not isinstance(x, Tensor) or not x.is_cuda or not x.is_floating_point():
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.is_contiguous()
+
+
+def _interpolate(
+    x: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor:
+    from genval.kernels.maps import resize_bilinear
+
+    if size is None or mode != "bilinear" or antialias or x.ndim != 4 or x.shape[1] < _FEW_CHANNELS:
+        return F.interpolate(x, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+    height, width = (size, size) if isinstance(size, int) else map(int, size)
+    return resize_bilinear(x, (height, width), bool(align_corners))
+
+
+def _conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    from genval.kernels.maps import depthwise
+
+    step = _pair(dilation)
+    is_depthwise = 1 < groups == x.shape[1] == len(weight)
+    if not is_depthwise or max(step) == 1 or isinstance(padding, str):
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return depthwise(x, weight, bias, _pair(stride), _pair(padding), step)
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    from genval.kernels.blocks import normalise_tokens
+
+    channels = x.shape[-1]
+    if x.ndim != 3 or len(normalized_shape) > 1 or channels > _MANY_CHANNELS or weight is None or bias is None:
+        return F.layer_norm(x, normalized_shape, weight, bias, eps)
+    return normalise_tokens(x, weight, bias, eps)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return (value[0], value[0]) if len(value) == 1 else tuple(value)
+
+
+def _adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Tensor:
+    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    if None in size or max(size) > _LARGEST_POOL or size == (1, 1):
+        return F.adaptive_avg_pool2d(x, output_size)
+    return pool(x, size)
+
+
+def pool(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average the pixels of each of `size` overlapping parts of a map, as `torch.nn.functional.adaptive_avg_pool2d`.
+
+    Args:
+        x: (N, C, H, W).
+        size: parts along the height and the width.
+
+    Returns:
+        (N, C, *size), of the dtype of x; means are computed in float32.
+    """
+    rows = [x[:, :, part].mean(2, dtype=torch.float32) for part in _parts(x.shape[2], size[0])]
+    column = torch.stack(rows, 2)
+    parts = [column[..., part].mean(3) for part in _parts(x.shape[3], size[1])]
+    return torch.stack(parts, 3).to(x.dtype, memory_format=torch.channels_last)
+
+
+def _parts(length: int, number: int) -> Iterator[slice]:
+    for part in range(number):
+        yield slice(part * length // number, -(-(part + 1) * length // number))
+
+
+_REPLACEMENTS: dict[Forward, Forward] = {
+    F.interpolate: _interpolate,
+    F.conv2d: _conv2d,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+    F.layer_norm: _layer_norm,
+}
+
+
+def _fused_methods(network: nn.Module) -> Iterator[tuple[Any, str, Forward]]:
+    """Yield layers, with the name of a method and a faster one of the same results up to rounding."""
+    module: Any
+    for module in network.modules():
+        forward = _fused_forward(module)
+        if forward is not None:
+            yield module, "forward", forward
+        if type(module) is VisionTransformer:
+            # Position embeddings are the same in each pass. Resizing them takes a sixth of the time of Segmenter.
+            yield module, "resize_pos_embed", functools.lru_cache(maxsize=8)(module.resize_pos_embed)
+
+
+def _fused_forward(module: Any) -> Forward | None:
+    """Return a faster forward pass, if the layer's class is known exactly: a subclass may do something else."""
+    kind = type(module)
+    if kind is MixFFN:
+        return functools.partial(_mix_ffn, module)
+    if kind in (MultiheadAttention, EfficientMultiheadAttention):
+        if not module.batch_first or not _is_simple(module.attn):
+            return None
+        return functools.partial(_attention if kind is MultiheadAttention else _efficient_attention, module)
+    if kind is WindowMSA:
+        return functools.partial(_window_attention, module)
+    if kind is ConvModule:
+        return _conv_module(module)
+    if kind is nn.Sequential:
+        return _stem(list(module))
+    if kind is BasicBlock:
+        return _residual_block(module, ((module.conv1, module.norm1), (module.conv2, module.norm2)))
+    if kind is Bottleneck:
+        pairs = ((module.conv1, module.norm1), (module.conv2, module.norm2), (module.conv3, module.norm3))
+        return _residual_block(module, pairs)
+    return None
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """A convolution whose weights contain the normalisation that follows, and ReLU."""
+
+    weight: Tensor
+    bias: Tensor
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @classmethod
+    def of(cls, conv: nn.Module, norm: nn.Module) -> _Folded | None:
+        """Fold a pair of layers; None if they are of other kinds."""
+        if type(conv) not in (nn.Conv2d, Conv2d) or type(norm) is not nn.BatchNorm2d:
+            return None
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        # cuDNN's grouped convolutions with ReLU take ten times as long.
+        if conv.groups > 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            return None
+        if not norm.affine or norm.running_mean is None or norm.running_var is None:
+            return None
+        factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        shift = norm.bias.double() - norm.running_mean.double() * factor
+        if conv.bias is not None:
+            shift = shift + conv.bias.double() * factor
+        weight = (conv.weight.double() * factor.view(-1, 1, 1, 1)).to(conv.weight.dtype)
+        weight = weight.detach().contiguous(memory_format=torch.channels_last)
+        bias = shift.detach().to(conv.weight.dtype)
+        return cls(weight, bias, conv.stride, conv.padding, conv.dilation)
+
+    def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """ReLU of the normalised convolution of x, plus `added`."""
+        # cuDNN counts in 32 bits. PyTorch splits what is larger.
+        if not x.is_cuda or x.numel() // x.shape[1] * max(x.shape[1], len(self.bias)) >= 2**31:
+            y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+            return (y if added is None else y.add_(added)).relu_()
+        options = (self.bias, self.stride, self.padding, self.dilation, 1)
+        if added is None:
+            return torch.cudnn_convolution_relu(x, self.weight, *options)
+        return torch.cudnn_convolution_add_relu(x, self.weight, added, 1.0, *options)
+
+
+def _fold(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> list[_Folded] | None:
+    """Fold pairs of layers; None if one of them is of another kind."""
+    folded = [_Folded.of(*pair) for pair in pairs]
+    return [layer for layer in folded if layer is not None] if all(folded) else None
+
+
+def _conv_module(module: Any) -> Forward | None:
+    if module.order != ("conv", "norm", "act") or not module.with_norm or not module.with_activation:
+        return None
+    if module.with_explicit_padding or module.with_spectral_norm or type(module.activate) is not nn.ReLU:
+        return None
+    folded = _Folded.of(module.conv, module.norm)
+    if folded is None:
+        return None
+
+    def forward(x: Tensor, activate: bool = True, norm: bool = True) -> Any:
+        return folded(x) if activate and norm else ConvModule.forward(module, x, activate, norm)
+
+    return forward
+
+
+def _stem(layers: Sequence[nn.Module]) -> Forward | None:
+    """The first layers of ResNet-V1c: convolution, normalisation and ReLU, three times."""
+    if not layers or len(layers) % 3 or any(type(layer) is not nn.ReLU for layer in layers[2::3]):
+        return None
+    folded = _fold(list(zip(layers[::3], layers[1::3], strict=True)))
+    if folded is None:
+        return None
+
+    def forward(x: Tensor) -> Tensor:
+        for layer in folded:
+            x = layer(x)
+        return x
+
+    return forward
+
+
+def _residual_block(block: Any, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> Forward | None:
+    """A block of ResNet; its last layers stay plain if plugins follow them, such as the context blocks of GCNet."""
+    has_plugins = getattr(block, "with_plugins", False)
+    if has_plugins and (block.after_conv1_plugins or block.after_conv2_plugins):
+        return None
+    folded = _fold(pairs[:-1] if has_plugins else pairs)
+    if folded is None:
+        return None
+
+    def forward(x: Tensor) -> Tensor:
+        identity = x if block.downsample is None else block.downsample(x)
+        for layer in folded[: len(pairs) - 1]:
+            x = layer(x)
+        if not has_plugins:
+            return folded[-1](x, identity)
+        x = block.forward_plugin(block.norm3(block.conv3(x)), block.after_conv3_plugin_names)
+        return x.add_(identity).relu_()
+
+    return forward
+
+
+def _is_simple(attention: nn.MultiheadAttention) -> bool:
+    return (
+        attention._qkv_same_embed_dim
+        and attention.in_proj_bias is not None
+        and attention.bias_k is None
+        and not attention.add_zero_attn
+    )
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor | None = None, value: Tensor | None = None,
+    identity: Tensor | None = None, **others: Any,
+) -> Any:  # fmt: skip
+    if key is not None or value is not None or any(other is not None for other in others.values()):
+        return MultiheadAttention.forward(module, query, key, value, identity, **others)
+    return (query if identity is None else identity) + _attend(module.attn, query, query)
+
+
+def _efficient_attention(module: Any, x: Tensor, hw_shape: tuple[int, int], identity: Tensor | None = None) -> Tensor:
+    keys = x
+    if module.sr_ratio > 1:
+        keys = module.norm(_to_tokens(module.sr(_to_map(x, hw_shape))))
+    return (x if identity is None else identity) + _attend(module.attn, x, keys)
+
+
+def _attend(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor) -> Tensor:
+    """Attention from `query` (B, N, C) to `keys` (B, M, C), which are also the values."""
+    width, heads = attention.embed_dim, attention.num_heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+
+    def split(tokens: Tensor) -> Tensor:
+        """(B, N, parts * C) to (parts, B, heads, N, C / heads)."""
+        return tokens.unflatten(2, (-1, heads, width // heads)).permute(2, 0, 3, 1, 4)
+
+    if keys is query:
+        q, k, v = split(F.linear(query, weight, bias))
+    else:
+        (q,) = split(F.linear(query, weight[:width], bias[:width]))
+        k, v = split(F.linear(keys, weight[width:], bias[width:]))
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return F.linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
+
+
+def _window_attention(module: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention within windows (B, N, C) of Swin; `mask` (W, N, N) is added for each of the W windows of an image."""
+    windows, tokens, width = x.shape
+    heads = module.num_heads
+    q, k, v = module.qkv(x).view(windows, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    index = module.relative_position_index.flatten()
+    bias = module.relative_position_bias_table[index].view(tokens, tokens, heads).permute(2, 0, 1)
+    added = bias[None] if mask is None else bias + mask[:, None]
+    added = added.to(q.dtype).contiguous()
+    images = (
+        [slice(None)] if mask is None else [slice(start, start + len(mask)) for start in range(0, windows, len(mask))]
+    )
+    # cuDNN's attention, which PyTorch prefers, is slow for so few tokens.
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        mixed = [F.scaled_dot_product_attention(q[one], k[one], v[one], added, scale=module.scale) for one in images]
+    return module.proj(torch.cat(mixed).transpose(1, 2).flatten(2))
+
+
+def _mix_ffn(module: Any, x: Tensor, hw_shape: tuple[int, int], identity: Tensor | None = None) -> Tensor:
+    first, conv, activate, _, last, _ = module.layers
+    hidden = _to_map(F.linear(x, first.weight.flatten(1), first.bias), hw_shape)
+    if type(activate) is nn.GELU and activate.approximate == "none" and can_fuse(x.device):
+        from genval.kernels.maps import depthwise
+
+        hidden = depthwise(hidden, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, gelu=True)
+    else:
+        hidden = activate(conv(hidden))
+    hidden = _to_tokens(hidden)
+    return (x if identity is None else identity) + F.linear(hidden, last.weight.flatten(1), last.bias)
+
+
+def _to_map(tokens: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    """(B, H * W, C) to (B, C, H, W), channels-last, without a copy."""
+    return tokens.unflatten(1, hw_shape).permute(0, 3, 1, 2)
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, H * W, C); without a copy if x is channels-last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)

@@ -1,0 +1,55 @@
+"""Kernels of feature maps against PyTorch's functions, without a GPU in Triton's interpreter."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+pytest.importorskip("triton")
+
+from genval.kernels.maps import depthwise, resize_bilinear
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def feature_maps(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(DEVICE, memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(14, 10), (1, 1), (7, 5), (3, 21), (13, 9)])
+def test_resizing_is_that_of_pytorch(size: tuple[int, int], align_corners: bool) -> None:
+    for channels in (3, 70):
+        x = feature_maps(2, channels, 7, 5)
+        expected = F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+        resized = resize_bilinear(x, size, align_corners)
+        assert resized.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(resized, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_resizing_rounds_once() -> None:
+    x = feature_maps(1, 8, 6, 6).bfloat16()
+    exact = F.interpolate(x.double(), (11, 17), mode="bilinear", align_corners=False)
+    resized = resize_bilinear(x, (11, 17), False)
+    assert resized.dtype == torch.bfloat16
+    # A GPU rounds to the nearest number of 8 bits. The interpreter rounds towards 0.
+    error = 2**-8 if DEVICE.type == "cuda" else 2**-7
+    assert ((resized.double() - exact).abs() <= exact.abs() * error + 1e-6).all()
+
+
+def test_depthwise_convolution_is_that_of_pytorch() -> None:
+    for channels, kernel, stride, dilation in ((70, (3, 3), (1, 1), (2, 3)), (5, (3, 5), (2, 1), (1, 2))):
+        x, weight, bias = (
+            feature_maps(2, channels, 11, 9),
+            feature_maps(channels, 1, *kernel),
+            feature_maps(1, channels, 1, 1),
+        )
+        for padding, added in itertools.product(((0, 4), (4, 6)), (None, bias.flatten())):
+            expected = F.conv2d(x, weight, added, stride, padding, dilation, channels)
+            y = depthwise(x, weight, added, stride, padding, dilation)
+            assert y.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+            y = depthwise(x, weight, added, stride, padding, dilation, gelu=True)
+            torch.testing.assert_close(y, F.gelu(expected), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,214 @@
+"""The fused forward pass gives the logits of the plain one, and steps aside where it cannot."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import path_dicts
+from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network, import_mmseg
+
+import_mmseg()
+from genval.segmenters import fused  # noqa: E402
+
+# Models whose layers are all kinds of fused layers, with few of them.
+FEW_LAYERS = {"model.backbone.num_layers": 2, "model.backbone.out_indices": (1,)}
+MODELS = {
+    "SegFormer-B0": {},
+    "Segmenter": FEW_LAYERS,
+    "DLV3+ResNet18": {},
+    "GCNet-R50": {},
+    "BiSeNetV2-FCN": {},
+    "APCNet-R50": {},
+    "MobileNetV3": {},
+    "SwinLarge": {"model.backbone.depths": [1, 2, 1, 1]},
+    "UpperNetR18": {},
+}
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+
+def make_segmenter(name: str, device: str = "cpu", precision: str = "32-true") -> OpenMMLabSegmenter:
+    entry = path_dicts.ZOO[name]
+    torch.manual_seed(0)
+    network = build_network(entry["config"], {**entry.get("overrides", {}), **MODELS[name]})
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as trained: with the first values, folding would change nothing
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            module.weight.data.uniform_(0.8, 1.2)
+            module.bias.data.normal_(0, 0.1)
+    segmenter = OpenMMLabSegmenter(name, network.to(device), precision)
+    segmenter.use_channels_last()
+    return segmenter
+
+
+def fuse(segmenter: OpenMMLabSegmenter) -> fused.FusedPass:
+    """Fuse on any device; `OpenMMLabSegmenter.fuse` does it on a GPU only."""
+    segmenter.run = fused.FusedPass(segmenter.network, segmenter.run)  # type: ignore[method-assign]
+    return segmenter.run
+
+
+def random_images(size: tuple[int, int] = (128, 128), device: str = "cpu", seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (2, 3, *size), generator=generator, dtype=torch.uint8).to(device)
+
+
+def difference(logits: Tensor, expected: Tensor) -> float:
+    return float((logits - expected).norm() / (expected - expected.mean()).norm())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_the_plain_pass(name: str) -> None:
+    segmenter, images = make_segmenter(name), random_images()
+    state = {key: value.clone() for key, value in segmenter.state_dict().items()}
+    with torch.inference_mode():
+        expected = segmenter(images)
+        plain = segmenter.run
+        run = fuse(segmenter)
+        assert run._methods
+        logits = segmenter(images)
+        assert 0 < difference(logits, expected) < 1e-5
+        assert torch.equal(segmenter(images), logits)
+        segmenter.run = plain  # type: ignore[method-assign]
+        assert torch.equal(segmenter(images), expected)
+    assert all(torch.equal(value, state[key]) for key, value in segmenter.state_dict().items())
+
+
+def test_a_pass_with_hooks_or_gradients_is_plain() -> None:
+    images = random_images()
+    segmenter = make_segmenter("DLV3+ResNet18")
+    with torch.no_grad():
+        expected = segmenter(images)
+        fuse(segmenter)
+        seen: list[Any] = []
+        block = segmenter.network.backbone.layer1[0]
+        handle = block.norm1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        assert torch.equal(segmenter(images), expected)
+        assert seen
+        handle.remove()
+        assert not torch.equal(segmenter(images), expected)
+    segmenter = make_segmenter("DLV3+ResNet18")
+    fuse(segmenter)
+    segmenter.crop_logits(images.float()).sum().backward()
+    assert segmenter.network.backbone.layer1[0].conv1.weight.grad is not None
+
+
+def test_layers_of_other_kinds_stay_plain() -> None:
+    class Block(nn.Sequential):
+        """A subclass may do anything."""
+
+    layers = [nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]
+    network = nn.ModuleList(
+        [
+            Block(*layers),
+            nn.Sequential(nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU()),
+            nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.BatchNorm2d(4), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(4, 4, 3, padding_mode="reflect", padding=1), nn.BatchNorm2d(4), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()),
+            nn.Sequential(*layers[:2]),
+            nn.Sequential(),
+        ]
+    )
+    assert not list(fused._fused_methods(network.eval()))
+    assert len(list(fused._fused_methods(nn.ModuleList([nn.Sequential(*layers * 2)]).eval()))) == 1
+
+
+@pytest.mark.parametrize("size", [(1, 3), (6, 6), (4, 9)])
+def test_pooling_is_that_of_pytorch(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 5, 13, 9).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(fused.pool(x, size), F.adaptive_avg_pool2d(x, size))
+
+
+def test_functions_are_replaced_where_they_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    monkeypatch.setattr(fused, "_fits", lambda x: isinstance(x, Tensor) and x.ndim > 2)
+    monkeypatch.setattr(fused, "_FEW_CHANNELS", 1)
+    x = torch.randn(2, 6, 9, 12, device=device).contiguous(memory_format=torch.channels_last)
+    weight, bias, tokens = (torch.randn(shape, device=device) for shape in ((6, 1, 3, 3), (6,), (2, 40, 6)))
+    full = torch.randn(6, 3, 3, 3, device=device)
+    calls = [
+        lambda: F.interpolate(x, (20, 24), mode="bilinear", align_corners=True),
+        lambda: F.interpolate(x, 7, mode="bilinear"),
+        lambda: F.interpolate(x, scale_factor=1.7, mode="bilinear"),
+        lambda: F.interpolate(x, (4, 5), mode="bilinear", antialias=True),
+        lambda: F.interpolate(x, (18, 24)),
+        lambda: F.interpolate(x, (18, 24), mode="bicubic"),
+        lambda: F.adaptive_avg_pool2d(x, 1),
+        lambda: F.adaptive_avg_pool2d(x, (3, None)),
+        lambda: F.adaptive_avg_pool2d(x, (2, 3)),
+        lambda: nn.AdaptiveAvgPool2d(5)(x),
+        lambda: F.conv2d(x, weight, bias, padding=2, dilation=2, groups=6),
+        lambda: F.conv2d(x, weight, padding="same", dilation=2, groups=6),
+        lambda: F.conv2d(x, weight, stride=2, groups=6),
+        lambda: F.conv2d(x, full, dilation=2, groups=2),
+        lambda: F.layer_norm(tokens, (6,), bias, bias),
+        lambda: F.layer_norm(tokens, (6,), bias, bias, 0.1),
+        lambda: F.layer_norm(tokens, (6,)),
+        lambda: F.layer_norm(tokens, (40, 6)),
+        lambda: nn.functional.layer_norm(x, (12,)),
+    ]
+    for number, call in enumerate(calls):
+        expected = call()
+        with fused._Functions():
+            result = call()
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5, msg=f"call {number}")
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", MODELS)
+def test_graphs_give_the_logits_of_their_pass(name: str) -> None:
+    segmenter = make_segmenter(name, "cuda", "bf16-true")
+    images = [random_images(device="cuda", seed=seed) for seed in range(4)]
+    with torch.inference_mode():
+        plain = [segmenter(one) for one in images]
+        segmenter.fuse()
+        run: Any = segmenter.run
+        first = [segmenter(one) for one in images]
+        assert run._graph is not None
+        assert all(torch.equal(segmenter(one), logits) for one, logits in zip(images, first, strict=True))
+        assert all(difference(logits, one) < 0.1 for logits, one in zip(first, plain, strict=True))
+        segmenter(random_images((segmenter.minimum_size + 160, segmenter.minimum_size + 192), "cuda"))
+        assert run._graph is None
+        assert torch.equal(segmenter(images[0]), first[0])
+
+
+@needs_gpu
+def test_a_graph_leaves_a_quarter_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (1, 8))
+    once = fused.FusedPass(nn.Conv2d(3, 3, 1), lambda pixels: pixels + 1)
+    with torch.inference_mode():
+        for seed in range(3):
+            once(random_images(device="cuda", seed=seed).float())
+    assert once._graph is None
+
+
+@needs_gpu
+def test_a_network_that_waits_for_the_gpu_has_no_graph() -> None:
+    def run(pixels: Tensor) -> Tensor:
+        return pixels * float(pixels.mean())
+
+    once = fused.FusedPass(nn.Conv2d(3, 3, 1), run)
+    with torch.inference_mode():
+        for seed in range(4):
+            pixels = random_images(device="cuda", seed=seed).float()
+            assert torch.equal(once(pixels), run(pixels))
+        assert once._graph is None
+
+
+@needs_gpu
+def test_a_network_that_changes_from_pass_to_pass_has_no_graph() -> None:
+    passes: list[int] = []
+
+    def run(pixels: Tensor) -> Tensor:
+        passes.append(0)
+        return pixels + len(passes)
+
+    once = fused.FusedPass(nn.Conv2d(3, 3, 1), run)
+    with torch.inference_mode():
+        for seed in range(3):
+            once(random_images(device="cuda", seed=seed).float())
+        assert once._graph is None
