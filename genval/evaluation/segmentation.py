@@ -8,7 +8,6 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,15 +139,16 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
                 refuse_trained_images(loaded, found.items)
             read = functools.partial(pairs.read, decode=read_pair)
             stage = EvaluationStage(settings, loaded, identity, fabric.device, name, dataset, found, read)
-            run_stage(
-                stage,
-                found.items,
-                fabric=fabric,
-                batch_size=stage.batch_size,
-                num_workers=settings.model.num_workers,
-                overwrite=settings.run.overwrite,
-                skip_bad=settings.skip_bad,
-            )
+            with contextlib.closing(stage):
+                run_stage(
+                    stage,
+                    found.items,
+                    fabric=fabric,
+                    batch_size=stage.batch_size,
+                    num_workers=settings.model.num_workers,
+                    overwrite=settings.run.overwrite,
+                    skip_bad=settings.skip_bad,
+                )
             done += [stage.evaluated] if stage.evaluated else []
     return done
 
@@ -408,8 +408,10 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             lambda images, number: summarise(images, space.names, space.classes, space.class_sets, number=number),
         )
 
-    def compute_context(self) -> AbstractContextManager[object]:
-        return self.early or contextlib.nullcontext()
+    def close(self) -> None:
+        """End what still runs if the run has failed."""
+        if self.early is not None:
+            self.early.cancel()
 
     def load(self, item: Item) -> _Pair:
         return self.read(item)

@@ -13,9 +13,9 @@ from genval.results.scenes import SceneResults, Summary
 
 
 class EarlySummaries:
-    """Summarises scenes in their order, as a context manager around the computation of their images.
+    """Summarises scenes in their order in a thread, which starts at once and must be ended by `take` or `cancel`.
 
-    The summary of many images takes a tenth of the time of their evaluation. Its thread reads an image's statistics
+    The summary of many images takes a tenth of the time of their evaluation. The thread reads an image's statistics
     once they are written, by this process or another one. The results are those of a summary afterwards: images are
     added in the same order.
 
@@ -34,23 +34,20 @@ class EarlySummaries:
         self._scenes, self._summarise = scenes, summarise
         self._outdated = {path: _mark(path) for path in (results.statistics(item_id) for results, item_id in missing)}
         self._found: dict[SceneResults, Summary] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="summaries")
-
-    def __enter__(self) -> EarlySummaries:
+        self._ended, self._cancelled = threading.Event(), False
+        self._thread = threading.Thread(target=self._run, name="summaries", daemon=True)
         self._thread.start()
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self._scenes = {}
-            self.take()
 
     def take(self) -> dict[SceneResults, Summary]:
         """Wait for the thread when all images are written; return the summaries of whole scenes."""
         self._ended.set()
         self._thread.join()
         return self._found
+
+    def cancel(self) -> None:
+        """End the thread, if it still waits for images."""
+        self._cancelled = True
+        self.take()
 
     def _run(self) -> None:
         # What fails here fails again, with its message, where the summary is needed.
@@ -65,8 +62,8 @@ class EarlySummaries:
             path = results.statistics(record["id"])
             while not self._ended.is_set() and path in self._outdated and _mark(path) in (None, self._outdated[path]):
                 self._ended.wait(0.05)
-            if results not in self._scenes:
-                raise InterruptedError  # the run has failed
+            if self._cancelled:
+                raise InterruptedError
             yield record["id"], results.read_image(record)
 
 

@@ -38,6 +38,7 @@ _LARGEST_POOL = 16
 # Outside of these limits, PyTorch's kernels are faster: of bilinear resizing below, and of normalisation above.
 _FEW_CHANNELS, _MANY_CHANNELS = 32, 512
 _MOST_RECORDS = 4
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 Forward = Callable[..., Any]
 
@@ -143,7 +144,7 @@ class _Functions(TorchFunctionMode):
 
 def _fits(x: Any) -> bool:
     """Whether kernels take x: on a GPU, with the channels of a pixel or token next to each other."""
-    if not isinstance(x, Tensor) or not x.is_cuda or not x.is_floating_point():
+    if not isinstance(x, Tensor) or not x.is_cuda or x.dtype not in _DTYPES or not x.numel():
         return False
     return x.is_contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.is_contiguous()
 
@@ -159,7 +160,8 @@ def _interpolate(
 ) -> Tensor:
     from genval.kernels.maps import resize_bilinear
 
-    if size is None or mode != "bilinear" or antialias or x.ndim != 4 or x.shape[1] < _FEW_CHANNELS:
+    is_simple = mode == "bilinear" and not antialias and isinstance(size, (int, tuple, list))
+    if not is_simple or x.ndim != 4 or x.shape[1] < _FEW_CHANNELS:
         return F.interpolate(x, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
     height, width = (size, size) if isinstance(size, int) else map(int, size)
     return resize_bilinear(x, (height, width), bool(align_corners))
@@ -177,7 +179,7 @@ def _conv2d(
     from genval.kernels.maps import depthwise
 
     step = _pair(dilation)
-    is_depthwise = 1 < groups == x.shape[1] == len(weight)
+    is_depthwise = x.ndim == 4 and 1 < groups == x.shape[1] == len(weight)
     if not is_depthwise or max(step) == 1 or isinstance(padding, str):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return depthwise(x, weight, bias, _pair(stride), _pair(padding), step)
@@ -206,7 +208,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Tensor:
     size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-    if None in size or max(size) > _LARGEST_POOL or size == (1, 1):
+    if x.ndim != 4 or None in size or max(size) > _LARGEST_POOL or size == (1, 1):
         return F.adaptive_avg_pool2d(x, output_size)
     return pool(x, size)
 

@@ -1,5 +1,7 @@
 """`evaluate_all` with a loaded segmenter: the batches that it sees, and bad pairs."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -159,3 +161,16 @@ def test_a_bad_pair_stops_the_run_or_is_skipped(pixels):
     assert (evaluated.images, evaluated.skipped) == ({"clean": 5}, {"clean": 2})
     metrics = evaluated.scenes["clean", "a"].metrics.read_text()
     assert "a_000001_000000" in metrics and "found 6x8 and 6x9 pixels" in metrics
+
+
+@pytest.mark.parametrize("fault", [GenValError("bad"), KeyboardInterrupt()])
+def test_a_failed_run_leaves_no_thread(pixels, monkeypatch, fault):
+    """Another process fails after this one has written its images."""
+
+    def fail(*_):
+        raise fault
+
+    monkeypatch.setattr(segmentation.EvaluationStage, "finish", fail)
+    with pytest.raises(type(fault)):
+        evaluate(pixels, Recorder(), batch_size=2)
+    assert "summaries" not in [thread.name for thread in threading.enumerate()]
