@@ -6,13 +6,14 @@ Writes: {output}/zoo_speed.json, after every row, and {output}/zoo_speed.md
     python benchmarks/zoo_speed.py --segmenters SegFormer-B0,SegFormer-B5,DLV3+ResNet101 --precisions 32-true,bf16-true
 
 The reference is `EncoderDecoder.predict` in float32 on one image, one window at a time, as mmsegmentation's runner
-calls it; both ways start from uint8 images on the device and end with the logits at the image's size. "Fed" images
-start in the host's memory, batch behind batch; "evaluated" ones end there too, as predictions and the statistics of all
-metrics: what relis/eval.py does between reading and writing files. "OOD" images end there as the counts of pixels by
-score: what ood_detection/main_gen_ood.py does between reading and writing files. "Added time" is relative to "fed".
-"Plain" is the network's own code without the fused passes that follow `--channels_last`. With `--passes_only`, neither
-the reference nor what surrounds a pass is measured. Rows that are in the JSON already, of the same settings and device,
-are kept.
+calls it. The reference and our passes start from uint8 images on the device and end with the logits at the image's
+size. "Fed" images start in the host's memory, one batch after another, and end as logits on the device. "Evaluated"
+images start and end in the host's memory: they end as predictions and the statistics of all metrics, as relis/eval.py
+computes them between reading and writing files. "OOD" images end there as the counts of pixels by score, as
+ood_detection/main_gen_ood.py computes them. "Added time" is relative to "fed". "Plain" is the rate of the network's own
+code, which is measured before the fused passes if `--channels_last` is given without `--compile`. With `--passes_only`,
+neither the reference nor "fed", "evaluated" and "OOD" images are measured. Rows that the JSON has already for the same
+settings and device are kept.
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ def evaluate(
     from genval.segmenters.prediction import infer
 
     batch, names = images.permute(0, 2, 3, 1).cpu().numpy(), [str(index) for index in range(len(images))]
-    # Labels that the model is right about in most places, in patches, and a tenth void.
+    # Labels in patches, which the model predicts in most places; a tenth of the rows is void.
     labels = logits[:, :, ::32, ::32].argmax(1).repeat_interleave(32, 1).repeat_interleave(32, 2)
     labels[:, : labels.shape[1] // 10] = 255
     train_ids = labels.byte().cpu().numpy()

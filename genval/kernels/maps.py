@@ -1,8 +1,7 @@
 """Triton kernels for feature maps of segmenters, in channels-last tensors on an NVIDIA GPU.
 
-They replace kernels that reach a fraction of the memory's bandwidth: PyTorch's bilinear resizing and layer
-normalisation of few channels, and cuDNN's depthwise convolution, which does not add the bias and takes ten times as
-long if it is dilated.
+They replace PyTorch's bilinear resizing and cuDNN's depthwise convolution, which reach a fraction of the memory's
+bandwidth. cuDNN's kernel does not add the bias, and is many times slower if the convolution is dilated.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ def depthwise(
     dilation: tuple[int, int],
     gelu: bool = False,
 ) -> torch.Tensor:
-    """Convolve each channel with its own filter; outside of the maps are zeros.
+    """Convolve each channel with its own filter. Pixels outside of a map count as zeros.
 
     Args:
         x: (N, C, H, W), channels-last.
@@ -122,7 +121,7 @@ def depthwise(
         stride: rows and columns from one result to the next.
         padding: rows and columns of zeros on each side.
         dilation: rows and columns from one tap of the filter to the next.
-        gelu: whether GELU follows.
+        gelu: whether the result is the GELU of the convolution.
 
     Returns:
         (N, C, ...), channels-last.

@@ -15,13 +15,13 @@ from genval.results.scenes import SceneResults, Summary
 class EarlySummaries:
     """Summarises scenes in their order in a thread, which starts at once and must be ended by `take` or `cancel`.
 
-    The summary of many images takes a tenth of the time of their evaluation. The thread reads an image's statistics
-    once they are written, by this process or another one. The results are those of a summary afterwards: images are
-    added in the same order.
+    Without the thread, the GPU is idle while the summary of many images is computed. The thread reads an image's
+    statistics once this process or another one has written them. The results equal those of a summary that is computed
+    after the last image, because images are added in the same order.
 
     Args:
         scenes: the records of the images of each scene.
-        missing: the results and ids of images whose statistics this run writes; those of the others are there.
+        missing: the results and ids of images whose statistics this run writes. Those of other images exist already.
         summarise: makes a summary from the id and the statistics of each image, and the number of images.
     """
 
@@ -50,7 +50,7 @@ class EarlySummaries:
         self.take()
 
     def _run(self) -> None:
-        # What fails here fails again, with its message, where the summary is needed.
+        # A summary that fails here is computed again where it is needed, and fails there with its message.
         with contextlib.suppress(Exception):
             for results, records in self._scenes.items():
                 self._found[results] = self._summarise(self._images(results, records), len(records))
@@ -68,7 +68,7 @@ class EarlySummaries:
 
 
 def _mark(path: Path) -> tuple[int, int] | None:
-    """Return what changes when a file is replaced; None if there is none."""
+    """Return inode and time (ns) of a file, which change when the file is replaced; None if there is no file."""
     try:
         state = path.stat()
     except OSError:

@@ -1,13 +1,13 @@
-"""The forward pass of an mmsegmentation network in fewer and faster kernels, for inference on a GPU.
+"""Fused passes: forward passes of mmsegmentation networks in fewer and faster kernels, for inference on a GPU.
 
-The weights stay the same, and logits differ from those of the plain pass by rounding:
+The plain pass is the network's own code. The weights stay the same, and the logits of both passes differ by rounding:
 
 - A convolution, the batch normalisation that follows, a residual sum and ReLU are one kernel of cuDNN. The factors of
   the normalisation are multiplied into a copy of the weights.
-- Attention runs as one kernel that does not write its weights. mmcv asks PyTorch for them and drops them.
+- Attention runs as one kernel that does not write its weights. mmcv asks PyTorch for these weights and drops them.
 - The layers of SegFormer keep their tokens in one memory layout.
 - Bilinear resizing, dilated depthwise convolution and adaptive pooling have faster kernels than PyTorch's.
-- The kernels of a pass are recorded as a CUDA graph, which the CPU starts at once.
+- The kernels of a pass are recorded as a CUDA graph, which the CPU starts with one call.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from torch.overrides import TorchFunctionMode
 
 from genval.kernels.availability import can_fuse
 
-# Larger outputs would need more kernels than they save time.
+# `pool` starts a kernel per row and column of the output.
 _LARGEST_POOL = 16
-# Outside of these limits, PyTorch's kernels are faster: of bilinear resizing below, and of normalisation above.
+# PyTorch's bilinear resizing is faster for the 19 channels of logits. Its layer normalisation is slow for the 64 to 512
+# channels of SegFormer.
 _FEW_CHANNELS, _MANY_CHANNELS = 32, 512
 _MOST_RECORDS = 4
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -111,8 +112,8 @@ class _Graph:
         """Record a pass.
 
         Returns:
-            None if the network waits for the GPU, the graph does not give the same logits, or less than a quarter of
-            the memory would be free: others cannot use that of a graph.
+            None if the network waits for the GPU, if the graph does not give the same logits, or if less than a
+            quarter of the memory would be free, because nothing else can use the memory of a graph.
         """
         try:
             with torch.cuda.device(pixels.device):
@@ -120,7 +121,7 @@ class _Graph:
             free, total = torch.cuda.mem_get_info(pixels.device)
             if free >= total // 4 and torch.equal(graph(pixels), logits):
                 return graph
-        except (RuntimeError, torch.OutOfMemoryError):  # such a network or so little memory is no error
+        except (RuntimeError, torch.OutOfMemoryError):  # the network waits for the GPU, or the GPU's memory is full
             torch.cuda.synchronize(pixels.device)
         return None
 
@@ -131,7 +132,7 @@ class _Graph:
 
 
 class _Functions(TorchFunctionMode):
-    """Replaces functions of PyTorch by those below, for channels-last tensors on a GPU."""
+    """Replaces functions of PyTorch by those of `_REPLACEMENTS`, for channels-last tensors on a GPU."""
 
     def __torch_function__(
         self, function: Forward, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -143,7 +144,7 @@ class _Functions(TorchFunctionMode):
 
 
 def _fits(x: Any) -> bool:
-    """Whether kernels take x: on a GPU, with the channels of a pixel or token next to each other."""
+    """Whether the kernels accept x: a tensor on a GPU, with the channels of a pixel or token next to each other."""
     if not isinstance(x, Tensor) or not x.is_cuda or x.dtype not in _DTYPES or not x.numel():
         return False
     return x.is_contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.is_contiguous()
@@ -243,14 +244,14 @@ _REPLACEMENTS: dict[Forward, Forward] = {
 
 
 def _fused_methods(network: nn.Module) -> Iterator[tuple[Any, str, Forward]]:
-    """Yield layers, with the name of a method and a faster one of the same results up to rounding."""
+    """Yield each layer that has a faster method, the name of the method, and the faster one: equal up to rounding."""
     module: Any
     for module in network.modules():
         forward = _fused_forward(module)
         if forward is not None:
             yield module, "forward", forward
         if type(module) is VisionTransformer:
-            # Position embeddings are the same in each pass. Resizing them takes a sixth of the time of Segmenter.
+            # The resized position embeddings are the same in each pass.
             yield module, "resize_pos_embed", functools.lru_cache(maxsize=8)(module.resize_pos_embed)
 
 
@@ -293,7 +294,7 @@ class _Folded:
         if type(conv) not in (nn.Conv2d, Conv2d) or type(norm) is not nn.BatchNorm2d:
             return None
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        # cuDNN's grouped convolutions with ReLU take ten times as long.
+        # cuDNN's grouped convolutions with ReLU are slow.
         if conv.groups > 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             return None
         if not norm.affine or norm.running_mean is None or norm.running_var is None:
@@ -308,8 +309,8 @@ class _Folded:
         return cls(weight, bias, conv.stride, conv.padding, conv.dilation)
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        """ReLU of the normalised convolution of x, plus `added`."""
-        # cuDNN counts in 32 bits. PyTorch splits what is larger.
+        """Return ReLU(y), or ReLU(y + added), where y is the normalised convolution of x."""
+        # cuDNN counts numbers of a tensor in 32 bits. PyTorch's convolution splits larger tensors.
         if not x.is_cuda or x.numel() // x.shape[1] * max(x.shape[1], len(self.bias)) >= 2**31:
             y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
             return (y if added is None else y.add_(added)).relu_()
