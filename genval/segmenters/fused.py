@@ -39,6 +39,8 @@ _LARGEST_POOL = 16
 # channels of SegFormer.
 _FEW_CHANNELS, _MANY_CHANNELS = 32, 512
 _MOST_RECORDS = 4
+# A GPU starts at most 65,535 blocks along one side.
+_MOST_WINDOWS = 1 << 15
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 Forward = Callable[..., Any]
@@ -161,10 +163,11 @@ def _interpolate(
 ) -> Tensor:
     from genval.kernels.maps import resize_bilinear
 
-    is_simple = mode == "bilinear" and not antialias and isinstance(size, (int, tuple, list))
-    if not is_simple or x.ndim != 4 or x.shape[1] < _FEW_CHANNELS:
+    sides = (size, size) if isinstance(size, int) else size
+    is_simple = mode == "bilinear" and not antialias and scale_factor is None and isinstance(sides, (tuple, list))
+    if not is_simple or x.ndim != 4 or x.shape[1] < _FEW_CHANNELS or len(sides) != 2 or min(sides) < 1:
         return F.interpolate(x, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
-    height, width = (size, size) if isinstance(size, int) else map(int, size)
+    height, width = map(int, sides)
     return resize_bilinear(x, (height, width), bool(align_corners))
 
 
@@ -180,8 +183,8 @@ def _conv2d(
     from genval.kernels.maps import depthwise
 
     step = _pair(dilation)
-    is_depthwise = x.ndim == 4 and 1 < groups == x.shape[1] == len(weight)
-    if not is_depthwise or max(step) == 1 or isinstance(padding, str):
+    is_depthwise = x.ndim == 4 and 1 < groups == x.shape[1] and weight.shape[:2] == (groups, 1)
+    if not is_depthwise or weight.dtype != x.dtype or max(step) == 1 or isinstance(padding, str):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return depthwise(x, weight, bias, _pair(stride), _pair(padding), step)
 
@@ -196,7 +199,9 @@ def _layer_norm(
     from genval.kernels.blocks import normalise_tokens
 
     channels = x.shape[-1]
-    if x.ndim != 3 or len(normalized_shape) > 1 or channels > _MANY_CHANNELS or weight is None or bias is None:
+    if x.ndim != 3 or tuple(normalized_shape) != (channels,) or channels > _MANY_CHANNELS:
+        return F.layer_norm(x, normalized_shape, weight, bias, eps)
+    if weight is None or bias is None or not weight.dtype == bias.dtype == x.dtype:
         return F.layer_norm(x, normalized_shape, weight, bias, eps)
     return normalise_tokens(x, weight, bias, eps)
 
@@ -258,14 +263,16 @@ def _fused_methods(network: nn.Module) -> Iterator[tuple[Any, str, Forward]]:
 def _fused_forward(module: Any) -> Forward | None:
     """Return a faster forward pass, if the layer's class is known exactly: a subclass may do something else."""
     kind = type(module)
+    if kind is WindowMSA:  # `OpenMMLabSegmenter` has replaced its forward pass
+        return functools.partial(_window_attention, module)
+    if "forward" in module.__dict__:  # somebody else has replaced it
+        return None
     if kind is MixFFN:
         return functools.partial(_mix_ffn, module)
     if kind in (MultiheadAttention, EfficientMultiheadAttention):
         if not module.batch_first or not _is_simple(module.attn):
             return None
         return functools.partial(_attention if kind is MultiheadAttention else _efficient_attention, module)
-    if kind is WindowMSA:
-        return functools.partial(_window_attention, module)
     if kind is ConvModule:
         return _conv_module(module)
     if kind is nn.Sequential:
@@ -306,6 +313,8 @@ class _Folded:
         weight = (conv.weight.double() * factor.view(-1, 1, 1, 1)).to(conv.weight.dtype)
         weight = weight.detach().contiguous(memory_format=torch.channels_last)
         bias = shift.detach().to(conv.weight.dtype)
+        if not (weight.isfinite().all() and bias.isfinite().all()):  # float16 has no numbers above 65,504
+            return None
         return cls(weight, bias, conv.stride, conv.padding, conv.dilation)
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
@@ -430,9 +439,8 @@ def _window_attention(module: Any, x: Tensor, mask: Tensor | None = None) -> Ten
     bias = module.relative_position_bias_table[index].view(tokens, tokens, heads).permute(2, 0, 1)
     added = bias[None] if mask is None else bias + mask[:, None]
     added = added.to(q.dtype).contiguous()
-    images = (
-        [slice(None)] if mask is None else [slice(start, start + len(mask)) for start in range(0, windows, len(mask))]
-    )
+    step = _MOST_WINDOWS if mask is None else len(mask)
+    images = [slice(start, start + step) for start in range(0, windows, step)]
     # cuDNN's attention, which PyTorch prefers, is slow for so few tokens.
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         mixed = [F.scaled_dot_product_attention(q[one], k[one], v[one], added, scale=module.scale) for one in images]
@@ -442,7 +450,7 @@ def _window_attention(module: Any, x: Tensor, mask: Tensor | None = None) -> Ten
 def _mix_ffn(module: Any, x: Tensor, hw_shape: tuple[int, int], identity: Tensor | None = None) -> Tensor:
     first, conv, activate, _, last, _ = module.layers
     hidden = _to_map(F.linear(x, first.weight.flatten(1), first.bias), hw_shape)
-    if type(activate) is nn.GELU and activate.approximate == "none" and can_fuse(x.device):
+    if type(activate) is nn.GELU and activate.approximate == "none" and _fits(hidden) and can_fuse(x.device):
         from genval.kernels.maps import depthwise
 
         hidden = depthwise(hidden, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, gelu=True)

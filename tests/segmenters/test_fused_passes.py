@@ -100,6 +100,11 @@ def test_layers_of_other_kinds_stay_plain() -> None:
         """A subclass may do anything."""
 
     layers = [nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]
+    overflowing = nn.BatchNorm2d(4)
+    overflowing.running_mean.fill_(-300)  # type: ignore[union-attr]
+    overflowing.running_var.fill_(1e-6)  # type: ignore[union-attr]
+    replaced = nn.Sequential(*layers)
+    replaced.forward = lambda x: x  # type: ignore[method-assign, assignment]
     network = nn.ModuleList(
         [
             Block(*layers),
@@ -108,6 +113,8 @@ def test_layers_of_other_kinds_stay_plain() -> None:
             nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.BatchNorm2d(4), nn.ReLU()),
             nn.Sequential(nn.Conv2d(4, 4, 3, padding_mode="reflect", padding=1), nn.BatchNorm2d(4), nn.ReLU()),
             nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(4, 4, 3), overflowing, nn.ReLU()).half(),
+            replaced,
             nn.Sequential(*layers[:2]),
             nn.Sequential(),
         ]
@@ -161,6 +168,23 @@ def test_functions_are_replaced_where_they_give_the_same(monkeypatch: pytest.Mon
         with fused._Functions():
             result = call()
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5, msg=f"call {number}")
+
+
+def test_wrong_inputs_are_errors_as_without_replaced_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_fits", lambda x: isinstance(x, Tensor) and x.ndim > 2)
+    monkeypatch.setattr(fused, "_FEW_CHANNELS", 1)
+    x, tokens, ones = torch.randn(2, 6, 9, 12), torch.randn(2, 40, 6), torch.ones(3)
+    calls = [
+        lambda: F.layer_norm(tokens, (3,), ones, ones),
+        lambda: F.conv2d(x, torch.ones(6, 2, 3, 3), dilation=2, groups=6),
+        lambda: F.conv2d(x, torch.ones(6, 1, 3, 3).half(), dilation=2, groups=6),
+        lambda: F.interpolate(x, (4, 5), scale_factor=2, mode="bilinear"),
+        lambda: F.interpolate(x, (4, 5, 6), mode="bilinear"),
+        lambda: F.interpolate(x, (0, 4), mode="bilinear"),
+    ]
+    for call in calls:
+        with pytest.raises((RuntimeError, ValueError)), fused._Functions():
+            call()
 
 
 @needs_gpu
