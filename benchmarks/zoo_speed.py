@@ -83,7 +83,8 @@ def main(settings: ZooSpeedSettings) -> None:
             {"model": model, "size": settings.size, "precision": precision, **shared}
             for precision in settings.precisions
         ]
-        present = [{key: row[key] for key in KEYS} for row in rows]
+        whole = [row for row in rows if settings.passes_only or row["fed_images_per_s"] is not None]
+        present = [{key: row[key] for key in KEYS} for row in whole]
         wanted = [row for row in wanted if settings.overwrite or row not in present]
         if not wanted:
             continue
@@ -263,7 +264,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     table = []
     for row in ordered:
         extras = [name for name in ("compile", "channels_last") if row[name]]
-        reference, alike, plain = row["reference_images_per_s"], row["pixels_alike"], row["plain_images_per_s"]
+        reference, alike, plain = row["reference_images_per_s"], row["pixels_alike"], row.get("plain_images_per_s")
         fed, evaluated, detected = (row[f"{name}_images_per_s"] for name in ("fed", "evaluated", "ood"))
         table.append(
             [row["model"], row["mode"], row["size"], row["precision"], row["batch_size"], " ".join(extras),

@@ -6,7 +6,8 @@ The plain pass is the network's own code. The weights stay the same, and the log
   the normalisation are multiplied into a copy of the weights.
 - Attention runs as one kernel that does not write its weights. mmcv asks PyTorch for these weights and drops them.
 - The layers of SegFormer keep their tokens in one memory layout.
-- Bilinear resizing, dilated depthwise convolution and adaptive pooling have faster kernels than PyTorch's.
+- Bilinear resizing, dilated depthwise convolution, adaptive pooling and the layer normalisation of few channels have
+  faster kernels than PyTorch's.
 - The kernels of a pass are recorded as a CUDA graph, which the CPU starts with one call.
 """
 
@@ -123,7 +124,7 @@ class _Graph:
             free, total = torch.cuda.mem_get_info(pixels.device)
             if free >= total // 4 and torch.equal(graph(pixels), logits):
                 return graph
-        except (RuntimeError, torch.OutOfMemoryError):  # the network waits for the GPU, or the GPU's memory is full
+        except RuntimeError:  # the network waits for the GPU, or the GPU's memory is full
             torch.cuda.synchronize(pixels.device)
         return None
 
