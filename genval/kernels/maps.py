@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-_ROWS, _CHANNELS = 32, 64
+_ROWS, _COLUMNS, _CHANNELS = 32, 16, 64
 
 
 @triton.jit
@@ -51,33 +51,62 @@ def _resize(  # type: ignore[no-untyped-def]
     tl.store(y + place, value.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width"])
-def _depthwise(  # type: ignore[no-untyped-def]
-    x, weight, bias, y, height, width, out_height, out_width, channels, stride_y, stride_x, pad_y, pad_x, step_y,
-    step_x, KERNEL_Y: tl.constexpr, KERNEL_X: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    image = tl.program_id(2).to(tl.int64)
+@triton.jit
+def _factor(weight, mask):  # type: ignore[no-untyped-def]
+    return tl.load(weight, mask=mask, other=0.0).to(tl.float32)[None]
+
+
+@triton.jit
+def _finish(total, y, row, column, image, bias, width, height, channels, c, BIAS: tl.constexpr, GELU: tl.constexpr):  # type: ignore[no-untyped-def]
     inside = c < channels
-    mask = (row < out_height * out_width)[:, None] & inside[None]
-    top, left = row // out_width * stride_y - pad_y, row % out_width * stride_x - pad_x
-    x += image * height * width * channels
-    total = tl.zeros((ROWS, CHANNELS), tl.float32)
-    for tap_y in tl.static_range(KERNEL_Y):
-        for tap_x in tl.static_range(KERNEL_X):
-            source_y, source_x = top + tap_y * step_y, left + tap_x * step_x
-            is_there = (source_y >= 0) & (source_y < height) & (source_x >= 0) & (source_x < width)
-            value = _pixels(x, source_y * width + source_x, channels, c, mask & is_there[:, None])
-            factor = tl.load(weight + (tap_y * KERNEL_X + tap_x) * channels + c, mask=inside, other=0.0)
-            total += value * factor.to(tl.float32)[None]
     if BIAS:
         total += tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)[None]
     if GELU:
         total = 0.5 * total * (1 + tl.erf(total * 0.7071067811865476))
-    place = (image * out_height * out_width + row)[:, None] * channels + c[None]
+    place = ((image * height + row) * width + column)[:, None] * channels + c[None]
+    mask = ((column < width) & (row < height))[:, None] & inside[None]
     tl.store(y + place, total.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width"])
+def _depthwise(  # type: ignore[no-untyped-def]
+    x, weight, bias, y, height, width, out_height, out_width, channels, stride_y, stride_x, pad_y, pad_x, step_y,
+    step_x, KERNEL_Y: tl.constexpr, KERNEL_X: tl.constexpr, SHARED: tl.constexpr, BIAS: tl.constexpr,
+    GELU: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """With SHARED, a program computes four rows, `step_y` rows apart: a row that it loads serves several of them."""
+    blocks = tl.cdiv(out_width, COLUMNS)
+    column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    line = tl.program_id(0) // blocks
+    row = line // step_y * (4 * step_y) + line % step_y if SHARED else line
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    image = tl.program_id(2).to(tl.int64)
+    inside = c < channels
+    x += image * height * width * channels
+    first = tl.zeros((COLUMNS, CHANNELS), tl.float32)
+    second, third, fourth = first, first, first
+    for tap_x in range(KERNEL_X):
+        source_x = column * stride_x - pad_x + tap_x * step_x
+        is_column = (source_x >= 0) & (source_x < width)
+        factor, taps = weight + tap_x * channels + c, KERNEL_X * channels
+        for tap in tl.static_range(KERNEL_Y + 3 if SHARED else KERNEL_Y):
+            source_y = row * stride_y - pad_y + tap * step_y
+            is_there = is_column & (source_y >= 0) & (source_y < height)
+            value = _pixels(x, source_y * width + source_x, channels, c, is_there[:, None] & inside[None])
+            if tap < KERNEL_Y:
+                first += value * _factor(factor + tap * taps, inside)
+            if SHARED:
+                if (tap >= 1) and (tap < KERNEL_Y + 1):
+                    second += value * _factor(factor + (tap - 1) * taps, inside)
+                if (tap >= 2) and (tap < KERNEL_Y + 2):
+                    third += value * _factor(factor + (tap - 2) * taps, inside)
+                if tap >= 3:
+                    fourth += value * _factor(factor + (tap - 3) * taps, inside)
+    _finish(first, y, row, column, image, bias, out_width, out_height, channels, c, BIAS, GELU)
+    if SHARED:
+        _finish(second, y, row + step_y, column, image, bias, out_width, out_height, channels, c, BIAS, GELU)
+        _finish(third, y, row + 2 * step_y, column, image, bias, out_width, out_height, channels, c, BIAS, GELU)
+        _finish(fourth, y, row + 3 * step_y, column, image, bias, out_width, out_height, channels, c, BIAS, GELU)
 
 
 def resize_bilinear(x: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
@@ -133,9 +162,14 @@ def depthwise(
     )
     y = _empty(x, x.shape[1], size)
     taps = weight.flatten(1).T.contiguous()
-    _depthwise[_grid(y)](
+    # Rows that are next to each other read the same rows, unless the filter moves by several rows.
+    shared = stride[0] == 1
+    lines = triton.cdiv(size[0], 4 * dilation[0]) * dilation[0] if shared else size[0]
+    grid = (lines * triton.cdiv(size[1], _COLUMNS), triton.cdiv(x.shape[1], _CHANNELS), len(x))
+    _depthwise[grid](
         x, taps, taps if bias is None else bias, y, *x.shape[-2:], *size, x.shape[1], *stride, *padding, *dilation,
-        KERNEL_Y=kernel[0], KERNEL_X=kernel[1], BIAS=bias is not None, GELU=gelu, ROWS=_ROWS, CHANNELS=_CHANNELS,
+        KERNEL_Y=kernel[0], KERNEL_X=kernel[1], SHARED=shared, BIAS=bias is not None, GELU=gelu, COLUMNS=_COLUMNS,
+        CHANNELS=_CHANNELS,
     )  # fmt: skip
     return y
 

@@ -5,9 +5,8 @@ The plain pass is the network's own code. The weights stay the same, and the log
 - A convolution, the batch normalisation that follows, a residual sum and ReLU are one kernel of cuDNN. The factors of
   the normalisation are multiplied into a copy of the weights.
 - Attention runs as one kernel that does not write its weights. mmcv asks PyTorch for these weights and drops them.
-- The layers of SegFormer keep their tokens in one memory layout.
-- Bilinear resizing, dilated depthwise convolution, adaptive pooling and the layer normalisation of few channels have
-  faster kernels than PyTorch's.
+- The layers of SegFormer, ConvNeXt and Swin keep their tokens in one memory layout.
+- Bilinear resizing, depthwise convolution, adaptive pooling and layer normalisation have faster kernels than PyTorch's.
 - The kernels of a pass are recorded as a CUDA graph, which the CPU starts with one call.
 """
 
@@ -26,7 +25,7 @@ from mmcv.cnn.bricks.transformer import MultiheadAttention
 from mmseg.models.backbones import VisionTransformer
 from mmseg.models.backbones.mit import EfficientMultiheadAttention, MixFFN
 from mmseg.models.backbones.resnet import BasicBlock, Bottleneck
-from mmseg.models.backbones.swin import WindowMSA
+from mmseg.models.backbones.swin import ShiftWindowMSA
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -36,13 +35,19 @@ from genval.kernels.availability import can_fuse
 
 # `pool` starts a kernel per row and column of the output.
 _LARGEST_POOL = 16
-# PyTorch's bilinear resizing is faster for the 19 channels of logits. Its layer normalisation is slow for the 64 to 512
-# channels of SegFormer.
-_FEW_CHANNELS, _MANY_CHANNELS = 32, 512
+# PyTorch's bilinear resizing is faster for the 19 channels of logits. The kernel for layer normalisation keeps a token
+# in registers.
+_FEW_CHANNELS, _MANY_CHANNELS = 32, 2048
+_MANY_GROUPS = 64
 _MOST_RECORDS = 4
 # A GPU starts at most 65,535 blocks along one side.
 _MOST_WINDOWS = 1 << 15
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# The numbers of channels and tokens by which tensor cores and attention read memory.
+_ALIGNED_CHANNELS, _ALIGNED_TOKENS = 8, 16
+# mmpretrain is imported only for networks that need it.
+_CONVNEXT_BLOCK = "mmpretrain.models.backbones.convnext.ConvNeXtBlock"
+_LAYER_NORM_2D = "mmpretrain.models.utils.norm.LayerNorm2d"
 
 Forward = Callable[..., Any]
 
@@ -185,9 +190,17 @@ def _conv2d(
 
     step = _pair(dilation)
     is_depthwise = x.ndim == 4 and 1 < groups == x.shape[1] and weight.shape[:2] == (groups, 1)
-    if not is_depthwise or weight.dtype != x.dtype or max(step) == 1 or isinstance(padding, str):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    return depthwise(x, weight, bias, _pair(stride), _pair(padding), step)
+    # cuDNN is faster for few channels and for strides, but not if the filter is dilated.
+    is_slow = max(step) > 1 or (max(_pair(stride)) == 1 and groups >= _MANY_GROUPS)
+    if is_depthwise and is_slow and weight.dtype == x.dtype and not isinstance(padding, str):
+        return depthwise(x, weight, bias, _pair(stride), _pair(padding), step)
+    missing = -len(weight) % _ALIGNED_CHANNELS
+    if missing and groups == 1 and x.dtype != torch.float32 and x.ndim == 4 and x.shape[1] % _ALIGNED_CHANNELS == 0:
+        # cuDNN's kernels for 19 classes are slow.
+        weight, added = F.pad(weight, (0,) * 7 + (missing,)), None if bias is None else F.pad(bias, (0, missing))
+        y = F.conv2d(x, weight, added, stride, padding, dilation)
+        return y[:, : y.shape[1] - missing].contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 def _layer_norm(
@@ -264,10 +277,10 @@ def _fused_methods(network: nn.Module) -> Iterator[tuple[Any, str, Forward]]:
 def _fused_forward(module: Any) -> Forward | None:
     """Return a faster forward pass, if the layer's class is known exactly: a subclass may do something else."""
     kind = type(module)
-    if kind is WindowMSA:  # `OpenMMLabSegmenter` has replaced its forward pass
-        return functools.partial(_window_attention, module)
     if "forward" in module.__dict__:  # somebody else has replaced it
         return None
+    if kind is ShiftWindowMSA:
+        return functools.partial(_shifted_windows, module)
     if kind is MixFFN:
         return functools.partial(_mix_ffn, module)
     if kind in (MultiheadAttention, EfficientMultiheadAttention):
@@ -283,6 +296,11 @@ def _fused_forward(module: Any) -> Forward | None:
     if kind is Bottleneck:
         pairs = ((module.conv1, module.norm1), (module.conv2, module.norm2), (module.conv3, module.norm3))
         return _residual_block(module, pairs)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name == _LAYER_NORM_2D:
+        return functools.partial(_layer_norm_2d, module)
+    if name == _CONVNEXT_BLOCK and module.linear_pw_conv and module.grn is None:
+        return functools.partial(_convnext_block, module)
     return None
 
 
@@ -431,21 +449,99 @@ def _attend(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor) -> Te
     return F.linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
 
 
-def _window_attention(module: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention within windows (B, N, C) of Swin; `mask` (W, N, N) is added for each of the W windows of an image."""
-    windows, tokens, width = x.shape
-    heads = module.num_heads
-    q, k, v = module.qkv(x).view(windows, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-    index = module.relative_position_index.flatten()
-    bias = module.relative_position_bias_table[index].view(tokens, tokens, heads).permute(2, 0, 1)
-    added = bias[None] if mask is None else bias + mask[:, None]
-    added = added.to(q.dtype).contiguous()
-    step = _MOST_WINDOWS if mask is None else len(mask)
-    images = [slice(start, start + step) for start in range(0, windows, step)]
+@dataclass(frozen=True)
+class _Windows:
+    """The windows of the feature maps of a batch, those without a mask first."""
+
+    places: Tensor  # token of each token of the windows, (windows * N,)
+    padded: Tensor  # tokens of the windows that lie outside of the map
+    back: Tensor  # token of the windows of each token of the maps
+    unmasked: int  # windows without a mask
+    mask: Tensor  # is added to the attention within the others, (windows, 1, N, N)
+
+    @classmethod
+    @functools.lru_cache(maxsize=32)
+    def of(cls, images: int, height: int, width: int, side: int, shift: int, device: torch.device) -> _Windows:
+        """Divide maps into windows as `ShiftWindowMSA` does, after the padded maps are rolled by `shift`."""
+        rows, columns = (-(-length // side) * side for length in (height, width))
+        y, x = ((torch.arange(length) + shift) % length for length in (rows, columns))
+        places = (y[:, None] * width + x).masked_fill((y >= height)[:, None] | (x >= width), -1)
+        # Tokens of different parts of the map, which rolling has brought together, do not see each other.
+        part_y, part_x = (
+            (torch.arange(length) >= length - side).long() + (torch.arange(length) >= length - shift)
+            for length in (rows, columns)
+        )
+        parts = part_y[:, None] * 3 + part_x
+
+        def split(values: Tensor) -> Tensor:
+            return values.view(rows // side, side, columns // side, side).transpose(1, 2).reshape(-1, side**2)
+
+        places, parts = split(places), split(parts)
+        mask = torch.where(parts[:, None] == parts[:, :, None], 0.0, -100.0)
+        is_masked = mask.flatten(1).any(1) if shift else torch.zeros(len(mask), dtype=torch.bool)
+        starts = torch.arange(images)[:, None, None] * height * width
+        groups = [places[~is_masked], places[is_masked]]
+        ordered = torch.cat([torch.where(group < 0, -1, group + starts).flatten() for group in groups])
+        (present,) = (ordered >= 0).nonzero(as_tuple=True)
+        back = torch.empty(images * height * width, dtype=torch.long)
+        back[ordered[present]] = present
+        (padded,) = (ordered < 0).nonzero(as_tuple=True)
+        masks = mask[is_masked][:, None].repeat(images, 1, 1, 1)
+        unmasked = images * int((~is_masked).sum())
+        return cls(ordered.clamp_min(0).to(device), padded.to(device), back.to(device), unmasked, masks.to(device))
+
+
+def _shifted_windows(module: Any, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    """Attention within the windows of Swin, of tokens (B, H * W, C)."""
+    attention, side = module.w_msa, module.window_size
+    images, _, width = query.shape
+    heads, tokens = attention.num_heads, side**2
+    windows = _Windows.of(images, *hw_shape, side, module.shift_size, query.device)
+    inputs = query.flatten(0, 1).index_select(0, windows.places)
+    if len(windows.padded):
+        inputs.index_fill_(0, windows.padded, 0)
+    qkv = attention.qkv(inputs).view(-1, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    index = attention.relative_position_index.flatten()
+    bias = attention.relative_position_bias_table[index].view(1, tokens, tokens, heads).permute(0, 3, 1, 2)
+    mixed = _attend_windows(qkv[:, : windows.unmasked], bias, attention.scale)
+    if len(windows.mask):
+        mixed += _attend_windows(qkv[:, windows.unmasked :], bias + windows.mask, attention.scale)
+    outputs = attention.proj(torch.cat(mixed) if len(mixed) > 1 else mixed[0])
+    return module.drop(outputs.flatten(0, 1).index_select(0, windows.back).unflatten(0, (images, -1)))
+
+
+def _attend_windows(qkv: Tensor, added: Tensor, scale: float) -> list[Tensor]:
+    """Attention within windows; `added` (1 or windows, heads, N, N) is added to the weights before their softmax.
+
+    Returns:
+        Parts of the result, each (windows, N, C).
+    """
+    # PyTorch copies a tensor whose rows are not aligned.
+    tokens = added.shape[-1]
+    added = F.pad(added.to(qkv.dtype).contiguous(), (0, -tokens % _ALIGNED_TOKENS))[..., :tokens]
+    mixed = []
     # cuDNN's attention, which PyTorch prefers, is slow for so few tokens.
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        mixed = [F.scaled_dot_product_attention(q[one], k[one], v[one], added, scale=module.scale) for one in images]
-    return module.proj(torch.cat(mixed).transpose(1, 2).flatten(2))
+        for start in range(0, qkv.shape[1], _MOST_WINDOWS):
+            q, k, v = qkv[:, start : start + _MOST_WINDOWS]
+            terms = added if len(added) == 1 else added[start : start + _MOST_WINDOWS]
+            mixed.append(F.scaled_dot_product_attention(q, k, v, terms, scale=scale).transpose(1, 2).flatten(2))
+    return mixed
+
+
+def _layer_norm_2d(norm: Any, x: Tensor, data_format: str = "channel_first") -> Tensor:
+    if data_format == "channel_last":
+        return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    tokens = F.layer_norm(_to_tokens(x), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return _to_map(tokens, x.shape[2:])
+
+
+def _convnext_block(block: Any, x: Tensor) -> Tensor:
+    hidden = _to_tokens(block.depthwise_conv(x))
+    hidden = F.layer_norm(hidden, block.norm.normalized_shape, block.norm.weight, block.norm.bias, block.norm.eps)
+    hidden, tokens = block.pointwise_conv2(block.act(block.pointwise_conv1(hidden))), _to_tokens(x)
+    tokens = tokens + hidden if block.gamma is None else torch.addcmul(tokens, hidden, block.gamma)
+    return _to_map(tokens, x.shape[2:])
 
 
 def _mix_ffn(module: Any, x: Tensor, hw_shape: tuple[int, int], identity: Tensor | None = None) -> Tensor:
@@ -461,9 +557,9 @@ def _mix_ffn(module: Any, x: Tensor, hw_shape: tuple[int, int], identity: Tensor
     return (x if identity is None else identity) + F.linear(hidden, last.weight.flatten(1), last.bias)
 
 
-def _to_map(tokens: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+def _to_map(tokens: Tensor, hw_shape: Sequence[int]) -> Tensor:
     """(B, H * W, C) to (B, C, H, W), channels-last, without a copy."""
-    return tokens.unflatten(1, hw_shape).permute(0, 3, 1, 2)
+    return tokens.unflatten(1, tuple(hw_shape)).permute(0, 3, 1, 2)
 
 
 def _to_tokens(x: Tensor) -> Tensor:

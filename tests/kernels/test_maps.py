@@ -40,7 +40,13 @@ def test_resizing_rounds_once() -> None:
 
 
 def test_depthwise_convolution_is_that_of_pytorch() -> None:
-    for channels, kernel, stride, dilation in ((70, (3, 3), (1, 1), (2, 3)), (5, (3, 5), (2, 1), (1, 2))):
+    cases = [
+        (70, (3, 3), (1, 1), (2, 3)),
+        (5, (3, 5), (2, 1), (1, 2)),
+        (5, (7, 7), (1, 1), (1, 1)),
+        (3, (1, 2), (1, 3), (3, 1)),
+    ]
+    for channels, kernel, stride, dilation in cases:
         x, weight, bias = (
             feature_maps(2, channels, 11, 9),
             feature_maps(channels, 1, *kernel),

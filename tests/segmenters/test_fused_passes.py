@@ -1,6 +1,7 @@
 """The fused forward pass gives the logits of the plain one, and steps aside where it cannot."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import path_dicts
 from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network, import_mmseg
 
 import_mmseg()
+from mmseg.models.backbones import swin  # noqa: E402
+
 from genval.segmenters import fused  # noqa: E402
 
 # Models whose layers are all kinds of fused layers, with few of them.
@@ -24,6 +27,9 @@ MODELS = {
     "APCNet-R50": {},
     "MobileNetV3": {},
     "SwinLarge": {"model.backbone.depths": [1, 2, 1, 1]},
+    "ConvNext-B-In1K": {
+        "model.backbone.arch": {"_delete_": True, "depths": [1, 2, 1, 1], "channels": [128, 256, 512, 1024]}
+    },
     "UpperNetR18": {},
 }
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
@@ -123,6 +129,40 @@ def test_layers_of_other_kinds_stay_plain() -> None:
     assert len(list(fused._fused_methods(nn.ModuleList([nn.Sequential(*layers * 2)]).eval()))) == 1
 
 
+@pytest.mark.parametrize("size", [(14, 21), (7, 7), (15, 9), (5, 4), (8, 28)])
+@pytest.mark.parametrize("shift", [0, 3])
+def test_attention_within_windows_is_that_of_mmsegmentation(size: tuple[int, int], shift: int) -> None:
+    torch.manual_seed(0)
+    layer = swin.ShiftWindowMSA(16, 2, 7, shift).eval()
+    nn.init.normal_(layer.w_msa.relative_position_bias_table)
+    tokens = torch.randn(3, size[0] * size[1], 16)
+    with torch.inference_mode():
+        result = fused._shifted_windows(layer, tokens, size)
+        torch.testing.assert_close(result, layer(tokens, size), rtol=1e-5, atol=1e-6)
+
+
+def test_many_windows_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, tokens = swin.ShiftWindowMSA(16, 2, 7, 3).eval(), torch.randn(3, 15 * 22, 16)
+    with torch.inference_mode():
+        expected = fused._shifted_windows(layer, tokens, (15, 22))
+        monkeypatch.setattr(fused, "_MOST_WINDOWS", 4)
+        torch.testing.assert_close(fused._shifted_windows(layer, tokens, (15, 22)), expected)
+
+
+def test_few_classes_are_computed_as_if_they_were_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_fits", lambda x: isinstance(x, Tensor))
+    x = torch.randn(2, 16, 5, 7, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    for layer in (nn.Conv2d(16, 19, 1), nn.Conv2d(16, 3, 3, stride=2, padding=1, bias=False)):
+        layer = layer.bfloat16()
+        with torch.inference_mode():
+            expected = layer(x)
+            with mock.patch.object(F, "pad", wraps=F.pad) as pad, fused._Functions():
+                logits = layer(x)
+        assert pad.call_count == 1 + (layer.bias is not None)
+        assert logits.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(logits, expected, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("size", [(1, 3), (6, 6), (4, 9)])
 def test_pooling_is_that_of_pytorch(size: tuple[int, int]) -> None:
     x = torch.randn(2, 5, 13, 9).contiguous(memory_format=torch.channels_last)
@@ -134,6 +174,7 @@ def test_functions_are_replaced_where_they_give_the_same(monkeypatch: pytest.Mon
     device = "cuda" if torch.cuda.is_available() else "cpu"
     monkeypatch.setattr(fused, "_fits", lambda x: isinstance(x, Tensor) and x.ndim > 2)
     monkeypatch.setattr(fused, "_FEW_CHANNELS", 1)
+    monkeypatch.setattr(fused, "_MANY_GROUPS", 1)
     x = torch.randn(2, 6, 9, 12, device=device).contiguous(memory_format=torch.channels_last)
     weight, bias, tokens = (torch.randn(shape, device=device) for shape in ((6, 1, 3, 3), (6,), (2, 40, 6)))
     full = torch.randn(6, 3, 3, 3, device=device)
@@ -152,6 +193,7 @@ def test_functions_are_replaced_where_they_give_the_same(monkeypatch: pytest.Mon
         lambda: F.conv2d(x, weight, padding="same", dilation=2, groups=6),
         lambda: F.conv2d(x, weight, stride=2, groups=6),
         lambda: F.conv2d(x, full, dilation=2, groups=2),
+        lambda: F.conv2d(x, weight, bias, padding=1, groups=6),
         lambda: F.conv2d(x[0], weight, bias, dilation=2, groups=6),
         lambda: F.interpolate(x, torch.Size((5, 9)), mode="bilinear"),
         lambda: F.interpolate(input=x, size=[5, 9], mode="bilinear"),
