@@ -323,10 +323,10 @@ def _decode_plain_png(path: str | Path, colour: int) -> np.ndarray | None:
         if not Path(path).is_file():
             return None
         with open(path, "rb", buffering=0) as stream:
-            data = stream.read(_PNG_HEAD)
-            if not _is_plain_head(data, colour):
+            if not _is_plain_head(stream.read(_PNG_HEAD), colour):
                 return None
-            data += stream.read()
+            stream.seek(0)
+            data = stream.read()
     except OSError:
         return None
     pixel_data = _pixel_chunks(data)
@@ -352,19 +352,25 @@ def _pixel_chunks(data: bytes) -> bytes | None:
 
     None where there is another kind of chunk, or the file is damaged outside its pixels.
     """
-    place, kept = len(_PNG), [_PNG]
+    # Copies are avoided: no other thread runs Python while megabytes are copied here.
+    view, place, removed = memoryview(data), len(_PNG), 0
+    kept = [view[:place]]
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
         end = place + length + 12
         # OpenCV checks the checksums of the pixels, and only warns about the others.
-        if kind != b"IDAT" and data[end - 4 : end] != zlib.crc32(data[place + 4 : end - 4]).to_bytes(4, "big"):
+        if kind != b"IDAT" and data[end - 4 : end] != zlib.crc32(view[place + 4 : end - 4]).to_bytes(4, "big"):
             return None
         if kind in _PIXEL_CHUNKS:
-            kept.append(data[place:end])
-        elif kind not in _OTHER_CHUNKS:
+            kept.append(view[place:end])
+        elif kind in _OTHER_CHUNKS:
+            removed += 1
+        else:
             return None
         place = end
-    return b"".join(kept) if place == len(data) and kept[-1] == _PNG_END else None
+    if place != len(data) or kept[-1] != _PNG_END:
+        return None
+    return b"".join(kept) if removed else data
 
 
 def _open(path: str | Path, formats: tuple[str, ...], expected: str, read: Callable[[Image, bytes], _R]) -> _R:
