@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from genval.artifacts.manifest import Manifest
 from genval.artifacts.settings import write_settings
-from genval.runtime.background import one_behind
+from genval.runtime.background import one_ahead, one_behind
 from genval.runtime.devices import same_outcome
 from genval.runtime.errors import GenValError, without_skip_bad
 from genval.runtime.files import remove_leftovers
@@ -45,9 +45,9 @@ class Stage(abc.ABC, Generic[Item, Loaded, Output]):
     """How the items of a stage are recognised as done, loaded, computed and written.
 
     `run_stage` locks `folders` and calls `begin` in the first process, `open` in every process, `is_done` for every
-    item, `prepare` in the first process, then for each batch `load` (in reading threads), `compute` (in the main
-    thread), `write` (in writing threads) and, when a unit is written, `commit` (in one thread, in the order of the
-    units), and at the end `finish` in the first process.
+    item, `prepare` in the first process, then for each batch `load` (in reading threads), `collate` (in one thread, one
+    batch ahead), `compute` (in the main thread), `write` (in writing threads) and, when a unit is written, `commit` (in
+    one thread, in the order of the units), and at the end `finish` in the first process.
 
     Attributes:
         title: what the progress bar calls the work.
@@ -103,9 +103,18 @@ class Stage(abc.ABC, Generic[Item, Loaded, Output]):
         """Cut a loaded batch into parts that can be computed together, e.g. of one image size."""
         return [batch]
 
+    def collate(self, items: Sequence[Item], loaded: Sequence[Loaded]) -> Any:
+        """Make what `compute` takes out of a batch's loaded items: by default the list itself."""
+        return loaded
+
     @abc.abstractmethod
-    def compute(self, items: Sequence[Item], loaded: Sequence[Loaded]) -> Any:
-        """Return one output per item, or where `asynchronous` is set a function without arguments that does."""
+    def compute(self, items: Sequence[Item], batch: Any) -> Any:
+        """Return one output per item, or where `asynchronous` is set a function without arguments that does.
+
+        Args:
+            items: the items of the batch.
+            batch: from `collate`.
+        """
 
     @abc.abstractmethod
     def write(self, item: Item, loaded: Loaded, output: Output) -> Line | None:
@@ -285,8 +294,9 @@ def run_stage(
         skipped: list[Skipped[Item]] | None = [] if skip_bad else None
         bar = progress_bar(before + own, stage.title, initial=before, rank=rank)
         writer = _Writer(stage, done, num_workers)
-        with same_outcome(fabric), stage.compute_context(), bar, writer:
-            started = _compute(stage, _load(stage, mine, num_workers, skipped), rank)
+        with same_outcome(fabric), stage.compute_context(), bar, writer, contextlib.ExitStack() as stack:
+            loaded = stack.enter_context(contextlib.closing(one_ahead(_load(stage, mine, num_workers, skipped))))
+            started = _compute(stage, loaded, rank)
             for unit, part, outputs in one_behind(started) if stage.asynchronous else started:
                 if part:
                     writer.submit(part, outputs() if stage.asynchronous else outputs)
@@ -317,9 +327,10 @@ def _items(unit: Sequence[Sequence[Item]]) -> list[Item]:
     return [item for batch in unit for item in batch]
 
 
-# A part of a batch; the end of a unit is marked by the unit itself.
+# A part of a batch, and what is computed of it; the end of a unit is marked by the unit itself.
 _Part = list[tuple[Any, Any]]
 _End = Sequence[Sequence[Any]] | None
+_Loaded = tuple[_End, _Part, Any]
 
 
 def _load(
@@ -327,7 +338,7 @@ def _load(
     units: Sequence[Sequence[Sequence[Item]]],
     num_workers: int,
     skipped: list[Skipped[Item]] | None,
-) -> Iterator[tuple[_End, _Part]]:
+) -> Iterator[_Loaded]:
     """Load batches ahead of their use, in order."""
     batches = [(unit if batch is unit[-1] else None, batch) for unit in units for batch in unit]
     upcoming = deque(item for _, batch in batches for item in batch)
@@ -349,21 +360,21 @@ def _load(
                             raise
                         skipped.append(Skipped(item, without_skip_bad(str(error))))
                 parts = list(stage.split(loaded)) if loaded else [[]]
-                yield from ((end if part is parts[-1] else None, part) for part in parts)
+                for part in parts:
+                    collated = stage.collate(*map(list, zip(*part, strict=True))) if part else None
+                    yield end if part is parts[-1] else None, part, collated
         finally:
             for _, future in waiting:
                 future.cancel()
 
 
-def _compute(
-    stage: Stage[Any, Any, Any], loaded: Iterable[tuple[_End, _Part]], rank: int
-) -> Iterator[tuple[_End, _Part, Any]]:
+def _compute(stage: Stage[Any, Any, Any], loaded: Iterable[_Loaded], rank: int) -> Iterator[tuple[_End, _Part, Any]]:
     first = rank == 0
-    for end, part in loaded:
+    for end, part, batch in loaded:
         if part and first:
             tqdm.write(f"{stage.title}: first batch {seconds_since_start():.1f} s after the start", file=sys.stderr)
             first = False
-        yield end, part, stage.compute(*map(list, zip(*part, strict=True))) if part else list
+        yield end, part, stage.compute([item for item, _ in part], batch) if part else list
 
 
 class _Writer:

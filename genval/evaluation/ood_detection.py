@@ -396,8 +396,11 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
     def split(self, batch: list[tuple[OodItem, _Pair]]) -> Iterable[list[tuple[OodItem, _Pair]]]:
         return [list(group) for _, group in itertools.groupby(batch, key=lambda pair: pair[1][1].shape)]
 
-    def compute(self, items: Sequence[OodItem], loaded: Sequence[_Pair]) -> Callable[[], list[_Measured]]:
-        images, kinds = (stack_batch(arrays, self.device) for arrays in zip(*loaded, strict=True))
+    def collate(self, items: Sequence[OodItem], loaded: Sequence[_Pair]) -> list[np.ndarray]:
+        return [stack_batch(arrays, self.device) for arrays in zip(*loaded, strict=True)]
+
+    def compute(self, items: Sequence[OodItem], batch: Sequence[np.ndarray]) -> Callable[[], list[_Measured]]:
+        images, kinds = batch
         keep = bool(self.settings.components) or self.settings.exact
         names = [str(item.image) for item in items]
         return launch_ood_batch(self.segmenter, images, kinds, names, self.device, self.standard, keep, self.more)

@@ -167,6 +167,17 @@ _TENSORS = {"logits", "features"}  # kinds of tensors that --save names
 
 
 @dataclass(frozen=True)
+class _Batch:
+    """A batch of images of one size, in memory from which a GPU copies them."""
+
+    names: list[str]
+    images: np.ndarray  # RGB uint8 (B, H, W, 3)
+    train_ids: np.ndarray  # uint8 (B, H, W)
+    samples: list[np.ndarray] | None  # of each image, the pixels whose confidences are measured
+    kept: list[np.ndarray] | None  # of each image, the pixels whose logits are saved
+
+
+@dataclass(frozen=True)
 class _Output:
     """The result of a forward pass for one image."""
 
@@ -419,11 +430,11 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
     def split(self, batch: list[tuple[Item, _Pair]]) -> Iterable[list[tuple[Item, _Pair]]]:
         return [list(group) for _, group in itertools.groupby(batch, key=lambda pair: pair[1][1].shape)]
 
-    def compute(self, items: Sequence[Item], loaded: Sequence[_Pair]) -> Callable[[], list[_Output]]:
-        settings, device, number = self.settings, self.device, len(items)
+    def collate(self, items: Sequence[Item], loaded: Sequence[_Pair]) -> _Batch:
+        settings, device = self.settings, self.device
         # A GPU's libraries prepare kernels for each size of a batch, which takes seconds; a compiler takes a minute.
         shape = loaded[0][1].shape
-        if number == self.batch_size:
+        if len(items) == self.batch_size:
             self._full_shapes.add(shape)
         elif settings.model.compile == "on" or (device.type == "cuda" and shape in self._full_shapes):
             items, loaded = filled(items, self.batch_size), filled(loaded, self.batch_size)
@@ -435,14 +446,18 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
 
         samples = None if settings.sample == -1 else chosen(settings.sample)
         kept = chosen(settings.logit_pixels) if "logits" in self.tensors else None
+        return _Batch([str(item.image) for item in items], images, train_ids, samples, kept)
+
+    def compute(self, items: Sequence[Item], batch: _Batch) -> Callable[[], list[_Output]]:
+        settings, number, kept = self.settings, len(items), batch.kept
         with contextlib.ExitStack() as stack:
             features = None
             if "features" in self.tensors:
                 features = stack.enter_context(ImageFeatures(self.segmenter, settings.layer))
-            names = [str(item.image) for item in items]
             wait = launch_batch(
-                self.segmenter, images, train_ids, names, device, samples, kept, settings.fp16, self.groups
-            )
+                self.segmenter, batch.images, batch.train_ids, batch.names, self.device, batch.samples, kept,
+                settings.fp16, self.groups,
+            )  # fmt: skip
 
         def finish() -> list[_Output]:
             measured = wait()

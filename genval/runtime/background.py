@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -39,6 +41,28 @@ def one_behind(begun: Iterable[T]) -> Iterator[T]:
         yield from last
         raise
     yield from last
+
+
+def one_ahead(items: Iterable[T]) -> Generator[T]:
+    """Give each item while a thread makes the next.
+
+    Where making one fails, the one before it is given first. The thread has ended when the generator is closed.
+
+    >>> list(one_ahead("abc"))
+    ['a', 'b', 'c']
+    """
+    making = iter(items)
+    closing = contextlib.closing(making) if isinstance(making, Generator) else contextlib.nullcontext()
+    with closing, ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+        coming = thread.submit(_next, making)
+        while one := coming.result():
+            coming = thread.submit(_next, making)
+            yield one[0]
+
+
+def _next(items: Iterator[T]) -> tuple[T, ...]:
+    """Return the next item, or nothing at the end."""
+    return tuple(itertools.islice(items, 1))
 
 
 def in_processes(

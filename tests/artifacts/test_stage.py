@@ -266,6 +266,22 @@ def test_loading_runs_ahead_of_the_computation(tmp_path: Path) -> None:
     assert run_stage(Ahead(tmp_path), NUMBERS, batch_size=2).written == 10
 
 
+def test_batches_are_made_in_a_thread(tmp_path: Path) -> None:
+    class Sums(Squares):
+        def collate(self, items: Sequence[Number], loaded: Sequence[int]) -> int:
+            self.thread = threading.current_thread()
+            return sum(loaded)
+
+        def compute(self, items: Sequence[Number], batch: int) -> list[int]:
+            return [batch] * len(items)
+
+    stage = Sums(tmp_path)
+    run_stage(stage, NUMBERS[1:5], batch_size=3)
+    found = contents(tmp_path)
+    assert [found[f"n{number}.txt"] for number in range(1, 5)] == ["6", "6", "6", "4"]
+    assert stage.thread is not threading.current_thread()
+
+
 def test_a_second_run_on_a_folder_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     class Watched(Squares):
         def compute(self, items: Sequence[Number], loaded: Sequence[int]) -> Any:

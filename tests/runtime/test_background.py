@@ -2,11 +2,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from genval.runtime.background import in_processes, one_behind
+from genval.runtime.background import in_processes, one_ahead, one_behind
 from genval.runtime.errors import GenValError
 from genval.runtime.files import remove_leftovers, replace_file
 
@@ -28,6 +29,48 @@ def test_what_was_made_before_a_failure_is_given():
         for item in one_behind(1 / (2 - number) for number in range(4)):
             given.append(item)
     assert given == [0.5, 1.0]
+
+
+def test_a_thread_makes_the_next_item():
+    made, next_is_made = [], threading.Event()
+
+    def make(number):
+        made.append(threading.current_thread())
+        if number == 1:
+            next_is_made.set()
+        return number
+
+    items = one_ahead(map(make, range(3)))
+    assert next(items) == 0
+    assert next_is_made.wait(10)
+    assert list(items) == [1, 2]
+    assert set(made).isdisjoint([threading.current_thread()])
+    assert list(one_ahead([])) == []
+    assert list(one_ahead([None, 0])) == [None, 0]
+
+
+def test_what_was_made_ahead_of_a_failure_is_given():
+    given = []
+    with pytest.raises(ZeroDivisionError):
+        for item in one_ahead(1 / (2 - number) for number in range(4)):
+            given.append(item)
+    assert given == [0.5, 1.0]
+
+
+def test_items_that_are_not_wanted_are_not_made():
+    ended = []
+
+    def make():
+        try:
+            yield from range(100)
+        finally:
+            ended.append(threading.active_count())
+
+    before = threading.active_count()
+    items = one_ahead(make())
+    assert next(items) == 0
+    items.close()
+    assert ended == [before]
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path):
