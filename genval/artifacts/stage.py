@@ -12,6 +12,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,9 +46,9 @@ class Stage(abc.ABC, Generic[Item, Loaded, Output]):
     """How the items of a stage are recognised as done, loaded, computed and written.
 
     `run_stage` locks `folders` and calls `begin` in the first process, `open` in every process, `is_done` for every
-    item, `prepare` in the first process, then for each batch `load` (in reading threads), `collate` (in one thread, one
-    batch ahead), `compute` (in the main thread), `write` (in writing threads) and, when a unit is written, `commit` (in
-    one thread, in the order of the units), and at the end `finish` in the first process.
+    item, `prepare` in the first process, then for each batch `load` (in reading threads), `split` and `collate` (in one
+    thread, one batch ahead), `compute` (in the main thread), `write` (in writing threads) and, when a unit is
+    written, `commit` (in one thread, in the order of the units), and at the end `finish` in the first process.
 
     Attributes:
         title: what the progress bar calls the work.
@@ -104,7 +105,10 @@ class Stage(abc.ABC, Generic[Item, Loaded, Output]):
         return [batch]
 
     def collate(self, items: Sequence[Item], loaded: Sequence[Loaded]) -> Any:
-        """Make what `compute` takes out of a batch's loaded items: by default the list itself."""
+        """Make what `compute` takes of a part of a batch; by default the list of what was loaded.
+
+        Runs in a thread, outside of `compute_context`, while the main thread computes another batch.
+        """
         return loaded
 
     @abc.abstractmethod
@@ -112,8 +116,8 @@ class Stage(abc.ABC, Generic[Item, Loaded, Output]):
         """Return one output per item, or where `asynchronous` is set a function without arguments that does.
 
         Args:
-            items: the items of the batch.
-            batch: from `collate`.
+            items: the items of a batch, or of a part of one.
+            batch: from `collate`, of the same items.
         """
 
     @abc.abstractmethod
@@ -294,9 +298,11 @@ def run_stage(
         skipped: list[Skipped[Item]] | None = [] if skip_bad else None
         bar = progress_bar(before + own, stage.title, initial=before, rank=rank)
         writer = _Writer(stage, done, num_workers)
-        with same_outcome(fabric), stage.compute_context(), bar, writer, contextlib.ExitStack() as stack:
-            loaded = stack.enter_context(contextlib.closing(one_ahead(_load(stage, mine, num_workers, skipped))))
-            started = _compute(stage, loaded, rank)
+        readers = ThreadPoolExecutor(num_workers, thread_name_prefix="load")
+        stop = functools.partial(readers.shutdown, wait=False, cancel_futures=True)
+        batches = one_ahead(_load(stage, mine, readers, num_workers, skipped), stop)
+        with same_outcome(fabric), stage.compute_context(), bar, writer, readers, contextlib.closing(batches):
+            started = _compute(stage, batches, rank)
             for unit, part, outputs in one_behind(started) if stage.asynchronous else started:
                 if part:
                     writer.submit(part, outputs() if stage.asynchronous else outputs)
@@ -336,6 +342,7 @@ _Loaded = tuple[_End, _Part, Any]
 def _load(
     stage: Stage[Item, Loaded, Any],
     units: Sequence[Sequence[Sequence[Item]]],
+    readers: ThreadPoolExecutor,
     num_workers: int,
     skipped: list[Skipped[Item]] | None,
 ) -> Iterator[_Loaded]:
@@ -343,29 +350,24 @@ def _load(
     batches = [(unit if batch is unit[-1] else None, batch) for unit in units for batch in unit]
     upcoming = deque(item for _, batch in batches for item in batch)
     waiting: deque[tuple[Item, Future[Loaded]]] = deque()
-    with ThreadPoolExecutor(num_workers, thread_name_prefix="load") as pool:
-        try:
-            for end, batch in batches:
-                ahead = len(batch) + max(len(batch), 2 * num_workers)
-                while upcoming and len(waiting) < ahead:
-                    item = upcoming.popleft()
-                    waiting.append((item, pool.submit(stage.load, item)))
-                loaded: list[tuple[Item, Loaded]] = []
-                for _ in batch:
-                    item, future = waiting.popleft()
-                    try:
-                        loaded.append((item, future.result()))
-                    except GenValError as error:
-                        if skipped is None:
-                            raise
-                        skipped.append(Skipped(item, without_skip_bad(str(error))))
-                parts = list(stage.split(loaded)) if loaded else [[]]
-                for part in parts:
-                    collated = stage.collate(*map(list, zip(*part, strict=True))) if part else None
-                    yield end if part is parts[-1] else None, part, collated
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    for end, batch in batches:
+        ahead = len(batch) + max(len(batch), 2 * num_workers)
+        while upcoming and len(waiting) < ahead:
+            item = upcoming.popleft()
+            waiting.append((item, readers.submit(stage.load, item)))
+        loaded: list[tuple[Item, Loaded]] = []
+        for _ in batch:
+            item, future = waiting.popleft()
+            try:
+                loaded.append((item, future.result()))
+            except GenValError as error:
+                if skipped is None:
+                    raise
+                skipped.append(Skipped(item, without_skip_bad(str(error))))
+        parts = list(stage.split(loaded)) if loaded else [[]]
+        for part in parts:
+            collated = stage.collate(*map(list, zip(*part, strict=True))) if part else None
+            yield end if part is parts[-1] else None, part, collated
 
 
 def _compute(stage: Stage[Any, Any, Any], loaded: Iterable[_Loaded], rank: int) -> Iterator[tuple[_End, _Part, Any]]:

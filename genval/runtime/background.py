@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.connection
@@ -43,21 +42,31 @@ def one_behind(begun: Iterable[T]) -> Iterator[T]:
     yield from last
 
 
-def one_ahead(items: Iterable[T]) -> Generator[T]:
+def one_ahead(items: Iterable[T], stop: Callable[[], object] = lambda: None) -> Generator[T]:
     """Give each item while a thread makes the next.
 
-    Where making one fails, the one before it is given first. The thread has ended when the generator is closed.
+    Where making one fails, the one before it is given first. When the generator ends or is closed, the thread closes
+    `items`, if that is a generator, and ends.
+
+    Args:
+        items: what makes the items when they are asked for.
+        stop: is called when no more items are wanted, such as after Ctrl-C. It may let the item fail that is being made
+            then, so that the thread ends soon.
 
     >>> list(one_ahead("abc"))
     ['a', 'b', 'c']
     """
     making = iter(items)
-    closing = contextlib.closing(making) if isinstance(making, Generator) else contextlib.nullcontext()
-    with closing, ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
-        coming = thread.submit(_next, making)
-        while one := coming.result():
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+        try:
             coming = thread.submit(_next, making)
-            yield one[0]
+            while one := coming.result():
+                coming = thread.submit(_next, making)
+                yield one[0]
+        finally:
+            stop()
+            if isinstance(making, Generator):
+                thread.submit(making.close)  # this thread cannot: the generator may be running in the other one
 
 
 def _next(items: Iterator[T]) -> tuple[T, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -280,6 +282,48 @@ def test_batches_are_made_in_a_thread(tmp_path: Path) -> None:
     found = contents(tmp_path)
     assert [found[f"n{number}.txt"] for number in range(1, 5)] == ["6", "6", "6", "4"]
     assert stage.thread is not threading.current_thread()
+
+
+# Ctrl-C while four threads read sixteen files; a second one follows while the first waits for these threads.
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from genval.artifacts.stage import Stage, run_stage
+
+class Slow(Stage):
+    loads = 0
+    def folders(self): return [Path(sys.argv[1])]
+    def key(self, item): return str(item)
+    def is_done(self, item): return False
+    def compute(self, items, loaded): return loaded
+    def write(self, item, loaded, output): return None
+    def load(self, item):
+        Slow.loads += 1
+        if Slow.loads == 20:
+            threading.Thread(target=interrupt).start()
+        time.sleep(0.5)
+
+def interrupt():
+    for _ in range(int(sys.argv[2])):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+
+try:
+    run_stage(Slow(), range(1000), batch_size=16, num_workers=4)
+except KeyboardInterrupt:
+    for thread in threading.enumerate():
+        if thread.name.startswith(("load", "ahead")):
+            thread.join()
+    print(Slow.loads)
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interruption_waits_only_for_the_files_that_are_being_read(tmp_path: Path, times: int) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), str(times)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout and int(ended.stdout) < 28
 
 
 def test_a_second_run_on_a_folder_is_refused_and_changes_nothing(tmp_path: Path) -> None:

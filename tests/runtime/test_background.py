@@ -58,19 +58,39 @@ def test_what_was_made_ahead_of_a_failure_is_given():
 
 
 def test_items_that_are_not_wanted_are_not_made():
-    ended = []
+    made, is_closed = [], []
 
     def make():
         try:
-            yield from range(100)
+            for number in range(100):
+                made.append(number)
+                yield number
         finally:
-            ended.append(threading.active_count())
+            is_closed.append(True)
 
     before = threading.active_count()
     items = one_ahead(make())
     assert next(items) == 0
     items.close()
-    assert ended == [before]
+    assert is_closed and len(made) <= 2
+    assert threading.active_count() == before
+
+
+def test_making_an_item_can_be_stopped():
+    stopped, is_closed = threading.Event(), []
+
+    def make():
+        try:
+            yield 0
+            assert stopped.wait(60)
+            raise GenValError("stopped")
+        finally:
+            is_closed.append(True)
+
+    items = one_ahead(make(), stopped.set)
+    assert next(items) == 0
+    items.close()
+    assert stopped.is_set() and is_closed
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path):
