@@ -25,7 +25,7 @@ from mmcv.cnn.bricks.transformer import MultiheadAttention
 from mmseg.models.backbones import VisionTransformer
 from mmseg.models.backbones.mit import EfficientMultiheadAttention, MixFFN
 from mmseg.models.backbones.resnet import BasicBlock, Bottleneck
-from mmseg.models.backbones.swin import ShiftWindowMSA
+from mmseg.models.backbones.swin import ShiftWindowMSA, WindowMSA
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -265,8 +265,10 @@ _REPLACEMENTS: dict[Forward, Forward] = {
 def _fused_methods(network: nn.Module) -> Iterator[tuple[Any, str, Forward]]:
     """Yield each layer that has a faster method, the name of the method, and the faster one: equal up to rounding."""
     module: Any
+    # A graph reads these tensors. In one cache for all networks, the sizes of one would free the tensors of another.
+    windows = functools.lru_cache(maxsize=32)(_Windows.of)
     for module in network.modules():
-        forward = _fused_forward(module)
+        forward = _fused_forward(module, windows)
         if forward is not None:
             yield module, "forward", forward
         if type(module) is VisionTransformer:
@@ -274,13 +276,18 @@ def _fused_methods(network: nn.Module) -> Iterator[tuple[Any, str, Forward]]:
             yield module, "resize_pos_embed", functools.lru_cache(maxsize=8)(module.resize_pos_embed)
 
 
-def _fused_forward(module: Any) -> Forward | None:
-    """Return a faster forward pass, if the layer's class is known exactly: a subclass may do something else."""
+def _fused_forward(module: Any, windows: Callable[..., _Windows]) -> Forward | None:
+    """Return a faster forward pass, if the layer's class is known exactly: a subclass may do something else.
+
+    Args:
+        module: the layer.
+        windows: `_Windows.of`, which keeps its results for the next pass.
+    """
     kind = type(module)
     if "forward" in module.__dict__:  # somebody else has replaced it
         return None
     if kind is ShiftWindowMSA:
-        return functools.partial(_shifted_windows, module)
+        return functools.partial(_shifted_windows, module, windows) if type(module.w_msa) is WindowMSA else None
     if kind is MixFFN:
         return functools.partial(_mix_ffn, module)
     if kind in (MultiheadAttention, EfficientMultiheadAttention):
@@ -296,12 +303,15 @@ def _fused_forward(module: Any) -> Forward | None:
     if kind is Bottleneck:
         pairs = ((module.conv1, module.norm1), (module.conv2, module.norm2), (module.conv3, module.norm3))
         return _residual_block(module, pairs)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    if name == _LAYER_NORM_2D:
+    if _name(module) == _LAYER_NORM_2D:
         return functools.partial(_layer_norm_2d, module)
-    if name == _CONVNEXT_BLOCK and module.linear_pw_conv and module.grn is None:
-        return functools.partial(_convnext_block, module)
+    if _name(module) == _CONVNEXT_BLOCK and module.linear_pw_conv and module.grn is None:
+        return functools.partial(_convnext_block, module) if _name(module.norm) == _LAYER_NORM_2D else None
     return None
+
+
+def _name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -460,7 +470,6 @@ class _Windows:
     mask: Tensor  # is added to the attention within the others, (windows, 1, N, N)
 
     @classmethod
-    @functools.lru_cache(maxsize=32)
     def of(cls, images: int, height: int, width: int, side: int, shift: int, device: torch.device) -> _Windows:
         """Divide maps into windows as `ShiftWindowMSA` does, after the padded maps are rolled by `shift`."""
         rows, columns = (-(-length // side) * side for length in (height, width))
@@ -491,12 +500,14 @@ class _Windows:
         return cls(ordered.clamp_min(0).to(device), padded.to(device), back.to(device), unmasked, masks.to(device))
 
 
-def _shifted_windows(module: Any, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+def _shifted_windows(
+    module: Any, windows_of: Callable[..., _Windows], query: Tensor, hw_shape: tuple[int, int]
+) -> Tensor:
     """Attention within the windows of Swin, of tokens (B, H * W, C)."""
     attention, side = module.w_msa, module.window_size
     images, _, width = query.shape
     heads, tokens = attention.num_heads, side**2
-    windows = _Windows.of(images, *hw_shape, side, module.shift_size, query.device)
+    windows = windows_of(images, *hw_shape, side, module.shift_size, query.device)
     inputs = query.flatten(0, 1).index_select(0, windows.places)
     if len(windows.padded):
         inputs.index_fill_(0, windows.padded, 0)

@@ -12,6 +12,8 @@ import path_dicts
 from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network, import_mmseg
 
 import_mmseg()
+from mmpretrain.models.backbones.convnext import ConvNeXtBlock  # noqa: E402
+from mmpretrain.models.utils.norm import LayerNorm2d  # noqa: E402
 from mmseg.models.backbones import swin  # noqa: E402
 
 from genval.segmenters import fused  # noqa: E402
@@ -129,6 +131,46 @@ def test_layers_of_other_kinds_stay_plain() -> None:
     assert len(list(fused._fused_methods(nn.ModuleList([nn.Sequential(*layers * 2)]).eval()))) == 1
 
 
+def test_layers_with_parts_of_other_kinds_stay_plain() -> None:
+    class OtherNorm(LayerNorm2d):
+        """A subclass may do anything."""
+
+    class OtherAttention(swin.WindowMSA):
+        """A subclass may do anything."""
+
+    blocks = [ConvNeXtBlock(8, use_grn=True), ConvNeXtBlock(8, linear_pw_conv=False), ConvNeXtBlock(8)]
+    blocks[2].norm = OtherNorm(8)
+    layer = swin.ShiftWindowMSA(8, 2, 7, 3)
+    layer.w_msa = OtherAttention(8, 2, (7, 7))
+    network = nn.ModuleList([*blocks, layer]).eval()
+    methods = list(fused._fused_methods(network))
+    assert {type(module) for module, _, _ in methods} == {LayerNorm2d}
+    assert len(methods) == 2
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_a_block_of_convnext_is_that_of_mmpretrain(scale: float) -> None:
+    block = ConvNeXtBlock(8, layer_scale_init_value=scale).eval()
+    x = torch.randn(2, 8, 5, 9).contiguous(memory_format=torch.channels_last)
+    _, (module, _, forward) = sorted(fused._fused_methods(block), key=lambda method: method[0] is block)
+    assert module is block
+    with torch.inference_mode():
+        torch.testing.assert_close(forward(x), block(x))
+
+
+def test_windows_are_kept_for_each_network() -> None:
+    layers = [swin.ShiftWindowMSA(8, 2, 7, 3).eval() for _ in range(2)]
+    made = fused._Windows.of
+    with mock.patch.object(fused._Windows, "of", wraps=made) as make, torch.inference_mode():
+        (_, _, first), (_, _, second) = (next(fused._fused_methods(nn.ModuleList([layer]))) for layer in layers)
+        first(torch.randn(1, 36, 8), (6, 6))
+        for width in range(1, 40):  # a recorded pass of the first network reads the tensors of its windows
+            second(torch.randn(1, width, 8), (1, width))
+        number = make.call_count
+        first(torch.randn(1, 36, 8), (6, 6))
+        assert make.call_count == number
+
+
 @pytest.mark.parametrize("size", [(14, 21), (7, 7), (15, 9), (5, 4), (8, 28)])
 @pytest.mark.parametrize("shift", [0, 3])
 def test_attention_within_windows_is_that_of_mmsegmentation(size: tuple[int, int], shift: int) -> None:
@@ -137,16 +179,16 @@ def test_attention_within_windows_is_that_of_mmsegmentation(size: tuple[int, int
     nn.init.normal_(layer.w_msa.relative_position_bias_table)
     tokens = torch.randn(3, size[0] * size[1], 16)
     with torch.inference_mode():
-        result = fused._shifted_windows(layer, tokens, size)
+        result = fused._shifted_windows(layer, fused._Windows.of, tokens, size)
         torch.testing.assert_close(result, layer(tokens, size), rtol=1e-5, atol=1e-6)
 
 
 def test_many_windows_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, tokens = swin.ShiftWindowMSA(16, 2, 7, 3).eval(), torch.randn(3, 15 * 22, 16)
     with torch.inference_mode():
-        expected = fused._shifted_windows(layer, tokens, (15, 22))
+        expected = fused._shifted_windows(layer, fused._Windows.of, tokens, (15, 22))
         monkeypatch.setattr(fused, "_MOST_WINDOWS", 4)
-        torch.testing.assert_close(fused._shifted_windows(layer, tokens, (15, 22)), expected)
+        torch.testing.assert_close(fused._shifted_windows(layer, fused._Windows.of, tokens, (15, 22)), expected)
 
 
 def test_few_classes_are_computed_as_if_they_were_more(monkeypatch: pytest.MonkeyPatch) -> None:
