@@ -291,15 +291,15 @@ from pathlib import Path
 from genval.artifacts.stage import Stage, run_stage
 
 class Slow(Stage):
-    loads = 0
+    loads = []
     def folders(self): return [Path(sys.argv[1])]
     def key(self, item): return str(item)
     def is_done(self, item): return False
     def compute(self, items, loaded): return loaded
     def write(self, item, loaded, output): return None
     def load(self, item):
-        Slow.loads += 1
-        if Slow.loads == 20:
+        self.loads.append(item)
+        if item == 20:
             threading.Thread(target=interrupt).start()
         time.sleep(0.5)
 
@@ -314,7 +314,7 @@ except KeyboardInterrupt:
     for thread in threading.enumerate():
         if thread.name.startswith(("load", "ahead")):
             thread.join()
-    print(Slow.loads)
+    print(len(Slow.loads))
 """
 
 
