@@ -333,9 +333,11 @@ def _items(unit: Sequence[Sequence[Item]]) -> list[Item]:
     return [item for batch in unit for item in batch]
 
 
-# A part of a batch, and what is computed of it; the end of a unit is marked by the unit itself.
+# A part of a batch: its items, each with what was loaded of it.
 _Part = list[tuple[Any, Any]]
+# The unit, beside its last part; None beside the others.
 _End = Sequence[Sequence[Any]] | None
+# Whether the unit ends, a part, and what `collate` made of it.
 _Loaded = tuple[_End, _Part, Any]
 
 

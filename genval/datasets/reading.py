@@ -350,9 +350,10 @@ def _is_plain_head(data: bytes, colour: int) -> bool:
 def _pixel_chunks(data: bytes) -> bytes | None:
     """Return a PNG file without the chunks that do not change its pixels, about whose errors OpenCV prints warnings.
 
-    None where there is another kind of chunk, or the file is damaged outside its pixels.
+    The bytes themselves where there are no such chunks; None where there is another kind of chunk, or the file is
+    damaged outside its pixels.
     """
-    # Copies are avoided: no other thread runs Python while megabytes are copied here.
+    # Copies are avoided: Python's lock is held while bytes are copied, so that the other threads wait.
     view, place, removed = memoryview(data), len(_PNG), 0
     kept = [view[:place]]
     while place + 8 <= len(data):

@@ -74,7 +74,10 @@ def _depthwise(  # type: ignore[no-untyped-def]
     step_x, KERNEL_Y: tl.constexpr, KERNEL_X: tl.constexpr, SHARED: tl.constexpr, BIAS: tl.constexpr,
     GELU: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """With SHARED, a program computes four rows, `step_y` rows apart: a row that it loads serves several of them."""
+    """Compute a row of the result per program, or four with SHARED, which needs a `stride_y` of 1.
+
+    The four rows are the dilation `step_y` apart, so that a row of x that is loaded serves up to four of them.
+    """
     blocks = tl.cdiv(out_width, COLUMNS)
     column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
     line = tl.program_id(0) // blocks
@@ -162,7 +165,7 @@ def depthwise(
     )
     y = _empty(x, x.shape[1], size)
     taps = weight.flatten(1).T.contiguous()
-    # Rows that are next to each other read the same rows, unless the filter moves by several rows.
+    # Rows of the result that are the dilation apart read the same rows of x, unless the filter moves by several rows.
     shared = stride[0] == 1
     lines = triton.cdiv(size[0], 4 * dilation[0]) * dilation[0] if shared else size[0]
     grid = (lines * triton.cdiv(size[1], _COLUMNS), triton.cdiv(x.shape[1], _CHANNELS), len(x))

@@ -38,6 +38,7 @@ _LARGEST_POOL = 16
 # PyTorch's bilinear resizing is faster for the 19 channels of logits. The kernel for layer normalisation keeps a token
 # in registers.
 _FEW_CHANNELS, _MANY_CHANNELS = 32, 2048
+# From this number of channels on, the kernel for depthwise convolutions is faster than cuDNN's.
 _MANY_GROUPS = 64
 _MOST_RECORDS = 4
 # A GPU starts at most 65,535 blocks along one side.
@@ -196,7 +197,7 @@ def _conv2d(
         return depthwise(x, weight, bias, _pair(stride), _pair(padding), step)
     missing = -len(weight) % _ALIGNED_CHANNELS
     if missing and groups == 1 and x.dtype != torch.float32 and x.ndim == 4 and x.shape[1] % _ALIGNED_CHANNELS == 0:
-        # cuDNN's kernels for 19 classes are slow.
+        # cuDNN is slow where the number of channels of the result is not aligned, such as 19 classes.
         weight, added = F.pad(weight, (0,) * 7 + (missing,)), None if bias is None else F.pad(bias, (0, missing))
         y = F.conv2d(x, weight, added, stride, padding, dilation)
         return y[:, : y.shape[1] - missing].contiguous(memory_format=torch.channels_last)
@@ -463,9 +464,9 @@ def _attend(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor) -> Te
 class _Windows:
     """The windows of the feature maps of a batch, those without a mask first."""
 
-    places: Tensor  # token of each token of the windows, (windows * N,)
-    padded: Tensor  # tokens of the windows that lie outside of the map
-    back: Tensor  # token of the windows of each token of the maps
+    places: Tensor  # for each place in the windows, the token of the maps that stands there, (windows * N,)
+    padded: Tensor  # places in the windows that lie outside of the maps: they hold zeros
+    back: Tensor  # for each token of the maps, its place in the windows
     unmasked: int  # windows without a mask
     mask: Tensor  # is added to the attention within the others, (windows, 1, N, N)
 
