@@ -157,12 +157,17 @@ def depthwise(
 
     Returns:
         (N, C, ...), channels-last.
+
+    Raises:
+        ValueError: the filter is larger than the maps and their padding.
     """
     kernel = weight.shape[-2:]
     size = tuple(
         (length + 2 * pad - step * (taps - 1) - 1) // move + 1
         for length, pad, step, taps, move in zip(x.shape[-2:], padding, dilation, kernel, stride, strict=True)
     )
+    if min(size) < 1:
+        raise ValueError(f"A filter of {kernel} does not fit into maps of {x.shape[-2:]} pixels.")
     y = _empty(x, x.shape[1], size)
     taps = weight.flatten(1).T.contiguous()
     # Rows of the result that are the dilation apart read the same rows of x, unless the filter moves by several rows.

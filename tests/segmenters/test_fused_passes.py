@@ -16,7 +16,7 @@ from mmpretrain.models.backbones.convnext import ConvNeXtBlock  # noqa: E402
 from mmpretrain.models.utils.norm import LayerNorm2d  # noqa: E402
 from mmseg.models.backbones import swin  # noqa: E402
 
-from genval.segmenters import fused  # noqa: E402
+from genval.segmenters import fused, fused_functions, fused_layers  # noqa: E402
 
 # Models whose layers are all kinds of fused layers, with few of them.
 FEW_LAYERS = {"model.backbone.num_layers": 2, "model.backbone.out_indices": (1,)}
@@ -127,8 +127,8 @@ def test_layers_of_other_kinds_stay_plain() -> None:
             nn.Sequential(),
         ]
     )
-    assert not list(fused._fused_methods(network.eval()))
-    assert len(list(fused._fused_methods(nn.ModuleList([nn.Sequential(*layers * 2)]).eval()))) == 1
+    assert not list(fused_layers.fused_methods(network.eval()))
+    assert len(list(fused_layers.fused_methods(nn.ModuleList([nn.Sequential(*layers * 2)]).eval()))) == 1
 
 
 def test_layers_with_parts_of_other_kinds_stay_plain() -> None:
@@ -143,7 +143,7 @@ def test_layers_with_parts_of_other_kinds_stay_plain() -> None:
     layer = swin.ShiftWindowMSA(8, 2, 7, 3)
     layer.w_msa = OtherAttention(8, 2, (7, 7))
     network = nn.ModuleList([*blocks, layer]).eval()
-    methods = list(fused._fused_methods(network))
+    methods = list(fused_layers.fused_methods(network))
     assert {type(module) for module, _, _ in methods} == {LayerNorm2d}
     assert len(methods) == 2
 
@@ -152,7 +152,7 @@ def test_layers_with_parts_of_other_kinds_stay_plain() -> None:
 def test_a_block_of_convnext_is_that_of_mmpretrain(scale: float) -> None:
     block = ConvNeXtBlock(8, layer_scale_init_value=scale).eval()
     x = torch.randn(2, 8, 5, 9).contiguous(memory_format=torch.channels_last)
-    _, (module, _, forward) = sorted(fused._fused_methods(block), key=lambda method: method[0] is block)
+    _, (module, _, forward) = sorted(fused_layers.fused_methods(block), key=lambda method: method[0] is block)
     assert module is block
     with torch.inference_mode():
         torch.testing.assert_close(forward(x), block(x))
@@ -160,9 +160,9 @@ def test_a_block_of_convnext_is_that_of_mmpretrain(scale: float) -> None:
 
 def test_windows_are_kept_for_each_network() -> None:
     layers = [swin.ShiftWindowMSA(8, 2, 7, 3).eval() for _ in range(2)]
-    made = fused._Windows.of
-    with mock.patch.object(fused._Windows, "of", wraps=made) as make, torch.inference_mode():
-        (_, _, first), (_, _, second) = (next(fused._fused_methods(nn.ModuleList([layer]))) for layer in layers)
+    made = fused_layers.Windows.of
+    with mock.patch.object(fused_layers.Windows, "of", wraps=made) as make, torch.inference_mode():
+        (_, _, first), (_, _, second) = (next(fused_layers.fused_methods(nn.ModuleList([layer]))) for layer in layers)
         first(torch.randn(1, 36, 8), (6, 6))
         for width in range(1, 40):  # a recorded pass of the first network reads the tensors of its windows
             second(torch.randn(1, width, 8), (1, width))
@@ -179,26 +179,28 @@ def test_attention_within_windows_is_that_of_mmsegmentation(size: tuple[int, int
     nn.init.normal_(layer.w_msa.relative_position_bias_table)
     tokens = torch.randn(3, size[0] * size[1], 16)
     with torch.inference_mode():
-        result = fused._shifted_windows(layer, fused._Windows.of, tokens, size)
+        result = fused_layers.shifted_windows(layer, fused_layers.Windows.of, tokens, size)
         torch.testing.assert_close(result, layer(tokens, size), rtol=1e-5, atol=1e-6)
 
 
 def test_many_windows_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, tokens = swin.ShiftWindowMSA(16, 2, 7, 3).eval(), torch.randn(3, 15 * 22, 16)
     with torch.inference_mode():
-        expected = fused._shifted_windows(layer, fused._Windows.of, tokens, (15, 22))
-        monkeypatch.setattr(fused, "_MOST_WINDOWS", 4)
-        torch.testing.assert_close(fused._shifted_windows(layer, fused._Windows.of, tokens, (15, 22)), expected)
+        expected = fused_layers.shifted_windows(layer, fused_layers.Windows.of, tokens, (15, 22))
+        monkeypatch.setattr(fused_layers, "_MOST_WINDOWS", 4)
+        torch.testing.assert_close(
+            fused_layers.shifted_windows(layer, fused_layers.Windows.of, tokens, (15, 22)), expected
+        )
 
 
 def test_few_classes_are_computed_as_if_they_were_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_fits", lambda x: isinstance(x, Tensor))
+    monkeypatch.setattr(fused_functions, "fits", lambda x: isinstance(x, Tensor))
     x = torch.randn(2, 16, 5, 7, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     for layer in (nn.Conv2d(16, 19, 1), nn.Conv2d(16, 3, 3, stride=2, padding=1, bias=False)):
         layer = layer.bfloat16()
         with torch.inference_mode():
             expected = layer(x)
-            with mock.patch.object(F, "pad", wraps=F.pad) as pad, fused._Functions():
+            with mock.patch.object(F, "pad", wraps=F.pad) as pad, fused_functions.FusedFunctions():
                 logits = layer(x)
         assert pad.call_count == 1 + (layer.bias is not None)
         assert logits.is_contiguous(memory_format=torch.channels_last)
@@ -208,15 +210,15 @@ def test_few_classes_are_computed_as_if_they_were_more(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("size", [(1, 3), (6, 6), (4, 9)])
 def test_pooling_is_that_of_pytorch(size: tuple[int, int]) -> None:
     x = torch.randn(2, 5, 13, 9).contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(fused.pool(x, size), F.adaptive_avg_pool2d(x, size))
+    torch.testing.assert_close(fused_functions.pool(x, size), F.adaptive_avg_pool2d(x, size))
 
 
 def test_functions_are_replaced_where_they_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    monkeypatch.setattr(fused, "_fits", lambda x: isinstance(x, Tensor) and x.ndim > 2)
-    monkeypatch.setattr(fused, "_FEW_CHANNELS", 1)
-    monkeypatch.setattr(fused, "_MANY_GROUPS", 1)
+    monkeypatch.setattr(fused_functions, "fits", lambda x: isinstance(x, Tensor) and x.ndim > 2)
+    monkeypatch.setattr(fused_functions, "_FEW_CHANNELS", 1)
+    monkeypatch.setattr(fused_functions, "_MANY_GROUPS", 1)
     x = torch.randn(2, 6, 9, 12, device=device).contiguous(memory_format=torch.channels_last)
     weight, bias, tokens = (torch.randn(shape, device=device) for shape in ((6, 1, 3, 3), (6,), (2, 40, 6)))
     full = torch.randn(6, 3, 3, 3, device=device)
@@ -249,25 +251,27 @@ def test_functions_are_replaced_where_they_give_the_same(monkeypatch: pytest.Mon
     ]
     for number, call in enumerate(calls):
         expected = call()
-        with fused._Functions():
+        with fused_functions.FusedFunctions():
             result = call()
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5, msg=f"call {number}")
 
 
 def test_wrong_inputs_are_errors_as_without_replaced_functions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_fits", lambda x: isinstance(x, Tensor) and x.ndim > 2)
-    monkeypatch.setattr(fused, "_FEW_CHANNELS", 1)
+    monkeypatch.setattr(fused_functions, "fits", lambda x: isinstance(x, Tensor) and x.ndim > 2)
+    monkeypatch.setattr(fused_functions, "_FEW_CHANNELS", 1)
     x, tokens, ones = torch.randn(2, 6, 9, 12), torch.randn(2, 40, 6), torch.ones(3)
     calls = [
         lambda: F.layer_norm(tokens, (3,), ones, ones),
         lambda: F.conv2d(x, torch.ones(6, 2, 3, 3), dilation=2, groups=6),
         lambda: F.conv2d(x, torch.ones(6, 1, 3, 3).half(), dilation=2, groups=6),
+        lambda: F.conv2d(x, torch.ones(6, 1, 3, 3), dilation=6, groups=6),
+        lambda: F.conv2d(x, torch.ones(6, 1, 3, 3), dilation=(4, 6), groups=6),
         lambda: F.interpolate(x, (4, 5), scale_factor=2, mode="bilinear"),
         lambda: F.interpolate(x, (4, 5, 6), mode="bilinear"),
         lambda: F.interpolate(x, (0, 4), mode="bilinear"),
     ]
     for call in calls:
-        with pytest.raises((RuntimeError, ValueError)), fused._Functions():
+        with pytest.raises((RuntimeError, ValueError)), fused_functions.FusedFunctions():
             call()
 
 

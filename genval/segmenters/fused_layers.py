@@ -1,0 +1,347 @@
+"""Layers of mmsegmentation and mmpretrain with faster forward passes, for fused passes (`genval.segmenters.fused`)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks import Conv2d
+from mmcv.cnn.bricks.transformer import MultiheadAttention
+from mmseg.models.backbones import VisionTransformer
+from mmseg.models.backbones.mit import EfficientMultiheadAttention, MixFFN
+from mmseg.models.backbones.resnet import BasicBlock, Bottleneck
+from mmseg.models.backbones.swin import ShiftWindowMSA, WindowMSA
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from genval.kernels.availability import can_fuse
+from genval.segmenters.fused_functions import Forward, fits
+
+# A GPU starts at most 65,535 blocks along one side.
+_MOST_WINDOWS = 1 << 15
+# The number of tokens by which attention reads memory.
+_ALIGNED_TOKENS = 16
+# mmpretrain is imported only for networks that need it.
+_CONVNEXT_BLOCK = "mmpretrain.models.backbones.convnext.ConvNeXtBlock"
+_LAYER_NORM_2D = "mmpretrain.models.utils.norm.LayerNorm2d"
+
+
+def fused_methods(network: nn.Module) -> Iterator[tuple[Any, str, Forward]]:
+    """Yield each layer that has a faster method, the name of the method, and the faster one: equal up to rounding."""
+    module: Any
+    # A graph reads these tensors. In one cache for all networks, the sizes of one would free the tensors of another.
+    windows = functools.lru_cache(maxsize=32)(Windows.of)
+    for module in network.modules():
+        forward = _fused_forward(module, windows)
+        if forward is not None:
+            yield module, "forward", forward
+        if type(module) is VisionTransformer:
+            # The resized position embeddings are the same in each pass.
+            yield module, "resize_pos_embed", functools.lru_cache(maxsize=8)(module.resize_pos_embed)
+
+
+def _fused_forward(module: Any, windows: Callable[..., Windows]) -> Forward | None:
+    """Return a faster forward pass, if the layer's class is known exactly: a subclass may do something else.
+
+    Args:
+        module: the layer.
+        windows: `Windows.of`, which keeps its results for the next pass.
+    """
+    kind = type(module)
+    if "forward" in module.__dict__:  # somebody else has replaced it
+        return None
+    if kind is ShiftWindowMSA:
+        return functools.partial(shifted_windows, module, windows) if type(module.w_msa) is WindowMSA else None
+    if kind is MixFFN:
+        return functools.partial(_mix_ffn, module)
+    if kind in (MultiheadAttention, EfficientMultiheadAttention):
+        if not module.batch_first or not _is_simple(module.attn):
+            return None
+        return functools.partial(_attention if kind is MultiheadAttention else _efficient_attention, module)
+    if kind is ConvModule:
+        return _conv_module(module)
+    if kind is nn.Sequential:
+        return _stem(list(module))
+    if kind is BasicBlock:
+        return _residual_block(module, ((module.conv1, module.norm1), (module.conv2, module.norm2)))
+    if kind is Bottleneck:
+        pairs = ((module.conv1, module.norm1), (module.conv2, module.norm2), (module.conv3, module.norm3))
+        return _residual_block(module, pairs)
+    if _name(module) == _LAYER_NORM_2D:
+        return functools.partial(_layer_norm_2d, module)
+    if _name(module) == _CONVNEXT_BLOCK and module.linear_pw_conv and module.grn is None:
+        return functools.partial(_convnext_block, module) if _name(module.norm) == _LAYER_NORM_2D else None
+    return None
+
+
+def _name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """A convolution whose weights contain the normalisation that follows, and ReLU."""
+
+    weight: Tensor
+    bias: Tensor
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @classmethod
+    def of(cls, conv: nn.Module, norm: nn.Module) -> _Folded | None:
+        """Fold a pair of layers; None if they are of other kinds."""
+        if type(conv) not in (nn.Conv2d, Conv2d) or type(norm) is not nn.BatchNorm2d:
+            return None
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        # cuDNN's grouped convolutions with ReLU are slow.
+        if conv.groups > 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            return None
+        if not norm.affine or norm.running_mean is None or norm.running_var is None:
+            return None
+        factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        shift = norm.bias.double() - norm.running_mean.double() * factor
+        if conv.bias is not None:
+            shift = shift + conv.bias.double() * factor
+        weight = (conv.weight.double() * factor.view(-1, 1, 1, 1)).to(conv.weight.dtype)
+        weight = weight.detach().contiguous(memory_format=torch.channels_last)
+        bias = shift.detach().to(conv.weight.dtype)
+        if not (weight.isfinite().all() and bias.isfinite().all()):  # float16 has no numbers above 65,504
+            return None
+        return cls(weight, bias, conv.stride, conv.padding, conv.dilation)
+
+    def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """Return ReLU(y), or ReLU(y + added), where y is the normalised convolution of x."""
+        # cuDNN counts numbers of a tensor in 32 bits. PyTorch's convolution splits larger tensors.
+        if not x.is_cuda or x.numel() // x.shape[1] * max(x.shape[1], len(self.bias)) >= 2**31:
+            y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+            return (y if added is None else y.add_(added)).relu_()
+        options = (self.bias, self.stride, self.padding, self.dilation, 1)
+        if added is None:
+            return torch.cudnn_convolution_relu(x, self.weight, *options)
+        return torch.cudnn_convolution_add_relu(x, self.weight, added, 1.0, *options)
+
+
+def _fold(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> list[_Folded] | None:
+    """Fold pairs of layers; None if one of them is of another kind."""
+    folded = [_Folded.of(*pair) for pair in pairs]
+    return [layer for layer in folded if layer is not None] if all(folded) else None
+
+
+def _conv_module(module: Any) -> Forward | None:
+    if module.order != ("conv", "norm", "act") or not module.with_norm or not module.with_activation:
+        return None
+    if module.with_explicit_padding or module.with_spectral_norm or type(module.activate) is not nn.ReLU:
+        return None
+    folded = _Folded.of(module.conv, module.norm)
+    if folded is None:
+        return None
+
+    def forward(x: Tensor, activate: bool = True, norm: bool = True) -> Any:
+        return folded(x) if activate and norm else ConvModule.forward(module, x, activate, norm)
+
+    return forward
+
+
+def _stem(layers: Sequence[nn.Module]) -> Forward | None:
+    """The first layers of ResNet-V1c: convolution, normalisation and ReLU, three times."""
+    if not layers or len(layers) % 3 or any(type(layer) is not nn.ReLU for layer in layers[2::3]):
+        return None
+    folded = _fold(list(zip(layers[::3], layers[1::3], strict=True)))
+    if folded is None:
+        return None
+
+    def forward(x: Tensor) -> Tensor:
+        for layer in folded:
+            x = layer(x)
+        return x
+
+    return forward
+
+
+def _residual_block(block: Any, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> Forward | None:
+    """A block of ResNet; its last layers stay plain if plugins follow them, such as the context blocks of GCNet."""
+    has_plugins = getattr(block, "with_plugins", False)
+    if has_plugins and (block.after_conv1_plugins or block.after_conv2_plugins):
+        return None
+    folded = _fold(pairs[:-1] if has_plugins else pairs)
+    if folded is None:
+        return None
+
+    def forward(x: Tensor) -> Tensor:
+        identity = x if block.downsample is None else block.downsample(x)
+        for layer in folded[: len(pairs) - 1]:
+            x = layer(x)
+        if not has_plugins:
+            return folded[-1](x, identity)
+        x = block.forward_plugin(block.norm3(block.conv3(x)), block.after_conv3_plugin_names)
+        return x.add_(identity).relu_()
+
+    return forward
+
+
+def _is_simple(attention: nn.MultiheadAttention) -> bool:
+    return (
+        attention._qkv_same_embed_dim
+        and attention.in_proj_bias is not None
+        and attention.bias_k is None
+        and not attention.add_zero_attn
+    )
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor | None = None, value: Tensor | None = None,
+    identity: Tensor | None = None, **others: Any,
+) -> Any:  # fmt: skip
+    if key is not None or value is not None or any(other is not None for other in others.values()):
+        return MultiheadAttention.forward(module, query, key, value, identity, **others)
+    return (query if identity is None else identity) + _attend(module.attn, query, query)
+
+
+def _efficient_attention(module: Any, x: Tensor, hw_shape: tuple[int, int], identity: Tensor | None = None) -> Tensor:
+    keys = x
+    if module.sr_ratio > 1:
+        keys = module.norm(_to_tokens(module.sr(_to_map(x, hw_shape))))
+    return (x if identity is None else identity) + _attend(module.attn, x, keys)
+
+
+def _attend(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor) -> Tensor:
+    """Attention from `query` (B, N, C) to `keys` (B, M, C), which are also the values."""
+    width, heads = attention.embed_dim, attention.num_heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+
+    def split(tokens: Tensor) -> Tensor:
+        """(B, N, parts * C) to (parts, B, heads, N, C / heads)."""
+        return tokens.unflatten(2, (-1, heads, width // heads)).permute(2, 0, 3, 1, 4)
+
+    if keys is query:
+        q, k, v = split(F.linear(query, weight, bias))
+    else:
+        (q,) = split(F.linear(query, weight[:width], bias[:width]))
+        k, v = split(F.linear(keys, weight[width:], bias[width:]))
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return F.linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of the feature maps of a batch, those without a mask first."""
+
+    places: Tensor  # for each place in the windows, the token of the maps that stands there, (windows * N,)
+    padded: Tensor  # places in the windows that lie outside of the maps: they hold zeros
+    back: Tensor  # for each token of the maps, its place in the windows
+    unmasked: int  # windows without a mask
+    mask: Tensor  # is added to the attention within the others, (windows, 1, N, N)
+
+    @classmethod
+    def of(cls, images: int, height: int, width: int, side: int, shift: int, device: torch.device) -> Windows:
+        """Divide maps into windows as `ShiftWindowMSA` does, after the padded maps are rolled by `shift`."""
+        rows, columns = (-(-length // side) * side for length in (height, width))
+        y, x = ((torch.arange(length) + shift) % length for length in (rows, columns))
+        places = (y[:, None] * width + x).masked_fill((y >= height)[:, None] | (x >= width), -1)
+        # Tokens of different parts of the map, which rolling has brought together, do not see each other.
+        part_y, part_x = (
+            (torch.arange(length) >= length - side).long() + (torch.arange(length) >= length - shift)
+            for length in (rows, columns)
+        )
+        parts = part_y[:, None] * 3 + part_x
+
+        def split(values: Tensor) -> Tensor:
+            return values.view(rows // side, side, columns // side, side).transpose(1, 2).reshape(-1, side**2)
+
+        places, parts = split(places), split(parts)
+        mask = torch.where(parts[:, None] == parts[:, :, None], 0.0, -100.0)
+        is_masked = mask.flatten(1).any(1) if shift else torch.zeros(len(mask), dtype=torch.bool)
+        starts = torch.arange(images)[:, None, None] * height * width
+        groups = [places[~is_masked], places[is_masked]]
+        ordered = torch.cat([torch.where(group < 0, -1, group + starts).flatten() for group in groups])
+        (present,) = (ordered >= 0).nonzero(as_tuple=True)
+        back = torch.empty(images * height * width, dtype=torch.long)
+        back[ordered[present]] = present
+        (padded,) = (ordered < 0).nonzero(as_tuple=True)
+        masks = mask[is_masked][:, None].repeat(images, 1, 1, 1)
+        unmasked = images * int((~is_masked).sum())
+        return cls(ordered.clamp_min(0).to(device), padded.to(device), back.to(device), unmasked, masks.to(device))
+
+
+def shifted_windows(
+    module: Any, windows_of: Callable[..., Windows], query: Tensor, hw_shape: tuple[int, int]
+) -> Tensor:
+    """Attention within the windows of Swin, of tokens (B, H * W, C)."""
+    attention, side = module.w_msa, module.window_size
+    images, _, width = query.shape
+    heads, tokens = attention.num_heads, side**2
+    windows = windows_of(images, *hw_shape, side, module.shift_size, query.device)
+    inputs = query.flatten(0, 1).index_select(0, windows.places)
+    if len(windows.padded):
+        inputs.index_fill_(0, windows.padded, 0)
+    qkv = attention.qkv(inputs).view(-1, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    index = attention.relative_position_index.flatten()
+    bias = attention.relative_position_bias_table[index].view(1, tokens, tokens, heads).permute(0, 3, 1, 2)
+    mixed = _attend_windows(qkv[:, : windows.unmasked], bias, attention.scale)
+    if len(windows.mask):
+        mixed += _attend_windows(qkv[:, windows.unmasked :], bias + windows.mask, attention.scale)
+    outputs = attention.proj(torch.cat(mixed) if len(mixed) > 1 else mixed[0])
+    return module.drop(outputs.flatten(0, 1).index_select(0, windows.back).unflatten(0, (images, -1)))
+
+
+def _attend_windows(qkv: Tensor, added: Tensor, scale: float) -> list[Tensor]:
+    """Attention within windows; `added` (1 or windows, heads, N, N) is added to the weights before their softmax.
+
+    Returns:
+        Parts of the result, each (windows, N, C).
+    """
+    # PyTorch copies a tensor whose rows are not aligned.
+    tokens = added.shape[-1]
+    added = F.pad(added.to(qkv.dtype).contiguous(), (0, -tokens % _ALIGNED_TOKENS))[..., :tokens]
+    mixed = []
+    # cuDNN's attention, which PyTorch prefers, is slow for so few tokens.
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        for start in range(0, qkv.shape[1], _MOST_WINDOWS):
+            q, k, v = qkv[:, start : start + _MOST_WINDOWS]
+            terms = added if len(added) == 1 else added[start : start + _MOST_WINDOWS]
+            mixed.append(F.scaled_dot_product_attention(q, k, v, terms, scale=scale).transpose(1, 2).flatten(2))
+    return mixed
+
+
+def _layer_norm_2d(norm: Any, x: Tensor, data_format: str = "channel_first") -> Tensor:
+    if data_format == "channel_last":
+        return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    tokens = F.layer_norm(_to_tokens(x), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return _to_map(tokens, x.shape[2:])
+
+
+def _convnext_block(block: Any, x: Tensor) -> Tensor:
+    hidden = _to_tokens(block.depthwise_conv(x))
+    hidden = F.layer_norm(hidden, block.norm.normalized_shape, block.norm.weight, block.norm.bias, block.norm.eps)
+    hidden, tokens = block.pointwise_conv2(block.act(block.pointwise_conv1(hidden))), _to_tokens(x)
+    tokens = tokens + hidden if block.gamma is None else torch.addcmul(tokens, hidden, block.gamma)
+    return _to_map(tokens, x.shape[2:])
+
+
+def _mix_ffn(module: Any, x: Tensor, hw_shape: tuple[int, int], identity: Tensor | None = None) -> Tensor:
+    first, conv, activate, _, last, _ = module.layers
+    hidden = _to_map(F.linear(x, first.weight.flatten(1), first.bias), hw_shape)
+    if type(activate) is nn.GELU and activate.approximate == "none" and fits(hidden) and can_fuse(x.device):
+        from genval.kernels.maps import depthwise
+
+        hidden = depthwise(hidden, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, gelu=True)
+    else:
+        hidden = activate(conv(hidden))
+    hidden = _to_tokens(hidden)
+    return (x if identity is None else identity) + F.linear(hidden, last.weight.flatten(1), last.bias)
+
+
+def _to_map(tokens: Tensor, hw_shape: Sequence[int]) -> Tensor:
+    """(B, H * W, C) to (B, C, H, W), channels-last, without a copy."""
+    return tokens.unflatten(1, tuple(hw_shape)).permute(0, 3, 1, 2)
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, H * W, C); without a copy if x is channels-last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
