@@ -73,6 +73,12 @@ class OptimisedModule(LightningModule):
             factor *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.trainer.max_steps)))
         return factor
 
+    def on_train_start(self) -> None:
+        if self.device.type == "cuda":
+            # The CPU stacks batches and starts kernels. Further threads of PyTorch would wait for the cores on which
+            # images are decoded, and the batch for these threads.
+            torch.set_num_threads(1)
+
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         # Lightning refuses to clip with fused optimisers under mixed precision, although bf16 does not scale gradients.
         if self.config.gradient_clip:
