@@ -46,9 +46,10 @@ class Stage(abc.ABC, Generic[Item, Loaded, Output]):
     """How the items of a stage are recognised as done, loaded, computed and written.
 
     `run_stage` locks `folders` and calls `begin` in the first process, `open` in every process, `is_done` for every
-    item, `prepare` in the first process, then for each batch `load` (in reading threads), `split` and `collate` (in one
-    thread, one batch ahead), `compute` (in the main thread), `write` (in writing threads) and, when a unit is
-    written, `commit` (in one thread, in the order of the units), and at the end `finish` in the first process.
+    item, and `prepare` in the first process. For each batch, it calls `load` in reading threads, `split` and `collate`
+    in a thread that is one part of a batch ahead, `compute` in the main thread, and `write` in writing threads. When a
+    unit is written, it calls `commit` in one thread, in the order of the units. At the end, it calls `finish` in the
+    first process.
 
     Attributes:
         title: what the progress bar calls the work.
@@ -105,19 +106,23 @@ class Stage(abc.ABC, Generic[Item, Loaded, Output]):
         return [batch]
 
     def collate(self, items: Sequence[Item], loaded: Sequence[Loaded]) -> Any:
-        """Make what `compute` takes of a part of a batch; by default the list of what was loaded.
+        """Make the argument `batch` of `compute` for a part of a batch. The default is the list of its loaded inputs.
 
-        Runs in a thread, outside of `compute_context`, while the main thread computes another batch.
+        Runs in a thread, outside of `compute_context`, while the main thread computes the part before. The batch may
+        hold more entries than there are items, e.g. to have a fixed size.
         """
         return loaded
 
     @abc.abstractmethod
     def compute(self, items: Sequence[Item], batch: Any) -> Any:
-        """Return one output per item, or where `asynchronous` is set a function without arguments that does.
+        """Compute the outputs of a part of a batch.
 
         Args:
-            items: the items of a batch, or of a part of one.
-            batch: from `collate`, of the same items.
+            items: the items of the part.
+            batch: what `collate` returned for these items.
+
+        Returns:
+            One output per item. If `asynchronous` is set, a function without arguments that returns them.
         """
 
     @abc.abstractmethod
@@ -299,6 +304,7 @@ def run_stage(
         bar = progress_bar(before + own, stage.title, initial=before, rank=rank)
         writer = _Writer(stage, done, num_workers)
         readers = ThreadPoolExecutor(num_workers, thread_name_prefix="load")
+        # After an error or Ctrl-C, no further file is read.
         stop = functools.partial(readers.shutdown, wait=False, cancel_futures=True)
         batches = one_ahead(_load(stage, mine, readers, num_workers, skipped), stop)
         with same_outcome(fabric), stage.compute_context(), bar, writer, readers, contextlib.closing(batches):
@@ -333,11 +339,11 @@ def _items(unit: Sequence[Sequence[Item]]) -> list[Item]:
     return [item for batch in unit for item in batch]
 
 
-# A part of a batch: its items, each with what was loaded of it.
+# A part of a batch: pairs of an item and its loaded input.
 _Part = list[tuple[Any, Any]]
-# The unit, beside its last part; None beside the others.
+# The unit that ends with a part. None if further parts of the unit follow.
 _End = Sequence[Sequence[Any]] | None
-# Whether the unit ends, a part, and what `collate` made of it.
+# The unit that ends with the part, the part, and what `collate` returned for it.
 _Loaded = tuple[_End, _Part, Any]
 
 
@@ -348,7 +354,7 @@ def _load(
     num_workers: int,
     skipped: list[Skipped[Item]] | None,
 ) -> Iterator[_Loaded]:
-    """Load batches ahead of their use, in order."""
+    """Yield the parts of all batches in order, loaded and collated. Inputs are loaded ahead of their use."""
     batches = [(unit if batch is unit[-1] else None, batch) for unit in units for batch in unit]
     upcoming = deque(item for _, batch in batches for item in batch)
     waiting: deque[tuple[Item, Future[Loaded]]] = deque()

@@ -348,12 +348,13 @@ def _is_plain_head(data: bytes, colour: int) -> bool:
 
 
 def _pixel_chunks(data: bytes) -> bytes | None:
-    """Return a PNG file without the chunks that do not change its pixels, about whose errors OpenCV prints warnings.
+    """Remove the chunks of a PNG file that do not change its pixels. OpenCV prints warnings about errors in them.
 
-    The bytes themselves where there are no such chunks; None where there is another kind of chunk, or the file is
-    damaged outside its pixels.
+    Returns:
+        The file without these chunks, or `data` itself if it has none of them. None if there is a chunk of an unknown
+        kind, or if the file is damaged outside its pixels.
     """
-    # Copies are avoided: Python's lock is held while bytes are copied, so that the other threads wait.
+    # Python holds its lock while it copies bytes, and other threads wait. Views of the bytes need no copies.
     view, place, removed = memoryview(data), len(_PNG), 0
     kept = [view[:place]]
     while place + 8 <= len(data):

@@ -168,13 +168,13 @@ _TENSORS = {"logits", "features"}  # kinds of tensors that --save names
 
 @dataclass(frozen=True)
 class _Batch:
-    """A batch of images of one size, in memory from which a GPU copies them."""
+    """A batch of images of one size. For a GPU, its arrays are in pinned memory."""
 
     names: list[str]
     images: np.ndarray  # RGB uint8 (B, H, W, 3)
     train_ids: np.ndarray  # uint8 (B, H, W)
-    samples: list[np.ndarray] | None  # of each image, the pixels whose confidences are measured
-    kept: list[np.ndarray] | None  # of each image, the pixels whose logits are saved
+    samples: list[np.ndarray] | None  # for each image, the pixels whose confidences are measured
+    kept: list[np.ndarray] | None  # for each image, the pixels whose logits are saved
 
 
 @dataclass(frozen=True)

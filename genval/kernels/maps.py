@@ -74,9 +74,10 @@ def _depthwise(  # type: ignore[no-untyped-def]
     step_x, KERNEL_Y: tl.constexpr, KERNEL_X: tl.constexpr, SHARED: tl.constexpr, BIAS: tl.constexpr,
     GELU: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Compute a row of the result per program, or four with SHARED, which needs a `stride_y` of 1.
+    """Compute COLUMNS pixels of one row of the result per program, or of four rows if SHARED is set.
 
-    The four rows are the dilation `step_y` apart, so that a row of x that is loaded serves up to four of them.
+    SHARED needs a `stride_y` of 1. The four rows are `step_y` rows apart, where `step_y` is the dilation. They
+    therefore need nearly the same rows of x, and each of these rows is loaded once.
     """
     blocks = tl.cdiv(out_width, COLUMNS)
     column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
@@ -167,10 +168,13 @@ def depthwise(
         for length, pad, step, taps, move in zip(x.shape[-2:], padding, dilation, kernel, stride, strict=True)
     )
     if min(size) < 1:
-        raise ValueError(f"A filter of {kernel} does not fit into maps of {x.shape[-2:]} pixels.")
+        raise ValueError(
+            f"A filter of {tuple(kernel)} pixels with dilation {tuple(dilation)} and padding {tuple(padding)} does not "
+            f"fit into maps of {tuple(x.shape[-2:])} pixels."
+        )
     y = _empty(x, x.shape[1], size)
     taps = weight.flatten(1).T.contiguous()
-    # Rows of the result that are the dilation apart read the same rows of x, unless the filter moves by several rows.
+    # With a stride of one row, rows of the result that are the dilation apart need the same rows of x.
     shared = stride[0] == 1
     lines = triton.cdiv(size[0], 4 * dilation[0]) * dilation[0] if shared else size[0]
     grid = (lines * triton.cdiv(size[1], _COLUMNS), triton.cdiv(x.shape[1], _CHANNELS), len(x))

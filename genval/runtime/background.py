@@ -22,10 +22,12 @@ Result = TypeVar("Result")
 
 
 def one_behind(begun: Iterable[T]) -> Iterator[T]:
-    """Give each item when the next has been made.
+    """Yield each item when the next item has been made.
 
-    Where making one starts work on a device, and using one waits for it, the device is never without work. Where making
-    one fails (but not where Ctrl-C ends it), the one before it is given first.
+    If making an item starts work on a device, and using it waits for this work, the device is never without work.
+
+    If an item cannot be made, the items before it are yielded, and then the error is raised. After Ctrl-C, no further
+    item is yielded.
 
     >>> list(one_behind("abc"))
     ['a', 'b', 'c']
@@ -43,15 +45,15 @@ def one_behind(begun: Iterable[T]) -> Iterator[T]:
 
 
 def one_ahead(items: Iterable[T], stop: Callable[[], object] = lambda: None) -> Generator[T]:
-    """Give each item while a thread makes the next.
+    """Yield each item while a thread makes the next item.
 
-    Where making one fails, the one before it is given first. When the generator ends or is closed, the thread closes
-    `items`, if that is a generator, and ends.
+    If an item cannot be made, the items before it are yielded, and then the error is raised. When this generator ends
+    or is closed, the thread ends. If `items` is a generator, the thread closes it first.
 
     Args:
-        items: what makes the items when they are asked for.
-        stop: is called when no more items are wanted, such as after Ctrl-C. It may let the item fail that is being made
-            then, so that the thread ends soon.
+        items: an iterable that makes each item when it is asked for it, such as a generator.
+        stop: a function that is called when no more items are wanted, e.g. after Ctrl-C. It may make the item fail that
+            the thread is making, so that the thread ends soon.
 
     >>> list(one_ahead("abc"))
     ['a', 'b', 'c']
@@ -66,11 +68,11 @@ def one_ahead(items: Iterable[T], stop: Callable[[], object] = lambda: None) -> 
         finally:
             stop()
             if isinstance(making, Generator):
-                thread.submit(making.close)  # this thread cannot: the generator may be running in the other one
+                thread.submit(making.close)  # not here, because the generator may run in the thread
 
 
 def _next(items: Iterator[T]) -> tuple[T, ...]:
-    """Return the next item, or nothing at the end."""
+    """Return a tuple of the next item, or an empty tuple at the end."""
     return tuple(itertools.islice(items, 1))
 
 

@@ -1,10 +1,11 @@
 """Fused passes: forward passes of mmsegmentation networks in fewer and faster kernels, for inference on a GPU.
 
-The plain pass is the network's own code. The weights stay the same, and the logits of both passes differ by rounding:
+The plain pass is the network's own code. Both passes use the same weights, and their logits differ by rounding. A fused
+pass computes the following faster:
 
 - A convolution, the batch normalisation that follows, a residual sum and ReLU are one kernel of cuDNN. The factors of
   the normalisation are multiplied into a copy of the weights.
-- Attention runs as one kernel that does not write its weights. mmcv asks PyTorch for these weights and drops them.
+- Attention is one kernel, which does not write the attention weights. mmcv asks PyTorch for them and drops them.
 - The layers of SegFormer, ConvNeXt and Swin keep their tokens in one memory layout.
 - Bilinear resizing, depthwise convolution, adaptive pooling and layer normalisation have faster kernels than PyTorch's.
 - The kernels of a pass are recorded as a CUDA graph, which the CPU starts with one call.

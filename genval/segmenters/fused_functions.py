@@ -12,12 +12,13 @@ from torch.overrides import TorchFunctionMode
 
 # `pool` starts a kernel per row and column of the output.
 _LARGEST_POOL = 16
-# PyTorch's bilinear resizing is faster for the 19 channels of logits. The kernel for layer normalisation keeps a token
-# in registers.
-_FEW_CHANNELS, _MANY_CHANNELS = 32, 2048
-# From this number of channels on, the kernel for depthwise convolutions is faster than cuDNN's.
+# For fewer channels, such as the 19 channels of logits, PyTorch's bilinear resizing is faster.
+_FEW_CHANNELS = 32
+# The kernel for layer normalisation keeps a token in registers, which have no space for more channels.
+_MANY_CHANNELS = 2048
+# For fewer channels, cuDNN's depthwise convolution is faster.
 _MANY_GROUPS = 64
-# The number of channels by which tensor cores read memory.
+# Tensor cores read this number of channels at once.
 _ALIGNED_CHANNELS = 8
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -75,13 +76,13 @@ def _conv2d(
 
     step = _pair(dilation)
     is_depthwise = x.ndim == 4 and 1 < groups == x.shape[1] and weight.shape[:2] == (groups, 1)
-    # cuDNN is faster for few channels and for strides, but not if the filter is dilated.
+    # Without dilation, cuDNN is faster for few channels and for strides above 1.
     is_slow = max(step) > 1 or (max(_pair(stride)) == 1 and groups >= _MANY_GROUPS)
     if is_depthwise and is_slow and weight.dtype == x.dtype and not isinstance(padding, str):
         return depthwise(x, weight, bias, _pair(stride), _pair(padding), step)
     missing = -len(weight) % _ALIGNED_CHANNELS
     if missing and groups == 1 and x.dtype != torch.float32 and x.ndim == 4 and x.shape[1] % _ALIGNED_CHANNELS == 0:
-        # cuDNN is slow where the number of channels of the result is not aligned, such as 19 classes.
+        # cuDNN is slow if the number of output channels is not a multiple of eight, such as 19 classes.
         weight, added = F.pad(weight, (0,) * 7 + (missing,)), None if bias is None else F.pad(bias, (0, missing))
         y = F.conv2d(x, weight, added, stride, padding, dilation)
         return y[:, : y.shape[1] - missing].contiguous(memory_format=torch.channels_last)

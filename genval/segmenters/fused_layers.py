@@ -22,9 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from genval.kernels.availability import can_fuse
 from genval.segmenters.fused_functions import Forward, fits
 
-# A GPU starts at most 65,535 blocks along one side.
+# Attention starts at least one block of threads per window. A GPU starts at most 65,535 blocks along this side.
 _MOST_WINDOWS = 1 << 15
-# The number of tokens by which attention reads memory.
+# Attention reads this number of tokens at once.
 _ALIGNED_TOKENS = 16
 # mmpretrain is imported only for networks that need it.
 _CONVNEXT_BLOCK = "mmpretrain.models.backbones.convnext.ConvNeXtBlock"
@@ -32,9 +32,13 @@ _LAYER_NORM_2D = "mmpretrain.models.utils.norm.LayerNorm2d"
 
 
 def fused_methods(network: nn.Module) -> Iterator[tuple[Any, str, Forward]]:
-    """Yield each layer that has a faster method, the name of the method, and the faster one: equal up to rounding."""
+    """Yield each layer that has a faster method, with the name of the method and the faster method.
+
+    The results of both methods are equal up to rounding.
+    """
     module: Any
-    # A graph reads these tensors. In one cache for all networks, the sizes of one would free the tensors of another.
+    # A CUDA graph reads the tensors of the windows. Each network has its own cache, so that the image sizes of one
+    # network do not free the tensors of another.
     windows = functools.lru_cache(maxsize=32)(Windows.of)
     for module in network.modules():
         forward = _fused_forward(module, windows)
@@ -46,14 +50,14 @@ def fused_methods(network: nn.Module) -> Iterator[tuple[Any, str, Forward]]:
 
 
 def _fused_forward(module: Any, windows: Callable[..., Windows]) -> Forward | None:
-    """Return a faster forward pass, if the layer's class is known exactly: a subclass may do something else.
+    """Return a faster forward pass of a layer, or None. Subclasses of the known classes may do something else.
 
     Args:
         module: the layer.
-        windows: `Windows.of`, which keeps its results for the next pass.
+        windows: `Windows.of` with a cache of its results.
     """
     kind = type(module)
-    if "forward" in module.__dict__:  # somebody else has replaced it
+    if "forward" in module.__dict__:  # other code has replaced it
         return None
     if kind is ShiftWindowMSA:
         return functools.partial(shifted_windows, module, windows) if type(module.w_msa) is WindowMSA else None
@@ -85,7 +89,7 @@ def _name(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class _Folded:
-    """A convolution whose weights contain the normalisation that follows, and ReLU."""
+    """A convolution, a batch normalisation that is multiplied into its weights, and ReLU."""
 
     weight: Tensor
     bias: Tensor
@@ -95,7 +99,7 @@ class _Folded:
 
     @classmethod
     def of(cls, conv: nn.Module, norm: nn.Module) -> _Folded | None:
-        """Fold a pair of layers; None if they are of other kinds."""
+        """Fold a convolution and the normalisation that follows. None if they cannot be folded."""
         if type(conv) not in (nn.Conv2d, Conv2d) or type(norm) is not nn.BatchNorm2d:
             return None
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
@@ -128,7 +132,7 @@ class _Folded:
 
 
 def _fold(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> list[_Folded] | None:
-    """Fold pairs of layers; None if one of them is of another kind."""
+    """Fold pairs of layers. None if one pair cannot be folded."""
     folded = [_Folded.of(*pair) for pair in pairs]
     return [layer for layer in folded if layer is not None] if all(folded) else None
 
@@ -165,7 +169,7 @@ def _stem(layers: Sequence[nn.Module]) -> Forward | None:
 
 
 def _residual_block(block: Any, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> Forward | None:
-    """A block of ResNet; its last layers stay plain if plugins follow them, such as the context blocks of GCNet."""
+    """A block of ResNet. Its last layers stay plain if plugins follow them, such as the context blocks of GCNet."""
     has_plugins = getattr(block, "with_plugins", False)
     if has_plugins and (block.after_conv1_plugins or block.after_conv2_plugins):
         return None
@@ -230,21 +234,21 @@ def _attend(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor) -> Te
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of the feature maps of a batch, those without a mask first."""
+    """The windows of N tokens into which the feature maps of a batch are divided. Windows without a mask come first."""
 
-    places: Tensor  # for each place in the windows, the token of the maps that stands there, (windows * N,)
-    padded: Tensor  # places in the windows that lie outside of the maps: they hold zeros
-    back: Tensor  # for each token of the maps, its place in the windows
-    unmasked: int  # windows without a mask
-    mask: Tensor  # is added to the attention within the others, (windows, 1, N, N)
+    places: Tensor  # for each place in the windows, the index of its token in the maps, (windows * N,)
+    padded: Tensor  # indices of the places that lie outside of the maps, and hold zeros
+    back: Tensor  # for each token of the maps, the index of its place in the windows
+    unmasked: int  # number of windows without a mask
+    mask: Tensor  # added to the attention weights of the other windows before their softmax, (windows, 1, N, N)
 
     @classmethod
     def of(cls, images: int, height: int, width: int, side: int, shift: int, device: torch.device) -> Windows:
-        """Divide maps into windows as `ShiftWindowMSA` does, after the padded maps are rolled by `shift`."""
+        """Divide maps into windows of `side` x `side` tokens. As in `ShiftWindowMSA`, maps are padded, then rolled."""
         rows, columns = (-(-length // side) * side for length in (height, width))
         y, x = ((torch.arange(length) + shift) % length for length in (rows, columns))
         places = (y[:, None] * width + x).masked_fill((y >= height)[:, None] | (x >= width), -1)
-        # Tokens of different parts of the map, which rolling has brought together, do not see each other.
+        # Rolling brings tokens of different parts of a map into one window. They do not attend to each other.
         part_y, part_x = (
             (torch.arange(length) >= length - side).long() + (torch.arange(length) >= length - shift)
             for length in (rows, columns)
@@ -272,7 +276,7 @@ class Windows:
 def shifted_windows(
     module: Any, windows_of: Callable[..., Windows], query: Tensor, hw_shape: tuple[int, int]
 ) -> Tensor:
-    """Attention within the windows of Swin, of tokens (B, H * W, C)."""
+    """Attention of tokens (B, H * W, C) within the windows of Swin, as `ShiftWindowMSA`."""
     attention, side = module.w_msa, module.window_size
     images, _, width = query.shape
     heads, tokens = attention.num_heads, side**2
@@ -291,12 +295,17 @@ def shifted_windows(
 
 
 def _attend_windows(qkv: Tensor, added: Tensor, scale: float) -> list[Tensor]:
-    """Attention within windows; `added` (1 or windows, heads, N, N) is added to the weights before their softmax.
+    """Attention within windows.
+
+    Args:
+        qkv: queries, keys and values, (3, windows, heads, N, C / heads).
+        added: is added to the attention weights before their softmax, (1 or windows, heads, N, N).
+        scale: the factor of the attention weights.
 
     Returns:
         Parts of the result, each (windows, N, C).
     """
-    # PyTorch copies a tensor whose rows are not aligned.
+    # Rows are padded, because PyTorch copies `added` in each call if its rows are not aligned.
     tokens = added.shape[-1]
     added = F.pad(added.to(qkv.dtype).contiguous(), (0, -tokens % _ALIGNED_TOKENS))[..., :tokens]
     mixed = []

@@ -104,6 +104,6 @@ def stack_batch(arrays: Sequence[np.ndarray], device: torch.device) -> np.ndarra
     if device.type != "cuda":
         return np.stack(arrays)
     shape, dtype = (len(arrays), *arrays[0].shape), torch.from_numpy(arrays[0]).dtype
-    with torch.cuda.device(device):  # the current device of other threads is GPU 0
+    with torch.cuda.device(device):  # in a new thread, the current device is GPU 0
         batch: np.ndarray = torch.empty(shape, dtype=dtype, pin_memory=True).numpy()
     return np.stack(arrays, out=batch)

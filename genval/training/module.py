@@ -75,8 +75,8 @@ class OptimisedModule(LightningModule):
 
     def on_train_start(self) -> None:
         if self.device.type == "cuda":
-            # The CPU stacks batches and starts kernels. Further threads of PyTorch would wait for the cores on which
-            # images are decoded, and the batch for these threads.
+            # PyTorch's work on the CPU is to stack batches and to start kernels. If it used several threads, they would
+            # wait for cores on which images are decoded.
             torch.set_num_threads(1)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:

@@ -59,3 +59,11 @@ def test_depthwise_convolution_is_that_of_pytorch() -> None:
             torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
             y = depthwise(x, weight, added, stride, padding, dilation, gelu=True)
             torch.testing.assert_close(y, F.gelu(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_filter_that_does_not_fit_is_an_error() -> None:
+    x, weight = torch.zeros(1, 2, 5, 7), torch.zeros(2, 1, 3, 3)
+    with pytest.raises(
+        ValueError, match=r"filter of \(3, 3\) pixels with dilation \(4, 6\) .* maps of \(5, 7\) pixels"
+    ):
+        depthwise(x, weight, None, (1, 1), (0, 0), (4, 6))
