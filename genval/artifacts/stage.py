@@ -303,12 +303,9 @@ def run_stage(
         skipped: list[Skipped[Item]] | None = [] if skip_bad else None
         bar = progress_bar(before + own, stage.title, initial=before, rank=rank)
         writer = _Writer(stage, done, num_workers)
-        readers = ThreadPoolExecutor(num_workers, thread_name_prefix="load")
-        # After an error or Ctrl-C, no further file is read.
-        stop = functools.partial(readers.shutdown, wait=False, cancel_futures=True)
-        batches = one_ahead(_load(stage, mine, readers, num_workers, skipped), stop)
-        with same_outcome(fabric), stage.compute_context(), bar, writer, readers, contextlib.closing(batches):
-            started = _compute(stage, batches, rank)
+        reading = _reading(stage, mine, num_workers, skipped)
+        with same_outcome(fabric), stage.compute_context(), bar, writer, reading as parts:
+            started = _compute(stage, parts, rank)
             for unit, part, outputs in one_behind(started) if stage.asynchronous else started:
                 if part:
                     writer.submit(part, outputs() if stage.asynchronous else outputs)
@@ -344,16 +341,33 @@ _Part = list[tuple[Any, Any]]
 # The unit that ends with a part. None if further parts of the unit follow.
 _End = Sequence[Sequence[Any]] | None
 # The unit that ends with the part, the part, and what `collate` returned for it.
-_Loaded = tuple[_End, _Part, Any]
+_Ready = tuple[_End, _Part, Any]
 
 
-def _load(
+@contextlib.contextmanager
+def _reading(
+    stage: Stage[Item, Any, Any],
+    units: Sequence[Sequence[Sequence[Item]]],
+    num_workers: int,
+    skipped: list[Skipped[Item]] | None,
+) -> Iterator[Iterator[_Ready]]:
+    """Give the parts of all batches in order. Threads load them, and another thread collates them, ahead of their use.
+
+    After an error or Ctrl-C, no further file is read.
+    """
+    readers = ThreadPoolExecutor(num_workers, thread_name_prefix="load")
+    stop = functools.partial(readers.shutdown, wait=False, cancel_futures=True)
+    with readers, contextlib.closing(one_ahead(_batches(stage, units, readers, num_workers, skipped), stop)) as parts:
+        yield parts
+
+
+def _batches(
     stage: Stage[Item, Loaded, Any],
     units: Sequence[Sequence[Sequence[Item]]],
     readers: ThreadPoolExecutor,
     num_workers: int,
     skipped: list[Skipped[Item]] | None,
-) -> Iterator[_Loaded]:
+) -> Iterator[_Ready]:
     """Yield the parts of all batches in order, loaded and collated. Inputs are loaded ahead of their use."""
     batches = [(unit if batch is unit[-1] else None, batch) for unit in units for batch in unit]
     upcoming = deque(item for _, batch in batches for item in batch)
@@ -378,9 +392,9 @@ def _load(
             yield end if part is parts[-1] else None, part, collated
 
 
-def _compute(stage: Stage[Any, Any, Any], loaded: Iterable[_Loaded], rank: int) -> Iterator[tuple[_End, _Part, Any]]:
+def _compute(stage: Stage[Any, Any, Any], parts: Iterable[_Ready], rank: int) -> Iterator[tuple[_End, _Part, Any]]:
     first = rank == 0
-    for end, part, batch in loaded:
+    for end, part, batch in parts:
         if part and first:
             tqdm.write(f"{stage.title}: first batch {seconds_since_start():.1f} s after the start", file=sys.stderr)
             first = False

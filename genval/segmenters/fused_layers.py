@@ -1,4 +1,7 @@
-"""Layers of mmsegmentation and mmpretrain with faster forward passes, for fused passes (`genval.segmenters.fused`)."""
+"""Layers of mmsegmentation and mmpretrain with faster forward passes, for fused passes (`genval.segmenters.fused`).
+
+Their calls of PyTorch's functions, such as `layer_norm`, are replaced too (`genval.segmenters.fused_functions`).
+"""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class OptimisedModule(LightningModule):
     def on_train_start(self) -> None:
         if self.device.type == "cuda":
             # PyTorch's work on the CPU is to stack batches and to start kernels. If it used several threads, they would
-            # wait for cores on which images are decoded.
+            # wait for cores on which images are decoded. The rest of the process keeps this setting.
             torch.set_num_threads(1)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
