@@ -308,6 +308,8 @@ def interrupt():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.2)
 
+# A shell may start the tests with SIGINT ignored, as it does in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     run_stage(Slow(), range(1000), batch_size=16, num_workers=4)
 except KeyboardInterrupt:
