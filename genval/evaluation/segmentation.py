@@ -476,6 +476,8 @@ class EvaluationStage(Stage[Item, _Pair, _Output]):
             vector = output.features.astype(np.float16) if half else output.features
             write_part(results.part("features", item.id), {"features": vector}, self.tensors["features"])
         prediction = output.measured.prediction if self.keep_prediction else None
+        if self.early is not None:
+            self.early.add(results, item.id, output.measured.statistics)
         overwrite = self.settings.run.overwrite
         save_image(results, self.records[item], prediction, output.measured.statistics, overwrite)
 

@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -78,7 +79,7 @@ class SceneResults:
     cond: str
     scene: str
 
-    @property
+    @functools.cached_property
     def folder(self) -> Path:
         """The folder of all results of the scene."""
         return self.root / folder_name(self.model) / folder_name(self.dataset) / self.cond / self.scene

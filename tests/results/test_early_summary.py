@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from genval.metrics.statistics import PixelStatistics, measure
+from genval.results import early_summary
 from genval.results.early_summary import EarlySummaries
 from genval.results.scenes import SceneResults, image_record, save_image, summarise
 
@@ -51,11 +52,15 @@ def missing_of(scenes):
     return [(scene, record["id"]) for scene in scenes for record in records_of(scene)]
 
 
-def test_images_in_any_order_are_summarised_in_their_own(scenes):
+@pytest.mark.parametrize(("added", "most"), [(False, 16), (True, 16), (True, 1)])
+def test_images_in_any_order_are_summarised_in_their_own(scenes, monkeypatch, added, most):
+    monkeypatch.setattr(early_summary, "_MAX_WAITING", most)
     jobs = [(scene, record, seed) for scene in scenes for seed, record in enumerate(records_of(scene))]
     early = begin(scenes, missing_of(scenes))
-    for job in jobs[::-1]:
-        write(*job)
+    for scene, record, seed in jobs[::-1]:
+        if added:
+            early.add(scene, record["id"], statistics(seed))
+        write(scene, record, seed)
         time.sleep(0.02)
     found = early.take()
     assert list(found) == scenes
@@ -78,6 +83,26 @@ def test_results_of_an_earlier_run_wait_for_this_one(scenes):
     for seed in (10, 11, 2):
         expected = expected + statistics(seed)
     assert (early.take()[scene].total.confusion == expected.confusion).all()
+
+
+def test_added_statistics_are_not_read(scenes, monkeypatch):
+    scene = scenes[0]
+    early = begin([scene], missing_of([scene]))
+    monkeypatch.setattr(SceneResults, "read_image", lambda *arguments: pytest.fail("an image was read"))
+    for seed, record in enumerate(records_of(scene)):
+        early.add(scene, record["id"], statistics(seed))
+        write(scene, record, seed)
+    assert early.take()[scene].total.confusion.sum() == 3 * 48
+
+
+def test_statistics_that_this_run_does_not_write_are_read(scenes):
+    scene = scenes[0]
+    for seed, record in enumerate(records_of(scene)):
+        write(scene, record, seed)
+    early = begin([scene], missing_of([scene])[2:])
+    early.add(scene, records_of(scene)[0]["id"], statistics(7))
+    write(scene, records_of(scene)[2], 2)
+    assert early.take()[scene].metrics == summary(iter(read(scene)), 3).metrics
 
 
 def test_a_scene_with_an_image_that_is_never_written_has_no_summary(scenes):
