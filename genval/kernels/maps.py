@@ -1,16 +1,20 @@
 """Triton kernels for feature maps of segmenters, in channels-last tensors on an NVIDIA GPU.
 
-They replace PyTorch's bilinear resizing and cuDNN's depthwise convolution, which reach a fraction of the memory's
-bandwidth. cuDNN's kernel does not add the bias, and is many times slower if the convolution is dilated.
+They replace PyTorch's bilinear resizing and adaptive pooling and cuDNN's depthwise convolution, which reach a fraction
+of the memory's bandwidth. cuDNN's kernel does not add the bias, and is many times slower if the convolution is dilated.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import triton
 import triton.language as tl
 
 _ROWS, _COLUMNS, _CHANNELS = 32, 16, 64
+# Pixels of a row per program of `_resize_planes`.
+_PIXELS = 128
 
 
 @triton.jit
@@ -51,18 +55,64 @@ def _resize(  # type: ignore[no-untyped-def]
     tl.store(y + place, value.to(y.dtype.element_ty), mask=mask)
 
 
+@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width"])
+def _resize_planes(  # type: ignore[no-untyped-def]
+    x, y, height, width, out_height, out_width, channels, scale_y, scale_x, ALIGN: tl.constexpr, PIXELS: tl.constexpr
+):
+    """Compute PIXELS pixels of one row of the result, for all channels. The result is contiguous."""
+    column = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    row = tl.program_id(1)
+    image = tl.program_id(2).to(tl.int64)
+    mask = column < out_width
+    top, bottom, down = _source(row, scale_y, height, ALIGN)
+    left, right, along = _source(column, scale_x, width, ALIGN)
+    x += image * height * width * channels
+    upper_left, upper_right = x + (top * width + left) * channels, x + (top * width + right) * channels
+    lower_left, lower_right = x + (bottom * width + left) * channels, x + (bottom * width + right) * channels
+    y += (image * channels * out_height + row) * out_width + column
+    for channel in range(channels):
+        upper = (1 - along) * tl.load(upper_left + channel, mask=mask, other=0.0).to(tl.float32)
+        upper += along * tl.load(upper_right + channel, mask=mask, other=0.0).to(tl.float32)
+        lower = (1 - along) * tl.load(lower_left + channel, mask=mask, other=0.0).to(tl.float32)
+        lower += along * tl.load(lower_right + channel, mask=mask, other=0.0).to(tl.float32)
+        value = (1 - down) * upper + down * lower
+        tl.store(y, value.to(y.dtype.element_ty), mask=mask)
+        y += out_height * out_width
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def _mean_rows(x, y, height, width, channels, parts, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Average the rows of one part of a map, for COLUMNS columns."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    image = tl.program_id(2) // parts
+    part = tl.program_id(2) % parts
+    first, end = part * height // parts, ((part + 1) * height + parts - 1) // parts
+    mask = (column < width)[:, None] & (c < channels)[None]
+    x += image.to(tl.int64) * height * width * channels
+    total = tl.zeros((COLUMNS, CHANNELS), tl.float32)
+    for row in range(first, end):
+        total += _pixels(x, row * width + column, channels, c, mask)
+    place = (tl.program_id(2).to(tl.int64) * width + column)[:, None] * channels + c[None]
+    tl.store(y + place, (total / (end - first)).to(y.dtype.element_ty), mask=mask)
+
+
 @triton.jit
 def _factor(weight, mask):  # type: ignore[no-untyped-def]
     return tl.load(weight, mask=mask, other=0.0).to(tl.float32)[None]
 
 
 @triton.jit
-def _finish(total, y, row, column, image, bias, width, height, channels, c, BIAS: tl.constexpr, GELU: tl.constexpr):  # type: ignore[no-untyped-def]
+def _finish(  # type: ignore[no-untyped-def]
+    total, y, row, column, image, bias, width, height, channels, c, BIAS: tl.constexpr, ACTIVATION: tl.constexpr
+):
     inside = c < channels
     if BIAS:
         total += tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)[None]
-    if GELU:
+    if ACTIVATION == "gelu":
         total = 0.5 * total * (1 + tl.erf(total * 0.7071067811865476))
+    if ACTIVATION == "relu":
+        total = tl.where(total < 0, 0.0, total)  # NaN stays NaN
     place = ((image * height + row) * width + column)[:, None] * channels + c[None]
     mask = ((column < width) & (row < height))[:, None] & inside[None]
     tl.store(y + place, total.to(y.dtype.element_ty), mask=mask)
@@ -72,7 +122,7 @@ def _finish(total, y, row, column, image, bias, width, height, channels, c, BIAS
 def _depthwise(  # type: ignore[no-untyped-def]
     x, weight, bias, y, height, width, out_height, out_width, channels, stride_y, stride_x, pad_y, pad_x, step_y,
     step_x, KERNEL_Y: tl.constexpr, KERNEL_X: tl.constexpr, SHARED: tl.constexpr, BIAS: tl.constexpr,
-    GELU: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    ACTIVATION: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Compute COLUMNS pixels of one row of the result per program, or of four rows if SHARED is set.
 
@@ -106,33 +156,61 @@ def _depthwise(  # type: ignore[no-untyped-def]
                     third += value * _factor(factor + (tap - 2) * taps, inside)
                 if tap >= 3:
                     fourth += value * _factor(factor + (tap - 3) * taps, inside)
-    _finish(first, y, row, column, image, bias, out_width, out_height, channels, c, BIAS, GELU)
+    _finish(first, y, row, column, image, bias, out_width, out_height, channels, c, BIAS, ACTIVATION)
     if SHARED:
-        _finish(second, y, row + step_y, column, image, bias, out_width, out_height, channels, c, BIAS, GELU)
-        _finish(third, y, row + 2 * step_y, column, image, bias, out_width, out_height, channels, c, BIAS, GELU)
-        _finish(fourth, y, row + 3 * step_y, column, image, bias, out_width, out_height, channels, c, BIAS, GELU)
+        _finish(second, y, row + step_y, column, image, bias, out_width, out_height, channels, c, BIAS, ACTIVATION)
+        _finish(third, y, row + 2 * step_y, column, image, bias, out_width, out_height, channels, c, BIAS, ACTIVATION)
+        _finish(fourth, y, row + 3 * step_y, column, image, bias, out_width, out_height, channels, c, BIAS, ACTIVATION)
 
 
-def resize_bilinear(x: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
+def resize_bilinear(x: torch.Tensor, size: tuple[int, int], align_corners: bool, planes: bool = False) -> torch.Tensor:
     """Resize feature maps bilinearly, as `torch.nn.functional.interpolate` with `size` does.
 
     Args:
         x: (N, C, H, W), channels-last.
         size: height and width of the result.
         align_corners: whether the centres of the corner pixels keep their places.
+        planes: whether the result is contiguous instead of channels-last, which is faster for few channels.
 
     Returns:
-        (N, C, *size), channels-last.
+        (N, C, *size).
     """
     channels, height, width = x.shape[1:]
-    y = _empty(x, channels, size)
     if align_corners:
         scales = [(of - 1) / (to - 1) if to > 1 else 0.0 for of, to in zip((height, width), size, strict=True)]
     else:
         scales = [of / to for of, to in zip((height, width), size, strict=True)]
-    _resize[_grid(y)](
-        x, y, height, width, *size, channels, *scales, ALIGN=align_corners, ROWS=_ROWS, CHANNELS=_CHANNELS
-    )  # fmt: skip
+    if planes:
+        y = x.new_empty((len(x), channels, *size))
+        _resize_planes[triton.cdiv(size[1], _PIXELS), size[0], len(x)](
+            x, y, height, width, *size, channels, *scales, ALIGN=align_corners, PIXELS=_PIXELS
+        )
+        return y
+    y = _empty(x, channels, size)
+    grid = (triton.cdiv(size[0] * size[1], _ROWS), triton.cdiv(channels, _CHANNELS), len(x))
+    _resize[grid](x, y, height, width, *size, channels, *scales, ALIGN=align_corners, ROWS=_ROWS, CHANNELS=_CHANNELS)
+    return y
+
+
+def pool(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Average the pixels of each of `size` overlapping parts of a map, as `torch.nn.functional.adaptive_avg_pool2d`.
+
+    Args:
+        x: (N, C, H, W), channels-last.
+        size: parts along the height and the width.
+
+    Returns:
+        (N, C, *size), channels-last, of the dtype of x; means are computed in float32.
+    """
+    images, channels, height, width = x.shape
+    rows = torch.empty((images, size[0], width, channels), device=x.device)
+    y = _empty(x, channels, size)
+    grid = (triton.cdiv(width, _COLUMNS), triton.cdiv(channels, _CHANNELS))
+    _mean_rows[*grid, images * size[0]](x, rows, height, width, channels, size[0], COLUMNS=_COLUMNS, CHANNELS=_CHANNELS)
+    # The columns of `rows` are rows of maps of one column.
+    _mean_rows[1, grid[1], images * size[0] * size[1]](
+        rows, y, width, 1, channels, size[1], COLUMNS=1, CHANNELS=_CHANNELS
+    )
     return y
 
 
@@ -143,7 +221,7 @@ def depthwise(
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
-    gelu: bool = False,
+    activation: Literal["", "relu", "gelu"] = "",
 ) -> torch.Tensor:
     """Convolve each channel with its own filter. Pixels outside of a map count as zeros.
 
@@ -154,7 +232,7 @@ def depthwise(
         stride: rows and columns from one result to the next.
         padding: rows and columns of zeros on each side.
         dilation: rows and columns from one tap of the filter to the next.
-        gelu: whether the result is the GELU of the convolution.
+        activation: is applied to the convolution.
 
     Returns:
         (N, C, ...), channels-last.
@@ -180,8 +258,8 @@ def depthwise(
     grid = (lines * triton.cdiv(size[1], _COLUMNS), triton.cdiv(x.shape[1], _CHANNELS), len(x))
     _depthwise[grid](
         x, taps, taps if bias is None else bias, y, *x.shape[-2:], *size, x.shape[1], *stride, *padding, *dilation,
-        KERNEL_Y=kernel[0], KERNEL_X=kernel[1], SHARED=shared, BIAS=bias is not None, GELU=gelu, COLUMNS=_COLUMNS,
-        CHANNELS=_CHANNELS,
+        KERNEL_Y=kernel[0], KERNEL_X=kernel[1], SHARED=shared, BIAS=bias is not None, ACTIVATION=activation,
+        COLUMNS=_COLUMNS, CHANNELS=_CHANNELS,
     )  # fmt: skip
     return y
 
@@ -189,8 +267,3 @@ def depthwise(
 def _empty(x: torch.Tensor, channels: int, size: tuple[int, ...]) -> torch.Tensor:
     shape = (len(x), channels, *size)
     return torch.empty(shape, device=x.device, dtype=x.dtype, memory_format=torch.channels_last)
-
-
-def _grid(y: torch.Tensor) -> tuple[int, int, int]:
-    images, channels, height, width = y.shape
-    return triton.cdiv(height * width, _ROWS), triton.cdiv(channels, _CHANNELS), images

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-# `pool` starts a kernel per row and column of the output.
+# PyTorch's adaptive pooling is slow for few outputs.
 _LARGEST_POOL = 16
-# For fewer channels, such as the 19 channels of logits, PyTorch's bilinear resizing is faster.
+# Maps of fewer channels, such as logits, are enlarged into a contiguous tensor, which the metrics need anyway.
 _FEW_CHANNELS = 32
 # The kernel for layer normalisation keeps a token in registers, which have no space for more channels.
 _MANY_CHANNELS = 2048
@@ -57,10 +57,11 @@ def _interpolate(
 
     sides = (size, size) if isinstance(size, int) else size
     is_simple = mode == "bilinear" and not antialias and scale_factor is None and isinstance(sides, (tuple, list))
-    if not is_simple or x.ndim != 4 or x.shape[1] < _FEW_CHANNELS or len(sides) != 2 or min(sides) < 1:
+    if not is_simple or x.ndim != 4 or len(sides) != 2 or min(sides) < 1:
         return F.interpolate(x, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
     height, width = map(int, sides)
-    return resize_bilinear(x, (height, width), bool(align_corners))
+    planes = x.shape[1] < _FEW_CHANNELS and height * width > x.shape[2] * x.shape[3]
+    return resize_bilinear(x, (height, width), bool(align_corners), planes)
 
 
 def _conv2d(
@@ -74,12 +75,10 @@ def _conv2d(
 ) -> Tensor:
     from genval.kernels.maps import depthwise
 
-    step = _pair(dilation)
     is_depthwise = x.ndim == 4 and 1 < groups == x.shape[1] and weight.shape[:2] == (groups, 1)
-    # Without dilation, cuDNN is faster for few channels and for strides above 1.
-    is_slow = max(step) > 1 or (max(_pair(stride)) == 1 and groups >= _MANY_GROUPS)
+    is_slow = is_slow_depthwise(groups, pair(stride), pair(dilation))
     if is_depthwise and is_slow and weight.dtype == x.dtype and not isinstance(padding, str):
-        return depthwise(x, weight, bias, _pair(stride), _pair(padding), step)
+        return depthwise(x, weight, bias, pair(stride), pair(padding), pair(dilation))
     missing = -len(weight) % _ALIGNED_CHANNELS
     if missing and groups == 1 and x.dtype != torch.float32 and x.ndim == 4 and x.shape[1] % _ALIGNED_CHANNELS == 0:
         # cuDNN is slow if the number of output channels is not a multiple of eight, such as 19 classes.
@@ -87,6 +86,11 @@ def _conv2d(
         y = F.conv2d(x, weight, added, stride, padding, dilation)
         return y[:, : y.shape[1] - missing].contiguous(memory_format=torch.channels_last)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def is_slow_depthwise(groups: int, stride: tuple[int, int], dilation: tuple[int, int]) -> bool:
+    """Whether cuDNN's depthwise convolution is slower than the kernel of `genval.kernels.maps`."""
+    return max(dilation) > 1 or (max(stride) == 1 and groups >= _MANY_GROUPS)
 
 
 def _layer_norm(
@@ -106,38 +110,19 @@ def _layer_norm(
     return normalise_tokens(x, weight, bias, eps)
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value
     return (value[0], value[0]) if len(value) == 1 else tuple(value)
 
 
 def _adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Tensor:
+    from genval.kernels.maps import pool
+
     size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
     if x.ndim != 4 or None in size or max(size) > _LARGEST_POOL or size == (1, 1):
         return F.adaptive_avg_pool2d(x, output_size)
     return pool(x, size)
-
-
-def pool(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Average the pixels of each of `size` overlapping parts of a map, as `torch.nn.functional.adaptive_avg_pool2d`.
-
-    Args:
-        x: (N, C, H, W).
-        size: parts along the height and the width.
-
-    Returns:
-        (N, C, *size), of the dtype of x; means are computed in float32.
-    """
-    rows = [x[:, :, part].mean(2, dtype=torch.float32) for part in _parts(x.shape[2], size[0])]
-    column = torch.stack(rows, 2)
-    parts = [column[..., part].mean(3) for part in _parts(x.shape[3], size[1])]
-    return torch.stack(parts, 3).to(x.dtype, memory_format=torch.channels_last)
-
-
-def _parts(length: int, number: int) -> Iterator[slice]:
-    for part in range(number):
-        yield slice(part * length // number, -(-(part + 1) * length // number))
 
 
 _REPLACEMENTS: dict[Forward, Forward] = {

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genval.kernels.availability import can_fuse
-from genval.segmenters.fused_functions import Forward, fits
+from genval.segmenters.fused_functions import Forward, fits, is_slow_depthwise, pair
 
 # Attention starts at least one block of threads per window. A GPU starts at most 65,535 blocks along this side.
 _MOST_WINDOWS = 1 << 15
@@ -96,9 +96,10 @@ class _Folded:
 
     weight: Tensor
     bias: Tensor
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
 
     @classmethod
     def of(cls, conv: nn.Module, norm: nn.Module) -> _Folded | None:
@@ -106,8 +107,10 @@ class _Folded:
         if type(conv) not in (nn.Conv2d, Conv2d) or type(norm) is not nn.BatchNorm2d:
             return None
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        # cuDNN's grouped convolutions with ReLU are slow.
-        if conv.groups > 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        # cuDNN's grouped convolutions with ReLU are slow. Depthwise convolutions have a kernel of their own.
+        if conv.groups > 1 and not _is_slow_depthwise(conv):
+            return None
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             return None
         if not norm.affine or norm.running_mean is None or norm.running_var is None:
             return None
@@ -120,18 +123,28 @@ class _Folded:
         bias = shift.detach().to(conv.weight.dtype)
         if not (weight.isfinite().all() and bias.isfinite().all()):  # float16 has no numbers above 65,504
             return None
-        return cls(weight, bias, conv.stride, conv.padding, conv.dilation)
+        return cls(weight, bias, pair(conv.stride), pair(conv.padding), pair(conv.dilation), conv.groups)
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Return ReLU(y), or ReLU(y + added), where y is the normalised convolution of x."""
+        shape = (self.stride, self.padding, self.dilation)
+        if self.groups > 1 and added is None and fits(x) and can_fuse(x.device):
+            from genval.kernels.maps import depthwise
+
+            return depthwise(x, self.weight, self.bias, *shape, "relu")
         # cuDNN counts numbers of a tensor in 32 bits. PyTorch's convolution splits larger tensors.
-        if not x.is_cuda or x.numel() // x.shape[1] * max(x.shape[1], len(self.bias)) >= 2**31:
-            y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+        is_large = x.numel() // x.shape[1] * max(x.shape[1], len(self.bias)) >= 2**31
+        if self.groups > 1 or not x.is_cuda or is_large:
+            y = F.conv2d(x, self.weight, self.bias, *shape, self.groups)
             return (y if added is None else y.add_(added)).relu_()
-        options = (self.bias, self.stride, self.padding, self.dilation, 1)
         if added is None:
-            return torch.cudnn_convolution_relu(x, self.weight, *options)
-        return torch.cudnn_convolution_add_relu(x, self.weight, added, 1.0, *options)
+            return torch.cudnn_convolution_relu(x, self.weight, self.bias, *shape, 1)
+        return torch.cudnn_convolution_add_relu(x, self.weight, added, 1.0, self.bias, *shape, 1)
+
+
+def _is_slow_depthwise(conv: nn.Conv2d) -> bool:
+    is_depthwise = conv.groups == conv.in_channels == conv.out_channels
+    return is_depthwise and is_slow_depthwise(conv.groups, pair(conv.stride), pair(conv.dilation))
 
 
 def _fold(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> list[_Folded] | None:
@@ -342,7 +355,7 @@ def _mix_ffn(module: Any, x: Tensor, hw_shape: tuple[int, int], identity: Tensor
     if type(activate) is nn.GELU and activate.approximate == "none" and fits(hidden) and can_fuse(x.device):
         from genval.kernels.maps import depthwise
 
-        hidden = depthwise(hidden, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, gelu=True)
+        hidden = depthwise(hidden, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, "gelu")
     else:
         hidden = activate(conv(hidden))
     hidden = _to_tokens(hidden)

@@ -268,7 +268,7 @@ class OpenMMLabSegmenter(Segmenter):
             for (y, x), logits in zip(group, self.run(windows).split(batch), strict=True):
                 total[..., y : y + crop_height, x : x + crop_width] += logits
                 count[y : y + crop_height, x : x + crop_width] += 1
-        return total / count
+        return total.div_(count)
 
 
 def _group_size(number: int, most: int) -> int:

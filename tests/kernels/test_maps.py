@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("triton")
 
-from genval.kernels.maps import depthwise, resize_bilinear
+from genval.kernels.maps import depthwise, pool, resize_bilinear
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -27,16 +27,31 @@ def test_resizing_is_that_of_pytorch(size: tuple[int, int], align_corners: bool)
         resized = resize_bilinear(x, size, align_corners)
         assert resized.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(resized, expected, rtol=1e-5, atol=1e-5)
+        planes = resize_bilinear(x, size, align_corners, planes=True)
+        assert planes.is_contiguous()
+        torch.testing.assert_close(planes, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_resizing_rounds_once() -> None:
     x = feature_maps(1, 8, 6, 6).bfloat16()
     exact = F.interpolate(x.double(), (11, 17), mode="bilinear", align_corners=False)
-    resized = resize_bilinear(x, (11, 17), False)
-    assert resized.dtype == torch.bfloat16
-    # A GPU rounds to the nearest number of 8 bits. The interpreter rounds towards 0.
-    error = 2**-8 if DEVICE.type == "cuda" else 2**-7
-    assert ((resized.double() - exact).abs() <= exact.abs() * error + 1e-6).all()
+    for planes in (False, True):
+        resized = resize_bilinear(x, (11, 17), False, planes)
+        assert resized.dtype == torch.bfloat16
+        # A GPU rounds to the nearest number of 8 bits. The interpreter rounds towards 0.
+        error = 2**-8 if DEVICE.type == "cuda" else 2**-7
+        assert ((resized.double() - exact).abs() <= exact.abs() * error + 1e-6).all()
+
+
+@pytest.mark.parametrize("size", [(1, 2), (3, 6), (7, 5), (10, 3)])
+def test_pooling_is_that_of_pytorch(size: tuple[int, int]) -> None:
+    x = feature_maps(2, 70, 7, 18)
+    pooled = pool(x, size)
+    assert pooled.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(pooled, F.adaptive_avg_pool2d(x, size), rtol=1e-5, atol=1e-5)
+    halves = pool(x.bfloat16(), size)
+    assert halves.dtype == torch.bfloat16
+    torch.testing.assert_close(halves.float(), F.adaptive_avg_pool2d(x.bfloat16().float(), size), rtol=2**-7, atol=1e-6)
 
 
 def test_depthwise_convolution_is_that_of_pytorch() -> None:
@@ -57,8 +72,10 @@ def test_depthwise_convolution_is_that_of_pytorch() -> None:
             y = depthwise(x, weight, added, stride, padding, dilation)
             assert y.is_contiguous(memory_format=torch.channels_last)
             torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
-            y = depthwise(x, weight, added, stride, padding, dilation, gelu=True)
+            y = depthwise(x, weight, added, stride, padding, dilation, "gelu")
             torch.testing.assert_close(y, F.gelu(expected), rtol=1e-5, atol=1e-5)
+            y = depthwise(x, weight, added, stride, padding, dilation, "relu")
+            torch.testing.assert_close(y, F.relu(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_a_filter_that_does_not_fit_is_an_error() -> None:

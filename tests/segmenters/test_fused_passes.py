@@ -12,6 +12,7 @@ import path_dicts
 from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network, import_mmseg
 
 import_mmseg()
+from mmcv.cnn import ConvModule  # noqa: E402
 from mmpretrain.models.backbones.convnext import ConvNeXtBlock  # noqa: E402
 from mmpretrain.models.utils.norm import LayerNorm2d  # noqa: E402
 from mmseg.models.backbones import swin  # noqa: E402
@@ -207,17 +208,36 @@ def test_few_classes_are_computed_as_if_they_were_more(monkeypatch: pytest.Monke
         torch.testing.assert_close(logits, expected, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("size", [(1, 3), (6, 6), (4, 9)])
-def test_pooling_is_that_of_pytorch(size: tuple[int, int]) -> None:
-    x = torch.randn(2, 5, 13, 9).contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(fused_functions.pool(x, size), F.adaptive_avg_pool2d(x, size))
+@pytest.mark.parametrize(("kernel", "channels", "dilation"), [(3, 5, 2), (5, 70, 1)])
+def test_a_depthwise_convolution_is_one_kernel(
+    monkeypatch: pytest.MonkeyPatch, kernel: int, channels: int, dilation: int
+) -> None:
+    maps = pytest.importorskip("genval.kernels.maps")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    norm = {"type": "BN"}
+    layer = ConvModule(
+        channels, channels, kernel, padding=kernel // 2, dilation=dilation, groups=channels, norm_cfg=norm
+    ).to(device)
+    layer.eval()
+    nn.init.normal_(layer.norm.running_mean)
+    ((_, _, forward),) = fused_layers.fused_methods(layer)
+    x = torch.randn(2, channels, 9, 12, device=device).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = layer(x)
+        torch.testing.assert_close(forward(x), expected, rtol=1e-5, atol=1e-5)
+        for name in ("fits", "can_fuse"):
+            monkeypatch.setattr(fused_layers, name, lambda x: True)
+        with mock.patch.object(maps, "depthwise", wraps=maps.depthwise) as fused:
+            torch.testing.assert_close(forward(x), expected, rtol=1e-5, atol=1e-5)
+    assert fused.call_count == 1
 
 
-def test_functions_are_replaced_where_they_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few", [1, 32])
+def test_functions_are_replaced_where_they_give_the_same(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
     pytest.importorskip("triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     monkeypatch.setattr(fused_functions, "fits", lambda x: isinstance(x, Tensor) and x.ndim > 2)
-    monkeypatch.setattr(fused_functions, "_FEW_CHANNELS", 1)
+    monkeypatch.setattr(fused_functions, "_FEW_CHANNELS", few)
     monkeypatch.setattr(fused_functions, "_MANY_GROUPS", 1)
     x = torch.randn(2, 6, 9, 12, device=device).contiguous(memory_format=torch.channels_last)
     weight, bias, tokens = (torch.randn(shape, device=device) for shape in ((6, 1, 3, 3), (6,), (2, 40, 6)))
