@@ -98,7 +98,7 @@ def launch_batch(
         synchronize()
         pairs = _next_of_each(segmenter, names, measured())
         # Copied out of pinned memory, of which only the two batches in progress should hold any.
-        values = [None] * len(names) if selected is None else [part.numpy().copy() for part in selected]
+        values = [None] * len(names) if selected is None else [part.copy() for part in selected.numpy()]
         return [Measured(*pair, value) for pair, value in zip(pairs, values, strict=True)]
 
     return wait
@@ -119,12 +119,10 @@ def _measure(logits: Tensor, labels: Tensor, sample: np.ndarray | None) -> tuple
     return predicted.cpu().numpy(), statistics
 
 
-def _select(logits: Tensor, kept: Sequence[np.ndarray], dtype: torch.dtype) -> list[Tensor]:
-    """Copy the logits of the chosen pixels to the host, (pixels, C) per image; from a GPU asynchronously."""
-    return [
-        image.flatten(1)[:, to_device(pixels, logits.device)].T.to(dtype).to("cpu", non_blocking=True)
-        for image, pixels in zip(logits, kept, strict=True)
-    ]
+def _select(logits: Tensor, kept: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
+    """Copy the logits of the chosen pixels to the host, (B, pixels, C); from a GPU asynchronously."""
+    pixels = to_device(np.stack(kept), logits.device)[:, None].expand(-1, logits.shape[1], -1)
+    return logits.flatten(2).gather(2, pixels).transpose(1, 2).to(dtype).contiguous().to("cpu", non_blocking=True)
 
 
 def _next_of_each(segmenter: nn.Module, names: Sequence[str], results: Iterator[Result]) -> list[Result]:

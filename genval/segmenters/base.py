@@ -189,6 +189,10 @@ class Segmenter(nn.Module, abc.ABC):
         pixels: Tensor = (images.float() - self.mean) / self.std
         return pixels.to(weights_dtype(self.precision), memory_format=self.memory_format)
 
+    def infer_images(self, images: Tensor) -> Tensor:
+        """Logits (B, C, h, w) of any size and float dtype from images, uint8 (B, 3, H, W)."""
+        return self.infer(self.prepare(images))
+
     @torch.no_grad()
     def forward(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Segment a batch.
@@ -212,7 +216,7 @@ class Segmenter(nn.Module, abc.ABC):
         images = self.resize(images)
         task = f"{self.name} fails on images {tuple(images.shape)}"
         with named_failures(task), self._arithmetic(images.device):
-            logits = self.infer(self.prepare(images))
+            logits = self.infer_images(images)
         check_logits(self.name, logits, images, self.class_map)
         if not self._is_checked:  # on a GPU the check waits for the device
             check_values(self.name, logits)

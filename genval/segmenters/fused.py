@@ -7,8 +7,11 @@ pass computes the following faster:
   the normalisation are multiplied into a copy of the weights.
 - Attention is one kernel, which does not write the attention weights. mmcv asks PyTorch for them and drops them.
 - The layers of SegFormer, ConvNeXt and Swin keep their tokens in one memory layout.
-- Bilinear resizing, depthwise convolution, adaptive pooling and layer normalisation have faster kernels than PyTorch's.
-- The kernels of a pass are recorded as a CUDA graph, which the CPU starts with one call.
+- Depthwise convolutions, bilinear resizing, adaptive pooling and layer normalisation have faster kernels than PyTorch's
+  and cuDNN's.
+
+A recorded pass is a CUDA graph, which the CPU starts with one call. It also contains the preprocessing of the images
+and the windows.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from genval.segmenters.fused_layers import fused_methods
 
 _MOST_RECORDS = 4
 
+Pass = Callable[[Tensor], Tensor]
+
 
 class FusedPass:
     """Runs a network's forward pass with the layers of `fused_layers` and the functions of `fused_functions`.
@@ -38,32 +43,15 @@ class FusedPass:
         run: the plain forward pass, from pixels (B, 3, H, W) to logits.
     """
 
-    def __init__(self, network: nn.Module, run: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, network: nn.Module, run: Pass) -> None:
         self._run = run
         self._modules = list(network.modules())
         self._methods = list(fused_methods(network))
         self._functions = FusedFunctions()
-        self._graph: _Graph | None = None
-        self._records = 0
-        self._last: Any = None
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or any(one._forward_hooks or one._forward_pre_hooks for one in self._modules):
+        if _is_observed(self._modules):
             return self._run(pixels)
-        key = (pixels.shape, pixels.stride(), pixels.dtype)
-        if key != self._last:
-            self._graph = None
-        if self._graph is not None:
-            return self._graph(pixels)
-        logits = self._pass(pixels)
-        # Recording takes the time of a few passes, which pays where many inputs of one size follow each other.
-        if key == self._last and self._records < _MOST_RECORDS and can_fuse(pixels.device):
-            self._graph = _Graph.record(self._pass, pixels, logits)
-            self._records += 1
-        self._last = key
-        return logits
-
-    def _pass(self, pixels: Tensor) -> Tensor:
         with contextlib.ExitStack() as stack:
             if can_fuse(pixels.device):
                 stack.enter_context(self._functions)
@@ -74,24 +62,65 @@ class FusedPass:
             return self._run(pixels)
 
 
+class RecordedPass:
+    """Records a pass as a CUDA graph when two inputs of one size follow each other. Other passes run as they are.
+
+    Passes that need gradients, or hooks of the network's modules, are not recorded.
+
+    Args:
+        network: the network that the pass runs.
+        run: the pass, from images or pixels (B, 3, H, W) to logits of any float dtype. It returns float32 logits here.
+        inner: a recorded pass that `run` calls, whose graph is not needed once this one is recorded.
+    """
+
+    def __init__(self, network: nn.Module, run: Pass, inner: RecordedPass | None = None) -> None:
+        self._run, self._inner = run, inner
+        self._modules = list(network.modules())
+        self._graph: _Graph | None = None
+        self._records = 0
+        self._last: Any = None
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        if _is_observed(self._modules) or (pixels.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return self._run(pixels)
+        key = (pixels.shape, pixels.stride(), pixels.dtype)
+        if key != self._last:
+            self._graph = None
+        if self._graph is not None:
+            return self._graph(pixels)
+        logits = self._run(pixels).float()
+        # Recording takes the time of a few passes, which pays where many inputs of one size follow each other.
+        if key == self._last and self._records < _MOST_RECORDS and can_fuse(pixels.device):
+            self._graph = _Graph.record(self._run, pixels, logits)
+            self._records += 1
+            if self._graph is not None and self._inner is not None:
+                self._inner._graph = None
+        self._last = key
+        return logits
+
+
+def _is_observed(modules: list[nn.Module]) -> bool:
+    return torch.is_grad_enabled() or any(one._forward_hooks or one._forward_pre_hooks for one in modules)
+
+
 class _Graph:
     """A recorded pass for inputs of one shape."""
 
-    def __init__(self, run: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
+    def __init__(self, run: Pass, images: Tensor) -> None:
         with torch.inference_mode(False):  # a tensor of inference mode could not be overwritten outside of it
-            self._input = torch.zeros_like(pixels)
-        stream = torch.cuda.Stream(pixels.device)
-        stream.wait_stream(torch.cuda.current_stream(pixels.device))
+            self._input = torch.zeros_like(images)
+        stream = torch.cuda.Stream(images.device)
+        stream.wait_stream(torch.cuda.current_stream(images.device))
         with torch.cuda.stream(stream):
             run(self._input)
-        torch.cuda.current_stream(pixels.device).wait_stream(stream)
+        torch.cuda.current_stream(images.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may load the next network meanwhile.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._output = run(self._input)
 
     @classmethod
-    def record(cls, run: Callable[[Tensor], Tensor], pixels: Tensor, logits: Tensor) -> _Graph | None:
+    def record(cls, run: Pass, images: Tensor, logits: Tensor) -> _Graph | None:
         """Record a pass.
 
         Returns:
@@ -99,16 +128,16 @@ class _Graph:
             quarter of the memory would be free, because nothing else can use the memory of a graph.
         """
         try:
-            with torch.cuda.device(pixels.device):
-                graph = cls(run, pixels)
-            free, total = torch.cuda.mem_get_info(pixels.device)
-            if free >= total // 4 and torch.equal(graph(pixels), logits):
+            with torch.cuda.device(images.device):
+                graph = cls(run, images)
+            free, total = torch.cuda.mem_get_info(images.device)
+            if free >= total // 4 and torch.equal(graph(images), logits):
                 return graph
         except RuntimeError:  # the network waits for the GPU, or the GPU's memory is full
-            torch.cuda.synchronize(pixels.device)
+            torch.cuda.synchronize(images.device)
         return None
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        self._input.copy_(pixels)
+    def __call__(self, images: Tensor) -> Tensor:
+        self._input.copy_(images)
         self._graph.replay()
-        return self._output.clone()  # the next pass overwrites it
+        return self._output.to(torch.float32, copy=True)  # the next pass overwrites it

@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 # PyTorch's adaptive pooling is slow for few outputs.
 _LARGEST_POOL = 16
-# Maps of fewer channels, such as logits, are enlarged into a contiguous tensor, which the metrics need anyway.
+# Maps of fewer channels, such as logits, are enlarged into a contiguous tensor, which the metrics need anyway. If they
+# are not enlarged, PyTorch is faster.
 _FEW_CHANNELS = 32
 # The kernel for layer normalisation keeps a token in registers, which have no space for more channels.
 _MANY_CHANNELS = 2048
@@ -57,11 +58,12 @@ def _interpolate(
 
     sides = (size, size) if isinstance(size, int) else size
     is_simple = mode == "bilinear" and not antialias and scale_factor is None and isinstance(sides, (tuple, list))
-    if not is_simple or x.ndim != 4 or len(sides) != 2 or min(sides) < 1:
-        return F.interpolate(x, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
-    height, width = map(int, sides)
-    planes = x.shape[1] < _FEW_CHANNELS and height * width > x.shape[2] * x.shape[3]
-    return resize_bilinear(x, (height, width), bool(align_corners), planes)
+    if is_simple and x.ndim == 4 and len(sides) == 2 and min(sides) > 0:
+        height, width = map(int, sides)
+        is_enlarged, has_few = height * width > x.shape[2] * x.shape[3], x.shape[1] < _FEW_CHANNELS
+        if is_enlarged or not has_few:
+            return resize_bilinear(x, (height, width), bool(align_corners), planes=has_few)
+    return F.interpolate(x, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
 
 
 def _conv2d(

@@ -239,10 +239,18 @@ class OpenMMLabSegmenter(Segmenter):
     def fuse(self) -> None:
         has_cudnn = torch.version.cuda is not None and torch.backends.cudnn.is_available()
         if self.mean.is_cuda and self.precision.endswith("-true") and has_cudnn:
-            from genval.segmenters.fused import FusedPass
+            from genval.segmenters.fused import FusedPass, RecordedPass
 
             self.use_channels_last()
-            self.run = FusedPass(self.network, self.run)  # type: ignore[method-assign]
+            run: FusedPass | RecordedPass = FusedPass(self.network, self.run)
+            windows = None
+            if self.test_mode == "slide":
+                # Images of different sizes have windows of the same size.
+                run = windows = RecordedPass(self.network, run)
+            self.run = run  # type: ignore[method-assign]
+            self.infer_images = RecordedPass(  # type: ignore[method-assign, assignment]
+                self.network, self.infer_images, windows
+            )
 
     def infer(self, pixels: Tensor) -> Tensor:
         if self.test_mode == "whole":

@@ -303,20 +303,35 @@ def test_graphs_give_the_logits_of_their_pass(name: str) -> None:
     with torch.inference_mode():
         plain = [segmenter(one) for one in images]
         segmenter.fuse()
-        run: Any = segmenter.run
+        recorded: Any = segmenter.infer_images
         first = [segmenter(one) for one in images]
-        assert run._graph is not None
+        assert recorded._graph is not None
+        assert recorded._inner is None or recorded._inner._graph is None
         assert all(torch.equal(segmenter(one), logits) for one, logits in zip(images, first, strict=True))
         assert all(difference(logits, one) < 0.1 for logits, one in zip(first, plain, strict=True))
         segmenter(random_images((segmenter.minimum_size + 160, segmenter.minimum_size + 192), "cuda"))
-        assert run._graph is None
+        assert recorded._graph is None
         assert torch.equal(segmenter(images[0]), first[0])
+
+
+@needs_gpu
+def test_windows_of_images_of_different_sizes_are_recorded() -> None:
+    segmenter = make_segmenter("DLV3+ResNet18", "cuda", "bf16-true")
+    sizes = [(800, 900 + 16 * step) for step in range(4)]
+    with torch.inference_mode():
+        segmenter.fuse()
+        recorded: Any = segmenter.infer_images
+        first = [segmenter(random_images(size, "cuda")) for size in sizes]
+        assert recorded._graph is None and recorded._inner._graph is not None
+        for size, logits in zip(sizes, first, strict=True):
+            images = random_images(size, "cuda")
+            assert torch.equal(segmenter(images), logits)
 
 
 @needs_gpu
 def test_a_graph_leaves_a_quarter_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (1, 8))
-    once = fused.FusedPass(nn.Conv2d(3, 3, 1), lambda pixels: pixels + 1)
+    once = fused.RecordedPass(nn.Conv2d(3, 3, 1), lambda pixels: pixels + 1)
     with torch.inference_mode():
         for seed in range(3):
             once(random_images(device="cuda", seed=seed).float())
@@ -328,7 +343,7 @@ def test_a_network_that_waits_for_the_gpu_has_no_graph() -> None:
     def run(pixels: Tensor) -> Tensor:
         return pixels * float(pixels.mean())
 
-    once = fused.FusedPass(nn.Conv2d(3, 3, 1), run)
+    once = fused.RecordedPass(nn.Conv2d(3, 3, 1), run)
     with torch.inference_mode():
         for seed in range(4):
             pixels = random_images(device="cuda", seed=seed).float()
@@ -344,7 +359,7 @@ def test_a_network_that_changes_from_pass_to_pass_has_no_graph() -> None:
         passes.append(0)
         return pixels + len(passes)
 
-    once = fused.FusedPass(nn.Conv2d(3, 3, 1), run)
+    once = fused.RecordedPass(nn.Conv2d(3, 3, 1), run)
     with torch.inference_mode():
         for seed in range(3):
             once(random_images(device="cuda", seed=seed).float())
