@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import stat
 import struct
 import threading
 import zlib
@@ -165,7 +167,8 @@ class DecodedCache:
     """
 
     def __init__(self, limit: int) -> None:
-        self._room, self._reserve = limit, available_memory() // 4
+        self._limit = self._room = limit
+        self._reserve = available_memory() // 4
         self._kept: dict[Item, tuple[object, tuple[np.ndarray, ...]]] = {}
         self._lock = threading.Lock()
 
@@ -176,6 +179,8 @@ class DecodedCache:
             item: what is decoded; always with the same function.
             decode: gives a tuple of arrays, such as `read_pair`.
         """
+        if not self._limit:
+            return decode(item)
         state = [_state(path) for path in item.files]
         before, kept = self._kept.get(item, (None, None))
         if kept is not None and before == state:
@@ -320,13 +325,19 @@ def _decode_plain_png(path: str | Path, colour: int) -> np.ndarray | None:
     if not hasattr(cv2, "IMREAD_COLOR_RGB"):  # before OpenCV 4.11
         return None
     try:
-        if not Path(path).is_file():
+        # After each call of the system, a thread waits for Python's lock. `open` makes several times as many calls.
+        state = os.stat(path)
+        if not stat.S_ISREG(state.st_mode):
             return None
-        with open(path, "rb", buffering=0) as stream:
-            if not _is_plain_head(stream.read(_PNG_HEAD), colour):
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            head = os.read(descriptor, _PNG_HEAD)
+            if not _is_plain_head(head, colour):
                 return None
-            stream.seek(0)
-            data = stream.read()
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            data = os.read(descriptor, state.st_size)
+        finally:
+            os.close(descriptor)
     except OSError:
         return None
     pixel_data = _pixel_chunks(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -99,7 +100,10 @@ def pool(
     drawn = _DrawnSums(draws, seed, number)
     shapes: list[tuple[int, ...]] = []
     for image in images:
-        total = image if total is None else total + image
+        if total is None:
+            total = copy.deepcopy(image)
+        else:
+            total += image
         arrays = [_coarsen(array) if array is image.levels else array for array in image.arrays()]
         shapes = [array.shape for array in arrays]
         drawn.add(arrays)
@@ -203,18 +207,28 @@ def _metrics(
     names: Collection[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Compute the metrics of several sets: every array has a leading dimension; `confidence` is that of the levels."""
-    wrong, right = levels[:, 0].astype(np.float64), levels[:, 1].astype(np.float64)
-    pixels, wrongs, rights = (values.sum(-1) for values in (wrong + right, wrong, right))
+    wrongs, rights = bins[:, 0].sum(-1), bins[:, 1].sum(-1)
+    pixels = wrongs + rights
     named = dict(zip(SUMS, np.moveaxis(sums, -1, 0), strict=True))
     entropy = safe_divide(named["entropy_right"] + named["entropy_wrong"], pixels)
 
     @functools.cache
+    def split() -> tuple[np.ndarray, np.ndarray]:
+        wrong, right = levels[:, 0].astype(np.float64), levels[:, 1].astype(np.float64)
+        return right, wrong
+
+    @functools.cache
     def in_level() -> np.ndarray:  # ascending in confidence
+        right, wrong = split()
         return (wrong + right)[:, ::-1]
 
     @functools.cache
     def curve() -> np.ndarray:
-        return calibration.gap_curve(right[:, ::-1], in_level(), in_level() * confidence[::-1])
+        return calibration.gap_curve(split()[0][:, ::-1], in_level(), in_level() * confidence[::-1])
+
+    def of_wrong() -> np.ndarray:
+        right, wrong = split()
+        return ranking.aupr(wrong[:, ::-1], right[:, ::-1])
 
     def entropy_std() -> np.ndarray:
         return np.sqrt(np.maximum(safe_divide(named["squared_entropy"], pixels) - entropy**2, 0))
@@ -227,11 +241,11 @@ def _metrics(
         "classwise_ece": lambda: calibration.binned_ece(class_bins[:, 1], class_bins.sum(1), class_confidence).mean(-1),
         "nll": lambda: safe_divide(named["nll"], pixels),
         "brier": lambda: safe_divide(named["brier"], pixels),
-        "auroc": lambda: ranking.auroc(right, wrong),
-        "aupr_right": lambda: ranking.aupr(right, wrong),
-        "aupr_wrong": lambda: ranking.aupr(wrong[:, ::-1], right[:, ::-1]),
-        "fpr95": lambda: ranking.fpr_at_tpr(right, wrong, interpolate=True),
-        "prr_percent": lambda: ranking.prediction_rejection_ratio(right, wrong),
+        "auroc": lambda: ranking.auroc(*split()),
+        "aupr_right": lambda: ranking.aupr(*split()),
+        "aupr_wrong": of_wrong,
+        "fpr95": lambda: ranking.fpr_at_tpr(*split(), interpolate=True),
+        "prr_percent": lambda: ranking.prediction_rejection_ratio(*split()),
         "entropy": lambda: entropy,
         "entropy_std": entropy_std,
         "entropy_right": lambda: safe_divide(named["entropy_right"], rights),

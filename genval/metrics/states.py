@@ -19,6 +19,11 @@ class MergeableState:
     def __add__(self, other: Self) -> Self:
         return type(self)(*(a + b for a, b in zip(self.arrays(), other.arrays(), strict=True)))
 
+    def __iadd__(self, other: Self) -> Self:
+        for a, b in zip(self.arrays(), other.arrays(), strict=True):
+            a += b
+        return self
+
     def arrays(self) -> list[np.ndarray]:
         """Return the fields, in order."""
         return [getattr(self, field.name) for field in dataclasses.fields(self)]

@@ -12,7 +12,7 @@ from genval.metrics.statistics import PixelStatistics
 from genval.results.scenes import SceneResults, Summary
 
 # Images whose statistics may wait in memory for the thread, of about 1 MB each.
-_MAX_WAITING = 16
+_MAX_WAITING = 32
 
 
 class EarlySummaries:

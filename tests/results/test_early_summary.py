@@ -52,7 +52,7 @@ def missing_of(scenes):
     return [(scene, record["id"]) for scene in scenes for record in records_of(scene)]
 
 
-@pytest.mark.parametrize(("added", "most"), [(False, 16), (True, 16), (True, 1)])
+@pytest.mark.parametrize(("added", "most"), [(False, 32), (True, 32), (True, 1)])
 def test_images_in_any_order_are_summarised_in_their_own(scenes, monkeypatch, added, most):
     monkeypatch.setattr(early_summary, "_MAX_WAITING", most)
     jobs = [(scene, record, seed) for scene in scenes for seed, record in enumerate(records_of(scene))]
