@@ -92,7 +92,8 @@ class RecordedPass:
         # Recording takes the time of a few passes, which pays where many inputs of one size follow each other.
         if key == self._last and self._records < _MOST_RECORDS and can_fuse(pixels.device):
             self._graph = _Graph.record(self._run, pixels, logits)
-            self._records += 1
+            # A failure would be repeated.
+            self._records = _MOST_RECORDS if self._graph is None else self._records + 1
             if self._graph is not None and self._inner is not None:
                 self._inner._graph = None
         self._last = key
