@@ -431,8 +431,10 @@ def hours(name: str, rows: Sequence[dict[str, Any]]) -> tuple[float, float, floa
     loops = [stage.items * row["item_s"] / 3600 for row in rows]
     each = [stage.commands * row["start_s"] / 3600 + loop for row, loop in zip(rows, loops, strict=True)]
     error = statistics.mean(loop * row["error"] for row, loop in zip(rows, loops, strict=True))
-    seen = [loop * row["busy"] for row, loop in zip(rows, loops, strict=True) if row["busy"] is not None]
-    busy = statistics.mean(seen) if seen else None
+    # Loops that are too short for a reading of the GPU's use take the share of the others.
+    seen = [(loop * row["busy"], loop) for row, loop in zip(rows, loops, strict=True) if row["busy"] is not None]
+    share = sum(part for part, _ in seen) / sum(loop for _, loop in seen) if seen else None
+    busy = share and share * statistics.mean(loops)
     if not stage.has_segmenters:
         return each[0], error, busy
     number = len(each)

@@ -81,6 +81,9 @@ def test_hours_and_errors(benchmark: dict[str, Any]) -> None:
     rows = [row | {"start_s": 0.0, "item_s": item_s} for item_s in [0.25, 0.75] * 10 + [0.5]]
     whole, error, busy = benchmark["hours"]("detect", rows)
     assert whole == pytest.approx(42 * loop) and busy == pytest.approx(21 * loop)
+    # Short loops have no reading of the GPU's use.
+    seen = [one | {"busy": None if one["item_s"] == 0.25 else 0.5} for one in rows]
+    assert benchmark["hours"]("detect", seen)[2] == pytest.approx(21 * loop)
     spread = loop * 0.5 / 21**0.5 * 0.5**0.5
     assert error == pytest.approx(42 * (0.1 * loop + spread))
 
