@@ -53,7 +53,7 @@ SIZES = {"full": ("sd15", 32, 96), "tiny": ("tiny", 2, 4)}
 # Images of the sets: generated (five domains), corrupted (four), clear, and real (four conditions of ACDC, and IDD).
 GENERATED, CORRUPTED, CLEAR, REAL = 5 * 512, 4 * 500, 500, 406 + 981
 OBJECT_IMAGES = 42 * 512
-# Each object is a batch or more. Two batches give one rate, so more of them make its error smaller.
+# Each object is a batch or more. With more batches, the error of the rate is smaller.
 OBJECTS = "lion,tiger,zebra,bear,camel,cow,giraffe,horse"
 ZOO = len(path_dicts.ZOO)
 # Seconds per item of the published code, on one H100 and one CPU thread with random weights (2026-11-22, torch 2.11).

@@ -325,7 +325,7 @@ def _decode_plain_png(path: str | Path, colour: int) -> np.ndarray | None:
     if not hasattr(cv2, "IMREAD_COLOR_RGB"):  # before OpenCV 4.11
         return None
     try:
-        # After each call of the system, a thread waits for Python's lock. `open` makes several times as many calls.
+        # A system call releases Python's lock, and the thread then waits for the lock. `open` makes more system calls.
         state = os.stat(path)
         if not stat.S_ISREG(state.st_mode):
             return None

@@ -122,7 +122,10 @@ def _measure(logits: Tensor, labels: Tensor, sample: np.ndarray | None) -> tuple
 def _select(logits: Tensor, kept: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
     """Copy the logits of the chosen pixels to the host, (B, pixels, C); from a GPU asynchronously."""
     pixels = to_device(np.stack(kept), logits.device)[:, None].expand(-1, logits.shape[1], -1)
-    return logits.flatten(2).gather(2, pixels).transpose(1, 2).to(dtype).contiguous().to("cpu", non_blocking=True)
+    flat = logits.flatten(2)
+    # All pixels are in order. Another copy of all logits would need much memory.
+    chosen = flat if pixels.shape[2] == flat.shape[2] else flat.gather(2, pixels)
+    return chosen.to(dtype).transpose(1, 2).contiguous().to("cpu", non_blocking=True)
 
 
 def _next_of_each(segmenter: nn.Module, names: Sequence[str], results: Iterator[Result]) -> list[Result]:

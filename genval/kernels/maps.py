@@ -83,17 +83,17 @@ def _resize_planes(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["height", "width"])
 def _mean_rows(x, y, height, width, channels, parts, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Average the rows of one part of a map, for COLUMNS columns."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    image = tl.program_id(2) // parts
-    part = tl.program_id(2) % parts
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    image = tl.program_id(0) // parts
+    part = tl.program_id(0) % parts
     first, end = part * height // parts, ((part + 1) * height + parts - 1) // parts
     mask = (column < width)[:, None] & (c < channels)[None]
     x += image.to(tl.int64) * height * width * channels
     total = tl.zeros((COLUMNS, CHANNELS), tl.float32)
     for row in range(first, end):
         total += _pixels(x, row * width + column, channels, c, mask)
-    place = (tl.program_id(2).to(tl.int64) * width + column)[:, None] * channels + c[None]
+    place = (tl.program_id(0).to(tl.int64) * width + column)[:, None] * channels + c[None]
     tl.store(y + place, (total / (end - first)).to(y.dtype.element_ty), mask=mask)
 
 
@@ -203,12 +203,14 @@ def pool(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         (N, C, *size), channels-last, of the dtype of x; means are computed in float32.
     """
     images, channels, height, width = x.shape
-    rows = torch.empty((images, size[0], width, channels), device=x.device)
+    rows = torch.empty((images, size[0], width, channels), device=x.device, dtype=torch.float32)
     y = _empty(x, channels, size)
-    grid = (triton.cdiv(width, _COLUMNS), triton.cdiv(channels, _CHANNELS))
-    _mean_rows[*grid, images * size[0]](x, rows, height, width, channels, size[0], COLUMNS=_COLUMNS, CHANNELS=_CHANNELS)
+    blocks = triton.cdiv(channels, _CHANNELS)
+    _mean_rows[images * size[0], triton.cdiv(width, _COLUMNS), blocks](
+        x, rows, height, width, channels, size[0], COLUMNS=_COLUMNS, CHANNELS=_CHANNELS
+    )
     # The columns of `rows` are rows of maps of one column.
-    _mean_rows[1, grid[1], images * size[0] * size[1]](
+    _mean_rows[images * size[0] * size[1], 1, blocks](
         rows, y, width, 1, channels, size[1], COLUMNS=1, CHANNELS=_CHANNELS
     )
     return y

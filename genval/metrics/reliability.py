@@ -206,7 +206,10 @@ def _metrics(
     confidence: np.ndarray,
     names: Collection[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Compute the metrics of several sets: every array has a leading dimension; `confidence` is that of the levels."""
+    """Compute the metrics of several sets: every array has a leading dimension; `confidence` is that of the levels.
+
+    `bins` and `levels` count the same pixels.
+    """
     wrongs, rights = bins[:, 0].sum(-1), bins[:, 1].sum(-1)
     pixels = wrongs + rights
     named = dict(zip(SUMS, np.moveaxis(sums, -1, 0), strict=True))
@@ -226,7 +229,7 @@ def _metrics(
     def curve() -> np.ndarray:
         return calibration.gap_curve(split()[0][:, ::-1], in_level(), in_level() * confidence[::-1])
 
-    def of_wrong() -> np.ndarray:
+    def aupr_wrong() -> np.ndarray:
         right, wrong = split()
         return ranking.aupr(wrong[:, ::-1], right[:, ::-1])
 
@@ -243,7 +246,7 @@ def _metrics(
         "brier": lambda: safe_divide(named["brier"], pixels),
         "auroc": lambda: ranking.auroc(*split()),
         "aupr_right": lambda: ranking.aupr(*split()),
-        "aupr_wrong": of_wrong,
+        "aupr_wrong": aupr_wrong,
         "fpr95": lambda: ranking.fpr_at_tpr(*split(), interpolate=True),
         "prr_percent": lambda: ranking.prediction_rejection_ratio(*split()),
         "entropy": lambda: entropy,

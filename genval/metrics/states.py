@@ -20,6 +20,7 @@ class MergeableState:
         return type(self)(*(a + b for a, b in zip(self.arrays(), other.arrays(), strict=True)))
 
     def __iadd__(self, other: Self) -> Self:
+        """Add in place: the arrays of this state change."""
         for a, b in zip(self.arrays(), other.arrays(), strict=True):
             a += b
         return self

@@ -164,11 +164,11 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     Raises:
         GenValError: as `replace_file`.
     """
-    # After each call of the system, a thread waits for Python's lock. `open` makes several times as many calls.
+    # A system call releases Python's lock, and the thread then waits for the lock. `open` makes more system calls.
     with _renamed(Path(path)) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            left = memoryview(data)
+            left = memoryview(data).cast("B")
             while left:
                 left = left[os.write(descriptor, left) :]
             os.fsync(descriptor)

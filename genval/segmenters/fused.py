@@ -17,7 +17,7 @@ and the windows.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -65,12 +65,13 @@ class FusedPass:
 class RecordedPass:
     """Records a pass as a CUDA graph when two inputs of one size follow each other. Other passes run as they are.
 
-    Passes that need gradients, or hooks of the network's modules, are not recorded.
+    Passes that need gradients, or hooks of the network's modules, are not recorded. A size for which recording fails is
+    not tried again.
 
     Args:
         network: the network that the pass runs.
         run: the pass, from images or pixels (B, 3, H, W) to logits of any float dtype. It returns float32 logits here.
-        inner: a recorded pass that `run` calls, whose graph is not needed once this one is recorded.
+        inner: a recorded pass that `run` calls. It has no graph while this pass has one.
     """
 
     def __init__(self, network: nn.Module, run: Pass, inner: RecordedPass | None = None) -> None:
@@ -79,9 +80,11 @@ class RecordedPass:
         self._graph: _Graph | None = None
         self._records = 0
         self._last: Any = None
+        self._failed: set[Any] = set()
+        self._is_off = False
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        if _is_observed(self._modules) or (pixels.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if self._is_off or _is_observed(self._modules) or (pixels.is_cuda and torch.cuda.is_current_stream_capturing()):
             return self._run(pixels)
         key = (pixels.shape, pixels.stride(), pixels.dtype)
         if key != self._last:
@@ -90,14 +93,24 @@ class RecordedPass:
             return self._graph(pixels)
         logits = self._run(pixels).float()
         # Recording takes the time of a few passes, which pays where many inputs of one size follow each other.
-        if key == self._last and self._records < _MOST_RECORDS and can_fuse(pixels.device):
-            self._graph = _Graph.record(self._run, pixels, logits)
-            # A failure would be repeated.
-            self._records = _MOST_RECORDS if self._graph is None else self._records + 1
-            if self._graph is not None and self._inner is not None:
-                self._inner._graph = None
+        is_new = key not in self._failed and self._records < _MOST_RECORDS
+        if key == self._last and is_new and can_fuse(pixels.device):
+            with self._inner.off() if self._inner is not None else contextlib.nullcontext():
+                self._graph = _Graph.record(self._run, pixels, logits)
+            self._records += 1
+            if self._graph is None:
+                self._failed.add(key)
         self._last = key
         return logits
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """Free the memory of the graph, and neither use nor record a graph in the block."""
+        self._graph, self._is_off = None, True
+        try:
+            yield
+        finally:
+            self._is_off = False
 
 
 def _is_observed(modules: list[nn.Module]) -> bool:

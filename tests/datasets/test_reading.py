@@ -1,6 +1,7 @@
 """Kinds of image and mask files: each is read as a viewer shows it, or refused by name."""
 
 import io
+import os
 import struct
 import zlib
 from types import SimpleNamespace
@@ -563,3 +564,12 @@ def test_masks_are_read_until_one_shows_the_kind(items, monkeypatch):
     monkeypatch.setattr(reading, "read_mask", counted)
     check_ids(items("cityscapes", low(), label_ids(), *[low()] * 5))
     assert read.count == 2
+
+
+def test_a_file_that_is_read_in_parts_is_still_whole(tmp_path, monkeypatch):
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    write_png(tmp_path / "a.png", pixels)
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda descriptor, size: read(descriptor, min(size, 40)))
+    assert _decode_plain_png(tmp_path / "a.png", reading._PNG_RGB) is None
+    assert (read_image(tmp_path / "a.png") == pixels).all()

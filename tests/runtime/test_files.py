@@ -4,6 +4,7 @@ import os
 import resource
 from typing import Literal, NotRequired, TypedDict
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -190,3 +191,21 @@ def test_a_line_that_is_no_object_is_named(tmp_path, line):
     (tmp_path / "list.jsonl").write_text(f'{{"a": 1}}\n{line}\n')
     with pytest.raises(GenValError, match=r"list\.jsonl, line 2: expected an object"):
         files.read_jsonl(tmp_path / "list.jsonl")
+
+
+def test_bytes_that_the_system_writes_in_parts_are_whole(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
+    numbers = np.arange(10, dtype=np.int32)
+    files.write_bytes(tmp_path / "numbers", numbers.data)
+    assert (tmp_path / "numbers").read_bytes() == numbers.tobytes()
+
+
+def test_ctrl_c_leaves_no_part_of_a_file(tmp_path, monkeypatch):
+    def interrupt(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_bytes(tmp_path / "out", b"data")
+    assert list(tmp_path.iterdir()) == []

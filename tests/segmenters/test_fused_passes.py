@@ -1,6 +1,6 @@
 """The fused forward pass gives the logits of the plain one, and steps aside where it cannot."""
 
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import pytest
@@ -293,6 +293,69 @@ def test_wrong_inputs_are_errors_as_without_replaced_functions(monkeypatch: pyte
     for call in calls:
         with pytest.raises((RuntimeError, ValueError)), fused_functions.FusedFunctions():
             call()
+
+
+class FakeGraph:
+    """Stands for the CUDA graph of a pass that adds 1, and counts the attempts to record one."""
+
+    attempts: ClassVar[list[tuple[int, ...]]] = []
+    fails_for: ClassVar[tuple[int, ...] | None] = None
+
+    @classmethod
+    def record(cls, run: Any, pixels: Tensor, logits: Tensor) -> Any:
+        cls.attempts.append(tuple(pixels.shape))
+        assert torch.equal(run(pixels), logits)  # as the warm-up of a real graph
+        return None if cls.fails_for == tuple(pixels.shape) else cls()
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return pixels + 1
+
+
+@pytest.fixture
+def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> type[FakeGraph]:
+    monkeypatch.setattr(fused, "_Graph", FakeGraph)
+    monkeypatch.setattr(fused, "can_fuse", lambda device: True)
+    monkeypatch.setattr(FakeGraph, "attempts", [])
+    monkeypatch.setattr(FakeGraph, "fails_for", None)
+    return FakeGraph
+
+
+def test_passes_are_recorded_when_a_size_is_repeated(fake_graphs: type[FakeGraph]) -> None:
+    once = fused.RecordedPass(nn.Conv2d(3, 3, 1), lambda pixels: pixels + 1)
+    small, large = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 4, 4)
+    with torch.inference_mode():
+        for pixels, recorded in ((small, False), (small, True), (small, True), (large, False), (large, True)):
+            assert torch.equal(once(pixels), pixels + 1)
+            assert (once._graph is not None) == recorded
+    assert fake_graphs.attempts == [tuple(small.shape), tuple(large.shape)]
+
+
+def test_a_size_that_cannot_be_recorded_is_tried_once(fake_graphs: type[FakeGraph]) -> None:
+    once = fused.RecordedPass(nn.Conv2d(3, 3, 1), lambda pixels: pixels + 1)
+    small, large = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 4, 4)
+    fake_graphs.fails_for = tuple(large.shape)
+    with torch.inference_mode():
+        for pixels in (large, large, large, small, small, large, large):
+            once(pixels)
+    assert fake_graphs.attempts == [tuple(large.shape), tuple(small.shape)]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_windows_have_a_graph_while_the_images_have_none(fake_graphs: type[FakeGraph], fails: bool) -> None:
+    network = nn.Conv2d(3, 3, 1)
+    windows = fused.RecordedPass(network, lambda pixels: pixels + 1)
+    images = fused.RecordedPass(
+        network, lambda pixels: torch.cat([windows(pixels[..., :2]), windows(pixels[..., 2:])], 3), windows
+    )
+    pixels = torch.zeros(1, 3, 2, 4)
+    fake_graphs.fails_for = tuple(pixels.shape) if fails else None
+    with torch.inference_mode():
+        images(pixels)
+        assert windows._graph is not None and images._graph is None
+        for _ in range(3):
+            assert torch.equal(images(pixels), pixels + 1)
+    assert (images._graph is None) == fails and (windows._graph is None) != fails
+    assert fake_graphs.attempts[:2] == [(1, 3, 2, 2), tuple(pixels.shape)]
 
 
 @needs_gpu
