@@ -216,21 +216,21 @@ def _metrics(
     entropy = safe_divide(named["entropy_right"] + named["entropy_wrong"], pixels)
 
     @functools.cache
-    def split() -> tuple[np.ndarray, np.ndarray]:
+    def by_level() -> tuple[np.ndarray, np.ndarray]:  # right and wrong pixels
         wrong, right = levels[:, 0].astype(np.float64), levels[:, 1].astype(np.float64)
         return right, wrong
 
     @functools.cache
     def in_level() -> np.ndarray:  # ascending in confidence
-        right, wrong = split()
+        right, wrong = by_level()
         return (wrong + right)[:, ::-1]
 
     @functools.cache
     def curve() -> np.ndarray:
-        return calibration.gap_curve(split()[0][:, ::-1], in_level(), in_level() * confidence[::-1])
+        return calibration.gap_curve(by_level()[0][:, ::-1], in_level(), in_level() * confidence[::-1])
 
     def aupr_wrong() -> np.ndarray:
-        right, wrong = split()
+        right, wrong = by_level()
         return ranking.aupr(wrong[:, ::-1], right[:, ::-1])
 
     def entropy_std() -> np.ndarray:
@@ -244,11 +244,11 @@ def _metrics(
         "classwise_ece": lambda: calibration.binned_ece(class_bins[:, 1], class_bins.sum(1), class_confidence).mean(-1),
         "nll": lambda: safe_divide(named["nll"], pixels),
         "brier": lambda: safe_divide(named["brier"], pixels),
-        "auroc": lambda: ranking.auroc(*split()),
-        "aupr_right": lambda: ranking.aupr(*split()),
+        "auroc": lambda: ranking.auroc(*by_level()),
+        "aupr_right": lambda: ranking.aupr(*by_level()),
         "aupr_wrong": aupr_wrong,
-        "fpr95": lambda: ranking.fpr_at_tpr(*split(), interpolate=True),
-        "prr_percent": lambda: ranking.prediction_rejection_ratio(*split()),
+        "fpr95": lambda: ranking.fpr_at_tpr(*by_level(), interpolate=True),
+        "prr_percent": lambda: ranking.prediction_rejection_ratio(*by_level()),
         "entropy": lambda: entropy,
         "entropy_std": entropy_std,
         "entropy_right": lambda: safe_divide(named["entropy_right"], rights),

@@ -70,7 +70,8 @@ class RecordedPass:
 
     Args:
         network: the network that the pass runs.
-        run: the pass, from images or pixels (B, 3, H, W) to logits of any float dtype. It returns float32 logits here.
+        run: the pass, from images or pixels (B, 3, H, W) to logits of any float dtype. This object returns the same
+            values, as float32 or in the dtype of `run`.
         inner: a recorded pass that `run` calls. It has no graph while this pass has one.
     """
 
@@ -84,7 +85,7 @@ class RecordedPass:
         self._is_off = False
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        if self._is_off or _is_observed(self._modules) or (pixels.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if self._is_off or _is_observed(self._modules):
             return self._run(pixels)
         key = (pixels.shape, pixels.stride(), pixels.dtype)
         if key != self._last:
@@ -93,8 +94,9 @@ class RecordedPass:
             return self._graph(pixels)
         logits = self._run(pixels).float()
         # Recording takes the time of a few passes, which pays where many inputs of one size follow each other.
-        is_new = key not in self._failed and self._records < _MOST_RECORDS
-        if key == self._last and is_new and can_fuse(pixels.device):
+        may_record = key == self._last and key not in self._failed and self._records < _MOST_RECORDS
+        if may_record and can_fuse(pixels.device):
+            # The graph of a pass cannot be started while another pass is recorded.
             with self._inner.off() if self._inner is not None else contextlib.nullcontext():
                 self._graph = _Graph.record(self._run, pixels, logits)
             self._records += 1
