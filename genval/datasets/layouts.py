@@ -419,8 +419,8 @@ def find_root(
     expected = resolve(root) if root is not None else places[0]
     entries = expected.parent.iterdir() if expected.parent.is_dir() else ()
     siblings = sorted(entry.name for entry in entries if entry != expected)
-    found_text = (
-        f"{expected.parent} holds {', '.join(siblings[:8])}" if siblings else f"{expected.parent} is missing or empty"
+    found_text = f"{expected.parent} " + (
+        f"holds {', '.join(siblings[:8])}" if siblings else "is missing or holds nothing else"
     )
     remedy = how_to_get(expected, flag)
     if dataset not in LAYOUTS:
