@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genval.runtime.devices import own_stream
 from genval.runtime.errors import GenValError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def weights_hash(module: nn.Module) -> str:
 
 
 class Hashed:
-    """A model whose weights are hashed in a thread: gigabytes take seconds, in which the model is moved to its device.
+    """A model whose weights are hashed in a thread: gigabytes take seconds, in which the model is moved or used.
 
     Args:
         module: the model with its weights as they were loaded. They must not be changed in place.
@@ -44,13 +45,21 @@ class Hashed:
 
     def __init__(self, module: nn.Module) -> None:
         pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
-        self._hash = pool.submit(_hash_tensors, module.state_dict())
+        self._hash = pool.submit(_hash_aside, module.state_dict())
         pool.shutdown(wait=False)
 
     @property
     def hash(self) -> str:
         """`weights_hash` of the weights as they were loaded."""
         return self._hash.result()
+
+
+def _hash_aside(tensors: Mapping[str, Any]) -> str:
+    import torch
+
+    devices = (tensor.device for tensor in tensors.values() if isinstance(tensor, torch.Tensor))
+    with own_stream(next(devices, torch.device("cpu"))):
+        return _hash_tensors(tensors)
 
 
 def _hash_tensors(tensors: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from genval.artifacts.fingerprint import current_mark
 from genval.artifacts.stage import ManifestStage, run_stage
 from genval.datasets.items import IMAGE_EXTENSIONS
 from genval.datasets.reading import read_image, read_mask
-from genval.evaluation.loading import check_models, check_names, load
+from genval.evaluation.loading import check_names, load_segmenters
 from genval.evaluation.settings import BravoSettings
 from genval.metrics.bravo import BravoCounts, bravo_index, ood_metrics, quantise, semantic_metrics
 from genval.metrics.segmentation import plain
@@ -29,7 +29,6 @@ from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, write_json, write_png
 from genval.runtime.paths import paths_below, resolve
-from genval.segmenters.identity import model_identity
 from genval.segmenters.prediction import infer, naming_errors
 from genval.segmenters.recipe import refuse_trained_images
 
@@ -118,9 +117,15 @@ class BravoStage(ManifestStage[BravoImage, np.ndarray, _Output]):
     """One segmenter on the benchmark: a prediction and a confidence image per image."""
 
     def __init__(
-        self, folder: Path, segmenter: nn.Module, model: str, device: torch.device, settings: BravoSettings
+        self,
+        folder: Path,
+        segmenter: nn.Module,
+        identity: str,
+        model: str,
+        device: torch.device,
+        settings: BravoSettings,
     ) -> None:
-        record = {"model": model, "identity": model_identity(segmenter), "precision": settings.device.precision}
+        record = {"model": model, "identity": identity, "precision": settings.device.precision}
         super().__init__(folder, record, settings, "relis/bravo.py")
         self.segmenter, self.device, self.title = segmenter, device, f"{model} on BRAVO"
 
@@ -178,22 +183,21 @@ def export_all(settings: BravoSettings) -> list[dict[str, Any]]:
     fabric = launch_fabric(settings.device)
     precision = settings.device.precision
     images = ((item.image, lambda item=item: read_image(item.image)) for item in items)
-    checked = check_models(settings.model, names[1:], fabric, precision, images)
+    models = load_segmenters(settings.model, names, fabric, precision, images)
     rows: list[dict[str, Any]] = []
-    for name in names:
+    for name, (segmenter, identity) in zip(names, models, strict=True):
         with same_outcome(fabric):
-            segmenter = checked.pop(name, None) or load(settings.model, name, fabric.device, precision)
             refuse_trained_images(segmenter, items)
         folder = resolve(settings.output_dir) / folder_name(name)
         if limit is not None and settings.labels_dir is not None:
             _keep_whole(folder / METRICS)
-        stage = BravoStage(folder, segmenter, name, fabric.device, settings)
+        stage = BravoStage(folder, segmenter, identity, name, fabric.device, settings)
         run_stage(
             stage, items, fabric=fabric, batch_size=1, num_workers=settings.model.num_workers,
             overwrite=settings.run.overwrite,
         )  # fmt: skip
         if settings.labels_dir is not None and fabric.is_global_zero:
-            made = {"identity": model_identity(segmenter), "precision": precision, "limit": limit}
+            made = {"identity": identity, "precision": precision, "limit": limit}
             rows += measure_bravo(folder, items, resolve(settings.labels_dir), name, made)
     return rows
 

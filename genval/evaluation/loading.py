@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
+from genval.artifacts.fingerprint import Hashed
 from genval.evaluation.settings import SegmenterSettings
-from genval.runtime.devices import same_outcome
+from genval.runtime.devices import own_stream, same_outcome
 from genval.runtime.errors import GenValError
+from genval.segmenters.identity import model_identity
 from genval.segmenters.prediction import predict
 
 if TYPE_CHECKING:
@@ -25,22 +28,8 @@ if TYPE_CHECKING:
 # Bytes of the weights of checked segmenters that are kept on a CPU until they are evaluated.
 _KEPT = 1 << 30
 
-
-def load(settings: SegmenterSettings, name: str, device: torch.device, precision: str) -> nn.Module:
-    """Load a segmenter onto a device, as the settings say."""
-    from genval.segmenters import load_segmenter  # a model's library takes seconds to import
-
-    return load_segmenter(
-        name,
-        device,
-        precision,
-        class_map=settings.class_map,
-        compiled=settings.compile == "on",
-        channels_last=settings.channels_last == "on",
-        fused=settings.channels_last == "on",
-        trust_code=settings.trust_code,
-        input_size=settings.input_size,
-    )
+_Hashed = tuple["nn.Module", Hashed]
+T = TypeVar("T")
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -55,77 +44,82 @@ def check_names(names: Sequence[str]) -> None:
         specify(name)
 
 
-def check_models(
+def load_segmenters(
     settings: SegmenterSettings,
     names: Sequence[str],
     fabric: Fabric,
     precision: str,
     images: Iterable[tuple[Path, Callable[[], np.ndarray]]],
-) -> dict[str, nn.Module]:
-    """Load each segmenter and run it on one image, so that a bad one stops the run before others have run for hours.
+) -> Iterator[tuple[nn.Module, str]]:
+    """Yield each segmenter, on its device, and its `model_identity`; while it is used, a thread loads the next one.
 
-    Args:
-        settings: which segmenters are run, and how.
-        names: names of the segmenters to check.
-        fabric: the processes, each of which checks all segmenters.
-        precision: one of Lightning's.
-        images: files, each with a function that reads it, RGB uint8 (H, W, 3); the first that can be read is used.
-
-    Returns:
-        Segmenters by name, which need not be loaded again, up to `_KEPT` bytes of weights on a CPU and a quarter of the
-        free memory of a GPU.
-
-    Raises:
-        GenValError: a segmenter cannot be loaded, or fails.
-    """
-    kept: dict[str, nn.Module] = {}
-    room = 0 if settings.compile == "on" else _room(fabric.device)
-    first: tuple[Path, np.ndarray] | None = None
-    for name in names:
-        with same_outcome(fabric):
-            loaded = load(replace(settings, compile="off"), name, fabric.device, precision)
-            first = first or _first_readable(images)
-            if first is not None:
-                batch = np.repeat(first[1][None], settings.batch_size, axis=0)
-                predict(loaded, batch, [str(first[0])] * len(batch), fabric.device)
-            size = sum(value.nbytes for value in loaded.state_dict().values() if isinstance(value, torch.Tensor))
-            if size <= room:
-                kept[name], room = loaded, room - size
-    return kept
-
-
-def load_ahead(
-    settings: SegmenterSettings,
-    names: Sequence[str],
-    checked: dict[str, nn.Module],
-    fabric: Fabric,
-    precision: str,
-) -> Iterator[nn.Module]:
-    """Yield each segmenter; while it is used, a thread loads the next one.
+    Before the first is yielded, each of the others is loaded and run on one image, so that a bad one stops the run
+    before others have run for hours. The processes share this check.
 
     Args:
         settings: which segmenters are run, and how.
         names: names of the segmenters, in their order.
-        checked: from `check_models`; a segmenter is removed when it is yielded.
-        fabric: the processes, each of which loads all segmenters.
+        fabric: the processes, each of which gets all segmenters.
         precision: one of Lightning's.
+        images: files, each with a function that reads it, RGB uint8 (H, W, 3); the first that can be read is used.
 
     Raises:
-        GenValError: a segmenter cannot be loaded.
+        GenValError: a segmenter cannot be loaded, or fails.
     """
-    following: Future[nn.Module] | None = None
+    load = functools.partial(_load, device=fabric.device, precision=precision)
+    with same_outcome(fabric):
+        checked = names[1:][fabric.global_rank :: fabric.world_size]
+        kept = _check(checked, functools.partial(load, replace(settings, compile="off")), settings, fabric, images)
+
+    def load_hashed(name: str) -> _Hashed:
+        segmenter = load(settings, name)
+        return segmenter, Hashed(segmenter)
+
+    for segmenter, hashed in _load_ahead(names, load_hashed, kept, fabric):
+        with same_outcome(fabric):
+            identity = model_identity(segmenter, hashed)
+        yield segmenter, identity
+
+
+def _check(
+    names: Sequence[str],
+    load: Callable[[str], nn.Module],
+    settings: SegmenterSettings,
+    fabric: Fabric,
+    images: Iterable[tuple[Path, Callable[[], np.ndarray]]],
+) -> dict[str, _Hashed]:
+    """Load each segmenter and run it on one image.
+
+    Returns:
+        Segmenters by name, which need not be loaded again, up to `_KEPT` bytes of weights on a CPU and a quarter of the
+        free memory of a GPU.
+    """
+    kept: dict[str, _Hashed] = {}
+    room = 0 if settings.compile == "on" else _room(fabric.device)
+    first: tuple[Path, np.ndarray] | None = None
+    for name, segmenter in zip(names, _load_ahead(names, load, {}), strict=True):
+        first = first or _first_readable(images)
+        if first is not None:
+            batch = np.repeat(first[1][None], settings.batch_size, axis=0)
+            predict(segmenter, batch, [str(first[0])] * len(batch), fabric.device)
+        size = sum(value.nbytes for value in segmenter.state_dict().values() if isinstance(value, torch.Tensor))
+        if size <= room:
+            kept[name], room = (segmenter, Hashed(segmenter)), room - size
+    return kept
+
+
+def _load_ahead(
+    names: Sequence[str], load: Callable[[str], T], kept: dict[str, T], fabric: Fabric | None = None
+) -> Iterator[T]:
+    """Yield each segmenter; while it is used, a thread loads the next one. Those in `kept` are taken from there."""
+    following: Future[T] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="segmenter") as thread:
         for name, later in itertools.zip_longest(names, names[1:]):
             with same_outcome(fabric):
-                if name in checked:
-                    loaded = checked.pop(name)
-                elif following is not None:
-                    loaded = following.result()
-                else:
-                    loaded = load(settings, name, fabric.device, precision)
+                loaded = kept.pop(name, None) or (load(name) if following is None else following.result())
             following = None
-            if later is not None and later not in checked:
-                following = thread.submit(load, settings, later, fabric.device, precision)
+            if later is not None and later not in kept:
+                following = thread.submit(load, later)
             yield loaded
 
 
@@ -139,3 +133,24 @@ def _first_readable(images: Iterable[tuple[Path, Callable[[], np.ndarray]]]) -> 
         with contextlib.suppress(GenValError):
             return path, read()
     return None
+
+
+def _load(settings: SegmenterSettings, name: str, device: torch.device, precision: str) -> nn.Module:
+    from genval.segmenters import load_segmenter  # a model's library takes seconds to import
+
+    with own_stream(device):
+        segmenter = load_segmenter(
+            name,
+            device,
+            precision,
+            class_map=settings.class_map,
+            compiled=settings.compile == "on",
+            channels_last=settings.channels_last == "on",
+            fused=settings.channels_last == "on",
+            trust_code=settings.trust_code,
+            input_size=settings.input_size,
+        )
+    for tensor in itertools.chain(segmenter.parameters(), segmenter.buffers()):
+        if tensor.is_cuda:  # a network may replace a tensor which the main thread's work still reads
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return segmenter

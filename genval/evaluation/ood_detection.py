@@ -38,7 +38,7 @@ from genval.datasets.ood_sets import (
 from genval.datasets.reading import DecodedCache, memory_for_images
 from genval.evaluation.evaluation_set import without_duplicates
 from genval.evaluation.inference import launch_ood_batch
-from genval.evaluation.loading import check_models, check_names, load_ahead
+from genval.evaluation.loading import check_names, load_segmenters
 from genval.evaluation.more_scores import (
     FEATURE_SCORES,
     MoreScores,
@@ -88,7 +88,6 @@ from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import read_json, remove_leftovers, write_json, write_png
 from genval.runtime.paths import resolve
-from genval.segmenters.identity import model_identity
 from genval.segmenters.prediction import infer, stack_batch
 from genval.segmenters.recipe import refuse_trained_images
 
@@ -132,24 +131,24 @@ def detect_all(settings: OodDetectionSettings) -> list[Detected]:
             print(f"{dataset}: {len(found.items)} images for each of {len(names)} segmenters{reasons}")
         return []
     fabric = launch_fabric(settings.device)
-    # The first is run at once.
     images = ((item.image, functools.partial(_read_image, item)) for found in sets.values() for item in found.items)
-    checked = check_models(settings.model, names[1:], fabric, settings.device.precision, images)
-    models = load_ahead(settings.model, names, checked, fabric, settings.device.precision)
+    models = load_segmenters(settings.model, names, fabric, settings.device.precision, images)
     # The next segmenters read the same images.
     pairs = DecodedCache(memory_for_images(fabric.world_size // settings.device.num_nodes) if len(names) > 1 else 0)
     read = functools.partial(pairs.read, decode=read_ood_pair)
     done: list[Detected] = []
-    for name, segmenter in zip(names, models, strict=True):
-        standard = known_max_logits(settings, fabric, segmenter, name)
-        more = known_scores(settings, fabric, segmenter, name)
+    for name, (segmenter, identity) in zip(names, models, strict=True):
+        standard = known_max_logits(settings, fabric, segmenter, identity, name)
+        more = known_scores(settings, fabric, segmenter, identity, name)
         for dataset, found in sets.items():
             bad = list(unpaired[dataset])
             if settings.skip_bad:  # files may have vanished since they were found: loading a segmenter takes seconds
                 found = OodSet(tuple(openable(found.items, bad)), found.left_out)
             with same_outcome(fabric):
                 refuse_trained_images(segmenter, found.items)
-            stage = OodStage(settings, segmenter, fabric.device, name, dataset, found, bad, standard, more, read)
+            stage = OodStage(
+                settings, segmenter, identity, fabric.device, name, dataset, found, bad, standard, more, read
+            )
             run_stage(
                 stage,
                 found.items,
@@ -193,7 +192,7 @@ def ood_results_name(settings: OodDetectionSettings, dataset: str) -> str:
 
 
 def known_max_logits(
-    settings: OodDetectionSettings, fabric: Fabric, segmenter: nn.Module, model: str
+    settings: OodDetectionSettings, fabric: Fabric, segmenter: nn.Module, identity: str, model: str
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Measure mean and standard deviation of each class's maximum logit on the set `standardise`, and save them.
 
@@ -204,7 +203,7 @@ def known_max_logits(
     path = resolve(settings.output_dir) / "max_logits" / f"{folder_name(model)}.json"
     with same_outcome(fabric):
         record = {
-            "identity": model_identity(segmenter),
+            "identity": identity,
             "precision": settings.device.precision,
             "set": settings.known,
             "images": settings.known_images,
@@ -230,7 +229,9 @@ def find_known(settings: OodDetectionSettings) -> list[Item]:
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, settings.known_images).astype(int))]
 
 
-def known_scores(settings: OodDetectionSettings, fabric: Fabric, segmenter: nn.Module, model: str) -> MoreScores | None:
+def known_scores(
+    settings: OodDetectionSettings, fabric: Fabric, segmenter: nn.Module, identity: str, model: str
+) -> MoreScores | None:
     """Prepare the further scores of the settings; the first process fits features to known images, and saves that.
 
     Without such scores, return None.
@@ -245,7 +246,7 @@ def known_scores(settings: OodDetectionSettings, fabric: Fabric, segmenter: nn.M
         with same_outcome(fabric):
             items = find_known(settings)
             record = {
-                "identity": model_identity(segmenter),
+                "identity": identity,
                 "precision": settings.device.precision,
                 "marks": [[current_mark(item.image), current_mark(item.mask)] for item in items],
                 **known_record(),
@@ -266,6 +267,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
     Args:
         settings: the settings of the script.
         segmenter: the segmenter, on `device`.
+        identity: its `model_identity`.
         device: where the segmenter runs.
         model: the segmenter's name, as given.
         dataset: the set's name, as given.
@@ -286,6 +288,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         self,
         settings: OodDetectionSettings,
         segmenter: nn.Module,
+        identity: str,
         device: torch.device,
         model: str,
         dataset: str,
@@ -298,7 +301,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
         self.settings, self.segmenter, self.device, self.read = settings, segmenter, device, read
         self.found, self.unpaired = found, list(unpaired)
         self.title = f"{model} on {dataset}"
-        self.identity = model_identity(segmenter)
+        self.identity = identity
         self.results = OodResults(resolve(settings.output_dir), ood_results_name(settings, dataset), model)
         self.blocks = blocks_of(found.items)
         self.more = more

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from genval.datasets.layouts import GATED_SUFFIX, find_layout
 from genval.datasets.reading import DecodedCache, memory_for_images
 from genval.evaluation.evaluation_set import EvaluationSet, find_images, results_name
 from genval.evaluation.inference import Measured, launch_batch, sample_pixels, start_device
-from genval.evaluation.loading import check_models, check_names, load_ahead
+from genval.evaluation.loading import check_names, load_segmenters
 from genval.evaluation.settings import EvaluationSettings
 from genval.metrics.reliability import reliability_metrics
 from genval.metrics.segmentation import mean_iou, pixel_accuracy
@@ -116,20 +116,16 @@ def evaluate_all(settings: EvaluationSettings, segmenter: nn.Module | None = Non
         return []
     fabric = launch_fabric(settings.device)
     start_device(fabric.device)
-    checked: dict[str, nn.Module] = {}
+    models: Iterator[tuple[nn.Module, str]]
     if segmenter is None:
-        # The first is run at once.
         images = ((item.image, functools.partial(_read_image, item)) for found in jobs.values() for item in found.items)
-        checked = check_models(settings.model, names[1:], fabric, settings.device.precision, images)
-    if segmenter is None:
-        models = load_ahead(settings.model, names, checked, fabric, settings.device.precision)
+        models = load_segmenters(settings.model, names, fabric, settings.device.precision, images)
     else:
-        models = iter([segmenter.to(fabric.device)])
+        models = iter([(segmenter.to(fabric.device), model_identity(segmenter))])
     # The next segmenters read the same images.
     pairs = DecodedCache(memory_for_images(fabric.world_size // settings.device.num_nodes) if len(names) > 1 else 0)
     done: list[Evaluated] = []
-    for name, loaded in zip(names, models, strict=True):
-        identity = model_identity(loaded)
+    for name, (loaded, identity) in zip(names, models, strict=True):
         if fabric.is_global_zero and identity.startswith(UNIDENTIFIED):
             print(f"{name} has no weights to identify it by: its images are evaluated again in every run.")
         for dataset, listed in jobs.items():

@@ -15,7 +15,7 @@ from genval.artifacts.stage import ManifestStage, run_stage
 from genval.datasets.reading import read_image
 from genval.datasets.unlabelled import find_unlabelled
 from genval.evaluation.evaluation_set import find_duplicates
-from genval.evaluation.loading import check_models, check_names, load
+from genval.evaluation.loading import check_names, load_segmenters
 from genval.evaluation.settings import EstimateSettings
 from genval.metrics.statistics import COUNTS_VERSION, PixelStatistics, measure
 from genval.results.provenance import require_different_models
@@ -24,7 +24,6 @@ from genval.runtime.devices import launch_fabric, same_outcome
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_png
 from genval.runtime.paths import resolve
-from genval.segmenters.identity import model_identity
 from genval.segmenters.prediction import infer, naming_errors
 from genval.segmenters.recipe import refuse_trained_images
 
@@ -96,19 +95,16 @@ def predict_unlabelled(settings: EstimateSettings) -> dict[str, list[UnlabelledI
         return sets
     fabric = launch_fabric(settings.device)
     files = ((one.image, lambda path=one.image: read_image(path)) for images in sets.values() for one in images)
-    checked = check_models(settings.model, names[1:], fabric, settings.device.precision, files)
+    models = load_segmenters(settings.model, names, fabric, settings.device.precision, files)
     identities: dict[str, str] = {}
-    for model in names:
+    for model, (loaded, identity) in zip(names, models, strict=True):
+        identities[model] = identity
         with same_outcome(fabric):
-            loaded = checked.pop(model, None)
-            if loaded is None:
-                loaded = load(settings.model, model, fabric.device, settings.device.precision)
-            identities[model] = model_identity(loaded)
             require_different_models(identities)  # each segmenter is compared with the vote of the others
         for name, images in sets.items():
             with same_outcome(fabric):
                 refuse_trained_images(loaded, images)
-            stage = UnlabelledStage(settings, loaded, fabric.device, model, name)
+            stage = UnlabelledStage(settings, loaded, identity, fabric.device, model, name)
             run_stage(
                 stage,
                 images,
@@ -128,12 +124,18 @@ class UnlabelledStage(ManifestStage[UnlabelledImage, np.ndarray, "tuple[np.ndarr
     """
 
     def __init__(
-        self, settings: EstimateSettings, segmenter: nn.Module, device: torch.device, model: str, name: str
+        self,
+        settings: EstimateSettings,
+        segmenter: nn.Module,
+        identity: str,
+        device: torch.device,
+        model: str,
+        name: str,
     ) -> None:
         self.results = unlabelled_results(resolve(settings.output_dir), model, name)
         record = {
             "model": model,
-            "identity": model_identity(segmenter),
+            "identity": identity,
             "precision": settings.device.precision,
             "counts_version": COUNTS_VERSION,
         }

@@ -308,6 +308,31 @@ def record_event(device: torch.device) -> Callable[[], None]:
     return event.synchronize
 
 
+@contextlib.contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Let threads use a GPU without waiting for the main thread's work; at the end, wait for what they started.
+
+    Otherwise, each copy from or to the GPU waits for the batches that the main thread has started.
+    """
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    stream = _threads_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+@functools.cache
+def _threads_stream(device: torch.device) -> torch.cuda.Stream:
+    import torch
+
+    return torch.cuda.Stream(device)  # a single one, because each stream keeps the memory that it has freed
+
+
 def available_memory() -> int:
     """Return how many bytes of memory this process could use without swapping; 0 where the system does not tell."""
     try:

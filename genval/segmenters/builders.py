@@ -142,7 +142,7 @@ def _load(
     class_map: ClassMap | None,
 ) -> Segmenter:
     """Read a state dict, build the network with as many outputs as its `head` has, and fill it strictly."""
-    state = read_state_dict(checkpoint)
+    state = read_state_dict(checkpoint, device)
     biases = [value for key, value in state.items() if key.startswith(head) and key.endswith(".bias")]
     if not biases:
         raise GenValError(f"{checkpoint} holds no {head}*.bias: it is not a state dict of {architecture}.")
@@ -154,7 +154,7 @@ def _load(
         warnings.simplefilter("ignore")
         network = build(outputs, state)
     load_strictly(network, state, checkpoint, architecture)
-    segmenter = BuiltSegmenter(name, network.to(device), normalisation.mean, normalisation.std, precision, class_map)
+    segmenter = BuiltSegmenter(name, network, normalisation.mean, normalisation.std, precision, class_map)
     segmenter.reads_bgr = normalisation.channels == "bgr"
     segmenter.size_divisor = size_divisor
     segmenter.definition = architecture

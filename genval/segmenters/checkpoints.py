@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,17 @@ class StateDict(dict[str, Tensor]):
     classes: tuple[str, ...] | None = None
 
 
-def read_state_dict(path: Path) -> StateDict:
+def read_state_dict(path: Path, device: torch.device | str = "cpu") -> StateDict:
     """Read a PyTorch checkpoint's weights: a bare state dict, or one under `state_dict` (OpenMMLab, Lightning), or a
     safetensors file.
 
     Nothing but tensors and plain values is unpickled (`weights_only=True`). Files of mmengine's runner may hold NumPy
     numbers and the logging history in addition to the weights: the former are allowed, the latter is skipped. A leading
     `module.` (DataParallel) is dropped from the keys.
+
+    Args:
+        path: the file.
+        device: where the weights are put. For a GPU, the file is mapped into memory, which saves a copy.
 
     Raises:
         GenValError: the file is missing, truncated, not a checkpoint, holds other classes, or has no tensors.
@@ -78,7 +83,9 @@ def read_state_dict(path: Path) -> StateDict:
                 with safe_open(path, "pt") as stream:
                     header = stream.metadata()
             else:
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                # Weights on a CPU would change with the mapped file.
+                mapped = torch.device(device).type != "cpu" and _can_be_mapped(path)
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise GenValError(f"There is no checkpoint {path}.") from error
     except pickle.UnpicklingError as error:
@@ -97,12 +104,22 @@ def read_state_dict(path: Path) -> StateDict:
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise GenValError(f"{path} holds no weights: expected tensors by name, at the top or under 'state_dict'.")
-    found = StateDict((str(key).removeprefix("module."), value) for key, value in state.items())
+    found = StateDict(
+        (str(key).removeprefix("module."), value if value.is_meta else value.to(device)) for key, value in state.items()
+    )
     # OpenMMLab 0.x and 1.x, others at the top, and a safetensors file's header.
     meta = content.get("meta")
     details = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
     found.classes = find_names(details, meta, content if state is not content else None, header)
     return found
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Whether the tensors of a file lie in it as they are. PyTorch before 1.6 wrote another format."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 class WithoutRandomValues(TorchFunctionMode):
@@ -121,7 +138,7 @@ class WithoutRandomValues(TorchFunctionMode):
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, architecture: str) -> None:
-    """Put `state` into `network` if every key and every shape agrees.
+    """Put `state` into `network`, on the device of `state`, if every key and every shape agrees.
 
     A checkpoint that fits only in part would load without an error and give wrong predictions; so every mismatch is an
     error. Model-zoo files hold their training-only auxiliary heads, and so do the networks built from the configs.
@@ -156,7 +173,10 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, a
             f"{path} does not fit {architecture}: {'; '.join(problems)}. "
             "Use the config the checkpoint was trained with, or the checkpoint that belongs to this config."
         )
-    network.load_state_dict(dict(state), strict=True)
+    device = next(iter(state.values())).device
+    for tensor in network.state_dict(keep_vars=True).values():  # their values are replaced: only memory is needed
+        tensor.data = torch.empty_like(tensor, device=device)
+    network.to(device).load_state_dict(dict(state), strict=True)
 
 
 def _converts(value: Tensor, own: Tensor) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genval.artifacts.fingerprint import UNIDENTIFIED, weights_hash
+from genval.artifacts.fingerprint import UNIDENTIFIED, Hashed, weights_hash
 from genval.runtime.errors import GenValError
 from genval.runtime.paths import REPO_ROOT
 
@@ -29,6 +29,7 @@ _IGNORED = {
     "precision",
     "memory_format",
     "run",
+    "infer_images",
     "avoids_onednn",
     "definition",
     "revision",
@@ -42,7 +43,7 @@ _INSTALLED = tuple({Path(sysconfig.get_paths()[key]) for key in ("stdlib", "plat
 _ONNX_LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
 
 
-def model_identity(model: nn.Module) -> str:
+def model_identity(model: nn.Module, hashed: Hashed | None = None) -> str:
     """Return what identifies a model in the records of its results.
 
     Results are reused and pooled only if their models have the same identity. It covers the weights and buffers
@@ -51,6 +52,10 @@ def model_identity(model: nn.Module) -> str:
     all bytes of exported files. Of other modules, and of those that a Python function returned, it is the structure
     and the attributes of the submodules. The source files of all classes outside the installed packages, and of what
     they import, belong to it in any case: a config may name classes of the user.
+
+    Args:
+        model: the model.
+        hashed: the model's weights, if a thread hashes them already.
 
     Returns:
         16 hex digits. For a model without weights they follow `UNIDENTIFIED` and cover only the source files.
@@ -63,7 +68,8 @@ def model_identity(model: nn.Module) -> str:
         return UNIDENTIFIED + _hash(attributes.encode())
     kinds = {kind for module in model.modules() for kind in type(module).__mro__}
     sources = sorted(set(map(source_hash, kinds)))
-    return _hash(f"{weights_hash(model)} {definition} {attributes} {sources}".encode())
+    weights = weights_hash(model) if hashed is None else hashed.hash
+    return _hash(f"{weights} {definition} {attributes} {sources}".encode())
 
 
 def hash_files(*files: Path) -> str:

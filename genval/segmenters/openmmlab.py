@@ -52,6 +52,13 @@ _UNUSED = (
     "scipy.optimize",
 )
 
+# What mmpretrain imports for other tasks than segmentation, with torchvision and torch's compiler.
+_UNUSED_OF_MMPRETRAIN = (
+    "mmpretrain.evaluation",
+    "mmpretrain.evaluation.metrics",
+    "mmpretrain.models.utils.box_utils",
+)
+
 # Swin's and CCNet's attention: both add a mask that is float32 whatever the weights are.
 _MIXING = ("WindowMSA", "CrissCrossAttention")
 
@@ -136,7 +143,9 @@ def _read(config: str | Path, overrides: Mapping[str, Any] | None, trust_code: b
     for module in [modules] if isinstance(modules, str) else modules:
         try:
             require_trusted_module(module, f"The config {path}", trust_code)
-            importlib.import_module(module)
+            unused = _UNUSED_OF_MMPRETRAIN if module.startswith("mmpretrain.models") else ()
+            with placeholders(*unused), without_garbage_collection():
+                importlib.import_module(module)
         except ImportError as error:
             command = f": {_INSTALL_MMPRETRAIN}" if module.startswith("mmpretrain") else ", or add it to PYTHONPATH."
             raise GenValError(f"The config {path} needs the module {module} ({error}). Install it{command}") from error
@@ -306,13 +315,13 @@ def load_openmmlab(
     Raises:
         GenValError: as `read_config`, `build_network`, `read_state_dict`, `load_strictly`, `OpenMMLabSegmenter`.
     """
-    state = read_state_dict(checkpoint)
+    state = read_state_dict(checkpoint, device)
     content, is_data = _read(config, overrides, trust_code)
     with WithoutRandomValues():
         network = _build(content, is_data, config)
     load_strictly(network, state, checkpoint, f"the config {config}")
     class_map = map_by_name(str(checkpoint), state.classes, class_map, getattr(network, "out_channels", None))
-    segmenter = OpenMMLabSegmenter(name, network.to(device), precision, class_map)
+    segmenter = OpenMMLabSegmenter(name, network, precision, class_map)
     segmenter.definition = json.dumps(content.model.to_dict(), sort_keys=True, default=str)
     return segmenter
 

@@ -1,5 +1,7 @@
 """The fused forward pass gives the logits of the plain one, and steps aside where it cannot."""
 
+import zipfile
+from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import path_dicts
-from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network, import_mmseg
+from genval.segmenters.identity import model_identity
+from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network, import_mmseg, load_openmmlab
 
 import_mmseg()
 from mmcv.cnn import ConvModule  # noqa: E402
@@ -83,6 +86,34 @@ def test_logits_are_those_of_the_plain_pass(name: str) -> None:
         segmenter.run = plain  # type: ignore[method-assign]
         assert torch.equal(segmenter(images), expected)
     assert all(torch.equal(value, state[key]) for key, value in segmenter.state_dict().items())
+
+
+def test_a_fused_segmenter_has_the_identity_of_the_plain_one() -> None:
+    segmenter = make_segmenter("DLV3+ResNet18")
+    identity = model_identity(segmenter)
+    fuse(segmenter)
+    segmenter.infer_images = fused.RecordedPass(segmenter.network, segmenter.infer_images)  # type: ignore[method-assign, assignment]
+    assert model_identity(segmenter) == identity
+
+
+@needs_gpu
+def test_a_gpu_gets_the_weights_of_the_file(tmp_path: Path) -> None:
+    entry = path_dicts.ZOO["DLV3+ResNet18"]
+    network = build_network(entry["config"])
+    stored, legacy, deflated = (tmp_path / f"{name}.pth" for name in ("stored", "legacy", "deflated"))
+    torch.save({"state_dict": network.state_dict(), "optimizer": {"state": torch.ones(2)}}, stored)
+    torch.save(network.state_dict(), legacy, _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile(stored) as source, zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    identities = set()
+    for path in (stored, legacy, deflated):
+        loaded = load_openmmlab("a", entry["config"], path, torch.device("cuda"))
+        assert all(value.is_cuda for value in loaded.state_dict().values())
+        loaded.fuse()
+        plain = load_openmmlab("a", entry["config"], path, torch.device("cpu"))
+        identities |= {model_identity(loaded), model_identity(plain)}
+    assert len(identities) == 1
 
 
 def test_a_pass_with_hooks_or_gradients_is_plain() -> None:
