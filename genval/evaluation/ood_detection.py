@@ -421,7 +421,7 @@ class OodStage(Stage[OodItem, _Pair, _Measured]):
                     write_values(path, row.cpu().numpy())
                 else:
                     level = score_level(row.flatten(), score).reshape(kinds.shape)
-                    write_png(path, level.cpu().numpy().astype(np.uint16))
+                    write_png(path, level.cpu().numpy().astype(np.uint16), noisy=True)
             if self.settings.exact:
                 flat = kinds.ravel()
                 parts = [[np.sort(row[flat == kind]) for kind in (BACKGROUND, OBJECT)] for row in scores.cpu().numpy()]

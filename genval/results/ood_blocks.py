@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from genval.artifacts.tensors import read_arrays
+from genval.artifacts.tensors import read_arrays, write_arrays
 from genval.metrics.division import safe_divide
 from genval.metrics.ood_components import COMPONENT_METRICS
 from genval.metrics.ood_pooling import PoissonBootstrap, SumBootstrap
@@ -136,9 +136,7 @@ class OodResults:
             levels: counts of all images together, (S, 2, SCORE_LEVELS).
             coarse: coarse counts of each image, (N, S, 2, COARSE).
         """
-        data = io.BytesIO()
-        np.savez_compressed(data, levels=levels.astype(np.uint32), coarse=coarse.astype(np.uint32))
-        write_bytes(self.counts(block), data.getvalue())
+        write_arrays(self.counts(block), {"levels": levels.astype(np.uint32), "coarse": coarse.astype(np.uint32)})
         write_jsonl(self.lines(block), lines)
 
     def read_block(self, block: str) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:

@@ -206,17 +206,18 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[A
 
 
 def write_png(path: str | Path, image: np.ndarray, compression: int = 1, noisy: bool = False) -> None:
-    """Write an RGB (H, W, 3) or single-channel (H, W) uint8 array as PNG.
+    """Write an RGB (H, W, 3) array as uint8, or a single-channel (H, W) one as uint8 or uint16, in PNG.
 
     `compression` is zlib's level, 0..9; 1 is several times faster than the usual 6 for a file about a tenth larger.
-    `noisy` says that RGB pixels carry sensor noise: no run of them comes twice, and with one row filter and no search
-    for repeats they are encoded in half the time, a few percent larger.
+    `noisy` says that pixels carry noise, such as a camera's: no run of them comes twice, and with one row filter and no
+    search for repeats they are encoded in half the time, a few percent larger.
     """
     import cv2
 
     options = [cv2.IMWRITE_PNG_COMPRESSION, compression]
     png_filter = getattr(cv2, "IMWRITE_PNG_FILTER", None)  # OpenCV 4.10 has no such flag
-    if png_filter is not None and image.ndim == 2:  # as good on label maps as choosing among all, and twice as fast
+    if png_filter is not None and image.ndim == 2 and not noisy:
+        # As good on label maps as choosing among all, and twice as fast.
         options += [png_filter, cv2.IMWRITE_PNG_FILTER_UP]
     elif png_filter is not None and noisy:
         options += [png_filter, cv2.IMWRITE_PNG_FILTER_AVG]
