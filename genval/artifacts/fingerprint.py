@@ -37,7 +37,9 @@ def weights_hash(module: nn.Module) -> str:
 
 
 class Hashed:
-    """A model whose weights are hashed in a thread: gigabytes take seconds, in which the model is moved or used.
+    """A model whose weights are hashed in a thread.
+
+    Hashing gigabytes takes seconds, in which the model is moved to its device or run.
 
     Args:
         module: the model with its weights as they were loaded. They must not be changed in place.

@@ -91,8 +91,8 @@ def _check(
     """Load each segmenter and run it on one image.
 
     Returns:
-        Segmenters by name, which need not be loaded again, up to `_KEPT` bytes of weights on a CPU and a quarter of the
-        free memory of a GPU.
+        Segmenters with the hashes of their weights, by name. They need not be loaded again. At most `_KEPT` bytes of
+        weights are kept on a CPU, and a quarter of the free memory on a GPU.
     """
     kept: dict[str, _Hashed] = {}
     room = 0 if settings.compile == "on" else _room(fabric.device)

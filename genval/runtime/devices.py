@@ -310,9 +310,10 @@ def record_event(device: torch.device) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """Let threads use a GPU without waiting for the main thread's work; at the end, wait for what they started.
+    """Run a thread's work on a GPU in a stream for threads; at the end, wait for this work.
 
-    Otherwise, each copy from or to the GPU waits for the batches that the main thread has started.
+    It waits only for work that was started before. Otherwise, each copy from or to the GPU would also wait for the
+    batches that the main thread starts later.
     """
     import torch
 

@@ -206,7 +206,7 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[A
 
 
 def write_png(path: str | Path, image: np.ndarray, compression: int = 1, noisy: bool = False) -> None:
-    """Write an RGB (H, W, 3) array as uint8, or a single-channel (H, W) one as uint8 or uint16, in PNG.
+    """Write an RGB (H, W, 3) uint8 array, or a single-channel (H, W) uint8 or uint16 array, as PNG.
 
     `compression` is zlib's level, 0..9; 1 is several times faster than the usual 6 for a file about a tenth larger.
     `noisy` says that pixels carry noise, such as a camera's: no run of them comes twice, and with one row filter and no

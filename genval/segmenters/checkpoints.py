@@ -115,7 +115,7 @@ def read_state_dict(path: Path, device: torch.device | str = "cpu") -> StateDict
 
 
 def _can_be_mapped(path: Path) -> bool:
-    """Whether the tensors of a file lie in it as they are. PyTorch before 1.6 wrote another format."""
+    """Whether a file is a zip archive without compression. PyTorch before 1.6 wrote another format."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

@@ -52,7 +52,7 @@ _UNUSED = (
     "scipy.optimize",
 )
 
-# What mmpretrain imports for other tasks than segmentation, with torchvision and torch's compiler.
+# Modules of mmpretrain for other tasks than segmentation. They import torchvision and torch's compiler.
 _UNUSED_OF_MMPRETRAIN = (
     "mmpretrain.evaluation",
     "mmpretrain.evaluation.metrics",
