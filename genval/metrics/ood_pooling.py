@@ -25,7 +25,7 @@ from genval.metrics.ood_scores import OOD_METRICS, ood_metrics
 from genval.runtime.seeds import item_seed
 
 COARSE = SCORE_LEVELS // LEVELS_PER_COARSE_LEVEL
-IMAGES_AT_A_TIME = 64
+IMAGES_AT_A_TIME = 256
 """Images whose counts are added to the draws at a time."""
 
 
@@ -52,8 +52,8 @@ class PoissonBootstrap:
     def __init__(self, scores: int, means: int, draws: int = 1000, seed: int = 0) -> None:
         self.scores, self.draws, self.seed = scores, draws, seed
         self.images = 0
-        self._levels = np.zeros((draws, scores * 2 * COARSE))
-        # Images whose levels are not in `_levels` yet: adding many at a time passes over its memory once.
+        self._levels: np.ndarray | None = None  # (draws, S, 2, COARSE)
+        # Weights and levels of images that are not in `_levels` yet: adding many at a time passes over its memory once.
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._sums = np.zeros((draws, means))
         self._counts = np.zeros((draws, means))
@@ -67,25 +67,36 @@ class PoissonBootstrap:
             values: per-image values (N, means); NaN where an image has none.
         """
         weights = np.stack([poisson_weights(item_id, self.draws, self.seed) for item_id in ids], 1).astype(np.float64)
-        self._waiting.append((weights, levels.reshape(len(ids), -1)))
+        self._waiting.append((weights, levels))
         if sum(weights.shape[1] for weights, _ in self._waiting) >= IMAGES_AT_A_TIME:
-            self._add_waiting()
+            added = self._draw_waiting(slice(None))
+            self._levels = added if self._levels is None else np.add(self._levels, added, out=self._levels)
+            self._waiting.clear()
         self._sums += weights @ np.nan_to_num(values)
         self._counts += weights @ np.isfinite(values).astype(np.float64)
         self.images += len(ids)
 
-    def _add_waiting(self) -> None:
-        if self._waiting:
-            weights, levels = zip(*self._waiting, strict=True)
-            # Whole numbers below 2^53: the sums do not round, whatever the order of the images.
-            self._levels += np.concatenate(weights, 1) @ np.concatenate(levels).astype(np.float64)
-            self._waiting.clear()
+    def _draw_waiting(self, score: int | slice, filled: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Draw the counts of the images that wait, of a score and of some levels."""
+        weights = np.concatenate([weights for weights, _ in self._waiting], 1)
+        levels = np.concatenate([levels[:, score][..., filled] for _, levels in self._waiting]).astype(np.float64)
+        # Whole numbers below 2^53: the sums do not round, whatever the order of the images.
+        return (weights @ levels.reshape(len(levels), -1)).reshape(self.draws, *levels.shape[1:])
 
     def drawn_metrics(self, score: int) -> dict[str, np.ndarray]:
-        """Compute `OOD_METRICS` of all pixels of each draw, float64 (draws,), for the score of this index."""
-        self._add_waiting()
-        levels = self._levels.reshape(self.draws, self.scores, 2, COARSE)[:, score]
-        levels = levels[..., filled_levels(levels)]  # the others change no metric
+        """Compute `OOD_METRICS` of all pixels of each draw, float64 (draws,), for the score of this index.
+
+        Raises:
+            ValueError: there are no images.
+        """
+        counts = [levels[:, score] for _, levels in self._waiting]
+        counts += [] if self._levels is None else [self._levels[:, score]]
+        filled = filled_levels(np.stack([part.any((0, 1)) for part in counts]))  # the others change no metric
+        levels = None if self._levels is None else self._levels[:, score][..., filled]
+        if self._waiting:
+            waiting = self._draw_waiting(score, filled)
+            levels = waiting if levels is None else levels + waiting
+        levels = np.ascontiguousarray(levels)  # the rounding of sums depends on the layout
         batches = (levels[start : start + DRAWS_PER_BATCH] for start in range(0, self.draws, DRAWS_PER_BATCH))
         metrics = [ood_metrics(batch[:, 0], batch[:, 1]) for batch in batches]
         return {name: np.concatenate([values[name] for values in metrics]) for name in OOD_METRICS}

@@ -81,7 +81,15 @@ class Runner:
         self._begin = time.perf_counter()
         to_do = [step for step in self.steps if self.states[step.name].kind == TO_DO]
         # First those that the longest chains of others wait for, then those of most images: short ones fill the end.
-        self._waiting = sorted(to_do, key=lambda step: (-chain_length(step.name, to_do), -step.images(step.size or 0)))
+        # Calibration runs no network on its images.
+        self._waiting = sorted(
+            to_do,
+            key=lambda step: (
+                -chain_length(step.name, to_do),
+                step.stage == "calibrate",
+                -step.images(step.size or 0),
+            ),
+        )
         self._total = len(self._waiting)
         self._gpus = self._visible_gpus() if self.jobs > 1 and self.uses_gpu else []
         self._running: list[_RunningStep] = []
