@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genval.runtime.devices import own_stream
+from genval.runtime.devices import background_stream
 from genval.runtime.errors import GenValError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _hash_aside(tensors: Mapping[str, Any]) -> str:
     import torch
 
     devices = (tensor.device for tensor in tensors.values() if isinstance(tensor, torch.Tensor))
-    with own_stream(next(devices, torch.device("cpu"))):
+    with background_stream(next(devices, torch.device("cpu"))):
         return _hash_tensors(tensors)
 
 

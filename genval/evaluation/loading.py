@@ -16,7 +16,7 @@ import torch
 
 from genval.artifacts.fingerprint import Hashed
 from genval.evaluation.settings import SegmenterSettings
-from genval.runtime.devices import own_stream, same_outcome
+from genval.runtime.devices import background_stream, same_outcome
 from genval.runtime.errors import GenValError
 from genval.segmenters.identity import model_identity
 from genval.segmenters.prediction import predict
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Bytes of the weights of checked segmenters that are kept on a CPU until they are evaluated.
 _KEPT = 1 << 30
 
-_Hashed = tuple["nn.Module", Hashed]
+_Loaded = tuple["nn.Module", Hashed]
 T = TypeVar("T")
 
 
@@ -71,7 +71,7 @@ def load_segmenters(
         checked = names[1:][fabric.global_rank :: fabric.world_size]
         kept = _check(checked, functools.partial(load, replace(settings, compile="off")), settings, fabric, images)
 
-    def load_hashed(name: str) -> _Hashed:
+    def load_hashed(name: str) -> _Loaded:
         segmenter = load(settings, name)
         return segmenter, Hashed(segmenter)
 
@@ -87,14 +87,14 @@ def _check(
     settings: SegmenterSettings,
     fabric: Fabric,
     images: Iterable[tuple[Path, Callable[[], np.ndarray]]],
-) -> dict[str, _Hashed]:
+) -> dict[str, _Loaded]:
     """Load each segmenter and run it on one image.
 
     Returns:
         Segmenters with the hashes of their weights, by name. They need not be loaded again. At most `_KEPT` bytes of
         weights are kept on a CPU, and a quarter of the free memory on a GPU.
     """
-    kept: dict[str, _Hashed] = {}
+    kept: dict[str, _Loaded] = {}
     room = 0 if settings.compile == "on" else _room(fabric.device)
     first: tuple[Path, np.ndarray] | None = None
     for name, segmenter in zip(names, _load_ahead(names, load, {}), strict=True):
@@ -138,7 +138,7 @@ def _first_readable(images: Iterable[tuple[Path, Callable[[], np.ndarray]]]) -> 
 def _load(settings: SegmenterSettings, name: str, device: torch.device, precision: str) -> nn.Module:
     from genval.segmenters import load_segmenter  # a model's library takes seconds to import
 
-    with own_stream(device):
+    with background_stream(device):
         segmenter = load_segmenter(
             name,
             device,

@@ -309,8 +309,8 @@ def record_event(device: torch.device) -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def own_stream(device: torch.device) -> Iterator[None]:
-    """Run a thread's work on a GPU in a stream for threads; at the end, wait for this work.
+def background_stream(device: torch.device) -> Iterator[None]:
+    """Run a background thread's work on a GPU beside that of the main thread; at the end, wait for this work.
 
     It waits only for work that was started before. Otherwise, each copy from or to the GPU would also wait for the
     batches that the main thread starts later.
@@ -320,7 +320,7 @@ def own_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    stream = _threads_stream(device)
+    stream = _shared_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         yield
@@ -328,7 +328,7 @@ def own_stream(device: torch.device) -> Iterator[None]:
 
 
 @functools.cache
-def _threads_stream(device: torch.device) -> torch.cuda.Stream:
+def _shared_stream(device: torch.device) -> torch.cuda.Stream:
     import torch
 
     return torch.cuda.Stream(device)  # a single one, because each stream keeps the memory that it has freed

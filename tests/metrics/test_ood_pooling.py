@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from genval.metrics import ood_pooling
 from genval.metrics.bootstrap import percentile_interval
 from genval.metrics.ood_pooling import COARSE, PoissonBootstrap, SumBootstrap, coarse_levels, poisson_weights
 from genval.metrics.ood_scores import OOD_METRICS, SCORE_LEVELS, ood_metrics
@@ -26,11 +27,13 @@ def draw_images(number=6, scores=2):
     return levels, values
 
 
-def test_a_draw_counts_each_image_as_often_as_its_weight():
+@pytest.mark.parametrize("at_a_time", [1, 3, 4, 256])
+def test_a_draw_counts_each_image_as_often_as_its_weight(monkeypatch, at_a_time):
+    monkeypatch.setattr(ood_pooling, "IMAGES_AT_A_TIME", at_a_time)
     levels, values = draw_images()
     bootstrap = PoissonBootstrap(2, 3, draws=50, seed=7)
-    bootstrap.update(IDS[:4], levels[:4], values[:4])
-    bootstrap.update(IDS[4:], levels[4:], values[4:])
+    for part in (slice(0, 2), slice(2, 3), slice(3, 6)):
+        bootstrap.update(IDS[part], levels[part], values[part])
     intervals, means = bootstrap.intervals()
     weights = np.stack([poisson_weights(name, 50, 7) for name in IDS])
     for score, name in itertools.product(range(2), OOD_METRICS):

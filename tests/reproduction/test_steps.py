@@ -284,7 +284,7 @@ def test_the_whole_takes_its_longest_chain_or_its_share(tmp_path):
 
 
 def run(steps, tmp_path, jobs, libraries=()):
-    states = survey(steps, {}, STAGES)
+    states = survey(steps, {}, {one.stage for one in steps})
     record = Record(tmp_path / "steps.json", None, "cpu")
     runner = Runner(steps, states, record, tmp_path / "logs", jobs, libraries=libraries)
     runner.run()
@@ -324,6 +324,18 @@ def test_a_failure_stops_only_what_needs_it(tmp_path, jobs, libraries, capfd):
         assert runner.failed["bad"].endswith("error: the disk is full")
         assert "one.py" in (tmp_path / "logs" / "good.log").read_text()
     assert "the disk is full" in "".join(capfd.readouterr())
+
+
+def test_long_chains_start_first_then_networks_with_many_images_then_calibration(tmp_path):
+    done = script(tmp_path / "done.py")
+    steps = [
+        step("calibrate", stage="calibrate", size=9, commands=(done,)),
+        step("few", size=2, commands=(done,)),
+        step("many", size=3, commands=(done,)),
+        step("needed", size=1, commands=(done,)),
+        step("last", commands=(done,), needs=("needed",)),
+    ]
+    assert run(steps, tmp_path, 1).ended == ["needed", "many", "few", "last", "calibrate"]
 
 
 def test_independent_steps_run_side_by_side(tmp_path):
