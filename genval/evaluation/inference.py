@@ -14,7 +14,7 @@ import numpy as np
 from genval.kernels.availability import can_fuse
 from genval.metrics.confusion import confusion_matrix
 from genval.metrics.statistics import LogitsNotFiniteError, PixelStatistics, measure, measure_batch
-from genval.runtime.devices import record_event, to_device
+from genval.runtime.devices import to_device, to_host
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 from genval.segmenters.class_map import merge_logits
@@ -92,13 +92,11 @@ def launch_batch(
                     results.append(_measure(image, image_labels, sample))
             measured = partial(iter, results)
         selected = None if kept is None else _select(logits, kept, torch.float16 if half else torch.float32)
-        synchronize = record_event(device)
 
     def wait() -> list[Measured]:
-        synchronize()
         pairs = _next_of_each(segmenter, names, measured())
         # Copied out of pinned memory, of which only the two batches in progress should hold any.
-        values = [None] * len(names) if selected is None else [part.copy() for part in selected.numpy()]
+        values = [None] * len(names) if selected is None else [part.copy() for part in selected()[0]]
         return [Measured(*pair, value) for pair, value in zip(pairs, values, strict=True)]
 
     return wait
@@ -119,13 +117,13 @@ def _measure(logits: Tensor, labels: Tensor, sample: np.ndarray | None) -> tuple
     return predicted.cpu().numpy(), statistics
 
 
-def _select(logits: Tensor, kept: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
-    """Copy the logits of the chosen pixels to the host, (B, pixels, C); from a GPU asynchronously."""
+def _select(logits: Tensor, kept: Sequence[np.ndarray], dtype: torch.dtype) -> Callable[[], list[np.ndarray]]:
+    """Start to copy the logits of the chosen pixels to the host, one array (B, pixels, C)."""
     pixels = to_device(np.stack(kept), logits.device)[:, None].expand(-1, logits.shape[1], -1)
     flat = logits.flatten(2)
     # All pixels are in order. Another copy of all logits would need much memory.
     chosen = flat if pixels.shape[2] == flat.shape[2] else flat.gather(2, pixels)
-    return chosen.to(dtype).transpose(1, 2).contiguous().to("cpu", non_blocking=True)
+    return to_host(chosen.to(dtype).transpose(1, 2).contiguous())
 
 
 def _next_of_each(segmenter: nn.Module, names: Sequence[str], results: Iterator[Result]) -> list[Result]:
@@ -187,10 +185,8 @@ def launch_ood_batch(
                 scores.append(image_scores if keep else None)
             counted = partial(iter, results)
         further = None if more is None else more(to_device(images, device).permute(0, 3, 1, 2), logits)
-        synchronize = record_event(device)
 
     def wait() -> list[tuple[OodCounts, Tensor | None]]:
-        synchronize()
         found = list(zip(_next_of_each(segmenter, names, counted()), scores, strict=True))
         if more is None or further is None:
             return found

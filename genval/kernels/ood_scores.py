@@ -26,9 +26,13 @@ from genval.kernels.layout import (
     level_edges,
 )
 from genval.kernels.statistics import flat_ranges, largest_logit, magnitude_level, replace_small_odds
+from genval.runtime.devices import to_host
 from genval.runtime.errors import GenValError
 
 PIXELS = 1024  # per program
+# Programs count in this number of copies of the counts, which are then added. Pixels near each other are often at one
+# level of a score, and atomic additions to one number wait for each other.
+_COPIES = 16
 # A program's numbers: pixels of the background, of the object, void, of any other value; the sums of the entropies of
 # background and object; 1 number that is finite if all logits and scores are.
 _NUMBERS = 7
@@ -57,8 +61,7 @@ def launch(
         keep: return the scores as well.
 
     Returns:
-        A function that returns the counts, to be called when the device has finished; and the scores, float32 (B, S, N)
-        on the device, or None.
+        A function that waits for the counts and returns them; and the scores, float32 (B, S, N) on the device, or None.
 
     Raises:
         GenValError: an image is too large for 32-bit offsets.
@@ -73,7 +76,7 @@ def launch(
         )
     names = SCORES if standard is None else (*SCORES, STANDARDISED)
     programs = triton.cdiv(pixels, PIXELS)
-    levels = torch.zeros((images, len(names), 2, SCORE_LEVELS), dtype=torch.int32, device=device)
+    levels = torch.zeros((_COPIES, images, len(names), 2, SCORE_LEVELS), dtype=torch.int32, device=device)
     parts = torch.zeros((images, programs, _NUMBERS), dtype=torch.float64, device=device)
     scores = torch.empty((images, len(names), pixels), device=device) if keep else None
     mean, deviation = (flat, flat) if standard is None else (moment.float().contiguous() for moment in standard)
@@ -83,12 +86,12 @@ def launch(
                 flat, flat_kinds, mean, deviation, flat if scores is None else scores, levels, parts, pixels, classes,
                 *(part for name in names[:3] for part in (flat_ranges(name), len(level_edges(name)) - 1)),
                 LOWEST_LOGIT, SMALLEST_ODDS, LOG_SMALLEST_ODDS,
-                SCORE_LEVELS, len(names), standard is not None, keep, _NUMBERS, PIXELS,
+                SCORE_LEVELS, _COPIES, len(names), standard is not None, keep, _NUMBERS, PIXELS,
             )  # fmt: skip
-    on_host = [values.to("cpu", non_blocking=True) for values in (levels, parts.sum(1))]
+    wait = to_host(levels.sum(0, dtype=torch.int32), parts.sum(1))
 
     def read() -> BatchCounts:
-        counts, numbers = (values.numpy() for values in on_host)
+        counts, numbers = wait()
         return BatchCounts(
             levels=counts,
             entropy=numbers[:, 4:6],
@@ -164,12 +167,13 @@ def _count(  # type: ignore[no-untyped-def]
     ODDS_RANGES: tl.constexpr, ODDS_LAST: tl.constexpr,
     LOGIT_RANGES: tl.constexpr, LOGIT_LAST: tl.constexpr,
     LOWEST: tl.constexpr, SMALLEST: tl.constexpr, LOG_SMALLEST: tl.constexpr, LEVELS: tl.constexpr,
-    SCORES: tl.constexpr, STANDARDISED: tl.constexpr, KEEP: tl.constexpr, NUMBERS: tl.constexpr, PIXELS: tl.constexpr,
+    COPIES: tl.constexpr, SCORES: tl.constexpr, STANDARDISED: tl.constexpr, KEEP: tl.constexpr, NUMBERS: tl.constexpr,
+    PIXELS: tl.constexpr,
 ):  # fmt: skip
     """Score and count `PIXELS` pixels of an image: program (part, image).
 
-    `logits` (B, C, N), `kinds` (B, N), `mean` and `deviation` (C,), `scores` (B, S, N), `levels` (B, S, 2, LEVELS),
-    `parts` (B, programs, NUMBERS).
+    `logits` (B, C, N), `kinds` (B, N), `mean` and `deviation` (C,), `scores` (B, S, N), `levels`
+    (COPIES, B, S, 2, LEVELS), `parts` (B, programs, NUMBERS).
     """
     image = tl.program_id(1).to(tl.int64)
     here = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
@@ -183,7 +187,8 @@ def _count(  # type: ignore[no-untyped-def]
         logits, inside, pixels, classes, LOWEST, SMALLEST, LOG_SMALLEST
     )  # fmt: skip
 
-    levels += image * SCORES * 2 * LEVELS
+    copy = tl.program_id(0) % COPIES
+    levels += (copy * tl.num_programs(1) + image) * SCORES * 2 * LEVELS
     level = _level(entropy, ENTROPY_RANGES, ENTROPY_LAST)
     _add(levels, level, background, is_object, ENTROPY_LAST, LEVELS)
     level = _level(odds, ODDS_RANGES, ODDS_LAST)

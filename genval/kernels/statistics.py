@@ -29,6 +29,7 @@ from genval.kernels.layout import (
     SUMS,
     level_ranges,
 )
+from genval.runtime.devices import to_host
 from genval.runtime.errors import GenValError
 
 PIXELS = 512  # per program
@@ -73,7 +74,7 @@ def launch(logits: Tensor, labels: Tensor, ignore: int = 255) -> Callable[[], Ba
         ignore: label of pixels that are not counted.
 
     Returns:
-        A function that returns the counts; call it when the device has finished.
+        A function that waits for the counts and returns them.
 
     Raises:
         GenValError: an image is too large for 32-bit offsets.
@@ -105,9 +106,8 @@ def launch(logits: Tensor, labels: Tensor, ignore: int = 255) -> Callable[[], Ba
             )  # fmt: skip
     numbers = (packed >> _NUMBER_BIT).sum(1)
     units = (packed & ((1 << _NUMBER_BIT) - 1)).sum(1)
-    results = (predictions.reshape(labels.shape), levels, counts, parts.sum(1), numbers, units)
-    on_host = [values.to("cpu", non_blocking=True) for values in results]
-    return lambda: _unpack(classes, *(values.numpy() for values in on_host))
+    wait = to_host(predictions.reshape(labels.shape), levels, counts, parts.sum(1), numbers, units)
+    return lambda: _unpack(classes, *wait())
 
 
 def flat_ranges(name: str) -> tuple[int, ...]:

@@ -299,8 +299,8 @@ def measure_ood_batch(
         keep: return the scores as well.
 
     Returns:
-        A function to call when the device has finished, which yields the counts image by image and raises the errors of
-        `measure_ood`; and the scores, float32 (B, S, N) on the device, or None.
+        A function that waits for the device, yields the counts image by image and raises the errors of `measure_ood`;
+        and the scores, float32 (B, S, N) on the device, or None.
 
     Raises:
         GenValError: shapes do not fit, or an image is too large for 32-bit offsets.

@@ -200,8 +200,8 @@ def measure_batch(
         ignore: label of pixels that are not measured.
 
     Returns:
-        A function to call when the device has finished. It yields, image by image, the predicted classes (a uint8 array
-        of the labels' shape) and the statistics, and raises the errors of `measure`.
+        A function that waits for the device. It yields, image by image, the predicted classes (a uint8 array of the
+        labels' shape) and the statistics, and raises the errors of `measure`.
 
     Raises:
         GenValError: shapes do not fit, or an image is too large for 32-bit offsets.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from genval.runtime.errors import GenValError
 from genval.runtime.imports import hidden, placeholders
@@ -291,21 +291,49 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def to_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """Copy an array or a tensor of the host to the device; to a GPU asynchronously, from pinned memory."""
+    """Copy an array or a tensor of the host to the device.
+
+    A GPU copies from pinned memory, while it still does the work that was started before.
+    """
     import torch
 
     tensor = torch.as_tensor(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    if device.type != "cuda":
+        return tensor.to(device)
+    current, copying = torch.cuda.current_stream(device), _copying_stream(device, "to device")
+    with torch.cuda.stream(copying):
+        copied = tensor.pin_memory().to(device, non_blocking=True)
+    current.wait_stream(copying)
+    copied.record_stream(current)  # its memory must not be used again before this stream has read it
+    return copied
 
 
-def record_event(device: torch.device) -> Callable[[], None]:
-    """Return a function that waits until the device has done all work that was started before this call."""
+def to_host(*tensors: Tensor) -> Callable[[], list[np.ndarray]]:
+    """Start to copy tensors of one device to the host.
+
+    A GPU copies them while it does the work that is started later.
+
+    Returns:
+        A function that waits for the copies and returns them, in pinned memory where the device is a GPU.
+    """
     import torch
 
+    device = tensors[0].device
     if device.type != "cuda":
-        return lambda: None
-    event = torch.cuda.current_stream(device).record_event()
-    return event.synchronize
+        return lambda: [tensor.numpy() for tensor in tensors]
+    copying = _copying_stream(device, "to host")
+    copying.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(copying):
+        copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    for tensor in tensors:
+        tensor.record_stream(copying)
+    copied = copying.record_event()
+
+    def wait() -> list[np.ndarray]:
+        copied.synchronize()
+        return [tensor.numpy() for tensor in copies]
+
+    return wait
 
 
 @contextlib.contextmanager
@@ -325,6 +353,13 @@ def background_stream(device: torch.device) -> Iterator[None]:
     with torch.cuda.stream(stream):
         yield
     stream.synchronize()
+
+
+@functools.cache
+def _copying_stream(device: torch.device, direction: Literal["to device", "to host"]) -> torch.cuda.Stream:
+    import torch
+
+    return torch.cuda.Stream(device)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from genval.runtime import devices
 from genval.runtime.errors import GenValError
 from genval.runtime.files import write_bytes
 from genval.runtime.settings import DeviceSettings
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="streams need a GPU")
 
 
 def test_lightning_does_not_advise_another_precision(monkeypatch):
@@ -126,3 +129,20 @@ def test_the_first_process_computes_ahead(launcher, monkeypatch):
         assert begun.wait(10 if is_first else 0.1) == is_first
         # A process whose variables are wrong computes when the result is needed.
         assert (result(_OneProcess()) == threading.main_thread().name) != is_first
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_copies_wait_for_the_work_before_them_and_are_complete(device):
+    slow = torch.ones(2048, 2048, device=device)
+    copies = []
+    for number in range(12):
+        values = devices.to_device(np.full((4, 256, 256), number, np.int32), torch.device(device))
+        if device == "cuda":
+            slow = slow @ slow / 2048  # so that copies would overtake it
+        doubled = 2 * values + slow[0, 0].int()
+        copies.append(devices.to_host(values, doubled))
+        del values, doubled  # their memory is used again
+    for number, wait in enumerate(copies):
+        values, doubled = wait()
+        assert isinstance(values, np.ndarray) and values.shape == (4, 256, 256)
+        assert (values == number).all() and (doubled == 2 * number + 1).all()

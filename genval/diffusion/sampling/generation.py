@@ -31,7 +31,7 @@ from genval.diffusion.sampling.denoiser import Denoiser, compile_shapes
 from genval.diffusion.sampling.windows import blend_weights, windows
 from genval.diffusion.settings import SamplingConfig, steps_taken
 from genval.kernels.availability import can_fuse
-from genval.runtime.devices import record_event, to_device
+from genval.runtime.devices import to_device, to_host
 from genval.runtime.errors import GenValError
 from genval.runtime.seeds import item_seed
 
@@ -292,13 +292,11 @@ def check_pixels(pixels: torch.Tensor) -> Sampled:
     finite = pixels.isfinite().flatten(1).all(1)
     images = to_uint8(pixels.nan_to_num())
     good = finite & (images.flatten(1).amax(1) > _BLACK)
-    on_host = [values.to("cpu", non_blocking=True) for values in (images, good)]
-    synchronize = record_event(pixels.device)
+    copied = to_host(images, good)
 
     def wait() -> tuple[np.ndarray, np.ndarray]:
-        synchronize()
         # Copied out of pinned memory, of which only the batches in progress should hold any.
-        images, good = (values.numpy().copy() for values in on_host)
+        images, good = (values.copy() for values in copied())
         return images, good
 
     return wait
