@@ -9,6 +9,8 @@ pass computes the following faster:
 - The layers of SegFormer, ConvNeXt and Swin keep their tokens in one memory layout.
 - Depthwise convolutions, bilinear resizing, adaptive pooling and layer normalisation have faster kernels than PyTorch's
   and cuDNN's.
+- Where a convolution follows the resizing of a map, products of channels are computed before the resizing.
+- The logits of windows are resized and averaged by one kernel.
 
 A recorded pass is a CUDA graph, which the CPU starts with one call. It also contains the preprocessing of the images
 and the windows.
@@ -32,26 +34,25 @@ _MOST_RECORDS = 4
 Pass = Callable[[Tensor], Tensor]
 
 
-class FusedPass:
-    """Runs a network's forward pass with the layers of `fused_layers` and the functions of `fused_functions`.
+class FusedLayers:
+    """Runs passes of a network with the layers of `fused_layers` and the functions of `fused_functions`.
 
     Passes that need gradients, or hooks of the network's modules, are plain.
 
     Args:
         network: an mmsegmentation network in evaluation mode, channels-last, whose weights have one dtype. Weights that
             change later have no effect.
-        run: the plain forward pass, from pixels (B, 3, H, W) to logits.
     """
 
-    def __init__(self, network: nn.Module, run: Pass) -> None:
-        self._run = run
+    def __init__(self, network: nn.Module) -> None:
         self._modules = list(network.modules())
         self._methods = list(fused_methods(network))
         self._functions = FusedFunctions()
 
-    def __call__(self, pixels: Tensor) -> Tensor:
+    def __call__(self, run: Pass, pixels: Tensor) -> Tensor:
+        """Call `run`, a plain pass from pixels (B, 3, H, W) to logits."""
         if _is_observed(self._modules):
-            return self._run(pixels)
+            return run(pixels)
         with contextlib.ExitStack() as stack:
             if can_fuse(pixels.device):
                 stack.enter_context(self._functions)
@@ -59,7 +60,7 @@ class FusedPass:
                 previous = layer.__dict__.get(name)
                 setattr(layer, name, method)
                 stack.callback(*((delattr, layer, name) if previous is None else (setattr, layer, name, previous)))
-            return self._run(pixels)
+            return run(pixels)
 
 
 class RecordedPass:

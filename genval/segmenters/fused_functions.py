@@ -27,7 +27,10 @@ Forward = Callable[..., Any]
 
 
 class FusedFunctions(TorchFunctionMode):
-    """Replaces functions of PyTorch by those of `_REPLACEMENTS`, for channels-last tensors on a GPU."""
+    """Replaces functions of PyTorch by those of `_REPLACEMENTS`, for channels-last tensors on a GPU.
+
+    Maps that are concatenated become channels-last if one of them is.
+    """
 
     def __torch_function__(
         self, function: Forward, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -35,6 +38,9 @@ class FusedFunctions(TorchFunctionMode):
         replacement = _REPLACEMENTS.get(function)
         if replacement is not None and args and fits(args[0]):
             return replacement(*args, **(kwargs or {}))
+        if function is torch.cat and args and all(x.ndim == 4 for x in args[0]) and any(map(fits, args[0])):
+            # Otherwise one contiguous map makes the result contiguous, and convolutions copy all of it.
+            args = ([x.contiguous(memory_format=torch.channels_last) for x in args[0]], *args[1:])
         return function(*args, **(kwargs or {}))
 
 
@@ -81,6 +87,8 @@ def _conv2d(
     is_slow = is_slow_depthwise(groups, pair(stride), pair(dilation))
     if is_depthwise and is_slow and weight.dtype == x.dtype and not isinstance(padding, str):
         return depthwise(x, weight, bias, pair(stride), pair(padding), pair(dilation))
+    if _reads_patches(x, weight, stride, padding, dilation, groups):
+        return _of_patches(x, weight, bias)
     missing = -len(weight) % _ALIGNED_CHANNELS
     if missing and groups == 1 and x.dtype != torch.float32 and x.ndim == 4 and x.shape[1] % _ALIGNED_CHANNELS == 0:
         # cuDNN is slow if the number of output channels is not a multiple of eight, such as 19 classes.
@@ -88,6 +96,23 @@ def _conv2d(
         y = F.conv2d(x, weight, added, stride, padding, dilation)
         return y[:, : y.shape[1] - missing].contiguous(memory_format=torch.channels_last)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _reads_patches(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
+    """Whether a convolution reads each pixel once, and too few channels for cuDNN's fast kernels."""
+    if x.ndim != 4 or groups != 1 or x.shape[1] >= _ALIGNED_CHANNELS or weight.dtype != x.dtype:
+        return False
+    sides = weight.shape[2:]
+    steps = (pair(stride), pair(dilation)) == (tuple(sides), (1, 1)) and max(sides) > 1
+    is_padded = isinstance(padding, str) or max(pair(padding)) > 0
+    return steps and not is_padded and all(length % side == 0 for length, side in zip(x.shape[2:], sides, strict=True))
+
+
+def _of_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution whose stride is the size of its filters, as a matrix product."""
+    rows, columns = weight.shape[2:]
+    patches = x.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).permute(0, 2, 4, 3, 5, 1)
+    return F.linear(patches.flatten(3), weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
 
 
 def is_slow_depthwise(groups: int, stride: tuple[int, int], dilation: tuple[int, int]) -> bool:
@@ -127,9 +152,32 @@ def _adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Tensor:
     return pool(x, size)
 
 
+def _max_pool2d(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    from genval.kernels.maps import max_pool
+
+    kernel, step, pads = pair(kernel_size), pair(stride or kernel_size), pair(padding)
+    is_simple = x.ndim == 4 and pair(dilation) == (1, 1) and not ceil_mode and not return_indices
+    # PyTorch refuses other paddings and smaller maps.
+    if is_simple and all(
+        2 * pad <= taps <= length for pad, taps, length in zip(pads, kernel, x.shape[2:], strict=True)
+    ):
+        return max_pool(x, kernel, step, pads)
+    plain: Any = F.max_pool2d
+    return plain(x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
 _REPLACEMENTS: dict[Forward, Forward] = {
     F.interpolate: _interpolate,
     F.conv2d: _conv2d,
     F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
     F.layer_norm: _layer_norm,
+    F.max_pool2d: _max_pool2d,
 }

@@ -5,6 +5,7 @@ Their calls of PyTorch's functions, such as `layer_norm`, are replaced too (`gen
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mmseg.models.backbones import VisionTransformer
 from mmseg.models.backbones.mit import EfficientMultiheadAttention, MixFFN
 from mmseg.models.backbones.resnet import BasicBlock, Bottleneck
 from mmseg.models.backbones.swin import ShiftWindowMSA, WindowMSA
+from mmseg.models.decode_heads import PSPHead, SegformerHead, SETRUPHead, UPerHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -50,6 +52,8 @@ def fused_methods(network: nn.Module) -> Iterator[tuple[Any, str, Forward]]:
         if type(module) is VisionTransformer:
             # The resized position embeddings are the same in each pass.
             yield module, "resize_pos_embed", functools.lru_cache(maxsize=8)(module.resize_pos_embed)
+        for name, method in _head_methods(module):
+            yield module, name, method
 
 
 def _fused_forward(module: Any, windows: Callable[..., Windows]) -> Forward | None:
@@ -125,6 +129,10 @@ class _Folded:
             return None
         return cls(weight, bias, pair(conv.stride), pair(conv.padding), pair(conv.dilation), conv.groups)
 
+    def product(self, x: Tensor) -> Tensor:
+        """Return the convolution of x without its bias and ReLU."""
+        return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Return ReLU(y), or ReLU(y + added), where y is the normalised convolution of x."""
         shape = (self.stride, self.padding, self.dilation)
@@ -192,9 +200,17 @@ def _residual_block(block: Any, pairs: Sequence[tuple[nn.Module, nn.Module]]) ->
     folded = _fold(pairs[:-1] if has_plugins else pairs)
     if folded is None:
         return None
+    layers = list(block.downsample) if type(block.downsample) is nn.Sequential and not has_plugins else []
+    shortcut = _Folded.of(*layers) if len(layers) == 2 else None
+    if shortcut is not None:  # its bias is added with that of the last layer
+        bias = (folded[-1].bias.float() + shortcut.bias.float()).to(shortcut.bias.dtype)
+        folded[-1] = dataclasses.replace(folded[-1], bias=bias)
 
     def forward(x: Tensor) -> Tensor:
-        identity = x if block.downsample is None else block.downsample(x)
+        if shortcut is not None:
+            identity = shortcut.product(x)
+        else:
+            identity = x if block.downsample is None else block.downsample(x)
         for layer in folded[: len(pairs) - 1]:
             x = layer(x)
         if not has_plugins:
@@ -203,6 +219,117 @@ def _residual_block(block: Any, pairs: Sequence[tuple[nn.Module, nn.Module]]) ->
         return x.add_(identity).relu_()
 
     return forward
+
+
+@dataclass(frozen=True)
+class _JoinedConv:
+    """A convolution of maps that are resized to the size of the first one and concatenated; then ReLU.
+
+    On a GPU, each map is multiplied with its weights before it is resized (`genval.kernels.maps.add_resized`).
+    """
+
+    module: Any  # convolves maps that are joined already
+    # (C, channels, taps, taps) for the first map, and (taps * taps * C, channels, 1, 1) for each other one.
+    weights: list[Tensor]
+    bias: Tensor
+    taps: int  # rows and columns of the filters
+
+    @classmethod
+    def of(cls, module: Any, channels: Sequence[int]) -> _JoinedConv | None:
+        """Split a convolution by the channels of its maps. None if its padding or steps are of another kind."""
+        if type(module) is not ConvModule or _conv_module(module) is None:
+            return None
+        folded = _Folded.of(module.conv, module.norm)
+        assert folded is not None
+        taps = folded.weight.shape[2]
+        shape = ((taps, taps), (1, 1), (taps // 2, taps // 2), (1, 1), 1)
+        found = (folded.weight.shape[2:], folded.stride, folded.padding, folded.dilation, folded.groups)
+        if found != shape or taps % 2 == 0 or sum(channels) != folded.weight.shape[1]:
+            return None
+        first, *others = folded.weight.split(list(channels), 1)
+        products = [weight.permute(2, 3, 0, 1).reshape(-1, weight.shape[1], 1, 1) for weight in others]
+        weights = [weight.contiguous(memory_format=torch.channels_last) for weight in (first, *products)]
+        return cls(module, weights, folded.bias, taps)
+
+    def __call__(self, maps: Sequence[Tensor], align_corners: bool) -> Tensor:
+        first, *others = maps
+        if not _can_add_resized(maps):
+            joined: Tensor = self.module(torch.cat([first, *(_resize(x, first, align_corners) for x in others)], 1))
+            return joined
+        from genval.kernels.maps import add_resized
+
+        y = F.conv2d(first, self.weights[0], padding=self.taps // 2)
+        products = [F.conv2d(x, weight) for x, weight in zip(others, self.weights[1:], strict=True)]
+        return add_resized(y, products, align_corners, self.taps, self.bias, relu=True)
+
+
+def _can_add_resized(maps: Sequence[Tensor]) -> bool:
+    return all(fits(x) for x in maps) and can_fuse(maps[0].device)
+
+
+def _resize(x: Tensor, like: Tensor, align_corners: bool) -> Tensor:
+    return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=align_corners)
+
+
+def _head_methods(head: Any) -> Iterator[tuple[str, Forward]]:
+    """Yield the name of each method of a decode head that has a faster one, with the faster one."""
+    kind = type(head)
+    if kind is SegformerHead and head.interpolate_mode == "bilinear":
+        fusion = _JoinedConv.of(head.fusion_conv, [head.channels] * len(head.convs))
+        if fusion is not None:
+            yield "forward", functools.partial(_segformer_head, head, fusion)
+    if kind in (PSPHead, UPerHead):
+        width = head.in_channels if kind is PSPHead else head.in_channels[-1]
+        bottleneck = _JoinedConv.of(head.bottleneck, [width, *[head.channels] * len(head.psp_modules)])
+        if bottleneck is not None:
+            name = "_forward_feature" if kind is PSPHead else "psp_forward"
+            yield name, functools.partial(_pooling_pyramid, head, bottleneck)
+    if kind is UPerHead:
+        fusion = _JoinedConv.of(head.fpn_bottleneck, [head.channels] * len(head.in_channels))
+        if fusion is not None:
+            yield "_forward_feature", functools.partial(_feature_pyramid, head, fusion)
+    if kind is SETRUPHead:
+        yield "forward", functools.partial(_setr_up_head, head)
+
+
+def _segformer_head(head: Any, fusion: _JoinedConv, inputs: Sequence[Tensor]) -> Any:
+    maps = [conv(x) for conv, x in zip(head.convs, head._transform_inputs(inputs), strict=True)]
+    return head.cls_seg(fusion(maps, head.align_corners))
+
+
+def _pooling_pyramid(head: Any, bottleneck: _JoinedConv, inputs: Sequence[Tensor]) -> Tensor:
+    """Both heads read one map: PSPNet's chooses it, and it is the last one of UPerNet's."""
+    x = head._transform_inputs(inputs) if type(head) is PSPHead else inputs[-1]
+    return bottleneck([x, *(pool(x) for pool in head.psp_modules)], head.align_corners)
+
+
+def _feature_pyramid(head: Any, fusion: _JoinedConv, inputs: Sequence[Tensor]) -> Tensor:
+    inputs = head._transform_inputs(inputs)
+    maps = [conv(x) for conv, x in zip(head.lateral_convs, inputs[:-1], strict=True)]
+    maps.append(head.psp_forward(inputs))
+    for index in reversed(range(len(maps) - 1)):
+        maps[index] = _add_coarser(maps[index], maps[index + 1], head.align_corners)
+    finer = [conv(x) for conv, x in zip(head.fpn_convs, maps[:-1], strict=True)]
+    return fusion([*finer, maps[-1]], head.align_corners)
+
+
+def _add_coarser(x: Tensor, coarser: Tensor, align_corners: bool) -> Tensor:
+    """Add a resized map to x in place."""
+    if not _can_add_resized([x, coarser]):
+        return x.add_(_resize(coarser, x, align_corners))
+    from genval.kernels.maps import add_resized
+
+    return add_resized(x, [coarser], align_corners)
+
+
+def _setr_up_head(head: Any, inputs: Sequence[Tensor]) -> Any:
+    """Classify the pixels before the last resizing: both are linear, and there are fewer classes than channels."""
+    x = head._transform_inputs(inputs)
+    x = _to_map(head.norm(_to_tokens(x)), x.shape[2:])
+    for layers in head.up_convs[:-1]:
+        x = layers(x)
+    conv, upsample = head.up_convs[-1]
+    return upsample(head.cls_seg(conv(x)))
 
 
 def _is_simple(attention: nn.MultiheadAttention) -> bool:

@@ -8,20 +8,24 @@ whether torch is visible to its build. The price is one stand-in module (`import
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
+import itertools
 import json
 import sys
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from genval.kernels.availability import can_fuse
 from genval.runtime.errors import GenValError
 from genval.runtime.imports import hidden, placeholders, without_garbage_collection
 from genval.runtime.paths import resolve
@@ -234,6 +238,7 @@ class OpenMMLabSegmenter(Segmenter):
         check_outputs(name, network.out_channels, class_map)
         self.size_divisor = (getattr(preprocessor, "test_cfg", None) or {}).get("size_divisor", 1)
         self.minimum_size = _minimum_size(network)
+        self._run_windows: Callable[[Tensor], Tensor] | None = None
         dtype = next(network.parameters()).dtype
         for module in network.modules():
             if dtype != torch.float32 and type(module).__name__ in _MIXING:
@@ -245,47 +250,107 @@ class OpenMMLabSegmenter(Segmenter):
         logits: Tensor = self.network.encode_decode(pixels, [meta] * len(pixels))
         return logits
 
+    def _run_to_head(self, pixels: Tensor) -> Tensor:
+        """As `run`, but the logits have the size that the decode head gives."""
+        logits: Tensor = self.network.decode_head(self.network.extract_feat(pixels))
+        return logits
+
     def fuse(self) -> None:
         has_cudnn = torch.version.cuda is not None and torch.backends.cudnn.is_available()
-        if self.mean.is_cuda and self.precision.endswith("-true") and has_cudnn:
-            from genval.segmenters.fused import FusedPass, RecordedPass
+        if not (self.mean.is_cuda and self.precision.endswith("-true") and has_cudnn):
+            return
+        from genval.segmenters.fused import FusedLayers, RecordedPass
 
-            self.use_channels_last()
-            run: FusedPass | RecordedPass = FusedPass(self.network, self.run)
-            windows = None
-            if self.test_mode == "slide":
-                # Images of different sizes have windows of the same size.
-                run = windows = RecordedPass(self.network, run)
-            self.run = run  # type: ignore[method-assign]
-            self.infer_images = RecordedPass(  # type: ignore[method-assign, assignment]
-                self.network, self.infer_images, windows
-            )
+        self.use_channels_last()
+        layers, plain = FusedLayers(self.network), self.run
+        run: Callable[[Tensor], Tensor] = functools.partial(layers, plain)
+        self.run = run  # type: ignore[method-assign, assignment]
+        if can_fuse(self.mean.device) and _only_resizes(self.network):
+            self._run_windows = run = functools.partial(layers, self._run_to_head)
+        inner = None
+        if self.test_mode == "slide":
+            # Images of different sizes have windows of the same size.
+            inner = RecordedPass(self.network, run)
+            if self._run_windows is None:
+                self.run = inner  # type: ignore[method-assign]
+            else:
+                self._run_windows = inner
+        self.infer_images = RecordedPass(self.network, self.infer_images, inner)  # type: ignore[method-assign, assignment]
 
     def infer(self, pixels: Tensor) -> Tensor:
-        if self.test_mode == "whole":
+        joins = self._run_windows is not None and not torch.is_grad_enabled()
+        if self.test_mode == "whole" and not joins:
             return super().infer(pixels)
         height, width = pixels.shape[-2:]
-        return self._slide(self.pad(pixels))[..., :height, :width]
+        padded = self.pad(pixels)
+        return (self._join(padded) if joins else self._slide(padded))[..., :height, :width]
+
+    def _join(self, pixels: Tensor) -> Tensor:
+        """As `_slide`, on a GPU; the logits of windows are resized and averaged by one kernel."""
+        from genval.kernels.maps import average_windows
+
+        assert self._run_windows is not None
+        windows, (height, width) = self._windows(pixels), pixels.shape[-2:]
+        # A recorded pass gives float32. The kernel rounds otherwise for other dtypes, where it is not part of a graph.
+        logits = torch.cat([self._run_windows(group).float() for _, group in windows.groups(pixels)])
+        logits = logits.contiguous(memory_format=torch.channels_last)
+        return average_windows(
+            logits, (height, width), windows.size, windows.starts, windows.stride, self.align_corners
+        )
 
     def _slide(self, pixels: Tensor) -> Tensor:
-        (crop_height, crop_width), (stride_y, stride_x) = self.network.test_cfg.crop_size, self.network.test_cfg.stride
-        batch, _, height, width = pixels.shape
-        crop_height, crop_width = min(crop_height, height), min(crop_width, width)
-        corners = [
-            (y, x)
-            for y in _window_starts(height, crop_height, stride_y)
-            for x in _window_starts(width, crop_width, stride_x)
-        ]
-        total = pixels.new_zeros((batch, self.network.out_channels, height, width), dtype=torch.float32)
-        count = pixels.new_zeros((height, width), dtype=torch.float32)
-        size = _group_size(len(corners), max(1, self.windows_per_pass // batch))
-        for start in range(0, len(corners), size):
-            group = corners[start : start + size]
-            windows = torch.cat([pixels[..., y : y + crop_height, x : x + crop_width] for y, x in group])
-            for (y, x), logits in zip(group, self.run(windows).split(batch), strict=True):
-                total[..., y : y + crop_height, x : x + crop_width] += logits
-                count[y : y + crop_height, x : x + crop_width] += 1
+        windows, images = self._windows(pixels), len(pixels)
+        height, width = windows.size
+        total = pixels.new_zeros((images, self.network.out_channels, *pixels.shape[-2:]), dtype=torch.float32)
+        count = pixels.new_zeros(pixels.shape[-2:], dtype=torch.float32)
+        for corners, group in windows.groups(pixels):
+            for (y, x), logits in zip(corners, self.run(group).split(images), strict=True):
+                total[..., y : y + height, x : x + width] += logits
+                count[y : y + height, x : x + width] += 1
         return total.div_(count)
+
+    def _windows(self, pixels: Tensor) -> _Windows:
+        size: tuple[int, int] = tuple(pixels.shape[-2:])  # type: ignore[assignment]
+        if self.test_mode == "whole":
+            return _Windows(size, ([0], [0]), size, 1)
+        stride, most = self.network.test_cfg.stride, self.network.test_cfg.crop_size
+        crop = (min(most[0], size[0]), min(most[1], size[1]))
+        starts = (_window_starts(size[0], crop[0], stride[0]), _window_starts(size[1], crop[1], stride[1]))
+        return _Windows(crop, starts, stride, max(1, self.windows_per_pass // len(pixels)))
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """The windows of images."""
+
+    size: tuple[int, int]  # height and width
+    starts: tuple[list[int], list[int]]  # the rows and the columns at which windows start
+    stride: tuple[int, int]  # rows and columns from one window to the next
+    most: int  # windows per pass
+
+    def groups(self, pixels: Tensor) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
+        """Yield the corners of the windows of each pass, and their pixels: those of all images for the first window,
+        then for the next one.
+        """
+        every = list(itertools.product(*self.starts))
+        (height, width), number = self.size, _group_size(len(every), self.most)
+        for start in range(0, len(every), number):
+            corners = every[start : start + number]
+            yield corners, torch.cat([pixels[..., y : y + height, x : x + width] for y, x in corners])
+
+
+def _only_resizes(network: Any) -> bool:
+    """Whether the logits of a network are those of its decode head, resized."""
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+    from mmseg.models.segmentors import EncoderDecoder
+
+    head = type(network.decode_head)
+    return (
+        type(network).encode_decode is EncoderDecoder.encode_decode
+        and issubclass(head, BaseDecodeHead)
+        and head.predict is BaseDecodeHead.predict
+        and head.predict_by_feat is BaseDecodeHead.predict_by_feat
+    )
 
 
 def _group_size(number: int, most: int) -> int:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("triton")
 
-from genval.kernels.maps import depthwise, pool, resize_bilinear
+from genval.kernels.maps import add_resized, average_windows, depthwise, max_pool, pool, resize_bilinear
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -52,6 +52,74 @@ def test_pooling_is_that_of_pytorch(size: tuple[int, int]) -> None:
     halves = pool(x.bfloat16(), size)
     assert halves.dtype == torch.bfloat16
     torch.testing.assert_close(halves.float(), F.adaptive_avg_pool2d(x.bfloat16().float(), size), rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("taps, channels", [(1, 70), (3, 24), (5, 3)])
+def test_resized_products_are_the_convolution_of_resized_maps(taps: int, channels: int, align_corners: bool) -> None:
+    size = (13, 21)
+    y, bias = feature_maps(2, channels, *size), feature_maps(channels, 1, 1, 1).flatten()
+    maps = [feature_maps(2, 5, 7, 10), feature_maps(2, 6, 1, 1), feature_maps(2, 3, 4, 30)]
+    weights = [feature_maps(channels, x.shape[1], taps, taps) for x in maps]
+    expected, products = y.double(), []
+    for x, weight in zip(maps, weights, strict=True):
+        resized = F.interpolate(x.double(), size, mode="bilinear", align_corners=align_corners)
+        expected = expected + F.conv2d(resized, weight.double(), padding=taps // 2)
+        filters = weight.permute(2, 3, 0, 1).reshape(-1, x.shape[1], 1, 1)
+        product = F.conv2d(x.double(), filters.double()).float()
+        products.append(product.contiguous(memory_format=torch.channels_last))
+    plain = add_resized(y.clone(), products, align_corners, taps)
+    assert (plain - expected).norm() < 2e-6 * expected.norm()
+    overwritten = y.clone()
+    full = add_resized(overwritten, products, align_corners, taps, bias, relu=True)
+    assert full is overwritten
+    expected = (expected + bias.view(-1, 1, 1)).relu()
+    assert (full - expected).norm() < 2e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    "size, window, starts, stride, low",
+    [
+        ((30, 45), (16, 20), ([0, 11, 14], [0, 13, 25]), (11, 13), (4, 5)),
+        ((30, 45), (30, 45), ([0], [0]), (30, 45), (7, 12)),
+        ((20, 300), (20, 150), ([0], [0, 70, 140, 150]), (9, 70), (20, 150)),  # three windows in some places
+        ((9, 9), (9, 9), ([0], [0]), (5, 5), (1, 1)),
+    ],
+)
+def test_windows_are_resized_and_averaged(
+    size: tuple[int, int],
+    window: tuple[int, int],
+    starts: tuple[list[int], list[int]],
+    stride: tuple[int, int],
+    low: tuple[int, int],
+    align_corners: bool,
+) -> None:
+    corners = list(itertools.product(*starts))
+    x = feature_maps(len(corners) * 2, 5, *low)
+    total, count = torch.zeros(2, 5, *size, device=DEVICE), torch.zeros(size, device=DEVICE)
+    resized = F.interpolate(x, window, mode="bilinear", align_corners=align_corners)
+    for (top, left), logits in zip(corners, resized.split(2), strict=True):
+        total[..., top : top + window[0], left : left + window[1]] += logits
+        count[top : top + window[0], left : left + window[1]] += 1
+    averaged = average_windows(x, size, window, starts, stride, align_corners)
+    assert averaged.is_contiguous() and averaged.dtype == torch.float32
+    torch.testing.assert_close(averaged, total / count, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel, stride, padding", [((3, 3), (2, 2), (1, 1)), ((2, 5), (1, 3), (0, 2))])
+def test_max_pooling_is_that_of_pytorch(
+    kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> None:
+    x = feature_maps(2, 70, 9, 12) - 5  # padding is never the largest
+    x[0, 3, 4, 5] = torch.nan
+    largest = max_pool(x, kernel, stride, padding)
+    assert largest.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(largest.isnan(), F.max_pool2d(x, kernel, stride, padding).isnan())
+    torch.testing.assert_close(largest, F.max_pool2d(x, kernel, stride, padding), rtol=0, atol=0, equal_nan=True)
+    halves = x.bfloat16()
+    expected = F.max_pool2d(halves, kernel, stride, padding)
+    torch.testing.assert_close(max_pool(halves, kernel, stride, padding), expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_depthwise_convolution_is_that_of_pytorch() -> None:

@@ -1,5 +1,7 @@
 """The fused forward pass gives the logits of the plain one, and steps aside where it cannot."""
 
+import functools
+import math
 import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import path_dicts
+from genval.segmenters import openmmlab
 from genval.segmenters.identity import model_identity
 from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network, import_mmseg, load_openmmlab
 
@@ -37,7 +40,10 @@ MODELS = {
         "model.backbone.arch": {"_delete_": True, "depths": [1, 2, 1, 1], "channels": [128, 256, 512, 1024]}
     },
     "UpperNetR18": {},
+    "PSPNet-R18": {},
+    "SETR-PUP": {"model.backbone.num_layers": 4, "model.backbone.out_indices": (0, 1, 2, 3)},
 }
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of Triton's kernels; the CPU interprets them
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
 
@@ -56,10 +62,11 @@ def make_segmenter(name: str, device: str = "cpu", precision: str = "32-true") -
     return segmenter
 
 
-def fuse(segmenter: OpenMMLabSegmenter) -> fused.FusedPass:
+def fuse(segmenter: OpenMMLabSegmenter) -> fused.FusedLayers:
     """Fuse on any device; `OpenMMLabSegmenter.fuse` does it on a GPU only."""
-    segmenter.run = fused.FusedPass(segmenter.network, segmenter.run)  # type: ignore[method-assign]
-    return segmenter.run
+    layers = fused.FusedLayers(segmenter.network)
+    segmenter.run = functools.partial(layers, segmenter.run)  # type: ignore[method-assign]
+    return layers
 
 
 def random_images(size: tuple[int, int] = (128, 128), device: str = "cpu", seed: int = 0) -> Tensor:
@@ -78,14 +85,54 @@ def test_logits_are_those_of_the_plain_pass(name: str) -> None:
     with torch.inference_mode():
         expected = segmenter(images)
         plain = segmenter.run
-        run = fuse(segmenter)
-        assert run._methods
+        assert fuse(segmenter)._methods
         logits = segmenter(images)
         assert 0 < difference(logits, expected) < 1e-5
         assert torch.equal(segmenter(images), logits)
         segmenter.run = plain  # type: ignore[method-assign]
         assert torch.equal(segmenter(images), expected)
     assert all(torch.equal(value, state[key]) for key, value in segmenter.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["SegFormer-B0", "UpperNetR18", "PSPNet-R18"])
+def test_maps_are_multiplied_before_they_are_resized(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = pytest.importorskip("genval.kernels.maps")
+    segmenter, images = make_segmenter(name, DEVICE), random_images((64, 96), DEVICE)
+    with torch.inference_mode():
+        expected = segmenter(images)
+        fuse(segmenter)
+        calls = mock.Mock(wraps=maps.add_resized)
+        monkeypatch.setattr(maps, "add_resized", calls)
+        monkeypatch.setattr(fused_layers, "_can_add_resized", lambda joined: True)
+        logits = segmenter(images)
+    # UPerNet adds maps in three places of its feature pyramid, too.
+    assert calls.call_count == {"SegFormer-B0": 1, "UpperNetR18": 5, "PSPNet-R18": 1}[name]
+    assert 0 < difference(logits, expected) < (1e-2 if DEVICE == "cuda" else 1e-5)  # cuDNN computes with TF32
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("mode", [{"mode": "whole"}, {"mode": "slide", "crop_size": (40, 56), "stride": (24, 40)}])
+@pytest.mark.parametrize("size", [(64, 96), (33, 50)])
+def test_windows_are_resized_and_averaged_by_one_kernel(
+    mode: dict[str, Any], size: tuple[int, int], align_corners: bool
+) -> None:
+    pytest.importorskip("triton")
+    overrides = {"model.test_cfg": {"_delete_": True, **mode}, "model.decode_head.align_corners": align_corners}
+    segmenter = OpenMMLabSegmenter("net", build_network("mini/segmenters/fast-scnn.py", overrides).to(DEVICE))
+    images = random_images(size, DEVICE)
+    with torch.inference_mode():
+        expected = segmenter(images)
+        segmenter._run_windows = segmenter._run_to_head
+        logits = segmenter(images)
+    assert logits.dtype == torch.float32 and logits.is_contiguous() and logits.shape == (2, 19, *size)
+    assert difference(logits, expected) < (1e-2 if DEVICE == "cuda" else 1e-5)  # cuDNN computes with TF32
+
+
+def test_heads_that_do_more_than_resizing_are_not_joined() -> None:
+    network = build_network(path_dicts.ZOO["PSPNet-R18"]["config"])
+    assert openmmlab._only_resizes(network)
+    network.decode_head.__class__ = type("Head", (type(network.decode_head),), {"predict": lambda *inputs: None})
+    assert not openmmlab._only_resizes(network)
 
 
 def test_a_fused_segmenter_has_the_identity_of_the_plain_one() -> None:
@@ -265,8 +312,8 @@ def test_a_depthwise_convolution_is_one_kernel(
 
 @pytest.mark.parametrize("few", [1, 32])
 def test_functions_are_replaced_where_they_give_the_same(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
-    pytest.importorskip("triton")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    maps = pytest.importorskip("genval.kernels.maps")
+    device = DEVICE
     monkeypatch.setattr(fused_functions, "fits", lambda x: isinstance(x, Tensor) and x.ndim > 2)
     monkeypatch.setattr(fused_functions, "_FEW_CHANNELS", few)
     monkeypatch.setattr(fused_functions, "_MANY_GROUPS", 1)
@@ -299,12 +346,37 @@ def test_functions_are_replaced_where_they_give_the_same(monkeypatch: pytest.Mon
         lambda: F.layer_norm(tokens, (6,)),
         lambda: F.layer_norm(tokens, (40, 6)),
         lambda: nn.functional.layer_norm(x, (12,)),
+        lambda: nn.MaxPool2d(3, 2, 1)(x),
+        lambda: nn.MaxPool2d(2)(torch.where(x > 2, math.nan, x)),
+        lambda: F.max_pool2d(x - 9, (3, 5), (2, 1), (1, 2)),
+        lambda: F.max_pool2d(x, 2, ceil_mode=True),
+        lambda: F.max_pool2d(x, 3, dilation=2),
+        lambda: F.max_pool2d(x[0], 3),
+        lambda: F.conv2d(x, full.repeat(1, 2, 1, 1), bias, stride=3),
+        lambda: F.conv2d(x, full.repeat(1, 2, 1, 1)[:, :, :, :2], stride=(3, 2)),
+        lambda: F.conv2d(x, full.repeat(1, 2, 1, 1)[:, :, :2, :2], stride=2),
+        lambda: F.conv2d(x, full.repeat(1, 2, 1, 1), stride=3, padding=1),
+        lambda: F.conv2d(x, full, stride=3, groups=2),
+        lambda: torch.cat([x.contiguous(), x], 1),
+        lambda: torch.cat([x[0], x[1]], dim=0),
     ]
+    largest = mock.Mock(wraps=maps.max_pool)
+    monkeypatch.setattr(maps, "max_pool", largest)
     for number, call in enumerate(calls):
         expected = call()
         with fused_functions.FusedFunctions():
             result = call()
-        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5, msg=f"call {number}")
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5, equal_nan=True, msg=f"call {number}")
+    assert largest.call_count == 3
+
+
+def test_joined_maps_are_channels_last_if_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_functions, "fits", lambda x: x.is_contiguous(memory_format=torch.channels_last))
+    x = torch.randn(2, 6, 9, 12)
+    with fused_functions.FusedFunctions():
+        assert torch.cat([x, x], 1).is_contiguous()
+        joined = torch.cat([x, x.contiguous(memory_format=torch.channels_last)], 1)
+    assert joined.is_contiguous(memory_format=torch.channels_last) and torch.equal(joined, torch.cat([x, x], 1))
 
 
 def test_wrong_inputs_are_errors_as_without_replaced_functions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,6 +392,9 @@ def test_wrong_inputs_are_errors_as_without_replaced_functions(monkeypatch: pyte
         lambda: F.interpolate(x, (4, 5), scale_factor=2, mode="bilinear"),
         lambda: F.interpolate(x, (4, 5, 6), mode="bilinear"),
         lambda: F.interpolate(x, (0, 4), mode="bilinear"),
+        lambda: F.conv2d(x, torch.ones(6, 5, 3, 3), stride=3),
+        lambda: F.max_pool2d(x, 13),
+        lambda: F.max_pool2d(x, 2, padding=2),
     ]
     for call in calls:
         with pytest.raises((RuntimeError, ValueError)), fused_functions.FusedFunctions():
