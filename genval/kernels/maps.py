@@ -2,7 +2,7 @@
 
 They replace PyTorch's bilinear resizing, adaptive pooling and max pooling, and cuDNN's depthwise convolution, which
 reach a fraction of the memory's bandwidth. cuDNN's kernel does not add the bias, and is many times slower if the
-convolution is dilated. `add_resized` is the part of the convolution of resized maps that has no products of channels.
+convolution is dilated. `add_resized` adds maps that are multiplied with filters before they are resized.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 _ROWS, _COLUMNS, _CHANNELS = 32, 16, 64
-# Pixels of a row per program of `_resize_planes`.
+# Pixels of a row per program of `_average_windows`.
 _PIXELS = 128
 # Numbers of a row per program of `_resize_rows`.
 _NUMBERS = 1024
@@ -99,7 +99,8 @@ def _average_windows(  # type: ignore[no-untyped-def]
                 inside = inside & (at_column < columns) & (along >= 0) & (along < window_width)
                 left, right, share = _source(along, scale_x, width, ALIGN)
                 window = x + ((at_row * columns + at_column) * tl.num_programs(2) + image) * height * width * channels
-                upper, lower = window + top * width * channels, window + bottom * width * channels
+                upper = window + top.to(tl.int64) * width * channels
+                lower = window + bottom.to(tl.int64) * width * channels
                 left, right = left * channels + channel, right * channels + channel
                 above = (1 - share) * tl.load(upper + left, mask=inside, other=0.0).to(tl.float32)
                 above += share * tl.load(upper + right, mask=inside, other=0.0).to(tl.float32)

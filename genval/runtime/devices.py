@@ -355,11 +355,17 @@ def background_stream(device: torch.device) -> Iterator[None]:
     stream.synchronize()
 
 
-@functools.cache
 def _copying_stream(device: torch.device, direction: Literal["to device", "to host"]) -> torch.cuda.Stream:
     import torch
 
-    return torch.cuda.Stream(device)
+    return _numbered_stream(torch.cuda.current_device() if device.index is None else device.index, direction)
+
+
+@functools.cache
+def _numbered_stream(index: int, direction: str) -> torch.cuda.Stream:
+    import torch
+
+    return torch.cuda.Stream(index)
 
 
 @functools.cache

@@ -37,7 +37,7 @@ Pass = Callable[[Tensor], Tensor]
 class FusedLayers:
     """Runs passes of a network with the layers of `fused_layers` and the functions of `fused_functions`.
 
-    Passes that need gradients, or hooks of the network's modules, are plain.
+    Passes with gradients, and passes while a module of the network has hooks, are plain.
 
     Args:
         network: an mmsegmentation network in evaluation mode, channels-last, whose weights have one dtype. Weights that
@@ -66,8 +66,8 @@ class FusedLayers:
 class RecordedPass:
     """Records a pass as a CUDA graph when two inputs of one size follow each other. Other passes run as they are.
 
-    Passes that need gradients, or hooks of the network's modules, are not recorded. A size for which recording fails is
-    not tried again.
+    Passes with gradients, and passes while a module of the network has hooks, are not recorded. A size for which
+    recording fails is not tried again.
 
     Args:
         network: the network that the pass runs.

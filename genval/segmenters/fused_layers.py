@@ -53,7 +53,8 @@ def fused_methods(network: nn.Module) -> Iterator[tuple[Any, str, Forward]]:
             # The resized position embeddings are the same in each pass.
             yield module, "resize_pos_embed", functools.lru_cache(maxsize=8)(module.resize_pos_embed)
         for name, method in _head_methods(module):
-            yield module, name, method
+            if name not in module.__dict__:  # other code has replaced it
+                yield module, name, method
 
 
 def _fused_forward(module: Any, windows: Callable[..., Windows]) -> Forward | None:
@@ -96,7 +97,7 @@ def _name(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class _Folded:
-    """A convolution, a batch normalisation that is multiplied into its weights, and ReLU."""
+    """A convolution and a batch normalisation that is multiplied into its weights, with or without ReLU."""
 
     weight: Tensor
     bias: Tensor
@@ -161,12 +162,17 @@ def _fold(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> list[_Folded] | None:
     return [layer for layer in folded if layer is not None] if all(folded) else None
 
 
-def _conv_module(module: Any) -> Forward | None:
+def _fold_module(module: Any) -> _Folded | None:
+    """Fold a convolution, a batch normalisation and ReLU. None if the layers are other ones, or cannot be folded."""
     if module.order != ("conv", "norm", "act") or not module.with_norm or not module.with_activation:
         return None
     if module.with_explicit_padding or module.with_spectral_norm or type(module.activate) is not nn.ReLU:
         return None
-    folded = _Folded.of(module.conv, module.norm)
+    return _Folded.of(module.conv, module.norm)
+
+
+def _conv_module(module: Any) -> Forward | None:
+    folded = _fold_module(module)
     if folded is None:
         return None
 
@@ -236,11 +242,15 @@ class _JoinedConv:
 
     @classmethod
     def of(cls, module: Any, channels: Sequence[int]) -> _JoinedConv | None:
-        """Split a convolution by the channels of its maps. None if its padding or steps are of another kind."""
-        if type(module) is not ConvModule or _conv_module(module) is None:
+        """Split a convolution by the channels of its maps.
+
+        Returns:
+            None if the module has other layers than a convolution, batch normalisation and ReLU; if the result of the
+            convolution has another size than its input; or in float16, which has no numbers for large partial sums.
+        """
+        folded = _fold_module(module) if type(module) is ConvModule else None
+        if folded is None or folded.weight.dtype == torch.float16:
             return None
-        folded = _Folded.of(module.conv, module.norm)
-        assert folded is not None
         taps = folded.weight.shape[2]
         shape = ((taps, taps), (1, 1), (taps // 2, taps // 2), (1, 1), 1)
         found = (folded.weight.shape[2:], folded.stride, folded.padding, folded.dilation, folded.groups)
@@ -298,7 +308,7 @@ def _segformer_head(head: Any, fusion: _JoinedConv, inputs: Sequence[Tensor]) ->
 
 
 def _pooling_pyramid(head: Any, bottleneck: _JoinedConv, inputs: Sequence[Tensor]) -> Tensor:
-    """Both heads read one map: PSPNet's chooses it, and it is the last one of UPerNet's."""
+    """PSPHead selects its map, and UPerHead uses the last one."""
     x = head._transform_inputs(inputs) if type(head) is PSPHead else inputs[-1]
     return bottleneck([x, *(pool(x) for pool in head.psp_modules)], head.align_corners)
 

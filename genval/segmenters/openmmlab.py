@@ -14,6 +14,7 @@ import importlib.machinery
 import importlib.util
 import itertools
 import json
+import math
 import sys
 import types
 import warnings
@@ -55,6 +56,9 @@ _UNUSED = (
     "scipy.ndimage",
     "scipy.optimize",
 )
+
+# The kernel that averages windows is compiled for the number of windows that overlap.
+_MOST_OVERLAP = 32
 
 # Modules of mmpretrain for other tasks than segmentation. They import torchvision and torch's compiler.
 _UNUSED_OF_MMPRETRAIN = (
@@ -252,7 +256,7 @@ class OpenMMLabSegmenter(Segmenter):
 
     def _run_to_head(self, pixels: Tensor) -> Tensor:
         """As `run`, but the logits have the size that the decode head gives."""
-        logits: Tensor = self.network.decode_head(self.network.extract_feat(pixels))
+        logits: Tensor = self.network.decode_head.forward(self.network.extract_feat(pixels))
         return logits
 
     def fuse(self) -> None:
@@ -278,29 +282,37 @@ class OpenMMLabSegmenter(Segmenter):
         self.infer_images = RecordedPass(self.network, self.infer_images, inner)  # type: ignore[method-assign, assignment]
 
     def infer(self, pixels: Tensor) -> Tensor:
-        joins = self._run_windows is not None and not torch.is_grad_enabled()
-        if self.test_mode == "whole" and not joins:
-            return super().infer(pixels)
         height, width = pixels.shape[-2:]
         padded = self.pad(pixels)
-        return (self._join(padded) if joins else self._slide(padded))[..., :height, :width]
+        windows = self._windows(padded)
+        if self._run_windows is not None and not torch.is_grad_enabled() and windows.overlap() <= _MOST_OVERLAP:
+            logits = self._join(padded, windows, self._run_windows)
+        elif self.test_mode == "whole":
+            return super().infer(pixels)
+        else:
+            logits = self._slide(padded, windows)
+        return logits[..., :height, :width]
 
-    def _join(self, pixels: Tensor) -> Tensor:
+    def _join(self, pixels: Tensor, windows: _Windows, run: Callable[[Tensor], Tensor]) -> Tensor:
         """As `_slide`, on a GPU; the logits of windows are resized and averaged by one kernel."""
         from genval.kernels.maps import average_windows
 
-        assert self._run_windows is not None
-        windows, (height, width) = self._windows(pixels), pixels.shape[-2:]
-        # A recorded pass gives float32. The kernel rounds otherwise for other dtypes, where it is not part of a graph.
-        logits = torch.cat([self._run_windows(group).float() for _, group in windows.groups(pixels)])
-        logits = logits.contiguous(memory_format=torch.channels_last)
+        number, done = len(windows.corners()) * len(pixels), 0
+        for _, group in windows.groups(pixels):
+            found = run(group)
+            if not done:
+                # Float32, as a recorded pass gives it. For another dtype, the kernel could round in another way.
+                shape = (number, *found.shape[1:])
+                logits = torch.empty(shape, device=found.device, memory_format=torch.channels_last)
+            logits[done : done + len(group)] = found
+            done += len(group)
+        height, width = pixels.shape[-2:]
         return average_windows(
             logits, (height, width), windows.size, windows.starts, windows.stride, self.align_corners
         )
 
-    def _slide(self, pixels: Tensor) -> Tensor:
-        windows, images = self._windows(pixels), len(pixels)
-        height, width = windows.size
+    def _slide(self, pixels: Tensor, windows: _Windows) -> Tensor:
+        (height, width), images = windows.size, len(pixels)
         total = pixels.new_zeros((images, self.network.out_channels, *pixels.shape[-2:]), dtype=torch.float32)
         count = pixels.new_zeros(pixels.shape[-2:], dtype=torch.float32)
         for corners, group in windows.groups(pixels):
@@ -328,12 +340,21 @@ class _Windows:
     stride: tuple[int, int]  # rows and columns from one window to the next
     most: int  # windows per pass
 
+    def corners(self) -> list[tuple[int, int]]:
+        """Return the first row and column of each window."""
+        return list(itertools.product(*self.starts))
+
+    def overlap(self) -> int:
+        """Return how many windows may have a pixel in common, at most."""
+        sides = zip(self.size, self.stride, self.starts, strict=True)
+        return math.prod(min(len(starts), -(-size // stride) + 1) for size, stride, starts in sides)
+
     def groups(self, pixels: Tensor) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
         """Yield the corners of the windows of each pass, and their pixels: those of all images for the first window,
         then for the next one.
         """
-        every = list(itertools.product(*self.starts))
-        (height, width), number = self.size, _group_size(len(every), self.most)
+        (height, width), every = self.size, self.corners()
+        number = _group_size(len(every), self.most)
         for start in range(0, len(every), number):
             corners = every[start : start + number]
             yield corners, torch.cat([pixels[..., y : y + height, x : x + width] for y, x in corners])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import path_dicts
+from genval.evaluation.more_scores import odin, pixel_features
 from genval.segmenters import openmmlab
 from genval.segmenters.identity import model_identity
 from genval.segmenters.openmmlab import OpenMMLabSegmenter, build_network, import_mmseg, load_openmmlab
@@ -47,10 +48,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of Triton's kernels; 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
 
-def make_segmenter(name: str, device: str = "cpu", precision: str = "32-true") -> OpenMMLabSegmenter:
+def make_segmenter(
+    name: str, device: str = "cpu", precision: str = "32-true", overrides: dict[str, Any] | None = None
+) -> OpenMMLabSegmenter:
     entry = path_dicts.ZOO[name]
     torch.manual_seed(0)
-    network = build_network(entry["config"], {**entry.get("overrides", {}), **MODELS[name]})
+    network = build_network(entry["config"], {**entry.get("overrides", {}), **MODELS[name], **(overrides or {})})
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):  # as trained: with the first values, folding would change nothing
             module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
@@ -126,6 +129,43 @@ def test_windows_are_resized_and_averaged_by_one_kernel(
         logits = segmenter(images)
     assert logits.dtype == torch.float32 and logits.is_contiguous() and logits.shape == (2, 19, *size)
     assert difference(logits, expected) < (1e-2 if DEVICE == "cuda" else 1e-5)  # cuDNN computes with TF32
+
+
+def test_windows_that_overlap_many_times_are_added_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = pytest.importorskip("genval.kernels.maps")
+    mode = {"_delete_": True, "mode": "slide", "crop_size": (40, 56), "stride": (8, 16)}
+    segmenter = OpenMMLabSegmenter("net", build_network("mini/segmenters/fast-scnn.py", {"model.test_cfg": mode}))
+    images = random_images((48, 96))
+    joined = mock.Mock(wraps=maps.average_windows)
+    monkeypatch.setattr(maps, "average_windows", joined)
+    with torch.inference_mode():
+        expected = segmenter(images)
+        segmenter._run_windows = segmenter._run_to_head
+        assert difference(segmenter(images), expected) < 1e-5
+        assert joined.call_count == 1
+        monkeypatch.setattr(openmmlab, "_MOST_OVERLAP", 4)
+        assert torch.equal(segmenter(images), expected)
+    assert joined.call_count == 1
+
+
+@pytest.mark.parametrize("mode", [{"mode": "whole"}, {"mode": "slide", "crop_size": (40, 56), "stride": (24, 40)}])
+def test_scores_of_gradients_and_features_are_those_of_the_plain_pass(mode: dict[str, Any]) -> None:
+    pytest.importorskip("triton")
+    overrides = {"model.test_cfg": {"_delete_": True, **mode}}
+    segmenter, images = make_segmenter("PSPNet-R18", overrides=overrides), random_images((64, 96))
+    expected = [odin(segmenter, images, (64, 96)), pixel_features(segmenter, images)]
+    fuse(segmenter)
+    segmenter._run_windows = segmenter._run_to_head
+    found = [odin(segmenter, images, (64, 96)), pixel_features(segmenter, images)]
+    for score, plain in zip(found, expected, strict=True):
+        assert score.shape == plain.shape and difference(score, plain) < 1e-4
+
+
+def test_float16_has_no_partial_sums() -> None:
+    head = build_network(path_dicts.ZOO["PSPNet-R18"]["config"]).decode_head
+    channels = [head.in_channels, *[head.channels] * 4]
+    assert fused_layers._JoinedConv.of(head.bottleneck, channels) is not None
+    assert fused_layers._JoinedConv.of(head.bottleneck.half(), channels) is None
 
 
 def test_heads_that_do_more_than_resizing_are_not_joined() -> None:
