@@ -303,7 +303,7 @@ class OpenMMLabSegmenter(Segmenter):
             if not done:
                 # Float32, as a recorded pass gives it. For another dtype, the kernel could round in another way.
                 shape = (number, *found.shape[1:])
-                logits = torch.empty(shape, device=found.device, memory_format=torch.channels_last)
+                logits = torch.empty(shape, dtype=torch.float32, device=found.device, memory_format=torch.channels_last)
             logits[done : done + len(group)] = found
             done += len(group)
         height, width = pixels.shape[-2:]
