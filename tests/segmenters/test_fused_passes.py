@@ -100,7 +100,7 @@ def test_logits_are_those_of_the_plain_pass(name: str) -> None:
 @pytest.mark.parametrize("name", ["SegFormer-B0", "UpperNetR18", "PSPNet-R18"])
 def test_maps_are_multiplied_before_they_are_resized(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     maps = pytest.importorskip("genval.kernels.maps")
-    segmenter, images = make_segmenter(name, DEVICE), random_images((64, 96), DEVICE)
+    segmenter, images = make_segmenter(name, DEVICE), random_images((32, 64), DEVICE)
     with torch.inference_mode():
         expected = segmenter(images)
         fuse(segmenter)
@@ -114,8 +114,8 @@ def test_maps_are_multiplied_before_they_are_resized(name: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("mode", [{"mode": "whole"}, {"mode": "slide", "crop_size": (40, 56), "stride": (24, 40)}])
-@pytest.mark.parametrize("size", [(64, 96), (33, 50)])
+@pytest.mark.parametrize("mode", [{"mode": "whole"}, {"mode": "slide", "crop_size": (7, 40), "stride": (5, 24)}])
+@pytest.mark.parametrize("size", [(10, 50), (7, 33)])
 def test_windows_are_resized_and_averaged_by_one_kernel(
     mode: dict[str, Any], size: tuple[int, int], align_corners: bool
 ) -> None:
@@ -133,9 +133,9 @@ def test_windows_are_resized_and_averaged_by_one_kernel(
 
 def test_windows_that_overlap_many_times_are_added_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = pytest.importorskip("genval.kernels.maps")
-    mode = {"_delete_": True, "mode": "slide", "crop_size": (40, 56), "stride": (8, 16)}
+    mode = {"_delete_": True, "mode": "slide", "crop_size": (12, 40), "stride": (4, 20)}
     segmenter = OpenMMLabSegmenter("net", build_network("mini/segmenters/fast-scnn.py", {"model.test_cfg": mode}))
-    images = random_images((48, 96))
+    images = random_images((14, 60))[:1]
     joined = mock.Mock(wraps=maps.average_windows)
     monkeypatch.setattr(maps, "average_windows", joined)
     with torch.inference_mode():
@@ -143,8 +143,8 @@ def test_windows_that_overlap_many_times_are_added_one_by_one(monkeypatch: pytes
         segmenter._run_windows = segmenter._run_to_head
         assert difference(segmenter(images), expected) < 1e-5
         assert joined.call_count == 1
-        monkeypatch.setattr(openmmlab, "_MOST_OVERLAP", 4)
-        assert torch.equal(segmenter(images), expected)
+        monkeypatch.setattr(openmmlab, "_MOST_OVERLAP", 3)
+        assert difference(segmenter(images), expected) < 1e-5
     assert joined.call_count == 1
 
 
