@@ -9,7 +9,7 @@ pass computes the following faster:
 - The layers of SegFormer, ConvNeXt and Swin keep their tokens in one memory layout.
 - Depthwise convolutions, bilinear resizing, adaptive pooling and layer normalisation have faster kernels than PyTorch's
   and cuDNN's.
-- Where a convolution follows the resizing of a map, products of channels are computed before the resizing.
+- A map that is enlarged and then convolved is multiplied with the weights before it is enlarged.
 - The logits of windows are resized and averaged by one kernel.
 
 A recorded pass is a CUDA graph, which the CPU starts with one call. It also contains the preprocessing of the images

@@ -266,15 +266,14 @@ class OpenMMLabSegmenter(Segmenter):
         from genval.segmenters.fused import FusedLayers, RecordedPass
 
         self.use_channels_last()
-        layers, plain = FusedLayers(self.network), self.run
-        run: Callable[[Tensor], Tensor] = functools.partial(layers, plain)
-        self.run = run  # type: ignore[method-assign, assignment]
+        layers = FusedLayers(self.network)
+        self.run = functools.partial(layers, self.run)  # type: ignore[method-assign]
         if can_fuse(self.mean.device) and _only_resizes(self.network):
-            self._run_windows = run = functools.partial(layers, self._run_to_head)
+            self._run_windows = functools.partial(layers, self._run_to_head)
         inner = None
         if self.test_mode == "slide":
             # Images of different sizes have windows of the same size.
-            inner = RecordedPass(self.network, run)
+            inner = RecordedPass(self.network, self._run_windows or self.run)
             if self._run_windows is None:
                 self.run = inner  # type: ignore[method-assign]
             else:
